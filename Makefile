@@ -1,0 +1,41 @@
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# A stamp per lock file: an install is repeated only when what it installs has changed.
+$(VENV)/demo.stamp: locks/demo.txt pyproject.toml
+	@test -x $(BIN)/python || python3 -m venv $(VENV)
+	@echo "Installing stream-learner into $(VENV) (about 3 GB to download the first time, most of it PyTorch)"
+	@$(PIP_INSTALL) --require-hashes -r locks/demo.txt
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: locks/dev.txt $(VENV)/demo.stamp
+	@$(PIP_INSTALL) --require-hashes -r locks/dev.txt
+	@touch $@
+
+demo: $(VENV)/demo.stamp ## Watch a model learn from a real Kafka (RESUME=1 goes on, DATA=path takes your images)
+	@$(BIN)/stream-learner demo $(if $(RESUME),--resume) $(if $(DATA),--data "$(DATA)")
+
+test: $(VENV)/dev.stamp ## All the tests, those on the real broker included
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/dev.stamp ## Format, lint, types, import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/demo.stamp ## The worker against the same learner fed from memory
+	@$(BIN)/python benchmarks/throughput.py
+
+lock: $(VENV)/dev.stamp ## Resolve the lock files anew (names, versions, hashes)
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade pyproject.toml locks/build.in --extra dev -o locks/dev.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in --extra demo -o locks/demo.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in -o locks/worker.txt
+
+.PHONY: help demo test check bench lock

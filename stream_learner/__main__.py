@@ -1,0 +1,4 @@
+from stream_learner.cli import main
+
+if __name__ == "__main__":
+    main()

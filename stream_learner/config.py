@@ -1,0 +1,399 @@
+"""Every setting: defined, read, validated and documented once.
+
+Sources, strongest first: `--set section.key=value`, environment (`STREAM_LEARNER_SECTION__KEY`), one TOML file. The
+docstring under a field is its documentation: `stream-learner config --schema` and `docs/settings.md` come from it.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
+
+from stream_learner.errors import UsageError
+
+MIB = 1024 * 1024
+ENV_PREFIX = "STREAM_LEARNER_"
+# Kafka's own rule for topic names; run ids and prefixes become parts of them.
+KafkaName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,200}$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunSettings(Section):
+    id: KafkaName
+    """Identity of one model's life: key of its manifests, folder of its objects, part of its transactional id."""
+    seed: NonNegativeInt = 0
+    """Seed of the first weights, of dropout and of what the memory keeps."""
+    stop_deadline_s: PositiveFloat = 60.0
+    """Seconds a stop (SIGTERM) may take, the last save included; then the process ends with code 10."""
+
+
+class KafkaSettings(Section):
+    bootstrap_servers: str = "127.0.0.1:9092"
+    """Brokers to start from, `host:port` separated by commas."""
+    client_id: str = "stream-learner"
+    """Name under which the brokers see this program."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """How connections are protected."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    """SASL mechanism, for the two SASL protocols."""
+    sasl_username: str | None = None
+    """SASL user."""
+    sasl_password: SecretStr | None = None
+    """SASL password. Better: `sasl_password_file`."""
+    sasl_password_file: Path | None = None
+    """File that holds the SASL password (a trailing newline is dropped)."""
+    ssl_cafile: Path | None = None
+    """Certificates of the authorities to trust, PEM; the system's when unset."""
+    ssl_certfile: Path | None = None
+    """Client certificate, PEM, where the brokers ask for one."""
+    ssl_keyfile: Path | None = None
+    """Key of the client certificate, PEM."""
+    ssl_key_password_file: Path | None = None
+    """File that holds the password of `ssl_keyfile`."""
+    ssl_check_hostname: bool = True
+    """Whether the broker's certificate must name the host that was dialled."""
+    request_timeout_s: PositiveFloat = 30.0
+    """Seconds until a request to a broker is given up."""
+
+    @model_validator(mode="after")
+    def _sasl_is_whole(self) -> "KafkaSettings":
+        wants_sasl = self.security_protocol.startswith("SASL")
+        if wants_sasl and not (self.sasl_mechanism and self.sasl_username and self.password() is not None):
+            raise ValueError(f"{self.security_protocol} needs sasl_mechanism, sasl_username and sasl_password_file")
+        return self
+
+    def password(self) -> str | None:
+        """The SASL password, read from its file where one is named.
+
+        Raises ValueError when the file cannot be read.
+        """
+        if self.sasl_password_file is not None:
+            return read_secret(self.sasl_password_file)
+        return self.sasl_password.get_secret_value() if self.sasl_password else None
+
+    def key_password(self) -> str | None:
+        """Password of the client certificate's key. Raises ValueError when its file cannot be read."""
+        return read_secret(self.ssl_key_password_file) if self.ssl_key_password_file else None
+
+
+class InputSettings(Section):
+    topics: Annotated[list[KafkaName], Field(min_length=1)]
+    """Topics to learn from; every partition of each is read."""
+    format: str = "plain"
+    """How a record carries an image: a name from `stream_learner.records.formats.FORMATS`, or `package.module:name`."""
+    max_record_bytes: PositiveInt = 8 * MIB
+    """Largest record taken; a larger one goes to the dead letters as `oversized_image`, its value left out."""
+    max_image_pixels: PositiveInt = 50_000_000
+    """Largest image decoded, height x width in pixels; a larger one becomes a dead letter."""
+
+
+class TopicsSettings(Section):
+    prefix: KafkaName | None = None
+    """What the names of the output topics start with; `run.id` when unset. Topics belong to one run."""
+    replication_factor: int = -1
+    """Replicas of the output topics; -1 takes the cluster's default."""
+
+
+class SplitSettings(Section):
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the records held out to decide releases."""
+    test: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the records held out for the reported accuracy."""
+
+    @model_validator(mode="after")
+    def _something_is_left_to_learn(self) -> "SplitSettings":
+        if self.validation + self.test >= 1:
+            raise ValueError("validation + test must be below 1, or nothing is left to learn")
+        return self
+
+
+class BatchSettings(Section):
+    size: PositiveInt = 32
+    """Training samples in a full batch."""
+    linger_s: PositiveFloat = 1.0
+    """Seconds an open batch waits for more samples."""
+    max_span: PositiveInt = 10_000
+    """Records after which a batch closes even if few of them were training samples."""
+
+
+class ModelSettings(Section):
+    name: str = "cnn"
+    """Network: a name from `stream_learner.learning.models.MODELS`, or `package.module:name`."""
+    height: PositiveInt = 32
+    """Height in pixels to which images are resized."""
+    width: PositiveInt = 32
+    """Width in pixels to which images are resized."""
+    channels: Literal[1, 3] = 3
+    """1 for grey, 3 for RGB."""
+    mean: list[float] = [0.5]
+    """Mean subtracted from pixels in 0..1: one for all channels or one for each."""
+    std: list[PositiveFloat] = [0.25]
+    """Standard deviation that pixels are divided by: one for all channels or one for each."""
+    max_classes: PositiveInt = 1000
+    """Labels the head may grow to; records with a label beyond become dead letters."""
+
+    @model_validator(mode="after")
+    def _constants_fit_the_channels(self) -> "ModelSettings":
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (1, self.channels):
+                raise ValueError(f"{name} needs 1 or {self.channels} values")
+        return self
+
+
+class LearningSettings(Section):
+    strategy: str = "er"
+    """How a batch is learned: a name from `stream_learner.learning.strategies.STRATEGIES`, or `package.module:name`."""
+    steps_per_batch: PositiveInt = 1
+    """Optimizer updates made with each batch."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Optimizer: Adam (Kingma and Ba 2015) or SGD."""
+    learning_rate: PositiveFloat = 0.001
+    """Learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD; Adam ignores it."""
+    weight_decay: NonNegativeFloat = 0.0
+    """L2 penalty of the optimizer."""
+    max_weight: PositiveFloat = 10.0
+    """Sample weights above are clipped to this."""
+    device: str = "auto"
+    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the training steps; `auto` is what is faster for the model on the device."""
+    channels_last: Literal["auto"] | bool = "auto"
+    """Memory layout of images; `auto` is what is faster for the model."""
+    threads: NonNegativeInt = 0
+    """Threads of the arithmetic; 0 is one per core. Equal results need equal numbers."""
+
+
+class MemorySettings(Section):
+    max_items: NonNegativeInt = 10_000
+    """Samples kept for replay, over all classes."""
+    max_bytes: NonNegativeInt = 256 * MIB
+    """Bytes of the pixels kept for replay, over all classes."""
+    replay_size: PositiveInt | None = None
+    """Samples replayed in each step; `batch.size` when unset."""
+
+
+class HeldOutSettings(Section):
+    max_items: PositiveInt = 2_000
+    """Samples in each held-out set (validation, test), over all classes."""
+    max_bytes: PositiveInt = 64 * MIB
+    """Bytes of the pixels in each held-out set."""
+
+
+class ReleaseSettings(Section):
+    every_records: PositiveInt = 5_000
+    """Input records between two decisions to release."""
+    max_drop: NonNegativeFloat = 0.02
+    """Mean recall (0..1) that a candidate may lack of the last release, on the same samples."""
+    min_held_out: NonNegativeInt = 100
+    """Validation samples below which the gate abstains: the candidate is released, and the manifest says so."""
+    inline_max_bytes: NonNegativeInt = 8 * MIB
+    """Releases up to this size also travel in the weights topic."""
+
+
+class CheckpointSettings(Section):
+    store: str = ".stream-learner/objects"
+    """Where objects live: a folder, or a URL (`file://`, `s3://`, `gs://`, `az://`)."""
+    every_records: PositiveInt | None = None
+    """Input records between two saves, beside those of the clock."""
+    every_s: PositiveFloat = 30.0
+    """Seconds between two saves."""
+    keep: PositiveInt = 3
+    """States kept; that of the last release is kept beside them."""
+    max_unsaved_records: PositiveInt = 100_000
+    """Input records that may wait for a save when the store is failing; then reading stops."""
+    max_pending_bytes: PositiveInt = 64 * MIB
+    """Bytes of metric windows and dead letters that force a save."""
+    timeout_s: PositiveFloat = 60.0
+    """Seconds a publication's transaction may take; then the process ends and a restart recovers."""
+
+
+class RecoverySettings(Section):
+    timeout_s: PositiveFloat = 120.0
+    """Seconds for reading the checkpoints topic to its end; must outlast an open transaction's time-out."""
+
+
+class RejectsSettings(Section):
+    max_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Share of rejected records among the last `window` that stops the worker."""
+    window: PositiveInt = 1_000
+    """Records over which the share is taken; nothing stops before so many were seen."""
+
+
+class MonitoringSettings(Section):
+    host: str = "127.0.0.1"
+    """Address of `/metrics` and the health pages; loopback unless you choose otherwise."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 9464
+    """Port of `/metrics` and the health pages; 0 picks a free one and logs it."""
+    live_timeout_s: PositiveFloat = 120.0
+    """Seconds without a turn of the loop after which `/livez` fails."""
+
+
+class LogSettings(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is written."""
+    format: Literal["console", "json"] = "console"
+    """`console` for people, `json` for collectors (one object a line, on standard error)."""
+
+
+class Settings(BaseSettings):
+    """The whole configuration of a worker."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    run: RunSettings
+    """The run's identity."""
+    input: InputSettings
+    """What is read."""
+    kafka: KafkaSettings = KafkaSettings()
+    """How Kafka is reached; the same for every client of the program."""
+    topics: TopicsSettings = TopicsSettings()
+    """The topics that are written."""
+    split: SplitSettings = SplitSettings()
+    """Shares of the splits, for records without a `split` header."""
+    batch: BatchSettings = BatchSettings()
+    """When a mini-batch closes."""
+    model: ModelSettings = ModelSettings()
+    """The network and its input."""
+    learning: LearningSettings = LearningSettings()
+    """How a batch is learned."""
+    memory: MemorySettings = MemorySettings()
+    """What is kept for replay."""
+    held_out: HeldOutSettings = HeldOutSettings()
+    """What is kept for evaluation and never learned."""
+    release: ReleaseSettings = ReleaseSettings()
+    """When a model is released, and the gate."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    """When state is saved, and where."""
+    recovery: RecoverySettings = RecoverySettings()
+    """Starting again."""
+    rejects: RejectsSettings = RejectsSettings()
+    """The circuit breaker for bad input."""
+    monitoring: MonitoringSettings = MonitoringSettings()
+    """Prometheus and health pages."""
+    log: LogSettings = LogSettings()
+    """Logs."""
+
+    @property
+    def prefix(self) -> str:
+        """What the output topics' names start with."""
+        return self.topics.prefix or self.run.id
+
+    @property
+    def transactional_id(self) -> str:
+        """Transactional id of the run, and the group under which its positions are mirrored."""
+        return f"stream-learner.{self.prefix}.{self.run.id}"
+
+    @property
+    def replay_size(self) -> int:
+        """Samples replayed in each step."""
+        return self.memory.replay_size or self.batch.size
+
+
+def read_secret(path: Path) -> str:
+    """The text of a secret file without its trailing newline. Raises ValueError when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+
+
+def load(path: Path | None, overrides: list[str] | None = None) -> Settings:
+    """Reads, merges and validates the settings.
+
+    `path` is the TOML file, or None for the environment alone; `overrides` are `section.key=value`, the value in
+    TOML notation (bare words are strings). Raises UsageError, which names the field and what would be right.
+    """
+    if path is not None and not path.is_file():
+        raise UsageError(f"there is no settings file {path}; deploy/worker.example.toml is one to start from")
+
+    class Merged(Settings):
+        @classmethod
+        def settings_customise_sources(cls, settings_cls, init_settings, env_settings, **_):  # pyright: ignore
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
+
+    try:
+        settings = Merged(**_nested(overrides or []))
+        _reject_unknown_environment()
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    except SettingsError as error:
+        raise UsageError(f"the environment holds a setting that cannot be read: {error}") from None
+    except ValidationError as error:
+        raise UsageError("; ".join(map(_explain, error.errors()))) from None
+    return settings
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the settings file."""
+    return Settings.model_json_schema()
+
+
+def _nested(overrides: list[str]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        *sections, key = path.strip().split(".")
+        if not separator or len(sections) != 1:
+            raise UsageError(f"--set {override!r} is not of the form section.key=value")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        document.setdefault(sections[0], {})[key] = value
+    return document
+
+
+def _reject_unknown_environment() -> None:
+    # pydantic-settings looks up the names it knows and never sees a misspelt section.
+    for name in os.environ:
+        section, nested, _ = name.removeprefix(ENV_PREFIX).lower().partition("__")
+        if name.startswith(ENV_PREFIX) and (not nested or section not in Settings.model_fields):
+            raise UsageError(f"unknown setting {name} in the environment{_nearest(section, Settings.model_fields)}")
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One validation error as a sentence that names the field and, for an unknown one, its nearest relative."""
+    location = [str(part) for part in error["loc"]]
+    name = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        fields: Iterable[str] = Settings.model_fields
+        for part in location[:-1]:
+            section = Settings.model_fields[part].annotation
+            fields = section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else ()
+        return f"unknown setting {name}{_nearest(location[-1], fields)}"
+    if error["type"] == "missing":
+        return f"{name} is required"
+    return f"{name}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(known))}"

@@ -1,0 +1,96 @@
+"""What ends the program: one exit code for each cause, and the exception that carries it.
+
+The table is part of the interface: supervisors and scripts branch on it. `docs/operations.md` prints it; a test
+compares the two.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command. The docstring under each member is its line in the documentation."""
+
+    OK = 0
+    """Done, or stopped on request after a last save."""
+    INTERNAL = 1
+    """A bug in stream_learner: please report it with the output of `--debug`."""
+    USAGE = 2
+    """The command line or the settings are wrong; nothing was started."""
+    KAFKA = 3
+    """Kafka cannot be reached, or refuses the credentials; a restart tries again."""
+    TOPICS = 4
+    """A topic is missing or differs from what the run needs; see `stream-learner topics`."""
+    STORE = 5
+    """The object store cannot be read or written."""
+    STATE = 6
+    """The saved state is missing, damaged or belongs to another model, strategy or cluster."""
+    INPUT = 7
+    """The input topic was recreated, or records that were not read yet have fallen off its retention."""
+    FENCED = 8
+    """Another worker of the same run took over (or a transaction outlived its time-out); a restart recovers."""
+    PUBLISH = 9
+    """A publication failed and its outcome is unknown; a restart recovers."""
+    WATCHDOG = 10
+    """A publication did not end in time, or a stop outlived its deadline; a restart recovers."""
+    REJECTS = 11
+    """Too many of the last records were rejected; see the dead-letter topic, then `run --accept-rejects`."""
+    DIVERGED = 12
+    """Three batches in a row gave a loss or gradient that is not finite."""
+    DATA = 13
+    """A data set cannot be read."""
+    INTERRUPTED = 130
+    """Stopped by Ctrl-C before there was anything to save."""
+
+
+class StreamLearnerError(Exception):
+    """A failure a person can act on. Its message says what happened and what to do, in one line."""
+
+    code = ExitCode.INTERNAL
+
+
+class UsageError(StreamLearnerError):
+    code = ExitCode.USAGE
+
+
+class KafkaUnavailableError(StreamLearnerError):
+    code = ExitCode.KAFKA
+
+
+class TopicsError(StreamLearnerError):
+    code = ExitCode.TOPICS
+
+
+class StoreError(StreamLearnerError):
+    code = ExitCode.STORE
+
+
+class StateError(StreamLearnerError):
+    code = ExitCode.STATE
+
+
+class InputError(StreamLearnerError):
+    code = ExitCode.INPUT
+
+
+class FencedError(StreamLearnerError):
+    code = ExitCode.FENCED
+
+
+class PublishError(StreamLearnerError):
+    code = ExitCode.PUBLISH
+
+
+class WatchdogError(StreamLearnerError):
+    code = ExitCode.WATCHDOG
+
+
+class RejectsError(StreamLearnerError):
+    code = ExitCode.REJECTS
+
+
+class DivergedError(StreamLearnerError):
+    code = ExitCode.DIVERGED
+
+
+class DataError(StreamLearnerError):
+    code = ExitCode.DATA

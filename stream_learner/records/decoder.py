@@ -1,0 +1,98 @@
+"""Record to sample: every check that can be made without the model."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+from stream_learner.config import Settings
+from stream_learner.records import images, splits
+from stream_learner.records.formats import FORMATS, Format
+from stream_learner.records.record import Label, Reason, Record, RejectError, Sample, Split
+from stream_learner.registry import lookup
+
+MAX_LABEL_BYTES = 256
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Turns records into samples of one size. Stateless: the same record gives the same sample anywhere."""
+
+    format: Format
+    height: int
+    width: int
+    channels: int
+    max_record_bytes: int
+    max_image_pixels: int
+    validation: float
+    test: float
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "Decoder":
+        """Raises UsageError when `input.format` is unknown."""
+        return cls(
+            format=lookup(FORMATS, settings.input.format, "input.format"),
+            height=settings.model.height,
+            width=settings.model.width,
+            channels=settings.model.channels,
+            max_record_bytes=settings.input.max_record_bytes,
+            max_image_pixels=settings.input.max_image_pixels,
+            validation=settings.split.validation,
+            test=settings.split.test,
+        )
+
+    def __call__(self, record: Record) -> Sample:
+        """Raises RejectError when the record cannot be used."""
+        if record.value and len(record.value) > self.max_record_bytes:
+            raise RejectError(
+                Reason.OVERSIZED_IMAGE,
+                f"{len(record.value)} bytes are over input.max_record_bytes = {self.max_record_bytes}",
+            )
+        fields = self.format(record)
+        if not fields.image:
+            raise RejectError(Reason.NO_IMAGE, "the record holds no image")
+        label = parse_label(fields.label)
+        weight = parse_weight(fields.weight)
+        split = parse_split(fields.split)
+        if split is None:
+            identity = fields.id or record.key or hashlib.sha256(fields.image).digest()
+            split = splits.assign(identity, self.validation, self.test)
+        pixels_HWC = images.decode(fields.image, self.height, self.width, self.channels, self.max_image_pixels)
+        return Sample(record, pixels_HWC, label, weight, split)
+
+
+def parse_label(raw: Label | bytes | None) -> Label:
+    """A label is a string or an integer; bytes are UTF-8 text. Raises RejectError (`no_label`, `bad_label`)."""
+    if raw is None or raw in (b"", ""):
+        raise RejectError(Reason.NO_LABEL, "the record has no label")
+    if isinstance(raw, int) and not isinstance(raw, bool):
+        return raw
+    try:
+        text = raw.decode() if isinstance(raw, bytes) else raw
+        if isinstance(text, str) and len(text.encode()) <= MAX_LABEL_BYTES:
+            return text
+    except UnicodeError:
+        pass
+    raise RejectError(Reason.BAD_LABEL, f"the label is not UTF-8 text of at most {MAX_LABEL_BYTES} bytes")
+
+
+def parse_weight(raw: float | bytes | None) -> float:
+    """Finite and not negative; 1 when unsaid. Raises RejectError (`bad_weight`)."""
+    if raw is None:
+        return 1.0
+    try:
+        weight = float(raw)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight) or weight < 0:
+        raise RejectError(Reason.BAD_WEIGHT, f"the weight {raw!r:.80} is not a finite number of at least 0")
+    return weight
+
+
+def parse_split(raw: str | bytes | None) -> Split | None:
+    """None when unsaid. Raises RejectError (`unknown_split`)."""
+    if raw is None:
+        return None
+    try:
+        return Split(raw.decode() if isinstance(raw, bytes) else raw)
+    except ValueError:  # UnicodeDecodeError is one
+        raise RejectError(Reason.UNKNOWN_SPLIT, f"the split {raw!r:.80} is none of {', '.join(Split)}") from None

@@ -1,0 +1,153 @@
+"""The JSON record that names a checkpoint's state and the last released model."""
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from stream_learner.records.record import Label
+from stream_learner.records.spans import Positions, Spans
+from stream_learner.records.window import Accuracy
+
+MANIFEST_SCHEMA_VERSION = 1
+
+
+class Object(msgspec.Struct, frozen=True):
+    """An object of the store: its URL, size in bytes and digest (`sha256:` and 64 hex digits)."""
+
+    url: str
+    size: int
+    digest: str
+
+
+class State(msgspec.Struct, frozen=True):
+    """A saved state and the sequence of the checkpoint that made it."""
+
+    sequence: int
+    object: Object
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """Where a part of the release's bytes stands in the weights topic; parts are joined in this order."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class ModelSpec(msgspec.Struct, frozen=True):
+    """What builds the network: an entry of the model registry (or `package.module:name`) and its arguments."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class Preprocessing(msgspec.Struct, frozen=True):
+    """How an image becomes the network's input.
+
+    Decode, convert to `channels` (1: grey, 3: RGB), resize to `height` x `width` with the `resize` filter, keep
+    uint8 in layout NHWC. The network itself computes (pixels / 255 - mean) / std.
+    """
+
+    height: int
+    width: int
+    channels: int
+    mean: list[float]
+    std: list[float]
+    resize: str = "bilinear, antialiased (Pillow Image.resize)"
+    layout: str = "NHWC"
+    dtype: str = "uint8"
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that downstream may use."""
+
+    sequence: int
+    """Sequence of the checkpoint that released it."""
+    created_at: str
+    object: Object
+    """Weights as safetensors; names are those of the network's state dict."""
+    chunks: list[Chunk]
+    """The same bytes in the weights topic; empty when over `release.inline_max_bytes`."""
+    model: ModelSpec
+    labels: list[Label]
+    """Label of each output, in order."""
+    preprocessing: Preprocessing
+    dtype: str
+    """Type of the weights."""
+    validation: Accuracy
+    test: Accuracy
+    """Accuracy on the evaluation object's images."""
+    evaluation: Object
+    """The test samples, as safetensors: `images` uint8 [N, H, W, C], `labels` int64 [N] (indices into the label map;
+    -1: a label the model does not know), `predictions` int64 [N]."""
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """The gate's verdict on a candidate. Scores are mean recall (0..1) on the same validation samples, over the
+    classes held there."""
+
+    released: bool
+    abstained: bool
+    """Released without a comparison: there were too few held-out samples, or nothing was released before."""
+    candidate: float | None
+    last: float | None
+    """Score of the last release, now."""
+    samples: int
+    reason: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """A record of the checkpoints and history topics. Times are ISO 8601 in UTC."""
+
+    schema_version: int = MANIFEST_SCHEMA_VERSION
+    program: str
+    """Name and version of what wrote it."""
+    run_id: str
+    sequence: int
+    """1 for the run's first checkpoint, then one more each time."""
+    predecessor: str | None
+    """Digest of the previous manifest's bytes."""
+    created_at: str
+    positions: Positions
+    """Next offset to read, per topic and partition."""
+    spans: Spans
+    """Offsets learned since the previous manifest."""
+    ledger: str
+    """Digest of the state's ledger: which spans made each batch."""
+    topic_ids: dict[str, str]
+    """Kafka's id of each input topic and of the checkpoints topic."""
+    state: Object
+    kept: list[State]
+    """The states that exist, this one included."""
+    released: bool
+    """Whether this checkpoint released a model."""
+    decision: Decision | None
+    """The gate's verdict; None when this checkpoint only saved."""
+    release: Release | None
+    """The last released model."""
+
+
+def digest(data: bytes | memoryview) -> str:
+    """`sha256:` and 64 hex digits."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def encode(document: Any) -> bytes:
+    """JSON bytes of a manifest or window; keys keep the order of the type's fields."""
+    return msgspec.json.encode(document)
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Raises ValueError when the bytes are not a manifest of a schema version this program knows."""
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).schema_version
+        if version != MANIFEST_SCHEMA_VERSION:
+            raise ValueError(f"manifest schema version {version}; this program reads {MANIFEST_SCHEMA_VERSION}")
+        return msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"not a manifest: {error}") from None
+
+
+class _Versioned(msgspec.Struct):
+    schema_version: int

@@ -1,0 +1,99 @@
+"""Records as they were read, samples as they are learned, and reasons to reject."""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+import numpy as np
+
+Label = str | int
+
+
+class Split(StrEnum):
+    """Where a sample goes: learned, or held out to decide releases (validation) or to report accuracy (test)."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+class Reason(StrEnum):
+    """Why a record cannot be used. The docstring under each member is its line in the documentation."""
+
+    NO_IMAGE = "no_image"
+    """The record holds no image bytes."""
+    UNDECODABLE_IMAGE = "undecodable_image"
+    """The bytes are not an image that can be decoded."""
+    OVERSIZED_IMAGE = "oversized_image"
+    """The record is over `input.max_record_bytes`, or the image over `input.max_image_pixels`."""
+    NO_LABEL = "no_label"
+    """There is no label, or an empty one."""
+    BAD_LABEL = "bad_label"
+    """The label is not UTF-8 text of at most 256 bytes."""
+    BAD_WEIGHT = "bad_weight"
+    """The weight is not a number, or negative, NaN or infinite."""
+    UNKNOWN_SPLIT = "unknown_split"
+    """The split is none of train, validation, test."""
+    BAD_ENVELOPE = "bad_envelope"
+    """The record does not have the form that `input.format` names."""
+    TOO_MANY_CLASSES = "too_many_classes"
+    """The label is new and `model.max_classes` are known already."""
+    NON_FINITE_STEP = "non_finite_step"
+    """Learning the record's batch gave a loss or gradient that is not finite; the step was undone."""
+
+
+class Record(NamedTuple):
+    """One Kafka message. `timestamp_ms` is milliseconds since 1970, UTC."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+
+
+class Gap(NamedTuple):
+    """Offsets that hold no record (control records, compaction): reading goes on at `next_offset`."""
+
+    topic: str
+    partition: int
+    next_offset: int
+
+
+class Fields(NamedTuple):
+    """What a record says, before any of it is checked. None: it does not say."""
+
+    image: bytes | None
+    label: Label | bytes | None
+    weight: float | bytes | None = None
+    split: str | bytes | None = None
+    id: bytes | None = None
+
+
+class Sample(NamedTuple):
+    """A decoded image. `pixels_HWC` is uint8 of the model's height, width and channels."""
+
+    record: Record
+    pixels_HWC: np.ndarray
+    label: Label
+    weight: float
+    split: Split
+
+
+class Rejection(NamedTuple):
+    """A record that cannot be used, and why. `stage` is `decode` or `learn`."""
+
+    record: Record
+    reason: Reason
+    stage: str
+    message: str
+
+
+class RejectError(Exception):
+    """Raised where a record proves unusable; carries the reason and a message for its producer."""
+
+    def __init__(self, reason: Reason, message: str):
+        super().__init__(message)
+        self.reason = reason
+        self.message = message

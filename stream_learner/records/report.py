@@ -1,0 +1,29 @@
+"""What one batch did: the figures that windows, progress bars and Prometheus are made of."""
+
+from dataclasses import dataclass, field
+
+from stream_learner.records.record import Label, Rejection, Split
+from stream_learner.records.spans import Spans
+
+
+@dataclass(slots=True)
+class Report:
+    """Figures of one batch.
+
+    `learned` counts training samples whose batch was learned (weight 0 included); `loss_sum` is the sum over `steps`
+    of each step's weighted loss; `prequential` counts, by label, (correct, seen) of training samples predicted before
+    they were learned. Times are in seconds.
+    """
+
+    spans: Spans
+    records: int
+    samples: dict[Split, int] = field(default_factory=dict)
+    rejections: list[Rejection] = field(default_factory=list)
+    learned: int = 0
+    steps: int = 0
+    loss_sum: float = 0.0
+    prequential: dict[Label, tuple[int, int]] = field(default_factory=dict)
+    newest_timestamp_ms: dict[tuple[str, int], int] = field(default_factory=dict)
+    poll_s: float = 0.0
+    decode_s: float = 0.0
+    step_s: float = 0.0

@@ -1,0 +1,49 @@
+"""How far reading got: positions (next offset per partition) and spans (half-open offset ranges).
+
+Both are nested by topic, then partition, as they appear in manifests and windows.
+"""
+
+from typing import NamedTuple
+
+
+class Span(NamedTuple):
+    """Half-open range of one partition's offsets: `start` is in it, `end` is not. JSON: `[start, end]`."""
+
+    start: int
+    end: int
+
+
+Positions = dict[str, dict[int, int]]
+Spans = dict[str, dict[int, Span]]
+
+
+def extend(spans: Spans, topic: str, partition: int, start: int, end: int) -> None:
+    """Grows the partition's span to `end`; a partition seen for the first time begins at `start`."""
+    partitions = spans.setdefault(topic, {})
+    known = partitions.get(partition)
+    partitions[partition] = Span(known.start if known else start, end)
+
+
+def extend_all(spans: Spans, more: Spans) -> None:
+    """Grows `spans` by `more`, which continues it.
+
+    Raises ValueError where it does not: a span that starts elsewhere would mean a record lost or read twice.
+    """
+    for topic, partition, span in each(more):
+        known = spans.get(topic, {}).get(partition)
+        if known and known.end != span.start:
+            raise ValueError(f"{topic}[{partition}]: offset {known.end} comes next, not {span.start}")
+        extend(spans, topic, partition, span.start, span.end)
+
+
+def advance(positions: Positions, spans: Spans) -> None:
+    """Moves positions to the ends of the spans."""
+    for topic, partition, span in each(spans):
+        positions.setdefault(topic, {})[partition] = span.end
+
+
+def each(spans: Spans):
+    """Yields (topic, partition, span) in sorted order."""
+    for topic in sorted(spans):
+        for partition in sorted(spans[topic]):
+            yield topic, partition, spans[topic][partition]

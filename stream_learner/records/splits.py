@@ -1,0 +1,17 @@
+"""Which records are held out, decided from the record alone."""
+
+import hashlib
+
+from stream_learner.records.record import Split
+
+
+def assign(identity: bytes, validation: float, test: float) -> Split:
+    """Split of a record by a stable hash of its identity: the same on every machine and in every run.
+
+    `validation` and `test` are shares (0..1) of all records; the rest is train.
+    """
+    digest = hashlib.blake2b(identity, digest_size=8, person=b"split").digest()
+    draw = int.from_bytes(digest, "big") / 2**64
+    if draw < validation:
+        return Split.VALIDATION
+    return Split.TEST if draw < validation + test else Split.TRAIN

@@ -1,0 +1,122 @@
+"""The figures of the records between two snapshots, as published to the metrics topic."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from stream_learner.records.record import Label
+from stream_learner.records.report import Report
+from stream_learner.records.spans import Spans, extend_all
+
+WINDOW_SCHEMA_VERSION = 1
+
+
+class ClassAccuracy(msgspec.Struct, frozen=True):
+    """One class: how many samples were scored and how many of them were right."""
+
+    label: Label
+    correct: int
+    total: int
+
+
+class Accuracy(msgspec.Struct, frozen=True):
+    """Accuracy over samples. `accuracy` is correct / total (0..1), None without samples; so is `mean_recall`, the
+    mean over classes of the class's own accuracy."""
+
+    correct: int
+    total: int
+    accuracy: float | None
+    mean_recall: float | None
+    per_class: list[ClassAccuracy]
+
+
+def accuracy(counts: Iterable[tuple[Label, int, int]]) -> Accuracy:
+    """Accuracy from (label, correct, total) of each class."""
+    per_class = [ClassAccuracy(label, correct, total) for label, correct, total in counts if total]
+    correct = sum(c.correct for c in per_class)
+    total = sum(c.total for c in per_class)
+    return Accuracy(
+        correct=correct,
+        total=total,
+        accuracy=correct / total if total else None,
+        mean_recall=sum(c.correct / c.total for c in per_class) / len(per_class) if per_class else None,
+        per_class=per_class,
+    )
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True):
+    """A record of the metrics topic. Offsets are half-open, times ISO 8601 in UTC, accuracies 0..1.
+
+    Every input record is counted in exactly one window, and there in exactly one of `splits` and `rejected`.
+    """
+
+    schema_version: int = WINDOW_SCHEMA_VERSION
+    run_id: str
+    sequence: int
+    """Sequence of the checkpoint that was committed with this window."""
+    created_at: str
+    spans: Spans
+    """Start and end offset per topic and partition."""
+    records: int
+    """Input records read."""
+    splits: dict[str, int]
+    """Records used, by split."""
+    rejected: dict[str, int]
+    """Records in the dead letters, by reason."""
+    learned: int
+    """Training samples that were learned."""
+    steps: int
+    """Optimizer updates."""
+    loss: float | None
+    """Mean weighted loss of the steps."""
+    prequential: Accuracy
+    """Each batch predicted before it was learned."""
+    validation: Accuracy | None
+    """Held-out validation samples under the model of this window's release decision; None without a decision."""
+    test: Accuracy | None
+    """Held-out test samples, likewise."""
+    lag: dict[str, dict[int, int]]
+    """Records behind the end of each partition when the window closed."""
+
+
+class Tally:
+    """Sums reports until a window closes."""
+
+    def __init__(self):
+        self.spans: Spans = {}
+        self.records = 0
+        self.splits: dict[str, int] = {}
+        self.rejected: dict[str, int] = {}
+        self.learned = 0
+        self.steps = 0
+        self.loss_sum = 0.0
+        self.prequential: dict[Label, tuple[int, int]] = {}
+
+    def add(self, report: Report) -> None:
+        """Raises ValueError when the report does not continue the offsets counted so far."""
+        extend_all(self.spans, report.spans)
+        self.records += report.records
+        for split, count in report.samples.items():
+            self.splits[split.value] = self.splits.get(split.value, 0) + count
+        for rejection in report.rejections:
+            self.rejected[rejection.reason.value] = self.rejected.get(rejection.reason.value, 0) + 1
+        self.learned += report.learned
+        self.steps += report.steps
+        self.loss_sum += report.loss_sum
+        for label, (correct, total) in report.prequential.items():
+            before = self.prequential.get(label, (0, 0))
+            self.prequential[label] = (before[0] + correct, before[1] + total)
+
+    def window(self, **rest) -> Window:
+        """The finished window; `rest` are the fields that are not sums."""
+        return Window(
+            spans=self.spans,
+            records=self.records,
+            splits=self.splits,
+            rejected=self.rejected,
+            learned=self.learned,
+            steps=self.steps,
+            loss=self.loss_sum / self.steps if self.steps else None,
+            prequential=accuracy((label, *counts) for label, counts in self.prequential.items()),
+            **rest,
+        )
