@@ -225,13 +225,14 @@ class CheckpointSettings(Section):
     """Input records that may wait for a save when the store is failing; then reading stops."""
     max_pending_bytes: PositiveInt = 64 * MIB
     """Bytes of metric windows and dead letters that force a save."""
-    timeout_s: PositiveFloat = 60.0
-    """Seconds a publication's transaction may take; then the process ends and a restart recovers."""
+    timeout_s: PositiveFloat = 30.0
+    """Seconds a publication's transaction may take, beside one for each MiB in it; then the process ends, and a
+    restart recovers."""
 
 
 class RecoverySettings(Section):
-    timeout_s: PositiveFloat = 120.0
-    """Seconds for reading the checkpoints topic to its end; must outlast an open transaction's time-out."""
+    timeout_s: PositiveFloat = 180.0
+    """Seconds for reading the checkpoints topic to its end; longer than an open transaction may live."""
 
 
 class RejectsSettings(Section):
@@ -312,6 +313,11 @@ class Settings(BaseSettings):
         return f"stream-learner.{self.prefix}.{self.run.id}"
 
     @property
+    def transaction_timeout_s(self) -> float:
+        """Seconds until the brokers abort a transaction: `checkpoint.timeout_s`, and a second for each MiB in it."""
+        return self.checkpoint.timeout_s + (self.checkpoint.max_pending_bytes + self.release.inline_max_bytes) / MIB
+
+    @property
     def replay_size(self) -> int:
         """Samples replayed in each step."""
         return self.memory.replay_size or self.batch.size
@@ -390,7 +396,10 @@ def _explain(error: ErrorDetails) -> str:
             fields = section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else ()
         return f"unknown setting {name}{_nearest(location[-1], fields)}"
     if error["type"] == "missing":
-        return f"{name} is required"
+        section = Settings.model_fields[location[0]].annotation if len(location) == 1 else None
+        required = section.model_fields if section and issubclass(section, BaseModel) else {}
+        names = [f"{name}.{key}" for key, field in required.items() if field.is_required()] or [name]
+        return f"{', '.join(names)} is required"
     return f"{name}: {error['msg'].removeprefix('Value error, ')}"
 
 

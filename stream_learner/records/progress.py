@@ -32,6 +32,8 @@ class Progress:
 
     def add(self, report: Report) -> None:
         """Raises ValueError when the report does not continue the positions."""
+        if not report.spans:
+            return  # an idle turn of the loop
         for topic, partition, span in each(report.spans):
             expected = self.positions.get(topic, {}).get(partition, span.start)
             if expected != span.start:
@@ -45,6 +47,11 @@ class Progress:
             DEAD_LETTER_OVERHEAD_BYTES + len(r.record.value or b"") + len(r.record.key or b"")
             for r in report.rejections
         )
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was read since the last snapshot."""
+        return not self.open.batches
 
     def close(self) -> Closed:
         """Ends the open interval and begins the next."""

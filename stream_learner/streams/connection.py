@@ -22,7 +22,6 @@ def client_config(kafka: KafkaSettings) -> dict[str, Any]:
         "request_timeout_ms": int(kafka.request_timeout_s * 1000),
         "bootstrap_timeout_ms": int(kafka.request_timeout_s * 1000),
         "security_protocol": kafka.security_protocol,
-        "metrics_enabled": False,
     }
     if kafka.security_protocol.startswith("SASL"):
         config |= {
@@ -47,25 +46,28 @@ def _ssl_context(kafka: KafkaSettings) -> ssl.SSLContext:
     return context
 
 
-def reader(kafka: KafkaSettings, *, committed_only: bool = True, **more) -> KafkaConsumer:
+def reader(kafka: KafkaSettings, *, committed_only: bool = True, **more: Any) -> KafkaConsumer:
     """A consumer outside any group: it reads what it is assigned, commits nothing and never jumps by itself."""
-    return KafkaConsumer(
-        **client_config(kafka),
-        **{
-            "group_id": None,
-            "enable_auto_commit": False,
-            "isolation_level": "read_committed" if committed_only else "read_uncommitted",
-            "allow_auto_create_topics": False,
-            # 'latest' would jump to the end when an offset is out of range, and lose what lies between.
-            "auto_offset_reset": "none",
-            "max_partition_fetch_bytes": FETCH_BYTES,
-            **more,
-        },
-    )
+    config = client_config(kafka) | {
+        "group_id": None,
+        "enable_auto_commit": False,
+        "isolation_level": "read_committed" if committed_only else "read_uncommitted",
+        "allow_auto_create_topics": False,
+        # 'latest' would jump to the end when an offset is out of range, and lose what lies between.
+        "auto_offset_reset": "none",
+        "max_partition_fetch_bytes": FETCH_BYTES,
+        "metrics_enabled": False,
+    }
+    return KafkaConsumer(**(config | more))
 
 
-def admin(kafka: KafkaSettings) -> KafkaAdminClient:
-    return KafkaAdminClient(**client_config(kafka))
+@contextmanager
+def admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
+    client = KafkaAdminClient(**client_config(kafka))
+    try:
+        yield client
+    finally:
+        client.close()
 
 
 @contextmanager
@@ -73,7 +75,7 @@ def kafka_failures(kafka: KafkaSettings, doing: str) -> Iterator[None]:
     """Turns kafka-python's errors into KafkaUnavailableError with what was being done and what to check."""
     try:
         yield
-    except (kafka_errors.AuthenticationFailedError, kafka_errors.AuthorizationError) as error:
+    except (kafka_errors.SaslAuthenticationFailedError, kafka_errors.AuthorizationError) as error:
         raise KafkaUnavailableError(
             f"Kafka at {kafka.bootstrap_servers} refused access while {doing} ({type(error).__name__}: {error}); "
             "check the credentials in [kafka] and the user's ACLs"

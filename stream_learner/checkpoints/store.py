@@ -1,0 +1,115 @@
+"""Objects by URL: written once, verified when read."""
+
+import os
+from datetime import datetime
+from pathlib import Path
+from urllib.request import url2pathname
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import from_url
+
+from stream_learner.errors import StateError, StoreError, UsageError
+from stream_learner.records.manifest import Object, digest
+
+# obstore raises Python's own FileNotFoundError and PermissionError where they fit.
+FAILURES = (BaseError, OSError)
+
+
+class Store:
+    """A folder or a bucket. Keys are relative; URLs, in manifests, are absolute."""
+
+    def __init__(self, location: str):
+        """`location` is a folder or a URL (`file://`, `s3://`, `gs://`, `az://`). Raises UsageError, StoreError."""
+        if "://" not in location:
+            location = Path(location).expanduser().resolve().as_uri()
+        self.url = location.rstrip("/")
+        self._folder: Path | None = None
+        try:
+            if self.url.startswith("file://"):
+                self._folder = Path(url2pathname(self.url.removeprefix("file://")))
+                self._folder.mkdir(parents=True, exist_ok=True)
+            self._store = from_url(self.url)
+        except OSError as error:
+            raise StoreError(f"checkpoint.store {self.url} cannot be used: {error.strerror or error}") from error
+        except BaseError as error:
+            raise UsageError(
+                f"checkpoint.store = {location!r} is not a folder or a known URL: {_line(error)}"
+            ) from error
+
+    def put(self, key: str, data: bytes) -> Object:
+        """Writes an object that must not exist yet, durably. Raises StoreError."""
+        try:
+            obstore.put(self._store, key, data, mode="create")
+            if self._folder is not None:
+                _flush(self._folder / key, self._folder)
+        except AlreadyExistsError as error:
+            raise StoreError(f"object {self.url}/{key} exists already; objects are written once") from error
+        except FAILURES as error:
+            raise StoreError(f"object {self.url}/{key} cannot be written: {_line(error)}") from error
+        return Object(f"{self.url}/{key}", len(data), digest(data))
+
+    def get(self, key: str) -> bytes | None:
+        """An object's bytes, None when there is none. Raises StoreError."""
+        try:
+            return bytes(obstore.get(self._store, key).bytes())
+        except FileNotFoundError:
+            return None
+        except FAILURES as error:
+            raise StoreError(f"object {self.url}/{key} cannot be read: {_line(error)}") from error
+
+    def fetch(self, reference: Object) -> bytes:
+        """The bytes a manifest names. Raises StateError when they are missing or others, StoreError."""
+        data = self.get(self.key(reference))
+        if data is None:
+            raise StateError(
+                f"object {reference.url}, which the newest manifest names, is missing; bring it back from a backup. "
+                "Nothing was changed"
+            )
+        if len(data) != reference.size or digest(data) != reference.digest:
+            raise StateError(
+                f"object {reference.url} is not the one the manifest names ({len(data)} bytes with {digest(data)}, not "
+                f"{reference.size} with {reference.digest}); bring it back from a backup. Nothing was changed"
+            )
+        return data
+
+    def key(self, reference: Object) -> str:
+        """An object's key. Raises StateError when it lies in another store."""
+        if not reference.url.startswith(self.url + "/"):
+            raise StateError(
+                f"the newest manifest names {reference.url}, which is not in checkpoint.store {self.url}; "
+                "set checkpoint.store to where the run's objects are"
+            )
+        return reference.url.removeprefix(self.url + "/")
+
+    def times(self, prefix: str) -> dict[str, datetime]:
+        """Keys under a folder, each with the time of its writing by the store's clock. Raises StoreError."""
+        try:
+            return {o["path"]: o["last_modified"] for chunk in obstore.list(self._store, prefix) for o in chunk}
+        except FAILURES as error:
+            raise StoreError(f"objects under {self.url}/{prefix} cannot be listed: {_line(error)}") from error
+
+    def delete(self, keys: list[str]) -> None:
+        """Deletes objects; one that is gone already is no error. Raises StoreError."""
+        for key in keys:
+            try:
+                obstore.delete(self._store, key)
+            except FileNotFoundError:
+                continue
+            except FAILURES as error:
+                raise StoreError(f"object {self.url}/{key} cannot be deleted: {_line(error)}") from error
+
+
+def _flush(path: Path, root: Path) -> None:
+    # The bytes, then every folder entry on the way to them: a manifest must not outlive a power cut that its state did.
+    for place in (path, *(parent for parent in path.parents if parent == root or root in parent.parents)):
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _line(error: BaseException) -> str:
+    # obstore appends a debug dump to its messages.
+    return str(error).split("\n\nDebug source", 1)[0]

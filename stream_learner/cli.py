@@ -1,0 +1,195 @@
+"""Commands, arguments, progress bars, exit codes; no logic."""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from stream_learner import __version__, config
+from stream_learner.config import Settings
+from stream_learner.errors import ExitCode, StreamLearnerError, TopicsError
+
+app = typer.Typer(
+    name="stream-learner",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Learns an image classifier from a Kafka stream, exactly once, and releases it downstream.",
+    epilog="`--debug` with any command shows the traceback of an error. Exit codes are in docs/operations.md.",
+)
+out = Console()
+err = Console(stderr=True, highlight=False)
+
+ConfigFile = Annotated[Path | None, typer.Argument(metavar="CONFIG", help="Settings file (TOML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.", show_default=False),
+]
+
+
+@app.command()
+def run(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over although the run has published before and its manifest is lost.")
+    ] = False,
+    accept_rejects: Annotated[
+        bool, typer.Option("--accept-rejects", help="Go on however many records are rejected.")
+    ] = False,
+) -> None:
+    """Learn from the input topics until stopped (SIGTERM or Ctrl-C: save, then exit 0)."""
+    settings = config.load(config_file, overrides)
+    _run_worker(settings, fresh=fresh, accept_rejects=accept_rejects)
+
+
+def _run_worker(settings: Settings, *, fresh: bool, accept_rejects: bool) -> None:
+    from prometheus_client import REGISTRY
+
+    from stream_learner import worker
+    from stream_learner.learning.allocator import keep_freed_memory
+    from stream_learner.monitoring import logs
+    from stream_learner.monitoring.health import Health
+    from stream_learner.monitoring.metrics import Metrics
+    from stream_learner.monitoring.server import serve
+
+    logs.configure(settings.log.level, settings.log.format)
+    keep_freed_memory()
+    health = Health(settings.monitoring.live_timeout_s)
+    serve(settings.monitoring.host, settings.monitoring.port, REGISTRY, health)
+    stop = _stop_on_signals(settings.run.stop_deadline_s)
+    metrics = Metrics(REGISTRY, __version__)
+    worker.run(settings, metrics, health, stop, _end_process, fresh=fresh, accept_rejects=accept_rejects)
+
+
+def _stop_on_signals(deadline_s: float) -> threading.Event:
+    """Set by the first SIGTERM or SIGINT, which must be obeyed in time; a second one ends the process at once."""
+    stop = threading.Event()
+
+    def on_signal(*_) -> None:
+        if stop.is_set():
+            _end_process(ExitCode.INTERRUPTED)
+        stop.set()
+        timer = threading.Timer(deadline_s, _end_process, (ExitCode.WATCHDOG,))
+        timer.daemon = True
+        timer.start()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    return stop
+
+
+def _end_process(code: ExitCode) -> NoReturn:
+    """Ends the process here and now, from any thread, without the clean-up that could publish or delete anything."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@app.command()
+def topics(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    check: Annotated[bool, typer.Option("--check", help="Create nothing; exit 4 when something differs.")] = False,
+    input_partitions: Annotated[
+        int | None,
+        typer.Option(min=1, help="Create missing input topics too, with so many partitions.", show_default=False),
+    ] = None,
+) -> None:
+    """Create the topics a run writes, or check them and say what differs."""
+    from stream_learner.streams import topics as kafka_topics
+
+    settings = config.load(config_file, overrides)
+    if not check:
+        for name in kafka_topics.create(settings, input_partitions):
+            out.print(f"created {name}")
+    found = kafka_topics.differences(settings)
+    if found:
+        raise TopicsError("; ".join(found))
+    out.print("all topics are as they must be")
+
+
+@app.command("config")
+def show_config(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the settings' JSON Schema instead.")] = False,
+) -> None:
+    """Print the effective settings as JSON, secrets redacted."""
+    document = config.schema() if schema else config.load(config_file, overrides).model_dump(mode="json")
+    out.print_json(data=document)
+
+
+@app.command()
+def status(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+) -> None:
+    """Show the newest checkpoint, the lag per partition and the newest metrics, from Kafka alone."""
+    from stream_learner.streams.status import read_status
+
+    found = read_status(config.load(config_file, overrides))
+    if as_json:
+        out.print_json(msgspec.json.encode(found).decode())
+        return
+    if found.manifest is None:
+        out.print("no checkpoint yet")
+    else:
+        manifest, release = found.manifest, found.manifest.release
+        out.print(f"checkpoint {manifest.sequence} of {manifest.created_at}: {manifest.state.url}")
+        if release:
+            out.print(f"release {release.sequence} of {release.created_at}: {release.object.url}")
+            out.print(f"test accuracy {_percent(release.test.accuracy)} on {release.test.total} samples")
+    if found.window:
+        window = found.window
+        out.print(
+            f"last window: {window.records} records, {window.learned} learned, "
+            f"{sum(window.rejected.values())} rejected, prequential accuracy {_percent(window.prequential.accuracy)}"
+        )
+    table = Table("topic", "partition", "position", "lag")
+    for topic, partitions in found.lag.items():
+        for partition, lag in partitions.items():
+            table.add_row(topic, str(partition), str(found.positions[topic][partition]), str(lag))
+    out.print(table)
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.1%}"
+
+
+def main() -> None:
+    """Entry point: every failure a person can cause is one line and an exit code of `ExitCode`."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(ExitCode.INTERRUPTED))
+    _exit_with(app, debug)
+
+
+def _exit_with(command: Callable[[], object], debug: bool) -> None:
+    try:
+        command()
+    except StreamLearnerError as error:
+        if debug:
+            traceback.print_exc()
+        err.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
+        _end_process(error.code)
+    except Exception as error:  # noqa: BLE001 (the last resort, and the place for it)
+        if debug:
+            traceback.print_exc()
+        err.print(
+            f"error: {type(error).__name__}: {error} (a bug; `--debug` shows where)",
+            style="red",
+            soft_wrap=True,
+            markup=False,
+        )
+        _end_process(ExitCode.INTERNAL)

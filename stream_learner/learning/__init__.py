@@ -1,0 +1,1 @@
+"""Batches, the learner and its parts: models, strategies, weighting, memory, evaluation, the release gate."""

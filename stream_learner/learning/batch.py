@@ -1,0 +1,93 @@
+"""Mini-batches that know which offsets they cover."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from stream_learner.config import BatchSettings
+from stream_learner.records.record import Gap, Record, RejectError, Rejection, Sample, Split
+from stream_learner.records.spans import Positions, Spans, extend
+
+POLL_TIMEOUT_S = 0.1
+
+
+class Source(Protocol):
+    def poll(self, timeout_s: float) -> list[Record | Gap]:
+        """The next records in order, an empty list when none came in time."""
+        ...
+
+
+class StopEvent(Protocol):
+    def is_set(self) -> bool: ...
+
+
+@dataclass(slots=True)
+class Batch:
+    """Up to N training samples, the held-out samples between them, and the offsets all of it covers.
+
+    May hold no training sample: a stretch of test records still moves the position.
+    """
+
+    samples: list[Sample] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+    spans: Spans = field(default_factory=dict)
+    records: int = 0
+    training: int = 0
+    newest_timestamp_ms: dict[tuple[str, int], int] = field(default_factory=dict)
+    poll_s: float = 0.0
+    decode_s: float = 0.0
+
+    def add(self, record: Record, decode: Callable[[Record], Sample]) -> None:
+        try:
+            sample = decode(record)
+        except RejectError as reject:
+            self.rejections.append(Rejection(record, reject.reason, "decode", reject.message))
+        else:
+            self.samples.append(sample)
+            self.training += sample.split is Split.TRAIN
+        self.records += 1
+        self.newest_timestamp_ms[record.topic, record.partition] = record.timestamp_ms
+
+
+def batches(
+    source: Source,
+    decode: Callable[[Record], Sample],
+    positions: Positions,
+    settings: BatchSettings,
+    stop: StopEvent,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Batch]:
+    """Yields batches until `stop` is set; the open one is then dropped, its records will be read again.
+
+    `positions` are where the source begins. A batch closes when it holds `batch.size` training samples, after
+    `batch.linger_s`, or after `batch.max_span` records. Yields an empty batch when nothing came for a while, so that
+    the loop keeps turning.
+    """
+    next_offset = {(topic, p): offset for topic, partitions in positions.items() for p, offset in partitions.items()}
+    batch, opened = Batch(), clock()
+    while True:
+        began = clock()
+        polled = source.poll(POLL_TIMEOUT_S)
+        batch.poll_s += clock() - began
+        for item in polled:
+            place = item.topic, item.partition
+            if isinstance(item, Gap):
+                end = item.next_offset
+            else:
+                end = item.offset + 1
+                began = clock()
+                batch.add(item, decode)
+                batch.decode_s += clock() - began
+            extend(batch.spans, *place, next_offset.get(place, 0), end)
+            next_offset[place] = end
+            if batch.training >= settings.size or batch.records >= settings.max_span:
+                yield batch
+                if stop.is_set():
+                    return
+                batch, opened = Batch(), clock()
+        if stop.is_set():
+            return
+        if clock() - opened >= settings.linger_s:
+            yield batch
+            batch, opened = Batch(), clock()

@@ -1,0 +1,52 @@
+"""New classes: the head gets rows, and the optimizer's moments follow."""
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stream_learner.learning.models import head
+
+
+def grow_head(model: nn.Module, optimizer: Optimizer, classes: int) -> None:
+    """Gives `model.head` rows up to `classes`, freshly initialised; old rows keep their values and moments."""
+    old: nn.Linear = model.head  # pyright: ignore[reportAssignmentType]
+    new = head(old.in_features, classes).to(old.weight.device)
+    for name in ("weight", "bias"):
+        before: nn.Parameter = getattr(old, name)
+        after: nn.Parameter = getattr(new, name)
+        with torch.no_grad():
+            after[: len(before)] = before
+        for group in optimizer.param_groups:
+            group["params"] = [after if p is before else p for p in group["params"]]
+        moments = optimizer.state.pop(before, None)
+        if moments:
+            optimizer.state[after] = {key: _grown(value, after) for key, value in moments.items()}
+    model.head = new
+
+
+def _grown(moment: Tensor, parameter: Tensor) -> Tensor:
+    if moment.ndim == 0:  # Adam's step count
+        return moment
+    grown = torch.zeros_like(parameter)
+    grown[: len(moment)] = moment
+    return grown
+
+
+def start_moments(optimizer: Optimizer, layer: nn.Linear, first_row: int) -> None:
+    """Makes the next Adam update of rows from `first_row` on equal to the first update of a new optimizer.
+
+    Adam divides its moments by 1 - beta^t, t counted from the parameter's first step (Kingma and Ba 2015, algorithm
+    1). Rows that join at step t with zero moments would be corrected as if t gradients had been seen, and move about
+    three times too far. With gradient g, m = (1 - beta1^(t-1)) g and v = (1 - beta2^(t-1)) g^2 give the update of
+    t = 1.
+    Call between backward and step. Does nothing for SGD, whose momentum starts at its first gradient by itself.
+    """
+    for parameter in (layer.weight, layer.bias):
+        moments = optimizer.state.get(parameter, {})
+        if "exp_avg" not in moments or parameter.grad is None:
+            continue
+        beta1, beta2 = optimizer.param_groups[0]["betas"]
+        steps_before = float(moments["step"])
+        gradient = parameter.grad[first_row:]
+        moments["exp_avg"][first_row:] = (1 - beta1**steps_before) * gradient
+        moments["exp_avg_sq"][first_row:] = (1 - beta2**steps_before) * gradient**2

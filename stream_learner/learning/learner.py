@@ -1,0 +1,377 @@
+"""The model and everything that changes when it learns."""
+
+import copy
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stream_learner.config import Settings
+from stream_learner.learning import evaluation, gate, models, weighting
+from stream_learner.learning.batch import Batch
+from stream_learner.learning.growth import grow_head, start_moments
+from stream_learner.learning.memory import BalancedMemory
+from stream_learner.learning.placement import place
+from stream_learner.learning.snapshot import Candidate, Snapshot
+from stream_learner.learning.strategies import STRATEGIES, Minibatch, Step
+from stream_learner.records.manifest import Decision, ModelSpec, Preprocessing
+from stream_learner.records.progress import Progress
+from stream_learner.records.record import Label, Reason, Rejection, Sample, Split
+from stream_learner.records.report import Report
+from stream_learner.records.spans import Positions
+from stream_learner.registry import lookup
+
+STATE_FORMAT = 1
+NON_FINITE_IN_A_ROW = 3
+
+
+class Learner:
+    """Learns batches in order. The same batches give the same state, byte for byte, on one machine type and thread
+    count, however often the learner was saved and restored between them."""
+
+    def __init__(self, settings: Settings):
+        """Raises UsageError when the settings name a model, strategy or device that is not there."""
+        self._settings = settings
+        self._strategy = lookup(STRATEGIES, settings.learning.strategy, "learning.strategy")()
+        self._placement = place(settings.learning, lookup(models.MODELS, settings.model.name, "model.name"))
+        if settings.learning.threads:
+            torch.set_num_threads(settings.learning.threads)
+        torch.manual_seed(settings.run.seed)  # the one generator behind weights, dropout and replay
+        self.labels: list[Label] = []
+        self._index_of: dict[Label, int] = {}
+        self._model = self._build()
+        self._optimizer = self._build_optimizer()
+        self._weighted_loss = weighting.WeightedLoss(mean=float(settings.batch.size))
+        self._new_rows_from: int | None = None
+        self.memory = self._build_memory(
+            settings.memory.max_items if self._strategy.replays else 0, settings.memory.max_bytes
+        )
+        self._held_out = {
+            split: self._build_memory(settings.held_out.max_items, settings.held_out.max_bytes)
+            for split in (Split.VALIDATION, Split.TEST)
+        }
+        self.progress = Progress({})
+        self.records = 0
+        self._decided_at = 0
+        self._non_finite_in_a_row = 0
+        self._released: nn.Module | None = None
+        self._outcome: tuple[Candidate, Decision] | None = None
+
+    # -- learning
+
+    def learn(self, batch: Batch) -> Report:
+        """Predicts the batch's training samples, then learns them; holds out the others."""
+        report = Report(
+            spans=batch.spans,
+            records=batch.records,
+            rejections=list(batch.rejections),
+            newest_timestamp_ms=batch.newest_timestamp_ms,
+            poll_s=batch.poll_s,
+            decode_s=batch.decode_s,
+        )
+        began = time.monotonic()
+        train = self._sort(batch.samples, report)
+        if train:
+            stream = self._minibatch(train)
+            self._predict_first(stream, report)
+            if float(stream.weights.sum()) == 0 or self._take_steps(stream, report):
+                report.learned = len(train)
+                self._remember(train)
+            else:
+                report.rejections += [_not_finite(sample) for sample in train]
+                del report.samples[Split.TRAIN]
+        report.step_s = time.monotonic() - began
+        self.progress.add(report)
+        self.records += batch.records
+        return report
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the last three batches gave a loss or gradient that is not finite."""
+        return self._non_finite_in_a_row >= NON_FINITE_IN_A_ROW
+
+    def _sort(self, samples: list[Sample], report: Report) -> list[Sample]:
+        """Gives labels their indices, holds out validation and test samples, returns the training samples."""
+        train = []
+        for sample in samples:
+            index = self._index_of.get(sample.label)
+            if index is None:
+                if len(self.labels) == self._settings.model.max_classes:
+                    message = f"label {sample.label!r} would be class {len(self.labels) + 1}"
+                    report.rejections.append(Rejection(sample.record, Reason.TOO_MANY_CLASSES, "learn", message))
+                    continue
+                index = self._index_of[sample.label] = len(self.labels)
+                self.labels.append(sample.label)
+            report.samples[sample.split] = report.samples.get(sample.split, 0) + 1
+            if sample.split is Split.TRAIN:
+                train.append(sample)
+            else:
+                self._held_out[sample.split].add(sample.record, sample.pixels_HWC, index, sample.weight)
+        if len(self.labels) > self._model.head.out_features:
+            if self._new_rows_from is None:
+                self._new_rows_from = self._model.head.out_features
+            grow_head(self._model, self._optimizer, len(self.labels))
+        return train
+
+    def _minibatch(self, samples: list[Sample]) -> Minibatch:
+        limit = self._settings.learning.max_weight
+        return self._to_device(
+            np.stack([sample.pixels_HWC for sample in samples]),
+            np.array([self._index_of[sample.label] for sample in samples], np.int64),
+            np.array([weighting.clip(sample.weight, limit) for sample in samples], np.float32),
+        )
+
+    def _to_device(self, pixels_NHWC: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Minibatch:
+        return Minibatch(*(torch.from_numpy(a).to(self._placement.device) for a in (pixels_NHWC, labels, weights)))
+
+    @torch.inference_mode()
+    def _predict_first(self, stream: Minibatch, report: Report) -> None:
+        self._model.eval()
+        with self._placement.training():
+            hits = (self._model(stream.images_NHWC).argmax(1) == stream.labels).tolist()
+        for index, hit in zip(stream.labels.tolist(), hits, strict=True):
+            correct, seen = report.prequential.get(self.labels[index], (0, 0))
+            report.prequential[self.labels[index]] = (correct + hit, seen + 1)
+
+    def _take_steps(self, stream: Minibatch, report: Report) -> bool:
+        """The batch's optimizer updates. False when one was not finite: it was undone, and no more were taken."""
+        self._model.train()
+        step = Step(self._model, stream, self._replay, self._weighted_loss)
+        for _ in range(self._settings.learning.steps_per_batch):
+            loss = self._take_step(step)
+            if not math.isfinite(loss):
+                self._non_finite_in_a_row += 1
+                return False
+            report.steps += 1
+            report.loss_sum += loss
+        self._non_finite_in_a_row = 0
+        return True
+
+    def _take_step(self, step: Step) -> float:
+        """One update; the loss, or NaN when the loss or a gradient was not finite and nothing was changed."""
+        buffers = [buffer.clone() for buffer in self._model.buffers()]
+        normaliser = copy.copy(self._weighted_loss)
+        self._optimizer.zero_grad()
+        with self._placement.training():
+            loss = self._strategy.loss(step)
+        loss.backward()
+        norm = nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
+        value = float(loss.detach() + 0 * norm)
+        if not math.isfinite(value):
+            for buffer, before in zip(self._model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+            self._weighted_loss = normaliser
+            return math.nan
+        if self._new_rows_from is not None:
+            start_moments(self._optimizer, self._model.head, self._new_rows_from)
+            self._new_rows_from = None
+        self._optimizer.step()
+        return value
+
+    def _replay(self) -> Minibatch:
+        slots = self.memory.draw(self._settings.replay_size)
+        return self._to_device(self.memory.pixels_NHWC[slots], self.memory.labels[slots], self.memory.weights[slots])
+
+    def _remember(self, train: list[Sample]) -> None:
+        for sample in train:
+            weight = weighting.clip(sample.weight, self._settings.learning.max_weight)
+            if weight > 0:
+                self.memory.add(sample.record, sample.pixels_HWC, self._index_of[sample.label], weight)
+
+    # -- releasing
+
+    @property
+    def release_due(self) -> bool:
+        """Whether `release.every_records` have been read since the last decision: the same batch in every run."""
+        return self.records - self._decided_at >= self._settings.release.every_records
+
+    def decide_release(self) -> Decision:
+        """Evaluates the model and decides whether it is released; the next snapshot carries the outcome."""
+        self._decided_at = self.records
+        validation, test = self._held_out[Split.VALIDATION], self._held_out[Split.TEST]
+        candidate_score = self._score(self._model, validation)
+        last_score = self._score(self._released, validation) if self._released is not None else None
+        decision = gate.decide(candidate_score, last_score, self._settings.release)
+        predictions = self._predictions(self._model, test)
+        candidate = Candidate(
+            weights=_copies(self._model.state_dict()),
+            model=self._spec(),
+            labels=list(self.labels),
+            preprocessing=self._preprocessing(),
+            validation=candidate_score,
+            test=evaluation.score(predictions, test.labels, self.labels),
+            evaluation={
+                "images": torch.from_numpy(test.pixels_NHWC.copy()),
+                "labels": torch.from_numpy(test.labels.copy()),
+                "predictions": torch.from_numpy(predictions),
+            },
+        )
+        if decision.released:
+            self._released = self._build_released(candidate.model, candidate.weights)
+        self._outcome = candidate, decision
+        return decision
+
+    def _predictions(self, model: nn.Module, held_out: BalancedMemory) -> np.ndarray:
+        return evaluation.predict(model, held_out.pixels_NHWC, self._placement.device)
+
+    def _score(self, model: nn.Module, held_out: BalancedMemory):
+        return evaluation.score(self._predictions(model, held_out), held_out.labels, self.labels)
+
+    # -- state
+
+    def begin(self, positions: Positions) -> None:
+        """Starts fresh at `positions`."""
+        self.progress = Progress(copy.deepcopy(positions))
+
+    def snapshot(self) -> Snapshot:
+        """A copy of the state and of what was learned since the last snapshot. Changes nothing that is learned."""
+        outcome, self._outcome = self._outcome, None
+        return Snapshot(
+            tensors=self._tensors(),
+            document=self._document(),
+            positions=copy.deepcopy(self.progress.positions),
+            closed=self.progress.close(),
+            candidate=outcome[0] if outcome else None,
+            decision=outcome[1] if outcome else None,
+        )
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], document: dict[str, Any], positions: Positions) -> None:
+        """Goes on from a snapshot's state. Raises ValueError when it belongs to other settings."""
+        check_fits(document, self._settings)
+        for label in document["labels"]:
+            self._index_of[label] = len(self.labels)
+            self.labels.append(label)
+        self._model = self._build()
+        self._model.load_state_dict(_under("model", tensors))
+        self._optimizer = self._build_optimizer()
+        for name, tensor in _under("optimizer", tensors).items():
+            index, key = name.split("/")
+            parameter = self._optimizer.param_groups[0]["params"][int(index)]
+            # Moments take their parameter's device and memory layout; Adam's step count is a scalar of its own.
+            moment = torch.empty_like(parameter).copy_(tensor) if tensor.ndim else tensor.to(parameter.device)
+            self._optimizer.state[parameter][key] = moment
+        self.memory.restore(_under("memory", tensors))
+        for split, held_out in self._held_out.items():
+            held_out.restore(_under(split.value, tensors))
+        self._weighted_loss.mean = document["loss_normaliser"]
+        self._new_rows_from = document["new_rows_from"]
+        self.records = document["records"]
+        self._decided_at = document["decided_at"]
+        self.begin(positions)
+        torch.set_rng_state(tensors["rng/cpu"])
+        if "rng/cuda" in tensors and self._placement.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["rng/cuda"], self._placement.device)
+
+    def restore_released(self, spec: ModelSpec, weights: dict[str, Tensor]) -> None:
+        """Takes the last release's weights, which the gate compares with."""
+        self._released = self._build_released(spec, weights)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"model/{name}": tensor for name, tensor in _copies(self._model.state_dict()).items()}
+        for index, parameter in enumerate(self._optimizer.param_groups[0]["params"]):
+            for key, moment in self._optimizer.state.get(parameter, {}).items():
+                if moment is not None:
+                    tensors[f"optimizer/{index}/{key}"] = _copy(moment)
+        for name, memory in (("memory", self.memory), *((s.value, m) for s, m in self._held_out.items())):
+            tensors |= {f"{name}/{key}": tensor for key, tensor in memory.state().items()}
+        tensors["rng/cpu"] = torch.get_rng_state()
+        if self._placement.device.type == "cuda":
+            tensors["rng/cuda"] = torch.cuda.get_rng_state(self._placement.device)
+        return tensors
+
+    def _document(self) -> dict[str, Any]:
+        return identity(self._settings) | {
+            "labels": list(self.labels),
+            "loss_normaliser": self._weighted_loss.mean,
+            "new_rows_from": self._new_rows_from,
+            "records": self.records,
+            "decided_at": self._decided_at,
+        }
+
+    # -- building
+
+    def _spec(self) -> ModelSpec:
+        model = self._settings.model
+        return ModelSpec(
+            name=model.name,
+            arguments={
+                "classes": len(self.labels),
+                "height": model.height,
+                "width": model.width,
+                "channels": model.channels,
+                "mean": model.mean,
+                "std": model.std,
+            },
+        )
+
+    def _preprocessing(self) -> Preprocessing:
+        model = self._settings.model
+        return Preprocessing(model.height, model.width, model.channels, model.mean, model.std)
+
+    def _build(self) -> models.ImageClassifier:
+        model = models.build(self._spec())
+        return model.to(self._placement.device, memory_format=self._placement.memory_format)  # pyright: ignore
+
+    def _build_released(self, spec: ModelSpec, weights: dict[str, Tensor]) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):  # initialising it must not move the state's generator
+            model = models.build(spec)
+        model.load_state_dict(weights)
+        return model.to(self._placement.device).eval()
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        learning = self._settings.learning
+        parameters = self._model.parameters()
+        if learning.optimizer == "sgd":
+            return torch.optim.SGD(
+                parameters, learning.learning_rate, learning.momentum, weight_decay=learning.weight_decay, fused=True
+            )
+        return torch.optim.Adam(parameters, learning.learning_rate, weight_decay=learning.weight_decay, fused=True)
+
+    def _build_memory(self, max_items: int, max_bytes: int) -> BalancedMemory:
+        model = self._settings.model
+        return BalancedMemory(
+            (model.height, model.width, model.channels), max_items, max_bytes, self._settings.run.seed
+        )
+
+
+def identity(settings: Settings) -> dict[str, Any]:
+    """What a state must agree on with the settings to be gone on from."""
+    return {
+        "format": STATE_FORMAT,
+        "model": settings.model.model_dump(exclude={"max_classes"}),
+        "strategy": settings.learning.strategy,
+        "optimizer": settings.learning.optimizer,
+        "seed": settings.run.seed,
+    }
+
+
+def check_fits(document: dict[str, Any], settings: Settings) -> None:
+    """Raises ValueError, which names what differs, when a state belongs to other settings."""
+    for name, wanted in identity(settings).items():
+        if document.get(name) != wanted:
+            raise ValueError(f"its {name} is {document.get(name)!r}, the settings say {wanted!r}")
+
+
+def _not_finite(sample: Sample) -> Rejection:
+    return Rejection(
+        sample.record,
+        Reason.NON_FINITE_STEP,
+        "learn",
+        "the batch's loss or gradient was not finite; the step was undone",
+    )
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: _copy(tensor) for name, tensor in tensors.items()}
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix + "/"): t for name, t in tensors.items() if name.startswith(prefix + "/")}

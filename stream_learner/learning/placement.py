@@ -1,0 +1,49 @@
+"""Where and how the arithmetic runs: device, precision, memory layout."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from stream_learner.config import LearningSettings
+from stream_learner.errors import UsageError
+from stream_learner.learning.models import ImageClassifier
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`autocast` is whether steps run in bfloat16 where torch deems it safe; weights stay float32."""
+
+    device: torch.device
+    autocast: bool
+    memory_format: torch.memory_format
+
+    def training(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+
+
+def place(settings: LearningSettings, model: type[ImageClassifier]) -> Placement:
+    """Resolves `auto`: measured, convolutions gain from bf16 and channels_last, small dense layers lose.
+
+    Raises UsageError when the device is not there.
+    """
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"learning.device = {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    convolutional = getattr(model, "convolutional", False)
+    autocast = settings.precision == "bf16"
+    if settings.precision == "auto":
+        autocast = convolutional and _has_bf16(device)
+    channels_last = convolutional if settings.channels_last == "auto" else settings.channels_last
+    return Placement(device, autocast, torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

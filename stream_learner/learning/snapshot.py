@@ -1,0 +1,40 @@
+"""What leaves the learner for publication: copies, so that training can go on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from stream_learner.records.manifest import Decision, ModelSpec, Preprocessing
+from stream_learner.records.progress import Closed
+from stream_learner.records.record import Label
+from stream_learner.records.spans import Positions
+from stream_learner.records.window import Accuracy
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model as downstream would get it. `evaluation` holds the test samples and the model's predictions on them."""
+
+    weights: dict[str, Tensor]
+    model: ModelSpec
+    labels: list[Label]
+    preprocessing: Preprocessing
+    validation: Accuracy
+    test: Accuracy
+    evaluation: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything needed to go on (`tensors` and the JSON `document`), and what was learned since the last one.
+
+    `candidate` and `decision` are there when a release was decided at this boundary.
+    """
+
+    tensors: dict[str, Tensor]
+    document: dict[str, Any]
+    positions: Positions
+    closed: Closed
+    candidate: Candidate | None
+    decision: Decision | None

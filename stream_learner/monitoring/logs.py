@@ -1,0 +1,48 @@
+"""Structured logs on standard error, for people or for collectors. Modules use `structlog.get_logger()`."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+import structlog
+from structlog.stdlib import ProcessorFormatter
+
+
+def configure(
+    level: Literal["debug", "info", "warning", "error"],
+    format: Literal["console", "json"],  # noqa: A002 (the setting's name)
+) -> None:
+    """Gives structlog, the standard library's loggers and Python's warnings one level, format and handler."""
+    if format == "json":
+        renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_json)]
+    else:
+        # Rich's tracebacks, the default here, show local variables, and secrets among them.
+        plain = structlog.dev.plain_traceback
+        renderers = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+    shared = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        ProcessorFormatter(foreign_pre_chain=shared, processors=[ProcessorFormatter.remove_processors_meta, *renderers])
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    # Not DEBUG: there kafka-python writes SASL passwords (the admin client's configuration, SaslAuthenticate requests).
+    logging.getLogger("kafka").setLevel(logging.INFO if level == "debug" else max(logging.WARNING, root.level))
+    logging.captureWarnings(True)
+
+
+def _json(event: dict[str, Any], default: Callable[[Any], Any]) -> str:
+    # The standard library would write NaN, which is not JSON.
+    return msgspec.json.encode(event, enc_hook=default).decode()

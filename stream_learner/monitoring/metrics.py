@@ -1,0 +1,167 @@
+"""What Prometheus sees of a worker.
+
+The names are an interface: dashboards, alerts and the demo's view read them. Base units only; a figure that is not
+known yet is NaN or absent, so that no alert fires on it.
+"""
+
+import math
+from datetime import datetime
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+from stream_learner.records.manifest import Manifest
+from stream_learner.records.record import Label, Reason, Split
+from stream_learner.records.report import Report
+from stream_learner.records.spans import each
+from stream_learner.records.window import Accuracy
+
+NAMESPACE = "stream_learner"
+PREQUENTIAL_WINDOW = 1_000
+BATCH_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+CHECKPOINT_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Metrics:
+    """The worker's metrics in `registry`. Methods may be called from any thread, `observe` from one only."""
+
+    def __init__(self, registry: CollectorRegistry, version: str):
+        counter = partial(Counter, namespace=NAMESPACE, registry=registry)
+        gauge = partial(Gauge, namespace=NAMESPACE, registry=registry)
+        histogram = partial(Histogram, namespace=NAMESPACE, registry=registry)
+        partition = ("topic", "partition")
+
+        self._records_in = counter("records_in_total", "Input records read, in records.")
+        self._learned = counter("records_learned_total", "Training samples learned, in records.")
+        self._held_out = counter("records_held_out_total", "Samples held out, by split, in records.", ("split",))
+        self._rejected = counter("records_rejected_total", "Dead letters, by reason, in records.", ("reason",))
+        self._steps = counter("steps_total", "Optimizer updates, in steps.")
+        self._loss = gauge("loss", "Weighted loss of the last batch that was learned, mean over its steps, in nats.")
+        self._accuracy = gauge(
+            "accuracy",
+            "Accuracy, as a ratio from 0 to 1: prequential over about the last "
+            f"{PREQUENTIAL_WINDOW} training samples, validation and test of the last release.",
+            ("kind",),
+        )
+        self._position = gauge("position", "Next offset to learn, as an offset.", partition)
+        self._lag_records = gauge("lag_records", "Distance from the partition's end, in records.", partition)
+        self._lag_seconds = gauge("lag_seconds", "Age of the newest record read, in seconds.", partition)
+        self._poll = histogram("poll_seconds", "Waiting for Kafka, per batch, in seconds.", buckets=BATCH_BUCKETS_S)
+        self._decode = histogram("decode_seconds", "Decoding, per batch, in seconds.", buckets=BATCH_BUCKETS_S)
+        self._step = histogram("step_seconds", "Learning, per batch with steps, in seconds.", buckets=BATCH_BUCKETS_S)
+        self._memory_items = gauge("memory_items", "Samples kept for replay, by label, in samples.", ("label",))
+        self._memory_bytes = gauge("memory_bytes", "Pixels kept for replay, in bytes.")
+        self._unsaved = gauge(
+            "unsaved_records", "Input records learned since the last committed checkpoint, in records."
+        )
+
+        self._checkpoint = histogram(
+            "checkpoint_seconds", "From snapshot to commit, per checkpoint, in seconds.", buckets=CHECKPOINT_BUCKETS_S
+        )
+        self._checkpoint_time = gauge(
+            "last_checkpoint_timestamp_seconds", "When the last checkpoint was made, in seconds since 1970, UTC."
+        )
+        self._checkpoint_bytes = gauge("last_checkpoint_bytes", "Size of the last checkpoint's objects, in bytes.")
+        self._sequence = gauge(
+            "checkpoint_sequence", "Sequence of the last checkpoint, as a number; 0 before the first."
+        )
+        self._releases = counter("releases_total", "Released models, in releases.")
+        self._refusals = counter("release_refusals_total", "Candidates that the gate refused, in candidates.")
+        self._store_failures = counter("store_failures_total", "Failed writes to the object store, in attempts.")
+
+        build = Info("build", "The program's version; no unit, always 1.", namespace=NAMESPACE, registry=registry)
+        build.info({"version": version})
+        for unknown in (self._loss, self._checkpoint_time, self._checkpoint_bytes):
+            unknown.set(math.nan)
+        # A rate over a series that appears with its first event misses that event.
+        for split in (Split.VALIDATION, Split.TEST):
+            self._held_out.labels(split)
+        for reason in Reason:
+            self._rejected.labels(reason)
+        self._prequential = FadingMean(PREQUENTIAL_WINDOW)
+
+    def observe(self, report: Report) -> None:
+        """Counts a learned batch."""
+        self._records_in.inc(report.records)
+        self._learned.inc(report.learned)
+        for split in (Split.VALIDATION, Split.TEST):
+            self._held_out.labels(split).inc(report.samples.get(split, 0))
+        for rejection in report.rejections:
+            self._rejected.labels(rejection.reason).inc()
+        self._poll.observe(report.poll_s)
+        self._decode.observe(report.decode_s)
+        if report.steps:
+            self._steps.inc(report.steps)
+            self._loss.set(report.loss_sum / report.steps)
+            self._step.observe(report.step_s)
+        seen = sum(total for _, total in report.prequential.values())
+        if seen:
+            self._prequential.add(sum(correct for correct, _ in report.prequential.values()), seen)
+            self._accuracy.labels("prequential").set(self._prequential.mean)
+        for topic, partition, span in each(report.spans):
+            self._position.labels(topic, partition).set(span.end)
+
+    def observe_lag(self, topic: str, partition: int, records: int, seconds: float) -> None:
+        """How far reading is behind a partition's end."""
+        self._lag_records.labels(topic, partition).set(records)
+        self._lag_seconds.labels(topic, partition).set(seconds)
+
+    def observe_memory(self, fill: dict[Label, int], size_bytes: int) -> None:
+        """Samples in the memory by label, and the bytes of their pixels."""
+        for label, items in fill.items():
+            self._memory_items.labels(label).set(items)
+        self._memory_bytes.set(size_bytes)
+
+    def observe_unsaved(self, records: int) -> None:
+        """Input records that were learned and are in no committed checkpoint."""
+        self._unsaved.set(records)
+
+    def checkpoint_committed(self, manifest: Manifest, seconds: float, size_bytes: int) -> None:
+        """A checkpoint that took `seconds` from snapshot to commit and put `size_bytes` into the store."""
+        self.recovered(manifest)
+        self._checkpoint.observe(seconds)
+        self._checkpoint_bytes.set(size_bytes)
+        if manifest.released:
+            self._releases.inc()
+        elif manifest.decision:
+            self._refusals.inc()
+
+    def recovered(self, manifest: Manifest) -> None:
+        """The newest checkpoint, found at the start: shown, not counted as one that this process made."""
+        self._sequence.set(manifest.sequence)
+        self._checkpoint_time.set(datetime.fromisoformat(manifest.created_at).timestamp())
+        if manifest.release:
+            self._show("validation", manifest.release.validation)
+            self._show("test", manifest.release.test)
+
+    def store_failed(self) -> None:
+        """A write to the object store failed and will be tried again."""
+        self._store_failures.inc()
+
+    def _show(self, kind: str, accuracy: Accuracy) -> None:
+        if accuracy.accuracy is not None:
+            self._accuracy.labels(kind).set(accuracy.accuracy)
+
+
+class FadingMean:
+    """Mean in which a sample's weight fades by 1 - 1/window with each later one.
+
+    The fading factor of Gama, Sebastiao and Rodrigues, "On evaluating stream learning algorithms" (2013).
+    """
+
+    def __init__(self, window: int):
+        self._fade = 1 - 1 / window
+        self._mean = 0.0
+        self._weight = 0.0  # of what was seen, as a share (0..1) of an endless stream's
+
+    def add(self, total: float, count: int) -> None:
+        """Adds `count` samples that sum to `total`, all as old as one another."""
+        keep = self._fade**count
+        before = self._weight * keep
+        self._weight = before + 1 - keep
+        self._mean = (self._mean * before + total / count * (1 - keep)) / self._weight
+
+    @property
+    def mean(self) -> float:
+        """0 before the first sample."""
+        return self._mean

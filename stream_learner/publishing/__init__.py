@@ -1,0 +1,1 @@
+"""The checkpoint protocol: publish, and its mirror, recover."""

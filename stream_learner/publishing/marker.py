@@ -1,0 +1,48 @@
+"""`<run.id>/run.json`: says that this run has published, and to which topic of which cluster."""
+
+import msgspec
+
+from stream_learner.checkpoints.store import Store
+from stream_learner.config import Settings
+from stream_learner.errors import StateError
+from stream_learner.records.manifest import encode
+from stream_learner.streams import topics
+
+
+class Marker(msgspec.Struct, frozen=True):
+    cluster_id: str
+    checkpoints_topic_id: str
+
+
+def write_marker(store: Store, settings: Settings, checkpoints_topic_id: str) -> None:
+    """Writes the marker unless it is there. Raises StoreError, KafkaUnavailableError."""
+    if read_marker(store, settings) is None:
+        store.put(_key(settings), encode(Marker(topics.cluster_id(settings), checkpoints_topic_id)))
+
+
+def read_marker(store: Store, settings: Settings) -> Marker | None:
+    """Raises StateError when it is damaged, StoreError."""
+    data = store.get(_key(settings))
+    try:
+        return msgspec.json.decode(data, type=Marker) if data is not None else None
+    except msgspec.DecodeError as error:
+        raise StateError(f"object {store.url}/{_key(settings)} is damaged: {error}") from None
+
+
+def check_marker(store: Store, settings: Settings, checkpoints_topic_id: str) -> bool:
+    """Whether there is a marker. Raises StateError when it names another cluster or topic."""
+    marker = read_marker(store, settings)
+    if marker and marker != Marker(topics.cluster_id(settings), checkpoints_topic_id):
+        raise StateError(
+            f"checkpoint.store holds run {settings.run.id!r} of another cluster or of a checkpoints topic that was "
+            "made anew since; point kafka.bootstrap_servers and checkpoint.store at one run, or choose a new run.id"
+        )
+    return marker is not None
+
+
+def delete_marker(store: Store, settings: Settings) -> None:
+    store.delete([_key(settings)])
+
+
+def _key(settings: Settings) -> str:
+    return f"{settings.run.id}/run.json"

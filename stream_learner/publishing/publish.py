@@ -1,0 +1,242 @@
+"""The numbered effects that make a snapshot public: objects first, then one short transaction."""
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from stream_learner import __version__
+from stream_learner.checkpoints import retention, state
+from stream_learner.checkpoints.store import Store
+from stream_learner.config import Settings
+from stream_learner.errors import InputError
+from stream_learner.learning.snapshot import Snapshot
+from stream_learner.publishing.marker import write_marker
+from stream_learner.records.manifest import Chunk, Manifest, Object, Release, State, digest, encode
+from stream_learner.records.record import Rejection
+from stream_learner.records.spans import Positions
+from stream_learner.streams import topics
+from stream_learner.streams.topics import CHUNK_BYTES, Names
+
+SWEEP_EVERY_S = 3600.0
+ERROR_HEADER = "__connect.errors."
+
+
+class Transaction(Protocol):
+    """stream_learner.streams.transaction.Transaction, or what stands in for it."""
+
+    def begin(self) -> None: ...
+    def send(self, topic: str, value: bytes | None, key: bytes | None, headers: Any = None) -> Any: ...
+    def confirm(self, futures: Sequence[Any], deadline: float) -> list[tuple[str, int, int]]: ...
+    def offsets(self, positions: Positions) -> None: ...
+    def commit(self) -> None: ...
+
+
+class ReadBack(Protocol):
+    """stream_learner.streams.journal.ReadBack, or what stands in for it."""
+
+    def verify(self, offset: int, value: bytes, deadline: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A snapshot whose objects are written. Nothing names them yet."""
+
+    snapshot: Snapshot
+    lag: dict[str, dict[int, int]]
+    sequence: int
+    state: Object
+    ledger: str
+    weights: bytes
+    weights_object: Object | None
+    evaluation_object: Object | None
+
+
+class Publish:
+    """Publishes snapshots one after the other. Never writes to the learner."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        transaction: Transaction,
+        read_back: ReadBack,
+        topic_ids: dict[str, str],
+        last: Manifest | None,
+        last_digest: str | None,
+    ):
+        """Goes on after `last`, whose bytes have `last_digest`; None for a run's first checkpoint."""
+        self._settings = settings
+        self._names = Names.of(settings)
+        self._store = store
+        self._transaction = transaction
+        self._read_back = read_back
+        self._topic_ids = topic_ids
+        self._last = last
+        self._last_digest = last_digest
+        self._before: Manifest | None = None
+        self._swept_at = -SWEEP_EVERY_S
+
+    def prepare(self, snapshot: Snapshot, lag: dict[str, dict[int, int]]) -> Prepared:
+        """Effect 2: objects. May be tried again after an error: each try writes a folder of its own.
+
+        Raises StoreError, KafkaUnavailableError, InputError.
+        """
+        if topics.topic_ids(self._settings, list(self._topic_ids)) != self._topic_ids:
+            raise InputError(
+                "a topic was deleted and made again under the same name; its offsets mean other records now. "
+                "Nothing more is published: start a new run.id for the new topic"
+            )
+        sequence = self._last.sequence + 1 if self._last else 1
+        folder = f"{self._settings.run.id}/{sequence:012d}-{uuid.uuid4()}"
+        # 2a. The ledger says which offsets made each batch; its digest goes into the manifest.
+        ledger = encode(snapshot.closed.ledger)
+        # 2b. State and, when a model is released, what downstream needs of it. Create-only and flushed to disk: a
+        #     worker that was replaced can add objects, but never change one.
+        state_object = self._store.put(
+            f"{folder}/state.safetensors",
+            state.encode(snapshot.tensors, snapshot.document | {"ledger": snapshot.closed.ledger}),
+        )
+        weights, weights_object, evaluation_object = b"", None, None
+        if snapshot.candidate and snapshot.decision and snapshot.decision.released:
+            weights = state.encode(snapshot.candidate.weights)
+            weights_object = self._store.put(f"{folder}/release.safetensors", weights)
+            evaluation = state.encode(snapshot.candidate.evaluation)
+            evaluation_object = self._store.put(f"{folder}/evaluation.safetensors", evaluation)
+        return Prepared(
+            snapshot, lag, sequence, state_object, digest(ledger), weights, weights_object, evaluation_object
+        )
+
+    def commit(self, prepared: Prepared) -> Manifest:
+        """Effect 3: one transaction makes windows, dead letters, weights, manifest and positions visible together.
+
+        Any error leaves the outcome unknown: the process must end, and a restart finds out. Raises FencedError,
+        PublishError.
+        """
+        closed = prepared.snapshot.closed
+        deadline = time.monotonic() + self._settings.transaction_timeout_s
+        now = _now()
+        # 3a. Everything the manifest does not depend on, and the chunks whose offsets it names.
+        self._transaction.begin()
+        run_key = self._settings.run.id.encode()
+        sent = [self._transaction.send(self._names.metrics, encode(self._window(prepared, now)), run_key)]
+        sent += [self._send_dead_letter(rejection) for rejection in closed.dead_letters]
+        inline = len(prepared.weights) <= self._settings.release.inline_max_bytes
+        chunks = [
+            self._transaction.send(
+                self._names.weights, prepared.weights[i : i + CHUNK_BYTES], str(prepared.sequence).encode()
+            )
+            for i in range(0, len(prepared.weights) if inline else 0, CHUNK_BYTES)
+        ]
+        # 3b. Each record is confirmed before the next step builds on it.
+        self._transaction.confirm(sent, deadline)
+        places = [Chunk(*place) for place in self._transaction.confirm(chunks, deadline)]
+        # 3c. The manifest, to the checkpoints topic and, the same bytes, to the history.
+        manifest = self._manifest(prepared, places, now)
+        value = encode(manifest)
+        futures = [
+            self._transaction.send(self._names.checkpoints, value, run_key),
+            self._transaction.send(self._names.history, value, str(manifest.sequence).encode()),
+        ]
+        (_, _, offset), _ = self._transaction.confirm(futures, deadline)
+        # 3d. The positions, as group offsets: a mirror for lag tools, never the authority.
+        self._transaction.offsets(prepared.snapshot.positions)
+        # 3e. The commit, believed only when the manifest is there for a downstream reader.
+        self._transaction.commit()
+        self._read_back.verify(offset, value, deadline)
+        self._before, self._last, self._last_digest = self._last, manifest, digest(value)
+        return manifest
+
+    def clean(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Effect 4, only after a commit: what may be lost to a crash, because the next start or sweep makes up for it.
+
+        Raises StoreError, KafkaUnavailableError.
+        """
+        assert self._last is not None
+        # 4a. From the first commit on, a start that finds no manifest knows that one was lost.
+        if self._before is None:
+            write_marker(self._store, self._settings, self._topic_ids[self._names.checkpoints])
+        # 4b. States that the manifest just committed keeps no longer, and orphans of killed workers.
+        else:
+            retention.delete_dropped(self._store, self._before, self._last)
+        if clock() - self._swept_at >= SWEEP_EVERY_S:
+            retention.sweep_orphans(self._store, self._settings.run.id, self._last)
+            self._swept_at = clock()
+
+    def _window(self, prepared: Prepared, now: str):
+        snapshot = prepared.snapshot
+        return snapshot.closed.tally.window(
+            run_id=self._settings.run.id,
+            sequence=prepared.sequence,
+            created_at=now,
+            validation=snapshot.candidate.validation if snapshot.candidate else None,
+            test=snapshot.candidate.test if snapshot.candidate else None,
+            lag=prepared.lag,
+        )
+
+    def _manifest(self, prepared: Prepared, chunks: list[Chunk], now: str) -> Manifest:
+        snapshot = prepared.snapshot
+        release = self._release(prepared, chunks, now) or (self._last.release if self._last else None)
+        existing = self._last.kept if self._last else []
+        state_now = State(prepared.sequence, prepared.state)
+        return Manifest(
+            program=f"stream-learner {__version__}",
+            run_id=self._settings.run.id,
+            sequence=prepared.sequence,
+            predecessor=self._last_digest,
+            created_at=now,
+            positions=snapshot.positions,
+            spans=snapshot.closed.tally.spans,
+            ledger=prepared.ledger,
+            topic_ids=self._topic_ids,
+            state=prepared.state,
+            kept=retention.keep(existing, state_now, release, self._settings.checkpoint.keep),
+            released=bool(snapshot.decision and snapshot.decision.released),
+            decision=snapshot.decision,
+            release=release,
+        )
+
+    def _release(self, prepared: Prepared, chunks: list[Chunk], now: str) -> Release | None:
+        candidate = prepared.snapshot.candidate
+        if candidate is None or prepared.weights_object is None or prepared.evaluation_object is None:
+            return None
+        return Release(
+            sequence=prepared.sequence,
+            created_at=now,
+            object=prepared.weights_object,
+            chunks=chunks,
+            model=candidate.model,
+            labels=candidate.labels,
+            preprocessing=candidate.preprocessing,
+            dtype="float32",
+            validation=candidate.validation,
+            test=candidate.test,
+            evaluation=prepared.evaluation_object,
+        )
+
+    def _send_dead_letter(self, rejection: Rejection) -> Any:
+        record, topic = rejection.record, self._names.dead_letters
+        # Names as in Kafka Connect's dead letter queue (KIP-298), so that its tools read ours.
+        errors = [
+            (ERROR_HEADER + "topic", record.topic.encode()),
+            (ERROR_HEADER + "partition", str(record.partition).encode()),
+            (ERROR_HEADER + "offset", str(record.offset).encode()),
+            (ERROR_HEADER + "stage", rejection.stage.encode()),
+            (ERROR_HEADER + "exception.class.name", rejection.reason.value.encode()),
+            (ERROR_HEADER + "exception.message", rejection.message.encode(errors="replace")[:1000]),
+        ]
+        headers = [(name, value or b"") for name, value in record.headers]
+        key = record.key
+        if key is None and record.value is None:
+            key = b""  # kafka-python sends no record without both
+        size = len(record.value or b"") + len(key or b"") + sum(len(n) + len(v) for n, v in headers)
+        if size > self._settings.input.max_record_bytes:
+            about = [("truncated", b"true"), ("digest", digest(record.value or b"").encode())]
+            return self._transaction.send(topic, None, (key or b"")[:1000], about + errors)
+        return self._transaction.send(topic, record.value, key, headers + errors)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

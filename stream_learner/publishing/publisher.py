@@ -1,0 +1,117 @@
+"""The thread that publishes, so that training goes on."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import structlog
+
+from stream_learner.config import Settings
+from stream_learner.errors import ExitCode, KafkaUnavailableError, StoreError, StreamLearnerError
+from stream_learner.learning.snapshot import Snapshot
+from stream_learner.publishing.publish import Prepared, Publish
+from stream_learner.records.manifest import Manifest
+
+log = structlog.get_logger()
+
+NICENESS = 10
+BACKOFF_S = (0.5, 1, 2, 4, 8, 15)
+WAIT_SLICE_S = 0.5
+
+EndProcess = Callable[[ExitCode], None]
+
+
+class Publisher:
+    """Publishes one snapshot at a time on a thread of low priority: a busy one would slow every training step.
+
+    `committed(manifest, seconds, bytes)` and `store_failed()` are told what happened; `end_process` must not return.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        publish: Publish,
+        committed: Callable[[Manifest, float, int], None],
+        store_failed: Callable[[], None],
+        end_process: EndProcess,
+    ):
+        self._settings = settings
+        self._publish = publish
+        self._committed = committed
+        self._store_failed = store_failed
+        self._end_process = end_process
+        self._in_flight: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1, "publisher", initializer=_lower_priority)
+
+    @property
+    def idle(self) -> bool:
+        return self._in_flight is None or self._in_flight.done()
+
+    def submit(self, snapshot: Snapshot, lag: dict[str, dict[int, int]]) -> None:
+        """Publishes the snapshot; the one before must be done."""
+        assert self.idle
+        self._in_flight = self._thread.submit(self._run, snapshot, lag)
+
+    def wait(self, meanwhile: Callable[[], None]) -> None:
+        """Returns when the last snapshot is published; calls `meanwhile` now and then."""
+        while self._in_flight and not self._in_flight.done():
+            meanwhile()
+            wait([self._in_flight], WAIT_SLICE_S)
+
+    def _run(self, snapshot: Snapshot, lag: dict[str, dict[int, int]]) -> None:
+        try:
+            began = time.monotonic()
+            prepared = self._prepare(snapshot, lag)
+            manifest = self._commit(prepared)
+            self._committed(manifest, time.monotonic() - began, prepared.state.size)
+            log.info("checkpoint", sequence=manifest.sequence, released=manifest.released, bytes=prepared.state.size)
+            self._clean()
+        except StreamLearnerError as error:
+            log.error(str(error))
+            self._end_process(error.code)
+        except BaseException:  # crash-only: an unknown outcome must never be followed by another transaction
+            log.exception("publishing failed in an unexpected way")
+            self._end_process(ExitCode.INTERNAL)
+
+    def _prepare(self, snapshot: Snapshot, lag: dict[str, dict[int, int]]) -> Prepared:
+        attempt = 0
+        while True:
+            try:
+                return self._publish.prepare(snapshot, lag)
+            except (StoreError, KafkaUnavailableError) as error:
+                self._store_failed()
+                pause = BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)]
+                log.warning("a checkpoint could not be written; training goes on", error=str(error), retry_in_s=pause)
+                attempt += 1
+                time.sleep(pause)
+
+    def _commit(self, prepared: Prepared) -> Manifest:
+        # commit, abort and send_offsets take no time-out in kafka-python.
+        seconds = self._settings.transaction_timeout_s
+        watchdog = threading.Timer(seconds, self._timed_out, (seconds,))
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            return self._publish.commit(prepared)
+        finally:
+            watchdog.cancel()
+
+    def _timed_out(self, seconds: float) -> None:
+        log.error(f"a publication did not end within {seconds:g} s; a restart recovers")
+        self._end_process(ExitCode.WATCHDOG)
+
+    def _clean(self) -> None:
+        try:
+            self._publish.clean()
+        except (
+            StoreError,
+            KafkaUnavailableError,
+        ) as error:  # what stays is swept later; nothing depends on its absence
+            log.warning("could not clean up after a checkpoint", error=str(error))
+
+
+def _lower_priority() -> None:
+    # Linux: niceness belongs to the thread.
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

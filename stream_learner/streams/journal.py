@@ -1,0 +1,77 @@
+"""The checkpoints topic, read to its true end."""
+
+import time
+from collections.abc import Callable
+
+from kafka import KafkaConsumer
+from kafka.structs import TopicPartition
+
+from stream_learner.config import Settings
+from stream_learner.errors import KafkaUnavailableError, PublishError
+from stream_learner.streams.connection import admin, kafka_failures, reader
+from stream_learner.streams.topics import Names
+
+
+def read_newest(settings: Settings, topic: str, clock: Callable[[], float] = time.monotonic) -> bytes | None:
+    """Value of the newest committed record of a one-partition topic; None when it holds none.
+
+    The end is the high watermark, asked by a read_uncommitted client: under read_committed the "end" is the last
+    stable offset, which an open transaction of anybody holds back, and records that are committed beyond would be
+    missed. Raises KafkaUnavailableError, also when an open transaction keeps the end out of reach for longer than
+    `recovery.timeout_s`; it is named then.
+    """
+    place = TopicPartition(topic, 0)
+    deadline = clock() + settings.recovery.timeout_s
+    newest: bytes | None = None
+    with kafka_failures(settings.kafka, f"reading topic {topic}"):
+        with reader(settings.kafka, committed_only=False) as consumer:
+            end = consumer.end_offsets([place])[place]
+        with reader(settings.kafka) as consumer:
+            consumer.assign([place])
+            consumer.seek(place, consumer.beginning_offsets([place])[place])
+            while (consumer.position(place) or 0) < end:
+                for messages in consumer.poll(timeout_ms=200).values():
+                    newest = messages[-1].value
+                if clock() > deadline:
+                    raise KafkaUnavailableError(
+                        f"topic {topic} could not be read to its end, offset {end}, within recovery.timeout_s = "
+                        f"{settings.recovery.timeout_s:g}: {_open_transactions(settings, place)}"
+                    )
+    return newest
+
+
+class ReadBack:
+    """Reads what this process published, as a downstream reader would."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._place = TopicPartition(Names.of(settings).checkpoints, 0)
+        self._consumer: KafkaConsumer = reader(settings.kafka)
+        self._consumer.assign([self._place])
+
+    def verify(self, offset: int, value: bytes, deadline: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Returns once the record at `offset` is committed and equals `value`. Raises PublishError otherwise."""
+        self._consumer.seek(self._place, offset)
+        while clock() < deadline:
+            for messages in self._consumer.poll(timeout_ms=200).values():
+                if messages[0].offset == offset and messages[0].value == value:
+                    return
+                raise PublishError(
+                    f"the manifest at offset {offset} of {self._place.topic} is not there after its commit; "
+                    "the process ends, and a restart goes on from the last committed checkpoint"
+                )
+        raise PublishError(f"the manifest at offset {offset} of {self._place.topic} could not be read back in time")
+
+
+def _open_transactions(settings: Settings, place: TopicPartition) -> str:
+    """Who holds the topic's end back, in words, for a person who has to act."""
+    with kafka_failures(settings.kafka, "looking for open transactions"), admin(settings.kafka) as client:
+        producers = client.describe_producers([place])[place].active_producers
+        holders = {p.producer_id for p in producers if p.current_transaction_start_offset >= 0}
+        names = [t.transactional_id for t in client.list_transactions() if t.producer_id in holders]
+    if not holders:
+        return "no open transaction is known; try again"
+    return (
+        f"an open transaction holds it back (transactional id {', '.join(names) or 'unknown'}, producer id "
+        f"{', '.join(map(str, sorted(holders)))}); stop its producer, or abort it with kafka-transactions.sh"
+    )

@@ -1,0 +1,36 @@
+"""Offsets as the brokers know them: ends of topics, and the run's mirrored positions."""
+
+from kafka.admin import OffsetSpec
+from kafka.structs import TopicPartition
+
+from stream_learner.config import Settings
+from stream_learner.records.spans import Positions
+from stream_learner.streams.connection import admin, kafka_failures
+
+
+def bounds(settings: Settings, topics: list[str]) -> tuple[Positions, Positions]:
+    """First and end offset of every partition of the topics. Raises KafkaUnavailableError."""
+    with kafka_failures(settings.kafka, "looking up offsets"), admin(settings.kafka) as client:
+        places = [
+            TopicPartition(topic["name"], partition["partition_index"])
+            for topic in client.describe_topics(topics)
+            for partition in topic["partitions"]
+        ]
+        first, end = (
+            client.list_partition_offsets(dict.fromkeys(places, spec))
+            for spec in (OffsetSpec.EARLIEST, OffsetSpec.LATEST)
+        )
+    return _nested(first), _nested(end)
+
+
+def mirrored_positions(settings: Settings) -> Positions:
+    """Positions in the run's offsets group; empty when it has none. Raises KafkaUnavailableError."""
+    with kafka_failures(settings.kafka, "looking up the run's offsets"), admin(settings.kafka) as client:
+        return _nested(client.list_group_offsets(settings.transactional_id)[settings.transactional_id])
+
+
+def _nested(offsets) -> Positions:
+    positions: Positions = {}
+    for place, found in offsets.items():
+        positions.setdefault(place.topic, {})[place.partition] = found.offset
+    return positions

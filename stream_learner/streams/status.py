@@ -1,0 +1,42 @@
+"""What Kafka alone tells of a run, whether its worker is up or not."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from stream_learner.config import Settings
+from stream_learner.records.manifest import Manifest, decode_manifest
+from stream_learner.records.spans import Positions
+from stream_learner.records.window import Window
+from stream_learner.streams import offsets, topics
+from stream_learner.streams.journal import read_newest
+from stream_learner.streams.topics import Names
+
+
+@dataclass(frozen=True)
+class Status:
+    """The newest manifest and window, None before the first; `lag` is records behind each partition's end."""
+
+    manifest: Manifest | None
+    window: Window | None
+    positions: Positions
+    lag: dict[str, dict[int, int]]
+
+
+def read_status(settings: Settings) -> Status:
+    """Raises TopicsError, KafkaUnavailableError, ValueError when a record is not what it should be."""
+    topics.check(settings)
+    names = Names.of(settings)
+    value = read_newest(settings, names.checkpoints)
+    window = read_newest(settings, names.metrics)
+    manifest = decode_manifest(value) if value else None
+    first, end = offsets.bounds(settings, settings.input.topics)
+    positions = {
+        t: {p: _position(manifest, t, p, at) for p, at in partitions.items()} for t, partitions in first.items()
+    }
+    lag = {t: {p: end[t][p] - at for p, at in partitions.items()} for t, partitions in positions.items()}
+    return Status(manifest, msgspec.json.decode(window, type=Window) if window else None, positions, lag)
+
+
+def _position(manifest: Manifest | None, topic: str, partition: int, first: int) -> int:
+    return manifest.positions.get(topic, {}).get(partition, first) if manifest else first

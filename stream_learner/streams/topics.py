@@ -1,0 +1,166 @@
+"""The topics a run reads and writes: what they must look like, made and checked."""
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import TopicAlreadyExistsError
+
+from stream_learner.config import Settings
+from stream_learner.errors import TopicsError
+from stream_learner.streams.connection import admin, kafka_failures
+
+DAY_MS = 24 * 60 * 60 * 1000
+MIB = 1024 * 1024
+RECORD_OVERHEAD_BYTES = 64 * 1024
+CHUNK_BYTES = 512 * 1024
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of the output topics."""
+
+    checkpoints: str
+    history: str
+    weights: str
+    metrics: str
+    dead_letters: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Names":
+        prefix = settings.prefix
+        return cls(
+            f"{prefix}.checkpoints",
+            f"{prefix}.history",
+            f"{prefix}.weights",
+            f"{prefix}.metrics",
+            f"{prefix}.dead-letters",
+        )
+
+
+@dataclass(frozen=True)
+class TopicPlan:
+    """What a topic must look like. `partitions` None: any number."""
+
+    name: str
+    partitions: int | None
+    configs: dict[str, str] = field(default_factory=dict)
+
+
+def dead_letter_bytes(settings: Settings) -> int:
+    """Largest dead letter, in bytes: the largest input record and room for the headers that say why."""
+    return settings.input.max_record_bytes + RECORD_OVERHEAD_BYTES
+
+
+def output_plan(settings: Settings) -> list[TopicPlan]:
+    names = Names.of(settings)
+    keep_90_days = {"cleanup.policy": "delete", "retention.ms": str(90 * DAY_MS)}
+    keep_30_days = {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS)}
+    # Room for four releases and the segment that is being written; never by time, or the last release would go.
+    weights_bytes = max(5 * settings.release.inline_max_bytes, 64 * MIB)
+    return [
+        TopicPlan(names.checkpoints, 1, {"cleanup.policy": "compact", "max.message.bytes": str(4 * MIB)}),
+        TopicPlan(names.history, 1, keep_90_days | {"max.message.bytes": str(4 * MIB)}),
+        TopicPlan(
+            names.weights,
+            1,
+            {
+                "cleanup.policy": "delete",
+                "retention.ms": "-1",
+                "retention.bytes": str(weights_bytes),
+                "segment.bytes": str(max(weights_bytes // 4, MIB)),
+            },
+        ),
+        TopicPlan(names.metrics, 1, keep_30_days | {"max.message.bytes": str(4 * MIB)}),
+        TopicPlan(names.dead_letters, 1, keep_30_days | {"max.message.bytes": str(dead_letter_bytes(settings))}),
+    ]
+
+
+def create(settings: Settings, input_partitions: int | None = None) -> list[str]:
+    """Makes the output topics that are missing, and the input topics too when `input_partitions` is given.
+
+    Returns the names made. Raises KafkaUnavailableError.
+    """
+    plans = output_plan(settings)
+    if input_partitions is not None:
+        limit = {"max.message.bytes": str(settings.input.max_record_bytes)}
+        plans += [TopicPlan(name, input_partitions, limit) for name in settings.input.topics]
+    with kafka_failures(settings.kafka, "creating topics"), admin(settings.kafka) as client:
+        existing = set(client.list_topics())
+        missing = [plan for plan in plans if plan.name not in existing]
+        for plan in missing:
+            description = {
+                "num_partitions": plan.partitions,
+                "replication_factor": settings.topics.replication_factor,
+                "configs": plan.configs,
+            }
+            # Another process of this run may be faster; differences() has the last word.
+            with suppress(TopicAlreadyExistsError):
+                client.create_topics({plan.name: description}, wait_for_metadata=True)
+    return [plan.name for plan in missing]
+
+
+def differences(settings: Settings) -> list[str]:
+    """What differs from the plan, a sentence each; nothing when all topics are as they must be.
+
+    Raises KafkaUnavailableError.
+    """
+    plans = output_plan(settings) + [TopicPlan(name, None) for name in settings.input.topics]
+    with kafka_failures(settings.kafka, "checking topics"), admin(settings.kafka) as client:
+        existing = set(client.list_topics())
+        found = [f"topic {plan.name} is missing" for plan in plans if plan.name not in existing]
+        present = [plan for plan in plans if plan.name in existing]
+        if not present:
+            return found
+        partitions = {t["name"]: len(t["partitions"]) for t in client.describe_topics([p.name for p in present])}
+        configs = _configs(client, [plan.name for plan in present])
+    for plan in present:
+        if plan.partitions is not None and partitions[plan.name] != plan.partitions:
+            found.append(f"topic {plan.name} has {partitions[plan.name]} partitions, not {plan.partitions}")
+        for key, wanted in plan.configs.items():
+            if not _suffices(key, configs[plan.name].get(key), wanted):
+                found.append(f"topic {plan.name} has {key}={configs[plan.name].get(key)}, not {wanted}")
+    return found
+
+
+def check(settings: Settings) -> None:
+    """Raises TopicsError when a topic is missing or differs, KafkaUnavailableError when that cannot be seen."""
+    found = differences(settings)
+    if found:
+        raise TopicsError(f"{'; '.join(found)}. `stream-learner topics` makes what is missing")
+
+
+def topic_ids(settings: Settings, names: list[str]) -> dict[str, str]:
+    """Kafka's id of each topic, which changes when a topic is deleted and made again (KIP-516).
+
+    Raises TopicsError when one is missing, KafkaUnavailableError.
+    """
+    with kafka_failures(settings.kafka, "looking up topic ids"), admin(settings.kafka) as client:
+        topics = {topic["name"]: topic for topic in client.describe_topics(names)}
+    missing = [name for name in names if name not in topics or topics[name].get("error_code")]
+    if missing:
+        raise TopicsError(f"topic {', '.join(missing)} is missing; `stream-learner topics` makes what is missing")
+    return {name: str(topics[name]["topic_id"]) for name in names}
+
+
+def cluster_id(settings: Settings) -> str:
+    """Raises KafkaUnavailableError."""
+    with kafka_failures(settings.kafka, "looking up the cluster"), admin(settings.kafka) as client:
+        return client.describe_cluster()["cluster_id"]
+
+
+def _suffices(key: str, actual: str | None, wanted: str) -> bool:
+    # More retention or larger messages than asked for do no harm.
+    if actual is not None and key in ("max.message.bytes", "retention.bytes", "retention.ms"):
+        return int(actual) == -1 or (wanted != "-1" and int(actual) >= int(wanted))
+    return key == "segment.bytes" or actual == wanted
+
+
+def _configs(client: KafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    described = client.describe_configs(resources, config_filter="all")
+    return {
+        name: {key: entry["value"] for key, entry in configs.items()}
+        for name, configs in described[ConfigResourceType.TOPIC.name.lower()].items()
+    }

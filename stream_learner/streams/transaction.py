@@ -1,0 +1,106 @@
+"""One transactional producer for the run: everything that is published goes through it."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from kafka import KafkaProducer
+from kafka import errors as kafka_errors
+from kafka.structs import OffsetAndMetadata, TopicPartition
+
+from stream_learner.config import MIB, Settings
+from stream_learner.errors import FencedError, KafkaUnavailableError, PublishError
+from stream_learner.records.spans import Positions
+from stream_learner.streams.connection import client_config
+from stream_learner.streams.topics import dead_letter_bytes
+
+FENCED = (
+    kafka_errors.ProducerFencedError,
+    kafka_errors.InvalidProducerEpochError,
+    kafka_errors.TransactionCoordinatorFencedError,
+)
+Headers = list[tuple[str, bytes]]
+
+
+class Transaction:
+    """begin, send, confirm, offsets, commit: after any error in between the outcome is unknown, the producer is not
+    to be used again, and the process ends.
+
+    kafka-python 3.0.12 can return from `commit_transaction()` with nothing committed after a record failed; so every
+    record is confirmed, with a deadline, before the commit, and the manifest is read back after it.
+    """
+
+    def __init__(self, settings: Settings):
+        self._id = settings.transactional_id
+        timeout_ms = int(settings.transaction_timeout_s * 1000)
+        config = client_config(settings.kafka) | {
+            "transactional_id": self._id,
+            "transaction_timeout_ms": timeout_ms,
+            "delivery_timeout_ms": timeout_ms,
+            "max_block_ms": timeout_ms,
+            "allow_auto_create_topics": False,
+            "acks": "all",
+            "max_request_size": max(dead_letter_bytes(settings), 4 * MIB),
+            "batch_size": 512 * 1024,
+            "linger_ms": 5,
+            "metrics_enabled": False,
+        }
+        try:
+            self._producer = KafkaProducer(**config)
+        except (kafka_errors.KafkaError, OSError) as error:
+            raise KafkaUnavailableError(
+                f"Kafka at {settings.kafka.bootstrap_servers} cannot be reached ({error}); "
+                "check kafka.bootstrap_servers"
+            ) from error
+
+    def fence(self) -> None:
+        """Fences any other worker of this run and aborts what it left open (KIP-98). Raises KafkaUnavailableError."""
+        try:
+            self._producer.init_transactions()
+        except kafka_errors.KafkaError as error:
+            raise KafkaUnavailableError(
+                f"Kafka did not give the transactional id {self._id} in time ({type(error).__name__}: {error}); "
+                "check that the brokers are up and that the user may write with this id"
+            ) from error
+
+    def begin(self) -> None:
+        self._call("begin", self._producer.begin_transaction)
+
+    def send(self, topic: str, value: bytes | None, key: bytes | None, headers: Headers | None = None) -> Any:
+        """A future of the record's metadata; `confirm` it."""
+        return self._call(f"a record to {topic}", lambda: self._producer.send(topic, value, key, headers=headers or []))
+
+    def confirm(self, futures: Iterable[Any], deadline: float) -> list[tuple[str, int, int]]:
+        """Waits until every record is written; (topic, partition, offset) of each. `deadline` is monotonic seconds."""
+        self._producer.flush(timeout=max(0.0, deadline - time.monotonic()))
+        written = []
+        for future in futures:
+            metadata = self._call("a record", lambda f=future: f.get(timeout=max(0.0, deadline - time.monotonic())))
+            written.append((metadata.topic, metadata.partition, metadata.offset))
+        return written
+
+    def offsets(self, positions: Positions) -> None:
+        """Mirrors the positions to a group that nobody joins, for lag tools."""
+        offsets = {
+            TopicPartition(topic, partition): OffsetAndMetadata(offset, "", -1)
+            for topic, partitions in positions.items()
+            for partition, offset in partitions.items()
+        }
+        self._call("the offsets", lambda: self._producer.send_offsets_to_transaction(offsets, self._id))
+
+    def commit(self) -> None:
+        self._call("the commit", self._producer.commit_transaction)
+
+    def _call(self, what: str, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except FENCED as error:
+            raise FencedError(
+                f"another worker of this run took over, or a transaction outlived its time-out ({what}: "
+                f"{type(error).__name__}); nothing more is published, and a restart recovers"
+            ) from error
+        except (kafka_errors.KafkaError, OSError) as error:
+            raise PublishError(
+                f"publishing failed at {what} ({type(error).__name__}: {error}); the process ends, and a restart "
+                "goes on from the last committed checkpoint"
+            ) from error

@@ -1,0 +1,159 @@
+"""The worker: reads, learns, publishes, until it is told to stop."""
+
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import structlog
+
+from stream_learner.checkpoints.store import Store
+from stream_learner.config import Settings
+from stream_learner.errors import DivergedError, RejectsError
+from stream_learner.learning.batch import Batch, batches
+from stream_learner.learning.learner import Learner
+from stream_learner.monitoring.health import Health
+from stream_learner.monitoring.metrics import Metrics
+from stream_learner.publishing.publish import Publish
+from stream_learner.publishing.publisher import EndProcess, Publisher
+from stream_learner.publishing.recover import recover
+from stream_learner.records.breaker import Breaker
+from stream_learner.records.decoder import Decoder
+from stream_learner.records.spans import Positions
+from stream_learner.streams.journal import ReadBack
+from stream_learner.streams.source import Source
+from stream_learner.streams.transaction import Transaction
+
+log = structlog.get_logger()
+
+GAUGES_EVERY_S = 1.0
+
+
+@dataclass
+class Worker:
+    """The loop and its collaborators."""
+
+    settings: Settings
+    stream: Iterable[Batch]
+    learner: Learner
+    source: Source
+    publisher: Publisher
+    metrics: Metrics
+    health: Health
+    breaker: Breaker
+    gauges_at: float = 0.0
+    saved_at: float = field(default_factory=time.monotonic)
+    newest_ms: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def loop(self) -> None:
+        """Learns until the stream ends, then saves once more. Raises RejectsError, DivergedError (after that save)."""
+        learner, publisher = self.learner, self.publisher
+        for batch in self.stream:
+            report = learner.learn(batch)  # predict, then weighted step(s) with memory
+            self.metrics.observe(report)
+            self.breaker.observe(report)
+            self.tend(batch)
+            if learner.release_due:
+                publisher.wait(self.health.beat)  # falls on the same batch in every execution, so training waits
+                learner.decide_release()
+                self.save()
+            elif self.save_due():
+                publisher.wait(self.health.beat)
+                self.save()
+            if self.breaker.tripped or learner.diverged:
+                break
+        publisher.wait(self.health.beat)
+        if not learner.progress.empty:
+            self.save()
+            publisher.wait(self.health.beat)
+        # Only now: the save has published the dead letters, so that a restart gets past them.
+        if self.breaker.tripped:
+            raise RejectsError(
+                f"{self.breaker.share:.0%} of the last records were rejected, over rejects.max_share = "
+                f"{self.settings.rejects.max_share:.0%}; see why in the dead-letter topic, then repair the producer or "
+                "go on with `run --accept-rejects`"
+            )
+        if learner.diverged:
+            raise DivergedError(
+                "three batches in a row gave a loss or gradient that is not finite; their records are dead letters. "
+                "Lower learning.learning_rate, or set learning.precision to fp32"
+            )
+
+    def save_due(self) -> bool:
+        """Whether a save is due and possible, or so overdue that training must wait for it."""
+        settings, opened = self.settings.checkpoint, self.learner.progress.open
+        if self.learner.progress.empty:
+            return False
+        records = opened.tally.records
+        if records >= settings.max_unsaved_records or opened.pending_bytes >= settings.max_pending_bytes:
+            return True
+        by_clock = time.monotonic() - self.saved_at >= settings.every_s
+        by_count = settings.every_records is not None and records >= settings.every_records
+        return (by_clock or by_count) and self.publisher.idle
+
+    def save(self) -> None:
+        self.publisher.submit(self.learner.snapshot(), self.lag())
+        self.saved_at = time.monotonic()
+
+    def lag(self) -> Positions:
+        """Records between what was learned and the end of each partition."""
+        positions = self.learner.progress.positions
+        return {
+            topic: {p: max(0, end - positions.get(topic, {}).get(p, 0)) for p, end in partitions.items()}
+            for topic, partitions in self.source.ends().items()
+        }
+
+    def tend(self, batch: Batch) -> None:
+        """The heartbeat, and every second the gauges."""
+        self.health.beat()
+        self.newest_ms |= batch.newest_timestamp_ms
+        if time.monotonic() < self.gauges_at:
+            return
+        self.gauges_at = time.monotonic() + GAUGES_EVERY_S
+        for topic, partitions in self.lag().items():
+            for partition, records in partitions.items():
+                newest_ms = self.newest_ms.get((topic, partition))
+                seconds = max(0.0, time.time() - newest_ms / 1000) if records and newest_ms else 0.0
+                self.metrics.observe_lag(topic, partition, records, seconds)
+        memory = self.learner.memory
+        fill = zip(self.learner.labels, memory.counts.tolist(), strict=False)  # a label may have no training sample
+        self.metrics.observe_memory(dict(fill), memory.nbytes)
+        self.metrics.observe_unsaved(self.learner.progress.open.tally.records)
+
+
+def run(
+    settings: Settings,
+    metrics: Metrics,
+    health: Health,
+    stop: threading.Event,
+    end_process: EndProcess,
+    *,
+    fresh: bool = False,
+    accept_rejects: bool = False,
+) -> None:
+    """Recovers, then learns until `stop` is set, and saves once more.
+
+    Raises subclasses of StreamLearnerError. A publication that fails ends the process through `end_process`.
+    """
+    decoder = Decoder.from_settings(settings)
+    store = Store(settings.checkpoint.store)
+    learner = Learner(settings)
+    transaction = Transaction(settings)
+    recovered = recover(settings, store, transaction.fence, fresh)
+    learner.begin(recovered.positions)
+    if recovered.manifest and recovered.tensors and recovered.document:
+        learner.restore(recovered.tensors, recovered.document, recovered.positions)
+        metrics.recovered(recovered.manifest)
+    if recovered.released:
+        learner.restore_released(*recovered.released)
+    source = Source(settings.kafka, settings.input.topics, recovered.positions)
+    last = recovered.manifest, recovered.manifest_digest
+    publish = Publish(settings, store, transaction, ReadBack(settings), recovered.topic_ids, *last)
+    publisher = Publisher(settings, publish, metrics.checkpoint_committed, metrics.store_failed, end_process)
+    stream = batches(source, decoder, recovered.positions, settings.batch, stop)
+    breaker = Breaker(settings.rejects, enabled=not accept_rejects)
+    log.info("learning", sequence=recovered.manifest.sequence if recovered.manifest else 0, classes=len(learner.labels))
+    health.started()
+    health.ready(True)
+    Worker(settings, stream, learner, source, publisher, metrics, health, breaker).loop()
+    health.ready(False, "stopped")

@@ -1,0 +1,199 @@
+import math
+from datetime import UTC, datetime
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from stream_learner.monitoring.metrics import FadingMean, Metrics
+from stream_learner.records.manifest import Decision, Manifest, ModelSpec, Object, Preprocessing, Release
+from stream_learner.records.record import Reason, Record, Rejection, Split
+from stream_learner.records.report import Report
+from stream_learner.records.spans import Span
+from stream_learner.records.window import accuracy
+
+OBJECT = Object(url="file:///objects/1", size=100, digest="sha256:00")
+CREATED = datetime(2025, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def metrics(registry: CollectorRegistry) -> Metrics:
+    return Metrics(registry, version="1.2.3")
+
+
+def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
+    return registry.get_sample_value(f"stream_learner_{name}", labels)
+
+
+def report(**figures) -> Report:
+    return Report(**({"spans": {"images": {0: Span(0, 10)}}, "records": 10} | figures))
+
+
+def release(validation: tuple[int, int], test: tuple[int, int]) -> Release:
+    return Release(
+        sequence=1,
+        created_at=CREATED.isoformat(),
+        object=OBJECT,
+        chunks=[],
+        model=ModelSpec("mlp", {}),
+        labels=["cat"],
+        preprocessing=Preprocessing(32, 32, 3, [0.5], [0.25]),
+        dtype="float32",
+        validation=accuracy([("cat", *validation)]),
+        test=accuracy([("cat", *test)]),
+        evaluation=OBJECT,
+    )
+
+
+def decision(released: bool) -> Decision:
+    return Decision(released=released, abstained=False, candidate=0.5, last=0.5, samples=100, reason="")
+
+
+def manifest(sequence: int, decided: Decision | None, last: Release | None) -> Manifest:
+    return Manifest(
+        program="stream-learner 1.2.3",
+        run_id="run",
+        sequence=sequence,
+        predecessor=None,
+        created_at=CREATED.isoformat(),
+        positions={},
+        spans={},
+        ledger="sha256:00",
+        topic_ids={},
+        state=OBJECT,
+        kept=[],
+        released=bool(decided and decided.released),
+        decision=decided,
+        release=last,
+    )
+
+
+def test_before_anything_happened_counts_are_0_and_the_rest_is_unknown(registry):
+    Metrics(registry, version="1.2.3")
+    assert all(value(registry, "records_rejected_total", reason=reason) == 0 for reason in Reason)
+    assert value(registry, "records_held_out_total", split="validation") == 0
+    assert value(registry, "records_held_out_total", split="test") == 0
+    assert value(registry, "records_in_total") == 0
+    assert value(registry, "checkpoint_sequence") == 0
+    assert value(registry, "build_info", version="1.2.3") == 1
+    for unknown in ("loss", "last_checkpoint_timestamp_seconds", "last_checkpoint_bytes"):
+        assert math.isnan(value(registry, unknown) or 0)
+    for kind in ("prequential", "validation", "test"):
+        assert value(registry, "accuracy", kind=kind) is None
+
+
+def test_a_batch_is_counted(registry, metrics):
+    record = Record("images", 0, 3, 0, None, b"", [])
+    for _ in range(2):
+        metrics.observe(
+            report(
+                spans={"images": {0: Span(4, 10), 1: Span(0, 4)}},
+                samples={Split.TRAIN: 6, Split.VALIDATION: 2, Split.TEST: 1},
+                rejections=[Rejection(record, Reason.NO_LABEL, "decode", "the record has no label")],
+                learned=6,
+                steps=2,
+                loss_sum=3.0,
+                prequential={"cat": (1, 2), "dog": (2, 4)},
+                poll_s=0.2,
+                decode_s=0.002,
+                step_s=0.02,
+            )
+        )
+    assert value(registry, "records_in_total") == 20
+    assert value(registry, "records_learned_total") == 12
+    assert value(registry, "records_held_out_total", split="validation") == 4
+    assert value(registry, "records_held_out_total", split="test") == 2
+    assert value(registry, "records_rejected_total", reason="no_label") == 2
+    assert value(registry, "records_rejected_total", reason="no_image") == 0
+    assert value(registry, "steps_total") == 4
+    assert value(registry, "loss") == 1.5
+    assert value(registry, "accuracy", kind="prequential") == pytest.approx(0.5)
+    assert value(registry, "position", topic="images", partition="0") == 10
+    assert value(registry, "position", topic="images", partition="1") == 4
+    assert value(registry, "poll_seconds_sum") == pytest.approx(0.4)
+    assert value(registry, "decode_seconds_bucket", le="0.0025") == 2
+    assert value(registry, "step_seconds_count") == 2
+
+
+def test_a_batch_without_training_samples_moves_the_position_alone(registry, metrics):
+    metrics.observe(report(samples={Split.TEST: 10}))
+    assert value(registry, "position", topic="images", partition="0") == 10
+    assert value(registry, "poll_seconds_count") == 1
+    assert value(registry, "step_seconds_count") == 0
+    assert math.isnan(value(registry, "loss") or 0)
+    assert value(registry, "accuracy", kind="prequential") is None
+
+
+def test_lag_memory_and_what_is_unsaved_are_the_last_seen(registry, metrics):
+    for records in (7, 5):
+        metrics.observe_lag("images", 2, records, 0.5)
+        metrics.observe_memory({"cat": records, 4: 1}, 3072)
+        metrics.observe_unsaved(records)
+    assert value(registry, "lag_records", topic="images", partition="2") == 5
+    assert value(registry, "lag_seconds", topic="images", partition="2") == 0.5
+    assert value(registry, "memory_items", label="cat") == 5
+    assert value(registry, "memory_items", label="4") == 1
+    assert value(registry, "memory_bytes") == 3072
+    assert value(registry, "unsaved_records") == 5
+
+
+def test_a_save_is_no_release_and_a_refusal_keeps_the_last_releases_accuracy(registry, metrics):
+    metrics.checkpoint_committed(manifest(1, None, None), 0.3, 1000)
+    assert value(registry, "checkpoint_sequence") == 1
+    assert value(registry, "last_checkpoint_timestamp_seconds") == CREATED.timestamp()
+    assert value(registry, "last_checkpoint_bytes") == 1000
+    assert value(registry, "checkpoint_seconds_sum") == 0.3
+    assert value(registry, "releases_total") == value(registry, "release_refusals_total") == 0
+    assert value(registry, "accuracy", kind="test") is None
+
+    last = release(validation=(3, 4), test=(1, 2))
+    metrics.checkpoint_committed(manifest(2, decision(True), last), 0.3, 2000)
+    metrics.checkpoint_committed(manifest(3, decision(False), last), 0.3, 3000)
+    assert value(registry, "releases_total") == 1
+    assert value(registry, "release_refusals_total") == 1
+    assert value(registry, "accuracy", kind="validation") == 0.75
+    assert value(registry, "accuracy", kind="test") == 0.5
+
+
+def test_a_release_without_held_out_samples_has_no_accuracy(registry, metrics):
+    metrics.checkpoint_committed(manifest(1, decision(True), release((0, 0), (0, 0))), 0.3, 1000)
+    assert value(registry, "accuracy", kind="validation") is None
+
+
+def test_a_recovered_checkpoint_is_shown_but_not_counted(registry, metrics):
+    metrics.recovered(manifest(7, decision(True), release((3, 4), (1, 2))))
+    assert value(registry, "checkpoint_sequence") == 7
+    assert value(registry, "last_checkpoint_timestamp_seconds") == CREATED.timestamp()
+    assert value(registry, "accuracy", kind="test") == 0.5
+    assert value(registry, "releases_total") == value(registry, "checkpoint_seconds_count") == 0
+
+
+def test_failed_writes_are_counted(registry, metrics):
+    metrics.store_failed()
+    assert value(registry, "store_failures_total") == 1
+
+
+def test_a_fading_mean_forgets_what_lies_beyond_its_window():
+    mean = FadingMean(window=100)
+    mean.add(0, 10)
+    assert mean.mean == 0
+    mean.add(10, 10)
+    assert mean.mean == pytest.approx(0.5, abs=0.03)  # as many right as wrong, the right ones newer
+    for _ in range(100):
+        mean.add(10, 10)
+    assert mean.mean == pytest.approx(1, abs=1e-4)
+
+
+def test_a_fading_mean_does_not_depend_on_the_size_of_batches():
+    one, many = FadingMean(window=100), FadingMean(window=100)
+    one.add(25, 50)
+    for _ in range(50):
+        many.add(0.5, 1)
+    one.add(50, 50)
+    for _ in range(50):
+        many.add(1, 1)
+    assert one.mean == pytest.approx(many.mean)
