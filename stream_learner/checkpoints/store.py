@@ -7,7 +7,7 @@ from urllib.request import url2pathname
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import from_url
+from obstore.store import LocalStore, from_url
 
 from stream_learner.errors import StateError, StoreError, UsageError
 from stream_learner.records.manifest import Object, digest
@@ -29,7 +29,9 @@ class Store:
             if self.url.startswith("file://"):
                 self._folder = Path(url2pathname(self.url.removeprefix("file://")))
                 self._folder.mkdir(parents=True, exist_ok=True)
-            self._store = from_url(self.url)
+                self._store = LocalStore(self._folder, automatic_cleanup=True)  # of folders that became empty
+            else:
+                self._store = from_url(self.url)
         except OSError as error:
             raise StoreError(f"checkpoint.store {self.url} cannot be used: {error.strerror or error}") from error
         except BaseError as error:

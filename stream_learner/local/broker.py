@@ -13,12 +13,10 @@ from pathlib import Path
 from random import SystemRandom
 from types import TracebackType
 
-from kafka import errors as kafka_errors
-
 from stream_learner.config import KafkaSettings
 from stream_learner.errors import KafkaUnavailableError
 from stream_learner.local import demo_extra, jars
-from stream_learner.streams.connection import admin
+from stream_learner.streams.connection import ask
 
 HOST = "127.0.0.1"
 # Below the ports that systems give to clients: a client that dials a dead broker's port again and again would
@@ -217,9 +215,9 @@ class Broker:
         """Whether this node, not another that took its port, serves clients."""
         try:
             socket.create_connection((HOST, port), timeout=1).close()
-            with admin(KafkaSettings(bootstrap_servers=f"{HOST}:{port}", request_timeout_s=5)) as client:
-                cluster = client.describe_cluster()
-        except (OSError, kafka_errors.KafkaError):
+            kafka = KafkaSettings(bootstrap_servers=f"{HOST}:{port}", request_timeout_s=5)
+            cluster = ask(kafka, "waiting for the node", lambda client: client.describe_cluster())
+        except (OSError, KafkaUnavailableError):
             return False
         return f"cluster.id={cluster['cluster_id']}" in self._meta.read_text().splitlines() and cluster["brokers"] != []
 

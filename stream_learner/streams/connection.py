@@ -1,9 +1,10 @@
 """Settings that every Kafka client of the program shares, and Kafka's errors in the program's words."""
 
 import ssl
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from kafka import KafkaAdminClient, KafkaConsumer
 from kafka import errors as kafka_errors
@@ -12,6 +13,9 @@ from stream_learner.config import KafkaSettings
 from stream_learner.errors import KafkaUnavailableError, UsageError
 
 FETCH_BYTES = 8 * 1024 * 1024
+RETRY_PAUSE_S = 0.2
+
+T = TypeVar("T")
 
 
 def client_config(kafka: KafkaSettings) -> dict[str, Any]:
@@ -62,15 +66,6 @@ def reader(kafka: KafkaSettings, *, committed_only: bool = True, **more: Any) ->
 
 
 @contextmanager
-def admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
-    client = KafkaAdminClient(**client_config(kafka))
-    try:
-        yield client
-    finally:
-        client.close()
-
-
-@contextmanager
 def kafka_failures(kafka: KafkaSettings, doing: str) -> Iterator[None]:
     """Turns kafka-python's errors into KafkaUnavailableError with what was being done and what to check."""
     try:
@@ -85,3 +80,23 @@ def kafka_failures(kafka: KafkaSettings, doing: str) -> Iterator[None]:
             f"Kafka at {kafka.bootstrap_servers} failed while {doing} ({type(error).__name__}: {error}); "
             "check kafka.bootstrap_servers and that the brokers are up"
         ) from error
+
+
+def ask(kafka: KafkaSettings, doing: str, question: Callable[[KafkaAdminClient], T]) -> T:
+    """The answer of an admin client, asked again while Kafka is still electing or loading what it needs to answer.
+
+    Raises KafkaUnavailableError once `kafka.request_timeout_s` are over.
+    """
+    deadline = time.monotonic() + kafka.request_timeout_s
+    with kafka_failures(kafka, doing):
+        client = KafkaAdminClient(**client_config(kafka))
+        try:
+            while True:
+                try:
+                    return question(client)
+                except kafka_errors.KafkaError as error:
+                    if not error.retriable or time.monotonic() > deadline:
+                        raise
+                    time.sleep(RETRY_PAUSE_S)
+        finally:
+            client.close()

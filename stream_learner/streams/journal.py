@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable
 
-from kafka import KafkaConsumer
+from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.structs import TopicPartition
 
 from stream_learner.config import Settings
 from stream_learner.errors import KafkaUnavailableError, PublishError
-from stream_learner.streams.connection import admin, kafka_failures, reader
+from stream_learner.streams.connection import ask, kafka_failures, reader
 from stream_learner.streams.topics import Names
 
 
@@ -65,10 +65,13 @@ class ReadBack:
 
 def _open_transactions(settings: Settings, place: TopicPartition) -> str:
     """Who holds the topic's end back, in words, for a person who has to act."""
-    with kafka_failures(settings.kafka, "looking for open transactions"), admin(settings.kafka) as client:
+
+    def question(client: KafkaAdminClient) -> tuple[set[int], list[str]]:
         producers = client.describe_producers([place])[place].active_producers
         holders = {p.producer_id for p in producers if p.current_transaction_start_offset >= 0}
-        names = [t.transactional_id for t in client.list_transactions() if t.producer_id in holders]
+        return holders, [t.transactional_id for t in client.list_transactions() if t.producer_id in holders]
+
+    holders, names = ask(settings.kafka, "looking for open transactions", question)
     if not holders:
         return "no open transaction is known; try again"
     return (

@@ -1,16 +1,18 @@
 """Offsets as the brokers know them: ends of topics, and the run's mirrored positions."""
 
+from kafka import KafkaAdminClient
 from kafka.admin import OffsetSpec
 from kafka.structs import TopicPartition
 
 from stream_learner.config import Settings
 from stream_learner.records.spans import Positions
-from stream_learner.streams.connection import admin, kafka_failures
+from stream_learner.streams.connection import ask
 
 
 def bounds(settings: Settings, topics: list[str]) -> tuple[Positions, Positions]:
     """First and end offset of every partition of the topics. Raises KafkaUnavailableError."""
-    with kafka_failures(settings.kafka, "looking up offsets"), admin(settings.kafka) as client:
+
+    def question(client: KafkaAdminClient) -> tuple[Positions, Positions]:
         places = [
             TopicPartition(topic["name"], partition["partition_index"])
             for topic in client.describe_topics(topics)
@@ -20,13 +22,19 @@ def bounds(settings: Settings, topics: list[str]) -> tuple[Positions, Positions]
             client.list_partition_offsets(dict.fromkeys(places, spec))
             for spec in (OffsetSpec.EARLIEST, OffsetSpec.LATEST)
         )
-    return _nested(first), _nested(end)
+        return _nested(first), _nested(end)
+
+    return ask(settings.kafka, "looking up offsets", question)
 
 
 def mirrored_positions(settings: Settings) -> Positions:
     """Positions in the run's offsets group; empty when it has none. Raises KafkaUnavailableError."""
-    with kafka_failures(settings.kafka, "looking up the run's offsets"), admin(settings.kafka) as client:
-        return _nested(client.list_group_offsets(settings.transactional_id)[settings.transactional_id])
+    group = settings.transactional_id
+    return ask(
+        settings.kafka,
+        "looking up the run's offsets",
+        lambda client: _nested(client.list_group_offsets(group)[group]),
+    )
 
 
 def _nested(offsets) -> Positions:

@@ -9,7 +9,7 @@ from kafka.errors import TopicAlreadyExistsError
 
 from stream_learner.config import Settings
 from stream_learner.errors import TopicsError
-from stream_learner.streams.connection import admin, kafka_failures
+from stream_learner.streams.connection import ask
 
 DAY_MS = 24 * 60 * 60 * 1000
 MIB = 1024 * 1024
@@ -86,7 +86,8 @@ def create(settings: Settings, input_partitions: int | None = None) -> list[str]
     if input_partitions is not None:
         limit = {"max.message.bytes": str(settings.input.max_record_bytes)}
         plans += [TopicPlan(name, input_partitions, limit) for name in settings.input.topics]
-    with kafka_failures(settings.kafka, "creating topics"), admin(settings.kafka) as client:
+
+    def question(client: KafkaAdminClient) -> list[str]:
         existing = set(client.list_topics())
         missing = [plan for plan in plans if plan.name not in existing]
         for plan in missing:
@@ -98,7 +99,9 @@ def create(settings: Settings, input_partitions: int | None = None) -> list[str]
             # Another process of this run may be faster; differences() has the last word.
             with suppress(TopicAlreadyExistsError):
                 client.create_topics({plan.name: description}, wait_for_metadata=True)
-    return [plan.name for plan in missing]
+        return [plan.name for plan in missing]
+
+    return ask(settings.kafka, "creating topics", question)
 
 
 def differences(settings: Settings) -> list[str]:
@@ -107,15 +110,11 @@ def differences(settings: Settings) -> list[str]:
     Raises KafkaUnavailableError.
     """
     plans = output_plan(settings) + [TopicPlan(name, None) for name in settings.input.topics]
-    with kafka_failures(settings.kafka, "checking topics"), admin(settings.kafka) as client:
-        existing = set(client.list_topics())
-        found = [f"topic {plan.name} is missing" for plan in plans if plan.name not in existing]
-        present = [plan for plan in plans if plan.name in existing]
-        if not present:
-            return found
-        partitions = {t["name"]: len(t["partitions"]) for t in client.describe_topics([p.name for p in present])}
-        configs = _configs(client, [plan.name for plan in present])
-    for plan in present:
+    partitions, configs = ask(settings.kafka, "checking topics", lambda client: _describe(client, plans))
+    found = [f"topic {plan.name} is missing" for plan in plans if plan.name not in partitions]
+    for plan in plans:
+        if plan.name not in partitions:
+            continue
         if plan.partitions is not None and partitions[plan.name] != plan.partitions:
             found.append(f"topic {plan.name} has {partitions[plan.name]} partitions, not {plan.partitions}")
         for key, wanted in plan.configs.items():
@@ -136,8 +135,8 @@ def topic_ids(settings: Settings, names: list[str]) -> dict[str, str]:
 
     Raises TopicsError when one is missing, KafkaUnavailableError.
     """
-    with kafka_failures(settings.kafka, "looking up topic ids"), admin(settings.kafka) as client:
-        topics = {topic["name"]: topic for topic in client.describe_topics(names)}
+    described = ask(settings.kafka, "looking up topic ids", lambda client: client.describe_topics(names))
+    topics = {topic["name"]: topic for topic in described}
     missing = [name for name in names if name not in topics or topics[name].get("error_code")]
     if missing:
         raise TopicsError(f"topic {', '.join(missing)} is missing; `stream-learner topics` makes what is missing")
@@ -146,8 +145,7 @@ def topic_ids(settings: Settings, names: list[str]) -> dict[str, str]:
 
 def cluster_id(settings: Settings) -> str:
     """Raises KafkaUnavailableError."""
-    with kafka_failures(settings.kafka, "looking up the cluster"), admin(settings.kafka) as client:
-        return client.describe_cluster()["cluster_id"]
+    return ask(settings.kafka, "looking up the cluster", lambda client: client.describe_cluster()["cluster_id"])
 
 
 def _suffices(key: str, actual: str | None, wanted: str) -> bool:
@@ -155,6 +153,14 @@ def _suffices(key: str, actual: str | None, wanted: str) -> bool:
     if actual is not None and key in ("max.message.bytes", "retention.bytes", "retention.ms"):
         return int(actual) == -1 or (wanted != "-1" and int(actual) >= int(wanted))
     return key == "segment.bytes" or actual == wanted
+
+
+def _describe(client: KafkaAdminClient, plans: list[TopicPlan]) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
+    """Partitions and configs of those topics that exist."""
+    names = [plan.name for plan in plans if plan.name in set(client.list_topics())]
+    if not names:
+        return {}, {}
+    return {t["name"]: len(t["partitions"]) for t in client.describe_topics(names)}, _configs(client, names)
 
 
 def _configs(client: KafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:
