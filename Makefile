@@ -22,20 +22,24 @@ demo: $(VENV)/demo.stamp ## Watch a model learn from a real Kafka (RESUME=1 goes
 	@$(BIN)/stream-learner demo $(if $(RESUME),--resume) $(if $(DATA),--data "$(DATA)")
 
 test: $(VENV)/dev.stamp ## All the tests, those on the real broker included
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/dev.stamp ## Format, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
+	@$(BIN)/python docs/generate.py --check
 
 bench: $(VENV)/demo.stamp ## The worker against the same learner fed from memory
 	@$(BIN)/python benchmarks/throughput.py
+
+docs: $(VENV)/dev.stamp ## Rewrite what the documentation takes from the code
+	@$(BIN)/python docs/generate.py
 
 lock: $(VENV)/dev.stamp ## Resolve the lock files anew (names, versions, hashes)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade pyproject.toml locks/build.in --extra dev -o locks/dev.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in --extra demo -o locks/demo.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in -o locks/worker.txt
 
-.PHONY: help demo test check bench lock
+.PHONY: help demo test check bench docs lock

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import msgspec
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
 from stream_learner import __version__, config
@@ -26,6 +27,15 @@ app = typer.Typer(
     help="Learns an image classifier from a Kafka stream, exactly once, and releases it downstream.",
     epilog="`--debug` with any command shows the traceback of an error. Exit codes are in docs/operations.md.",
 )
+DataFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="Images: a folder of parquet files in the Hugging Face layout, or of class folders. Handwritten digits "
+        "when left out.",
+        show_default=False,
+    ),
+]
 out = Console()
 err = Console(stderr=True, highlight=False)
 
@@ -93,6 +103,33 @@ def _end_process(code: ExitCode) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+@app.command()
+def demo(
+    data: DataFolder = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the last demo: feed the data once more.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first weights and of the order.")] = 0,
+    summary: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the summary as JSON too.", show_default=False)
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Save the last view as an SVG picture.", show_default=False)
+    ] = None,
+) -> None:
+    """Watch a model learn from a real Kafka: starts a broker, a feeder and a worker, and stops them at the end."""
+    from stream_learner.local.demo import run_demo
+    from stream_learner.local.view import summary_table
+
+    console = Console(record=picture is not None)
+    found = run_demo(data, resume, seed, console.print, lambda view: Live(view, console=console, auto_refresh=False))
+    console.print(summary_table(found))
+    if summary:
+        summary.write_bytes(msgspec.json.encode(found))
+    if picture:
+        console.save_svg(str(picture), title="make demo")
 
 
 @app.command()

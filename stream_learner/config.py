@@ -23,6 +23,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
@@ -390,17 +391,18 @@ def _explain(error: ErrorDetails) -> str:
     location = [str(part) for part in error["loc"]]
     name = ".".join(location)
     if error["type"] == "extra_forbidden":
-        fields: Iterable[str] = Settings.model_fields
-        for part in location[:-1]:
-            section = Settings.model_fields[part].annotation
-            fields = section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else ()
+        fields = _section(location[0]) if len(location) > 1 else Settings.model_fields
         return f"unknown setting {name}{_nearest(location[-1], fields)}"
     if error["type"] == "missing":
-        section = Settings.model_fields[location[0]].annotation if len(location) == 1 else None
-        required = section.model_fields if section and issubclass(section, BaseModel) else {}
-        names = [f"{name}.{key}" for key, field in required.items() if field.is_required()] or [name]
+        names = [f"{name}.{key}" for key, field in _section(name).items() if field.is_required()] or [name]
         return f"{', '.join(names)} is required"
     return f"{name}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _section(name: str) -> dict[str, FieldInfo]:
+    """Fields of the section called `name`; none when there is no such section."""
+    section = Settings.model_fields[name].annotation if name in Settings.model_fields else None
+    return section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else {}
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -9,14 +9,16 @@ from torch import Tensor
 
 DOCUMENT = "document"
 
+Tensors = dict[str, Tensor]
 
-def encode(tensors: dict[str, Tensor], document: dict[str, Any] | None = None) -> bytes:
+
+def encode(tensors: Tensors, document: dict[str, Any] | None = None) -> bytes:
     """Tensors (contiguous, on the CPU) and a JSON document, as one safetensors file."""
     metadata = {DOCUMENT: msgspec.json.encode(document, order="deterministic").decode()} if document else None
     return save(tensors, metadata)
 
 
-def decode_tensors(data: bytes) -> dict[str, Tensor]:
+def decode_tensors(data: bytes) -> Tensors:
     """Raises ValueError when the bytes are not safetensors."""
     try:
         return load(data)

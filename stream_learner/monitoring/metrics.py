@@ -45,9 +45,13 @@ class Metrics:
         )
         self._position = gauge("position", "Next offset to learn, as an offset.", partition)
         self._lag_records = gauge("lag_records", "Distance from the partition's end, in records.", partition)
-        self._lag_seconds = gauge("lag_seconds", "Age of the newest record read, in seconds.", partition)
+        self._lag_seconds = gauge(
+            "lag_seconds", "Age of the newest record read, in seconds; 0 at the partition's end.", partition
+        )
         self._poll = histogram("poll_seconds", "Waiting for Kafka, per batch, in seconds.", buckets=BATCH_BUCKETS_S)
-        self._decode = histogram("decode_seconds", "Decoding, per batch, in seconds.", buckets=BATCH_BUCKETS_S)
+        self._decode = histogram(
+            "decode_seconds", "Decoding, per batch with records, in seconds.", buckets=BATCH_BUCKETS_S
+        )
         self._step = histogram("step_seconds", "Learning, per batch with steps, in seconds.", buckets=BATCH_BUCKETS_S)
         self._memory_items = gauge("memory_items", "Samples kept for replay, by label, in samples.", ("label",))
         self._memory_bytes = gauge("memory_bytes", "Pixels kept for replay, in bytes.")
@@ -61,7 +65,9 @@ class Metrics:
         self._checkpoint_time = gauge(
             "last_checkpoint_timestamp_seconds", "When the last checkpoint was made, in seconds since 1970, UTC."
         )
-        self._checkpoint_bytes = gauge("last_checkpoint_bytes", "Size of the last checkpoint's objects, in bytes.")
+        self._checkpoint_bytes = gauge(
+            "last_checkpoint_bytes", "What the last checkpoint put into the store, in bytes."
+        )
         self._sequence = gauge(
             "checkpoint_sequence", "Sequence of the last checkpoint, as a number; 0 before the first."
         )
@@ -89,7 +95,8 @@ class Metrics:
         for rejection in report.rejections:
             self._rejected.labels(rejection.reason).inc()
         self._poll.observe(report.poll_s)
-        self._decode.observe(report.decode_s)
+        if report.records:
+            self._decode.observe(report.decode_s)
         if report.steps:
             self._steps.inc(report.steps)
             self._loss.set(report.loss_sum / report.steps)

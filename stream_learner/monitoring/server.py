@@ -42,6 +42,7 @@ def serve(host: str, port: int, registry: CollectorRegistry, health: Health) -> 
             f"cannot listen on {host}:{port} ({error.strerror}); change monitoring.host or monitoring.port"
         ) from None
     http.set_app(_application(registry, health))
+    log.info("monitoring", host=host, port=http.server_port)
     return Server(http)
 
 

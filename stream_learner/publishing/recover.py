@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from stream_learner.checkpoints import state
+from stream_learner.checkpoints.state import Tensors
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.errors import InputError, StateError
@@ -27,8 +26,8 @@ class Recovered:
     manifest: Manifest | None = None
     manifest_digest: str | None = None
     document: dict[str, Any] | None = None
-    tensors: dict[str, Tensor] | None = None
-    released: tuple[ModelSpec, dict[str, Tensor]] | None = None
+    tensors: Tensors | None = None
+    released: tuple[ModelSpec, Tensors] | None = None
 
 
 def recover(settings: Settings, store: Store, fence, fresh: bool = False) -> Recovered:
@@ -89,7 +88,7 @@ def _newest(settings: Settings, store: Store, fresh: bool) -> Recovered:
     return Recovered(positions, ids, manifest, digest(value), document, tensors, released)
 
 
-def _tensors(store: Store, reference: Object) -> dict[str, Tensor]:
+def _tensors(store: Store, reference: Object) -> Tensors:
     try:
         return state.decode_tensors(store.fetch(reference))
     except ValueError as error:

@@ -1,7 +1,7 @@
 """The checkpoints topic, read to its true end."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.structs import TopicPartition
@@ -12,8 +12,21 @@ from stream_learner.streams.connection import ask, kafka_failures, reader
 from stream_learner.streams.topics import Names
 
 
-def read_newest(settings: Settings, topic: str, clock: Callable[[], float] = time.monotonic) -> bytes | None:
+def read_newest(settings: Settings, topic: str, tail: int | None = None) -> bytes | None:
     """Value of the newest committed record of a one-partition topic; None when it holds none.
+
+    `tail` reads the last so many offsets only. Raises KafkaUnavailableError as `read_committed` does.
+    """
+    newest = None
+    for value in read_committed(settings, topic, tail):
+        newest = value
+    return newest
+
+
+def read_committed(
+    settings: Settings, topic: str, tail: int | None = None, clock: Callable[[], float] = time.monotonic
+) -> Iterator[bytes]:
+    """Values of all committed records of a one-partition topic, to its true end.
 
     The end is the high watermark, asked by a read_uncommitted client: under read_committed the "end" is the last
     stable offset, which an open transaction of anybody holds back, and records that are committed beyond would be
@@ -22,22 +35,21 @@ def read_newest(settings: Settings, topic: str, clock: Callable[[], float] = tim
     """
     place = TopicPartition(topic, 0)
     deadline = clock() + settings.recovery.timeout_s
-    newest: bytes | None = None
     with kafka_failures(settings.kafka, f"reading topic {topic}"):
         with reader(settings.kafka, committed_only=False) as consumer:
             end = consumer.end_offsets([place])[place]
         with reader(settings.kafka) as consumer:
             consumer.assign([place])
-            consumer.seek(place, consumer.beginning_offsets([place])[place])
+            first = consumer.beginning_offsets([place])[place]
+            consumer.seek(place, max(first, end - tail) if tail else first)
             while (consumer.position(place) or 0) < end:
                 for messages in consumer.poll(timeout_ms=200).values():
-                    newest = messages[-1].value
+                    yield from (message.value for message in messages)
                 if clock() > deadline:
                     raise KafkaUnavailableError(
                         f"topic {topic} could not be read to its end, offset {end}, within recovery.timeout_s = "
                         f"{settings.recovery.timeout_s:g}: {_open_transactions(settings, place)}"
                     )
-    return newest
 
 
 class ReadBack:

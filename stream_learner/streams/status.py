@@ -12,6 +12,9 @@ from stream_learner.streams import offsets, topics
 from stream_learner.streams.journal import read_newest
 from stream_learner.streams.topics import Names
 
+# Offsets: enough that a committed window is among them, whatever was aborted since.
+METRICS_TAIL = 1000
+
 
 @dataclass(frozen=True)
 class Status:
@@ -28,7 +31,7 @@ def read_status(settings: Settings) -> Status:
     topics.check(settings)
     names = Names.of(settings)
     value = read_newest(settings, names.checkpoints)
-    window = read_newest(settings, names.metrics)
+    window = read_newest(settings, names.metrics, METRICS_TAIL)
     manifest = decode_manifest(value) if value else None
     first, end = offsets.bounds(settings, settings.input.topics)
     positions = {

@@ -1,5 +1,6 @@
 """The files of deploy/ and docker-compose.yml: valid, complete, and in agreement with one another and the program."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
+from stream_learner.cli import app
 from stream_learner.config import MonitoringSettings, Settings, load
 from stream_learner.errors import ExitCode
 
@@ -158,6 +161,13 @@ def test_compose_and_the_workers_settings_agree(compose, monkeypatch):
     # The image's default command and the one-shot service read the file that is mounted.
     assert f'CMD ["run", "{mounts["./deploy/worker.compose.toml"]}"]' in DOCKERFILE.read_text()
     assert mounts["./deploy/worker.compose.toml"] in services["topics"]["command"]
+
+
+def test_the_commands_of_image_and_compose_are_the_programs(compose):
+    (run_worker,) = re.findall(r"^CMD (.+)$", DOCKERFILE.read_text(), re.MULTILINE)
+    for command in (json.loads(run_worker), compose["services"]["topics"]["command"]):
+        # --help runs nothing, but an unknown command or option before it is still an error.
+        assert CliRunner().invoke(app, [*command, "--help"]).exit_code == 0
 
 
 def test_the_readme_says_what_each_exit_code_means_for_restarts():

@@ -1,0 +1,142 @@
+"""Writes what the documentation takes from the code: settings, exit codes, reject reasons, metrics, JSON Schemas.
+
+`python docs/generate.py` rewrites the files; `--check` changes nothing and exits 1 when one is out of date.
+"""
+
+import ast
+import inspect
+import json
+import re
+import sys
+from enum import Enum
+from pathlib import Path
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from stream_learner import __version__, config
+from stream_learner.errors import ExitCode
+from stream_learner.monitoring.metrics import Metrics
+from stream_learner.records.manifest import Manifest
+from stream_learner.records.record import Reason
+from stream_learner.records.window import Window
+
+ROOT = Path(__file__).parent.parent
+SCHEMAS = ROOT / "stream_learner" / "records" / "schemas"
+
+
+def pages() -> dict[Path, str]:
+    """Every generated file and what it must hold."""
+    operations, topics = ROOT / "docs" / "operations.md", ROOT / "docs" / "topics.md"
+    return {
+        ROOT / "docs" / "settings.md": settings_page(),
+        operations: filled(operations, {"exit codes": exit_codes(), "metrics": metrics()}),
+        topics: filled(topics, {"reject reasons": reasons()}),
+        SCHEMAS / "manifest.schema.json": schema(Manifest),
+        SCHEMAS / "window.schema.json": schema(Window),
+    }
+
+
+def settings_page() -> str:
+    parts = [
+        "# Settings",
+        "",
+        "One TOML file, given to `stream-learner run` and the other commands. Stronger than the file is the "
+        "environment (`STREAM_LEARNER_KAFKA__BOOTSTRAP_SERVERS`), and stronger still is `--set kafka.client_id=x`. A "
+        "name that is not on this page is an error. Units are in the names: `_s` seconds, `_bytes` bytes.",
+        "",
+        "This page is made from `stream_learner/config.py` by `make docs`. `stream-learner config --schema` prints the "
+        "same as JSON Schema, `stream-learner config CONFIG` what is in force.",
+    ]
+    for name, field in config.Settings.model_fields.items():
+        section = field.annotation
+        assert isinstance(section, type)
+        assert issubclass(section, BaseModel)
+        parts += [
+            "",
+            f"## [{name}]",
+            "",
+            field.description or "",
+            "",
+            "| setting | default | meaning |",
+            "|---|---|---|",
+        ]
+        for key, setting in section.model_fields.items():
+            default = "required" if setting.is_required() else f"`{toml(setting.default)}`"
+            parts.append(f"| `{key}` | {default} | {one_line(setting.description)} |")
+    return "\n".join(parts) + "\n"
+
+
+def toml(value: object) -> str:
+    if value is None or value is PydanticUndefined:
+        return "unset"
+    return json.dumps(value, default=str)
+
+
+def exit_codes() -> str:
+    documented = member_docs(ExitCode)
+    rows = [f"| {code.value} | `{code.name}` | {documented[code.name]} |" for code in ExitCode]
+    return "\n".join(["| code | name | meaning |", "|---|---|---|", *rows])
+
+
+def reasons() -> str:
+    documented = member_docs(Reason)
+    rows = [f"| `{reason.value}` | {documented[reason.name]} |" for reason in Reason]
+    return "\n".join(["| reason | meaning |", "|---|---|", *rows])
+
+
+def metrics() -> str:
+    registry = CollectorRegistry()
+    Metrics(registry, __version__)
+    suffix = {"counter": "_total", "info": "_info"}
+    rows = [f"| `{m.name}{suffix.get(m.type, '')}` | {m.type} | {m.documentation} |" for m in registry.collect()]
+    return "\n".join(["| metric | type | meaning |", "|---|---|---|", *rows])
+
+
+def member_docs(enum: type[Enum]) -> dict[str, str]:
+    """The string under each member, which Python itself does not keep."""
+    (definition,) = ast.parse(inspect.getsource(enum)).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for member, text in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(member, ast.Assign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            assert isinstance(member.targets[0], ast.Name)
+            found[member.targets[0].id] = one_line(str(text.value.value))
+    return found
+
+
+def one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def filled(path: Path, blocks: dict[str, str]) -> str:
+    """The file with each block between its markers made anew."""
+    text = path.read_text()
+    for name, block in blocks.items():
+        begin, end = f"<!-- generated: {name} -->", "<!-- end -->"
+        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"{path} has no block {begin} ... {end}")
+        text = pattern.sub(lambda _, b=block, s=begin, e=end: f"{s}\n{b}\n{e}", text)
+    return text
+
+
+def schema(kind: type) -> str:
+    return json.dumps(msgspec.json.schema(kind), indent=2) + "\n"
+
+
+def main() -> None:
+    stale = {path: text for path, text in pages().items() if not path.exists() or path.read_text() != text}
+    if "--check" in sys.argv:
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is out of date; `make docs` rewrites it", file=sys.stderr)
+        sys.exit(bool(stale))
+    for path, text in stale.items():
+        path.write_text(text)
+        print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The demo's children: processes of our own commands, stopped whatever happens."""
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Self
+
+from stream_learner.errors import ExitCode, StreamLearnerError
+
+STOP_TIMEOUT_S = 90.0
+RESTARTS = 20
+# These do not get better by trying again.
+NEEDS_A_PERSON = {
+    ExitCode.INTERNAL,
+    ExitCode.USAGE,
+    ExitCode.TOPICS,
+    ExitCode.STATE,
+    ExitCode.INPUT,
+    ExitCode.REJECTS,
+    ExitCode.DIVERGED,
+}
+
+
+class ChildError(StreamLearnerError):
+    """A child ended when it should not have; carries its exit code."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = ExitCode(code) if code in list(ExitCode) else ExitCode.INTERNAL
+
+
+class Child:
+    """A `stream-learner` command in a process and session of its own, so that a Ctrl-C in the terminal reaches only us.
+
+    Its output goes to `log`. A context manager: leaving it stops the process with SIGTERM, and SIGKILL when that takes
+    too long.
+    """
+
+    def __init__(self, arguments: list[str], log: Path):
+        self._arguments = arguments
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "stream_learner", *self._arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process else 0
+
+    def ended(self) -> int | None:
+        """Its exit code, None while it runs."""
+        return self._process.poll() if self._process else None
+
+    def failure(self, what: str, code: int) -> ChildError:
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return ChildError(
+            f"the {what} ended with code {code}: {lines[-1] if lines else 'no output'}; see {self._log}", code
+        )
+
+    def stop(self) -> int:
+        """Asks it to end, waits, and returns its exit code."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class Supervised(Child):
+    """A worker that is started again when it dies, as a supervisor does in production."""
+
+    restarts = 0
+
+    def tend(self) -> None:
+        """Starts it again if it ended in a way that a restart recovers. Raises ChildError otherwise."""
+        code = self.ended()
+        if code is None:
+            return
+        if code in NEEDS_A_PERSON or self.restarts == RESTARTS:
+            raise self.failure("worker", code)
+        self.restarts += 1
+        self.start()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,131 @@
+"""Input records, good and bad, and what must become of each."""
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from confluent_kafka import KafkaError, Message, Producer
+from PIL import Image
+from sklearn.datasets import load_digits
+
+Headers = list[tuple[str, bytes]]
+
+MAX_RECORD_BYTES = 20_000
+MAX_IMAGE_PIXELS = 10_000
+MAX_CLASSES = 10
+BAD_EVERY = 40
+
+
+class Draft(NamedTuple):
+    """A record to feed. `fate` is a split, a reason to reject, or None: used, in a split that a hash decides."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    fate: str | None
+
+
+class Fed(NamedTuple):
+    """A record as it stands in the input."""
+
+    topic: str
+    partition: int
+    offset: int
+    draft: Draft
+
+
+def png(pixels_HW: np.ndarray) -> bytes:
+    """A grey image of uint8 pixels."""
+    data = io.BytesIO()
+    Image.fromarray(pixels_HW).save(data, "png")
+    return data.getvalue()
+
+
+@cache
+def digits() -> list[tuple[bytes, bytes]]:
+    """1,797 handwritten digits of 8 x 8 pixels as (PNG, label); the first ten labels are all ten."""
+    data = load_digits()
+    return [
+        (png((image * 15).astype(np.uint8)), str(label).encode())
+        for image, label in zip(data.images, data.target, strict=True)
+    ]
+
+
+def bad(image: bytes, label: bytes) -> list[Draft]:
+    """A record for every reason to reject one: each has a single flaw."""
+    labelled = [("label", label)]
+
+    def draft(fate: str, value: bytes | None, headers: Headers, key: bytes | None = b"key") -> Draft:
+        return Draft(key, value, headers, fate)
+
+    return [
+        draft("no_image", None, labelled),
+        draft("no_image", None, labelled, key=None),
+        draft("no_image", b"", labelled),
+        draft("undecodable_image", b"\xff\xd8 not a JPEG", labelled),
+        draft("undecodable_image", image[: len(image) // 2], labelled, key=None),
+        draft("oversized_image", png(np.zeros((101, 100), np.uint8)), labelled),
+        draft("oversized_image", image + bytes(MAX_RECORD_BYTES), labelled),
+        draft("no_label", image, []),
+        draft("no_label", image, [("label", b"")]),
+        draft("bad_label", image, [("label", b"\xff\xfe")]),
+        draft("bad_label", image, [("label", b"x" * 257)]),
+        *(draft("bad_weight", image, [*labelled, ("weight", w)]) for w in (b"-1", b"nan", b"inf", b"heavy")),
+        draft("unknown_split", image, [*labelled, ("split", b"holdout")]),
+        draft("too_many_classes", image, [("label", b"eleven")]),
+    ]
+
+
+def good(count: int, seed: int = 0) -> Iterator[Draft]:
+    """Digits with a split, some with a weight; the first ten are training samples of all ten labels."""
+    images = digits()
+    random = np.random.default_rng(seed)
+    for i in range(count):
+        image, label = images[i % len(images)]
+        split = "train" if i < 3 * MAX_CLASSES else random.choice(["train", "validation", "test"], p=[0.8, 0.1, 0.1])
+        weight = [("weight", random.choice([b"0", b"0.5", b"2"]))] if i % 10 == 9 else []
+        yield Draft(None, image, [("label", label), ("split", split.encode()), *weight], str(split))
+
+
+def mixed(count: int, seed: int = 0) -> Iterator[Draft]:
+    """Good records, every fifth without a split, and one bad record among 40, of every kind in turn."""
+    kinds = 0
+    for i, draft in enumerate(good(count, seed)):
+        if i >= BAD_EVERY and i % BAD_EVERY == 0:
+            variants = bad(*digits()[i % len(digits())])
+            yield variants[kinds % len(variants)]
+            kinds += 1
+        elif i >= BAD_EVERY and i % 5 == 0:
+            headers = [(name, value) for name, value in draft.headers if name != "split"]
+            yield Draft(str(i).encode(), draft.value, headers, None)
+        else:
+            yield draft
+
+
+def feed(bootstrap_servers: str, topic: str, drafts: Iterable[Draft], partitions: int = 1) -> list[Fed]:
+    """Writes records to the partitions in turn; each as it stands there, in the order of offsets."""
+    producer = Producer({"bootstrap.servers": bootstrap_servers, "linger.ms": 5})
+    fed = send(producer, topic, drafts, partitions)
+    producer.flush()
+    return fed
+
+
+def send(producer: Producer, topic: str, drafts: Iterable[Draft], partitions: int = 1) -> list[Fed]:
+    """As `feed`, through a producer of the caller's; the list is filled as the broker answers."""
+    fed: list[Fed] = []
+
+    def delivered(draft: Draft) -> Callable[[KafkaError | None, Message], None]:
+        def on_delivery(error: KafkaError | None, message: Message) -> None:
+            assert error is None, error
+            fed.append(Fed(topic, message.partition() or 0, message.offset() or 0, draft))
+
+        return on_delivery
+
+    for i, draft in enumerate(drafts):
+        producer.produce(
+            topic, draft.value, draft.key, i % partitions, headers=draft.headers, on_delivery=delivered(draft)
+        )
+        producer.poll(0)
+    return fed
