@@ -85,7 +85,8 @@ class Worker:
         if self.learner.progress.empty:
             return False
         records = opened.tally.records
-        if records >= settings.max_unsaved_records or opened.pending_bytes >= settings.max_pending_bytes:
+        unsaved = records + self.publisher.unsaved_records
+        if unsaved >= settings.max_unsaved_records or opened.pending_bytes >= settings.max_pending_bytes:
             return True
         by_clock = time.monotonic() - self.saved_at >= settings.every_s
         by_count = settings.every_records is not None and records >= settings.every_records
@@ -118,7 +119,7 @@ class Worker:
         memory = self.learner.memory
         fill = zip(self.learner.labels, memory.counts.tolist(), strict=False)  # a label may have no training sample
         self.metrics.observe_memory(dict(fill), memory.nbytes)
-        self.metrics.observe_unsaved(self.learner.progress.open.tally.records)
+        self.metrics.observe_unsaved(self.learner.progress.open.tally.records + self.publisher.unsaved_records)
 
 
 def run(

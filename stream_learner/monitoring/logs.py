@@ -40,6 +40,8 @@ def configure(
     root.setLevel(level.upper())
     # Not DEBUG: there kafka-python writes SASL passwords (the admin client's configuration, SaslAuthenticate requests).
     logging.getLogger("kafka").setLevel(logging.INFO if level == "debug" else max(logging.WARNING, root.level))
+    # Warns when its thread had to wait a tenth of a second for its turn, which beside training is nothing unusual.
+    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
     logging.captureWarnings(True)
 
 

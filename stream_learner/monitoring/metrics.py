@@ -65,9 +65,7 @@ class Metrics:
         self._checkpoint_time = gauge(
             "last_checkpoint_timestamp_seconds", "When the last checkpoint was made, in seconds since 1970, UTC."
         )
-        self._checkpoint_bytes = gauge(
-            "last_checkpoint_bytes", "What the last checkpoint put into the store, in bytes."
-        )
+        self._checkpoint_bytes = gauge("last_checkpoint_bytes", "Size of the last saved state, in bytes.")
         self._sequence = gauge(
             "checkpoint_sequence", "Sequence of the last checkpoint, as a number; 0 before the first."
         )
@@ -123,11 +121,11 @@ class Metrics:
         """Input records that were learned and are in no committed checkpoint."""
         self._unsaved.set(records)
 
-    def checkpoint_committed(self, manifest: Manifest, seconds: float, size_bytes: int) -> None:
-        """A checkpoint that took `seconds` from snapshot to commit and put `size_bytes` into the store."""
+    def checkpoint_committed(self, manifest: Manifest, seconds: float) -> None:
+        """A checkpoint that took `seconds` from snapshot to commit."""
         self.recovered(manifest)
         self._checkpoint.observe(seconds)
-        self._checkpoint_bytes.set(size_bytes)
+        self._checkpoint_bytes.set(manifest.state.size)
         if manifest.released:
             self._releases.inc()
         elif manifest.decision:

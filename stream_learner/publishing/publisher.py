@@ -26,14 +26,14 @@ EndProcess = Callable[[ExitCode], None]
 class Publisher:
     """Publishes one snapshot at a time on a thread of low priority: a busy one would slow every training step.
 
-    `committed(manifest, seconds, bytes)` and `store_failed()` are told what happened; `end_process` must not return.
+    `committed(manifest, seconds)` and `store_failed()` are told what happened; `end_process` must not return.
     """
 
     def __init__(
         self,
         settings: Settings,
         publish: Publish,
-        committed: Callable[[Manifest, float, int], None],
+        committed: Callable[[Manifest, float], None],
         store_failed: Callable[[], None],
         end_process: EndProcess,
     ):
@@ -43,15 +43,22 @@ class Publisher:
         self._store_failed = store_failed
         self._end_process = end_process
         self._in_flight: Future[None] | None = None
+        self._records = 0
         self._thread = ThreadPoolExecutor(1, "publisher", initializer=_lower_priority)
 
     @property
     def idle(self) -> bool:
         return self._in_flight is None or self._in_flight.done()
 
+    @property
+    def unsaved_records(self) -> int:
+        """Input records of the snapshot that is being published."""
+        return 0 if self.idle else self._records
+
     def submit(self, snapshot: Snapshot, lag: dict[str, dict[int, int]]) -> None:
         """Publishes the snapshot; the one before must be done."""
         assert self.idle
+        self._records = snapshot.closed.tally.records
         self._in_flight = self._thread.submit(self._run, snapshot, lag)
 
     def wait(self, meanwhile: Callable[[], None]) -> None:
@@ -65,7 +72,7 @@ class Publisher:
             began = time.monotonic()
             prepared = self._prepare(snapshot, lag)
             manifest = self._commit(prepared)
-            self._committed(manifest, time.monotonic() - began, prepared.state.size)
+            self._committed(manifest, time.monotonic() - began)
             log.info("checkpoint", sequence=manifest.sequence, released=manifest.released, bytes=prepared.state.size)
             self._clean()
         except StreamLearnerError as error:

@@ -142,17 +142,17 @@ def test_lag_memory_and_what_is_unsaved_are_the_last_seen(registry, metrics):
 
 
 def test_a_save_is_no_release_and_a_refusal_keeps_the_last_releases_accuracy(registry, metrics):
-    metrics.checkpoint_committed(manifest(1, None, None), 0.3, 1000)
+    metrics.checkpoint_committed(manifest(1, None, None), 0.3)
     assert value(registry, "checkpoint_sequence") == 1
     assert value(registry, "last_checkpoint_timestamp_seconds") == CREATED.timestamp()
-    assert value(registry, "last_checkpoint_bytes") == 1000
+    assert value(registry, "last_checkpoint_bytes") == OBJECT.size
     assert value(registry, "checkpoint_seconds_sum") == 0.3
     assert value(registry, "releases_total") == value(registry, "release_refusals_total") == 0
     assert value(registry, "accuracy", kind="test") is None
 
     last = release(validation=(3, 4), test=(1, 2))
-    metrics.checkpoint_committed(manifest(2, decision(True), last), 0.3, 2000)
-    metrics.checkpoint_committed(manifest(3, decision(False), last), 0.3, 3000)
+    metrics.checkpoint_committed(manifest(2, decision(True), last), 0.3)
+    metrics.checkpoint_committed(manifest(3, decision(False), last), 0.3)
     assert value(registry, "releases_total") == 1
     assert value(registry, "release_refusals_total") == 1
     assert value(registry, "accuracy", kind="validation") == 0.75
@@ -160,7 +160,7 @@ def test_a_save_is_no_release_and_a_refusal_keeps_the_last_releases_accuracy(reg
 
 
 def test_a_release_without_held_out_samples_has_no_accuracy(registry, metrics):
-    metrics.checkpoint_committed(manifest(1, decision(True), release((0, 0), (0, 0))), 0.3, 1000)
+    metrics.checkpoint_committed(manifest(1, decision(True), release((0, 0), (0, 0))), 0.3)
     assert value(registry, "accuracy", kind="validation") is None
 
 
