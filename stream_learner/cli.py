@@ -6,6 +6,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -13,6 +14,7 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from stream_learner import __version__, config
@@ -66,19 +68,32 @@ def _run_worker(settings: Settings, *, fresh: bool, accept_rejects: bool) -> Non
     from prometheus_client import REGISTRY
 
     from stream_learner import worker
+    from stream_learner.checkpoints.store import Store
     from stream_learner.learning.allocator import keep_freed_memory
     from stream_learner.monitoring import logs
     from stream_learner.monitoring.health import Health
     from stream_learner.monitoring.metrics import Metrics
     from stream_learner.monitoring.server import serve
+    from stream_learner.streams.journal import ReadBack
+    from stream_learner.streams.transaction import Transaction
 
     logs.configure(settings.log.level, settings.log.format)
     keep_freed_memory()
     health = Health(settings.monitoring.live_timeout_s)
     serve(settings.monitoring.host, settings.monitoring.port, REGISTRY, health)
     stop = _stop_on_signals(settings.run.stop_deadline_s)
-    metrics = Metrics(REGISTRY, __version__)
-    worker.run(settings, metrics, health, stop, _end_process, fresh=fresh, accept_rejects=accept_rejects)
+    worker.run(
+        settings,
+        Store(settings.checkpoint.store),
+        Transaction(settings),
+        ReadBack(settings),
+        Metrics(REGISTRY, __version__),
+        health,
+        stop,
+        _end_process,
+        fresh=fresh,
+        accept_rejects=accept_rejects,
+    )
 
 
 def _stop_on_signals(deadline_s: float) -> threading.Event:
@@ -115,21 +130,85 @@ def demo(
     summary: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the summary as JSON too.", show_default=False)
     ] = None,
-    picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save the last view as an SVG picture.", show_default=False)
-    ] = None,
 ) -> None:
     """Watch a model learn from a real Kafka: starts a broker, a feeder and a worker, and stops them at the end."""
     from stream_learner.local.demo import run_demo
     from stream_learner.local.view import summary_table
 
-    console = Console(record=picture is not None)
-    found = run_demo(data, resume, seed, console.print, lambda view: Live(view, console=console, auto_refresh=False))
-    console.print(summary_table(found))
+    found = run_demo(data, resume, seed, out.print, lambda view: Live(view, console=out, auto_refresh=False))
+    out.print(summary_table(found))
     if summary:
         summary.write_bytes(msgspec.json.encode(found))
-    if picture:
-        console.save_svg(str(picture), title="make demo")
+
+
+class Order(StrEnum):
+    SHUFFLED = "shuffled"
+    BY_CLASS = "by_class"
+    DRIFTING = "drifting"
+
+
+class DataSplit(StrEnum):
+    TRAIN = "train"
+    TEST = "test"
+    ALL = "all"
+
+
+@app.command()
+def feed(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    data: DataFolder = None,
+    split: Annotated[DataSplit, typer.Option(help="Which parquet files, by how their names start.")] = DataSplit.TRAIN,
+    topic: Annotated[str | None, typer.Option(help="Topic to feed; the first input topic when left out.")] = None,
+    order: Annotated[
+        Order, typer.Option(help="All classes mixed, one class after the other, or a mix that changes smoothly.")
+    ] = Order.SHUFFLED,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Records per second; as fast as it goes when left out.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Records to send at most.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data set, each in a new order.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order.")] = 0,
+) -> None:
+    """Send a data set to a topic, as records of the plain form."""
+    from stream_learner.local import feeder
+    from stream_learner.local.datasets import open_dataset
+
+    settings = config.load(config_file, overrides)
+    dataset = open_dataset(data, split.value)
+    total = min(len(dataset) * epochs, limit or len(dataset) * epochs)
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=err) as progress:
+        bar = progress.add_task(f"feeding {dataset.name}", total=total)
+        fed = feeder.feed(
+            dataset,
+            settings.kafka,
+            topic or settings.input.topics[0],
+            order=feeder.ORDERS[order],
+            seed=seed,
+            epochs=epochs,
+            limit=limit,
+            rate=rate,
+            on_progress=lambda sent: progress.update(bar, completed=sent),
+            stop=_stop_on_signals(settings.run.stop_deadline_s),
+        )
+    ends = ", ".join(f"{partition}: {offset}" for partition, offset in fed.end_offsets.items())
+    out.print(f"fed {fed.records} records; end offset of each partition: {ends}")
+
+
+@app.command()
+def kafka(
+    folder: Annotated[Path, typer.Option(help="Where the broker keeps its data.")] = Path(".stream-learner/kafka"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback.")] = 9092,
+) -> None:
+    """Run the local one-node Kafka by itself until Ctrl-C, for people who develop."""
+    from stream_learner.local.broker import Broker
+
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    with Broker(folder.resolve(), port) as broker:
+        out.print(f"Kafka is at {broker.bootstrap_servers}; Ctrl-C stops it")
+        stop.wait()
 
 
 @app.command()

@@ -36,7 +36,7 @@ KafkaName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,200}$")]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class RunSettings(Section):
@@ -349,10 +349,14 @@ def load(path: Path | None, overrides: list[str] | None = None) -> Settings:
     try:
         settings = Merged(**_nested(overrides or []))
         _reject_unknown_environment()
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except SettingsError as error:
-        raise UsageError(f"the environment holds a setting that cannot be read: {error}") from None
+        raise UsageError(
+            f'the environment holds a setting that cannot be read; a list is written as ["a", "b"]: {error}'
+        ) from None
     except ValidationError as error:
         raise UsageError("; ".join(map(_explain, error.errors()))) from None
     return settings

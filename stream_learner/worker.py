@@ -124,6 +124,9 @@ class Worker:
 
 def run(
     settings: Settings,
+    store: Store,
+    transaction: Transaction,
+    read_back: ReadBack,
     metrics: Metrics,
     health: Health,
     stop: threading.Event,
@@ -137,9 +140,7 @@ def run(
     Raises subclasses of StreamLearnerError. A publication that fails ends the process through `end_process`.
     """
     decoder = Decoder.from_settings(settings)
-    store = Store(settings.checkpoint.store)
     learner = Learner(settings)
-    transaction = Transaction(settings)
     recovered = recover(settings, store, transaction.fence, fresh)
     learner.begin(recovered.positions)
     if recovered.manifest and recovered.tensors and recovered.document:
@@ -149,7 +150,7 @@ def run(
         learner.restore_released(*recovered.released)
     source = Source(settings.kafka, settings.input.topics, recovered.positions)
     last = recovered.manifest, recovered.manifest_digest
-    publish = Publish(settings, store, transaction, ReadBack(settings), recovered.topic_ids, *last)
+    publish = Publish(settings, store, transaction, read_back, recovered.topic_ids, *last)
     publisher = Publisher(settings, publish, metrics.checkpoint_committed, metrics.store_failed, end_process)
     stream = batches(source, decoder, recovered.positions, settings.batch, stop)
     breaker = Breaker(settings.rejects, enabled=not accept_rejects)

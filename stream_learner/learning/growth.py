@@ -45,8 +45,9 @@ def start_moments(optimizer: Optimizer, layer: nn.Linear, first_row: int) -> Non
         moments = optimizer.state.get(parameter, {})
         if "exp_avg" not in moments or parameter.grad is None:
             continue
-        beta1, beta2 = optimizer.param_groups[0]["betas"]
+        group = optimizer.param_groups[0]
+        beta1, beta2 = group["betas"]
         steps_before = float(moments["step"])
-        gradient = parameter.grad[first_row:]
+        gradient = parameter.grad[first_row:] + group["weight_decay"] * parameter.detach()[first_row:]
         moments["exp_avg"][first_row:] = (1 - beta1**steps_before) * gradient
         moments["exp_avg_sq"][first_row:] = (1 - beta2**steps_before) * gradient**2

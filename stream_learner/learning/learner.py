@@ -33,7 +33,8 @@ class Learner:
     count, however often the learner was saved and restored between them."""
 
     def __init__(self, settings: Settings):
-        """Raises UsageError when the settings name a model, strategy or device that is not there."""
+        """Raises UsageError when the settings name a model, strategy or device that is not there, or images too small
+        for the model."""
         self._settings = settings
         self._strategy = lookup(STRATEGIES, settings.learning.strategy, "learning.strategy")()
         self._placement = place(settings.learning, lookup(models.MODELS, settings.model.name, "model.name"))
@@ -109,7 +110,7 @@ class Learner:
             if sample.split is Split.TRAIN:
                 train.append(sample)
             else:
-                self._held_out[sample.split].add(sample.record, sample.pixels_HWC, index, sample.weight)
+                self._held_out[sample.split].add(sample.record, sample.pixels_HWC, index, self._weight(sample))
         if len(self.labels) > self._model.head.out_features:
             if self._new_rows_from is None:
                 self._new_rows_from = self._model.head.out_features
@@ -117,12 +118,14 @@ class Learner:
         return train
 
     def _minibatch(self, samples: list[Sample]) -> Minibatch:
-        limit = self._settings.learning.max_weight
         return self._to_device(
             np.stack([sample.pixels_HWC for sample in samples]),
             np.array([self._index_of[sample.label] for sample in samples], np.int64),
-            np.array([weighting.clip(sample.weight, limit) for sample in samples], np.float32),
+            np.array([self._weight(sample) for sample in samples], np.float32),
         )
+
+    def _weight(self, sample: Sample) -> float:
+        return weighting.clip(sample.weight, self._settings.learning.max_weight)
 
     def _to_device(self, pixels_NHWC: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Minibatch:
         return Minibatch(*(torch.from_numpy(a).to(self._placement.device) for a in (pixels_NHWC, labels, weights)))
@@ -177,9 +180,8 @@ class Learner:
 
     def _remember(self, train: list[Sample]) -> None:
         for sample in train:
-            weight = weighting.clip(sample.weight, self._settings.learning.max_weight)
-            if weight > 0:
-                self.memory.add(sample.record, sample.pixels_HWC, self._index_of[sample.label], weight)
+            if sample.weight > 0:
+                self.memory.add(sample.record, sample.pixels_HWC, self._index_of[sample.label], self._weight(sample))
 
     # -- releasing
 
@@ -252,8 +254,8 @@ class Learner:
             index, key = name.split("/")
             parameter = self._optimizer.param_groups[0]["params"][int(index)]
             # Moments take their parameter's device and memory layout; Adam's step count is a scalar of its own.
-            moment = torch.empty_like(parameter).copy_(tensor) if tensor.ndim else tensor.to(parameter.device)
-            self._optimizer.state[parameter][key] = moment
+            moment = torch.empty_like(parameter) if tensor.ndim else torch.empty_like(tensor, device=parameter.device)
+            self._optimizer.state[parameter][key] = moment.copy_(tensor)
         self.memory.restore(_under("memory", tensors))
         for split, held_out in self._held_out.items():
             held_out.restore(_under(split.value, tensors))

@@ -68,15 +68,12 @@ class BalancedMemory:
         self._know_class(label)
         key = self._key(record)
         heap = self._heaps[label]
-        if key in self._slot_of or (len(heap) >= self._limits[label] and key > -heap[0]):
+        if key in self._slot_of or (len(heap) >= self._limits[label] and (not heap or key > -heap[0])):
             return
         self._insert(key, pixels_HWC, label, weight)
         if len(heap) > self._limits[label]:
             self._evict(label)
-        elif len(self) > self.capacity:
-            largest = int(self._counts.argmax())
-            self._evict(largest)
-            self._limits[largest] = self._counts[largest]
+        self._shrink()
 
     def draw(self, size: int) -> np.ndarray:
         """Slots of `size` items drawn uniformly with replacement from torch's generator, int64; none when empty."""
@@ -95,7 +92,8 @@ class BalancedMemory:
         return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes over what `state()` gave. Raises ValueError when the images have another shape."""
+        """Takes over what `state()` gave, as much of it as fits. Raises ValueError when the images have another
+        shape."""
         arrays = {name: tensor.numpy().copy() for name, tensor in state.items()}
         if arrays["pixels"].shape[1:] != self._pixels.shape[1:]:
             raise ValueError(f"images of {arrays['pixels'].shape[1:]}, not {self._pixels.shape[1:]}")
@@ -108,6 +106,7 @@ class BalancedMemory:
             self._heaps[label].append(-int(key))
         for heap in self._heaps:
             heapq.heapify(heap)
+        self._shrink()
 
     def _key(self, record: Record) -> int:
         place = f"{self._seed}/{record.topic}/{record.partition}/{record.offset}".encode()
@@ -132,6 +131,13 @@ class BalancedMemory:
         self._slot_of[key] = slot
         heapq.heappush(self._heaps[label], -key)
         self._counts[label] += 1
+
+    def _shrink(self) -> None:
+        """The largest class gives up its largest key until everything fits."""
+        while len(self) > self.capacity:
+            largest = int(self._counts.argmax())
+            self._evict(largest)
+            self._limits[largest] = self._counts[largest]
 
     def _evict(self, label: int) -> None:
         slot = self._slot_of.pop(-heapq.heappop(self._heaps[label]))

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stream_learner.errors import UsageError
 from stream_learner.records.manifest import ModelSpec
 from stream_learner.registry import lookup
 
@@ -59,6 +60,7 @@ class CNN(ImageClassifier):
     """Convolution 32 of 3x3, max-pool 2, dense 128, dropout 0.2."""
 
     def __init__(self, classes: int, height: int, width: int, channels: int, mean: list[float], std: list[float]):
+        _require(4, height, width)
         flat = 32 * ((height - 2) // 2) * ((width - 2) // 2)
         body = nn.Sequential(
             nn.Conv2d(channels, 32, 3),
@@ -76,7 +78,7 @@ class ResNet18Slim(ImageClassifier):
     """ResNet-18 (He et al. 2016) with 20 filters first and a 3x3 stem: the one of GEM (Lopez-Paz and Ranzato 2017)."""
 
     def __init__(self, classes: int, height: int, width: int, channels: int, mean: list[float], std: list[float]):
-        del height, width  # any: the features are pooled
+        _require(9, height, width)  # or batch normalisation could meet a single value, in a batch of one
         filters = 20
         blocks: list[nn.Module] = []
         before = filters
@@ -114,9 +116,17 @@ class BasicBlock(nn.Module):
         return F.relu(self.residual(x_NCHW) + self.shortcut(x_NCHW))
 
 
+def _require(pixels: int, height: int, width: int) -> None:
+    if min(height, width) < pixels:
+        raise UsageError(
+            f"model.height and model.width must be at least {pixels} for this model, not {height} x {width}"
+        )
+
+
 MODELS: dict[str, type[ImageClassifier]] = {"mlp": MLP, "cnn": CNN, "resnet18_slim": ResNet18Slim}
 
 
 def build(spec: ModelSpec) -> ImageClassifier:
-    """The network that a manifest describes, freshly initialised. Raises UsageError when its name is unknown."""
+    """The network that a manifest describes, freshly initialised. Raises UsageError when its name is unknown, or its
+    images are too small."""
     return lookup(MODELS, spec.name, "model.name")(**spec.arguments)

@@ -18,8 +18,8 @@ class WeightedLoss:
     """sum_i w_i l_i / max(sum_i w_i, S), with S the running mean of sum_i w_i.
 
     Dividing by the batch's own sum would erase what a weight means when a whole batch comes from one producer: a batch
-    of low weights would move the model as far as one of high weights. `mean` is S, an exponential mean that starts at
-    `expected`, the sum of a full batch of weight 1.
+    of low weights would move the model as far as one of high weights. `mean` is S, an exponential mean to be
+    started at the sum of a full batch of weight 1.
     """
 
     mean: float

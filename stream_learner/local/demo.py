@@ -16,7 +16,7 @@ from stream_learner.local.broker import Broker
 from stream_learner.local.datasets import Dataset, open_dataset
 from stream_learner.local.processes import Child, Supervised, free_port
 from stream_learner.local.scrape import scrape
-from stream_learner.local.view import Summary, View
+from stream_learner.local.view import Summary, View, near
 from stream_learner.records.manifest import Manifest
 from stream_learner.records.record import Split
 from stream_learner.records.spans import Positions
@@ -61,7 +61,7 @@ def run_demo(
         settings = config.load(folder / "worker.toml", overrides)
         topics.create(settings, input_partitions=1)
         before = read_status(settings).manifest
-        say(f"Kafka is at {broker.bootstrap_servers}; the run's files are in {folder}")
+        say(f"Kafka is at {broker.bootstrap_servers}; the run's files are in {near(str(folder))}")
         _learn(dataset, data, seed, settings, folder, overrides, show)
         say("everything fed is learned; the worker has saved and stopped")
         return _summary(settings, folder, before, began)

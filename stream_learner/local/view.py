@@ -1,8 +1,10 @@
 """What the demo shows while it runs, and the summary at its end."""
 
 import math
+import os
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 from rich.console import Group, RenderableType
@@ -103,10 +105,14 @@ class View:
         accuracies.add_row("test", percent(figures.get("accuracy", kind="test")), "")
 
         worker = f"worker {self.state}" + (f", restarted {self.restarts} x" if self.restarts else "")
-        hints = f"   kill -9 {self.pid} loses nothing   Ctrl-C stops everything"
-        footer = Text.assemble((worker, "bold"), (hints, "dim"))
+        footer = Text.assemble((worker, "bold"), (f"   kill -9 {self.pid} loses nothing; Ctrl-C stops all", "dim"))
         body = Group(bars, Text(), numbers, Text(), accuracies, Text(), footer)
         return Panel(body, title=f"[bold]{self.title}", border_style="blue", padding=(1, 2))
+
+
+def near(path: str) -> str:
+    """A path as one would type it here."""
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
 
 
 def figure(name: str, value: str) -> tuple[Text, Text]:
@@ -146,7 +152,7 @@ def summary_table(summary: Summary) -> RenderableType:
     """The demo's last words."""
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim")
-    rows.add_column()
+    rows.add_column(overflow="fold")
     rows.add_row("read", f"{summary.records_read:,} records")
     rows.add_row("learned", f"{summary.learned:,}")
     rows.add_row("held out", f"{summary.validation:,} to decide releases, {summary.test:,} to report accuracy")
@@ -155,8 +161,8 @@ def summary_table(summary: Summary) -> RenderableType:
         f"{percent(summary.test_accuracy_before)} before, [bold]{percent(summary.test_accuracy_after)} after[/bold]"
     )
     rows.add_row("test accuracy", accuracy)
-    rows.add_row("release", summary.release)
+    rows.add_row("release", near(summary.release.removeprefix("file://")))
     rows.add_row("topics", "\n".join(summary.topics))
-    rows.add_row("files", summary.folder)
+    rows.add_row("files", near(summary.folder))
     rows.add_row("time", f"{summary.seconds:.0f} s")
     return Panel(rows, title="[bold]done", border_style="green", padding=(1, 2))

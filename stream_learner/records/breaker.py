@@ -21,6 +21,8 @@ class Breaker:
         self._rejected = 0
 
     def observe(self, report: Report) -> None:
+        if not report.records:
+            return  # an idle turn of the loop
         self._batches.append((report.records, len(report.rejections)))
         self._records += report.records
         self._rejected += len(report.rejections)

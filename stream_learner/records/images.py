@@ -1,16 +1,17 @@
 """Encoded image to uint8 pixels of the model's size."""
 
 import io
-import warnings
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from stream_learner.records.record import Reason, RejectError
 
 JPEG_START = b"\xff\xd8"
 PILLOW_MODE = {1: "L", 3: "RGB"}
+# Our own bound is checked on the header, before any pixel is decoded.
+Image.MAX_IMAGE_PIXELS = None
 
 
 def decode(image: bytes, height: int, width: int, channels: int, max_pixels: int) -> np.ndarray:
@@ -22,13 +23,15 @@ def decode(image: bytes, height: int, width: int, channels: int, max_pixels: int
     try:
         pixels = _decode_jpeg(image, channels, max_pixels) if image[:2] == JPEG_START else None
         if pixels is None or pixels.shape[:2] != (height, width):
-            picture = _open(image, max_pixels) if pixels is None else Image.fromarray(pixels.squeeze())
+            picture = _open(image, max_pixels) if pixels is None else _picture(pixels)
             picture = picture.convert(PILLOW_MODE[channels])
             if picture.size != (width, height):
                 picture = picture.resize((width, height), Image.Resampling.BILINEAR)
             pixels = np.asarray(picture)
     except RejectError:
         raise
+    except UnidentifiedImageError:
+        raise RejectError(Reason.UNDECODABLE_IMAGE, "not a JPEG or PNG") from None
     # Image libraries raise whatever the damage made them stumble over; all of it means the same here.
     except Exception as error:  # noqa: BLE001
         raise RejectError(Reason.UNDECODABLE_IMAGE, f"not a JPEG or PNG that can be decoded: {error}") from None
@@ -44,15 +47,17 @@ def _decode_jpeg(image: bytes, channels: int, max_pixels: int) -> np.ndarray | N
 
 
 def _open(image: bytes, max_pixels: int) -> Image.Image:
-    with warnings.catch_warnings():
-        # Our own bound is checked on the header, before any pixel is decoded.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        picture = Image.open(io.BytesIO(image), formats=("JPEG", "PNG"))
+    picture = Image.open(io.BytesIO(image), formats=("JPEG", "PNG"))
     _check_size(picture.height, picture.width, max_pixels)
+    picture.info.pop("transparency", None)  # dropped in any case; converting a palette that has it warns
     if picture.mode.startswith("I"):
         # 16-bit grey: Pillow's convert would clip instead of scale.
         return Image.fromarray((np.asarray(picture, dtype=np.uint32) >> 8).astype(np.uint8))
     return picture
+
+
+def _picture(pixels_HWC: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels_HWC if pixels_HWC.shape[2] == 3 else pixels_HWC[:, :, 0])
 
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:

@@ -79,6 +79,12 @@ def read(bootstrap_servers: str, run_id: str, inputs: Iterable[Place]) -> Log:
     )
 
 
+def saved_positions(bootstrap_servers: str, run_id: str) -> dict[Place, int]:
+    """Positions of the newest manifest; none before the first."""
+    manifests = read_topic(bootstrap_servers, f"{run_id}.checkpoints")
+    return _places(json.loads(manifests[-1].value or b"")["positions"]) if manifests else {}
+
+
 def read_topic(bootstrap_servers: str, topic: str) -> list[Read]:
     """Committed records of a topic of one partition."""
     consumer = Consumer(
@@ -88,11 +94,12 @@ def read_topic(bootstrap_servers: str, topic: str) -> list[Read]:
             "enable.auto.commit": False,
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
+            "fetch.wait.max.ms": 10,
         }
     )
     consumer.assign([TopicPartition(topic, 0, 0)])
     found: list[Read] = []
-    while message := consumer.poll(READ_DEADLINE_S):
+    while (message := consumer.poll(READ_DEADLINE_S)) is not None:
         error = message.error()
         if error and error.code() == KafkaError._PARTITION_EOF:
             consumer.close()

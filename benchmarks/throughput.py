@@ -1,0 +1,375 @@
+"""Throughput of the worker on a real Kafka, against the same learner without Kafka and against bare torch.
+
+    python benchmarks/throughput.py [--model M] [--data DIR] [--rounds N]
+
+Each contender is a process of its own, and they take turns, round after round:
+
+- `bare_torch`: the model's training step alone, on one batch (stream and replay) that stays in memory;
+- `in_memory`: `Decoder`, `batches()` and `Learner` on encoded images held in memory;
+- `worker`: `python -m stream_learner run` on a topic that was filled before, without checkpoints;
+- `worker_saving`: the same, with a checkpoint every 10 s.
+
+The default data are made up: JPEG images of 32 x 32 pixels, about as costly to decode as CIFAR-10's. The last line is
+one JSON object; each of its figures is the least, the median and the greatest of the rounds, and each ratio is taken
+between measurements of one round. The figures of different machines do not compare, the ratios may.
+"""
+
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from stream_learner import config
+from stream_learner.local.broker import Broker
+from stream_learner.local.datasets import Dataset, Example, open_dataset
+from stream_learner.local.feeder import feed
+from stream_learner.local.processes import Child, free_port
+from stream_learner.local.scrape import scrape
+from stream_learner.records.record import Gap, Record
+from stream_learner.streams import topics
+
+MODELS = ("mlp", "cnn", "resnet18_slim")
+CONTENDERS = ("bare_torch", "in_memory", "worker", "worker_saving")
+RATIOS = (
+    ("in_memory", "bare_torch"),
+    ("worker", "bare_torch"),
+    ("worker", "in_memory"),
+    ("worker_saving", "in_memory"),
+    ("worker_saving", "worker"),
+)
+TOPIC = "images"
+IMAGES = 10_000
+CLASSES = 10
+POLLED = 500
+WARM_UP_S = 2.0
+MEASURED_S = 5.0
+SAVE_EVERY_S = 10.0
+NEVER = 10**9
+MIB = 1024 * 1024
+
+console = Console(highlight=False, width=120)
+
+
+class Observation(NamedTuple):
+    """What a process has done by `at_s` (monotonic): records learned, CPU seconds, peak resident bytes."""
+
+    at_s: float
+    records: float
+    cpu_s: float
+    peak_bytes: int
+
+
+class Measurement(NamedTuple):
+    """What a process does once it is warm."""
+
+    records_per_s: float
+    cpu_s_per_1000_records: float
+    peak_memory_bytes: float
+
+
+def observe(pid: int, records: float) -> Observation:
+    """Looks at a process through /proc."""
+    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    status = Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()
+    cpu_s = (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+    return Observation(time.monotonic(), records, cpu_s, int(status[0]) * 1024)
+
+
+def between(first: Observation, last: Observation) -> Measurement:
+    records = last.records - first.records
+    return Measurement(records / (last.at_s - first.at_s), 1000 * (last.cpu_s - first.cpu_s) / records, last.peak_bytes)
+
+
+# -- the contenders that run in memory
+
+
+def bare_torch(overrides: list[str], examples: list[Example]) -> Iterator[float]:
+    """Trains on one batch for ever; yields the input records that each step stands for."""
+    import torch
+    from torch.nn import functional as F
+
+    from stream_learner.learning import models
+    from stream_learner.learning.placement import place
+    from stream_learner.records.manifest import ModelSpec
+
+    del examples
+    settings = config.load(None, overrides)
+    placement = place(settings.learning, models.MODELS[settings.model.name])
+    arguments = settings.model.model_dump(exclude={"name", "max_classes"}) | {"classes": CLASSES}
+    model = models.build(ModelSpec(settings.model.name, arguments))
+    model.to(placement.device, memory_format=placement.memory_format)  # pyright: ignore
+    optimizer = torch.optim.Adam(model.parameters(), settings.learning.learning_rate, fused=True)
+    samples = settings.batch.size + settings.replay_size
+    size = settings.model.height, settings.model.width, settings.model.channels
+    images_NHWC = torch.randint(256, (samples, *size), dtype=torch.uint8, device=placement.device)
+    labels = torch.randint(CLASSES, (samples,), device=placement.device)
+    records = settings.batch.size / (1 - settings.split.validation - settings.split.test)
+    while True:
+        optimizer.zero_grad()
+        with placement.training():
+            loss = F.cross_entropy(model(images_NHWC).float(), labels)
+        loss.backward()
+        optimizer.step()
+        yield records
+
+
+def in_memory(overrides: list[str], examples: list[Example]) -> Iterator[float]:
+    """Learns the records of the topic without the topic; yields how many each batch covers."""
+    from threading import Event
+
+    from stream_learner.learning.batch import batches
+    from stream_learner.learning.learner import Learner
+    from stream_learner.records.decoder import Decoder
+
+    messages = [(e.id.encode(), e.image, [("label", e.label.encode()), ("id", e.id.encode())]) for e in examples]
+
+    class Source:
+        offset = 0
+
+        def poll(self, timeout_s: float) -> list[Record | Gap]:
+            del timeout_s
+            begin, self.offset = self.offset, self.offset + POLLED
+            return [Record(TOPIC, 0, i, 0, *messages[i % len(messages)]) for i in range(begin, self.offset)]
+
+    settings = config.load(None, overrides)
+    learner, start = Learner(settings), {TOPIC: {0: 0}}
+    learner.begin(start)
+    for batch in batches(Source(), Decoder.from_settings(settings), start, settings.batch, Event()):
+        yield learner.learn(batch).records
+
+
+def measure_here(
+    contender: Callable[[list[str], list[Example]], Iterator[float]], overrides: list[str], examples: list[Example]
+) -> Measurement:
+    """Runs a contender in this process until it is measured."""
+    from stream_learner.learning.allocator import keep_freed_memory
+
+    keep_freed_memory()  # as the worker does
+    turns = contender(overrides, examples)
+    next(turns)
+
+    def run_for(seconds: float) -> float:
+        until, records = time.monotonic() + seconds, 0.0
+        while time.monotonic() < until:
+            records += next(turns)
+        return records
+
+    run_for(WARM_UP_S)
+    first = observe(os.getpid(), 0)
+    return between(first, observe(os.getpid(), run_for(MEASURED_S)))
+
+
+def measure_apart(contender: Callable, overrides: list[str], examples: list[Example]) -> Measurement:
+    """Runs a contender in a new process until it is measured."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(measure_here, contender, overrides, examples).result()
+
+
+# -- the worker
+
+
+class Input:
+    """The input topic, filled ahead of who reads it: the data set again and again, always in the same order."""
+
+    def __init__(self, broker: Broker, dataset: Dataset):
+        self.records = 0
+        self._kafka = broker.settings
+        self._dataset = dataset
+
+    def fill(self, records: int) -> None:
+        """Makes it hold at least so many records."""
+        epochs = math.ceil((records - self.records) / len(self._dataset))
+        if epochs > 0:
+            self.records += feed(self._dataset, self._kafka, TOPIC, order=as_it_is, epochs=epochs).records
+
+
+def as_it_is(targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    del rng
+    return np.arange(len(targets))
+
+
+def measure_worker(overrides: list[str], measured_s: float, filled: int, log: Path) -> Measurement:
+    """Runs `stream-learner run` until it is measured, from outside, by what its metrics page says."""
+    settings = config.load(None, overrides)
+    topics.create(settings)
+    with Child(["run", *(word for override in overrides for word in ("--set", override))], log) as worker:
+
+        def look() -> Observation:
+            code = worker.ended()
+            if code is not None:
+                raise worker.failure("worker", code)
+            figures = scrape(settings.monitoring.port)
+            return observe(worker.pid, figures.total("records_in_total") if figures else 0)
+
+        while not look().records:
+            time.sleep(0.1)
+        time.sleep(WARM_UP_S)
+        first = look()
+        time.sleep(measured_s)
+        last = look()
+    if last.records >= filled:
+        raise RuntimeError(f"the worker read all {filled} records before it was measured")
+    return between(first, last)
+
+
+# -- the whole
+
+
+def made_up() -> Dataset:
+    """JPEG images of 32 x 32 pixels: ten colour patterns under noise."""
+    random = np.random.default_rng(0)
+    patterns = random.integers(64, 192, (CLASSES, 8, 8, 3))
+    targets = random.integers(CLASSES, size=IMAGES).tolist()
+    images = []
+    for target in targets:
+        pixels_HWC = (patterns[target] + random.integers(-64, 64, (8, 8, 3))).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels_HWC).resize((32, 32), Image.Resampling.BICUBIC).save(file, "jpeg", quality=90)
+        images.append(file.getvalue())
+    labels, ids = [str(label) for label in range(CLASSES)], [str(index) for index in range(IMAGES)]
+    return Dataset("made-up images", labels, targets, ids, 32, 32, 3, images.__getitem__)
+
+
+def in_memory_sample(dataset: Dataset) -> Dataset:
+    """Some examples of a data set, mixed, their images read."""
+    indices = np.random.default_rng(0).permutation(len(dataset))[:IMAGES].tolist()
+    targets, ids = [dataset.targets[i] for i in indices], [dataset.ids[i] for i in indices]
+    return replace(dataset, targets=targets, ids=ids, read=[dataset.read(i) for i in indices].__getitem__)
+
+
+def measure(
+    common: list[str], model: str, rounds: int, examples: list[Example], topic: Input, folder: Path
+) -> dict[str, list[Measurement]]:
+    """Measurements of every contender, one a round."""
+    found: dict[str, list[Measurement]] = {name: [] for name in CONTENDERS}
+    for number in range(rounds):
+        # There and back, so that a machine that slows down or speeds up favours nobody.
+        for name in CONTENDERS if number % 2 == 0 else reversed(CONTENDERS):
+            saving = name == "worker_saving"
+            overrides = [
+                *common,
+                f"run.id={model}.{number}.{name}",
+                f"model.name={model}",
+                f"checkpoint.every_s={SAVE_EVERY_S if saving else NEVER}",
+                f"monitoring.port={free_port()}",
+            ]
+            if name == "bare_torch":
+                measured = measure_apart(bare_torch, overrides, examples)
+            elif name == "in_memory":
+                measured = measure_apart(in_memory, overrides, examples)
+            else:
+                measured_s = SAVE_EVERY_S if saving else MEASURED_S  # a whole period holds one checkpoint
+                fastest = max(m.records_per_s for m in found["in_memory"])
+                topic.fill(int(1.5 * fastest * (WARM_UP_S + measured_s)))
+                measured = measure_worker(overrides, measured_s, topic.records, folder / "worker.log")
+            found[name].append(measured)
+            console.print(f"{model}, round {number + 1}: {name} {measured.records_per_s:,.0f} records/s")
+    return found
+
+
+Spread = dict[str, float]
+"""Least, median and greatest over the rounds."""
+
+
+def spread(values: Iterable[float]) -> Spread:
+    ordered = sorted(values)
+    figures = {"min": ordered[0], "median": median(ordered), "max": ordered[-1]}
+    return {name: round(figure, 4) for name, figure in figures.items()}
+
+
+def summary(found: dict[str, list[Measurement]]) -> dict[str, dict[str, Spread]]:
+    figures = {
+        field: {name: spread(getattr(m, field) for m in measured) for name, measured in found.items()}
+        for field in Measurement._fields
+    }
+    ratios = {
+        f"{name}/{other}": spread(
+            a.records_per_s / b.records_per_s for a, b in zip(found[name], found[other], strict=True)
+        )
+        for name, other in RATIOS
+    }
+    return figures | {"ratios": ratios}
+
+
+def table(summaries: dict[str, dict[str, dict[str, Spread]]]) -> Table:
+    def show(figures: Spread | None, form: str, unit: float = 1) -> str:
+        if figures is None:
+            return ""
+        low, middle, high = (format(figures[key] / unit, form) for key in ("min", "median", "max"))
+        return f"{middle} ({low}-{high})"
+
+    drawn = Table("model", "contender", caption="median (least-greatest) of the rounds")
+    for column in ("records/s", "to bare", "to memory", "CPU s/1000", "peak MiB"):
+        drawn.add_column(column, justify="right")
+    for model, figures in summaries.items():
+        for name in CONTENDERS:
+            drawn.add_row(
+                model,
+                name,
+                show(figures["records_per_s"][name], ",.0f"),
+                show(figures["ratios"].get(f"{name}/bare_torch"), ".2f"),
+                show(figures["ratios"].get(f"{name}/in_memory"), ".2f"),
+                show(figures["cpu_s_per_1000_records"][name], ".3f"),
+                f"{figures['peak_memory_bytes'][name]['max'] / MIB:,.0f}",
+                end_section=name == CONTENDERS[-1],
+            )
+    return drawn
+
+
+def main(
+    model: Annotated[
+        list[str] | None, typer.Option(help="Model to measure; may be repeated. All when left out.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Data set, in a layout that `stream-learner feed` reads.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each contender has its turn.")] = 3,
+) -> None:
+    """Throughput of the worker on a real Kafka, against the same learner in memory and against bare torch."""
+    dataset = in_memory_sample(open_dataset(data)) if data else made_up()
+    examples = list(dataset)
+    image_bytes = sum(len(example.image) for example in examples) / len(examples)
+    about = {
+        "benchmark": "throughput",
+        "data": f"{dataset.name}: {len(dataset)} of {image_bytes:.0f} bytes, {dataset.width} x {dataset.height} pixels",
+        "rounds": rounds,
+        "cores": os.cpu_count(),
+        "torch": version("torch"),
+        "kafka_python": version("kafka-python"),
+    }
+    console.print(", ".join(f"{key}: {value}" for key, value in about.items()))
+    with TemporaryDirectory() as name, Broker(Path(name) / "kafka") as broker:
+        folder = Path(name)
+        common = [
+            f"kafka.bootstrap_servers={broker.bootstrap_servers}",
+            f"input.topics=['{TOPIC}']",
+            f"model.height={dataset.height}",
+            f"model.width={dataset.width}",
+            f"model.channels={dataset.channels}",
+            f"checkpoint.store={folder / 'objects'}",
+            f"checkpoint.max_unsaved_records={NEVER}",
+            f"release.every_records={NEVER}",
+        ]
+        topics.create(config.load(None, [*common, "run.id=input"]), input_partitions=1)
+        topic = Input(broker, dataset)
+        summaries = {name: summary(measure(common, name, rounds, examples, topic, folder)) for name in model or MODELS}
+    console.print(table(summaries))
+    print(json.dumps(about | {"models": summaries}))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,185 @@
+"""Labelled images on disk, still encoded: what a laptop can feed to a topic."""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from PIL import Image
+
+from stream_learner.errors import DataError
+from stream_learner.local import demo_extra
+
+LAYOUTS = (
+    "a data set is a folder of Hugging Face parquet files (columns `img` or `image`, and `label`) or a folder with one "
+    "folder of JPEG or PNG images for each class"
+)
+DIGITS = "handwritten digits"
+SUFFIXES = (".jpg", ".jpeg", ".png")
+SAMPLED_IMAGES = 100
+MAX_MODEL_PX = 64
+
+SplitName = Literal["train", "test", "all"]
+
+
+class Example(NamedTuple):
+    """An encoded image (JPEG or PNG), its label, and an id that is unique and stable within its data set."""
+
+    image: bytes
+    label: str
+    id: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples in a fixed order; `dataset[i]` reads the image of one, all else is at hand.
+
+    `labels` are the classes in their own order, `targets` the index into them of each example. `height`, `width` (px)
+    and `channels` suit a model for these images.
+    """
+
+    name: str
+    labels: list[str]
+    targets: list[int]
+    ids: list[str]
+    height: int
+    width: int
+    channels: Literal[1, 3]
+    read: Callable[[int], bytes]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self.read(index), self.labels[self.targets[index]], self.ids[index])
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def is_digits(self) -> bool:
+        return self.name == DIGITS
+
+
+def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
+    """The data set in a folder, or scikit-learn's handwritten digits when there is none.
+
+    `split` chooses among parquet files by how their names start; `train` takes all of them when none starts so. Images
+    of class folders are read when they are asked for, those of parquet files at once. Raises DataError, UsageError.
+    """
+    if path is None:
+        dataset = _digits()
+    elif not path.is_dir():
+        raise DataError(f"there is no folder {path}; {LAYOUTS}")
+    elif parquet_files := _visible(path.rglob("*.parquet")):
+        return _parquet(path, _of_split(parquet_files, path, split))
+    else:
+        dataset = _class_folders(path)
+    if split == "test":
+        raise DataError(f"{dataset.name} has no test split of its own")
+    return dataset
+
+
+def _digits() -> Dataset:
+    """The test set of the Optical Recognition of Handwritten Digits data (UCI): 1,797 of 8 x 8 pixels."""
+    with demo_extra():
+        from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    images = [_png(pixels) for pixels in (digits.images * 255 / 16).round().astype("uint8")]
+    ids = [f"digits/{index}" for index in range(len(images))]
+    names = [str(name) for name in digits.target_names]
+    return _dataset(DIGITS, names, digits.target.tolist(), ids, images.__getitem__)
+
+
+def _png(pixels_HW: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels_HW).save(file, "PNG")
+    return file.getvalue()
+
+
+def _of_split(files: list[Path], root: Path, split: SplitName) -> list[Path]:
+    chosen = [file for file in files if split == "all" or file.name.startswith(split)]
+    if not chosen and split == "test":
+        raise DataError(f"no parquet file in {root} has a name that starts with `test`")
+    return chosen or files
+
+
+def _parquet(root: Path, files: list[Path]) -> Dataset:
+    """The image layout of Hugging Face's `datasets` library."""
+    with demo_extra():
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+    images: list[bytes] = []
+    values: list[Any] = []
+    ids: list[str] = []
+    names: list[str] | None = None
+    for file in files:
+        try:
+            schema = pq.read_schema(file)
+            column = next(name for name in ("img", "image") if name in schema.names)
+            table = pq.read_table(file, columns=[column, "label"])
+            images += pc.struct_field(table[column], "bytes").to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+            values += table["label"].to_pylist()
+        # StopIteration: neither column; KeyError: no label; ArrowException: no such field, or not parquet at all.
+        except (StopIteration, KeyError, OSError, pa.ArrowException) as error:
+            raise DataError(f"{file} is not in the image layout ({error or 'no image column'}); {LAYOUTS}") from None
+        names = names or _class_names(schema.metadata or {})
+        ids += [f"{file.relative_to(root).as_posix()}/{row}" for row in range(len(table))]
+    for place, image, value in zip(ids, images, values, strict=True):
+        if image is None or value is None or (names and not 0 <= value < len(names)):
+            raise DataError(f"{place} has no {'image bytes' if image is None else 'known label'}; leave such rows out")
+    return _dataset(root.resolve().name, names, values, ids, images.__getitem__)
+
+
+def _class_names(metadata: dict[bytes, bytes]) -> list[str] | None:
+    """Names of the integer labels, where a parquet file's schema knows them."""
+    if b"huggingface" in metadata:
+        features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
+        return features.get("label", {}).get("names")
+    return json.loads(metadata.get(b"classes", b"null"))
+
+
+def _class_folders(root: Path) -> Dataset:
+    files = [file for file in _visible(root.glob("*/*")) if file.suffix.lower() in SUFFIXES]
+    ids = [file.relative_to(root).as_posix() for file in files]
+    classes = [file.parent.name for file in files]
+    return _dataset(root.resolve().name, None, classes, ids, lambda index: files[index].read_bytes())
+
+
+def _dataset(
+    name: str, labels: list[str] | None, values: list[Any], ids: list[str], read: Callable[[int], bytes]
+) -> Dataset:
+    """`values` are indices into `labels`, or, where there are none, what makes them: its text, in its order."""
+    if labels is None:
+        known = sorted(set(values))
+        index = {value: position for position, value in enumerate(known)}
+        labels, values = [str(value) for value in known], [index[value] for value in values]
+    sample = [read(index) for index in range(0, len(ids), max(1, len(ids) // SAMPLED_IMAGES))]
+    headers = [header for header in map(_header, sample) if header]
+    if not headers:
+        raise DataError(f"there is no image in {name} that can be opened; {LAYOUTS}")
+    (width, height), _ = Counter(size for size, _ in headers).most_common(1)[0]
+    grey = all(mode in ("1", "L", "LA") or mode.startswith("I") for _, mode in headers)
+    return Dataset(
+        name, labels, values, ids, min(height, MAX_MODEL_PX), min(width, MAX_MODEL_PX), 1 if grey else 3, read
+    )
+
+
+def _visible(files: Iterator[Path]) -> list[Path]:
+    """Sorted, without hidden files such as those that a Mac leaves in archives."""
+    return sorted(file for file in files if not file.name.startswith("."))
+
+
+def _header(image: bytes) -> tuple[tuple[int, int], str] | None:
+    """(width, height) and Pillow's mode, read without decoding any pixel."""
+    try:
+        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as picture:
+            return picture.size, picture.mode
+    except OSError:
+        return None

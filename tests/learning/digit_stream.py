@@ -1,0 +1,121 @@
+"""Batches of scikit-learn's handwritten digits, settings for a learner of them, and its state as bytes."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from stream_learner.checkpoints import state
+from stream_learner.config import Settings
+from stream_learner.learning.batch import Batch
+from stream_learner.learning.learner import Learner
+from stream_learner.learning.snapshot import Snapshot
+from stream_learner.records.record import Label, Record, Sample, Split
+from stream_learner.records.report import Report
+from stream_learner.records.spans import Span
+
+SIDE = 9  # pixels; the least that resnet18_slim takes
+_data, TARGETS = load_digits(return_X_y=True)
+EIGHT_NHW = (_data.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+DIGITS_NHWC = np.pad(EIGHT_NHW, ((0, 0), (0, 1), (0, 1)))[..., None]
+
+TRAIN, VALIDATION, TEST = Split
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "run": {"id": "digits"},
+    "input": {"topics": ["images"]},
+    "model": {"name": "mlp", "height": SIDE, "width": SIDE, "channels": 1},
+    "batch": {"size": 8},
+    "learning": {"threads": 1},
+    "release": {"min_held_out": 1},
+}
+
+
+def settings(**overrides: Any) -> Settings:
+    """Settings for small batches of digits; overrides as `section__key`."""
+    document = copy.deepcopy(DEFAULTS)
+    for name, value in overrides.items():
+        section, key = name.split("__")
+        document.setdefault(section, {})[key] = value
+    return Settings.model_validate(document)
+
+
+def digits_of(classes: Iterable[int], count: int, skip: int = 0) -> list[int]:
+    """Indices of `count` digits, alternating between the classes, of each all but its first `skip`."""
+    of_class = cycle([iter(np.flatnonzero(c == TARGETS)[skip:].tolist()) for c in classes])
+    return [next(indices) for _, indices in zip(range(count), of_class, strict=False)]
+
+
+def batch(
+    indices: Sequence[int],
+    first: int = 0,
+    labels: Sequence[Label] | None = None,
+    weights: Sequence[float] = (1.0,),
+    splits: Sequence[Split] = (TRAIN,),
+) -> Batch:
+    """The digits at `indices`, read from offset `first` on; labels, weights and splits are taken in turn."""
+    labels = labels or [str(TARGETS[index]) for index in indices]
+    samples = [
+        Sample(Record("images", 0, offset, 0, None, b"", []), DIGITS_NHWC[index], label, weight, split)
+        for offset, (index, label, weight, split) in enumerate(
+            zip(indices, cycle(labels), cycle(weights), cycle(splits), strict=False), first
+        )
+    ]
+    return Batch(
+        samples=samples,
+        spans={"images": {0: Span(first, first + len(samples))}},
+        records=len(samples),
+        training=sum(sample.split is TRAIN for sample in samples),
+    )
+
+
+def position(learner: Learner) -> int:
+    """The offset that comes next."""
+    return learner.progress.positions.get("images", {}).get(0, 0)
+
+
+def stream() -> list[Batch]:
+    """Small batches in which all that may happen happens: classes that arrive late, held-out samples, weights,
+    a batch of one, one without training samples, one whose weights are all zero."""
+    parts: list[tuple[list[int], dict[str, Any]]] = [
+        (digits_of([0, 1], 8), {}),
+        (digits_of([0, 1], 12, skip=8), {"splits": (TRAIN, VALIDATION, TEST)}),
+        (digits_of([2], 1), {}),
+        (digits_of([0, 1, 2], 8, skip=20), {"weights": (0.5, 2.0, 30.0)}),
+        (digits_of([0, 1, 2], 8, skip=30), {"weights": (0.0,)}),
+        (digits_of([3, 4], 6), {"splits": (VALIDATION, TEST)}),
+        (digits_of([3, 4, 0], 12, skip=40), {"splits": (TRAIN, TEST)}),
+        (digits_of(range(10), 20, skip=60), {"weights": (1.0, 3.0)}),
+        (digits_of([9], 1, skip=70), {}),
+        (digits_of(range(10), 21, skip=80), {"splits": (TRAIN, VALIDATION, TEST)}),
+    ]
+    batches: list[Batch] = []
+    for indices, rest in parts:
+        batches.append(batch(indices, first=sum(b.records for b in batches), **rest))
+    return batches
+
+
+def learn(learner: Learner, batches: Iterable[Batch]) -> list[Report]:
+    return [learner.learn(b) for b in batches]
+
+
+def learned(settings: Settings, batches: Iterable[Batch]) -> Learner:
+    """A new learner after these batches."""
+    learner = Learner(settings)
+    learn(learner, batches)
+    return learner
+
+
+def as_bytes(snapshot: Snapshot) -> bytes:
+    """What a checkpoint would hold of the learner."""
+    return state.encode(snapshot.tensors, snapshot.document)
+
+
+def resumed(settings: Settings, snapshot: Snapshot) -> Learner:
+    """What a restart makes of the snapshot's bytes."""
+    data = as_bytes(snapshot)
+    learner = Learner(settings)
+    learner.restore(state.decode_tensors(data), state.decode_document(data), snapshot.positions)
+    return learner

@@ -1,0 +1,281 @@
+"""What holds for every strategy with every model."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from digit_stream import (
+    DIGITS_NHWC,
+    TARGETS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    as_bytes,
+    batch,
+    digits_of,
+    learn,
+    learned,
+    position,
+    resumed,
+    settings,
+    stream,
+)
+from torch import Tensor
+
+from stream_learner.learning import models
+from stream_learner.learning.evaluation import predict
+from stream_learner.learning.learner import Learner
+from stream_learner.learning.models import MODELS
+from stream_learner.learning.snapshot import Snapshot
+from stream_learner.learning.strategies import STRATEGIES, Step, Strategy
+from stream_learner.records.record import Reason
+
+PAIRS = [{"learning__strategy": s, "model__name": m} for s, m in product(STRATEGIES, MODELS)]
+VARIANTS = [
+    {"learning__optimizer": "sgd", "learning__steps_per_batch": 3},
+    {"learning__optimizer": "sgd", "learning__momentum": 0.0},
+    {"memory__max_items": 7, "held_out__max_items": 3},  # under pressure: classes give items up
+    {"learning__channels_last": True, "learning__weight_decay": 0.01},
+    {"learning__precision": "bf16"},
+]
+
+
+def name(run: dict) -> str:
+    return ",".join(str(value) for value in run.values())
+
+
+for_every_pair = pytest.mark.parametrize("run", PAIRS, ids=name)
+for_every_run = pytest.mark.parametrize("run", PAIRS + VARIANTS, ids=name)
+
+
+def differing(before: Snapshot, after: Snapshot) -> set[str]:
+    """What is not the same byte for byte: the first part of tensors' names, and keys of the document."""
+
+    def contents(tensors: dict[str, Tensor]) -> set[tuple]:
+        return {(name, tuple(t.shape), t.numpy().tobytes()) for name, t in tensors.items()}
+
+    tensors = {name.split("/")[0] for name, *_ in contents(before.tensors) ^ contents(after.tensors)}
+    return tensors | {key for key, value in after.document.items() if before.document[key] != value}
+
+
+@for_every_run
+def test_a_state_comes_back_byte_equal(run):
+    given = settings(**run)
+    learner = Learner(given)
+    for b in stream():
+        learner.learn(b)
+        snapshot = learner.snapshot()
+        assert as_bytes(resumed(given, snapshot).snapshot()) == as_bytes(snapshot)
+
+
+@for_every_run
+def test_a_run_stopped_and_resumed_after_every_batch_ends_like_one_that_was_not(run):
+    given = settings(**run)
+    unbroken = learned(given, stream()).snapshot()
+    learner = Learner(given)
+    for b in stream():
+        learner.learn(b)
+        learner = resumed(given, learner.snapshot())
+    last = learner.snapshot()
+    assert as_bytes(last) == as_bytes(unbroken)
+    assert last.positions == unbroken.positions
+
+
+@for_every_run
+def test_snapshots_change_nothing(run):
+    given = settings(**run)
+    without = learned(given, stream()).snapshot()
+    learner = Learner(given)
+    for b in stream():
+        learner.learn(b)
+        last = learner.snapshot()
+    assert as_bytes(last) == as_bytes(without)
+    assert last.positions == without.positions
+
+
+@for_every_run
+def test_decisions_to_release_change_nothing_but_their_own_time(run):
+    given = settings(**run)
+    without = learned(given, stream()).snapshot()
+    learner = Learner(given)
+    for b in stream():
+        learner.learn(b)
+        learner.decide_release()
+    assert differing(without, learner.snapshot()) == {"decided_at"}
+
+
+@for_every_pair
+def test_a_seed_gives_one_result(run):
+    def result(seed: int) -> bytes:
+        return as_bytes(learned(settings(run__seed=seed, **run), stream()[:4]).snapshot())
+
+    assert result(1) == result(1)
+    assert result(1) != result(2)
+
+
+@for_every_pair
+def test_classes_may_arrive_at_any_time(run):
+    learner = Learner(settings(**run))
+    reports = learn(learner, stream())
+    assert learner.labels == [str(digit) for digit in range(10)]  # the order of their arrival
+    assert [r.learned for r in reports] == [8, 4, 1, 8, 8, 0, 6, 20, 1, 7]
+    assert [r.steps for r in reports] == [1, 1, 1, 1, 0, 0, 1, 1, 1, 1]
+    tensors = learner.snapshot().tensors
+    assert len(tensors["model/head.weight"]) == len(tensors["model/head.bias"]) == 10
+    assert all(torch.isfinite(t).all() for t in tensors.values())
+
+
+@for_every_pair
+def test_every_record_is_counted_once(run):
+    learner = Learner(settings(**run))
+    batches = stream()
+    for b, report in zip(batches, learn(learner, batches), strict=True):
+        assert report.spans == b.spans
+        assert report.records == sum(report.samples.values()) == len(b.samples)
+        assert report.learned == report.samples.get(TRAIN, 0) == b.training
+        assert sum(seen for _, seen in report.prequential.values()) == b.training
+        assert report.rejections == []
+    snapshot = learner.snapshot()
+    records = sum(b.records for b in batches)
+    assert snapshot.closed.tally.records == snapshot.document["records"] == records
+    assert snapshot.positions == {"images": {0: records}}
+    assert learner.progress.empty
+
+
+@for_every_pair
+def test_a_batch_whose_weights_are_all_zero_counts_as_learned_and_changes_nothing(run):
+    learner = learned(settings(**run), stream()[:4])
+    before = learner.snapshot()
+    report = learner.learn(batch(digits_of([0, 1], 5), first=position(learner), weights=[0.0]))
+    assert (report.learned, report.steps, report.rejections) == (5, 0, [])
+    assert differing(before, learner.snapshot()) == {"records"}
+
+
+@for_every_pair
+def test_held_out_samples_alone_teach_nothing(run):
+    learner = learned(settings(**run), stream()[:4])
+    before = learner.snapshot()
+    held_out = batch(digits_of([0, 1, 2], 6), first=position(learner), splits=[VALIDATION, TEST])
+    assert learner.learn(held_out).learned == 0
+    assert differing(before, learner.snapshot()) == {"validation", "test", "records"}
+
+
+@for_every_pair
+def test_batches_of_one_are_learned_without_a_memory(run):
+    learner = Learner(settings(memory__max_items=0, **run))
+    reports = learn(learner, [batch([index], first=index) for index in range(4)])
+    assert [r.steps for r in reports] == [1, 1, 1, 1]
+    assert len(learner.memory) == 0
+
+
+@for_every_pair
+def test_a_batch_is_predicted_before_it_is_learned(run):
+    learner = learned(settings(learning__precision="fp32", learning__steps_per_batch=20, **run), stream()[:4])
+    learner.decide_release()
+    candidate = learner.snapshot().candidate
+    assert candidate
+    network = models.build(candidate.model)
+    network.load_state_dict(candidate.weights)
+    indices = digits_of([0, 1, 2], 30, skip=100)
+    predicted = [candidate.labels[i] for i in predict(network, DIGITS_NHWC[indices], torch.device("cpu"))]
+    wanted = {}
+    for label in ("0", "1", "2"):
+        own = [p for p, index in zip(predicted, indices, strict=True) if str(TARGETS[index]) == label]
+        wanted[label] = own.count(label), len(own)
+    assert learner.learn(batch(indices, first=position(learner))).prequential == wanted
+
+
+def poisoned(strategy: type[Strategy]) -> type[Strategy]:
+    """The strategy, with a loss (weight 7) or a gradient alone (weight 8) that is not finite."""
+
+    class Poisoned(strategy):
+        def loss(self, step: Step) -> Tensor:
+            loss = super().loss(step)
+            if (step.stream.weights == 7).any():
+                return loss * torch.nan
+            if (step.stream.weights == 8).any():
+                return loss + torch.sqrt(0 * loss)  # 0, and its derivative is infinite
+            return loss
+
+    return Poisoned
+
+
+@for_every_pair
+@pytest.mark.parametrize("weight", [7.0, 8.0])
+def test_a_step_that_is_not_finite_is_undone_and_its_records_rejected(run, weight, monkeypatch):
+    monkeypatch.setitem(STRATEGIES, "poisoned", poisoned(STRATEGIES[run["learning__strategy"]]))
+    given = settings(**run | {"learning__strategy": "poisoned"})
+    learner = learned(given, stream()[:4])
+    before = learner.snapshot()
+    bad = batch(
+        digits_of([0, 1, 2], 9), first=position(learner), weights=[weight], splits=[TRAIN, TRAIN, TRAIN, TEST, TRAIN]
+    )
+    report = learner.learn(bad)
+    assert (report.learned, report.steps, report.samples) == (0, 0, {TEST: 1})
+    assert {(r.reason, r.stage) for r in report.rejections} == {(Reason.NON_FINITE_STEP, "learn")}
+    assert [r.record for r in report.rejections] == [s.record for s in bad.samples if s.split is TRAIN]
+    after = learner.snapshot()
+    assert differing(before, after) <= {"rng", "records", "test"}
+    assert as_bytes(resumed(given, after).snapshot()) == as_bytes(after)
+    learner.learn(batch(digits_of([0, 1, 2], 9), first=position(learner)))
+    assert "model" in differing(after, learner.snapshot())
+
+
+@for_every_pair
+def test_three_such_steps_in_a_row_are_a_divergence(run, monkeypatch):
+    monkeypatch.setitem(STRATEGIES, "poisoned", poisoned(STRATEGIES[run["learning__strategy"]]))
+    learner = Learner(settings(**run | {"learning__strategy": "poisoned"}))
+    seen = []
+    for weight in (7, 7, 1, 8, 7, 0, 7, 1):  # a batch that makes no step breaks no row
+        learner.learn(batch(digits_of([0, 1], 4), first=position(learner), weights=[weight]))
+        seen.append(learner.diverged)
+    assert seen == [False, False, False, False, False, False, True, False]
+
+
+@for_every_pair
+def test_labels_beyond_the_most_allowed_are_rejected(run):
+    learner = Learner(settings(model__max_classes=2, **run))
+    b = batch(digits_of([5, 0, 3], 9), splits=[TRAIN, TRAIN, TRAIN, TEST, TEST, TEST])
+    report = learner.learn(b)
+    assert learner.labels == ["5", "0"]
+    assert [r.record for r in report.rejections] == [s.record for s in b.samples if s.label == "3"]
+    assert {r.reason for r in report.rejections} == {Reason.TOO_MANY_CLASSES}
+    assert report.samples == {TRAIN: 4, TEST: 2}
+    assert report.learned == 4
+
+
+@for_every_pair
+def test_new_rows_of_the_head_start_with_adams_first_step(run):
+    """Also when the class was first seen where no step was made: held out, or with weight 0."""
+    learner = learned(settings(**run), stream()[:4])
+    learner.learn(batch(digits_of([3], 2), first=position(learner), splits=[TEST]))
+    learner.learn(batch(digits_of([4], 2), first=position(learner), weights=[0]))
+    learner = resumed(settings(**run), learner.snapshot())
+    learner.learn(batch(digits_of([0, 3, 4], 9, skip=9), first=position(learner)))
+    tensors = learner.snapshot().tensors
+    (index,) = {
+        key.split("/")[1]
+        for key, t in tensors.items()
+        if key.endswith("/exp_avg") and t.shape == tensors["model/head.weight"].shape
+    }
+    step = float(tensors[f"optimizer/{index}/step"])
+    assert step == 5
+    m_hat = tensors[f"optimizer/{index}/exp_avg"] / (1 - 0.9**step)
+    v_hat = tensors[f"optimizer/{index}/exp_avg_sq"] / (1 - 0.999**step)
+    assert torch.allclose(m_hat[3:] ** 2, v_hat[3:], rtol=1e-3)
+    assert not torch.allclose(m_hat[:3] ** 2, v_hat[:3], rtol=1e-1)
+
+
+def test_labels_of_two_types_are_two_classes():
+    learner = learned(settings(), [batch(digits_of([0, 1], 4), labels=["7", 7])])
+    assert learner.labels == ["7", 7]
+    assert resumed(settings(), learner.snapshot()).labels == ["7", 7]
+
+
+def test_weights_are_clipped_and_stay_finite_where_they_are_kept():
+    learner = learned(settings(), [batch(digits_of([0, 1], 6), weights=[1e300, 0.5], splits=[TRAIN, TRAIN, TEST])])
+    tensors = learner.snapshot().tensors
+    assert sorted(set(tensors["memory/weights"].tolist())) == [0.5, 10]
+    assert tensors["test/weights"].max() <= 10
+    assert np.isfinite(learner.snapshot().document["loss_normaliser"])

@@ -1,0 +1,138 @@
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from stream_learner.errors import DataError
+from stream_learner.local.datasets import open_dataset
+
+
+def encoded(value: int, width: int = 6, height: int = 4, mode: str = "RGB", format: str = "PNG") -> bytes:  # noqa: A002
+    file = io.BytesIO()
+    Image.new(mode, (width, height), value).save(file, format)
+    return file.getvalue()
+
+
+def write_parquet(
+    file: Path, labels: list, column: str = "image", metadata: dict | None = None, **image
+) -> list[bytes]:
+    images = [encoded(value, **image) for value in range(len(labels))]
+    rows = [{"bytes": image, "path": None} for image in images]
+    fields = [(column, pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.array(labels).type)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({column: rows, "label": labels}, schema=pa.schema(fields, metadata)), file)
+    return images
+
+
+def test_digits():
+    digits = open_dataset(None)
+    assert (len(digits), digits.labels, digits.is_digits) == (1797, list("0123456789"), True)
+    assert (digits.height, digits.width, digits.channels) == (8, 8, 1)
+    assert len(set(digits.ids)) == 1797
+    first = next(iter(digits))
+    assert (first.label, first.id) == ("0", "digits/0")
+    pixels = np.asarray(Image.open(io.BytesIO(first.image)))
+    assert pixels.dtype == np.uint8
+    # 13 of 16 in the original.
+    assert pixels[0, 3] == round(13 * 255 / 16)
+
+
+def test_parquet_with_the_class_names_of_hugging_face(tmp_path: Path):
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    images = write_parquet(tmp_path / "data" / "train-00000-of-00002.parquet", [1, 0, 1], metadata=metadata)
+    images += write_parquet(tmp_path / "data" / "train-00001-of-00002.parquet", [0], metadata=metadata)
+    write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [0, 1], metadata=metadata)
+    data = open_dataset(tmp_path)
+    assert (data.name, data.labels, data.targets) == (tmp_path.name, ["cat", "dog"], [1, 0, 1, 0])
+    assert [example.image for example in data] == images
+    assert [example.label for example in data] == ["dog", "cat", "dog", "cat"]
+    assert data.ids[-1] == "data/train-00001-of-00002.parquet/0"
+    assert (data.height, data.width, data.channels) == (4, 6, 3)
+    assert len(open_dataset(tmp_path, "test")) == 2
+    assert len(open_dataset(tmp_path, "all")) == 6
+
+
+def test_parquet_with_class_names_in_its_own_metadata(tmp_path: Path):
+    write_parquet(tmp_path / "a.parquet", [1, 0], column="img", metadata={"classes": '["cat", "dog"]'}, mode="L")
+    data = open_dataset(tmp_path)
+    assert [example.label for example in data] == ["dog", "cat"]
+    assert data.channels == 1
+
+
+def test_parquet_without_class_names(tmp_path: Path):
+    write_parquet(tmp_path / "a.parquet", [10, 9, 10])
+    data = open_dataset(tmp_path)
+    assert (data.labels, data.targets) == (["9", "10"], [1, 0, 1])
+
+
+def test_class_folders(tmp_path: Path):
+    for name, format in (("b/2.PNG", "PNG"), ("b/10.jpg", "JPEG"), ("a/1.jpeg", "JPEG")):  # noqa: A001
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encoded(0, width=200, height=100, format=format))
+    (tmp_path / "a" / "._1.jpeg").write_bytes(b"a Mac's")
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
+    data = open_dataset(tmp_path)
+    assert (data.labels, data.ids) == (["a", "b"], ["a/1.jpeg", "b/10.jpg", "b/2.PNG"])
+    assert data[2] == ((tmp_path / "b" / "2.PNG").read_bytes(), "b", "b/2.PNG")
+    assert (data.height, data.width, data.channels) == (64, 64, 3)
+    with pytest.raises(DataError, match="has no test split"):
+        open_dataset(tmp_path, "test")
+
+
+def test_no_such_folder(tmp_path: Path):
+    with pytest.raises(
+        DataError, match=r"there is no folder .*nowhere; a data set is a folder of Hugging Face parquet"
+    ):
+        open_dataset(tmp_path / "nowhere")
+
+
+def test_an_empty_folder(tmp_path: Path):
+    with pytest.raises(DataError, match=r"there is no image .*; a data set is a folder"):
+        open_dataset(tmp_path)
+
+
+def test_files_that_are_no_images(tmp_path: Path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.jpg").write_bytes(b"text")
+    with pytest.raises(DataError, match="that can be opened"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"text": ["a"], "label": [1]},
+        {"image": [{"bytes": b"x", "path": None}]},
+        {"image": [b"x"], "label": [1]},
+        {"image": [{"file": "x"}], "label": [1]},
+    ],
+    ids=["no image", "no label", "plain bytes", "no bytes in the image"],
+)
+def test_parquet_with_other_columns(tmp_path: Path, columns: dict):
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet is not in the image layout"):
+        open_dataset(tmp_path)
+
+
+def test_parquet_that_is_none(tmp_path: Path):
+    (tmp_path / "a.parquet").write_bytes(b"something else entirely")
+    with pytest.raises(DataError, match=r"a\.parquet is not in the image layout"):
+        open_dataset(tmp_path)
+
+
+def test_parquet_rows_that_cannot_be_used(tmp_path: Path):
+    write_parquet(tmp_path / "a.parquet", [0, -1], metadata={"classes": '["cat", "dog"]'})
+    with pytest.raises(DataError, match=r"a\.parquet/1 has no known label"):
+        open_dataset(tmp_path)
+
+
+def test_no_test_files(tmp_path: Path):
+    write_parquet(tmp_path / "train-0.parquet", [0])
+    with pytest.raises(DataError, match="starts with `test`"):
+        open_dataset(tmp_path, "test")

@@ -1,0 +1,43 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checker import Log
+from feed import mixed
+from harness import Run
+
+from stream_learner.local.broker import Broker
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with Broker(tmp_path_factory.mktemp("kafka")) as broker:
+        yield broker
+
+
+NewRun = Callable[..., Run]
+
+
+@pytest.fixture
+def new_run(broker: Broker, tmp_path: Path) -> Iterator[NewRun]:
+    """Makes runs with topics of their own; settings as keyword arguments, `section__key`."""
+    runs: list[Run] = []
+
+    def new_run(partitions: int = 1, **settings: Any) -> Run:
+        overrides = {name.replace("__", ".", 1): value for name, value in settings.items()}
+        folder = tmp_path / f"{tmp_path.name}-{len(runs)}"
+        runs.append(Run(broker, folder, partitions, overrides))
+        return runs[-1]
+
+    yield new_run
+    for run in runs:
+        run.close()
+
+
+@pytest.fixture(scope="session")
+def finished(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Log]:
+    """A run that nothing disturbed, and what it published."""
+    run = Run(broker, tmp_path_factory.mktemp("finished"), partitions=2)
+    run.feed(mixed(3000))
+    return run, run.finish(run.start())

@@ -1,0 +1,254 @@
+"""Runs of the worker as processes of their own, on the real broker."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.request import urlopen
+
+import checker
+import child
+import feed
+from child import Point
+from confluent_kafka.admin import AdminClient, NewTopic
+from feed import Draft, Fed
+
+from stream_learner import config
+from stream_learner.config import Settings
+from stream_learner.local.broker import Broker
+from stream_learner.streams import topics
+
+DEADLINE_S = 60.0
+POLL_S = 0.02
+DEFAULTS = {
+    "model.name": "mlp",
+    "model.height": 8,
+    "model.width": 8,
+    "model.channels": 1,
+    "model.max_classes": feed.MAX_CLASSES,
+    "learning.threads": 1,
+    "batch.linger_s": 0.2,
+    "input.max_record_bytes": feed.MAX_RECORD_BYTES,
+    "input.max_image_pixels": feed.MAX_IMAGE_PIXELS,
+    "release.every_records": 1000,
+    "release.min_held_out": 20,
+    "checkpoint.every_records": 200,
+    "rejects.max_share": 0.2,
+    "monitoring.port": 0,
+    "log.format": "json",
+}
+
+# A process that has imported torch already, and what its optimizers need, makes a worker in a moment.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["stream_learner.cli", "stream_learner.worker", "torch._dynamo"])
+
+T = TypeVar("T")
+
+
+@dataclass
+class Worker:
+    """A worker's process and its log. `poll` gives its exit code, negative for a signal, None while it runs."""
+
+    pid: int
+    poll: Callable[[], int | None]
+    log: Path
+
+    def metric(self, name: str) -> dict[str, float]:
+        """A metric's series on the worker's page, by their labels; none while there is no page."""
+        port = re.search(r'"port":(\d+)', self.text())
+        if not port:
+            return {}
+        try:
+            with urlopen(f"http://127.0.0.1:{port[1]}/metrics", timeout=DEADLINE_S) as page:
+                lines = page.read().decode().splitlines()
+        except OSError:  # it may just have ended
+            return {}
+        series = re.compile(rf"stream_learner_{name}(\{{.*\}})? (.+)")
+        return {found[1]: float(found[2]) for line in lines if (found := series.fullmatch(line))}
+
+    def reaches(self, name: str, value: float) -> None:
+        """Returns once a metric, summed over its series, is at least `value`."""
+        self.until(f"{name} >= {value:g}", lambda: sum(self.metric(name).values()) >= value)
+
+    def paused(self) -> None:
+        """Returns once the process has stopped itself (SIGSTOP)."""
+        self.until("pause", lambda: Path(f"/proc/{self.pid}/stat").read_text().rsplit(")")[-1].split()[0] == "T")
+
+    def until(self, what: str, condition: Callable[[], T]) -> T:
+        """The condition's first true value. Fails, with the log, when the process ends or takes too long."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not (found := condition()):
+            assert self.poll() is None, f"the worker ended with {self.poll()}, before {what}:\n{self.text()}"
+            assert time.monotonic() < deadline, f"no {what} in {DEADLINE_S:g} s:\n{self.text()}"
+            time.sleep(POLL_S)
+        return found
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def ends(self, *codes: int) -> str:
+        """Waits for the end, which must be with one of these exit codes; the log."""
+        deadline = time.monotonic() + DEADLINE_S
+        while (found := self.poll()) is None:
+            assert time.monotonic() < deadline, f"no end in {DEADLINE_S:g} s:\n{self.text()}"
+            time.sleep(POLL_S)
+        assert found in codes, f"ended with {found}, not {codes}:\n{self.text()}"
+        return self.text()
+
+    def stop(self) -> None:
+        """An orderly stop, after a last save."""
+        self.signal(signal.SIGTERM)
+        self.ends(0)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.ends(-signal.SIGKILL)
+
+    def text(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+
+@dataclass
+class Run:
+    """A run with topics, settings and a store of its own; what was fed to it, and its workers so far."""
+
+    broker: Broker
+    folder: Path
+    partitions: int = 1
+    overrides: dict[str, Any] = field(default_factory=dict)
+    fed: list[Fed] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+        topics.create(self.settings)
+        self.create_input()
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def input(self) -> str:
+        return f"{self.id}.input"
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "objects"
+
+    @property
+    def arguments(self) -> list[str]:
+        """`section.key=value` for each setting."""
+        settings = DEFAULTS | {
+            "run.id": self.id,
+            "input.topics": [self.input],
+            "kafka.bootstrap_servers": self.broker.bootstrap_servers,
+            "checkpoint.store": str(self.store),
+        }
+        # JSON's scalars and lists are TOML's too.
+        return [f"{name}={json.dumps(value)}" for name, value in (settings | self.overrides).items()]
+
+    @property
+    def settings(self) -> Settings:
+        return config.load(None, self.arguments)
+
+    def create_input(self) -> None:
+        """The input takes records that the worker's settings do not."""
+        created = self.admin.create_topics([NewTopic(self.input, self.partitions, 1)])
+        created[self.input].result(DEADLINE_S)
+
+    @cached_property
+    def admin(self) -> AdminClient:
+        return AdminClient({"bootstrap.servers": self.broker.bootstrap_servers})
+
+    def feed(self, drafts: Iterable[Draft]) -> None:
+        self.fed += feed.feed(self.broker.bootstrap_servers, self.input, drafts, self.partitions)
+
+    def start(self, *options: str) -> Worker:
+        """A worker, as the command line starts it."""
+        return self._child(child.command, ["run", *self._sets, *options])
+
+    def start_signalled(self, point: Point, number: signal.Signals = signal.SIGKILL) -> Worker:
+        """A worker that sends itself a signal at a point of its protocol."""
+        return self._child(child.signalled, self.arguments, point, number)
+
+    def start_command(self, *options: str) -> Worker:
+        """A worker that a shell's command line starts: slower, and a child of nobody's but ours."""
+        log = self._log()
+        with log.open("ab") as file:
+            command = [sys.executable, "-m", "stream_learner", "run", *self._sets, *options]
+            process = subprocess.Popen(command, stdout=file, stderr=file)
+        return self._add(Worker(process.pid, process.poll, log))
+
+    def finish(self, worker: Worker) -> checker.Log:
+        """Lets a worker learn all that was fed, stops it; what the run published, once the account is checked."""
+        self.learned(worker)
+        worker.stop()
+        return self.check()
+
+    def learned(self, worker: Worker) -> None:
+        """Returns once the worker has learned all that was fed."""
+        # A partition that had no news since the worker's start has no series, but a saved position.
+        saved = checker.saved_positions(self.broker.bootstrap_servers, self.id)
+
+        def at_the_end() -> bool:
+            series = worker.metric("position")
+            return all(
+                max(saved.get((topic, p), 0), series.get(f'{{partition="{p}",topic="{topic}"}}', 0)) >= end
+                for (topic, p), end in self.ends().items()
+            )
+
+        worker.until("end of the input", at_the_end)
+
+    def ends(self) -> dict[checker.Place, int]:
+        """End of each partition, as far as it was fed through this object."""
+        ends: dict[checker.Place, int] = {}
+        for record in self.fed:
+            ends[record.topic, record.partition] = record.offset + 1
+        return ends
+
+    def read(self, topic: str) -> list[checker.Read]:
+        """Committed records of an output topic, named without its prefix."""
+        return checker.read_topic(self.broker.bootstrap_servers, f"{self.id}.{topic}")
+
+    def published(self) -> checker.Log:
+        return checker.read(self.broker.bootstrap_servers, self.id, self.ends())
+
+    def check(self) -> checker.Log:
+        """What was published, once it is checked."""
+        log = self.published()
+        checker.check(log, self.fed)
+        return log
+
+    def close(self) -> None:
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.kill()
+
+    @property
+    def _sets(self) -> list[str]:
+        return [word for argument in self.arguments for word in ("--set", argument)]
+
+    def _child(self, target: Callable[..., None], *arguments: Any) -> Worker:
+        log = self._log()
+        process = processes.Process(target=target, args=(log, *arguments), daemon=True)
+        process.start()
+        assert process.pid
+        return self._add(Worker(process.pid, lambda: process.exitcode, log))
+
+    def _log(self) -> Path:
+        return self.folder / f"worker-{len(self.workers)}.log"
+
+    def _add(self, worker: Worker) -> Worker:
+        self.workers.append(worker)
+        return worker
+

@@ -1,0 +1,71 @@
+"""Stopped, killed, started again: everything fed is accounted for exactly once."""
+
+import random
+import signal
+import time
+
+from child import Point
+from conftest import NewRun
+from feed import mixed
+from harness import Run
+
+KILLS = 5
+
+# Where a worker is killed in its first publication, and the manifests this adds. Three puts and three confirmations
+# each: state, release, evaluation; windows and dead letters, chunks, manifests.
+FIRST_POINTS = [
+    (Point("store", "put"), 0),
+    (Point("transaction", "offsets"), 0),
+    (Point("transaction", "commit"), 1),
+]
+POINTS = [
+    (Point("store", "put"), 0),
+    (Point("store", "put", 3), 0),
+    (Point("transaction", "begin"), 0),
+    (Point("transaction", "confirm"), 0),
+    (Point("transaction", "confirm", 2), 0),
+    (Point("transaction", "confirm", 3), 0),
+    (Point("transaction", "offsets"), 0),
+    (Point("transaction", "commit"), 1),
+    (Point("read_back", "verify"), 1),
+    (Point("store", "delete", before=True), 1),
+    (Point("store", "delete"), 1),
+]
+
+
+def manifests(run: Run) -> int:
+    return len(run.read("history"))
+
+
+def test_a_stopped_run_goes_on(new_run: NewRun) -> None:
+    run = new_run(partitions=2)
+    run.feed(mixed(3000))
+    worker = run.start_command()
+    worker.reaches("checkpoint_sequence", 2)
+    worker.stop()
+    stopped_at = len(run.check().history)
+    run.feed(mixed(1000))
+    log = run.finish(run.start_command())
+    assert len(log.history) > stopped_at
+
+
+def test_kills_at_random_moments(new_run: NewRun) -> None:
+    run = new_run(partitions=3)
+    run.feed(mixed(20_000))
+    moments = random.Random(0)
+    for _ in range(KILLS):
+        worker = run.start()
+        worker.reaches("checkpoint_sequence", manifests(run) + moments.randint(1, 4))
+        time.sleep(moments.uniform(0, 0.2))
+        worker.kill()
+    run.finish(run.start())
+
+
+def test_kills_after_each_effect(new_run: NewRun) -> None:
+    run = new_run(partitions=2, release__every_records=200, checkpoint__keep=1)
+    run.feed(mixed(4000))
+    for point, added in FIRST_POINTS + POINTS:
+        before = manifests(run)
+        run.start_signalled(point).ends(-signal.SIGKILL)
+        assert manifests(run) == before + added, f"killed {point}"
+    run.finish(run.start())

@@ -1,0 +1,160 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from record_images import DIGITS_NHW, digit, encode, record
+
+from stream_learner.config import InputSettings, ModelSettings, RunSettings, Settings, SplitSettings
+from stream_learner.errors import UsageError
+from stream_learner.records.decoder import Decoder, parse_label, parse_split, parse_weight
+from stream_learner.records.formats import plain
+from stream_learner.records.record import Fields, Reason, Record, RejectError, Split
+
+
+def decoder(format: str = "plain") -> Decoder:  # noqa: A002 (the setting's name)
+    return Decoder.from_settings(
+        Settings(
+            run=RunSettings(id="digits"),
+            input=InputSettings(topics=["images"], format=format, max_record_bytes=10_000, max_image_pixels=10_000),
+            model=ModelSettings(height=8, width=8, channels=1),
+            split=SplitSettings(validation=0.25, test=0.25),
+        )
+    )
+
+
+DECODE = decoder()
+
+
+def test_a_record_becomes_a_sample():
+    given_record = record(digit(0), offset=7, label="zero", weight="2.5", split="validation")
+    sample = DECODE(given_record)
+    assert sample.record is given_record
+    assert (sample.label, sample.weight, sample.split) == ("zero", 2.5, Split.VALIDATION)
+    assert np.array_equal(sample.pixels_HWC, DIGITS_NHW[0][:, :, None])
+
+
+@pytest.mark.parametrize(
+    ("reason", "value", "headers"),
+    [
+        (Reason.NO_IMAGE, None, {"label": "0"}),
+        (Reason.NO_IMAGE, b"", {"label": "0"}),
+        (Reason.UNDECODABLE_IMAGE, b"not an image", {"label": "0"}),
+        (Reason.UNDECODABLE_IMAGE, digit(0)[:60], {"label": "0"}),
+        (Reason.OVERSIZED_IMAGE, bytes(10_001), {"label": "0"}),
+        (Reason.OVERSIZED_IMAGE, encode(Image.new("L", (101, 100)), "PNG"), {"label": "0"}),
+        (Reason.NO_LABEL, digit(0), {}),
+        (Reason.NO_LABEL, digit(0), {"label": ""}),
+        (Reason.NO_LABEL, digit(0), {"label": None}),
+        (Reason.BAD_LABEL, digit(0), {"label": b"\xff\xfe"}),
+        (Reason.BAD_LABEL, digit(0), {"label": "é" * 129}),
+        *(
+            (Reason.BAD_WEIGHT, digit(0), {"label": "0", "weight": weight})
+            for weight in ("-1", "-1e-9", "nan", "inf", "-inf", "1e999", "heavy", "", "1,5", b"\xff", b"\x00")
+        ),
+        *(
+            (Reason.UNKNOWN_SPLIT, digit(0), {"label": "0", "split": split})
+            for split in ("training", "TEST", "", b"\xff")
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_rejected_with_its_reason(reason, value, headers):
+    with pytest.raises(RejectError) as caught:
+        DECODE(record(value, **headers))
+    assert caught.value.reason is reason
+    assert caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(("text", "weight"), [("0", 0.0), ("-0.0", 0.0), ("1e300", 1e300), (" 3\n", 3.0)])
+def test_weights_are_finite_and_not_negative(text, weight):
+    assert DECODE(record(digit(0), label="0", weight=text)).weight == weight
+
+
+def test_without_a_weight_it_is_one():
+    assert DECODE(record(digit(0), label="0")).weight == 1.0
+
+
+@pytest.mark.parametrize("split", Split)
+def test_the_split_header_is_honoured(split):
+    assert {DECODE(record(digit(i), label="0", split=split.value)).split for i in range(20)} == {split}
+
+
+def test_of_a_header_that_stands_twice_the_last_counts():
+    twice = record(digit(0), label="first")
+    twice.headers.append(("label", b"last"))
+    assert DECODE(twice).label == "last"
+
+
+def splits(records: list[Record]) -> list[Split]:
+    return [DECODE(r).split for r in records]
+
+
+def test_the_id_header_decides_the_split_before_key_and_image():
+    by_id = splits([record(digit(i), label="0", key=bytes([i]), id="same") for i in range(40)])
+    by_key = splits([record(digit(i), label="0", key=b"same") for i in range(40)])
+    assert len(set(by_id)) == len(set(by_key)) == 1
+    many_ids = splits([record(digit(0), label="0", key=b"same", id=f"{i}") for i in range(40)])
+    many_keys = splits([record(digit(0), label="0", key=f"{i}".encode()) for i in range(40)])
+    assert many_ids == many_keys  # the identity alone decides, wherever it stood
+    assert set(many_ids) == set(Split)
+
+
+def test_the_same_image_lands_in_the_same_split_wherever_it_is_read():
+    images = [digit(i) for i in range(60)]
+    here = splits([record(image, offset=i, label="0") for i, image in enumerate(images)])
+    there = splits([record(image, offset=9000 - i, partition=5, label="1") for i, image in enumerate(images)])
+    assert here == there
+    assert set(here) == set(Split)
+
+
+def test_what_the_record_says_is_checked_before_its_image_is_decoded():
+    with pytest.raises(RejectError) as caught:
+        DECODE(record(b"not an image", label="0", weight="nan"))
+    assert caught.value.reason is Reason.BAD_WEIGHT
+
+
+def test_an_unknown_format_is_refused_with_the_nearest_name():
+    with pytest.raises(UsageError, match=r"input.format = 'plane' is unknown; did you mean plain\?"):
+        decoder("plane")
+
+
+def labelled_by_key(given_record: Record) -> Fields:
+    """A format of a user's own."""
+    return plain(given_record)._replace(label=given_record.key)
+
+
+def test_a_format_of_ones_own_is_reached_by_its_path():
+    sample = decoder(f"{__name__}:labelled_by_key")(record(digit(0), key=b"seven"))
+    assert sample.label == "seven"
+
+
+def test_envelopes_may_carry_typed_fields():
+    assert parse_label(7) == 7
+    assert parse_label("é" * 128) == "é" * 128
+    assert parse_weight(0.5) == 0.5
+    assert parse_split("test") is Split.TEST
+    with pytest.raises(RejectError):
+        parse_label(True)
+
+
+header_names = st.one_of(st.sampled_from(["label", "weight", "split", "id"]), st.text(max_size=5))
+header_values = st.one_of(
+    st.none(), st.binary(max_size=20), st.floats().map(lambda number: str(number).encode()), st.text().map(str.encode)
+)
+
+
+@given(
+    value=st.one_of(st.none(), st.binary(max_size=300), st.sampled_from([digit(0), digit(1)])),
+    key=st.one_of(st.none(), st.binary(max_size=20)),
+    headers=st.lists(st.tuples(header_names, header_values), max_size=6),
+)
+def test_any_record_is_a_sample_or_a_rejection(value, key, headers):
+    try:
+        sample = DECODE(Record("images", 0, 0, 0, key, value, headers))
+    except RejectError:
+        return
+    assert sample.pixels_HWC.shape == (8, 8, 1)
+    assert 0 <= sample.weight < float("inf")
+    assert sample.label
+    assert sample.split in Split

@@ -1,0 +1,135 @@
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator, ValidationError
+
+from stream_learner.records.manifest import (
+    Chunk,
+    Decision,
+    Manifest,
+    ModelSpec,
+    Object,
+    Preprocessing,
+    Release,
+    State,
+    decode_manifest,
+    digest,
+    encode,
+)
+from stream_learner.records.spans import Span
+from stream_learner.records.window import Window, accuracy
+
+OBJECT = Object("file:///objects/digits/000000000002-1/state.safetensors", 100, digest(b"state"))
+ACCURACY = accuracy([("cat", 3, 4), (7, 0, 0), ("é", 0, 2)])
+RELEASE = Release(
+    sequence=1,
+    created_at="2025-01-01T00:00:00.000Z",
+    object=OBJECT,
+    chunks=[Chunk("digits.weights", 0, 12), Chunk("digits.weights", 0, 13)],
+    model=ModelSpec("cnn", {"classes": 3, "height": 8, "width": 8, "channels": 1, "mean": [0.5], "std": [0.25]}),
+    labels=["cat", 7, "é"],
+    preprocessing=Preprocessing(8, 8, 1, [0.5], [0.25]),
+    dtype="float32",
+    validation=ACCURACY,
+    test=accuracy([]),
+    evaluation=OBJECT,
+)
+WHOLE = Manifest(
+    program="stream-learner 0.1.0",
+    run_id="digits",
+    sequence=2,
+    predecessor=digest(b"before"),
+    created_at="2025-01-01T00:01:00.000Z",
+    positions={"images": {0: 10, 11: 2**40}},
+    spans={"images": {0: Span(4, 10), 11: Span(0, 2**40)}},
+    ledger=digest(b"ledger"),
+    topic_ids={"images": "a", "digits.checkpoints": "b"},
+    state=OBJECT,
+    kept=[State(1, OBJECT), State(2, OBJECT)],
+    released=False,
+    decision=Decision(released=False, abstained=False, candidate=0.5, last=0.9, samples=200, reason="worse"),
+    release=RELEASE,
+)
+FIRST_SAVE = msgspec.structs.replace(WHOLE, sequence=1, predecessor=None, decision=None, release=None)
+WINDOW = Window(
+    run_id="digits",
+    sequence=2,
+    created_at="2025-01-01T00:01:00.000Z",
+    spans=WHOLE.spans,
+    records=16,
+    splits={"train": 12, "test": 2},
+    rejected={"no_label": 2},
+    learned=12,
+    steps=3,
+    loss=0.25,
+    prequential=ACCURACY,
+    validation=ACCURACY,
+    test=None,
+    lag={"images": {0: 3}},
+)
+BARE_WINDOW = msgspec.structs.replace(WINDOW, loss=None, validation=None, prequential=accuracy([]))
+
+
+@pytest.mark.parametrize("manifest", [WHOLE, FIRST_SAVE])
+def test_a_manifest_comes_back_as_it_was(manifest):
+    assert decode_manifest(encode(manifest)) == manifest
+    assert encode(decode_manifest(encode(manifest))) == encode(manifest)
+
+
+@pytest.mark.parametrize("document", [WHOLE, FIRST_SAVE, WINDOW, BARE_WINDOW])
+def test_what_is_published_is_valid_by_its_own_schema(document):
+    schema = msgspec.json.schema(type(document))
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
+    published = json.loads(encode(document))
+    validator.validate(published)
+    for broken in ({**published, "spans": {"images": {"0": [1]}}}, {**published, "sequence": "2"}):
+        with pytest.raises(ValidationError):
+            validator.validate(broken)
+    del published["run_id"]
+    with pytest.raises(ValidationError):
+        validator.validate(published)
+
+
+def test_a_window_comes_back_as_it_was():
+    assert msgspec.json.decode(encode(WINDOW), type=Window) == WINDOW
+
+
+def test_partitions_and_spans_have_their_plainest_json():
+    published = json.loads(encode(WHOLE))
+    assert published["spans"]["images"]["0"] == [4, 10]
+    assert published["release"]["labels"] == ["cat", 7, "é"]
+    assert published["release"]["chunks"][0] == {"topic": "digits.weights", "partition": 0, "offset": 12}
+
+
+def test_another_schema_version_is_refused_even_if_it_looks_alike():
+    for version in (0, 2):
+        with pytest.raises(ValueError, match=f"manifest schema version {version}; this program reads 1"):
+            decode_manifest(encode(msgspec.structs.replace(WHOLE, schema_version=version)))
+    with pytest.raises(ValueError, match="manifest schema version 9"):
+        decode_manifest(b'{"schema_version": 9, "everything": "else"}')
+
+
+@given(st.one_of(st.binary(), st.integers(0, len(encode(WHOLE)) - 1).map(lambda end: encode(WHOLE)[:end])))
+def test_what_is_no_manifest_is_refused(data):
+    with pytest.raises(ValueError, match=r"."):
+        decode_manifest(data)
+
+
+def test_fields_a_newer_program_added_are_passed_over():
+    newer = json.loads(encode(WHOLE)) | {"added": 1}
+    assert decode_manifest(json.dumps(newer).encode()) == WHOLE
+
+
+def test_accuracy_leaves_out_classes_without_samples():
+    assert ACCURACY.accuracy == 3 / 6
+    assert ACCURACY.mean_recall == (3 / 4 + 0) / 2
+    assert [c.label for c in ACCURACY.per_class] == ["cat", "é"]
+
+
+def test_digests_are_sha256():
+    assert digest(b"") == "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert digest(memoryview(b"x")) == digest(b"x")

@@ -1,0 +1,149 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_learner.records.progress import DEAD_LETTER_OVERHEAD_BYTES, Progress
+from stream_learner.records.record import Reason, Record, Rejection, Split
+from stream_learner.records.report import Report
+from stream_learner.records.spans import Span, Spans, advance, each, extend, extend_all
+
+
+def rejection(offset: int, reason: Reason = Reason.NO_LABEL) -> Rejection:
+    return Rejection(Record("images", 0, offset, 0, b"key", b"value", []), reason, "decode", "")
+
+
+def report(spans: Spans, **figures) -> Report:
+    return Report(**({"spans": spans, "records": sum(s.end - s.start for _, _, s in each(spans))} | figures))
+
+
+def test_a_span_grows_and_begins_where_it_was_first_seen():
+    spans: Spans = {}
+    extend(spans, "images", 0, 5, 6)
+    extend(spans, "images", 0, 6, 9)
+    extend(spans, "images", 1, 0, 1)
+    assert spans == {"images": {0: Span(5, 9), 1: Span(0, 1)}}
+
+
+@pytest.mark.parametrize("start", [9, 11])
+def test_a_gap_or_an_overlap_raises(start):
+    problem = rf"images\[0\]: offset 10 comes next, not {start}"
+    with pytest.raises(ValueError, match=problem):
+        extend_all({"images": {0: Span(5, 10)}}, {"images": {0: Span(start, 12)}})
+    progress = Progress({"images": {0: 10}})
+    with pytest.raises(ValueError, match=problem):
+        progress.add(report({"images": {0: Span(start, 12)}}))
+    progress = Progress({})
+    progress.add(report({"images": {0: Span(5, 10)}}))
+    progress.close()
+    with pytest.raises(ValueError, match=problem):
+        progress.add(report({"images": {0: Span(start, 12)}}))
+
+
+def test_spans_come_in_sorted_order():
+    spans = {"b": {1: Span(0, 1), 0: Span(2, 3)}, "a": {0: Span(4, 5)}}
+    assert list(each(spans)) == [("a", 0, Span(4, 5)), ("b", 0, Span(2, 3)), ("b", 1, Span(0, 1))]
+
+
+cuts = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 50), st.booleans()), max_size=40)
+
+
+@given(cuts)
+def test_any_way_of_cutting_covers_each_offset_once(steps):
+    """Each step reads some records of one partition, and then may or may not close the window."""
+    start = {"images": {0: 0, 1: 100, 2: 7}}
+    progress, windows = Progress({"images": dict(start["images"])}), []
+    for partition, count, closes in steps:
+        first = progress.positions["images"][partition]
+        progress.add(report({"images": {partition: Span(first, first + count)}}))
+        if closes:
+            windows.append(progress.close())
+    windows.append(progress.close())
+    assert progress.empty
+    covered: Spans = {}
+    for window in windows:
+        extend_all(covered, window.tally.spans)  # raises unless each continues the one before
+    ends = dict(start["images"])
+    for partition, count, _ in steps:
+        ends[partition] += count
+    assert progress.positions == {"images": ends}
+    assert {(p, s.start, s.end) for _, p, s in each(covered)} == {
+        (p, start["images"][p], ends[p]) for p in {p for p, _, _ in steps}
+    }
+    assert sum(w.tally.records for w in windows) == sum(count for _, count, _ in steps)
+    positions = {"images": dict(start["images"])}
+    advance(positions, covered)
+    assert positions == progress.positions
+
+
+def test_the_ledger_says_which_offsets_made_each_batch():
+    progress = Progress({"images": {0: 0, 1: 5}})
+    progress.add(report({"images": {0: Span(0, 32)}}))
+    progress.add(report({"images": {0: Span(32, 40), 1: Span(5, 29)}}))
+    closed = progress.close()
+    assert closed.ledger == [(0, "images", 0, 32), (1, "images", 0, 40), (1, "images", 1, 29)]
+    assert closed.batches == 2
+    assert progress.close().ledger == []
+
+
+def test_an_idle_turn_leaves_nothing_to_publish():
+    progress = Progress({"images": {0: 0}})
+    progress.add(report({}))
+    assert progress.empty
+    progress.add(report({"images": {0: Span(0, 3)}}, records=0))  # control records alone move the position
+    assert not progress.empty
+
+
+def test_pending_bytes_bound_what_waits_for_a_save():
+    progress = Progress({})
+    progress.add(report({"images": {0: Span(0, 2)}}, rejections=[rejection(0), rejection(1)]))
+    assert progress.open.pending_bytes == 2 * (DEAD_LETTER_OVERHEAD_BYTES + len(b"key" + b"value"))
+    assert [r.record.offset for r in progress.close().dead_letters] == [0, 1]
+    assert progress.open.pending_bytes == 0
+
+
+REST = {"run_id": "digits", "sequence": 1, "created_at": "", "validation": None, "test": None, "lag": {}}
+
+
+def test_a_window_sums_its_batches():
+    progress = Progress({})
+    progress.add(
+        report(
+            {"images": {0: Span(0, 10)}},
+            samples={Split.TRAIN: 6, Split.TEST: 2},
+            rejections=[rejection(0), rejection(1, Reason.BAD_WEIGHT)],
+            learned=6,
+            steps=3,
+            loss_sum=6.0,
+            prequential={"cat": (1, 2), "dog": (0, 4)},
+        )
+    )
+    progress.add(
+        report(
+            {"images": {0: Span(10, 15), 1: Span(0, 1)}},
+            samples={Split.TRAIN: 4, Split.VALIDATION: 1},
+            rejections=[rejection(10)],
+            learned=4,
+            steps=1,
+            loss_sum=1.0,
+            prequential={"cat": (2, 2), "emu": (0, 2)},
+        )
+    )
+    window = progress.close().tally.window(**REST)
+    assert window.spans == {"images": {0: Span(0, 15), 1: Span(0, 1)}}
+    assert window.records == 16
+    assert window.splits == {"train": 10, "test": 2, "validation": 1}
+    assert window.rejected == {"no_label": 2, "bad_weight": 1}
+    assert (window.learned, window.steps, window.loss) == (10, 4, 7 / 4)
+    assert [(c.label, c.correct, c.total) for c in window.prequential.per_class] == [
+        ("cat", 3, 4),
+        ("dog", 0, 4),
+        ("emu", 0, 2),
+    ]
+    assert (window.prequential.accuracy, window.prequential.mean_recall) == (3 / 10, 0.25)
+    assert sum(window.splits.values()) + sum(window.rejected.values()) == window.records
+
+
+def test_a_window_without_steps_has_no_loss_and_no_accuracy():
+    window = Progress({}).close().tally.window(**REST)
+    assert window.loss is None
+    assert window.prequential.accuracy is window.prequential.mean_recall is None

@@ -1,0 +1,249 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+from pydantic import BaseModel, ValidationError
+
+from stream_learner import config
+from stream_learner.config import Settings
+from stream_learner.errors import ExitCode, UsageError
+
+FILE = """
+[run]
+id = "digits"
+
+[input]
+topics = ["images"]
+
+[kafka]
+client_id = "file"
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith(config.ENV_PREFIX):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "worker.toml"
+    path.write_text(FILE)
+    return path
+
+
+def problem(path: Path | None, *overrides: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        config.load(path, list(overrides))
+    assert caught.value.code is ExitCode.USAGE
+    return str(caught.value)
+
+
+def test_the_environment_is_stronger_than_the_file_and_set_stronger_than_both(file, monkeypatch):
+    assert config.load(file).kafka.client_id == "file"
+    monkeypatch.setenv("STREAM_LEARNER_KAFKA__CLIENT_ID", "environment")
+    assert config.load(file).kafka.client_id == "environment"
+    assert config.load(file, ["kafka.client_id=set"]).kafka.client_id == "set"
+
+
+def test_sources_are_merged_key_by_key(file, monkeypatch):
+    monkeypatch.setenv("STREAM_LEARNER_KAFKA__BOOTSTRAP_SERVERS", "a:9092,b:9092")
+    settings = config.load(file, ["kafka.ssl_check_hostname=false", "batch.size=8", "batch.linger_s=0.5"])
+    assert settings.kafka.client_id == "file"
+    assert settings.kafka.bootstrap_servers == "a:9092,b:9092"
+    assert settings.kafka.ssl_check_hostname is False
+    assert (settings.batch.size, settings.batch.linger_s) == (8, 0.5)
+
+
+def test_a_file_is_not_needed(monkeypatch):
+    monkeypatch.setenv("STREAM_LEARNER_RUN__ID", "digits")
+    monkeypatch.setenv("STREAM_LEARNER_INPUT__TOPICS", '["images", "more"]')
+    assert config.load(None).input.topics == ["images", "more"]
+    assert config.load(None).run.id == "digits"
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ('input.topics=["a", "b"]', ["a", "b"]),
+        ("kafka.client_id=a=b", "a=b"),
+        ("kafka.client_id=bare words", "bare words"),
+        ('kafka.client_id="42"', "42"),
+        ("checkpoint.store=s3://bucket/folder", "s3://bucket/folder"),
+        ("learning.device=cuda:1", "cuda:1"),
+        ("learning.learning_rate=1e-2", 0.01),
+        ("learning.channels_last=true", True),
+        ("learning.channels_last=auto", "auto"),
+        ("model.mean=[0.1, 0.2, 0.3]", [0.1, 0.2, 0.3]),
+    ],
+)
+def test_set_takes_toml_values_and_bare_words(file, override, value):
+    section, key = override.partition("=")[0].split(".")
+    assert getattr(getattr(config.load(file, [override]), section), key) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[kafka]\nbootstrap_server = 'x'", "unknown setting kafka.bootstrap_server; did you mean bootstrap_servers?"),
+        ("[kafak]\nclient_id = 'x'", "unknown setting kafak; did you mean kafka?"),
+        ("[batch]\nqqq = 1", "unknown setting batch.qqq; known here: linger_s, max_span, size"),
+        ("size = 1", "unknown setting size; known here: batch, checkpoint, held_out"),
+    ],
+)
+def test_an_unknown_key_of_the_file_is_refused_with_the_nearest_name(tmp_path, text, message):
+    path = tmp_path / "worker.toml"
+    path.write_text(text)
+    assert message in problem(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("KAFKA__BOOTSTRAP", "unknown setting kafka.bootstrap; did you mean bootstrap_servers?"),
+        ("KAFAK__CLIENT_ID", "unknown setting STREAM_LEARNER_KAFAK__CLIENT_ID in the environment; did you mean kafka?"),
+        ("BATCH_SIZE", "unknown setting STREAM_LEARNER_BATCH_SIZE in the environment; did you mean batch?"),
+    ],
+)
+def test_an_unknown_variable_is_refused_with_the_nearest_name(file, monkeypatch, name, message):
+    monkeypatch.setenv(config.ENV_PREFIX + name, "x")
+    assert problem(file) == message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("kafka.client=x", "unknown setting kafka.client; did you mean client_id?"),
+        ("kafak.client_id=x", "unknown setting kafak; did you mean kafka?"),
+        ("kafka.client_id", "--set 'kafka.client_id' is not of the form section.key=value"),
+        ("client_id=x", "--set 'client_id=x' is not of the form section.key=value"),
+        ("kafka.sasl.username=x", "--set 'kafka.sasl.username=x' is not of the form section.key=value"),
+    ],
+)
+def test_an_unknown_override_is_refused_with_the_nearest_name(file, override, message):
+    assert problem(file, override) == message
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("run.id=two words", "run.id"),
+        ("run.seed=-1", "run.seed"),
+        ("input.topics=[]", "input.topics"),
+        ("input.topics=images", "input.topics"),
+        ("batch.size=0", "batch.size"),
+        ("batch.size=many", "batch.size"),
+        ("learning.optimizer=adm", "learning.optimizer"),
+        ("learning.learning_rate=nan", "learning.learning_rate"),
+        ("learning.max_weight=inf", "learning.max_weight"),
+        ("model.channels=2", "model.channels"),
+        ("model.mean=[0.1, 0.2]", "model: mean needs 1 or 3 values"),
+        ("model.std=[0]", "model.std"),
+        ("split.test=0.95", "split: validation + test must be below 1"),
+        ("rejects.max_share=1.5", "rejects.max_share"),
+        ("monitoring.port=70000", "monitoring.port"),
+        ("kafka.security_protocol=SASL_SSL", "kafka: SASL_SSL needs sasl_mechanism, sasl_username and sasl_password"),
+    ],
+)
+def test_a_bad_value_names_its_field(file, override, field):
+    message = problem(file, override)
+    assert message.startswith(field)
+    assert "\n" not in message
+
+
+def test_a_bad_value_in_the_environment_names_its_field(file, monkeypatch):
+    monkeypatch.setenv("STREAM_LEARNER_BATCH__SIZE", "many")
+    assert problem(file).startswith("batch.size: ")
+    monkeypatch.setenv("STREAM_LEARNER_INPUT__TOPICS", "images")
+    message = problem(file)
+    assert '"input"' in message
+    assert 'a list is written as ["a", "b"]' in message
+
+
+def test_what_is_required_is_named(tmp_path, monkeypatch):
+    assert problem(None) == "run.id is required; input.topics is required"
+    monkeypatch.setenv("STREAM_LEARNER_RUN__SEED", "1")
+    assert problem(None) == "run.id is required; input.topics is required"
+    assert "there is no settings file" in problem(tmp_path / "missing.toml")
+    assert "there is no settings file" in problem(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"[run", b'[run]\nid = "\xff"'])
+def test_a_file_that_is_not_toml_is_named(tmp_path, content):
+    path = tmp_path / "worker.toml"
+    path.write_bytes(content)
+    assert problem(path).startswith(f"{path} is not valid TOML: ")
+
+
+def test_settings_cannot_be_changed_afterwards(file):
+    settings = config.load(file)
+    with pytest.raises(ValidationError):
+        settings.batch.size = 1
+    with pytest.raises(ValidationError):
+        settings.run = settings.run
+
+
+SASL = ["kafka.security_protocol=SASL_PLAINTEXT", "kafka.sasl_mechanism=PLAIN", "kafka.sasl_username=learner"]
+
+
+def test_secrets_are_redacted(file):
+    settings = config.load(file, [*SASL, "kafka.sasl_password=sesame"])
+    assert settings.kafka.password() == "sesame"
+    for shown in (
+        repr(settings),
+        str(settings),
+        settings.model_dump_json(),
+        json.dumps(settings.model_dump(mode="json")),
+    ):
+        assert "learner" in shown
+        assert "sesame" not in shown
+    assert "sesame" not in problem(file, *SASL, "kafka.sasl_password=sesame", "kafka.request_timeout_s=-1")
+
+
+def test_passwords_come_from_files(file, tmp_path):
+    secret = tmp_path / "password"
+    secret.write_text("sesame \n")
+    settings = config.load(file, [*SASL, f"kafka.sasl_password_file={secret}", f"kafka.ssl_key_password_file={secret}"])
+    assert settings.kafka.password() == settings.kafka.key_password() == "sesame "
+    assert "sesame" not in settings.model_dump_json()
+    assert config.load(file).kafka.password() is config.load(file).kafka.key_password() is None
+
+
+def test_a_password_file_that_cannot_be_read_is_named(file, tmp_path):
+    message = problem(file, *SASL, f"kafka.sasl_password_file={tmp_path / 'missing'}")
+    assert message == f"kafka: cannot read {tmp_path / 'missing'}: No such file or directory"
+
+
+def test_the_schema_describes_every_field(file):
+    schema = config.schema()
+    Draft202012Validator.check_schema(schema)
+    for name, field in Settings.model_fields.items():
+        assert schema["properties"][name]["description"] == field.description
+        section = field.annotation
+        assert isinstance(section, type)
+        assert issubclass(section, BaseModel)
+        described = schema["$defs"][section.__name__]["properties"]
+        assert described.keys() == section.model_fields.keys()
+        for key, setting in described.items():
+            assert setting.get("description", "").endswith("."), f"{name}.{key}"
+    Draft202012Validator(schema).validate(config.load(file).model_dump(mode="json"))
+
+
+def test_every_default_can_be_written_down_and_read_again(file):
+    written = config.load(file).model_dump_json()
+    assert Settings.model_validate_json(written).model_dump_json() == written
+
+
+def test_names_that_follow_from_settings(file):
+    settings = config.load(file)
+    assert settings.prefix == "digits"
+    assert settings.transactional_id == "stream-learner.digits.digits"
+    assert config.load(file, ["topics.prefix=shared"]).transactional_id == "stream-learner.shared.digits"
+    assert settings.replay_size == settings.batch.size == 32
+    assert config.load(file, ["memory.replay_size=5"]).replay_size == 5
+    bytes_in_a_transaction = settings.checkpoint.max_pending_bytes + settings.release.inline_max_bytes
+    assert settings.transaction_timeout_s == settings.checkpoint.timeout_s + bytes_in_a_transaction / 2**20
