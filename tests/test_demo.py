@@ -57,7 +57,7 @@ def test_the_readmes_lines_classify_an_image(demo, tmp_path: Path):
     (tmp_path / "image.png").write_bytes(example.image)
     with Broker(run.resolve() / "kafka") as broker:
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", snippet],
+            [sys.executable, "-c", snippet],
             cwd=tmp_path,
             env=os.environ | {"STREAM_LEARNER_KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap_servers},
             capture_output=True,

@@ -35,32 +35,39 @@ def recover(settings: Settings, store: Store, fence, fresh: bool = False) -> Rec
 
     `fence` is the transaction's. Raises TopicsError, StateError, InputError, StoreError, KafkaUnavailableError.
     """
-    # 1. Read-only checks first: a starter that is misconfigured must not kill the worker that runs.
+    checkpoints = Names.of(settings).checkpoints
+    # 1. Read-only checks first: a starter that is misconfigured must not kill the worker that runs. A killed worker's
+    #    transaction may still be open; it is not waited for here, because 2 aborts it.
     topics.check(settings)
-    _newest(settings, store, fresh)
+    ids = topics.topic_ids(settings, [checkpoints, *settings.input.topics])
+    visible = read_newest(settings, checkpoints, wait=False)
+    if visible is not None:
+        _verified(settings, store, ids, visible)
     # 2. Fence. Nobody else can commit for this run from here on, and what was open is aborted.
     fence()
-    # 3. Read again: the other worker may have committed between 1 and 2.
-    found = _newest(settings, store, fresh)
-    if found.manifest is None:
-        if fresh:
-            delete_marker(store, settings)
-        return found
+    # 3. Read again, to the true end: another worker may have committed since, and anybody's transaction may hide it.
+    newest = read_newest(settings, checkpoints)
+    if newest is None:
+        return _fresh_start(settings, store, ids, fresh)
+    found = _verified(settings, store, ids, newest)
     # 4. A crash between the first commit and the marker left none; from here on a lost manifest is noticed.
-    write_marker(store, settings, found.topic_ids[Names.of(settings).checkpoints])
+    write_marker(store, settings, ids[checkpoints])
     return found
 
 
-def _newest(settings: Settings, store: Store, fresh: bool) -> Recovered:
-    """The newest checkpoint, verified; changes nothing."""
+def _fresh_start(settings: Settings, store: Store, ids: dict[str, str], fresh: bool) -> Recovered:
+    """The beginning of every partition, once it is sure, or allowed by `fresh`, that there is nothing to go on from."""
+    if fresh:
+        delete_marker(store, settings)
+    else:
+        _check_nothing_was_published(settings, store, ids[Names.of(settings).checkpoints])
+    first, _ = offsets.bounds(settings, settings.input.topics)
+    return Recovered(first, ids)
+
+
+def _verified(settings: Settings, store: Store, ids: dict[str, str], value: bytes) -> Recovered:
+    """The checkpoint of a manifest, once all that it names is there and fits; changes nothing."""
     checkpoints = Names.of(settings).checkpoints
-    ids = topics.topic_ids(settings, [checkpoints, *settings.input.topics])
-    value = read_newest(settings, checkpoints)
-    if value is None:
-        if not fresh:
-            _check_nothing_was_published(settings, store, ids[checkpoints])
-        first, _ = offsets.bounds(settings, settings.input.topics)
-        return Recovered(first, ids)
     check_marker(store, settings, ids[checkpoints])
     try:
         manifest = decode_manifest(value)

@@ -12,23 +12,29 @@ from stream_learner.streams.connection import ask, kafka_failures, reader
 from stream_learner.streams.topics import Names
 
 
-def read_newest(settings: Settings, topic: str, tail: int | None = None) -> bytes | None:
+def read_newest(settings: Settings, topic: str, tail: int | None = None, wait: bool = True) -> bytes | None:
     """Value of the newest committed record of a one-partition topic; None when it holds none.
 
-    `tail` reads the last so many offsets only. Raises KafkaUnavailableError as `read_committed` does.
+    `tail` and `wait` are those of `read_committed`, and so are the errors.
     """
     newest = None
-    for value in read_committed(settings, topic, tail):
+    for value in read_committed(settings, topic, tail, wait):
         newest = value
     return newest
 
 
 def read_committed(
-    settings: Settings, topic: str, tail: int | None = None, clock: Callable[[], float] = time.monotonic
+    settings: Settings,
+    topic: str,
+    tail: int | None = None,
+    wait: bool = True,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[bytes]:
     """Values of all committed records of a one-partition topic, to its true end.
 
-    The end is the high watermark, asked by a read_uncommitted client: under read_committed the "end" is the last
+    `tail` reads the last so many offsets only; without `wait` what an open transaction hides now is left out.
+
+    The true end is the high watermark, asked by a read_uncommitted client: under read_committed the "end" is the last
     stable offset, which an open transaction of anybody holds back, and records that are committed beyond would be
     missed. Raises KafkaUnavailableError, also when an open transaction keeps the end out of reach for longer than
     `recovery.timeout_s`; it is named then.
@@ -36,7 +42,7 @@ def read_committed(
     place = TopicPartition(topic, 0)
     deadline = clock() + settings.recovery.timeout_s
     with kafka_failures(settings.kafka, f"reading topic {topic}"):
-        with reader(settings.kafka, committed_only=False) as consumer:
+        with reader(settings.kafka, committed_only=not wait) as consumer:
             end = consumer.end_offsets([place])[place]
         with reader(settings.kafka) as consumer:
             consumer.assign([place])

@@ -79,12 +79,6 @@ def read(bootstrap_servers: str, run_id: str, inputs: Iterable[Place]) -> Log:
     )
 
 
-def saved_positions(bootstrap_servers: str, run_id: str) -> dict[Place, int]:
-    """Positions of the newest manifest; none before the first."""
-    manifests = read_topic(bootstrap_servers, f"{run_id}.checkpoints")
-    return _places(json.loads(manifests[-1].value or b"")["positions"]) if manifests else {}
-
-
 def read_topic(bootstrap_servers: str, topic: str) -> list[Read]:
     """Committed records of a topic of one partition."""
     consumer = Consumer(
@@ -170,7 +164,7 @@ def check_windows(log: Log, fed: Sequence[Fed]) -> None:
         where = f"window {window['sequence']}"
         assert window["spans"] == manifest["spans"], f"{where} covers other offsets than its manifest"
         expected: Counter[str | None] = Counter()
-        for place, (start, end) in _places(window["spans"]).items():
+        for place, (start, end) in places(window["spans"]).items():
             assert start == reached[place], f"{where} begins at {place} {start}, not {reached[place]}"
             reached[place] = end
             expected += Counter(fates[place][offset] for offset in range(start, end) if offset in fates[place])
@@ -182,7 +176,7 @@ def check_windows(log: Log, fed: Sequence[Fed]) -> None:
         assert min(surplus.values()) >= 0, f"{where} has too few of a split: {surplus}"
         assert sum(surplus.values()) == hashed, f"{where} has {surplus} over the known splits, not {hashed} in all"
         assert window["learned"] == window["splits"].get("train", 0), f"{where} did not learn its training samples"
-    assert reached == _places(log.manifest["positions"]), "the windows do not end at the manifest's positions"
+    assert reached == places(log.manifest["positions"]), "the windows do not end at the manifest's positions"
 
 
 def check_objects(log: Log) -> None:
@@ -211,7 +205,7 @@ def check_dead_letters(log: Log, fed: Sequence[Fed]) -> None:
         assert origin not in letters, f"{origin} is in the dead letters twice"
         letters[origin] = letter
         assert errors.keys() == {"topic", "partition", "offset", "stage", "exception.class.name", "exception.message"}
-    positions = _places(log.manifest["positions"])
+    positions = places(log.manifest["positions"])
     rejected = {
         (r.topic, r.partition, r.offset): r.draft
         for r in fed
@@ -240,10 +234,11 @@ def _check_dead_letter(letter: Read, draft: Draft, origin: tuple[str, int, int])
 
 def check_positions(log: Log) -> None:
     """The group offsets mirror the newest manifest's positions."""
-    assert log.group == _places(log.manifest["positions"]), "the group offsets are not the manifest's positions"
+    assert log.group == places(log.manifest["positions"]), "the group offsets are not the manifest's positions"
 
 
-def _places(nested: dict[str, dict[str, Any]]) -> dict[Place, Any]:
+def places(nested: dict[str, dict[str, Any]]) -> dict[Place, Any]:
+    """What is nested by topic and partition, flat."""
     return {(topic, int(p)): value for topic, partitions in nested.items() for p, value in partitions.items()}
 
 

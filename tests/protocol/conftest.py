@@ -1,22 +1,13 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checker import Log
 from feed import mixed
-from harness import Run
+from harness import NewRun, Run
 
 from stream_learner.local.broker import Broker
-
-
-@pytest.fixture(scope="session")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    with Broker(tmp_path_factory.mktemp("kafka")) as broker:
-        yield broker
-
-
-NewRun = Callable[..., Run]
 
 
 @pytest.fixture

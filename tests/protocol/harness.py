@@ -19,7 +19,8 @@ import checker
 import child
 import feed
 from child import Point
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 from feed import Draft, Fed
 
 from stream_learner import config
@@ -198,7 +199,7 @@ class Run:
     def learned(self, worker: Worker) -> None:
         """Returns once the worker has learned all that was fed."""
         # A partition that had no news since the worker's start has no series, but a saved position.
-        saved = checker.saved_positions(self.broker.bootstrap_servers, self.id)
+        saved = self.saved()
 
         def at_the_end() -> bool:
             series = worker.metric("position")
@@ -211,10 +212,12 @@ class Run:
 
     def ends(self) -> dict[checker.Place, int]:
         """End of each partition, as far as it was fed through this object."""
-        ends: dict[checker.Place, int] = {}
-        for record in self.fed:
-            ends[record.topic, record.partition] = record.offset + 1
-        return ends
+        return {(record.topic, record.partition): record.offset + 1 for record in self.fed}
+
+    def saved(self) -> dict[checker.Place, int]:
+        """Positions of the newest manifest; none before the first."""
+        manifests = self.read("checkpoints")
+        return checker.places(json.loads(manifests[-1].value or b"")["positions"]) if manifests else {}
 
     def read(self, topic: str) -> list[checker.Read]:
         """Committed records of an output topic, named without its prefix."""
@@ -252,3 +255,5 @@ class Run:
         self.workers.append(worker)
         return worker
 
+
+NewRun = Callable[..., Run]

@@ -114,7 +114,9 @@ def move_group(log: Log) -> None:
     log.group[next(iter(log.group))] += 1
 
 
-DAMAGE = {
+Damage = Callable[[Log], None]
+
+DAMAGE: dict[Damage, str] = {
     drop_window: "not one window for each manifest",
     double_window: "not one window for each manifest",
     swap_windows: "not one window for each manifest",
@@ -139,7 +141,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
-def test_damage_is_seen(finished: tuple[Run, Log], damage: Callable[[Log], None]) -> None:
+def test_damage_is_seen(finished: tuple[Run, Log], damage: Damage) -> None:
     run, log = finished
     damaged = copy.deepcopy(log)
     damage(damaged)

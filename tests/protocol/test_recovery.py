@@ -5,9 +5,8 @@ import signal
 import time
 
 from child import Point
-from conftest import NewRun
 from feed import mixed
-from harness import Run
+from harness import NewRun, Run
 
 KILLS = 5
 

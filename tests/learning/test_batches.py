@@ -1,0 +1,195 @@
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_learner.config import BatchSettings
+from stream_learner.learning.batch import Batch, batches
+from stream_learner.records.record import Gap, Reason, Record, RejectError, Sample, Split
+from stream_learner.records.spans import Positions, Span, each, extend_all
+
+Polls = Sequence[Sequence[Record | Gap]]
+PIXELS_HWC = np.zeros((1, 1, 1), np.uint8)
+
+
+class Stop:
+    def __init__(self):
+        self.asked = False
+
+    def is_set(self) -> bool:
+        return self.asked
+
+
+@dataclass
+class Script:
+    """A source that gives what was written down, then asks to stop. Each poll, and each decoding, takes time."""
+
+    polls: Polls
+    now: float = 0.0
+    poll_s: float = 0.0
+    decode_s: float = 0.0
+    stop: Stop = field(default_factory=Stop)
+
+    def poll(self, timeout_s: float) -> list[Record | Gap]:
+        if not self.polls:
+            self.stop.asked = True
+            return []
+        polled, self.polls = list(self.polls[0]), self.polls[1:]
+        self.now += self.poll_s if polled else timeout_s
+        return polled
+
+    def decode(self, record: Record) -> Sample:
+        self.now += self.decode_s
+        if record.value == b"bad":
+            raise RejectError(Reason.UNDECODABLE_IMAGE, "bad")
+        assert record.value
+        return Sample(record, PIXELS_HWC, "label", 1.0, Split(record.value.decode()))
+
+
+def record(offset: int, value: bytes = b"train", partition: int = 0) -> Record:
+    return Record("images", partition, offset, 1000 + offset, None, value, [])
+
+
+def read(script: Script, positions: Positions | None = None, **settings) -> list[Batch]:
+    chosen = BatchSettings(**({"linger_s": 1e6} | settings))
+    return list(batches(script, script.decode, positions or {}, chosen, script.stop, lambda: script.now))
+
+
+def spans(of: list[Batch]) -> list[dict[int, tuple[int, int]]]:
+    return [{p: tuple(span) for _, p, span in each(b.spans)} for b in of]
+
+
+def test_a_batch_closes_when_it_is_full():
+    script = Script([[record(i) for i in range(7)], [record(i) for i in range(7, 10)]])
+    got = read(script, size=4)
+    assert spans(got) == [{0: (0, 4)}, {0: (4, 8)}]  # the two left over were dropped with the stop
+    assert [[s.record.offset for s in b.samples] for b in got] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_only_training_samples_fill_a_batch():
+    values = [b"train", b"test", b"bad", b"validation", b"train", b"test"]
+    (got,) = read(Script([[record(i, value) for i, value in enumerate(values)]]), size=2)
+    assert (got.records, got.training, len(got.samples)) == (5, 2, 4)
+    assert [(r.record.offset, r.reason, r.stage) for r in got.rejections] == [(2, Reason.UNDECODABLE_IMAGE, "decode")]
+    assert spans([got]) == [{0: (0, 5)}]
+
+
+def test_a_batch_closes_after_max_span_records_even_if_none_is_for_training():
+    got = read(Script([[record(i, b"test") for i in range(7)]]), size=2, max_span=3)
+    assert spans(got) == [{0: (0, 3)}, {0: (3, 6)}]
+    assert [b.training for b in got] == [0, 0]
+
+
+def test_a_batch_closes_when_it_has_lingered():
+    script = Script([[record(0)], *[[]] * 10, [record(1)], *[[]] * 30])
+    got = read(script, size=4, linger_s=0.95)  # an empty poll takes 0.1 s
+    assert spans(got)[:2] == [{0: (0, 1)}, {0: (1, 2)}]
+    assert spans(got)[2:] == [{}, {}]  # an idle loop keeps turning
+
+
+def test_a_slow_stream_closes_by_the_clock_too():
+    script = Script([[record(i)] for i in range(9)], poll_s=0.4)
+    assert spans(read(script, size=100, linger_s=1.0)) == [{0: (0, 3)}, {0: (3, 6)}, {0: (6, 9)}]
+
+
+def test_a_stop_between_batches_drops_what_was_polled():
+    script = Script([[record(i) for i in range(10)]])
+    got = []
+    for b in batches(script, script.decode, {}, BatchSettings(size=3), script.stop, lambda: script.now):
+        got.append(b)
+        script.stop.asked = True
+    assert spans(got) == [{0: (0, 3)}]
+
+
+def test_a_stop_drops_the_open_batch_even_if_it_has_lingered():
+    script = Script([[record(0)]], poll_s=5.0)
+    script.stop.asked = True
+    assert read(script, size=3, linger_s=1.0) == []
+
+
+def test_gaps_belong_to_the_span_around_them():
+    polls: Polls = [[record(3), Gap("images", 0, 6), record(8), Gap("images", 0, 10), record(10)]]
+    got = read(Script(polls), {"images": {0: 0}}, size=2)
+    assert spans(got) == [{0: (0, 9)}]
+    got = read(Script([[record(3), Gap("images", 0, 6), record(8), record(9)]]), {"images": {0: 0}}, size=1)
+    assert spans(got) == [{0: (0, 4)}, {0: (4, 9)}, {0: (9, 10)}]
+
+
+def test_a_gap_alone_moves_the_position():
+    got = read(Script([[Gap("images", 0, 5)], *[[]] * 10]), {"images": {0: 2}}, linger_s=0.95)
+    assert (spans(got), got[0].records) == ([{0: (2, 5)}], 0)
+
+
+def test_a_partition_seen_for_the_first_time_begins_at_zero():
+    got = read(Script([[record(2, partition=1)]]), {"images": {0: 7}}, size=1)
+    assert spans(got) == [{1: (0, 3)}]
+
+
+def test_times_and_newest_timestamps_are_told():
+    script = Script([[record(0), record(1, partition=1)], [record(1)]], poll_s=0.5, decode_s=0.25)
+    (got,) = read(script, size=3)
+    assert (got.poll_s, got.decode_s) == (1.0, 0.75)
+    assert got.newest_timestamp_ms == {("images", 0): 1001, ("images", 1): 1001}
+
+
+@st.composite
+def polls(draw: st.DrawFn) -> Polls:
+    """What three partitions may give, in order, with gaps, in any interleaving."""
+    ends = {0: 0, 1: 50, 2: 7}
+    written: list[list[Record | Gap]] = []
+    for turn in draw(st.lists(st.lists(st.tuples(st.sampled_from([0, 1, 2]), st.integers(0, 4)), max_size=8))):
+        written.append([])
+        for partition, kind in turn:
+            offset = ends[partition]
+            if kind == 0:
+                ends[partition] += 3
+                written[-1].append(Gap("images", partition, offset + 3))
+            else:
+                ends[partition] += 1
+                value = [b"train", b"train", b"test", b"bad"][kind - 1]
+                written[-1].append(record(offset, value, partition))
+    return written
+
+
+START: Positions = {"images": {0: 0, 1: 50, 2: 7}}
+
+
+@given(polls(), st.integers(1, 5), st.integers(1, 9), st.sampled_from([0.25, 1e6]))
+def test_batches_cover_what_was_read_once_in_order_and_without_a_hole(written, size, max_span, linger_s):
+    items = [item for poll in written for item in poll]
+    got = read(Script(written, poll_s=0.1), START, size=size, max_span=max_span, linger_s=linger_s)
+
+    covered = {"images": {p: Span(start, start) for p, start in START["images"].items()}}
+    for b in got:
+        extend_all(covered, b.spans)  # raises unless each batch continues the one before
+
+    def offsets(b: Batch) -> list[tuple[int, int]]:
+        return sorted((r.partition, r.offset) for r in [s.record for s in b.samples] + [x.record for x in b.rejections])
+
+    in_batches = sorted(place for b in got for place in offsets(b))
+    ends = {p: span.end for _, p, span in each(covered)}
+    records = [item for item in items if isinstance(item, Record)]
+    assert in_batches == sorted((r.partition, r.offset) for r in records if r.offset < ends[r.partition])
+    for b in got:
+        assert b.records == len(offsets(b)) <= max_span
+        assert b.training == sum(s.split is Split.TRAIN for s in b.samples) <= size
+        assert all(b.spans["images"][p].start <= o < b.spans["images"][p].end for p, o in offsets(b))
+        for _, run in groupby(sorted(b.samples, key=lambda s: s.record.partition), lambda s: s.record.partition):
+            own = [s.record.offset for s in run]
+            assert own == sorted(own)
+    dropped = len(records) - len(in_batches)
+    assert dropped < max_span
+    assert sum(r.value == b"train" for r in records) - sum(b.training for b in got) < size
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_where_it_stopped_it_goes_on(size):
+    everything = [record(i) for i in range(10)]
+    first = read(Script([everything[:5]]), size=size)
+    end = first[-1].spans["images"][0].end
+    then = read(Script([everything[end:]]), {"images": {0: end}}, size=size)
+    assert spans(first + then) == [{0: (i, i + size)} for i in range(0, 10 - size + 1, size)]

@@ -1,0 +1,146 @@
+"""What does not depend on the strategy or the model."""
+
+import io
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from digit_stream import EIGHT_NHW, TARGETS, as_bytes, batch, digits_of, learned, position, resumed, settings, stream
+from PIL import Image
+
+from stream_learner.config import Settings
+from stream_learner.learning.batch import batches
+from stream_learner.learning.learner import Learner, check_fits
+from stream_learner.records.decoder import Decoder
+from stream_learner.records.record import Record
+
+
+class Topic:
+    """A topic read to its end; the stop comes after that."""
+
+    def __init__(self, records: list[Record]):
+        self._records = iter(records)
+        self._ended = False
+
+    def poll(self, timeout_s: float) -> list[Record]:  # noqa: ARG002 (the protocol's signature)
+        polled = list(islice(self._records, 100))
+        self._ended = not polled
+        return polled
+
+    def is_set(self) -> bool:
+        return self._ended
+
+
+def digits_as_records() -> list[Record]:
+    order = np.random.default_rng(0).permutation(len(TARGETS))
+    records = []
+    for offset, index in enumerate(order):
+        png = io.BytesIO()
+        Image.fromarray(EIGHT_NHW[index]).save(png, "PNG")
+        records.append(Record("images", 0, offset, 0, None, png.getvalue(), [("label", b"%d" % TARGETS[index])]))
+    return records
+
+
+def test_digits_are_learned_from_records_to_a_release():
+    given = settings(
+        model__name="cnn",
+        model__height=8,
+        model__width=8,
+        batch__size=32,
+        batch__linger_s=1e6,
+        learning__strategy="er",
+        learning__steps_per_batch=3,
+        split__validation=0.1,
+        split__test=0.2,
+    )
+    topic, learner = Topic(digits_as_records()), Learner(given)
+    correct = seen = 0
+    for b in batches(topic, Decoder.from_settings(given), {}, given.batch, topic):
+        for right, total in learner.learn(b).prequential.values():
+            correct, seen = correct + right, seen + total
+    learner.decide_release()
+    candidate = learner.snapshot().candidate
+    assert candidate
+    assert candidate.test.total > 300
+    assert candidate.test.accuracy is not None
+    assert candidate.test.accuracy > 0.85
+    assert 0.5 < correct / seen < candidate.test.accuracy  # it was worse while it learned
+
+
+@pytest.mark.parametrize(
+    ("changed", "value"),
+    [
+        ("model__name", "cnn"),
+        ("model__height", 10),
+        ("model__std", [0.5]),
+        ("learning__strategy", "finetune"),
+        ("learning__optimizer", "sgd"),
+        ("run__seed", 1),
+    ],
+)
+def test_a_state_of_other_settings_is_refused(changed, value):
+    snapshot = learned(settings(), stream()[:2]).snapshot()
+    name = changed.split("__")[changed.startswith(("learning", "run"))]
+    with pytest.raises(ValueError, match=f"its {name} is .*, the settings say .*"):
+        resumed(settings(**{changed: value}), snapshot)
+    with pytest.raises(ValueError, match="its format is 0, the settings say 1"):
+        check_fits(snapshot.document | {"format": 0}, settings())
+
+
+@pytest.mark.parametrize(
+    ("changed", "value"),
+    [("learning__learning_rate", 0.1), ("learning__steps_per_batch", 2), ("model__max_classes", 50), ("run__id", "b")],
+)
+def test_what_may_be_tuned_does_not_part_a_run_from_its_state(changed, value):
+    snapshot = learned(settings(), stream()).snapshot()
+    assert as_bytes(resumed(settings(**{changed: value}), snapshot).snapshot()) == as_bytes(snapshot)
+
+
+def test_a_smaller_memory_holds_less_after_a_restart():
+    snapshot = learned(settings(), stream()).snapshot()
+    assert len(resumed(settings(memory__max_items=5), snapshot).memory) == 5
+    assert len(resumed(settings(memory__max_items=0), snapshot).memory) == 0
+
+
+def test_a_restored_learner_leaves_the_state_it_was_given_alone():
+    given = settings()
+    snapshot = learned(given, stream()[:4]).snapshot()
+    before = as_bytes(snapshot)
+    learner = Learner(given)
+    learner.restore(snapshot.tensors, snapshot.document, snapshot.positions)
+    learner.learn(stream()[4])
+    learner.learn(batch(digits_of(range(10), 20), first=position(learner)))
+    assert as_bytes(snapshot) == before
+    assert snapshot.positions == {"images": {0: 29}}
+
+
+def test_a_batch_that_does_not_continue_the_positions_is_refused():
+    learner = Learner(settings())
+    learner.begin({"images": {0: 5}})
+    with pytest.raises(ValueError, match=r"images\[0\]: offset 5 comes next, not 0"):
+        learner.learn(batch([0]))
+
+
+def exploding(**overrides) -> Settings:
+    return settings(learning__optimizer="sgd", learning__learning_rate=1e30, **overrides)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", ["mlp", "cnn", "resnet18_slim"])
+def test_an_enormous_learning_rate_diverges_and_is_noticed(model, precision):
+    learner = Learner(exploding(model__name=model, learning__precision=precision))
+    for i in range(8):
+        learner.learn(batch(digits_of([0, 1], 8, skip=4 * i), first=8 * i))
+        if learner.diverged:
+            break
+    assert learner.diverged
+    tally = learner.snapshot().closed.tally
+    assert tally.rejected["non_finite_step"] + tally.learned == tally.records
+
+
+def test_the_number_of_threads_is_the_settings():
+    before = torch.get_num_threads()
+    Learner(settings(learning__threads=2))
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)

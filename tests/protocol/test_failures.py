@@ -1,0 +1,116 @@
+"""Publications that fail: their outcome is never taken for a commit, and a restart makes up for them."""
+
+import signal
+
+import pytest
+from child import Point
+from confluent_kafka import Producer
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
+from feed import mixed
+from harness import NewRun, Run
+
+from stream_learner.errors import ExitCode
+
+# The least that a transaction's time-out can be: 3 s.
+SHORT = {
+    "checkpoint__timeout_s": 1.0,
+    "checkpoint__max_pending_bytes": 1024 * 1024,
+    "release__inline_max_bytes": 1024 * 1024,
+}
+UNKNOWN_OUTCOME = (ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [Point("transaction", "begin", 2), Point("transaction", "confirm", 5), Point("transaction", "offsets", 2)],
+    ids=["windows", "manifest", "commit"],
+)
+def test_records_that_time_out_are_not_committed(new_run: NewRun, point: Point) -> None:
+    run = new_run(**SHORT)
+    run.feed(mixed(1000))
+    worker = run.start_signalled(point, signal.SIGSTOP)
+    worker.paused()
+    run.broker.freeze()
+    worker.signal(signal.SIGCONT)
+    try:
+        worker.ends(*UNKNOWN_OUTCOME)
+    finally:
+        run.broker.thaw()
+    run.finish(run.start())
+
+
+def test_a_refused_record_is_not_committed(new_run: NewRun) -> None:
+    run = new_run()
+    run.feed(mixed(1000))
+    worker = run.start_signalled(Point("transaction", "begin", 2), signal.SIGSTOP)
+    worker.paused()
+    set_max_message_bytes(run, 100)
+    worker.signal(signal.SIGCONT)
+    assert "MessageSizeTooLargeError" in worker.ends(ExitCode.PUBLISH)
+    assert len(run.read("history")) == 1
+    assert "max.message.bytes=100" in run.start().ends(ExitCode.TOPICS)
+    set_max_message_bytes(run, 4 * 1024 * 1024)
+    run.finish(run.start())
+
+
+def set_max_message_bytes(run: Run, limit: int) -> None:
+    entry = ConfigEntry("max.message.bytes", str(limit), incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, f"{run.id}.metrics", incremental_configs=[entry])
+    run.admin.incremental_alter_configs([resource])[resource].result()
+
+
+def test_an_open_transaction_does_not_hide_the_newest_manifest(new_run: NewRun) -> None:
+    run = new_run(**SHORT, recovery__timeout_s=2.0)
+    run.feed(mixed(1000))
+    worker = run.start_signalled(Point("transaction", "begin", 2), signal.SIGSTOP)
+    worker.paused()
+    stranger = Producer({"bootstrap.servers": run.broker.bootstrap_servers, "transactional.id": "stranger"})
+    stranger.init_transactions()
+    stranger.begin_transaction()
+    stranger.produce(f"{run.id}.checkpoints", b"not a manifest")
+    stranger.flush()
+    worker.signal(signal.SIGCONT)
+    # Committed, but no reader can see it.
+    assert "could not be read back in time" in worker.ends(ExitCode.PUBLISH)
+    assert len(run.read("checkpoints")) == 1
+    assert "transactional id stranger" in run.start().ends(ExitCode.KAFKA)
+    run.overrides["recovery.timeout_s"] = 60.0
+    worker = run.start()
+    worker.reaches("build_info", 1)
+    stranger.abort_transaction()
+    run.finish(worker)
+
+
+def test_a_second_worker_fences_the_first(new_run: NewRun) -> None:
+    run = new_run(partitions=2)
+    run.feed(mixed(1000))
+    first = run.start()
+    run.learned(first)
+    second = run.start()
+    second.until("takeover", lambda: '"event":"learning"' in second.text())
+    run.feed(mixed(1000))
+    assert "took over" in first.ends(ExitCode.FENCED)
+    run.finish(second)
+
+
+def test_training_outlives_a_broker_restart(new_run: NewRun) -> None:
+    run = new_run(partitions=2)
+    run.feed(mixed(1000))
+    worker = run.start()
+    run.learned(worker)
+    run.broker.stop()
+    run.broker.start()
+    run.feed(mixed(1000))
+    run.finish(worker)
+
+
+def test_a_broker_restart_inside_a_transaction(new_run: NewRun) -> None:
+    run = new_run(partitions=2)
+    run.feed(mixed(1000))
+    worker = run.start_signalled(Point("transaction", "begin", 2), signal.SIGSTOP)
+    worker.paused()
+    run.broker.stop()
+    run.broker.start()
+    worker.signal(signal.SIGCONT)
+    worker.ends(*UNKNOWN_OUTCOME)
+    run.finish(run.start())
