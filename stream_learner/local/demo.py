@@ -81,7 +81,7 @@ def _learn(
     feed = ["feed", *common, "--seed", str(seed)] + (["--data", str(data)] if data else [])
     if len(dataset) < WATCHABLE:
         feed += ["--rate", str(len(dataset) / WATCH_S)]
-    _, start = offsets.bounds(settings, settings.input.topics)
+    _, start = offsets.bounds(settings.kafka, settings.input.topics)
     view = View(f"stream_learner demo, run {settings.run.id}", to_feed=len(dataset))
     with (
         Supervised(["run", *common], folder / "worker.log") as worker,
@@ -106,7 +106,7 @@ def _all_learned(view: View, settings: Settings, start: Positions, feeder: Child
     fed = feeder.ended()
     if fed:
         raise feeder.failure("feeder", fed)
-    _, end = offsets.bounds(settings, settings.input.topics)
+    _, end = offsets.bounds(settings.kafka, settings.input.topics)
     learned = view.figures.positions() if view.figures else {}
     places = [(topic, partition) for topic, partitions in start.items() for partition in partitions]
     view.fed = sum(end[t][p] - start[t][p] for t, p in places)

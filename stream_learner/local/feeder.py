@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 from kafka import KafkaProducer
-from kafka.structs import TopicPartition
 
 from stream_learner.config import MIB, KafkaSettings
-from stream_learner.errors import TopicsError
 from stream_learner.local.datasets import Dataset
-from stream_learner.streams.connection import client_config, kafka_failures, reader
+from stream_learner.streams import offsets
+from stream_learner.streams.connection import client_config, kafka_failures
 
 # kafka-python bounds neither what waits to be sent nor what waits to be acknowledged.
 MAX_UNACKNOWLEDGED_BYTES = 64 * MIB
@@ -73,11 +72,11 @@ def feed(
     records now and then and at the end. Once `stop` is set nothing more is sent, and what was sent is awaited.
     Raises KafkaUnavailableError when a record is not acknowledged, TopicsError when there is no such topic.
     """
-    _end_offsets(kafka, topic)
+    offsets.bounds(kafka, [topic])  # refuses a topic that is missing before anything is read
     indices = itertools.islice(_schedule(dataset, order, seed, epochs), limit)
     with kafka_failures(kafka, f"feeding {topic}"):
         records = _produce(dataset, indices, kafka, topic, rate, on_progress, stop or Event())
-    return Fed(records, _end_offsets(kafka, topic))
+    return Fed(records, offsets.bounds(kafka, [topic])[1][topic])
 
 
 def _schedule(dataset: Dataset, order: Order, seed: int, epochs: int) -> Iterator[int]:
@@ -136,16 +135,3 @@ def _produce(
     finally:
         producer.close(delivery_s)
     return acknowledged
-
-
-def _end_offsets(kafka: KafkaSettings, topic: str) -> dict[int, int]:
-    """High watermarks. Raises KafkaUnavailableError, TopicsError."""
-    with kafka_failures(kafka, f"looking up {topic}"):
-        consumer = reader(kafka, committed_only=False)
-        try:
-            partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)]
-            if not partitions:
-                raise TopicsError(f"there is no topic {topic}; create it first (`stream-learner topics`)")
-            return {place.partition: end for place, end in sorted(consumer.end_offsets(partitions).items())}
-        finally:
-            consumer.close()

@@ -61,7 +61,7 @@ def _fresh_start(settings: Settings, store: Store, ids: dict[str, str], fresh: b
         delete_marker(store, settings)
     else:
         _check_nothing_was_published(settings, store, ids[Names.of(settings).checkpoints])
-    first, _ = offsets.bounds(settings, settings.input.topics)
+    first, _ = offsets.bounds(settings.kafka, settings.input.topics)
     return Recovered(first, ids)
 
 
@@ -124,7 +124,7 @@ def _check_topics(manifest: Manifest, ids: dict[str, str]) -> None:
 
 def _check_positions(settings: Settings, manifest: Manifest) -> Positions:
     """The manifest's positions, and the first offset of partitions that are new."""
-    first, end = offsets.bounds(settings, settings.input.topics)
+    first, end = offsets.bounds(settings.kafka, settings.input.topics)
     for topic, partitions in manifest.positions.items():
         if topic not in first:
             raise InputError(f"the run has learned from topic {topic}, which is not in input.topics; add it back")

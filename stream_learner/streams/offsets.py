@@ -4,18 +4,23 @@ from kafka import KafkaAdminClient
 from kafka.admin import OffsetSpec
 from kafka.structs import TopicPartition
 
-from stream_learner.config import Settings
+from stream_learner.config import KafkaSettings, Settings
+from stream_learner.errors import TopicsError
 from stream_learner.records.spans import Positions
 from stream_learner.streams.connection import ask
 
 
-def bounds(settings: Settings, topics: list[str]) -> tuple[Positions, Positions]:
-    """First and end offset of every partition of the topics. Raises KafkaUnavailableError."""
+def bounds(kafka: KafkaSettings, topics: list[str]) -> tuple[Positions, Positions]:
+    """First and end offset of every partition of the topics. Raises KafkaUnavailableError, TopicsError."""
 
     def question(client: KafkaAdminClient) -> tuple[Positions, Positions]:
+        described = client.describe_topics(topics)
+        missing = [topic["name"] for topic in described if not topic["partitions"]]
+        if missing:
+            raise TopicsError(f"topic {', '.join(missing)} is missing; `stream-learner topics` makes what is missing")
         places = [
             TopicPartition(topic["name"], partition["partition_index"])
-            for topic in client.describe_topics(topics)
+            for topic in described
             for partition in topic["partitions"]
         ]
         first, end = (
@@ -24,7 +29,7 @@ def bounds(settings: Settings, topics: list[str]) -> tuple[Positions, Positions]
         )
         return _nested(first), _nested(end)
 
-    return ask(settings.kafka, "looking up offsets", question)
+    return ask(kafka, "looking up offsets", question)
 
 
 def mirrored_positions(settings: Settings) -> Positions:

@@ -33,7 +33,7 @@ def read_status(settings: Settings) -> Status:
     value = read_newest(settings, names.checkpoints)
     window = read_newest(settings, names.metrics, METRICS_TAIL)
     manifest = decode_manifest(value) if value else None
-    first, end = offsets.bounds(settings, settings.input.topics)
+    first, end = offsets.bounds(settings.kafka, settings.input.topics)
     positions = {
         t: {p: _position(manifest, t, p, at) for p, at in partitions.items()} for t, partitions in first.items()
     }

@@ -55,12 +55,12 @@ def record(offset: int, value: bytes = b"train", partition: int = 0) -> Record:
 
 
 def read(script: Script, positions: Positions | None = None, **settings) -> list[Batch]:
-    chosen = BatchSettings(**({"linger_s": 1e6} | settings))
+    chosen = BatchSettings.model_validate({"linger_s": 1e6} | settings)
     return list(batches(script, script.decode, positions or {}, chosen, script.stop, lambda: script.now))
 
 
 def spans(of: list[Batch]) -> list[dict[int, tuple[int, int]]]:
-    return [{p: tuple(span) for _, p, span in each(b.spans)} for b in of]
+    return [{p: (span.start, span.end) for _, p, span in each(b.spans)} for b in of]
 
 
 def test_a_batch_closes_when_it_is_full():

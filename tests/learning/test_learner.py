@@ -13,7 +13,7 @@ from stream_learner.config import Settings
 from stream_learner.learning.batch import batches
 from stream_learner.learning.learner import Learner, check_fits
 from stream_learner.records.decoder import Decoder
-from stream_learner.records.record import Record
+from stream_learner.records.record import Gap, Record
 
 
 class Topic:
@@ -23,8 +23,8 @@ class Topic:
         self._records = iter(records)
         self._ended = False
 
-    def poll(self, timeout_s: float) -> list[Record]:  # noqa: ARG002 (the protocol's signature)
-        polled = list(islice(self._records, 100))
+    def poll(self, timeout_s: float) -> list[Record | Gap]:  # noqa: ARG002 (the protocol's signature)
+        polled: list[Record | Gap] = list(islice(self._records, 100))
         self._ended = not polled
         return polled
 

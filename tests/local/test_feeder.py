@@ -102,7 +102,7 @@ def test_the_rate_is_kept_and_a_stop_ends_the_wait(kafka: KafkaSettings, new_top
 
 
 def test_no_such_topic(kafka: KafkaSettings, unique_name: str, digits: Dataset):
-    with pytest.raises(TopicsError, match=f"there is no topic {unique_name}"):
+    with pytest.raises(TopicsError, match=f"{unique_name} is missing"):
         feed(digits, kafka, unique_name)
 
 

@@ -1,0 +1,149 @@
+import os
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from stream_learner.checkpoints.retention import ORPHAN_AGE, delete_dropped, folder, keep, sweep_orphans
+from stream_learner.checkpoints.store import Store
+from stream_learner.errors import StateError
+from stream_learner.records.manifest import Manifest, ModelSpec, Object, Preprocessing, Release, State, digest
+from stream_learner.records.window import accuracy
+
+HOUR_S = 3600.0
+NOW_S = time.time()
+
+
+def state(sequence: int) -> State:
+    return State(sequence, Object(f"file:///store/digits/{sequence}/state", 0, digest(b"")))
+
+
+def release(sequence: int) -> Release:
+    return Release(
+        sequence=sequence,
+        created_at="",
+        object=state(sequence).object,
+        chunks=[],
+        model=ModelSpec("mlp", {}),
+        labels=[],
+        preprocessing=Preprocessing(8, 8, 1, [0.5], [0.25]),
+        dtype="float32",
+        validation=accuracy([]),
+        test=accuracy([]),
+        evaluation=state(sequence).object,
+    )
+
+
+def manifest(kept: list[State]) -> Manifest:
+    """The manifest of the newest of these states."""
+    return Manifest(
+        program="",
+        run_id="digits",
+        sequence=kept[-1].sequence,
+        predecessor=None,
+        created_at="",
+        positions={},
+        spans={},
+        ledger="",
+        topic_ids={},
+        state=kept[-1].object,
+        kept=kept,
+        released=False,
+        decision=None,
+        release=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("existing", "released", "count", "kept"),
+    [
+        ([], None, 3, [1]),
+        ([1], None, 3, [1, 2]),
+        ([1, 2, 3], None, 3, [2, 3, 4]),
+        ([1, 2, 3], 1, 3, [1, 2, 3, 4]),  # the last release's state is kept beside them
+        ([1, 5, 6, 7], 1, 3, [1, 6, 7, 8]),
+        ([1, 5, 6, 7], 8, 3, [6, 7, 8]),  # the new one is the release now
+        ([1, 2, 3], 3, 3, [2, 3, 4]),
+        ([1, 2, 3], None, 1, [4]),
+        ([1, 2, 3, 4, 5, 6], None, 2, [6, 7]),  # fewer are wanted than before
+    ],
+)
+def test_the_newest_states_stay_and_that_of_the_last_release(existing, released, count, kept):
+    new = state((existing[-1] if existing else 0) + 1)
+    last_release = release(released) if released else None
+    assert keep([state(s) for s in existing], new, last_release, count) == [state(s) for s in kept]
+
+
+class Run:
+    """Checkpoints in a real folder, whose files can be made older."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.store = Store(str(path))
+
+    def checkpoint(self, sequence: int, attempt: str = "a", age_s: float = 0.0) -> State:
+        where = f"digits/{sequence:012d}-{attempt}"
+        written = self.store.put(f"{where}/state.safetensors", b"state")
+        self.store.put(f"{where}/release.safetensors", b"release")
+        for file in (self.path / where).iterdir():
+            os.utime(file, (NOW_S - age_s, NOW_S - age_s))
+        return State(sequence, written)
+
+    def folders(self) -> set[str]:
+        return {folder(key).removeprefix("digits/") for key in self.store.times("digits/")}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run(tmp_path)
+    run.store.put("digits/run.json", b"{}")
+    run.store.put("another/000000000001-a/state.safetensors", b"state")
+    os.utime(tmp_path / "digits/run.json", (0, 0))
+    os.utime(tmp_path / "another/000000000001-a/state.safetensors", (0, 0))
+    return run
+
+
+def test_states_that_are_kept_no_longer_are_deleted_with_all_their_objects(run):
+    states = [run.checkpoint(i) for i in (1, 2, 3)]
+    run.checkpoint(2, attempt="of-another-worker")
+    delete_dropped(run.store, manifest(states[:2]), manifest(states[1:]))
+    assert run.folders() == {"000000000002-a", "000000000002-of-another-worker", "000000000003-a", "digits"}
+    delete_dropped(run.store, manifest(states[:2]), manifest(states[1:]))  # as after a crash in the middle
+    assert len(run.store.times("another/")) == 1
+
+
+def test_orphans_go_once_they_are_old_enough(run):
+    age = ORPHAN_AGE.total_seconds()
+    old = run.checkpoint(1, age_s=10 * age)
+    newest = run.checkpoint(4, age_s=0)
+    run.checkpoint(2, attempt="killed-long-ago", age_s=age + HOUR_S)
+    run.checkpoint(3, attempt="killed-now", age_s=age - HOUR_S)
+    run.checkpoint(5, attempt="another-worker", age_s=0)
+    sweep_orphans(run.store, "digits", manifest([old, newest]))
+    assert run.folders() == {
+        "000000000001-a",
+        "000000000003-killed-now",
+        "000000000004-a",
+        "000000000005-another-worker",
+        "digits",  # run.json itself
+    }
+    assert len(run.store.times("another/")) == 1
+
+
+def test_age_is_taken_by_the_stores_clock_not_by_this_machines(run):
+    """The store's clock is three days behind; what was written just before the newest state is young."""
+    behind = 3 * ORPHAN_AGE.total_seconds()
+    newest = run.checkpoint(2, age_s=behind)
+    run.checkpoint(2, attempt="killed-now", age_s=behind + HOUR_S)
+    sweep_orphans(run.store, "digits", manifest([newest]))
+    assert "000000000002-killed-now" in run.folders()
+
+
+def test_nothing_of_another_store_is_deleted(run, tmp_path):
+    before = manifest([run.checkpoint(1), run.checkpoint(2)])
+    elsewhere = Store(str(tmp_path / "elsewhere"))
+    after = msgspec.structs.replace(before, kept=before.kept[1:])
+    with pytest.raises(StateError):
+        delete_dropped(elsewhere, before, after)
+    assert {"000000000001-a", "000000000002-a"} <= run.folders()

@@ -1,0 +1,123 @@
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from stream_learner.checkpoints.store import Store
+from stream_learner.errors import ExitCode, StateError, StoreError, UsageError
+from stream_learner.records.manifest import Object, digest
+
+KEY = "digits/000000000001-a/state.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "a folder, with ümlaut"
+
+
+@pytest.fixture
+def store(folder: Path) -> Store:
+    return Store(str(folder))
+
+
+def test_an_object_comes_back_as_it_was(store, folder):
+    written = store.put(KEY, b"bytes")
+    assert (folder / KEY).read_bytes() == b"bytes"
+    assert written == Object((folder / KEY).as_uri(), 5, digest(b"bytes"))
+    assert store.fetch(written) == store.get(KEY) == b"bytes"
+    assert store.key(written) == KEY
+    assert store.get("digits/missing") is None
+
+
+def test_an_empty_object_is_one(store):
+    assert store.fetch(store.put(KEY, b"")) == b""
+
+
+def test_a_url_and_a_relative_path_name_the_same_folder(store, folder, monkeypatch):
+    written = store.put(KEY, b"bytes")
+    assert Store(folder.as_uri()).fetch(written) == b"bytes"
+    assert Store(folder.as_uri() + "/").fetch(written) == b"bytes"
+    monkeypatch.chdir(folder.parent)
+    assert Store(folder.name).fetch(written) == b"bytes"
+
+
+def test_objects_are_written_once(store):
+    store.put(KEY, b"first")
+    with pytest.raises(StoreError, match="exists already; objects are written once"):
+        store.put(KEY, b"second")
+    assert store.get(KEY) == b"first"
+
+
+@pytest.mark.parametrize("other", [b"other", b"bytes and more", b""])
+def test_what_is_not_the_object_of_the_manifest_is_refused(store, folder, other):
+    written = store.put(KEY, b"bytes")
+    (folder / KEY).write_bytes(other)
+    with pytest.raises(StateError, match="is not the one the manifest names") as caught:
+        store.fetch(written)
+    assert caught.value.code is ExitCode.STATE
+    assert str(len(other)) in str(caught.value)
+
+
+def test_a_missing_object_is_named(store, folder):
+    written = store.put(KEY, b"bytes")
+    (folder / KEY).unlink()
+    with pytest.raises(StateError, match=r"state\.safetensors, which the newest manifest names, is missing"):
+        store.fetch(written)
+
+
+def test_an_object_of_another_store_is_refused(store, tmp_path):
+    elsewhere = Store(str(tmp_path / "elsewhere")).put(KEY, b"bytes")
+    for use in (store.fetch, store.key):
+        with pytest.raises(StateError, match=r"is not in checkpoint\.store .*; set checkpoint\.store to where"):
+            use(elsewhere)
+    beside = Object(f"{store.url}-2/{KEY}", 5, digest(b"bytes"))
+    with pytest.raises(StateError):
+        store.key(beside)
+
+
+def test_times_are_those_of_the_writing(store):
+    store.put(KEY, b"bytes")
+    store.put("digits/run.json", b"{}")
+    store.put("digits2/run.json", b"{}")
+    times = store.times("digits/")
+    assert times.keys() == {KEY, "digits/run.json"}
+    assert all(abs(datetime.now(UTC) - written) < timedelta(hours=1) for written in times.values())
+    assert store.times("digits/000000000001-a").keys() == {KEY}
+    assert store.times("nothing/") == {}
+
+
+def test_deleting_leaves_no_empty_folder_and_may_be_repeated(store, folder):
+    store.put(KEY, b"bytes")
+    store.put("digits/run.json", b"{}")
+    store.delete([KEY, "digits/never-was", KEY])
+    assert store.times("digits/").keys() == {"digits/run.json"}
+    assert not (folder / KEY).parent.exists()
+    store.put(KEY, b"again")
+
+
+def test_a_file_where_a_folder_should_be_is_a_store_that_fails(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"checkpoint\.store file:.*file cannot be used") as caught:
+        Store(str(tmp_path / "file"))
+    assert caught.value.code is ExitCode.STORE
+    with pytest.raises(StoreError, match="cannot be used"):
+        Store(str(tmp_path / "file" / "below"))
+
+
+def test_a_folder_that_fails_later_is_a_store_that_fails(store, folder):
+    written = store.put(KEY, b"bytes")
+    (folder / KEY).unlink()
+    (folder / KEY).parent.rmdir()
+    (folder / KEY).parent.write_text("a file where a folder should be")
+    with pytest.raises(StoreError, match="cannot be written") as caught:
+        store.put(KEY, b"bytes")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(StoreError, match="cannot be read"):
+        store.fetch(written)
+
+
+@pytest.mark.parametrize("location", ["ftp://host/folder", "nonsense://x"])
+def test_an_unknown_kind_of_url_is_refused(location):
+    with pytest.raises(UsageError, match=r"checkpoint\.store = .* is not a folder or a known URL") as caught:
+        Store(location)
+    assert "\n" not in str(caught.value)
