@@ -192,7 +192,8 @@ class MemorySettings(Section):
     max_bytes: NonNegativeInt = 256 * MIB
     """Bytes of the pixels kept for replay, over all classes."""
     replay_size: PositiveInt | None = None
-    """Samples replayed in each step; `batch.size` when unset."""
+    """Samples replayed in each step; three times `batch.size` when unset. With as many as are new, a stream that stays
+    with one class would tell the model in half of each step that there is no other."""
 
 
 class HeldOutSettings(Section):
@@ -321,7 +322,7 @@ class Settings(BaseSettings):
     @property
     def replay_size(self) -> int:
         """Samples replayed in each step."""
-        return self.memory.replay_size or self.batch.size
+        return self.memory.replay_size or 3 * self.batch.size
 
 
 def read_secret(path: Path) -> str:

@@ -243,7 +243,7 @@ def test_names_that_follow_from_settings(file):
     assert settings.prefix == "digits"
     assert settings.transactional_id == "stream-learner.digits.digits"
     assert config.load(file, ["topics.prefix=shared"]).transactional_id == "stream-learner.shared.digits"
-    assert settings.replay_size == settings.batch.size == 32
+    assert settings.replay_size == 3 * settings.batch.size == 96
     assert config.load(file, ["memory.replay_size=5"]).replay_size == 5
     bytes_in_a_transaction = settings.checkpoint.max_pending_bytes + settings.release.inline_max_bytes
     assert settings.transaction_timeout_s == settings.checkpoint.timeout_s + bytes_in_a_transaction / 2**20

@@ -103,6 +103,15 @@ def test_a_smaller_memory_holds_less_after_a_restart():
     assert len(resumed(settings(memory__max_items=0), snapshot).memory) == 0
 
 
+def test_a_snapshot_is_a_copy():
+    learner = learned(settings(), stream()[:4])
+    snapshot = learner.snapshot()
+    before = as_bytes(snapshot)
+    learner.learn(batch(digits_of(range(10), 20), first=position(learner)))
+    assert as_bytes(snapshot) == before
+    assert snapshot.positions == {"images": {0: 29}}
+
+
 def test_a_restored_learner_leaves_the_state_it_was_given_alone():
     given = settings()
     snapshot = learned(given, stream()[:4]).snapshot()

@@ -109,7 +109,7 @@ def test_a_refused_candidate_leaves_the_last_release_to_compare_with():
     assert again.last == pytest.approx(np.mean(hits))  # as many of each class: mean recall is accuracy
 
     learner.snapshot()
-    teach(learner, 12)
+    teach(learner, 30)
     assert learner.decide_release().released
     better = candidate_of(learner).validation.mean_recall
     assert learner.decide_release().last == better

@@ -6,7 +6,7 @@ from stream_learner.learning.strategies.step import Step
 
 
 class ExperienceReplay:
-    """Experience replay: each step joins the stream's samples with as many from the memory.
+    """Experience replay: each step joins the stream's samples with `memory.replay_size` from the memory.
 
     Chaudhry et al. 2019, "On Tiny Episodic Memories in Continual Learning" (arXiv:1902.10486), with a
     class-balanced memory.
