@@ -140,6 +140,15 @@ def test_a_memory_that_was_made_smaller_gives_up_what_is_too_much(items, before,
     assert content(smaller) == by_the_book(items, min(before, after))
 
 
+def test_a_class_that_gave_items_up_never_grows_back_in_a_larger_memory():
+    """What it refused meanwhile cannot be had again, so more of it would not be a uniform sample."""
+    small = offer(memory(10), [(i, i % 2) for i in range(100)])
+    larger = memory(40)
+    larger.restore(small.state())
+    offer(larger, [(100 + i, i % 3) for i in range(100)])
+    assert larger.counts.tolist() == [5, 5, 30]
+
+
 def test_bytes_bound_it_as_well():
     assert BalancedMemory((10, 10, 3), 1000, 3_000, 0).capacity == 10
     assert BalancedMemory((10, 10, 3), 5, 3_000, 0).capacity == 5

@@ -91,6 +91,11 @@ def test_a_batch_closes_when_it_has_lingered():
     assert spans(got)[2:] == [{}, {}]  # an idle loop keeps turning
 
 
+def test_a_batch_lingers_from_its_own_opening():
+    script = Script([*[[]] * 8, [record(0), record(1)], [record(2)], *[[]] * 3, [record(3)]])
+    assert spans(read(script, size=2, linger_s=0.95)) == [{0: (0, 2)}, {0: (2, 4)}]
+
+
 def test_a_slow_stream_closes_by_the_clock_too():
     script = Script([[record(i)] for i in range(9)], poll_s=0.4)
     assert spans(read(script, size=100, linger_s=1.0)) == [{0: (0, 3)}, {0: (3, 6)}, {0: (6, 9)}]

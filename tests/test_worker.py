@@ -1,0 +1,279 @@
+"""The loop, with stand-ins for what it drives: when it saves, when it waits, and how it ends."""
+
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from stream_learner.config import Settings
+from stream_learner.errors import DivergedError, ExitCode, RejectsError
+from stream_learner.learning.batch import Batch
+from stream_learner.monitoring.health import Health
+from stream_learner.monitoring.metrics import Metrics
+from stream_learner.records.breaker import Breaker
+from stream_learner.records.progress import Closed, Progress
+from stream_learner.records.record import Reason, Record, Rejection, Split
+from stream_learner.records.report import Report
+from stream_learner.records.spans import Positions, Span
+from stream_learner.worker import Worker
+
+NEVER, ALWAYS = 1e9, 1e-9  # checkpoint.every_s
+BATCH = 10  # records
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Learner:
+    """Counts offsets as the real one does; a release is due after every `release_every` records."""
+
+    def __init__(self, events: list[str], release_every: float = NEVER):
+        self.progress = Progress({"images": {0: 0}})
+        self.labels = ["cat", "dog"]
+        self.memory = SimpleNamespace(counts=np.array([3]), nbytes=12)
+        self.diverged = False
+        self._events = events
+        self._release_every = release_every
+        self._since_decision = 0
+
+    def learn(self, batch: Batch) -> Report:
+        self._events.append("learn" if batch.records else "idle")
+        report = Report(batch.spans, batch.records, samples={Split.TRAIN: batch.training}, rejections=batch.rejections)
+        self.progress.add(report)
+        self._since_decision += batch.records
+        return report
+
+    @property
+    def release_due(self) -> bool:
+        return self._since_decision >= self._release_every
+
+    def decide_release(self) -> None:
+        self._events.append("decide")
+        self._since_decision = 0
+
+    def snapshot(self) -> Closed:
+        return self.progress.close()
+
+
+class Publisher:
+    """Publishes at once, or when it is waited for."""
+
+    def __init__(self, events: list[str], busy: bool = False):
+        self.published: list[Closed] = []
+        self.lag: Positions = {}
+        self.idle = True
+        self._events = events
+        self._busy = busy
+
+    @property
+    def unsaved_records(self) -> int:
+        return 0 if self.idle else self.published[-1].tally.records
+
+    def submit(self, snapshot: Closed, lag: Positions) -> None:
+        assert self.idle
+        self._events.append("save")
+        self.published.append(snapshot)
+        self.lag = lag
+        self.idle = not self._busy
+
+    def wait(self, meanwhile: Callable[[], None]) -> None:
+        meanwhile()
+        if not self.idle:
+            self._events.append("wait")
+        self.idle = True
+
+
+class Loop:
+    """A worker and what it did."""
+
+    def __init__(
+        self,
+        batches: Iterable[Batch],
+        release_every: float = NEVER,
+        busy: bool = False,
+        accept_rejects: bool = False,
+        **checkpoint: Any,
+    ):
+        settings = Settings.model_validate(
+            {
+                "run": {"id": "digits"},
+                "input": {"topics": ["images"]},
+                "checkpoint": {"every_s": NEVER} | checkpoint,
+                "rejects": {"window": 20, "max_share": 0.5},
+            }
+        )
+        self.events: list[str] = []
+        self.learner = Learner(self.events, release_every)
+        self.publisher = Publisher(self.events, busy)
+        self.registry = CollectorRegistry()
+        self.clock = Clock()
+        self.health = Health(live_timeout_s=15, clock=self.clock)
+        self.health.started()
+        self.worker = Worker(
+            settings,
+            batches,
+            cast(Any, self.learner),
+            cast(Any, SimpleNamespace(ends=lambda: {"images": {0: 100, 1: 7}})),
+            cast(Any, self.publisher),
+            Metrics(self.registry, "1.2.3"),
+            self.health,
+            Breaker(settings.rejects, enabled=not accept_rejects),
+        )
+
+    def run(self) -> list[str]:
+        self.worker.loop()
+        return self.events
+
+    @property
+    def saved(self) -> list[int]:
+        """Records in each save."""
+        return [closed.tally.records for closed in self.publisher.published]
+
+
+def batch(start: int, rejected: int = 0, value: bytes = b"") -> Batch:
+    record = Record("images", 0, start, 1000, None, value, [])
+    return Batch(
+        rejections=[Rejection(record, Reason.NO_LABEL, "decode", "")] * rejected,
+        spans={"images": {0: Span(start, start + BATCH)}},
+        records=BATCH,
+        training=BATCH - rejected,
+        newest_timestamp_ms={("images", 0): 1000},
+    )
+
+
+def stream(count: int, **rest: Any) -> list[Batch]:
+    return [batch(BATCH * i, **rest) for i in range(count)]
+
+
+def test_what_is_left_is_saved_at_the_end():
+    loop = Loop(stream(3))
+    assert loop.run() == ["learn", "learn", "learn", "save"]
+    assert loop.saved == [30]
+    assert loop.learner.progress.empty
+
+
+def test_nothing_learned_is_nothing_to_save():
+    assert Loop([]).run() == []
+    assert Loop([Batch(), Batch()], every_s=ALWAYS).run() == ["idle", "idle"]
+
+
+def test_a_release_falls_on_its_batch_and_the_save_follows():
+    loop = Loop(stream(5), release_every=20)
+    assert loop.run() == ["learn", "learn", "decide", "save", "learn", "learn", "decide", "save", "learn", "save"]
+    assert loop.saved == [20, 20, 10]
+
+
+def test_a_release_waits_for_the_publisher():
+    loop = Loop(stream(2), release_every=10, busy=True)
+    assert loop.run() == ["learn", "decide", "save", "learn", "wait", "decide", "save", "wait"]
+
+
+def test_saves_by_count():
+    assert Loop(stream(5), every_records=20).run() == ["learn", "learn", "save"] * 2 + ["learn", "save"]
+
+
+def test_saves_by_the_clock():
+    loop = Loop([batch(0), Batch(), batch(10)], every_s=ALWAYS)
+    assert loop.run() == ["learn", "save", "idle", "learn", "save"]
+
+
+def test_training_goes_on_while_a_save_is_published():
+    loop = Loop(stream(5), busy=True, every_s=ALWAYS, every_records=10)
+    assert loop.run() == ["learn", "save", "learn", "learn", "learn", "learn", "wait", "save", "wait"]
+    assert loop.saved == [10, 40]
+
+
+def test_it_stops_reading_rather_than_outrun_what_can_be_saved():
+    loop = Loop(stream(6), busy=True, every_records=10, max_unsaved_records=40)
+    assert loop.run() == [
+        *("learn", "save"),
+        *("learn", "learn", "learn", "wait", "save"),  # 10 in flight and 30 open
+        *("learn", "wait", "save"),
+        *("learn", "wait", "save", "wait"),
+    ]
+
+
+def test_dead_letters_that_grow_too_many_force_a_save():
+    loop = Loop(stream(4, rejected=1, value=bytes(3000)), busy=True, every_records=10, max_pending_bytes=8000)
+    assert loop.run() == ["learn", "save", "learn", "learn", "wait", "save", "learn", "wait", "save", "wait"]
+    assert [len(closed.dead_letters) for closed in loop.publisher.published] == [1, 2, 1]
+
+
+def test_too_many_rejects_are_saved_before_they_stop_it():
+    loop = Loop(stream(9, rejected=6), busy=True)
+    with pytest.raises(RejectsError, match=r"60% of the last records were rejected, over rejects\.max_share = 50%"):
+        loop.run()
+    assert loop.events == ["learn", "learn", "save", "wait"]
+    assert len(loop.publisher.published[0].dead_letters) == 12
+    assert RejectsError.code is ExitCode.REJECTS
+
+
+def test_accepted_rejects_do_not_stop_it():
+    assert Loop(stream(4, rejected=10), accept_rejects=True).run() == ["learn"] * 4 + ["save"]
+
+
+def test_a_divergence_is_saved_before_it_stops_it():
+    loop = Loop(stream(9), busy=True)
+
+    def diverging() -> Iterable[Batch]:
+        for i, b in enumerate(stream(9)):
+            loop.learner.diverged = i == 2
+            yield b
+
+    loop.worker.stream = diverging()
+    with pytest.raises(DivergedError, match="three batches in a row"):
+        loop.run()
+    assert loop.events == ["learn", "learn", "learn", "save", "wait"]
+
+
+def test_an_error_while_learning_saves_nothing():
+    loop = Loop([batch(0), batch(20)])
+    with pytest.raises(ValueError, match="offset 10 comes next"):
+        loop.run()
+    assert loop.events == ["learn", "learn"]
+
+
+def test_every_turn_and_every_wait_is_a_heartbeat():
+    loop = Loop([])
+
+    def slow() -> Iterable[Batch]:
+        for b in [batch(0), Batch(), batch(10)]:
+            loop.clock.now += 10
+            yield b
+            assert loop.health.why_not_live() is None
+        loop.clock.now += 1000
+
+    loop.worker.stream = slow()
+    loop.run()
+    assert loop.health.why_not_live() is None  # the last save was waited for
+
+
+def test_lag_and_memory_are_told():
+    loop = Loop(stream(1))
+    loop.run()
+    assert loop.publisher.lag == {"images": {0: 90, 1: 7}}
+
+    def value(name: str, **labels: str) -> float | None:
+        return loop.registry.get_sample_value(f"stream_learner_{name}", labels)
+
+    assert value("lag_records", topic="images", partition="0") == 90
+    assert value("lag_records", topic="images", partition="1") == 7
+    assert (value("lag_seconds", topic="images", partition="0") or 0) > 1e6
+    assert value("lag_seconds", topic="images", partition="1") == 0  # nothing of it was read yet
+    assert value("memory_items", label="cat") == 3
+    assert value("memory_items", label="dog") is None  # held out alone
+    assert value("memory_bytes") == 12
+    assert value("records_in_total") == 10
+
+
+def test_a_partition_that_was_read_to_its_end_has_no_lag():
+    loop = Loop(stream(11))
+    loop.run()
+    assert loop.worker.lag() == {"images": {0: 0, 1: 7}}
