@@ -19,7 +19,7 @@ from rich.table import Table
 
 from stream_learner import __version__, config
 from stream_learner.config import Settings
-from stream_learner.errors import ExitCode, StreamLearnerError, TopicsError
+from stream_learner.errors import ExitCode, StreamLearnerError
 
 app = typer.Typer(
     name="stream-learner",
@@ -228,9 +228,7 @@ def topics(
     if not check:
         for name in kafka_topics.create(settings, input_partitions):
             out.print(f"created {name}")
-    found = kafka_topics.differences(settings)
-    if found:
-        raise TopicsError("; ".join(found))
+    kafka_topics.check(settings)
     out.print("all topics are as they must be")
 
 
@@ -288,24 +286,24 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     signal.signal(signal.SIGINT, lambda *_: sys.exit(ExitCode.INTERRUPTED))
-    _exit_with(app, debug)
+    _exit_with(lambda: app(standalone_mode=False), debug)
 
 
 def _exit_with(command: Callable[[], object], debug: bool) -> None:
     try:
         command()
     except StreamLearnerError as error:
-        if debug:
-            traceback.print_exc()
-        err.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
-        _end_process(error.code)
+        _fail(error, error.code, str(error), debug)
+    except typer.TyperException as error:
+        # No command at all has shown the help already.
+        message = error.format_message() or "a command is missing"
+        _fail(error, ExitCode.USAGE, f"{message.rstrip('.')}; `--help` shows what there is", debug)
     except Exception as error:  # noqa: BLE001 (the last resort, and the place for it)
-        if debug:
-            traceback.print_exc()
-        err.print(
-            f"error: {type(error).__name__}: {error} (a bug; `--debug` shows where)",
-            style="red",
-            soft_wrap=True,
-            markup=False,
-        )
-        _end_process(ExitCode.INTERNAL)
+        _fail(error, ExitCode.INTERNAL, f"{type(error).__name__}: {error} (a bug; `--debug` shows where)", debug)
+
+
+def _fail(error: Exception, code: ExitCode, message: str, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exception(error)
+    err.print(f"error: {' '.join(message.split())}", style="red", soft_wrap=True, markup=False)
+    _end_process(code)

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 from stream_learner.checkpoints.store import Store
+from stream_learner.errors import StoreError
 from stream_learner.records.manifest import Manifest, Release, State
 
 ORPHAN_AGE = timedelta(hours=24)
@@ -36,7 +37,9 @@ def sweep_orphans(store: Store, run_id: str, manifest: Manifest) -> None:
     """
     kept = {folder(store.key(state.object)) for state in manifest.kept}
     objects = store.times(f"{run_id}/")
-    now = objects[store.key(manifest.state)]
+    now = objects.get(store.key(manifest.state))
+    if now is None:
+        raise StoreError(f"object {manifest.state.url}, just written, is not listed; no orphans are looked for")
     orphans = [
         key
         for key, written in objects.items()

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import SystemRandom
@@ -77,14 +78,17 @@ class Broker:
     """One Kafka node on 127.0.0.1 that keeps its data, settings and log in `folder`; a context manager.
 
     The folder is formatted once; a later start, by this or any other process, goes on with what is in it. `port` None
-    takes a free one and keeps it while this object lives. The node has a session of its own, so that Ctrl-C in the
-    terminal does not reach it before whoever started it has stopped; on Linux it dies with the thread that started it.
+    takes a free one and keeps it while this object lives. `properties` are lines of server.properties, with
+    placeholders as in ours, which they override; `format_options` go to Kafka's storage tool. The node has a session of its own, so that Ctrl-C in the terminal does not reach it before whoever started it has
+    stopped; on Linux it dies with the thread that started it.
     """
 
-    def __init__(self, folder: Path, port: int | None = None):
+    def __init__(self, folder: Path, port: int | None = None, properties: str = "", format_options: Sequence[str] = ()):
         self.folder = folder.absolute()
         self.log = self.folder / "kafka.log"
         self._port = port
+        self._properties = PROPERTIES + properties  # of two lines for one key Kafka takes the last
+        self._format_options = format_options
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -169,7 +173,7 @@ class Broker:
         raise KafkaUnavailableError(f"Kafka found no free port on {HOST}; see {self.log}")
 
     def _write_properties(self, port: int, controller_port: int) -> None:
-        text = PROPERTIES.format(host=HOST, port=port, controller_port=controller_port)
+        text = self._properties.format(host=HOST, port=port, controller_port=controller_port)
         (self.folder / "server.properties").write_text(text)
 
     def _format(self, java: list[str]) -> None:
@@ -180,6 +184,7 @@ class Broker:
             "format",
             "--config=server.properties",
             f"--cluster-id={cluster_id}",
+            *self._format_options,
         ]
         result = subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
         if result.returncode != 0:

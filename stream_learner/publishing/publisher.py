@@ -19,6 +19,8 @@ log = structlog.get_logger()
 NICENESS = 10
 BACKOFF_S = (0.5, 1, 2, 4, 8, 15)
 WAIT_SLICE_S = 0.5
+# After the deadlines of the steps that have one: their errors say more.
+WATCHDOG_MARGIN_S = 2.0
 
 EndProcess = Callable[[ExitCode], None]
 
@@ -96,7 +98,7 @@ class Publisher:
 
     def _commit(self, prepared: Prepared) -> Manifest:
         # commit, abort and send_offsets take no time-out in kafka-python.
-        seconds = self._settings.transaction_timeout_s
+        seconds = self._settings.transaction_timeout_s + WATCHDOG_MARGIN_S
         watchdog = threading.Timer(seconds, self._timed_out, (seconds,))
         watchdog.daemon = True
         watchdog.start()

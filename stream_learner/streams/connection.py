@@ -1,5 +1,6 @@
 """Settings that every Kafka client of the program shares, and Kafka's errors in the program's words."""
 
+import logging
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,14 @@ from stream_learner.errors import KafkaUnavailableError, UsageError
 FETCH_BYTES = 8 * 1024 * 1024
 RETRY_PAUSE_S = 0.2
 
+REFUSALS = (
+    kafka_errors.SaslAuthenticationFailedError,
+    kafka_errors.UnsupportedSaslMechanismError,
+    kafka_errors.AuthorizationError,
+)
+CERTIFICATE_SETTINGS = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_key_password_file")
+
+Client = TypeVar("Client")
 T = TypeVar("T")
 
 
@@ -44,10 +53,37 @@ def _ssl_context(kafka: KafkaSettings) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=kafka.ssl_cafile)
         context.check_hostname = kafka.ssl_check_hostname
         if kafka.ssl_certfile:
-            context.load_cert_chain(kafka.ssl_certfile, kafka.ssl_keyfile, kafka.key_password())
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"the certificates named in [kafka] cannot be loaded: {error}") from None
+            # Without a password OpenSSL would ask for one on the terminal.
+            context.load_cert_chain(kafka.ssl_certfile, kafka.ssl_keyfile, kafka.key_password() or "")
+    except OSError as error:
+        named = [f"kafka.{name} = {path}" for name in CERTIFICATE_SETTINGS if (path := getattr(kafka, name))]
+        raise UsageError(f"the certificates of {', '.join(named)} cannot be loaded: {error}") from None
     return context
+
+
+class _LostConnections(logging.Handler):
+    """Keeps why connections were lost: kafka-python tells only its log, tries again, and runs into its time-out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reasons: list[Exception] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.reasons += [found for found in record.args or () if isinstance(found, Exception)]
+
+
+def connect(kind: Callable[..., Client], config: dict[str, Any]) -> Client:
+    """A kafka-python client. Raises its KafkaError that says why there is no connection, OSError."""
+    log, lost = logging.getLogger("kafka.net.connection"), _LostConnections()
+    log.addHandler(lost)
+    try:
+        return kind(**config)
+    except kafka_errors.KafkaTimeoutError as error:
+        # A broker's refusal is often lost, because it hangs up right after; otherwise the first try had the most time.
+        refusals = [reason for reason in lost.reasons if isinstance(reason, REFUSALS)]
+        raise (refusals + lost.reasons + [error])[0] from None
+    finally:
+        log.removeHandler(lost)
 
 
 def reader(kafka: KafkaSettings, *, committed_only: bool = True, **more: Any) -> KafkaConsumer:
@@ -62,7 +98,7 @@ def reader(kafka: KafkaSettings, *, committed_only: bool = True, **more: Any) ->
         "max_partition_fetch_bytes": FETCH_BYTES,
         "metrics_enabled": False,
     }
-    return KafkaConsumer(**(config | more))
+    return connect(KafkaConsumer, config | more)
 
 
 @contextmanager
@@ -70,16 +106,26 @@ def kafka_failures(kafka: KafkaSettings, doing: str) -> Iterator[None]:
     """Turns kafka-python's errors into KafkaUnavailableError with what was being done and what to check."""
     try:
         yield
-    except (kafka_errors.SaslAuthenticationFailedError, kafka_errors.AuthorizationError) as error:
+    except REFUSALS as error:
         raise KafkaUnavailableError(
-            f"Kafka at {kafka.bootstrap_servers} refused access while {doing} ({type(error).__name__}: {error}); "
-            "check the credentials in [kafka] and the user's ACLs"
+            f"Kafka at {kafka.bootstrap_servers} refused access while {doing} ({error}); check the credentials in "
+            "[kafka] and the user's ACLs"
         ) from error
     except (kafka_errors.KafkaError, OSError) as error:
         raise KafkaUnavailableError(
-            f"Kafka at {kafka.bootstrap_servers} failed while {doing} ({type(error).__name__}: {error}); "
-            "check kafka.bootstrap_servers and that the brokers are up"
+            f"Kafka at {kafka.bootstrap_servers} failed while {doing} ({error}); check {', '.join(_relevant(kafka))} "
+            "and that the brokers are up"
         ) from error
+
+
+def _relevant(kafka: KafkaSettings) -> list[str]:
+    """Settings on which a connection depends, in words."""
+    relevant = ["kafka.bootstrap_servers", "kafka.security_protocol"]
+    if kafka.security_protocol.startswith("SASL"):
+        relevant.append("the credentials in [kafka]")
+    if kafka.security_protocol.endswith("SSL"):
+        relevant.append("the certificates in [kafka]")
+    return relevant
 
 
 def ask(kafka: KafkaSettings, doing: str, question: Callable[[KafkaAdminClient], T]) -> T:
@@ -89,7 +135,7 @@ def ask(kafka: KafkaSettings, doing: str, question: Callable[[KafkaAdminClient],
     """
     deadline = time.monotonic() + kafka.request_timeout_s
     with kafka_failures(kafka, doing):
-        client = KafkaAdminClient(**client_config(kafka))
+        client = connect(KafkaAdminClient, client_config(kafka))
         try:
             while True:
                 try:

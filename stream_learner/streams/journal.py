@@ -87,7 +87,8 @@ def _open_transactions(settings: Settings, place: TopicPartition) -> str:
     def question(client: KafkaAdminClient) -> tuple[set[int], list[str]]:
         producers = client.describe_producers([place])[place].active_producers
         holders = {p.producer_id for p in producers if p.current_transaction_start_offset >= 0}
-        return holders, [t.transactional_id for t in client.list_transactions() if t.producer_id in holders]
+        listed = client.list_transactions(producer_id_filters=list(holders))
+        return holders, [found.transactional_id for broker in listed.values() for found in broker]
 
     holders, names = ask(settings.kafka, "looking for open transactions", question)
     if not holders:

@@ -17,7 +17,9 @@ def bounds(kafka: KafkaSettings, topics: list[str]) -> tuple[Positions, Position
         described = client.describe_topics(topics)
         missing = [topic["name"] for topic in described if not topic["partitions"]]
         if missing:
-            raise TopicsError(f"topic {', '.join(missing)} is missing; `stream-learner topics` makes what is missing")
+            raise TopicsError(
+                f"topic {', '.join(missing)} is missing; `stream-learner topics --input-partitions N` makes input topics"
+            )
         places = [
             TopicPartition(topic["name"], partition["partition_index"])
             for topic in described

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import msgspec
 
 from stream_learner.config import Settings
+from stream_learner.errors import StateError
 from stream_learner.records.manifest import Manifest, decode_manifest
 from stream_learner.records.spans import Positions
 from stream_learner.records.window import Window
@@ -27,18 +28,25 @@ class Status:
 
 
 def read_status(settings: Settings) -> Status:
-    """Raises TopicsError, KafkaUnavailableError, ValueError when a record is not what it should be."""
+    """Raises TopicsError, KafkaUnavailableError, StateError when a record is not what it should be."""
     topics.check(settings)
     names = Names.of(settings)
-    value = read_newest(settings, names.checkpoints)
-    window = read_newest(settings, names.metrics, METRICS_TAIL)
-    manifest = decode_manifest(value) if value else None
+    checkpoint = read_newest(settings, names.checkpoints)
+    metrics = read_newest(settings, names.metrics, METRICS_TAIL)
+    try:
+        manifest = decode_manifest(checkpoint) if checkpoint else None
+        window = msgspec.json.decode(metrics, type=Window) if metrics else None
+    except (ValueError, msgspec.DecodeError) as error:
+        raise StateError(
+            f"the newest record of {names.checkpoints} or {names.metrics} was written by something else: {error}; "
+            "topics belong to one run, so set topics.prefix or run.id"
+        ) from None
     first, end = offsets.bounds(settings.kafka, settings.input.topics)
     positions = {
         t: {p: _position(manifest, t, p, at) for p, at in partitions.items()} for t, partitions in first.items()
     }
     lag = {t: {p: end[t][p] - at for p, at in partitions.items()} for t, partitions in positions.items()}
-    return Status(manifest, msgspec.json.decode(window, type=Window) if window else None, positions, lag)
+    return Status(manifest, window, positions, lag)
 
 
 def _position(manifest: Manifest | None, topic: str, partition: int, first: int) -> int:

@@ -127,7 +127,10 @@ def check(settings: Settings) -> None:
     """Raises TopicsError when a topic is missing or differs, KafkaUnavailableError when that cannot be seen."""
     found = differences(settings)
     if found:
-        raise TopicsError(f"{'; '.join(found)}. `stream-learner topics` makes what is missing")
+        raise TopicsError(
+            f"{'; '.join(found)}. `stream-learner topics` makes missing output topics, with `--input-partitions N` missing "
+            "input topics too; change what differs with Kafka's own tools"
+        )
 
 
 def topic_ids(settings: Settings, names: list[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from kafka.structs import OffsetAndMetadata, TopicPartition
 from stream_learner.config import MIB, Settings
 from stream_learner.errors import FencedError, KafkaUnavailableError, PublishError
 from stream_learner.records.spans import Positions
-from stream_learner.streams.connection import client_config
+from stream_learner.streams.connection import client_config, connect, kafka_failures
 from stream_learner.streams.topics import dead_letter_bytes
 
 FENCED = (
@@ -33,8 +33,11 @@ class Transaction:
     def __init__(self, settings: Settings):
         self._id = settings.transactional_id
         timeout_ms = int(settings.transaction_timeout_s * 1000)
-        config = client_config(settings.kafka) | {
+        shared = client_config(settings.kafka)
+        config = shared | {
             "transactional_id": self._id,
+            # Time for a second try, and kafka-python refuses a delivery time-out that is not longer.
+            "request_timeout_ms": min(shared["request_timeout_ms"], timeout_ms // 2),
             "transaction_timeout_ms": timeout_ms,
             "delivery_timeout_ms": timeout_ms,
             "max_block_ms": timeout_ms,
@@ -45,13 +48,8 @@ class Transaction:
             "linger_ms": 5,
             "metrics_enabled": False,
         }
-        try:
-            self._producer = KafkaProducer(**config)
-        except (kafka_errors.KafkaError, OSError) as error:
-            raise KafkaUnavailableError(
-                f"Kafka at {settings.kafka.bootstrap_servers} cannot be reached ({error}); "
-                "check kafka.bootstrap_servers"
-            ) from error
+        with kafka_failures(settings.kafka, "opening the producer"):
+            self._producer: KafkaProducer = connect(KafkaProducer, config)
 
     def fence(self) -> None:
         """Fences any other worker of this run and aborts what it left open (KIP-98). Raises KafkaUnavailableError."""
@@ -72,7 +70,7 @@ class Transaction:
 
     def confirm(self, futures: Iterable[Any], deadline: float) -> list[tuple[str, int, int]]:
         """Waits until every record is written; (topic, partition, offset) of each. `deadline` is monotonic seconds."""
-        self._producer.flush(timeout=max(0.0, deadline - time.monotonic()))
+        self._call("the records", lambda: self._producer.flush(timeout=max(0.0, deadline - time.monotonic())))
         written = []
         for future in futures:
             metadata = self._call("a record", lambda f=future: f.get(timeout=max(0.0, deadline - time.monotonic())))

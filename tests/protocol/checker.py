@@ -190,10 +190,9 @@ def check_objects(log: Log) -> None:
 
 
 def check_release(log: Log) -> None:
-    """The chunks in the weights topic, joined, are the release's object."""
+    """The chunks in the weights topic, joined, are the last release's object."""
     release = log.manifest["release"]
-    assert release, "nothing was released"
-    assert _digest(log.release()) == release["object"]["digest"], "the chunks are not the release"
+    assert not release or _digest(log.release()) == release["object"]["digest"], "the chunks are not the release"
 
 
 def check_dead_letters(log: Log, fed: Sequence[Fed]) -> None:

@@ -46,10 +46,10 @@ def png(pixels_HW: np.ndarray) -> bytes:
 @cache
 def digits() -> list[tuple[bytes, bytes]]:
     """1,797 handwritten digits of 8 x 8 pixels as (PNG, label); the first ten labels are all ten."""
-    data = load_digits()
+    images, labels = load_digits(return_X_y=True)
     return [
-        (png((image * 15).astype(np.uint8)), str(label).encode())
-        for image, label in zip(data.images, data.target, strict=True)
+        (png((image.reshape(8, 8) * 15).astype(np.uint8)), str(label).encode())
+        for image, label in zip(images, labels, strict=True)
     ]
 
 
@@ -79,7 +79,7 @@ def bad(image: bytes, label: bytes) -> list[Draft]:
 
 
 def good(count: int, seed: int = 0) -> Iterator[Draft]:
-    """Digits with a split, some with a weight; the first ten are training samples of all ten labels."""
+    """Digits with a split, some with a weight. The first 30 are training samples, all ten labels in each third."""
     images = digits()
     random = np.random.default_rng(seed)
     for i in range(count):
@@ -125,7 +125,7 @@ def send(producer: Producer, topic: str, drafts: Iterable[Draft], partitions: in
 
     for i, draft in enumerate(drafts):
         producer.produce(
-            topic, draft.value, draft.key, i % partitions, headers=draft.headers, on_delivery=delivered(draft)
+            topic, draft.value, draft.key, i % partitions, headers=[*draft.headers], on_delivery=delivered(draft)
         )
         producer.poll(0)
     return fed

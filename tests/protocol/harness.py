@@ -80,9 +80,13 @@ class Worker:
         """Returns once a metric, summed over its series, is at least `value`."""
         self.until(f"{name} >= {value:g}", lambda: sum(self.metric(name).values()) >= value)
 
+    def learning(self) -> None:
+        """Returns once the process has taken the run over, and obeys signals."""
+        self.until("takeover", lambda: '"event":"learning"' in self.text())
+
     def paused(self) -> None:
         """Returns once the process has stopped itself (SIGSTOP)."""
-        self.until("pause", lambda: Path(f"/proc/{self.pid}/stat").read_text().rsplit(")")[-1].split()[0] == "T")
+        self.until("pause", lambda: self.poll() is None and "(stopped)" in Path(f"/proc/{self.pid}/status").read_text())
 
     def until(self, what: str, condition: Callable[[], T]) -> T:
         """The condition's first true value. Fails, with the log, when the process ends or takes too long."""
@@ -208,6 +212,7 @@ class Run:
                 for (topic, p), end in self.ends().items()
             )
 
+        worker.learning()
         worker.until("end of the input", at_the_end)
 
     def ends(self) -> dict[checker.Place, int]:

@@ -3,7 +3,9 @@
 import random
 import signal
 import time
+from pathlib import Path
 
+from checker import Log
 from child import Point
 from feed import mixed
 from harness import NewRun, Run
@@ -46,6 +48,13 @@ def test_a_stopped_run_goes_on(new_run: NewRun) -> None:
     run.feed(mixed(1000))
     log = run.finish(run.start_command())
     assert len(log.history) > stopped_at
+
+
+def test_only_what_is_kept_stays(finished: tuple[Run, Log]) -> None:
+    run, log = finished
+    kept = {Path(kept["object"]["url"]).parent.name for kept in log.manifest["kept"]}
+    assert {path.name for path in (run.store / run.id).iterdir()} == kept | {"run.json"}
+    assert len(kept) < len(log.history)
 
 
 def test_kills_at_random_moments(new_run: NewRun) -> None:

@@ -1,0 +1,34 @@
+"""What a downstream program needs: Kafka, the object store, plain torch and the class that the manifest names."""
+
+import hashlib
+from typing import Any
+
+import safetensors.torch
+from checker import Log
+from harness import Run
+
+from stream_learner.learning.models import build
+from stream_learner.records.manifest import ModelSpec
+
+
+def verified(data: bytes, reference: dict[str, Any]) -> bytes:
+    assert (len(data), "sha256:" + hashlib.sha256(data).hexdigest()) == (reference["size"], reference["digest"])
+    return data
+
+
+def test_an_outsider_gets_the_manifests_accuracy(finished: tuple[Run, Log]) -> None:
+    _, log = finished
+    release = log.manifest["release"]
+    weights = safetensors.torch.load(verified(log.release(), release["object"]))
+    evaluation = safetensors.torch.load(verified(log.objects[release["evaluation"]["url"]], release["evaluation"]))
+
+    model = build(ModelSpec(release["model"]["name"], release["model"]["arguments"])).eval()
+    model.load_state_dict(weights)
+    predictions = model(evaluation["images"]).argmax(1)
+    hits = predictions == evaluation["labels"]
+
+    assert predictions.equal(evaluation["predictions"])
+    assert float(hits.double().mean()) == release["test"]["accuracy"] > 0.5
+    for score in release["test"]["per_class"]:
+        of_class = evaluation["labels"] == release["labels"].index(score["label"])
+        assert (int(hits[of_class].sum()), int(of_class.sum())) == (score["correct"], score["total"])

@@ -1,0 +1,191 @@
+"""Stop rather than guess: what a worker does not go on from, and what it leaves as it was."""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from checker import Log
+from confluent_kafka import Producer, TopicPartition
+from feed import feed, good, mixed, send
+from harness import DEADLINE_S, NewRun, Run
+
+from stream_learner.errors import ExitCode
+from stream_learner.streams import topics
+
+
+def test_missing_topics(new_run: NewRun) -> None:
+    run = new_run()
+    run.overrides["topics.prefix"] = "nowhere"
+    assert "nowhere.checkpoints is missing" in run.start().ends(ExitCode.TOPICS)
+
+
+def test_a_starter_that_does_not_fit_fences_nobody(new_run: NewRun) -> None:
+    run = new_run()
+    run.feed(mixed(1000))
+    worker = run.start()
+    worker.reaches("checkpoint_sequence", 1)
+    run.overrides["model.height"] = 9
+    assert "its model is" in run.start().ends(ExitCode.STATE)
+    run.feed(mixed(1000))
+    run.finish(worker)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(lambda _: None, "is missing"), (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "is not the one")],
+    ids=["missing", "another byte"],
+)
+def test_a_damaged_state(finished: tuple[Run, Log], damage: Callable[[bytes], bytes | None], message: str) -> None:
+    run, log = finished
+    state = Path(log.manifest["state"]["url"].removeprefix("file://"))
+    data = state.read_bytes()
+    damaged = damage(data)
+    try:
+        state.unlink() if damaged is None else state.write_bytes(damaged)
+        assert message in run.start().ends(ExitCode.STATE)
+    finally:
+        state.write_bytes(data)
+    assert run.check() == log
+
+
+def test_a_lost_manifest(new_run: NewRun) -> None:
+    run = new_run()
+    run.feed(mixed(1000))
+    lost = len(run.finish(run.start()).history)
+    delete_topic(run, f"{run.id}.checkpoints")
+    topics.create(run.settings)
+    assert "made anew since" in run.start().ends(ExitCode.STATE)
+    (run.store / run.id / "run.json").unlink()
+    assert "run --fresh" in run.start().ends(ExitCode.STATE)
+    worker = run.start("--fresh")
+    run.learned(worker)
+    worker.stop()
+    first, *_, newest = (json.loads(read.value or b"") for read in run.read("history")[lost:])
+    assert (first["sequence"], first["predecessor"]) == (1, None)
+    worker = run.start()
+    worker.learning()
+    assert f'"sequence":{newest["sequence"]}' in worker.text()
+
+
+def delete_topic(run: Run, topic: str) -> None:
+    run.admin.delete_topics([topic])[topic].result(DEADLINE_S)
+    deadline = time.monotonic() + DEADLINE_S
+    while topic in run.admin.list_topics(timeout=DEADLINE_S).topics:
+        assert time.monotonic() < deadline, f"{topic} is still there"
+
+
+def test_an_input_that_was_made_anew(new_run: NewRun) -> None:
+    run = new_run()
+    run.feed(mixed(1000))
+    run.finish(run.start())
+    delete_topic(run, run.input)
+    run.create_input()
+    run.feed(mixed(1000))
+    assert "was deleted and made again" in run.start().ends(ExitCode.INPUT)
+
+
+def test_an_input_that_is_made_anew_under_a_worker(new_run: NewRun) -> None:
+    run = new_run()
+    run.feed(mixed(1000))
+    worker = run.start()
+    run.learned(worker)
+    delete_topic(run, run.input)
+    run.create_input()
+    feed(run.broker.bootstrap_servers, run.input, good(2000))  # past the position: other records at known offsets
+    worker.ends(ExitCode.INPUT)
+    run.check()
+
+
+def test_records_that_fell_off_retention(new_run: NewRun) -> None:
+    run = new_run()
+    run.feed(mixed(1000))
+    run.finish(run.start())
+    run.feed(mixed(1000))
+    place = TopicPartition(run.input, 0, 1500)
+    run.admin.delete_records([place])[place].result(DEADLINE_S)
+    assert "fallen off retention" in run.start().ends(ExitCode.INPUT)
+
+
+@contextmanager
+def unwritable(run: Run) -> Iterator[None]:
+    """While a file stands where the run's folder was; permissions would not stop a test that runs as root."""
+    folder = run.store / run.id
+    aside = folder.rename(run.folder / "aside")
+    folder.touch()
+    yield
+    folder.unlink()
+    aside.rename(folder)
+
+
+def test_a_store_that_cannot_be_written_for_a_while(new_run: NewRun) -> None:
+    run = new_run(checkpoint__max_unsaved_records=600, release__every_records=10_000)
+    run.feed(mixed(300))
+    worker = run.start()
+    worker.reaches("checkpoint_sequence", 1)
+    with unwritable(run):
+        run.feed(mixed(300))
+        worker.reaches("store_failures_total", 1)
+        run.learned(worker)  # training goes on
+        run.feed(mixed(2000))
+        worker.reaches("store_failures_total", 3)
+        reached = sum(worker.metric("position").values())
+        assert reached < sum(run.saved().values()) + 600 + 100  # but only so far
+    run.finish(worker)
+
+
+def test_a_stop_that_cannot_save(new_run: NewRun) -> None:
+    run = new_run(run__stop_deadline_s=1.0)
+    run.feed(mixed(300))
+    worker = run.start()
+    worker.reaches("checkpoint_sequence", 1)
+    with unwritable(run):
+        run.feed(mixed(300))
+        run.learned(worker)
+        worker.signal(signal.SIGTERM)
+        worker.ends(ExitCode.WATCHDOG)
+    run.finish(run.start())
+
+
+def test_too_many_rejects(new_run: NewRun) -> None:
+    run = new_run(rejects__max_share=0.02, rejects__window=200)
+    run.feed(mixed(2000))
+    run.start().ends(ExitCode.REJECTS)
+    first = run.check()
+    run.start().ends(ExitCode.REJECTS)
+    assert len(run.check().dead_letters) > len(first.dead_letters)
+    run.finish(run.start("--accept-rejects"))
+
+
+def test_a_model_that_diverges(new_run: NewRun) -> None:
+    run = new_run(learning__optimizer="sgd", learning__learning_rate=1e30)
+    run.feed(good(1000))
+    assert "not finite" in run.start().ends(ExitCode.DIVERGED)
+    log = run.published()
+    values = {record.offset: record.draft.value for record in run.fed}
+    origins = [int(dict(letter.headers)["__connect.errors.offset"]) for letter in log.dead_letters]
+    assert [letter.value for letter in log.dead_letters] == [values[origin] for origin in origins]
+    assert sum(w["rejected"].get("non_finite_step", 0) for w in log.windows) == len(set(origins)) == len(origins) > 0
+    assert max(origins) < run.saved()[run.input, 0]  # a restart does not meet them again
+
+
+def test_control_records_leave_no_lag(new_run: NewRun) -> None:
+    run = new_run()
+    producer = Producer({"bootstrap.servers": run.broker.bootstrap_servers, "transactional.id": run.id})
+    producer.init_transactions()
+    for end in (producer.commit_transaction, producer.abort_transaction) * 2:
+        producer.begin_transaction()
+        fed = send(producer, run.input, mixed(400))
+        producer.flush()
+        end()
+        if end == producer.commit_transaction:
+            run.fed += fed
+    worker = run.start()
+    worker.until("no lag", lambda: list(worker.metric("lag_records").values()) == [0])
+    worker.stop()
+    log = run.check()
+    assert log.windows[-1]["lag"] == {run.input: {"0": 0}}
+    assert run.saved() == {(run.input, 0): 4 * 401}
