@@ -4,11 +4,16 @@ import re
 import uuid
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
 
 from stream_learner.config import KafkaSettings
 from stream_learner.local.broker import Broker
 from stream_learner.streams.connection import ask
+
+# The same examples in every run, and none is too slow for a busy machine.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

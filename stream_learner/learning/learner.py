@@ -187,8 +187,9 @@ class Learner:
 
     @property
     def release_due(self) -> bool:
-        """Whether `release.every_records` have been read since the last decision: the same batch in every run."""
-        return self.records - self._decided_at >= self._settings.release.every_records
+        """Whether `release.every_records` have been read since the last decision, and there is a class to release: the
+        same batch in every run."""
+        return bool(self.labels) and self.records - self._decided_at >= self._settings.release.every_records
 
     def decide_release(self) -> Decision:
         """Evaluates the model and decides whether it is released; the next snapshot carries the outcome."""

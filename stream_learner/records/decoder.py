@@ -81,7 +81,7 @@ def parse_weight(raw: float | bytes | None) -> float:
         return 1.0
     try:
         weight = float(raw)
-    except ValueError:
+    except (ValueError, OverflowError):
         weight = math.nan
     if not math.isfinite(weight) or weight < 0:
         raise RejectError(Reason.BAD_WEIGHT, f"the weight {raw!r:.80} is not a finite number of at least 0")

@@ -7,7 +7,7 @@ import pytest
 
 from stream_learner.checkpoints.retention import ORPHAN_AGE, delete_dropped, folder, keep, sweep_orphans
 from stream_learner.checkpoints.store import Store
-from stream_learner.errors import StateError
+from stream_learner.errors import StateError, StoreError
 from stream_learner.records.manifest import Manifest, ModelSpec, Object, Preprocessing, Release, State, digest
 from stream_learner.records.window import accuracy
 
@@ -138,6 +138,15 @@ def test_age_is_taken_by_the_stores_clock_not_by_this_machines(run):
     run.checkpoint(2, attempt="killed-now", age_s=behind + HOUR_S)
     sweep_orphans(run.store, "digits", manifest([newest]))
     assert "000000000002-killed-now" in run.folders()
+
+
+def test_without_the_newest_state_there_is_no_clock_and_nothing_is_swept(run):
+    newest = run.checkpoint(2)
+    run.checkpoint(1, attempt="killed-long-ago", age_s=10 * ORPHAN_AGE.total_seconds())
+    run.store.delete([run.store.key(newest.object)])
+    with pytest.raises(StoreError, match="just written, is not listed"):
+        sweep_orphans(run.store, "digits", manifest([newest]))
+    assert "000000000001-killed-long-ago" in run.folders()
 
 
 def test_nothing_of_another_store_is_deleted(run, tmp_path):

@@ -9,11 +9,13 @@ from digit_stream import TEST, TRAIN, VALIDATION, batch, digits_of, learned, pos
 
 from stream_learner.checkpoints import state
 from stream_learner.learning import models
+from stream_learner.learning.batch import Batch
 from stream_learner.learning.evaluation import predict
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.models import MODELS
 from stream_learner.learning.snapshot import Candidate
 from stream_learner.records.record import Split
+from stream_learner.records.spans import Span
 
 CPU = torch.device("cpu")
 FAST = {"learning__steps_per_batch": 5, "learning__learning_rate": 0.01}
@@ -193,8 +195,7 @@ def test_a_restart_compares_with_the_release_it_is_given_back():
     assert unbroken.last is not None
 
 
-def test_before_anything_was_read_there_is_nothing_to_judge():
-    learner = Learner(settings())
-    decision = learner.decide_release()
-    assert (decision.released, decision.abstained, decision.samples) == (True, True, 0)
-    assert candidate_of(learner).labels == []
+def test_before_a_first_label_there_is_nothing_to_release():
+    learner = Learner(settings(release__every_records=1))
+    learner.learn(Batch(spans={"t": {0: Span(0, 5)}}, records=5))
+    assert not learner.release_due
