@@ -177,7 +177,8 @@ def feed(
     settings = config.load(config_file, overrides)
     dataset = open_dataset(data, split.value)
     total = min(len(dataset) * epochs, limit or len(dataset) * epochs)
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=err) as progress:
+    columns = *Progress.get_default_columns(), MofNCompleteColumn()
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
         bar = progress.add_task(f"feeding {dataset.name}", total=total)
         fed = feeder.feed(
             dataset,

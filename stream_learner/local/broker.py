@@ -79,8 +79,9 @@ class Broker:
 
     The folder is formatted once; a later start, by this or any other process, goes on with what is in it. `port` None
     takes a free one and keeps it while this object lives. `properties` are lines of server.properties, with
-    placeholders as in ours, which they override; `format_options` go to Kafka's storage tool. The node has a session of its own, so that Ctrl-C in the terminal does not reach it before whoever started it has
-    stopped; on Linux it dies with the thread that started it.
+    placeholders as in ours, which they override; `format_options` go to Kafka's storage tool. The node has a session of
+    its own, so that Ctrl-C in the terminal does not reach it before whoever started it has stopped; on Linux it dies
+    with the thread that started it.
     """
 
     def __init__(self, folder: Path, port: int | None = None, properties: str = "", format_options: Sequence[str] = ()):
@@ -107,8 +108,14 @@ class Broker:
             raise KafkaUnavailableError(
                 f"port {self._port} on {HOST} is taken; stop what listens there or take another"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            log = self.log.open("ab")
+        except OSError as error:
+            raise KafkaUnavailableError(
+                f"Kafka cannot use {self.folder}: {error.strerror}; take another folder"
+            ) from None
+        with log:
             # The node inherits the lock with the file and holds it while it lives. Kafka's own comes too late: a second
             # node has damaged the metadata of the first by the time it is refused.
             try:

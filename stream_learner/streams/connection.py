@@ -34,6 +34,7 @@ def client_config(kafka: KafkaSettings) -> dict[str, Any]:
         "client_id": kafka.client_id,
         "request_timeout_ms": int(kafka.request_timeout_s * 1000),
         "bootstrap_timeout_ms": int(kafka.request_timeout_s * 1000),
+        "reconnect_backoff_max_ms": 1000,  # Apache's own; kafka-python would sleep on for 30 s after a long outage
         "security_protocol": kafka.security_protocol,
     }
     if kafka.security_protocol.startswith("SASL"):

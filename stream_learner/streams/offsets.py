@@ -18,7 +18,7 @@ def bounds(kafka: KafkaSettings, topics: list[str]) -> tuple[Positions, Position
         missing = [topic["name"] for topic in described if not topic["partitions"]]
         if missing:
             raise TopicsError(
-                f"topic {', '.join(missing)} is missing; `stream-learner topics --input-partitions N` makes input topics"
+                f"topic {', '.join(missing)} is missing; `stream-learner topics --input-partitions N` makes them"
             )
         places = [
             TopicPartition(topic["name"], partition["partition_index"])

@@ -128,8 +128,8 @@ def check(settings: Settings) -> None:
     found = differences(settings)
     if found:
         raise TopicsError(
-            f"{'; '.join(found)}. `stream-learner topics` makes missing output topics, with `--input-partitions N` missing "
-            "input topics too; change what differs with Kafka's own tools"
+            f"{'; '.join(found)}. `stream-learner topics` makes missing output topics, and with `--input-partitions N` "
+            "missing input topics; change what differs with Kafka's own tools"
         )
 
 

@@ -92,12 +92,14 @@ class Transaction:
     def _call(self, what: str, action: Callable[[], Any]) -> Any:
         try:
             return action()
-        except FENCED as error:
-            raise FencedError(
-                f"another worker of this run took over, or a transaction outlived its time-out ({what}: "
-                f"{type(error).__name__}); nothing more is published, and a restart recovers"
-            ) from error
         except (kafka_errors.KafkaError, OSError) as error:
+            # kafka-python gives the error itself, or one that only names it, by which of its threads was first.
+            fenced = next((cause for cause in (error, *error.args) if isinstance(cause, FENCED)), None)
+            if fenced:
+                raise FencedError(
+                    f"another worker of this run took over, or a transaction outlived its time-out ({what}: "
+                    f"{type(fenced).__name__}); nothing more is published, and a restart recovers"
+                ) from error
             raise PublishError(
                 f"publishing failed at {what} ({type(error).__name__}: {error}); the process ends, and a restart "
                 "goes on from the last committed checkpoint"

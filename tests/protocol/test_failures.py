@@ -97,8 +97,21 @@ def test_a_second_worker_fences_the_first(new_run: NewRun) -> None:
     run.finish(second)
 
 
+@pytest.mark.parametrize("method", ["begin", "offsets"])
+def test_a_worker_that_wakes_up_too_late_publishes_nothing(new_run: NewRun, method: str) -> None:
+    run = new_run()
+    run.feed(mixed(1000))
+    sleeper = run.start_signalled(Point("transaction", method, 2), signal.SIGSTOP)
+    sleeper.paused()
+    second = run.start()
+    run.learned(second)
+    sleeper.signal(signal.SIGCONT)
+    sleeper.ends(ExitCode.FENCED)
+    run.finish(second)
+
+
 def test_training_outlives_a_broker_restart(new_run: NewRun) -> None:
-    run = new_run(partitions=2)
+    run = new_run(partitions=2, kafka__request_timeout_s=5.0)
     run.feed(mixed(1000))
     worker = run.start()
     run.learned(worker)
@@ -109,7 +122,7 @@ def test_training_outlives_a_broker_restart(new_run: NewRun) -> None:
 
 
 def test_a_broker_restart_inside_a_transaction(new_run: NewRun) -> None:
-    run = new_run(partitions=2)
+    run = new_run(partitions=2, kafka__request_timeout_s=5.0)
     run.feed(mixed(1000))
     worker = run.start_signalled(Point("transaction", "begin", 2), signal.SIGSTOP)
     worker.paused()

@@ -46,7 +46,7 @@ def test_a_stopped_run_goes_on(new_run: NewRun) -> None:
     worker.stop()
     stopped_at = len(run.check().history)
     run.feed(mixed(1000))
-    log = run.finish(run.start_command())
+    log = run.finish(run.start())
     assert len(log.history) > stopped_at
 
 
