@@ -19,7 +19,7 @@ from rich.table import Table
 
 from stream_learner import __version__, config
 from stream_learner.config import Settings
-from stream_learner.errors import ExitCode, StreamLearnerError
+from stream_learner.errors import ExitCode, StreamLearnerError, UsageError
 
 app = typer.Typer(
     name="stream-learner",
@@ -135,6 +135,8 @@ def demo(
     from stream_learner.local.demo import run_demo
     from stream_learner.local.view import summary_table
 
+    if summary and not summary.parent.is_dir():
+        raise UsageError(f"--summary {summary}: there is no folder {summary.parent}")
     found = run_demo(data, resume, seed, out.print, lambda view: Live(view, console=out, auto_refresh=False))
     out.print(summary_table(found))
     if summary:
@@ -286,7 +288,8 @@ def main() -> None:
     """Entry point: every failure a person can cause is one line and an exit code of `ExitCode`."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(ExitCode.INTERRUPTED))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(ExitCode.INTERRUPTED))
     _exit_with(lambda: app(standalone_mode=False), debug)
 
 

@@ -39,7 +39,7 @@ class ExitCode(IntEnum):
     DATA = 13
     """A data set cannot be read."""
     INTERRUPTED = 130
-    """Stopped by Ctrl-C before there was anything to save."""
+    """Stopped at once by Ctrl-C or a second signal; what was not saved is read again."""
 
 
 class StreamLearnerError(Exception):

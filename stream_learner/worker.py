@@ -47,25 +47,25 @@ class Worker:
 
     def loop(self) -> None:
         """Learns until the stream ends, then saves once more. Raises RejectsError, DivergedError (after that save)."""
-        learner, publisher = self.learner, self.publisher
+        learner = self.learner
         for batch in self.stream:
             report = learner.learn(batch)  # predict, then weighted step(s) with memory
             self.metrics.observe(report)
             self.breaker.observe(report)
             self.tend(batch)
             if learner.release_due:
-                publisher.wait(self.health.beat)  # falls on the same batch in every execution, so training waits
+                self.wait()  # falls on the same batch in every execution, so training waits
                 learner.decide_release()
                 self.save()
             elif self.save_due():
-                publisher.wait(self.health.beat)
+                self.wait()
                 self.save()
             if self.breaker.tripped or learner.diverged:
                 break
-        publisher.wait(self.health.beat)
+        self.wait()
         if not learner.progress.empty:
             self.save()
-            publisher.wait(self.health.beat)
+            self.wait()
         # Only now: the save has published the dead letters, so that a restart gets past them.
         if self.breaker.tripped:
             raise RejectsError(
@@ -91,6 +91,13 @@ class Worker:
         by_clock = time.monotonic() - self.saved_at >= settings.every_s
         by_count = settings.every_records is not None and records >= settings.every_records
         return (by_clock or by_count) and self.publisher.idle
+
+    def wait(self) -> None:
+        """Returns when the last snapshot is published."""
+        if not self.publisher.idle:
+            self.health.ready(False, "waiting for a checkpoint to be written")
+        self.publisher.wait(self.health.beat)
+        self.health.ready(True)
 
     def save(self) -> None:
         self.publisher.submit(self.learner.snapshot(), self.lag())

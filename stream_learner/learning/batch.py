@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from stream_learner.config import BatchSettings
+from stream_learner.config import MIB, BatchSettings
 from stream_learner.records.record import Gap, Record, RejectError, Rejection, Sample, Split
 from stream_learner.records.spans import Positions, Spans, extend
 
 POLL_TIMEOUT_S = 0.1
+# A stretch of large records that are held out or rejected must not fill the machine's memory.
+MAX_BATCH_BYTES = 64 * MIB
 
 
 class Source(Protocol):
@@ -33,6 +35,7 @@ class Batch:
     rejections: list[Rejection] = field(default_factory=list)
     spans: Spans = field(default_factory=dict)
     records: int = 0
+    bytes: int = 0
     training: int = 0
     newest_timestamp_ms: dict[tuple[str, int], int] = field(default_factory=dict)
     poll_s: float = 0.0
@@ -47,6 +50,7 @@ class Batch:
             self.samples.append(sample)
             self.training += sample.split is Split.TRAIN
         self.records += 1
+        self.bytes += len(record.value or b"")
         self.newest_timestamp_ms[record.topic, record.partition] = record.timestamp_ms
 
 
@@ -61,8 +65,8 @@ def batches(
     """Yields batches until `stop` is set; the open one is then dropped, its records will be read again.
 
     `positions` are where the source begins. A batch closes when it holds `batch.size` training samples, after
-    `batch.linger_s`, or after `batch.max_span` records. Yields an empty batch when nothing came for a while, so that
-    the loop keeps turning.
+    `batch.linger_s`, after `batch.max_span` records, or at 64 MiB. Yields an empty batch when nothing
+    came for a while, so that the loop keeps turning.
     """
     next_offset = {(topic, p): offset for topic, partitions in positions.items() for p, offset in partitions.items()}
     batch, opened = Batch(), clock()
@@ -71,6 +75,8 @@ def batches(
         polled = source.poll(POLL_TIMEOUT_S)
         batch.poll_s += clock() - began
         for item in polled:
+            if stop.is_set():
+                return
             place = item.topic, item.partition
             if isinstance(item, Gap):
                 end = item.next_offset
@@ -81,10 +87,9 @@ def batches(
                 batch.decode_s += clock() - began
             extend(batch.spans, *place, next_offset.get(place, 0), end)
             next_offset[place] = end
-            if batch.training >= settings.size or batch.records >= settings.max_span:
+            full = batch.training >= settings.size or batch.records >= settings.max_span
+            if full or batch.bytes >= MAX_BATCH_BYTES:
                 yield batch
-                if stop.is_set():
-                    return
                 batch, opened = Batch(), clock()
         if stop.is_set():
             return

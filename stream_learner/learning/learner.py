@@ -140,14 +140,14 @@ class Learner:
             report.prequential[self.labels[index]] = (correct + hit, seen + 1)
 
     def _take_steps(self, stream: Minibatch, report: Report) -> bool:
-        """The batch's optimizer updates. False when one was not finite: it was undone, and no more were taken."""
+        """The batch's optimizer updates, up to one that is not finite and undone. False when that was the first."""
         self._model.train()
         step = Step(self._model, stream, self._replay, self._weighted_loss)
         for _ in range(self._settings.learning.steps_per_batch):
             loss = self._take_step(step)
             if not math.isfinite(loss):
                 self._non_finite_in_a_row += 1
-                return False
+                return report.steps > 0  # learned as far as it went; a dead letter must not be learned in part
             report.steps += 1
             report.loss_sum += loss
         self._non_finite_in_a_row = 0
@@ -264,6 +264,8 @@ class Learner:
         self._new_rows_from = document["new_rows_from"]
         self.records = document["records"]
         self._decided_at = document["decided_at"]
+        # A run that stopped after three gets past them.
+        self._non_finite_in_a_row = document["non_finite_in_a_row"] % NON_FINITE_IN_A_ROW
         self.begin(positions)
         torch.set_rng_state(tensors["rng/cpu"])
         if "rng/cuda" in tensors and self._placement.device.type == "cuda":
@@ -293,6 +295,7 @@ class Learner:
             "new_rows_from": self._new_rows_from,
             "records": self.records,
             "decided_at": self._decided_at,
+            "non_finite_in_a_row": self._non_finite_in_a_row,
         }
 
     # -- building

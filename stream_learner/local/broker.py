@@ -199,11 +199,7 @@ class Broker:
 
     def _launch(self, java: list[str], port: int, log: BinaryIO) -> bool:
         """Whether the node came up; False when another program has taken a port in the meantime."""
-        command = [*java, "kafka.Kafka", "server.properties"]
-        # A broker must not outlive a parent that was killed. In the child Python could ask for that only in code that
-        # runs between fork and exec, which is not safe with threads; util-linux has a program for it.
-        if shutil.which("setpriv"):
-            command = ["setpriv", "--pdeathsig", "KILL", *command]
+        command = [*ends_with_parent("KILL"), *java, "kafka.Kafka", "server.properties"]
         before = self.log.stat().st_size
         self._process = subprocess.Popen(
             command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -244,6 +240,15 @@ class Broker:
         except (OSError, KafkaUnavailableError):
             return False
         return f"cluster.id={cluster['cluster_id']}" in self._meta.read_text().splitlines() and cluster["brokers"] != []
+
+
+def ends_with_parent(signal_name: str) -> list[str]:
+    """What to put before a command so that its process gets a signal when its parent dies, even by kill -9.
+
+    In the child Python could ask for that only in code that runs between fork and exec, which is not safe with threads;
+    util-linux has a program for it. Nothing where that is missing.
+    """
+    return ["setpriv", "--pdeathsig", signal_name] if shutil.which("setpriv") else []
 
 
 def _java() -> str:

@@ -1,5 +1,6 @@
 """The main job on a laptop: a real Kafka, a feeder and a worker, each a process, watched until the feed is learned."""
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -142,7 +143,10 @@ def _summary(settings: Settings, folder: Path, before: Manifest | None, began: f
 def _new_run(dataset: Dataset, seed: int) -> Path:
     run_id = f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     folder = (FOLDER / run_id).resolve()
-    folder.mkdir(parents=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"the demo cannot make {folder}: {error.strerror}; run it in a folder of yours") from None
     (folder / "worker.toml").write_text(_settings(dataset, run_id, folder, seed))
     latest = FOLDER / "latest"
     latest.unlink(missing_ok=True)
@@ -187,6 +191,6 @@ every_records = {max(100, len(dataset) // 12)}
 min_held_out = 50
 
 [checkpoint]
-store = "{folder / "objects"}"
+store = {json.dumps(str(folder / "objects"))}
 every_s = 2
 """

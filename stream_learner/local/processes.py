@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from stream_learner.errors import ExitCode, StreamLearnerError
+from stream_learner.local.broker import ends_with_parent
 
 STOP_TIMEOUT_S = 90.0
 RESTARTS = 20
@@ -46,7 +47,7 @@ class Child:
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "stream_learner", *self._arguments],
+                [*ends_with_parent("TERM"), sys.executable, "-m", "stream_learner", *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

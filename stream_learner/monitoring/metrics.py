@@ -123,7 +123,7 @@ class Metrics:
 
     def checkpoint_committed(self, manifest: Manifest, seconds: float) -> None:
         """A checkpoint that took `seconds` from snapshot to commit."""
-        self.recovered(manifest)
+        self._newest(manifest)
         self._checkpoint.observe(seconds)
         self._checkpoint_bytes.set(manifest.state.size)
         if manifest.released:
@@ -133,6 +133,12 @@ class Metrics:
 
     def recovered(self, manifest: Manifest) -> None:
         """The newest checkpoint, found at the start: shown, not counted as one that this process made."""
+        self._newest(manifest)
+        for topic, partitions in manifest.positions.items():
+            for partition, offset in partitions.items():
+                self._position.labels(topic, partition).set(offset)
+
+    def _newest(self, manifest: Manifest) -> None:
         self._sequence.set(manifest.sequence)
         self._checkpoint_time.set(datetime.fromisoformat(manifest.created_at).timestamp())
         if manifest.release:

@@ -15,8 +15,8 @@ class Marker(msgspec.Struct, frozen=True):
 
 
 def write_marker(store: Store, settings: Settings, checkpoints_topic_id: str) -> None:
-    """Writes the marker unless it is there. Raises StoreError, KafkaUnavailableError."""
-    if read_marker(store, settings) is None:
+    """Writes the marker unless it is there. Raises StateError when another is, StoreError, KafkaUnavailableError."""
+    if not check_marker(store, settings, checkpoints_topic_id):
         store.put(_key(settings), encode(Marker(topics.cluster_id(settings), checkpoints_topic_id)))
 
 

@@ -231,7 +231,7 @@ class Publish:
         key = record.key
         if key is None and record.value is None:
             key = b""  # kafka-python sends no record without both
-        size = len(record.value or b"") + len(key or b"") + sum(len(n) + len(v) for n, v in headers)
+        size = len(record.value or b"") + len(key or b"") + sum(len(n.encode()) + len(v) + 10 for n, v in headers)
         if size > self._settings.input.max_record_bytes:
             about = [("truncated", b"true"), ("digest", digest(record.value or b"").encode())]
             return self._transaction.send(topic, None, (key or b"")[:1000], about + errors)

@@ -68,6 +68,8 @@ class Publisher:
         while self._in_flight and not self._in_flight.done():
             meanwhile()
             wait([self._in_flight], WAIT_SLICE_S)
+        if self._in_flight:
+            self._in_flight.result()  # nothing goes on after an unknown outcome, even if ending the process failed
 
     def _run(self, snapshot: Snapshot, lag: dict[str, dict[int, int]]) -> None:
         try:
@@ -90,7 +92,8 @@ class Publisher:
             try:
                 return self._publish.prepare(snapshot, lag)
             except (StoreError, KafkaUnavailableError) as error:
-                self._store_failed()
+                if isinstance(error, StoreError):
+                    self._store_failed()
                 pause = BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)]
                 log.warning("a checkpoint could not be written; training goes on", error=str(error), retry_in_s=pause)
                 attempt += 1

@@ -11,7 +11,7 @@ from kafka import KafkaAdminClient, KafkaConsumer
 from kafka import errors as kafka_errors
 
 from stream_learner.config import KafkaSettings
-from stream_learner.errors import KafkaUnavailableError, UsageError
+from stream_learner.errors import KafkaUnavailableError, TopicsError, UsageError
 
 FETCH_BYTES = 8 * 1024 * 1024
 RETRY_PAUSE_S = 0.2
@@ -117,6 +117,24 @@ def kafka_failures(kafka: KafkaSettings, doing: str) -> Iterator[None]:
             f"Kafka at {kafka.bootstrap_servers} failed while {doing} ({error}); check {', '.join(_relevant(kafka))} "
             "and that the brokers are up"
         ) from error
+
+
+def describe(client: KafkaAdminClient, names: list[str]) -> list[dict[str, Any]]:
+    """Kafka's descriptions of topics, for a question to `ask`: kafka-python hides errors in them.
+
+    Raises TopicsError when one is missing, KafkaError when one cannot be described (now).
+    """
+    described = client.describe_topics(names)
+    missing = [t["name"] for t in described if t["error_code"] == kafka_errors.UnknownTopicOrPartitionError.errno]
+    if missing:
+        raise TopicsError(
+            f"topic {', '.join(missing)} is missing; `stream-learner topics` makes missing output topics, and with "
+            "`--input-partitions N` missing input topics"
+        )
+    for topic in described:
+        if topic["error_code"]:
+            raise kafka_errors.for_code(topic["error_code"])(f"topic {topic['name']}")
+    return described
 
 
 def _relevant(kafka: KafkaSettings) -> list[str]:

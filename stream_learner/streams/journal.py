@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from kafka import KafkaAdminClient, KafkaConsumer
+from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
 from stream_learner.config import Settings
@@ -64,21 +65,26 @@ class ReadBack:
     def __init__(self, settings: Settings):
         self._settings = settings
         self._place = TopicPartition(Names.of(settings).checkpoints, 0)
-        self._consumer: KafkaConsumer = reader(settings.kafka)
-        self._consumer.assign([self._place])
+        with kafka_failures(settings.kafka, "opening the checkpoints topic"):
+            self._consumer: KafkaConsumer = reader(settings.kafka)
+            self._consumer.assign([self._place])
 
     def verify(self, offset: int, value: bytes, deadline: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Returns once the record at `offset` is committed and equals `value`. Raises PublishError otherwise."""
-        self._consumer.seek(self._place, offset)
-        while clock() < deadline:
-            for messages in self._consumer.poll(timeout_ms=200).values():
-                if messages[0].offset == offset and messages[0].value == value:
-                    return
-                raise PublishError(
-                    f"the manifest at offset {offset} of {self._place.topic} is not there after its commit; "
-                    "the process ends, and a restart goes on from the last committed checkpoint"
-                )
-        raise PublishError(f"the manifest at offset {offset} of {self._place.topic} could not be read back in time")
+        manifest = f"the manifest at offset {offset} of {self._place.topic}"
+        try:
+            self._consumer.seek(self._place, offset)
+            while clock() < deadline:
+                for messages in self._consumer.poll(timeout_ms=200).values():
+                    if messages[0].offset == offset and messages[0].value == value:
+                        return
+                    raise PublishError(
+                        f"{manifest} is not there after its commit; the process ends, and a restart goes on from the "
+                        "last committed checkpoint"
+                    )
+        except KafkaError as error:
+            raise PublishError(f"{manifest} could not be read back ({error}); a restart finds out") from error
+        raise PublishError(f"{manifest} could not be read back in time; a restart finds out")
 
 
 def _open_transactions(settings: Settings, place: TopicPartition) -> str:

@@ -5,24 +5,17 @@ from kafka.admin import OffsetSpec
 from kafka.structs import TopicPartition
 
 from stream_learner.config import KafkaSettings, Settings
-from stream_learner.errors import TopicsError
 from stream_learner.records.spans import Positions
-from stream_learner.streams.connection import ask
+from stream_learner.streams.connection import ask, describe
 
 
 def bounds(kafka: KafkaSettings, topics: list[str]) -> tuple[Positions, Positions]:
     """First and end offset of every partition of the topics. Raises KafkaUnavailableError, TopicsError."""
 
     def question(client: KafkaAdminClient) -> tuple[Positions, Positions]:
-        described = client.describe_topics(topics)
-        missing = [topic["name"] for topic in described if not topic["partitions"]]
-        if missing:
-            raise TopicsError(
-                f"topic {', '.join(missing)} is missing; `stream-learner topics --input-partitions N` makes them"
-            )
         places = [
             TopicPartition(topic["name"], partition["partition_index"])
-            for topic in described
+            for topic in describe(client, topics)
             for partition in topic["partitions"]
         ]
         first, end = (

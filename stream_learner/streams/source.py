@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from kafka import KafkaConsumer
-from kafka.errors import OffsetOutOfRangeError
+from kafka.errors import LogTruncationError, OffsetOutOfRangeError
 from kafka.structs import TopicPartition
 
 from stream_learner.config import KafkaSettings
@@ -49,18 +49,22 @@ class Source:
     def poll(self, timeout_s: float) -> list[Record | Gap]:
         """The next records in order, none when none came in time. While Kafka is away it gives none.
 
-        Raises InputError when the next record has fallen off the topic's retention.
+        Raises InputError when the next record is not there any more, KafkaUnavailableError.
         """
         if self._clock() >= self._check_partitions_at:
             self._assign()
-        try:
-            polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
-        except OffsetOutOfRangeError as error:
-            raise InputError(
-                f"an offset that comes next is not on its topic any more ({error}): records have fallen off retention, "
-                "or the topic was truncated. What was learned is safe, but these records can not be read: give the "
-                "topic a longer retention, and start a new run.id to learn from what is left"
-            ) from error
+        with kafka_failures(self._kafka, "reading the input"):
+            try:
+                return self._poll(timeout_s)
+            except (OffsetOutOfRangeError, LogTruncationError) as error:
+                raise InputError(
+                    f"an offset that comes next is not on its topic any more ({error}): records have fallen off "
+                    "retention, or the topic was made anew. What was learned is safe, but these records can not be "
+                    "read: give the topic a longer retention, and start a new run.id to learn from what is left"
+                ) from error
+
+    def _poll(self, timeout_s: float) -> list[Record | Gap]:
+        polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
         items: list[Record | Gap] = []
         for place, messages in polled.items():
             items += [

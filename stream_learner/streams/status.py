@@ -31,8 +31,8 @@ def read_status(settings: Settings) -> Status:
     """Raises TopicsError, KafkaUnavailableError, StateError when a record is not what it should be."""
     topics.check(settings)
     names = Names.of(settings)
-    checkpoint = read_newest(settings, names.checkpoints)
-    metrics = read_newest(settings, names.metrics, METRICS_TAIL)
+    checkpoint = read_newest(settings, names.checkpoints, wait=False)
+    metrics = read_newest(settings, names.metrics, METRICS_TAIL, wait=False)
     try:
         manifest = decode_manifest(checkpoint) if checkpoint else None
         window = msgspec.json.decode(metrics, type=Window) if metrics else None

@@ -9,7 +9,7 @@ from kafka.errors import TopicAlreadyExistsError
 
 from stream_learner.config import Settings
 from stream_learner.errors import TopicsError
-from stream_learner.streams.connection import ask
+from stream_learner.streams.connection import ask, describe
 
 DAY_MS = 24 * 60 * 60 * 1000
 MIB = 1024 * 1024
@@ -60,7 +60,12 @@ def output_plan(settings: Settings) -> list[TopicPlan]:
     # Room for four releases and the segment that is being written; never by time, or the last release would go.
     weights_bytes = max(5 * settings.release.inline_max_bytes, 64 * MIB)
     return [
-        TopicPlan(names.checkpoints, 1, {"cleanup.policy": "compact", "max.message.bytes": str(4 * MIB)}),
+        # Small segments, because the one being written is never compacted and every start reads the whole topic.
+        TopicPlan(
+            names.checkpoints,
+            1,
+            {"cleanup.policy": "compact", "max.message.bytes": str(4 * MIB), "segment.bytes": str(16 * MIB)},
+        ),
         TopicPlan(names.history, 1, keep_90_days | {"max.message.bytes": str(4 * MIB)}),
         TopicPlan(
             names.weights,
@@ -138,12 +143,8 @@ def topic_ids(settings: Settings, names: list[str]) -> dict[str, str]:
 
     Raises TopicsError when one is missing, KafkaUnavailableError.
     """
-    described = ask(settings.kafka, "looking up topic ids", lambda client: client.describe_topics(names))
-    topics = {topic["name"]: topic for topic in described}
-    missing = [name for name in names if name not in topics or topics[name].get("error_code")]
-    if missing:
-        raise TopicsError(f"topic {', '.join(missing)} is missing; `stream-learner topics` makes what is missing")
-    return {name: str(topics[name]["topic_id"]) for name in names}
+    described = ask(settings.kafka, "looking up topic ids", lambda client: describe(client, names))
+    return {topic["name"]: str(topic["topic_id"]) for topic in described}
 
 
 def cluster_id(settings: Settings) -> str:
@@ -159,14 +160,18 @@ def _suffices(key: str, actual: str | None, wanted: str) -> bool:
 
 
 def _describe(client: KafkaAdminClient, plans: list[TopicPlan]) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
-    """Partitions and configs of those topics that exist."""
-    names = [plan.name for plan in plans if plan.name in set(client.list_topics())]
+    """Partitions of those topics that exist, and configs of those among them whose plan names any."""
+    existing = set(client.list_topics())
+    names = [plan.name for plan in plans if plan.name in existing]
     if not names:
         return {}, {}
-    return {t["name"]: len(t["partitions"]) for t in client.describe_topics(names)}, _configs(client, names)
+    configured = [plan.name for plan in plans if plan.name in existing and plan.configs]
+    return {t["name"]: len(t["partitions"]) for t in describe(client, names)}, _configs(client, configured)
 
 
 def _configs(client: KafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:
+    if not names:
+        return {}
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     described = client.describe_configs(resources, config_filter="all")
     return {

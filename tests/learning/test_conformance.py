@@ -1,5 +1,6 @@
 """What holds for every strategy with every model."""
 
+import math
 from functools import cache
 from itertools import product
 from typing import ClassVar
@@ -208,10 +209,26 @@ def test_a_step_that_is_not_finite_is_undone_and_its_records_rejected(run, weigh
     assert {(r.reason, r.stage) for r in report.rejections} == {(Reason.NON_FINITE_STEP, "learn")}
     assert [r.record for r in report.rejections] == [s.record for s in bad.samples if s.split is TRAIN]
     after = learner.snapshot()
-    assert differing(before, after) <= {"rng", "records", "test"}
+    assert differing(before, after) <= {"rng", "records", "test", "non_finite_in_a_row"}
     assert as_bytes(resumed(given, after).snapshot()) == as_bytes(after)
     learner.learn(batch(digits_of([0, 1, 2], 9), first=position(learner)))
     assert "model" in differing(after, learner.snapshot())
+
+
+@for_every_pair
+def test_a_later_step_that_is_not_finite_leaves_the_batch_learned_as_far_as_it_went(run, monkeypatch):
+    class SecondStepFails(STRATEGIES[run["learning__strategy"]]):
+        calls = 0
+
+        def loss(self, step):
+            self.calls += 1
+            return super().loss(step) * (math.nan if self.calls == 2 else 1)
+
+    monkeypatch.setitem(STRATEGIES, "second_step_fails", SecondStepFails)
+    given = run | {"learning__strategy": "second_step_fails", "learning__steps_per_batch": 3}
+    learner = Learner(settings(**given))
+    report = learner.learn(batch(digits_of([0, 1], 4), first=position(learner)))
+    assert (report.steps, report.learned, report.rejections) == (1, sum(report.samples.values()), [])
 
 
 @for_every_pair
