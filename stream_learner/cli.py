@@ -19,7 +19,7 @@ from rich.table import Table
 
 from stream_learner import __version__, config
 from stream_learner.config import Settings
-from stream_learner.errors import ExitCode, StreamLearnerError, UsageError
+from stream_learner.errors import ExitCode, StreamLearnerError
 
 app = typer.Typer(
     name="stream-learner",
@@ -128,19 +128,19 @@ def demo(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first weights and of the order.")] = 0,
     summary: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the summary as JSON too.", show_default=False)
+        # Opened at once: a file that cannot be written is better known before than after the demo.
+        typer.FileBinaryWrite | None,
+        typer.Option(metavar="FILE", lazy=False, help="Write the summary as JSON too.", show_default=False),
     ] = None,
 ) -> None:
     """Watch a model learn from a real Kafka: starts a broker, a feeder and a worker, and stops them at the end."""
     from stream_learner.local.demo import run_demo
     from stream_learner.local.view import summary_table
 
-    if summary and not summary.parent.is_dir():
-        raise UsageError(f"--summary {summary}: there is no folder {summary.parent}")
     found = run_demo(data, resume, seed, out.print, lambda view: Live(view, console=out, auto_refresh=False))
     out.print(summary_table(found))
     if summary:
-        summary.write_bytes(msgspec.json.encode(found))
+        summary.write(msgspec.json.encode(found))
 
 
 class Order(StrEnum):

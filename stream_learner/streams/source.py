@@ -59,8 +59,8 @@ class Source:
             except (OffsetOutOfRangeError, LogTruncationError) as error:
                 raise InputError(
                     f"an offset that comes next is not on its topic any more ({error}): records have fallen off "
-                    "retention, or the topic was made anew. What was learned is safe, but these records can not be "
-                    "read: give the topic a longer retention, and start a new run.id to learn from what is left"
+                    "retention, or the topic was truncated or made anew. What was learned is safe, but these records "
+                    "can not be read: give the topic a longer retention, and choose a new run.id for what is left"
                 ) from error
 
     def _poll(self, timeout_s: float) -> list[Record | Gap]:

@@ -1,11 +1,10 @@
 """The topics a run reads and writes: what they must look like, made and checked."""
 
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from kafka import KafkaAdminClient
+from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.errors import TopicAlreadyExistsError
 
 from stream_learner.config import Settings
 from stream_learner.errors import TopicsError
@@ -85,7 +84,7 @@ def output_plan(settings: Settings) -> list[TopicPlan]:
 def create(settings: Settings, input_partitions: int | None = None) -> list[str]:
     """Makes the output topics that are missing, and the input topics too when `input_partitions` is given.
 
-    Returns the names made. Raises KafkaUnavailableError.
+    Returns the names made. Raises KafkaUnavailableError, TopicsError when the brokers' rules forbid one.
     """
     plans = output_plan(settings)
     if input_partitions is not None:
@@ -96,17 +95,31 @@ def create(settings: Settings, input_partitions: int | None = None) -> list[str]
         existing = set(client.list_topics())
         missing = [plan for plan in plans if plan.name not in existing]
         for plan in missing:
-            description = {
-                "num_partitions": plan.partitions,
-                "replication_factor": settings.topics.replication_factor,
-                "configs": plan.configs,
-            }
-            # Another process of this run may be faster; differences() has the last word.
-            with suppress(TopicAlreadyExistsError):
-                client.create_topics({plan.name: description}, wait_for_metadata=True)
+            _create(client, plan, settings.topics.replication_factor)
         return [plan.name for plan in missing]
 
     return ask(settings.kafka, "creating topics", question)
+
+
+def _create(client: KafkaAdminClient, plan: TopicPlan, replication_factor: int) -> None:
+    description = {
+        "num_partitions": plan.partitions,
+        "replication_factor": replication_factor,
+        "configs": plan.configs,
+    }
+    # kafka-python's own exception would print the whole request.
+    answer = client.create_topics({plan.name: description}, raise_errors=False)["topics"][0]
+    error = kafka_errors.for_code(answer["error_code"])
+    # Another process of this run may be faster; differences() has the last word.
+    if error in (kafka_errors.NoError, kafka_errors.TopicAlreadyExistsError):
+        client.wait_for_topics([plan.name])
+    elif error.retriable or issubclass(error, kafka_errors.AuthorizationError):
+        raise error(answer["error_message"])
+    else:
+        raise TopicsError(
+            f"the brokers do not make topic {plan.name}: {answer['error_message'] or error.__name__} "
+            "Set topics.replication_factor to what they have, or make the topic with Kafka's own tools"
+        )
 
 
 def differences(settings: Settings) -> list[str]:

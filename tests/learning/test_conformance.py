@@ -222,7 +222,7 @@ def test_a_later_step_that_is_not_finite_leaves_the_batch_learned_as_far_as_it_w
 
         def loss(self, step):
             self.calls += 1
-            return super().loss(step) * (math.nan if self.calls == 2 else 1)
+            return super().loss(step) * (math.nan if self.calls == 2 else 1)  # pyright: ignore[reportAbstractUsage]
 
     monkeypatch.setitem(STRATEGIES, "second_step_fails", SecondStepFails)
     given = run | {"learning__strategy": "second_step_fails", "learning__steps_per_batch": 3}
