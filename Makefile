@@ -9,7 +9,7 @@ help: ## This list
 # A stamp per lock file: an install is repeated only when what it installs has changed.
 $(VENV)/demo.stamp: locks/demo.txt pyproject.toml
 	@test -x $(BIN)/python || python3 -m venv $(VENV)
-	@echo "Installing stream-learner into $(VENV) (about 3 GB to download the first time, most of it PyTorch)"
+	@echo "Installing stream-learner into $(VENV) (3.2 GB to download the first time, most of it PyTorch)"
 	@$(PIP_INSTALL) --require-hashes -r locks/demo.txt
 	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
