@@ -61,39 +61,48 @@ WARM_UP_S = 2.0
 MEASURED_S = 5.0
 SAVE_EVERY_S = 10.0
 NEVER = 10**9
+QUIET_CORES = 0.1
 MIB = 1024 * 1024
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 console = Console(highlight=False, width=120)
 
 
 class Observation(NamedTuple):
-    """What a process has done by `at_s` (monotonic): records learned, CPU seconds, peak resident bytes."""
+    """What a process has done by `at_s` (monotonic): records learned, CPU seconds, peak resident bytes; and the CPU
+    seconds of the whole machine."""
 
     at_s: float
     records: float
     cpu_s: float
     peak_bytes: int
+    machine_cpu_s: float
 
 
 class Measurement(NamedTuple):
-    """What a process does once it is warm."""
+    """What a process does once it is warm. `cores_elsewhere` is how many cores all other processes kept busy: beside a
+    worker that is the broker, beside the others it should be none."""
 
     records_per_s: float
     cpu_s_per_1000_records: float
     peak_memory_bytes: float
+    cores_elsewhere: float
 
 
 def observe(pid: int, records: float) -> Observation:
     """Looks at a process through /proc."""
     times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     status = Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()
-    cpu_s = (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
-    return Observation(time.monotonic(), records, cpu_s, int(status[0]) * 1024)
+    user, nice, system, _idle, _iowait, *interrupts = Path("/proc/stat").read_text().split()[1:8]
+    cpu_s = (int(times[11]) + int(times[12])) / TICKS_PER_S
+    machine_cpu_s = sum(map(int, (user, nice, system, *interrupts))) / TICKS_PER_S
+    return Observation(time.monotonic(), records, cpu_s, int(status[0]) * 1024, machine_cpu_s)
 
 
 def between(first: Observation, last: Observation) -> Measurement:
-    records = last.records - first.records
-    return Measurement(records / (last.at_s - first.at_s), 1000 * (last.cpu_s - first.cpu_s) / records, last.peak_bytes)
+    seconds, records, cpu_s = last.at_s - first.at_s, last.records - first.records, last.cpu_s - first.cpu_s
+    elsewhere_s = last.machine_cpu_s - first.machine_cpu_s - cpu_s
+    return Measurement(records / seconds, 1000 * cpu_s / records, last.peak_bytes, elsewhere_s / seconds)
 
 
 # -- the contenders that run in memory
@@ -246,7 +255,7 @@ def made_up() -> Dataset:
     return Dataset("made-up images", labels, targets, ids, 32, 32, 3, images.__getitem__)
 
 
-def in_memory_sample(dataset: Dataset) -> Dataset:
+def mixed_sample(dataset: Dataset) -> Dataset:
     """Some examples of a data set, mixed, their images read."""
     indices = np.random.default_rng(0).permutation(len(dataset))[:IMAGES].tolist()
     targets, ids = [dataset.targets[i] for i in indices], [dataset.ids[i] for i in indices]
@@ -308,14 +317,19 @@ def summary(found: dict[str, list[Measurement]]) -> dict[str, dict[str, Spread]]
 
 
 def table(summaries: dict[str, dict[str, dict[str, Spread]]]) -> Table:
-    def show(figures: Spread | None, form: str, unit: float = 1) -> str:
+    def show(figures: Spread | None, form: str) -> str:
         if figures is None:
             return ""
-        low, middle, high = (format(figures[key] / unit, form) for key in ("min", "median", "max"))
+        low, middle, high = (format(figures[key], form) for key in ("min", "median", "max"))
         return f"{middle} ({low}-{high})"
 
-    drawn = Table("model", "contender", caption="median (least-greatest) of the rounds")
-    for column in ("records/s", "to bare", "to memory", "CPU s/1000", "peak MiB"):
+    drawn = Table(
+        "model",
+        "contender",
+        caption="Median (least-greatest) of the rounds. Elsewhere: cores that other processes kept busy, at most; "
+        "beside a worker that is the broker.",
+    )
+    for column in ("records/s", "to bare", "to memory", "CPU s/1000", "elsewhere", "peak MiB"):
         drawn.add_column(column, justify="right")
     for model, figures in summaries.items():
         for name in CONTENDERS:
@@ -325,7 +339,8 @@ def table(summaries: dict[str, dict[str, dict[str, Spread]]]) -> Table:
                 show(figures["records_per_s"][name], ",.0f"),
                 show(figures["ratios"].get(f"{name}/bare_torch"), ".2f"),
                 show(figures["ratios"].get(f"{name}/in_memory"), ".2f"),
-                show(figures["cpu_s_per_1000_records"][name], ".3f"),
+                f"{figures['cpu_s_per_1000_records'][name]['median']:.3f}",
+                f"{figures['cores_elsewhere'][name]['max']:.2f}",
                 f"{figures['peak_memory_bytes'][name]['max'] / MIB:,.0f}",
                 end_section=name == CONTENDERS[-1],
             )
@@ -340,7 +355,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender has its turn.")] = 3,
 ) -> None:
     """Throughput of the worker on a real Kafka, against the same learner in memory and against bare torch."""
-    dataset = in_memory_sample(open_dataset(data)) if data else made_up()
+    dataset = mixed_sample(open_dataset(data)) if data else made_up()
     examples = list(dataset)
     image_bytes = sum(len(example.image) for example in examples) / len(examples)
     about = {
@@ -368,6 +383,9 @@ def main(
         topic = Input(broker, dataset)
         summaries = {name: summary(measure(common, name, rounds, examples, topic, folder)) for name in model or MODELS}
     console.print(table(summaries))
+    busy = max(figures["cores_elsewhere"][name]["max"] for figures in summaries.values() for name in CONTENDERS[:2])
+    if busy > QUIET_CORES:
+        console.print(f"Other programs kept up to {busy:.1f} cores busy: these figures say little.", style="yellow")
     print(json.dumps(about | {"models": summaries}))
 
 

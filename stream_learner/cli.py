@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 from rich.progress import MofNCompleteColumn, Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from stream_learner import __version__, config
 from stream_learner.config import Settings
@@ -113,6 +113,11 @@ def _stop_on_signals(deadline_s: float) -> threading.Event:
     return stop
 
 
+def _say(line: str) -> None:
+    """Writes a line as it is: not wrapped where no terminal is, no part of it taken for markup."""
+    out.print(line, soft_wrap=True, markup=False)
+
+
 def _end_process(code: ExitCode) -> NoReturn:
     """Ends the process here and now, from any thread, without the clean-up that could publish or delete anything."""
     sys.stdout.flush()
@@ -137,7 +142,7 @@ def demo(
     from stream_learner.local.demo import run_demo
     from stream_learner.local.view import summary_table
 
-    found = run_demo(data, resume, seed, out.print, lambda view: Live(view, console=out, auto_refresh=False))
+    found = run_demo(data, resume, seed, _say, lambda view: Live(view, console=out, auto_refresh=False))
     out.print(summary_table(found))
     if summary:
         summary.write(msgspec.json.encode(found))
@@ -195,7 +200,7 @@ def feed(
             stop=_stop_on_signals(settings.run.stop_deadline_s),
         )
     ends = ", ".join(f"{partition}: {offset}" for partition, offset in fed.end_offsets.items())
-    out.print(f"fed {fed.records} records; end offset of each partition: {ends}")
+    _say(f"fed {fed.records} records; end offset of each partition: {ends}")
 
 
 @app.command()
@@ -210,7 +215,7 @@ def kafka(
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     with Broker(folder.resolve(), port) as broker:
-        out.print(f"Kafka is at {broker.bootstrap_servers}; Ctrl-C stops it")
+        _say(f"Kafka is at {broker.bootstrap_servers}; Ctrl-C stops it")
         stop.wait()
 
 
@@ -230,9 +235,9 @@ def topics(
     settings = config.load(config_file, overrides)
     if not check:
         for name in kafka_topics.create(settings, input_partitions):
-            out.print(f"created {name}")
+            _say(f"created {name}")
     kafka_topics.check(settings)
-    out.print("all topics are as they must be")
+    _say("all topics are as they must be")
 
 
 @app.command("config")
@@ -260,20 +265,20 @@ def status(
         out.print_json(msgspec.json.encode(found).decode())
         return
     if found.manifest is None:
-        out.print("no checkpoint yet")
+        _say("no checkpoint yet")
     else:
         manifest, release = found.manifest, found.manifest.release
-        out.print(f"checkpoint {manifest.sequence} of {manifest.created_at}: {manifest.state.url}")
+        _say(f"checkpoint {manifest.sequence} of {manifest.created_at}: {manifest.state.url}")
         if release:
-            out.print(f"release {release.sequence} of {release.created_at}: {release.object.url}")
-            out.print(f"test accuracy {_percent(release.test.accuracy)} on {release.test.total} samples")
+            _say(f"release {release.sequence} of {release.created_at}: {release.object.url}")
+            _say(f"test accuracy {_percent(release.test.accuracy)} on {release.test.total} samples")
     if found.window:
         window = found.window
-        out.print(
+        _say(
             f"last window: {window.records} records, {window.learned} learned, "
             f"{sum(window.rejected.values())} rejected, prequential accuracy {_percent(window.prequential.accuracy)}"
         )
-    table = Table("topic", "partition", "position", "lag")
+    table = Table(Column("topic", overflow="fold"), "partition", "position", "lag")
     for topic, partitions in found.lag.items():
         for partition, lag in partitions.items():
             table.add_row(topic, str(partition), str(found.positions[topic][partition]), str(lag))
@@ -290,7 +295,7 @@ def main() -> None:
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(ExitCode.INTERRUPTED))
-    _exit_with(lambda: app(standalone_mode=False), debug)
+    _exit_with(lambda: app(prog_name="stream-learner", standalone_mode=False), debug)
 
 
 def _exit_with(command: Callable[[], object], debug: bool) -> None:

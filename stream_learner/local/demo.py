@@ -29,6 +29,7 @@ from stream_learner.streams.topics import Names
 
 FOLDER = Path(".stream-learner") / "demo"
 # A small data set is fed slowly enough to be watched.
+DATA = "data.txt"
 WATCH_S = 20.0
 WATCHABLE = 5_000
 LOOK_EVERY_S = 0.25
@@ -53,18 +54,27 @@ def run_demo(
     Raises subclasses of StreamLearnerError; whatever happens, every process that was started is stopped.
     """
     began = time.monotonic()
+    folder = _last_run() if resume else None
+    if folder and data is None:
+        data = _fed_before(folder)
     dataset = open_dataset(data)
-    folder = _last_run() if resume else _new_run(dataset, seed)
+    folder = folder or _new_run(dataset, data, seed)
     say(f"data: {dataset.name}, {len(dataset):,} images of {len(dataset.labels)} classes")
     say("starting Apache Kafka (the first time, 44 MB of jars are downloaded)")
     with Broker(folder / "kafka") as broker:
         overrides = [f"kafka.bootstrap_servers={broker.bootstrap_servers}", f"monitoring.port={free_port()}"]
         settings = config.load(folder / "worker.toml", overrides)
         topics.create(settings, input_partitions=1)
+        _remember(folder)
         before = read_status(settings).manifest
         say(f"Kafka is at {broker.bootstrap_servers}; the run's files are in {near(str(folder))}")
-        _learn(dataset, data, seed, settings, folder, overrides, show)
-        say("everything fed is learned; the worker has saved and stopped")
+        try:
+            restarts = _learn(dataset, data, seed, settings, folder, overrides, show)
+        except SystemExit:
+            say("stopped; the worker has saved. `make demo RESUME=1` goes on with this run")
+            raise
+        killed = f"the worker was started again {restarts} x, and nothing is lost; " if restarts else ""
+        say(f"everything fed is learned; {killed}the worker has saved and stopped")
         return _summary(settings, folder, before, began)
 
 
@@ -76,8 +86,8 @@ def _learn(
     folder: Path,
     overrides: list[str],
     show: Callable[[View], AbstractContextManager[Live]],
-) -> None:
-    """Feeds the data set, learns it, and stops the worker cleanly."""
+) -> int:
+    """Feeds the data set, learns it, and stops the worker cleanly. How often the worker had to be started again."""
     common = [str(folder / "worker.toml")] + [word for override in overrides for word in ("--set", override)]
     feed = ["feed", *common, "--seed", str(seed)] + (["--data", str(data)] if data else [])
     if len(dataset) < WATCHABLE:
@@ -100,6 +110,7 @@ def _learn(
         code = worker.stop()
         if code:
             raise worker.failure("worker", code)
+        return worker.restarts
 
 
 def _all_learned(view: View, settings: Settings, start: Positions, feeder: Child) -> bool:
@@ -111,7 +122,8 @@ def _all_learned(view: View, settings: Settings, start: Positions, feeder: Child
     learned = view.figures.positions() if view.figures else {}
     places = [(topic, partition) for topic, partitions in start.items() for partition in partitions]
     view.fed = sum(end[t][p] - start[t][p] for t, p in places)
-    view.read = sum(max(0, learned.get((t, p), 0) - start[t][p]) for t, p in places)
+    read = sum(max(0, learned.get((t, p), 0) - start[t][p]) for t, p in places)
+    view.read = max(view.read, read)
     return fed == 0 and all(learned.get((t, p), 0) >= end[t][p] for t, p in places)
 
 
@@ -140,7 +152,7 @@ def _summary(settings: Settings, folder: Path, before: Manifest | None, began: f
     )
 
 
-def _new_run(dataset: Dataset, seed: int) -> Path:
+def _new_run(dataset: Dataset, data: Path | None, seed: int) -> Path:
     run_id = f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     folder = (FOLDER / run_id).resolve()
     try:
@@ -148,10 +160,21 @@ def _new_run(dataset: Dataset, seed: int) -> Path:
     except OSError as error:
         raise UsageError(f"the demo cannot make {folder}: {error.strerror}; run it in a folder of yours") from None
     (folder / "worker.toml").write_text(_settings(dataset, run_id, folder, seed))
+    (folder / DATA).write_text(str(data.resolve()) if data else "")
+    return folder
+
+
+def _fed_before(folder: Path) -> Path | None:
+    """The data set that a run was fed with, None for the digits."""
+    path = (folder / DATA).read_text()
+    return Path(path) if path else None
+
+
+def _remember(folder: Path) -> None:
+    """Makes this the run to resume."""
     latest = FOLDER / "latest"
     latest.unlink(missing_ok=True)
-    latest.symlink_to(run_id)
-    return folder
+    latest.symlink_to(folder.name)
 
 
 def _last_run() -> Path:

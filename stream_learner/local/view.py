@@ -36,14 +36,15 @@ class View:
 
     def worker(self, pid: int, restarts: int) -> None:
         if pid != self.pid:
-            self.state = "starting"
+            self.state = "recovering" if restarts else "starting"
         self.pid, self.restarts = pid, restarts
 
     def stopping(self) -> None:
         self.state = "stopping: last save"
 
     def update(self, figures: Figures | None, now: float) -> None:
-        if figures is None:
+        # A worker that starts again knows nothing yet; what was seen last stays.
+        if figures is None or (self.figures and not figures.positions()):
             return
         self.figures = figures
         self.state = "learning"
@@ -80,7 +81,7 @@ class View:
         lag = figures.total("lag_records") if figures.samples else math.nan
         numbers.add_row(
             *figure("records/s", f"{self.rate:,.0f}"),
-            *figure("checkpoint", f"{figures.get('checkpoint_sequence'):.0f}"),
+            *figure("checkpoint", count(figures.get("checkpoint_sequence"))),
         )
         numbers.add_row(*figure("steps", count(figures.get("steps_total"))), *figure("lag, records", count(lag)))
         numbers.add_row(
@@ -91,7 +92,7 @@ class View:
             ),
         )
         numbers.add_row(
-            *figure("rejected", count(figures.total("records_rejected_total"))),
+            *figure("rejected", rejected(figures)),
             *figure("in memory", count(figures.total("memory_items"))),
         )
 
@@ -105,9 +106,20 @@ class View:
         accuracies.add_row("test", percent(figures.get("accuracy", kind="test")), "")
 
         worker = f"worker {self.state}" + (f", restarted {self.restarts} x" if self.restarts else "")
-        footer = Text.assemble((worker, "bold"), (f"   kill -9 {self.pid} loses nothing; Ctrl-C stops all", "dim"))
+        hint = f"   kill -9 {self.pid} loses nothing; Ctrl-C stops all" if self.state == "learning" else ""
+        footer = Text.assemble((worker, "bold"), (hint, "dim"))
         body = Group(bars, Text(), numbers, Text(), accuracies, Text(), footer)
         return Panel(body, title=f"[bold]{self.title}", border_style="blue", padding=(1, 2))
+
+
+def rejected(figures: Figures) -> str:
+    """How many records were rejected, and why."""
+    counts = {
+        dict(labels)["reason"]: value
+        for (name, labels), value in figures.samples.items()
+        if name == "stream_learner_records_rejected_total" and value
+    }
+    return f"{sum(counts.values()):.0f}" + (f" ({', '.join(sorted(counts))})" if counts else "")
 
 
 def near(path: str) -> str:
@@ -157,9 +169,7 @@ def summary_table(summary: Summary) -> RenderableType:
     rows.add_row("learned", f"{summary.learned:,}")
     rows.add_row("held out", f"{summary.validation:,} to decide releases, {summary.test:,} to report accuracy")
     rows.add_row("rejected", f"{summary.rejected:,}")
-    accuracy = (
-        f"{percent(summary.test_accuracy_before)} before, [bold]{percent(summary.test_accuracy_after)} after[/bold]"
-    )
+    accuracy = f"{percent(summary.test_accuracy_before or None)} before, [bold]{percent(summary.test_accuracy_after)} after[/bold]"
     rows.add_row("test accuracy", accuracy)
     rows.add_row("release", near(summary.release.removeprefix("file://")))
     rows.add_row("topics", "\n".join(summary.topics))

@@ -27,7 +27,7 @@ def decode(image: bytes, height: int, width: int, channels: int, max_pixels: int
             picture = picture.convert(PILLOW_MODE[channels])
             if picture.size != (width, height):
                 picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-            pixels = np.asarray(picture)
+            pixels = np.array(picture)
     except RejectError:
         raise
     except UnidentifiedImageError:

@@ -43,7 +43,7 @@ def read_status(settings: Settings) -> Status:
         ) from None
     first, end = offsets.bounds(settings.kafka, settings.input.topics)
     positions = {
-        t: {p: _position(manifest, t, p, at) for p, at in partitions.items()} for t, partitions in first.items()
+        t: {p: _position(manifest, t, p, at) for p, at in sorted(partitions.items())} for t, partitions in first.items()
     }
     lag = {t: {p: end[t][p] - at for p, at in partitions.items()} for t, partitions in positions.items()}
     return Status(manifest, window, positions, lag)

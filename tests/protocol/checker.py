@@ -15,7 +15,7 @@ from urllib.request import url2pathname
 
 import safetensors.numpy
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
-from feed import MAX_RECORD_BYTES, Draft, Fed, Headers
+from feed import MAX_RECORD_BYTES, Draft, Fed, Headers, client
 
 READ_DEADLINE_S = 30.0
 SPLITS = ("train", "validation", "test")
@@ -69,7 +69,7 @@ def read(bootstrap_servers: str, run_id: str, inputs: Iterable[Place]) -> Log:
     """Reads a run whose topics' prefix is its id."""
     topics = ("metrics", "checkpoints", "history", "weights", "dead-letters")
     records = {topic: read_topic(bootstrap_servers, f"{run_id}.{topic}") for topic in topics}
-    group = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": f"stream-learner.{run_id}.{run_id}"})
+    group = Consumer(client(bootstrap_servers) | {"group.id": f"stream-learner.{run_id}.{run_id}"})
     committed = group.committed([TopicPartition(*place) for place in inputs], timeout=READ_DEADLINE_S)
     group.close()
     return Log(
@@ -82,8 +82,8 @@ def read(bootstrap_servers: str, run_id: str, inputs: Iterable[Place]) -> Log:
 def read_topic(bootstrap_servers: str, topic: str) -> list[Read]:
     """Committed records of a topic of one partition."""
     consumer = Consumer(
-        {
-            "bootstrap.servers": bootstrap_servers,
+        client(bootstrap_servers)
+        | {
             "group.id": "outsider",
             "enable.auto.commit": False,
             "isolation.level": "read_committed",

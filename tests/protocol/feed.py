@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from confluent_kafka import KafkaError, Message, Producer
@@ -104,9 +104,14 @@ def mixed(count: int, seed: int = 0) -> Iterator[Draft]:
             yield draft
 
 
+def client(bootstrap_servers: str) -> dict[str, Any]:
+    """What all clients of the tests have in common."""
+    return {"bootstrap.servers": bootstrap_servers, "log_level": 2}  # a broker that a test stops is no news
+
+
 def feed(bootstrap_servers: str, topic: str, drafts: Iterable[Draft], partitions: int = 1) -> list[Fed]:
     """Writes records to the partitions in turn; each as it stands there, in the order of offsets."""
-    producer = Producer({"bootstrap.servers": bootstrap_servers, "linger.ms": 5})
+    producer = Producer(client(bootstrap_servers) | {"linger.ms": 5})
     fed = send(producer, topic, drafts, partitions)
     producer.flush()
     return fed

@@ -173,7 +173,7 @@ class Run:
 
     @cached_property
     def admin(self) -> AdminClient:
-        return AdminClient({"bootstrap.servers": self.broker.bootstrap_servers})
+        return AdminClient(feed.client(self.broker.bootstrap_servers))
 
     def feed(self, drafts: Iterable[Draft]) -> None:
         self.fed += feed.feed(self.broker.bootstrap_servers, self.input, drafts, self.partitions)

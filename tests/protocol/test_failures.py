@@ -6,7 +6,7 @@ import pytest
 from child import Point
 from confluent_kafka import KafkaError, Message, Producer
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
-from feed import mixed
+from feed import client, mixed
 from harness import NewRun, Run
 
 from stream_learner.errors import ExitCode
@@ -64,7 +64,7 @@ def test_an_open_transaction_does_not_hide_the_newest_manifest(new_run: NewRun) 
     run.feed(mixed(1000))
     worker = run.start_signalled(Point("transaction", "begin", 2), signal.SIGSTOP)
     worker.paused()
-    stranger = Producer({"bootstrap.servers": run.broker.bootstrap_servers, "transactional.id": "stranger"})
+    stranger = Producer(client(run.broker.bootstrap_servers) | {"transactional.id": "stranger"})
     stranger.init_transactions()
     stranger.begin_transaction()
     stranger.produce(f"{run.id}.checkpoints", b"not a manifest", b"key", on_delivery=delivered)

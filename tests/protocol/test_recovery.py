@@ -59,11 +59,11 @@ def test_only_what_is_kept_stays(finished: tuple[Run, Log]) -> None:
 
 def test_kills_at_random_moments(new_run: NewRun) -> None:
     run = new_run(partitions=3)
-    run.feed(mixed(20_000))
     moments = random.Random(0)
-    for _ in range(KILLS):
+    for seed in range(KILLS):
+        run.feed(mixed(4000, seed))  # four releases at least
         worker = run.start()
-        worker.reaches("checkpoint_sequence", manifests(run) + moments.randint(1, 4))
+        worker.reaches("checkpoint_sequence", manifests(run) + moments.randint(1, 3))
         time.sleep(moments.uniform(0, 0.2))
         worker.kill()
     run.finish(run.start())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from checker import Log
 from confluent_kafka import Producer, TopicPartition
-from feed import feed, good, mixed, send
+from feed import client, feed, good, mixed, send
 from harness import DEADLINE_S, NewRun, Run
 
 from stream_learner.errors import ExitCode
@@ -174,7 +174,7 @@ def test_a_model_that_diverges(new_run: NewRun) -> None:
 
 def test_control_records_leave_no_lag(new_run: NewRun) -> None:
     run = new_run()
-    producer = Producer({"bootstrap.servers": run.broker.bootstrap_servers, "transactional.id": run.id})
+    producer = Producer(client(run.broker.bootstrap_servers) | {"transactional.id": run.id})
     producer.init_transactions()
     for end in (producer.commit_transaction, producer.abort_transaction) * 2:
         producer.begin_transaction()

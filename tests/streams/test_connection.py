@@ -1,0 +1,60 @@
+"""Questions to a broker that is away, or not ready to answer."""
+
+from typing import Any
+
+import pytest
+from kafka.errors import CoordinatorLoadInProgressError, InvalidTopicError
+
+from stream_learner.config import KafkaSettings
+from stream_learner.errors import ExitCode, KafkaUnavailableError
+from stream_learner.streams.connection import ask
+
+
+class Broker:
+    """Answers after it has failed some times."""
+
+    def __init__(self, error: type[Exception], failures: float):
+        self.failures = failures
+        self.asked = 0
+        self._error = error
+
+    def answer(self, _: Any) -> str:
+        self.asked += 1
+        if self.asked <= self.failures:
+            raise self._error
+        return "answer"
+
+
+def test_a_question_is_asked_again_while_kafka_is_electing_or_loading(kafka: KafkaSettings):
+    broker = Broker(CoordinatorLoadInProgressError, failures=3)
+    assert ask(kafka, "asking", broker.answer) == "answer"
+    assert broker.asked == 4
+
+
+def test_but_not_for_ever(kafka: KafkaSettings):
+    impatient = kafka.model_copy(update={"request_timeout_s": 1.0})
+    with pytest.raises(KafkaUnavailableError, match=r"while asking .*CoordinatorLoadInProgressError"):
+        ask(impatient, "asking", Broker(CoordinatorLoadInProgressError, failures=float("inf")).answer)
+
+
+def test_nor_when_that_would_not_help(kafka: KafkaSettings):
+    broker = Broker(InvalidTopicError, failures=1)
+    with pytest.raises(KafkaUnavailableError, match="InvalidTopicError"):
+        ask(kafka, "asking", broker.answer)
+    assert broker.asked == 1
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("servers", "reason"),
+    [
+        ("127.0.0.1:1", "ECONNREFUSED"),
+        ("kafka.invalid:9092", "DNS"),
+        ("127.0.0.1:1, kafka.invalid:9092", "ECONNREFUSED|DNS"),
+    ],
+)
+def test_why_there_is_no_connection_is_said(servers: str, reason: str):
+    with pytest.raises(KafkaUnavailableError, match=rf"while asking \(.*({reason})") as error:
+        ask(KafkaSettings(bootstrap_servers=servers, request_timeout_s=1), "asking", lambda admin: admin.list_topics())
+    assert error.value.code == ExitCode.KAFKA
+    assert "kafka.bootstrap_servers" in str(error.value)

@@ -1,0 +1,203 @@
+"""The input on a real broker: every offset once and in order, whatever holds it."""
+
+import gc
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+from kafka.structs import TopicPartition
+
+from stream_learner.config import KafkaSettings
+from stream_learner.errors import InputError, KafkaUnavailableError
+from stream_learner.local.broker import Broker
+from stream_learner.records.record import Gap, Record
+from stream_learner.records.spans import Positions
+from stream_learner.streams import offsets, source
+from stream_learner.streams.connection import ask
+from stream_learner.streams.source import Source
+
+POLL_S = 0.2
+POLLS = 200
+
+# kafka-python leaves the sockets of connections that failed to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
+
+NewSource = Callable[..., Source]
+
+
+@pytest.fixture
+def new_source(kafka: KafkaSettings) -> Iterator[NewSource]:
+    """Opens sources that are closed after the test."""
+    sources: list[Source] = []
+
+    def new_source(topic: str, positions: Positions | None = None) -> Source:
+        sources.append(Source(kafka, [topic], positions or {}))
+        return sources[-1]
+
+    yield new_source
+    for opened in sources:
+        opened.close()
+
+
+@pytest.fixture
+def outage(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Has those sockets collected while their warning is ignored."""
+    caplog.set_level(logging.CRITICAL, "kafka")  # records keep the exceptions, and so the sockets, of what they tell
+    yield
+    gc.collect()
+
+
+def make_topic(kafka: KafkaSettings, name: str) -> None:
+    topic = {"num_partitions": 1, "replication_factor": 1}
+    ask(kafka, "making a topic", lambda admin: admin.create_topics({name: topic}, wait_for_metadata=True))
+
+
+def produce(kafka: KafkaSettings, topic: str, values: list[bytes], partition: int = 0) -> None:
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    for value in values:
+        producer.produce(topic, value, partition=partition)
+    producer.flush()
+
+
+def read(source: Source, end: Positions) -> list[Record | Gap]:
+    """What the source gives until it stands at the end of every partition."""
+    items: list[Record | Gap] = []
+    at: Positions = {}
+    for _ in range(POLLS):
+        for item in source.poll(POLL_S):
+            items.append(item)
+            next_offset = item.offset + 1 if isinstance(item, Record) else item.next_offset
+            assert next_offset > at.get(item.topic, {}).get(item.partition, -1)
+            at.setdefault(item.topic, {})[item.partition] = next_offset
+        if at == end:
+            return items
+    raise AssertionError(f"read to {at}, not to {end}")
+
+
+def nothing_comes(source: Source) -> bool:
+    return not any(source.poll(POLL_S) for _ in range(5))
+
+
+def values(items: list[Record | Gap], partition: int = 0) -> list[bytes | None]:
+    return [item.value for item in items if isinstance(item, Record) and item.partition == partition]
+
+
+def test_all_partitions_are_read_from_the_beginning(kafka: KafkaSettings, new_topic, new_source: NewSource):
+    topic = new_topic(partitions=2)
+    produce(kafka, topic, [b"a", b"b"])
+    produce(kafka, topic, [b"c"], partition=1)
+    items = read(new_source(topic), {topic: {0: 2, 1: 1}})
+    assert values(items) == [b"a", b"b"]
+    assert values(items, 1) == [b"c"]
+
+
+def test_reading_goes_on_from_positions(kafka: KafkaSettings, new_topic, new_source: NewSource):
+    topic = new_topic(partitions=2)
+    produce(kafka, topic, [b"a", b"b", b"c"])
+    produce(kafka, topic, [b"d"], partition=1)
+    source = new_source(topic, {topic: {0: 2, 1: 1}})
+    assert values(read(source, {topic: {0: 3}})) == [b"c"]
+    assert source.ends()[topic][0] == 3
+
+
+def test_a_record_arrives_whole(kafka: KafkaSettings, new_topic, new_source: NewSource):
+    topic = new_topic()
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    headers = [("label", b"cat"), ("label", b"\xff"), ("empty", b"")]
+    producer.produce(topic, b"image", b"key", headers=[*headers], timestamp=1_700_000_000_123)
+    producer.produce(topic, None)
+    producer.flush()
+    first, second = read(new_source(topic), {topic: {0: 2}})
+    assert first == Record(topic, 0, 0, 1_700_000_000_123, b"key", b"image", headers)
+    assert second[:3] == (topic, 0, 1)
+    assert second[4:] == (None, None, [])
+
+
+def test_offsets_without_a_record_are_gaps(kafka: KafkaSettings, new_topic, new_source: NewSource):
+    """Markers that end a transaction, and what was aborted."""
+    topic = new_topic()
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "transactional.id": topic})
+    producer.init_transactions()
+    for value, end in [(b"a", producer.commit_transaction), (b"b", producer.abort_transaction)] * 2:
+        producer.begin_transaction()
+        producer.produce(topic, value)
+        producer.flush()
+        end()
+    _, end = offsets.bounds(kafka, [topic])
+    assert end == {topic: {0: 8}}
+    items = read(new_source(topic), end)
+    assert values(items) == [b"a", b"a"]
+    assert items[-1] == Gap(topic, 0, 8)
+
+
+def test_an_open_transaction_is_waited_for(kafka: KafkaSettings, new_topic, new_source: NewSource):
+    topic = new_topic()
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "transactional.id": topic})
+    producer.init_transactions()
+    producer.begin_transaction()
+    producer.produce(topic, b"a")
+    producer.flush()
+    source = new_source(topic)
+    assert nothing_comes(source)
+    producer.commit_transaction()
+    assert values(read(source, {topic: {0: 2}})) == [b"a"]
+
+
+def test_partitions_added_while_it_runs_are_read_from_their_beginning(
+    kafka: KafkaSettings, new_topic, new_source: NewSource, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(source, "PARTITION_CHECK_S", 0.1)
+    topic = new_topic()
+    produce(kafka, topic, [b"a"])
+    opened = new_source(topic)
+    read(opened, {topic: {0: 1}})
+    ask(kafka, "adding a partition", lambda admin: admin.create_partitions({topic: 2}))
+    produce(kafka, topic, [b"b", b"c"], partition=1)
+    assert values(read(opened, {topic: {1: 2}}), 1) == [b"b", b"c"]
+    produce(kafka, topic, [b"d"])
+    assert values(read(opened, {topic: {0: 2}})) == [b"d"]
+
+
+def test_records_that_fell_off_are_an_error(kafka: KafkaSettings, new_topic, new_source: NewSource):
+    topic = new_topic()
+    produce(kafka, topic, [b"a", b"b"])
+    ask(kafka, "deleting", lambda admin: admin.delete_records({TopicPartition(topic, 0): 1}))
+    with pytest.raises(InputError, match="fallen off retention"):
+        read(new_source(topic, {topic: {0: 0}}), {})
+
+
+def test_a_position_beyond_the_end_is_an_error(kafka: KafkaSettings, new_topic, new_source: NewSource):
+    topic = new_topic()
+    produce(kafka, topic, [b"a"])
+    with pytest.raises(InputError, match="truncated"):
+        read(new_source(topic, {topic: {0: 5}}), {})
+
+
+@pytest.mark.usefixtures("outage")
+def test_while_the_broker_is_away_there_is_nothing_and_no_error(tmp_path: Path):
+    with Broker(tmp_path) as broker:
+        outlive(broker)
+
+
+def outlive(broker: Broker) -> None:
+    make_topic(broker.settings, "images")
+    produce(broker.settings, "images", [b"a"])
+    with closing(Source(broker.settings, ["images"], {})) as source:
+        read(source, {"images": {0: 1}})
+        broker.freeze()
+        assert nothing_comes(source)
+        broker.kill()
+        assert nothing_comes(source)
+        broker.start()
+        produce(broker.settings, "images", [b"b"])
+        assert values(read(source, {"images": {0: 2}})) == [b"b"]
+
+
+@pytest.mark.usefixtures("outage")
+def test_it_cannot_be_opened_without_a_broker():
+    nowhere = KafkaSettings(bootstrap_servers="127.0.0.1:1", request_timeout_s=0.2)
+    with pytest.raises(KafkaUnavailableError, match="opening the input"):
+        Source(nowhere, ["images"], {})

@@ -1,0 +1,103 @@
+"""The topics of a run on a real broker: made, checked, told apart."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from kafka.admin import ConfigResource, ConfigResourceType
+
+from stream_learner.config import Settings
+from stream_learner.errors import TopicsError
+from stream_learner.streams import topics
+from stream_learner.streams.connection import ask
+from stream_learner.streams.topics import Names
+
+
+def alter(settings: Settings, topic: str, **configs: object) -> None:
+    """Sets configs of a topic (`max_message_bytes`)."""
+    new = {name.replace("_", "."): str(value) for name, value in configs.items()}
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic, new)
+    ask(settings.kafka, "altering a topic", lambda admin: admin.alter_configs([resource]))
+
+
+def test_what_is_missing_is_made_once(new_settings: Callable[..., Settings]):
+    settings = new_settings()
+    names = Names.of(settings)
+    output = [names.checkpoints, names.history, names.weights, names.metrics, names.dead_letters]
+    assert [f"topic {name} is missing" for name in [*output, *settings.input.topics]] == topics.differences(settings)
+    assert topics.create(settings) == output
+    assert topics.create(settings) == []
+    with pytest.raises(TopicsError, match=r"^topic .*\.input is missing\. .*--input-partitions N"):
+        topics.check(settings)
+    assert topics.create(settings, input_partitions=3) == settings.input.topics
+    assert topics.create(settings, input_partitions=5) == []
+    topics.check(settings)
+
+
+def test_two_may_make_them_at_once(new_settings: Callable[..., Settings]):
+    settings = new_settings()
+    with ThreadPoolExecutor(4) as creators:
+        for made in [creators.submit(topics.create, settings, 1) for _ in range(4)]:
+            made.result()
+    topics.check(settings)
+
+
+def test_larger_limits_pass(new_settings: Callable[..., Settings]):
+    settings = new_settings()
+    names = Names.of(settings)
+    topics.create(settings, input_partitions=1)
+    alter(settings, names.dead_letters, cleanup_policy="delete", max_message_bytes=17_000_000, retention_ms=-1)
+    alter(settings, names.weights, cleanup_policy="delete", retention_bytes=-1, retention_ms=-1, segment_bytes=1 << 30)
+    assert topics.differences(settings) == []
+
+
+@pytest.mark.parametrize(
+    ("topic", "configs", "difference"),
+    [
+        (
+            "checkpoints",
+            {"cleanup_policy": "delete", "max_message_bytes": 4 << 20},
+            "has cleanup.policy=delete, not compact",
+        ),
+        ("dead-letters", {"max_message_bytes": 1000}, "has max.message.bytes=1000, not 8454144"),
+        ("metrics", {"max_message_bytes": 4 << 20, "retention_ms": 1000}, "has retention.ms=1000, not 2592000000"),
+        ("weights", {"retention_bytes": 1000, "retention_ms": -1}, "has retention.bytes=1000, not 67108864"),
+        ("weights", {"retention_bytes": -1, "retention_ms": 1000}, "has retention.ms=1000, not -1"),
+    ],
+)
+def test_what_differs_is_said(
+    new_settings: Callable[..., Settings], topic: str, configs: dict[str, Any], difference: str
+):
+    settings = new_settings()
+    topics.create(settings, input_partitions=1)
+    alter(settings, f"{settings.prefix}.{topic}", **configs)
+    assert f"topic {settings.prefix}.{topic} {difference}" in topics.differences(settings)
+
+
+def test_another_number_of_partitions_is_said(new_settings: Callable[..., Settings]):
+    settings = new_settings()
+    topics.create(settings, input_partitions=1)
+    more = {Names.of(settings).checkpoints: 3}
+    ask(settings.kafka, "adding partitions", lambda admin: admin.create_partitions(more))
+    with pytest.raises(TopicsError, match="has 3 partitions, not 1"):
+        topics.check(settings)
+
+
+def test_a_topic_made_again_has_another_id(new_settings: Callable[..., Settings]):
+    settings = new_settings()
+    topics.create(settings)
+    name = Names.of(settings).checkpoints
+    before = topics.topic_ids(settings, [name])
+    assert before == topics.topic_ids(settings, [name])
+    ask(settings.kafka, "deleting", lambda admin: admin.delete_topics([name]))
+    topics.create(settings)
+    assert topics.topic_ids(settings, [name]).keys() == before.keys()
+    assert topics.topic_ids(settings, [name]) != before
+    with pytest.raises(TopicsError, match="no-such-topic is missing"):
+        topics.topic_ids(settings, [name, "no-such-topic"])
+
+
+def test_more_replicas_than_brokers(new_settings: Callable[..., Settings]):
+    with pytest.raises(TopicsError, match=r"only 1 broker.*topics.replication_factor"):
+        topics.create(new_settings(topics={"replication_factor": 3}))
