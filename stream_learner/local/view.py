@@ -169,7 +169,8 @@ def summary_table(summary: Summary) -> RenderableType:
     rows.add_row("learned", f"{summary.learned:,}")
     rows.add_row("held out", f"{summary.validation:,} to decide releases, {summary.test:,} to report accuracy")
     rows.add_row("rejected", f"{summary.rejected:,}")
-    accuracy = f"{percent(summary.test_accuracy_before or None)} before, [bold]{percent(summary.test_accuracy_after)} after[/bold]"
+    before, after = percent(summary.test_accuracy_before or None), percent(summary.test_accuracy_after)
+    accuracy = f"{before} before, [bold]{after} after[/bold]"
     rows.add_row("test accuracy", accuracy)
     rows.add_row("release", near(summary.release.removeprefix("file://")))
     rows.add_row("topics", "\n".join(summary.topics))
