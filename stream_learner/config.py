@@ -6,12 +6,14 @@ docstring under a field is its documentation: `stream-learner config --schema` a
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -35,6 +37,12 @@ ENV_PREFIX = "STREAM_LEARNER_"
 KafkaName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,200}$")]
 
 
+def _servers(text: str) -> str:
+    if not re.fullmatch(r"[^,\s]+:\d+(\s*,\s*[^,\s]+:\d+)*", text):
+        raise ValueError("needs host:port, several separated by commas")
+    return text
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -49,7 +57,7 @@ class RunSettings(Section):
 
 
 class KafkaSettings(Section):
-    bootstrap_servers: str = "127.0.0.1:9092"
+    bootstrap_servers: Annotated[str, AfterValidator(_servers)] = "127.0.0.1:9092"
     """Brokers to start from, `host:port` separated by commas."""
     client_id: str = "stream-learner"
     """Name under which the brokers see this program."""

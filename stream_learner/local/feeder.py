@@ -13,7 +13,7 @@ from kafka import KafkaProducer
 from stream_learner.config import MIB, KafkaSettings
 from stream_learner.local.datasets import Dataset
 from stream_learner.streams import offsets
-from stream_learner.streams.connection import client_config, kafka_failures
+from stream_learner.streams.connection import client_config, connect, kafka_failures
 
 # kafka-python bounds neither what waits to be sent nor what waits to be acknowledged.
 MAX_UNACKNOWLEDGED_BYTES = 64 * MIB
@@ -105,7 +105,7 @@ def _produce(
         "delivery_timeout_ms": int(delivery_s * 1000),
         "max_block_ms": int(delivery_s * 1000),
     }
-    producer = KafkaProducer(**config)
+    producer: KafkaProducer = connect(KafkaProducer, config)
     unacknowledged = deque()
     unacknowledged_bytes = acknowledged = 0
     started = shown = time.monotonic()
