@@ -54,6 +54,12 @@ class RunSettings(Section):
     """Seed of the first weights, of dropout and of what the memory keeps."""
     stop_deadline_s: PositiveFloat = 60.0
     """Seconds a stop (SIGTERM) may take, the last save included; then the process ends with code 10."""
+    on_conflict: Literal["standby", "take_over", "exit"] = "standby"
+    """What a worker does that starts while another of its run lives: wait, warm, until that one stops or dies; replace
+    it; or end with code 14. A worker that was replaced comes back as a standby whatever is set here."""
+    session_timeout_s: PositiveFloat = 10.0
+    """Seconds of silence after which the brokers take the active worker for dead and a standby takes over; within the
+    brokers' `group.min.session.timeout.ms` and `group.max.session.timeout.ms`."""
 
 
 class KafkaSettings(Section):
@@ -114,6 +120,9 @@ class InputSettings(Section):
     """Largest record taken; a larger one goes to the dead letters as `oversized_image`, its value left out."""
     max_image_pixels: PositiveInt = 50_000_000
     """Largest image decoded, height x width in pixels; a larger one becomes a dead letter."""
+    on_lost: Literal["stop", "continue"] = "stop"
+    """What to do when records have fallen off the topic's retention before they were read: end with code 7, or go on
+    behind them, and say so in the metrics topic, the manifest and `stream_learner_records_lost_total`."""
 
 
 class TopicsSettings(Section):
@@ -321,6 +330,11 @@ class Settings(BaseSettings):
     def transactional_id(self) -> str:
         """Transactional id of the run, and the group under which its positions are mirrored."""
         return f"stream-learner.{self.prefix}.{self.run.id}"
+
+    @property
+    def standby_group(self) -> str:
+        """Group in which the run's workers elect the active one."""
+        return f"{self.transactional_id}.standby"
 
     @property
     def transaction_timeout_s(self) -> float:

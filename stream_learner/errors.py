@@ -38,6 +38,10 @@ class ExitCode(IntEnum):
     """Three batches in a row gave a loss or gradient that is not finite."""
     DATA = 13
     """A data set cannot be read."""
+    CONFLICT = 14
+    """Another worker of this run is alive, and `run.on_conflict` is `exit`."""
+    MISMATCH = 15
+    """A rebuilt state is not the one that was published."""
     INTERRUPTED = 130
     """Stopped at once by Ctrl-C or a second signal; what was not saved is read again."""
 
@@ -94,3 +98,11 @@ class DivergedError(StreamLearnerError):
 
 class DataError(StreamLearnerError):
     code = ExitCode.DATA
+
+
+class ConflictError(StreamLearnerError):
+    code = ExitCode.CONFLICT
+
+
+class MismatchError(StreamLearnerError):
+    code = ExitCode.MISMATCH

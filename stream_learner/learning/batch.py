@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from stream_learner.config import MIB, BatchSettings
+from stream_learner.records.ledger import Piece
 from stream_learner.records.record import Gap, Record, RejectError, Rejection, Sample, Split
-from stream_learner.records.spans import Positions, Spans, extend
+from stream_learner.records.spans import Positions, Span, Spans, extend
 
 POLL_TIMEOUT_S = 0.1
 # A stretch of large records that are held out or rejected must not fill the machine's memory.
@@ -34,12 +35,21 @@ class Batch:
     samples: list[Sample] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     spans: Spans = field(default_factory=dict)
+    pieces: list[Piece] = field(default_factory=list)
+    lost: list[tuple[str, int, Span]] = field(default_factory=list)
     records: int = 0
     bytes: int = 0
     training: int = 0
     newest_timestamp_ms: dict[tuple[str, int], int] = field(default_factory=dict)
     poll_s: float = 0.0
     decode_s: float = 0.0
+
+    def cover(self, topic: str, partition: int, start: int, end: int) -> None:
+        """The batch's next offsets, whether they gave a record or not."""
+        extend(self.spans, topic, partition, start, end)
+        if self.pieces and self.pieces[-1][:2] == (topic, partition):
+            self.pieces.pop()
+        self.pieces.append(Piece(topic, partition, end))
 
     def add(self, record: Record, decode: Callable[[Record], Sample]) -> None:
         try:
@@ -78,14 +88,17 @@ def batches(
             if stop.is_set():
                 return
             place = item.topic, item.partition
+            start = next_offset.get(place, 0)
             if isinstance(item, Gap):
                 end = item.next_offset
+                if item.lost:
+                    batch.lost.append((*place, Span(start, end)))
             else:
                 end = item.offset + 1
                 began = clock()
                 batch.add(item, decode)
                 batch.decode_s += clock() - began
-            extend(batch.spans, *place, next_offset.get(place, 0), end)
+            batch.cover(*place, start, end)
             next_offset[place] = end
             full = batch.training >= settings.size or batch.records >= settings.max_span
             if full or batch.bytes >= MAX_BATCH_BYTES:

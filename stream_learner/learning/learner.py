@@ -67,6 +67,8 @@ class Learner:
         """Predicts the batch's training samples, then learns them; holds out the others."""
         report = Report(
             spans=batch.spans,
+            pieces=batch.pieces,
+            lost=batch.lost,
             records=batch.records,
             rejections=list(batch.rejections),
             newest_timestamp_ms=batch.newest_timestamp_ms,
@@ -237,6 +239,7 @@ class Learner:
             document=self._document(),
             positions=copy.deepcopy(self.progress.positions),
             closed=self.progress.close(),
+            arithmetic=self._placement.arithmetic(),
             candidate=outcome[0] if outcome else None,
             decision=outcome[1] if outcome else None,
         )
@@ -264,8 +267,7 @@ class Learner:
         self._new_rows_from = document["new_rows_from"]
         self.records = document["records"]
         self._decided_at = document["decided_at"]
-        # A run that stopped after three gets past them.
-        self._non_finite_in_a_row = document["non_finite_in_a_row"] % NON_FINITE_IN_A_ROW
+        self._non_finite_in_a_row = document["non_finite_in_a_row"]
         self.begin(positions)
         torch.set_rng_state(tensors["rng/cpu"])
         if "rng/cuda" in tensors and self._placement.device.type == "cuda":
@@ -295,7 +297,8 @@ class Learner:
             "new_rows_from": self._new_rows_from,
             "records": self.records,
             "decided_at": self._decided_at,
-            "non_finite_in_a_row": self._non_finite_in_a_row,
+            # A run that stopped after three gets past them.
+            "non_finite_in_a_row": self._non_finite_in_a_row % NON_FINITE_IN_A_ROW,
         }
 
     # -- building

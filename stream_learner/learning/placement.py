@@ -8,6 +8,7 @@ import torch
 from stream_learner.config import LearningSettings
 from stream_learner.errors import UsageError
 from stream_learner.learning.models import ImageClassifier
+from stream_learner.records.manifest import Arithmetic
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,12 @@ class Placement:
 
     def training(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+
+    def arithmetic(self) -> Arithmetic:
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return Arithmetic(
+            str(torch.__version__), device, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+        )
 
 
 def place(settings: LearningSettings, model: type[ImageClassifier]) -> Placement:

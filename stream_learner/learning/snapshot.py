@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from stream_learner.records.manifest import Decision, ModelSpec, Preprocessing
+from stream_learner.records.manifest import Arithmetic, Decision, ModelSpec, Preprocessing
 from stream_learner.records.progress import Closed
 from stream_learner.records.record import Label
 from stream_learner.records.spans import Positions
@@ -36,5 +36,6 @@ class Snapshot:
     document: dict[str, Any]
     positions: Positions
     closed: Closed
+    arithmetic: Arithmetic
     candidate: Candidate | None
     decision: Decision | None

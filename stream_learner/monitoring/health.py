@@ -2,8 +2,30 @@
 
 import time
 from collections.abc import Callable
+from enum import StrEnum
 
-STARTING = "starting: the run is being recovered"
+
+class Phase(StrEnum):
+    """What a worker is doing."""
+
+    STARTING = "starting"
+    STANDBY = "standby"
+    RECOVERING = "recovering"
+    LEARNING = "learning"
+    WAITING = "waiting"
+    STOPPING = "stopping"
+
+
+WHY_NOT_READY = {
+    Phase.STARTING: "starting: settings, topics and the newest checkpoint are being checked",
+    Phase.STANDBY: "standing by: another worker of the run is learning",
+    Phase.RECOVERING: "recovering: the run is being taken over",
+    Phase.LEARNING: None,
+    Phase.WAITING: "waiting for a checkpoint to be written",
+    Phase.STOPPING: "stopping",
+}
+# Before the loop turns there are no beats: looking up, fetching and restoring have time-outs of their own.
+WITHOUT_BEATS = (Phase.STARTING, Phase.RECOVERING)
 
 
 class Health:
@@ -15,34 +37,28 @@ class Health:
     def __init__(self, live_timeout_s: float, clock: Callable[[], float] = time.monotonic):
         self._live_timeout_s = live_timeout_s
         self._clock = clock
-        self._heartbeat_s: float | None = None
-        self._not_ready: str | None = STARTING
+        self._heartbeat_s = clock()
+        self.phase = Phase.STARTING
 
-    def started(self) -> None:
-        """Recovery is done; from now on the loop must beat."""
+    def enter(self, phase: Phase) -> None:
         self.beat()
+        self.phase = phase
 
     def beat(self) -> None:
         """The loop made a turn."""
         self._heartbeat_s = self._clock()
 
-    def ready(self, is_ready: bool, why_not: str = "not learning") -> None:
-        """Whether records are being learned; `why_not` is shown while they are not."""
-        self._not_ready = None if is_ready else why_not
-
     def why_not_started(self) -> str | None:
-        """None when started."""
-        return STARTING if self._heartbeat_s is None else None
+        """None once the worker learns or stands by."""
+        return WHY_NOT_READY[self.phase] if self.phase in WITHOUT_BEATS else None
 
     def why_not_live(self) -> str | None:
-        """None while the loop beats, and before the start, which has a time-out of its own."""
-        if self._heartbeat_s is None:
-            return None
+        """None while the loop beats, and before it does."""
         silence_s = self._clock() - self._heartbeat_s
-        if silence_s <= self._live_timeout_s:
+        if self.phase in WITHOUT_BEATS or silence_s <= self._live_timeout_s:
             return None
         return f"the loop made no turn for {silence_s:.0f} s (monitoring.live_timeout_s = {self._live_timeout_s:g})"
 
     def why_not_ready(self) -> str | None:
         """None while records are being learned."""
-        return self.why_not_started() or self.why_not_live() or self._not_ready
+        return self.why_not_live() or WHY_NOT_READY[self.phase]

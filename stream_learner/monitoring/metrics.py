@@ -4,12 +4,14 @@ The names are an interface: dashboards, alerts and the demo's view read them. Ba
 known yet is NaN or absent, so that no alert fires on it.
 """
 
+import logging
 import math
 from datetime import datetime
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
+from stream_learner.monitoring.health import Health, Phase
 from stream_learner.records.manifest import Manifest
 from stream_learner.records.record import Label, Reason, Split
 from stream_learner.records.report import Report
@@ -35,6 +37,9 @@ class Metrics:
         self._learned = counter("records_learned_total", "Training samples learned, in records.")
         self._held_out = counter("records_held_out_total", "Samples held out, by split, in records.", ("split",))
         self._rejected = counter("records_rejected_total", "Dead letters, by reason, in records.", ("reason",))
+        self._lost = counter(
+            "records_lost_total", "Offsets that fell off retention before they were read, in offsets.", partition
+        )
         self._steps = counter("steps_total", "Optimizer updates, in steps.")
         self._loss = gauge("loss", "Weighted loss of the last batch that was learned, mean over its steps, in nats.")
         self._accuracy = gauge(
@@ -73,6 +78,12 @@ class Metrics:
         self._refusals = counter("release_refusals_total", "Candidates that the gate refused, in candidates.")
         self._store_failures = counter("store_failures_total", "Failed writes to the object store, in attempts.")
 
+        self._kafka_warnings = counter(
+            "kafka_warnings_total",
+            "What the Kafka client complains of (lost connections, time-outs, refusals), in messages.",
+        )
+        self._phase = gauge("phase", "What the worker is doing: 1 for that phase, 0 for the others.", ("phase",))
+
         build = Info("build", "The program's version; no unit, always 1.", namespace=NAMESPACE, registry=registry)
         build.info({"version": version})
         for unknown in (self._loss, self._checkpoint_time, self._checkpoint_bytes):
@@ -84,6 +95,12 @@ class Metrics:
             self._rejected.labels(reason)
         self._prequential = FadingMean(PREQUENTIAL_WINDOW)
 
+    def follow(self, health: Health) -> None:
+        """Shows the phase, whatever it is when Prometheus asks, and counts what the Kafka client complains of."""
+        for phase in Phase:
+            self._phase.labels(phase).set_function(lambda phase=phase: health.phase is phase)
+        logging.getLogger("kafka").addHandler(_Counts(self._kafka_warnings))
+
     def observe(self, report: Report) -> None:
         """Counts a learned batch."""
         self._records_in.inc(report.records)
@@ -92,6 +109,8 @@ class Metrics:
             self._held_out.labels(split).inc(report.samples.get(split, 0))
         for rejection in report.rejections:
             self._rejected.labels(rejection.reason).inc()
+        for topic, number, span in report.lost:
+            self._lost.labels(topic, number).inc(span.end - span.start)
         self._poll.observe(report.poll_s)
         if report.records:
             self._decode.observe(report.decode_s)
@@ -152,6 +171,17 @@ class Metrics:
     def _show(self, kind: str, accuracy: Accuracy) -> None:
         if accuracy.accuracy is not None:
             self._accuracy.labels(kind).set(accuracy.accuracy)
+
+
+class _Counts(logging.Handler):
+    """kafka-python tries again by itself and tells only its log."""
+
+    def __init__(self, counter: Counter):
+        super().__init__(logging.WARNING)
+        self._counter = counter
+
+    def emit(self, record: logging.LogRecord) -> None:  # noqa: ARG002
+        self._counter.inc()
 
 
 class FadingMean:

@@ -5,11 +5,12 @@ from typing import Any
 
 import msgspec
 
+from stream_learner.records.ledger import Ledger
 from stream_learner.records.record import Label
-from stream_learner.records.spans import Positions, Spans
+from stream_learner.records.spans import Positions, Spans, Stretches
 from stream_learner.records.window import Accuracy
 
-MANIFEST_SCHEMA_VERSION = 1
+MANIFEST_SCHEMA_VERSION = 2
 
 
 class Object(msgspec.Struct, frozen=True):
@@ -97,6 +98,18 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class Arithmetic(msgspec.Struct, frozen=True):
+    """What the bits of a result depend on beside the data and the settings."""
+
+    torch: str
+    """Version of PyTorch."""
+    device: str
+    """`cpu` or a GPU's name."""
+    instructions: str
+    """The CPU's vector instructions that PyTorch uses."""
+    threads: int
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """A record of the checkpoints and history topics. Times are ISO 8601 in UTC."""
 
@@ -113,8 +126,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Next offset to read, per topic and partition."""
     spans: Spans
     """Offsets learned since the previous manifest."""
-    ledger: str
-    """Digest of the state's ledger: which spans made each batch."""
+    lost: Stretches
+    """Offsets among them whose records had fallen off retention before they were read."""
+    ledger: Ledger
+    """Which of them made each batch."""
+    arithmetic: Arithmetic
+    """What computed the state. Where it is the same, the ledger's batches learned again from the state before give the
+    same bytes."""
     topic_ids: dict[str, str]
     """Kafka's id of each input topic and of the checkpoints topic."""
     state: Object

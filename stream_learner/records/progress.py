@@ -2,24 +2,25 @@
 
 from dataclasses import dataclass, field
 
+from stream_learner.records.ledger import Piece
 from stream_learner.records.record import Rejection
 from stream_learner.records.report import Report
 from stream_learner.records.spans import Positions, advance, each
 from stream_learner.records.window import Tally
 
+# What a piece takes in memory, roughly; in the manifest it takes a byte or two.
+PIECE_BYTES = 100
 # Kafka's record overhead and the error headers of a dead letter, roughly; only bounds memory.
 DEAD_LETTER_OVERHEAD_BYTES = 1024
 
 
 @dataclass(slots=True)
 class Closed:
-    """What was learned between two snapshots. `ledger` has a row (batch, topic, partition, end offset) for each
-    partition that a batch moved, batches counted from 0."""
+    """What was learned between two snapshots. `batches` has the pieces of each batch."""
 
     tally: Tally = field(default_factory=Tally)
     dead_letters: list[Rejection] = field(default_factory=list)
-    ledger: list[tuple[int, str, int, int]] = field(default_factory=list)
-    batches: int = 0
+    batches: list[list[Piece]] = field(default_factory=list)
     pending_bytes: int = 0
 
 
@@ -38,12 +39,11 @@ class Progress:
             expected = self.positions.get(topic, {}).get(partition, span.start)
             if expected != span.start:
                 raise ValueError(f"{topic}[{partition}]: offset {expected} comes next, not {span.start}")
-            self.open.ledger.append((self.open.batches, topic, partition, span.end))
         advance(self.positions, report.spans)
         self.open.tally.add(report)
-        self.open.batches += 1
+        self.open.batches.append(report.pieces)
         self.open.dead_letters += report.rejections
-        self.open.pending_bytes += sum(
+        self.open.pending_bytes += PIECE_BYTES * len(report.pieces) + sum(
             DEAD_LETTER_OVERHEAD_BYTES + len(r.record.value or b"") + len(r.record.key or b"")
             for r in report.rejections
         )

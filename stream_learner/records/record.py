@@ -54,11 +54,13 @@ class Record(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Offsets that hold no record (control records, compaction): reading goes on at `next_offset`."""
+    """Offsets that give no record: reading goes on at `next_offset`. They never held one (control records,
+    compaction), or it is `lost`: it has fallen off retention."""
 
     topic: str
     partition: int
     next_offset: int
+    lost: bool = False
 
 
 class Fields(NamedTuple):

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass, field
 
+from stream_learner.records.ledger import Piece
 from stream_learner.records.record import Label, Rejection, Split
-from stream_learner.records.spans import Spans
+from stream_learner.records.spans import Span, Spans
 
 
 @dataclass(slots=True)
 class Report:
     """Figures of one batch.
 
+    `pieces` are its offsets in the order of reading; `lost` (topic, partition, span) those that fell off retention;
     `learned` counts training samples whose batch was learned (weight 0 included); `loss_sum` is the sum over `steps`
     of each step's weighted loss; `prequential` counts, by label, (correct, seen) of training samples predicted before
     they were learned. Times are in seconds.
@@ -17,6 +19,8 @@ class Report:
 
     spans: Spans
     records: int
+    pieces: list[Piece] = field(default_factory=list)
+    lost: list[tuple[str, int, Span]] = field(default_factory=list)
     samples: dict[Split, int] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
     learned: int = 0

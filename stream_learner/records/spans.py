@@ -15,6 +15,8 @@ class Span(NamedTuple):
 
 Positions = dict[str, dict[int, int]]
 Spans = dict[str, dict[int, Span]]
+# Some stretches of each partition.
+Stretches = dict[str, dict[int, list[Span]]]
 
 
 def extend(spans: Spans, topic: str, partition: int, start: int, end: int) -> None:

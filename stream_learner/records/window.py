@@ -6,7 +6,7 @@ import msgspec
 
 from stream_learner.records.record import Label
 from stream_learner.records.report import Report
-from stream_learner.records.spans import Spans, extend_all
+from stream_learner.records.spans import Spans, Stretches, extend_all
 
 WINDOW_SCHEMA_VERSION = 1
 
@@ -57,6 +57,9 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     created_at: str
     spans: Spans
     """Start and end offset per topic and partition."""
+    lost: Stretches = {}
+    """Offsets among them whose records had fallen off retention before they were read, with `input.on_lost` at
+    `continue`."""
     records: int
     """Input records read."""
     splits: dict[str, int]
@@ -84,6 +87,7 @@ class Tally:
 
     def __init__(self):
         self.spans: Spans = {}
+        self.lost: Stretches = {}
         self.records = 0
         self.splits: dict[str, int] = {}
         self.rejected: dict[str, int] = {}
@@ -95,6 +99,8 @@ class Tally:
     def add(self, report: Report) -> None:
         """Raises ValueError when the report does not continue the offsets counted so far."""
         extend_all(self.spans, report.spans)
+        for topic, partition, span in report.lost:
+            self.lost.setdefault(topic, {}).setdefault(partition, []).append(span)
         self.records += report.records
         for split, count in report.samples.items():
             self.splits[split.value] = self.splits.get(split.value, 0) + count
@@ -111,6 +117,7 @@ class Tally:
         """The finished window; `rest` are the fields that are not sums."""
         return Window(
             spans=self.spans,
+            lost=self.lost,
             records=self.records,
             splits=self.splits,
             rejected=self.rejected,

@@ -8,7 +8,17 @@ import pytest
 from stream_learner.checkpoints.retention import ORPHAN_AGE, delete_dropped, folder, keep, sweep_orphans
 from stream_learner.checkpoints.store import Store
 from stream_learner.errors import StateError, StoreError
-from stream_learner.records.manifest import Manifest, ModelSpec, Object, Preprocessing, Release, State, digest
+from stream_learner.records.ledger import Ledger
+from stream_learner.records.manifest import (
+    Arithmetic,
+    Manifest,
+    ModelSpec,
+    Object,
+    Preprocessing,
+    Release,
+    State,
+    digest,
+)
 from stream_learner.records.window import accuracy
 
 HOUR_S = 3600.0
@@ -45,7 +55,9 @@ def manifest(kept: list[State]) -> Manifest:
         created_at="",
         positions={},
         spans={},
-        ledger="",
+        lost={},
+        ledger=Ledger(0, [], ""),
+        arithmetic=Arithmetic("2.5.0", "cpu", "AVX2", 1),
         topic_ids={},
         state=kept[-1].object,
         kept=kept,

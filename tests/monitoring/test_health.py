@@ -1,4 +1,6 @@
-from stream_learner.monitoring.health import Health
+import pytest
+
+from stream_learner.monitoring.health import WHY_NOT_READY, Health, Phase
 
 
 class Clock:
@@ -9,18 +11,21 @@ class Clock:
         return self.now
 
 
-def test_a_worker_that_recovers_is_live_but_neither_started_nor_ready():
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.RECOVERING])
+def test_a_worker_that_recovers_is_live_but_neither_started_nor_ready(phase: Phase):
     clock = Clock()
     health = Health(live_timeout_s=10, clock=clock)
-    clock.now += 3600  # recovery has a time-out of its own
+    health.enter(phase)
+    clock.now += 3600  # recovery has time-outs of its own
     assert health.why_not_live() is None
-    assert health.why_not_started() == health.why_not_ready() == "starting: the run is being recovered"
+    assert health.why_not_started() == health.why_not_ready() == WHY_NOT_READY[phase]
 
 
-def test_a_started_worker_is_live_as_long_as_it_beats():
+@pytest.mark.parametrize("phase", [Phase.STANDBY, Phase.LEARNING, Phase.WAITING, Phase.STOPPING])
+def test_a_started_worker_is_live_as_long_as_it_beats(phase: Phase):
     clock = Clock()
     health = Health(live_timeout_s=10, clock=clock)
-    health.started()
+    health.enter(phase)
     assert health.why_not_started() is None
     clock.now += 10
     assert health.why_not_live() is None
@@ -30,15 +35,12 @@ def test_a_started_worker_is_live_as_long_as_it_beats():
     assert health.why_not_live() is None
 
 
-def test_readiness_is_the_workers_word_unless_its_loop_hangs():
+def test_only_a_worker_that_learns_and_beats_is_ready():
     clock = Clock()
     health = Health(live_timeout_s=10, clock=clock)
-    health.started()
-    assert health.why_not_ready()
-    health.ready(True)
-    assert health.why_not_ready() is None
-    health.ready(False, "the object store is failing")
-    assert health.why_not_ready() == "the object store is failing"
-    health.ready(True)
+    for phase in Phase:
+        health.enter(phase)
+        assert (health.why_not_ready() is None) == (phase is Phase.LEARNING)
+    health.enter(Phase.LEARNING)
     clock.now += 11
     assert "no turn" in (health.why_not_ready() or "")

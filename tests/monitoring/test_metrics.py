@@ -1,11 +1,14 @@
+import logging
 import math
 from datetime import UTC, datetime
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import FadingMean, Metrics
-from stream_learner.records.manifest import Decision, Manifest, ModelSpec, Object, Preprocessing, Release
+from stream_learner.records.ledger import Ledger
+from stream_learner.records.manifest import Arithmetic, Decision, Manifest, ModelSpec, Object, Preprocessing, Release
 from stream_learner.records.record import Reason, Record, Rejection, Split
 from stream_learner.records.report import Report
 from stream_learner.records.spans import Span
@@ -62,7 +65,9 @@ def manifest(sequence: int, decided: Decision | None, last: Release | None) -> M
         created_at=CREATED.isoformat(),
         positions={},
         spans={},
-        ledger="sha256:00",
+        lost={},
+        ledger=Ledger(0, [], ""),
+        arithmetic=Arithmetic("2.5.0", "cpu", "AVX2", 1),
         topic_ids={},
         state=OBJECT,
         kept=[],
@@ -197,3 +202,28 @@ def test_a_fading_mean_does_not_depend_on_the_size_of_batches():
     for _ in range(50):
         many.add(1, 1)
     assert one.mean == pytest.approx(many.mean)
+
+
+def test_the_phase_is_what_it_is_when_asked(registry):
+    health = Health(live_timeout_s=10)
+    Metrics(registry, version="1.2.3").follow(health)
+    for phase in Phase:
+        health.enter(phase)
+        shown = {other for other in Phase if value(registry, "phase", phase=other)}
+        assert shown == {phase}
+
+
+def test_the_kafka_clients_complaints_are_counted(registry):
+    Metrics(registry, version="1.2.3").follow(Health(live_timeout_s=10))
+    log = logging.getLogger("kafka.net.connection")
+    log.info("connected")
+    log.warning("connection lost")
+    log.error("request refused")
+    assert value(registry, "kafka_warnings_total") == 2
+
+
+def test_lost_offsets_are_counted_by_partition(registry):
+    lost = [("images", 0, Span(4, 9)), ("images", 1, Span(0, 2)), ("images", 0, Span(20, 21))]
+    Metrics(registry, version="1.2.3").observe(Report(spans={}, records=0, lost=lost))
+    assert value(registry, "records_lost_total", topic="images", partition="0") == 6
+    assert value(registry, "records_lost_total", topic="images", partition="1") == 2

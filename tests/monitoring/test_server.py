@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from stream_learner.errors import UsageError
-from stream_learner.monitoring.health import Health
+from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import Metrics
 from stream_learner.monitoring.server import serve
 from stream_learner.records.report import Report
@@ -21,6 +21,9 @@ DOCUMENTED = {
     "records_learned": ("counter", "records"),
     "records_held_out": ("counter", "records"),
     "records_rejected": ("counter", "records"),
+    "records_lost": ("counter", "offsets"),
+    "phase": ("gauge", "1 for that phase"),
+    "kafka_warnings": ("counter", "messages"),
     "steps": ("counter", "steps"),
     "loss": ("gauge", "nats"),
     "accuracy": ("gauge", "ratio from 0 to 1"),
@@ -52,7 +55,9 @@ def health() -> Health:
 @pytest.fixture
 def port(health: Health) -> Iterator[int]:
     registry = CollectorRegistry()
-    Metrics(registry, version="1.2.3").observe(Report(spans={}, records=32))
+    metrics = Metrics(registry, version="1.2.3")
+    metrics.follow(health)
+    metrics.observe(Report(spans={}, records=32))
     with closing(serve("127.0.0.1", 0, registry, health)) as server:
         yield server.port
 
@@ -89,17 +94,17 @@ def test_metrics_are_compressed_for_those_who_ask(port):
 
 
 def test_health_pages_follow_the_worker(port, health):
+    health.enter(Phase.RECOVERING)
     for path in ("/startupz", "/readyz"):
         response, body = get(port, path)
-        assert (response.status, body) == (503, b"starting: the run is being recovered\n")
-    health.started()
-    health.ready(True)
+        assert (response.status, body) == (503, b"recovering: the run is being taken over\n")
+    health.enter(Phase.LEARNING)
     for path in ("/startupz", "/livez", "/readyz"):
         response, body = get(port, path)
         assert (response.status, body) == (200, b"ok\n")
-    health.ready(False, "the object store is failing")
+    health.enter(Phase.STANDBY)
     response, body = get(port, "/readyz")
-    assert (response.status, body) == (503, b"the object store is failing\n")
+    assert (response.status, body) == (503, b"standing by: another worker of the run is learning\n")
 
 
 def test_another_path_is_not_found_and_says_which_there_are(port):

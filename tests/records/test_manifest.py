@@ -6,7 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, ValidationError
 
+from stream_learner.records import ledger
+from stream_learner.records.ledger import Piece
 from stream_learner.records.manifest import (
+    Arithmetic,
     Chunk,
     Decision,
     Manifest,
@@ -37,6 +40,7 @@ RELEASE = Release(
     test=accuracy([]),
     evaluation=OBJECT,
 )
+SPANS = {"images": {0: Span(4, 10), 11: Span(0, 2**40)}}
 WHOLE = Manifest(
     program="stream-learner 0.1.0",
     run_id="digits",
@@ -44,8 +48,10 @@ WHOLE = Manifest(
     predecessor=digest(b"before"),
     created_at="2025-01-01T00:01:00.000Z",
     positions={"images": {0: 10, 11: 2**40}},
-    spans={"images": {0: Span(4, 10), 11: Span(0, 2**40)}},
-    ledger=digest(b"ledger"),
+    spans=SPANS,
+    lost={"images": {0: [Span(4, 6)]}},
+    ledger=ledger.encode([[Piece("images", 0, 10)], [Piece("images", 11, 2**40)]], SPANS),
+    arithmetic=Arithmetic("2.5.0", "cpu", "AVX2", 2),
     topic_ids={"images": "a", "digits.checkpoints": "b"},
     state=OBJECT,
     kept=[State(1, OBJECT), State(2, OBJECT)],
@@ -106,8 +112,8 @@ def test_partitions_and_spans_have_their_plainest_json():
 
 
 def test_another_schema_version_is_refused_even_if_it_looks_alike():
-    for version in (0, 2):
-        with pytest.raises(ValueError, match=f"manifest schema version {version}; this program reads 1"):
+    for version in (1, 3):
+        with pytest.raises(ValueError, match=f"manifest schema version {version}; this program reads 2"):
             decode_manifest(encode(msgspec.structs.replace(WHOLE, schema_version=version)))
     with pytest.raises(ValueError, match="manifest schema version 9"):
         decode_manifest(b'{"schema_version": 9, "everything": "else"}')

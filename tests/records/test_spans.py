@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_learner.records.progress import DEAD_LETTER_OVERHEAD_BYTES, Progress
+from stream_learner.records.ledger import Piece
+from stream_learner.records.progress import DEAD_LETTER_OVERHEAD_BYTES, PIECE_BYTES, Progress
 from stream_learner.records.record import Reason, Record, Rejection, Split
 from stream_learner.records.report import Report
 from stream_learner.records.spans import Span, Spans, advance, each, extend, extend_all
@@ -77,12 +78,16 @@ def test_any_way_of_cutting_covers_each_offset_once(steps):
 
 def test_the_ledger_says_which_offsets_made_each_batch():
     progress = Progress({"images": {0: 0, 1: 5}})
-    progress.add(report({"images": {0: Span(0, 32)}}))
-    progress.add(report({"images": {0: Span(32, 40), 1: Span(5, 29)}}))
+    batches = [
+        [Piece("images", 0, 32)],
+        [Piece("images", 0, 36), Piece("images", 1, 29), Piece("images", 0, 40)],
+    ]
+    progress.add(report({"images": {0: Span(0, 32)}}, pieces=batches[0]))
+    progress.add(report({"images": {0: Span(32, 40), 1: Span(5, 29)}}, pieces=batches[1]))
     closed = progress.close()
-    assert closed.ledger == [(0, "images", 0, 32), (1, "images", 0, 40), (1, "images", 1, 29)]
-    assert closed.batches == 2
-    assert progress.close().ledger == []
+    assert closed.batches == batches
+    assert closed.pending_bytes == 4 * PIECE_BYTES
+    assert progress.close().batches == []
 
 
 def test_an_idle_turn_leaves_nothing_to_publish():
