@@ -81,7 +81,8 @@ def _run_worker(settings: Settings, *, fresh: bool, accept_rejects: bool) -> Non
     keep_freed_memory()
     health = Health(settings.monitoring.live_timeout_s)
     serve(settings.monitoring.host, settings.monitoring.port, REGISTRY, health)
-    stop = _stop_on_signals(settings.run.stop_deadline_s)
+    # Before it learns or stands by there is nothing to save, and what it waits for may take long.
+    stop = _stop_on_signals(settings.run.stop_deadline_s, at_once=lambda: health.why_not_started() is not None)
     worker.run(
         settings,
         Store(settings.checkpoint.store),
@@ -96,13 +97,18 @@ def _run_worker(settings: Settings, *, fresh: bool, accept_rejects: bool) -> Non
     )
 
 
-def _stop_on_signals(deadline_s: float) -> threading.Event:
-    """Set by the first SIGTERM or SIGINT, which must be obeyed in time; a second one ends the process at once."""
+def _stop_on_signals(deadline_s: float, at_once: Callable[[], bool] = lambda: False) -> threading.Event:
+    """Set by the first SIGTERM or SIGINT, which must be obeyed in time; a second one ends the process at once.
+
+    So does the first, with 0, when `at_once` says so.
+    """
     stop = threading.Event()
 
     def on_signal(*_) -> None:
         if stop.is_set():
             _end_process(ExitCode.INTERRUPTED)
+        if at_once():
+            _end_process(ExitCode.OK)
         stop.set()
         timer = threading.Timer(deadline_s, _end_process, (ExitCode.WATCHDOG,))
         timer.daemon = True
@@ -283,6 +289,45 @@ def status(
         for partition, lag in partitions.items():
             table.add_row(topic, str(partition), str(found.positions[topic][partition]), str(lag))
     out.print(table)
+
+
+@app.command()
+def rebuild(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    *,
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="STATE", help="State to begin with: a checkpoint's sequence, a URL or a file; 0: none."
+        ),
+    ],
+    target: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="MANIFEST", help="Checkpoint to rebuild: its sequence, or a file with its manifest."
+        ),
+    ],
+) -> None:
+    """Learn again what made a checkpoint, by the ledgers of the manifests, and compare the bytes."""
+    from stream_learner.checkpoints.store import Store
+    from stream_learner.publishing import rebuild as rebuilding
+
+    settings = config.load(config_file, overrides)
+    columns = *Progress.get_default_columns(), MofNCompleteColumn()
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+        bar = progress.add_task("learning again", total=None)
+        rebuilt = rebuilding.rebuild(
+            settings,
+            Store(settings.checkpoint.store),
+            start,
+            target,
+            lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    _say(f"checkpoint {rebuilt.end} rebuilt from {rebuilt.start}: {rebuilt.batches} batches, {rebuilt.records} records")
+    _say(f"state {rebuilt.state}, as published")
+    if rebuilt.release:
+        _say(f"release {rebuilt.release}, as published")
 
 
 def _percent(share: float | None) -> str:

@@ -3,23 +3,27 @@
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import structlog
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
-from stream_learner.errors import DivergedError, RejectsError
+from stream_learner.errors import DivergedError, FencedError, RejectsError
 from stream_learner.learning.batch import Batch, batches
 from stream_learner.learning.learner import Learner
-from stream_learner.monitoring.health import Health
+from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import Metrics
+from stream_learner.publishing.ownership import await_turn, leaving_a_mark
 from stream_learner.publishing.publish import Publish
 from stream_learner.publishing.publisher import EndProcess, Publisher
-from stream_learner.publishing.recover import recover
+from stream_learner.publishing.recover import Recovered, Recovery
 from stream_learner.records.breaker import Breaker
 from stream_learner.records.decoder import Decoder
+from stream_learner.records.manifest import Manifest
 from stream_learner.records.spans import Positions
+from stream_learner.streams.election import Election
 from stream_learner.streams.journal import ReadBack
 from stream_learner.streams.source import Source
 from stream_learner.streams.transaction import Transaction
@@ -27,6 +31,7 @@ from stream_learner.streams.transaction import Transaction
 log = structlog.get_logger()
 
 GAUGES_EVERY_S = 1.0
+ELECTION_EVERY_S = 1.0
 
 
 @dataclass
@@ -38,10 +43,12 @@ class Worker:
     learner: Learner
     source: Source
     publisher: Publisher
+    election: Election
     metrics: Metrics
     health: Health
     breaker: Breaker
     gauges_at: float = 0.0
+    polled_at: float = 0.0
     saved_at: float = field(default_factory=time.monotonic)
     newest_ms: dict[tuple[str, int], int] = field(default_factory=dict)
 
@@ -62,6 +69,7 @@ class Worker:
                 self.save()
             if self.breaker.tripped or learner.diverged:
                 break
+        self.health.enter(Phase.STOPPING)
         self.wait()
         if not learner.progress.empty:
             self.save()
@@ -94,10 +102,11 @@ class Worker:
 
     def wait(self) -> None:
         """Returns when the last snapshot is published."""
+        before = self.health.phase
         if not self.publisher.idle:
-            self.health.ready(False, "waiting for a checkpoint to be written")
-        self.publisher.wait(self.health.beat)
-        self.health.ready(True)
+            self.health.enter(Phase.WAITING)
+        self.publisher.wait(self.beat)
+        self.health.enter(before)
 
     def save(self) -> None:
         self.publisher.submit(self.learner.snapshot(), self.lag())
@@ -111,9 +120,22 @@ class Worker:
             for topic, partitions in self.source.ends().items()
         }
 
+    def beat(self) -> None:
+        """Shows that the loop turns: to the health pages, and every second to the standbys. Raises FencedError."""
+        self.health.beat()
+        if time.monotonic() < self.polled_at + ELECTION_EVERY_S:
+            return
+        self.polled_at = time.monotonic()
+        self.election.poll()
+        if not self.election.elected:
+            raise FencedError(
+                "the brokers took this worker for dead, and another one was elected; nothing more is published, and a "
+                "restart stands by or recovers"
+            )
+
     def tend(self, batch: Batch) -> None:
         """The heartbeat, and every second the gauges."""
-        self.health.beat()
+        self.beat()
         self.newest_ms |= batch.newest_timestamp_ms
         if time.monotonic() < self.gauges_at:
             return
@@ -142,27 +164,45 @@ def run(
     fresh: bool = False,
     accept_rejects: bool = False,
 ) -> None:
-    """Recovers, then learns until `stop` is set, and saves once more.
+    """Waits for its turn, recovers, then learns until `stop` is set, and saves once more.
 
-    Raises subclasses of StreamLearnerError. A publication that fails ends the process through `end_process`.
+    Raises subclasses of StreamLearnerError. A publication that fails, and another worker that takes over, end the
+    process through `end_process`.
     """
-    decoder = Decoder.from_settings(settings)
-    learner = Learner(settings)
-    recovered = recover(settings, store, transaction.fence, fresh)
+    metrics.follow(health)
+    decoder, learner = Decoder.from_settings(settings), Learner(settings)
+    end_process = leaving_a_mark(settings, store, end_process)
+    recovery = Recovery(settings, store)
+    recovery.look()
+    with closing(Election(settings)) as election:
+        if not await_turn(settings, store, election, stop, lambda: health.enter(Phase.STANDBY), recovery.look):
+            return
+        health.enter(Phase.RECOVERING)
+        recovered = recovery.take_over(transaction.fence, fresh)
+        last = _restore(learner, recovered, metrics)
+        source = Source(settings.kafka, settings.input, recovered.positions)
+        publish = Publish(settings, store, transaction, read_back, recovered.topic_ids, *last)
+        publisher = Publisher(settings, publish, metrics.checkpoint_committed, metrics.store_failed, end_process)
+        stream = batches(source, decoder, recovered.positions, settings.batch, stop)
+        breaker = Breaker(settings.rejects, enabled=not accept_rejects)
+        del recovery, recovered  # the state it fetched
+        log.info("learning", sequence=last[0].sequence if last[0] else 0, classes=len(learner.labels))
+        health.enter(Phase.LEARNING)
+        try:
+            Worker(settings, stream, learner, source, publisher, election, metrics, health, breaker).loop()
+        except FencedError as error:
+            log.error(str(error))
+            end_process(error.code)
+
+
+def _restore(learner: Learner, recovered: Recovered, metrics: Metrics) -> tuple[Manifest | None, str | None]:
+    """Brings the learner to where the run stands; the newest manifest and its digest, None at a fresh start."""
     learner.begin(recovered.positions)
-    if recovered.manifest and recovered.tensors and recovered.document:
-        learner.restore(recovered.tensors, recovered.document, recovered.positions)
-        metrics.recovered(recovered.manifest)
-    if recovered.released:
-        learner.restore_released(*recovered.released)
-    source = Source(settings.kafka, settings.input.topics, recovered.positions)
-    last = recovered.manifest, recovered.manifest_digest
-    publish = Publish(settings, store, transaction, read_back, recovered.topic_ids, *last)
-    publisher = Publisher(settings, publish, metrics.checkpoint_committed, metrics.store_failed, end_process)
-    stream = batches(source, decoder, recovered.positions, settings.batch, stop)
-    breaker = Breaker(settings.rejects, enabled=not accept_rejects)
-    log.info("learning", sequence=recovered.manifest.sequence if recovered.manifest else 0, classes=len(learner.labels))
-    health.started()
-    health.ready(True)
-    Worker(settings, stream, learner, source, publisher, metrics, health, breaker).loop()
-    health.ready(False, "stopped")
+    checkpoint = recovered.checkpoint
+    if checkpoint is None:
+        return None, None
+    learner.restore(checkpoint.tensors, checkpoint.document, recovered.positions)
+    if checkpoint.released:
+        learner.restore_released(*checkpoint.released)
+    metrics.recovered(checkpoint.manifest)
+    return checkpoint.manifest, checkpoint.manifest_digest

@@ -9,9 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from stream_learner.config import Settings
-from stream_learner.errors import DivergedError, ExitCode, RejectsError
+from stream_learner.errors import DivergedError, ExitCode, FencedError, RejectsError
 from stream_learner.learning.batch import Batch
-from stream_learner.monitoring.health import Health
+from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import Metrics
 from stream_learner.records.breaker import Breaker
 from stream_learner.records.progress import Closed, Progress
@@ -90,6 +90,15 @@ class Publisher:
         self.idle = True
 
 
+class Election:
+    def __init__(self):
+        self.elected = True
+        self.polls = 0
+
+    def poll(self) -> None:
+        self.polls += 1
+
+
 class Loop:
     """A worker and what it did."""
 
@@ -112,16 +121,18 @@ class Loop:
         self.events: list[str] = []
         self.learner = Learner(self.events, release_every)
         self.publisher = Publisher(self.events, busy)
+        self.election = Election()
         self.registry = CollectorRegistry()
         self.clock = Clock()
         self.health = Health(live_timeout_s=15, clock=self.clock)
-        self.health.started()
+        self.health.enter(Phase.LEARNING)
         self.worker = Worker(
             settings,
             batches,
             cast(Any, self.learner),
             cast(Any, SimpleNamespace(ends=lambda: {"images": {0: 100, 1: 7}})),
             cast(Any, self.publisher),
+            cast(Any, self.election),
             Metrics(self.registry, "1.2.3"),
             self.health,
             Breaker(settings.rejects, enabled=not accept_rejects),
@@ -238,6 +249,23 @@ def test_an_error_while_learning_saves_nothing():
     with pytest.raises(ValueError, match="offset 10 comes next"):
         loop.run()
     assert loop.events == ["learn", "learn"]
+
+
+def test_a_worker_that_was_replaced_learns_and_saves_no_more():
+    loop = Loop([])
+
+    def replaced() -> Iterable[Batch]:
+        yield batch(0)
+        loop.election.elected = False
+        loop.worker.polled_at = -NEVER  # a second later
+        yield batch(10)
+        raise AssertionError
+
+    loop.worker.stream = replaced()
+    with pytest.raises(FencedError, match="another one was elected"):
+        loop.run()
+    assert loop.events == ["learn", "learn"]
+    assert loop.election.polls == 2
 
 
 def test_every_turn_and_every_wait_is_a_heartbeat():

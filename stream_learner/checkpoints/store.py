@@ -1,8 +1,11 @@
 """Objects by URL: written once, verified when read."""
 
 import os
-from datetime import datetime
+import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
 from urllib.request import url2pathname
 
 import obstore
@@ -12,8 +15,17 @@ from obstore.store import LocalStore, from_url
 from stream_learner.errors import StateError, StoreError, UsageError
 from stream_learner.records.manifest import Object, digest
 
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
+
 # obstore raises Python's own FileNotFoundError and PermissionError where they fit.
 FAILURES = (BaseError, OSError)
+
+# Of one request to a bucket: a hiccup goes unnoticed, and what lasts longer is the caller's to see, to count and to try
+# again. obstore's own would hide a failing store for three minutes.
+RETRIES: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
+# What obstore writes before it is linked to its key; a killed process leaves it, and obstore does not list it.
+STAGED = re.compile(r"#\d+$")
 
 
 class Store:
@@ -29,15 +41,23 @@ class Store:
             if self.url.startswith("file://"):
                 self._folder = Path(url2pathname(self.url.removeprefix("file://")))
                 self._folder.mkdir(parents=True, exist_ok=True)
-                self._store = LocalStore(self._folder, automatic_cleanup=True)  # of folders that became empty
+                self._store = LocalStore(self._folder)
             else:
-                self._store = from_url(self.url)
+                self._store = from_url(self.url, retry_config=RETRIES)
         except OSError as error:
             raise StoreError(f"checkpoint.store {self.url} cannot be used: {error.strerror or error}") from error
         except BaseError as error:
             raise UsageError(
                 f"checkpoint.store = {location!r} is not a folder or a known URL: {_line(error)}"
             ) from error
+
+    def check_writable(self) -> None:
+        """Raises StoreError when the folder cannot be written. A bucket is not asked: only an object would tell."""
+        if self._folder is not None:
+            try:
+                TemporaryFile(dir=self._folder).close()
+            except OSError as error:
+                raise StoreError(f"checkpoint.store {self.url} cannot be written: {error.strerror}") from error
 
     def put(self, key: str, data: bytes) -> Object:
         """Writes an object that must not exist yet, durably. Raises StoreError."""
@@ -85,9 +105,11 @@ class Store:
         return reference.url.removeprefix(self.url + "/")
 
     def times(self, prefix: str) -> dict[str, datetime]:
-        """Keys under a folder, each with the time of its writing by the store's clock. Raises StoreError."""
+        """Keys under a folder, each with the time of its writing by the store's clock; also what a killed process left
+        half written. Raises StoreError."""
         try:
-            return {o["path"]: o["last_modified"] for chunk in obstore.list(self._store, prefix) for o in chunk}
+            listed = {o["path"]: o["last_modified"] for chunk in obstore.list(self._store, prefix) for o in chunk}
+            return listed if self._folder is None else listed | _staged(self._folder, prefix)
         except FAILURES as error:
             raise StoreError(f"objects under {self.url}/{prefix} cannot be listed: {_line(error)}") from error
 
@@ -95,7 +117,10 @@ class Store:
         """Deletes objects; one that is gone already is no error. Raises StoreError."""
         for key in keys:
             try:
-                obstore.delete(self._store, key)
+                if self._folder is None:
+                    obstore.delete(self._store, key)
+                else:
+                    _delete(self._folder / key, self._folder)
             except FileNotFoundError:
                 continue
             except FAILURES as error:
@@ -110,6 +135,25 @@ def _flush(path: Path, root: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _staged(root: Path, prefix: str) -> dict[str, datetime]:
+    """Keys, with their times, of files that became no object."""
+    return {
+        path.relative_to(root).as_posix(): datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        for path in (root / prefix).rglob("*#*")
+        if STAGED.search(path.name)
+    }
+
+
+def _delete(path: Path, root: Path) -> None:
+    """Deletes a file, staged ones too, which obstore refuses, and the folders that become empty by it."""
+    path.unlink()
+    for folder in path.parents[: path.parents.index(root)]:
+        try:
+            folder.rmdir()
+        except OSError:  # not empty
+            return
 
 
 def _line(error: BaseException) -> str:

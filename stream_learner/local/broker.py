@@ -62,6 +62,7 @@ share.coordinator.state.topic.num.partitions=1
 # Records of 16 MiB and their headers.
 message.max.bytes=17825792
 group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=500
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 # After a kill the node waits until its former self is given up: 3 s instead of 9.
 broker.session.timeout.ms=3000

@@ -191,6 +191,8 @@ def _settings(dataset: Dataset, run_id: str, folder: Path, seed: int) -> str:
 [run]
 id = "{run_id}"
 seed = {seed}
+# There is one worker: after a kill it need not wait until the broker gives up its former self.
+on_conflict = "take_over"
 
 [input]
 topics = ["{run_id}.images"]

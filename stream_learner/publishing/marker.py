@@ -1,4 +1,10 @@
-"""`<run.id>/run.json`: says that this run has published, and to which topic of which cluster."""
+"""Small objects beside the states.
+
+`<run.id>/run.json` says that this run has published, and to which topic of which cluster; `<run.id>/fenced/<worker>`
+that this worker was replaced.
+"""
+
+import socket
 
 import msgspec
 
@@ -42,6 +48,32 @@ def check_marker(store: Store, settings: Settings, checkpoints_topic_id: str) ->
 
 def delete_marker(store: Store, settings: Settings) -> None:
     store.delete([_key(settings)])
+
+
+def write_fenced(store: Store, settings: Settings) -> None:
+    """Leaves behind that this worker was replaced, so that its next start does not take the run back: two supervisors
+    would do that for ever. Raises StoreError."""
+    if not was_fenced(store, settings):
+        store.put(_fenced_key(settings), b"")
+
+
+def was_fenced(store: Store, settings: Settings) -> bool:
+    """Whether the last life of this worker ended by being replaced. Raises StoreError."""
+    return store.get(_fenced_key(settings)) is not None
+
+
+def forget_fenced(store: Store, settings: Settings) -> None:
+    """It is this worker's turn again. Raises StoreError."""
+    store.delete([_fenced_key(settings)])
+
+
+def fenced_folder(settings: Settings) -> str:
+    return f"{settings.run.id}/fenced/"
+
+
+def _fenced_key(settings: Settings) -> str:
+    # What a worker has in common with its next life under the same supervisor.
+    return f"{fenced_folder(settings)}{socket.gethostname()}-{settings.monitoring.port}"
 
 
 def _key(settings: Settings) -> str:

@@ -14,6 +14,7 @@ from stream_learner.config import Settings
 from stream_learner.errors import InputError
 from stream_learner.learning.snapshot import Snapshot
 from stream_learner.publishing.marker import write_marker
+from stream_learner.records import ledger
 from stream_learner.records.manifest import Chunk, Manifest, Object, Release, State, digest, encode
 from stream_learner.records.record import Rejection
 from stream_learner.records.spans import Positions
@@ -48,7 +49,6 @@ class Prepared:
     lag: dict[str, dict[int, int]]
     sequence: int
     state: Object
-    ledger: str
     weights: bytes
     weights_object: Object | None
     evaluation_object: Object | None
@@ -91,13 +91,11 @@ class Publish:
             )
         sequence = self._last.sequence + 1 if self._last else 1
         folder = f"{self._settings.run.id}/{sequence:012d}-{uuid.uuid4()}"
-        # 2a. The ledger says which offsets made each batch; its digest goes into the manifest.
-        ledger = encode(snapshot.closed.ledger)
-        # 2b. State and, when a model is released, what downstream needs of it. Create-only and flushed to disk: a
-        #     worker that was replaced can add objects, but never change one.
+        # State and, when a model is released, what downstream needs of it. Create-only and flushed to disk: a worker
+        # that was replaced can add objects, but never change one.
         state_object = self._store.put(
             f"{folder}/state.safetensors",
-            state.encode(snapshot.tensors, snapshot.document | {"ledger": snapshot.closed.ledger}),
+            state.encode(snapshot.tensors, snapshot.document),
         )
         weights, weights_object, evaluation_object = b"", None, None
         if snapshot.candidate and snapshot.decision and snapshot.decision.released:
@@ -105,9 +103,7 @@ class Publish:
             weights_object = self._store.put(f"{folder}/release.safetensors", weights)
             evaluation = state.encode(snapshot.candidate.evaluation)
             evaluation_object = self._store.put(f"{folder}/evaluation.safetensors", evaluation)
-        return Prepared(
-            snapshot, lag, sequence, state_object, digest(ledger), weights, weights_object, evaluation_object
-        )
+        return Prepared(snapshot, lag, sequence, state_object, weights, weights_object, evaluation_object)
 
     def commit(self, prepared: Prepared) -> Manifest:
         """Effect 3: one transaction makes windows, dead letters, weights, manifest and positions visible together.
@@ -189,7 +185,9 @@ class Publish:
             created_at=now,
             positions=snapshot.positions,
             spans=snapshot.closed.tally.spans,
-            ledger=prepared.ledger,
+            lost=snapshot.closed.tally.lost,
+            ledger=ledger.encode(snapshot.closed.batches, snapshot.closed.tally.spans),
+            arithmetic=snapshot.arithmetic,
             topic_ids=self._topic_ids,
             state=prepared.state,
             kept=retention.keep(existing, state_now, release, self._settings.checkpoint.keep),

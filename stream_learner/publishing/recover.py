@@ -1,5 +1,6 @@
 """The mirror of publish: from topics and objects back to a learner that goes on where the last commit stood."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.errors import InputError, StateError
 from stream_learner.learning.learner import check_fits
-from stream_learner.publishing.marker import check_marker, delete_marker, write_marker
+from stream_learner.publishing.marker import check_marker, delete_marker, fenced_folder, write_marker
 from stream_learner.records.manifest import Manifest, ModelSpec, Object, decode_manifest, digest
 from stream_learner.records.spans import Positions
 from stream_learner.streams import offsets, topics
@@ -18,81 +19,116 @@ from stream_learner.streams.topics import Names
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A manifest and what it names, fetched and verified."""
+
+    manifest: Manifest
+    manifest_digest: str
+    document: dict[str, Any]
+    tensors: Tensors
+    released: tuple[ModelSpec, Tensors] | None
+
+
+@dataclass(frozen=True)
 class Recovered:
-    """Where to go on. `manifest`, `document` and the tensors are None at a fresh start."""
+    """Where to go on; `checkpoint` is None at a fresh start."""
 
     positions: Positions
     topic_ids: dict[str, str]
-    manifest: Manifest | None = None
-    manifest_digest: str | None = None
-    document: dict[str, Any] | None = None
-    tensors: Tensors | None = None
-    released: tuple[ModelSpec, Tensors] | None = None
+    checkpoint: Checkpoint | None = None
 
 
-def recover(settings: Settings, store: Store, fence, fresh: bool = False) -> Recovered:
-    """Finds the newest checkpoint, takes the run over, and reads what it needs to go on.
+class Recovery:
+    """Finds the newest checkpoint. It can look without touching anything, as often as it likes, and what it fetched is
+    kept, so that taking the run over later is quick.
 
-    `fence` is the transaction's. Raises TopicsError, StateError, InputError, StoreError, KafkaUnavailableError.
+    Raises TopicsError, StateError, InputError, StoreError, KafkaUnavailableError.
     """
-    checkpoints = Names.of(settings).checkpoints
-    # 1. Read-only checks first: a starter that is misconfigured must not kill the worker that runs. A killed worker's
-    #    transaction may still be open; it is not waited for here, because 2 aborts it.
-    topics.check(settings)
-    ids = topics.topic_ids(settings, [checkpoints, *settings.input.topics])
-    visible = read_newest(settings, checkpoints, wait=False)
-    if visible is not None:
-        _verified(settings, store, ids, visible)
-    # 2. Fence. Nobody else can commit for this run from here on, and what was open is aborted.
-    fence()
-    # 3. Read again, to the true end: another worker may have committed since, and anybody's transaction may hide it.
-    newest = read_newest(settings, checkpoints)
-    if newest is None:
-        return _fresh_start(settings, store, ids, fresh)
-    found = _verified(settings, store, ids, newest)
-    # 4. A crash between the first commit and the marker left none; from here on a lost manifest is noticed.
-    write_marker(store, settings, ids[checkpoints])
-    return found
 
+    def __init__(self, settings: Settings, store: Store):
+        self._settings = settings
+        self._store = store
+        self._topic = Names.of(settings).checkpoints
+        self._seen: Checkpoint | None = None
 
-def _fresh_start(settings: Settings, store: Store, ids: dict[str, str], fresh: bool) -> Recovered:
-    """The beginning of every partition, once it is sure, or allowed by `fresh`, that there is nothing to go on from."""
-    if fresh:
-        delete_marker(store, settings)
-    else:
-        _check_nothing_was_published(settings, store, ids[Names.of(settings).checkpoints])
-    first, _ = offsets.bounds(settings.kafka, settings.input.topics)
-    return Recovered(first, ids)
+    def look(self) -> None:
+        """1. Read-only checks first: a starter that is misconfigured must not kill the worker that runs. A killed
+        worker's transaction may still be open; it is not waited for here, because 2 aborts it."""
+        ids = self._topic_ids()
+        visible = read_newest(self._settings, self._topic, wait=False)
+        while visible is not None:
+            try:
+                self._verified(visible, ids)
+                return
+            except StateError:
+                # The worker that runs may have published since, and deleted what that manifest names.
+                newer = read_newest(self._settings, self._topic, wait=False)
+                if newer == visible:
+                    raise
+                visible = newer
 
+    def take_over(self, fence: Callable[[], None], fresh: bool) -> Recovered:
+        """Makes this worker the run's only one. `fence` is the transaction's; `fresh` allows to begin anew."""
+        ids = self._topic_ids()
+        # 2. Fence. Nobody else can commit for this run from here on, and what was open is aborted.
+        fence()
+        # 3. Read again, to the true end: another worker may have committed since, and anybody's transaction may hide
+        #    it.
+        newest = read_newest(self._settings, self._topic)
+        if newest is None:
+            return self._fresh_start(ids, fresh)
+        recovered = self._verified(newest, ids)
+        # 4. A crash between the first commit and the marker left none; from here on a lost manifest is noticed.
+        write_marker(self._store, self._settings, ids[self._topic])
+        return recovered
 
-def _verified(settings: Settings, store: Store, ids: dict[str, str], value: bytes) -> Recovered:
-    """The checkpoint of a manifest, once all that it names is there and fits; changes nothing."""
-    checkpoints = Names.of(settings).checkpoints
-    check_marker(store, settings, ids[checkpoints])
-    try:
-        manifest = decode_manifest(value)
-    except ValueError as error:
-        raise StateError(f"the newest record of {checkpoints} is {error}") from None
-    if manifest.run_id != settings.run.id:
-        raise StateError(
-            f"topic {checkpoints} belongs to run {manifest.run_id!r}, not to {settings.run.id!r}; topics belong to one "
-            "run: set topics.prefix or run.id"
-        )
-    _check_topics(manifest, ids)
-    positions = _check_positions(settings, manifest)
-    data = store.fetch(manifest.state)
-    try:
-        document = state.decode_document(data)
-        check_fits(document, settings)
-        tensors = state.decode_tensors(data)
-    except ValueError as error:
-        raise StateError(
-            f"the state {manifest.state.url} does not fit the settings: {error}. Set them back, or choose a new run.id"
-        ) from None
-    released = None
-    if manifest.release:
-        released = manifest.release.model, _tensors(store, manifest.release.object)
-    return Recovered(positions, ids, manifest, digest(value), document, tensors, released)
+    def _topic_ids(self) -> dict[str, str]:
+        topics.check(self._settings)
+        return topics.topic_ids(self._settings, [self._topic, *self._settings.input.topics])
+
+    def _verified(self, value: bytes, ids: dict[str, str]) -> Recovered:
+        """The checkpoint of a manifest, once all that it names is there and fits; changes nothing."""
+        check_marker(self._store, self._settings, ids[self._topic])
+        try:
+            manifest = decode_manifest(value)
+        except ValueError as error:
+            raise StateError(f"the newest record of {self._topic} is {error}") from None
+        if manifest.run_id != self._settings.run.id:
+            raise StateError(
+                f"topic {self._topic} belongs to run {manifest.run_id!r}, not to {self._settings.run.id!r}; topics "
+                "belong to one run: set topics.prefix or run.id"
+            )
+        _check_topics(manifest, ids)
+        positions = _check_positions(self._settings, manifest)
+        if self._seen is None or self._seen.manifest_digest != digest(value):
+            self._seen = self._fetched(manifest, digest(value))
+        return Recovered(positions, ids, self._seen)
+
+    def _fetched(self, manifest: Manifest, manifest_digest: str) -> Checkpoint:
+        data = self._store.fetch(manifest.state)
+        try:
+            document = state.decode_document(data)
+            check_fits(document, self._settings)
+            tensors = state.decode_tensors(data)
+        except ValueError as error:
+            raise StateError(
+                f"the state {manifest.state.url} does not fit the settings: {error}. Set them back, or choose a new "
+                "run.id"
+            ) from None
+        released = None
+        if manifest.release:
+            released = manifest.release.model, _tensors(self._store, manifest.release.object)
+        return Checkpoint(manifest, manifest_digest, document, tensors, released)
+
+    def _fresh_start(self, ids: dict[str, str], fresh: bool) -> Recovered:
+        """The beginning of every partition, once it is sure, or allowed by `fresh`, that there is nothing to go on
+        from."""
+        if fresh:
+            delete_marker(self._store, self._settings)
+        else:
+            _check_nothing_was_published(self._settings, self._store, ids[self._topic])
+        first, _ = offsets.bounds(self._settings.kafka, self._settings.input.topics)
+        return Recovered(first, ids)
 
 
 def _tensors(store: Store, reference: Object) -> Tensors:
@@ -104,8 +140,8 @@ def _tensors(store: Store, reference: Object) -> Tensors:
 
 def _check_nothing_was_published(settings: Settings, store: Store, checkpoints_topic_id: str) -> None:
     """A first publication that was killed leaves objects of sequence 1 at most; anything else had a manifest."""
-    first_folder = f"{settings.run.id}/{1:012d}-"
-    traces = [key for key in store.times(f"{settings.run.id}/") if not key.startswith(first_folder)]
+    harmless = (f"{settings.run.id}/{1:012d}-", fenced_folder(settings))
+    traces = [key for key in store.times(f"{settings.run.id}/") if not key.startswith(harmless)]
     if check_marker(store, settings, checkpoints_topic_id) or traces or offsets.mirrored_positions(settings):
         raise StateError(
             f"run {settings.run.id!r} has published before, but its checkpoints topic holds no manifest. Bring the "
@@ -131,10 +167,11 @@ def _check_positions(settings: Settings, manifest: Manifest) -> Positions:
         for partition, position in partitions.items():
             if partition not in first[topic]:
                 raise InputError(f"{topic} has fewer partitions than before: partition {partition} is missing")
-            if position < first[topic][partition]:
+            if position < first[topic][partition] and settings.input.on_lost == "stop":
                 raise InputError(
                     f"records of {topic}[{partition}] from offset {position} to {first[topic][partition]} have fallen "
-                    "off retention before they were learned; give the topic a longer retention, and choose a new run.id"
+                    "off retention before they were learned; give the topic a longer retention, and go on behind them "
+                    "with input.on_lost = continue"
                 )
             if position > end[topic][partition]:
                 raise InputError(

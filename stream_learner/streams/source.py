@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable
 
+import structlog
 from kafka import KafkaConsumer
 from kafka.errors import LogTruncationError, OffsetOutOfRangeError
 from kafka.structs import TopicPartition
 
-from stream_learner.config import KafkaSettings
+from stream_learner.config import InputSettings, KafkaSettings
 from stream_learner.errors import InputError
 from stream_learner.records.record import Gap, Record
 from stream_learner.records.spans import Positions
@@ -15,6 +16,8 @@ from stream_learner.streams.connection import kafka_failures, reader
 
 PARTITION_CHECK_S = 5.0
 MAX_POLL_RECORDS = 5000
+
+log = structlog.get_logger()
 
 
 class Source:
@@ -26,7 +29,7 @@ class Source:
     def __init__(
         self,
         kafka: KafkaSettings,
-        topics: list[str],
+        settings: InputSettings,
         positions: Positions,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -35,7 +38,7 @@ class Source:
         Raises KafkaUnavailableError.
         """
         self._kafka = kafka
-        self._topics = topics
+        self._settings = settings
         self._clock = clock
         self._next = {TopicPartition(t, p): offset for t, ps in positions.items() for p, offset in ps.items()}
         with kafka_failures(kafka, "opening the input"):
@@ -49,19 +52,47 @@ class Source:
     def poll(self, timeout_s: float) -> list[Record | Gap]:
         """The next records in order, none when none came in time. While Kafka is away it gives none.
 
-        Raises InputError when the next record is not there any more, KafkaUnavailableError.
+        Raises InputError when the next record is not there any more and `input.on_lost` is `stop`, or never was there;
+        KafkaUnavailableError.
         """
         if self._clock() >= self._check_partitions_at:
             self._assign()
         with kafka_failures(self._kafka, "reading the input"):
             try:
                 return self._poll(timeout_s)
-            except (OffsetOutOfRangeError, LogTruncationError) as error:
+            except OffsetOutOfRangeError as error:
+                return self._lost(error)
+            except LogTruncationError as error:
                 raise InputError(
-                    f"an offset that comes next is not on its topic any more ({error}): records have fallen off "
-                    "retention, or the topic was truncated or made anew. What was learned is safe, but these records "
-                    "can not be read: give the topic a longer retention, and choose a new run.id for what is left"
+                    f"the topic was truncated ({error}): the offset that comes next means other records now. What was "
+                    "learned is safe; choose a new run.id to learn from what is there"
                 ) from error
+
+    def _lost(self, error: OffsetOutOfRangeError) -> list[Record | Gap]:
+        """What has fallen off retention, as gaps; reading goes on behind them."""
+        places = list(self._next)
+        first, end = self._consumer.beginning_offsets(places), self._consumer.end_offsets(places)
+        gaps: list[Record | Gap] = []
+        for place, offset in self._next.items():
+            where = f"{place.topic}[{place.partition}]"
+            if offset > end[place]:
+                raise InputError(
+                    f"{where} ends at offset {end[place]}, before {offset}, which comes next: the topic lost records, "
+                    "or is another one. What was learned is safe; choose a new run.id to learn from what is there"
+                ) from error
+            if offset < first[place]:
+                lost = f"records of {where} from offset {offset} to {first[place]} have fallen off retention"
+                if self._settings.on_lost == "stop":
+                    raise InputError(
+                        f"{lost} before they were learned. What was learned is safe: give the topic a longer "
+                        "retention, and go on behind them with input.on_lost = continue"
+                    ) from error
+                log.warning(lost)
+                gaps.append(Gap(place.topic, place.partition, first[place], lost=True))
+                self._next[place] = first[place]
+        for place, offset in self._next.items():  # all of them: the error may have come in the middle of a poll
+            self._consumer.seek(place, offset)
+        return gaps
 
     def _poll(self, timeout_s: float) -> list[Record | Gap]:
         polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
@@ -95,7 +126,7 @@ class Source:
         self._check_partitions_at = self._clock() + PARTITION_CHECK_S
         places = {
             TopicPartition(topic, partition)
-            for topic in self._topics
+            for topic in self._settings.topics
             for partition in self._consumer.partitions_for_topic(topic) or ()
         } | set(self._next)
         if places == self._consumer.assignment():

@@ -1,21 +1,23 @@
-"""Reads what a run published, as an outsider would, and asserts that everything fed is accounted for exactly once.
+"""Reads what a run published, as an outsider would, and finds whatever is not accounted for exactly once.
 
-Nothing of the worker's is used: another Kafka client, plain JSON, plain files.
+Nothing of the worker's is used: another Kafka client, plain JSON, plain files and HTTP.
 """
 
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from itertools import pairwise
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
-from urllib.request import url2pathname
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import safetensors.numpy
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
-from feed import MAX_RECORD_BYTES, Draft, Fed, Headers, client
+from feed import LOST, MAX_RECORD_BYTES, Draft, Fed, Headers, client
 
 READ_DEADLINE_S = 30.0
 SPLITS = ("train", "validation", "test")
@@ -35,8 +37,8 @@ class Read(NamedTuple):
 
 @dataclass
 class Log:
-    """What a run published: the output topics' committed records, the group offsets, and the objects by URL that the
-    newest manifest names; one that is not there is missing."""
+    """What a run published: the output topics' committed records, the group offsets, and the objects by URL that a
+    manifest names; one that is not there is missing."""
 
     metrics: list[Read]
     checkpoints: list[Read]
@@ -62,7 +64,7 @@ class Log:
     def release(self) -> bytes:
         """The release's bytes, joined from the weights topic."""
         values = {read.offset: read.value or b"" for read in self.weights}
-        return b"".join(values[chunk["offset"]] for chunk in self.manifest["release"]["chunks"])
+        return b"".join(values.get(chunk["offset"], b"") for chunk in self.manifest["release"]["chunks"])
 
 
 def read(bootstrap_servers: str, run_id: str, inputs: Iterable[Place]) -> Log:
@@ -75,12 +77,12 @@ def read(bootstrap_servers: str, run_id: str, inputs: Iterable[Place]) -> Log:
     return Log(
         *records.values(),
         group={(place.topic, place.partition): place.offset for place in committed},
-        objects=_objects(json.loads(records["checkpoints"][-1].value or b"")),
+        objects=objects(json.loads(read.value or b"") for read in records["history"]),
     )
 
 
-def read_topic(bootstrap_servers: str, topic: str) -> list[Read]:
-    """Committed records of a topic of one partition."""
+def read_topic(bootstrap_servers: str, topic: str, start: int = 0) -> list[Read]:
+    """Committed records of a topic of one partition, from an offset on."""
     consumer = Consumer(
         client(bootstrap_servers)
         | {
@@ -91,7 +93,7 @@ def read_topic(bootstrap_servers: str, topic: str) -> list[Read]:
             "fetch.wait.max.ms": 10,
         }
     )
-    consumer.assign([TopicPartition(topic, 0, 0)])
+    consumer.assign([TopicPartition(topic, 0, start)])
     found: list[Read] = []
     while (message := consumer.poll(READ_DEADLINE_S)) is not None:
         error = message.error()
@@ -108,17 +110,22 @@ def _read(message: Message) -> Read:
     return Read(message.offset() or 0, message.key(), message.value(), headers)  # pyright: ignore
 
 
-def _objects(manifest: dict[str, Any]) -> dict[str, bytes]:
-    paths = {reference["url"]: url2pathname(urlparse(reference["url"]).path) for reference in _named(manifest)}
-    return {url: data for url, path in paths.items() if (data := _bytes(path)) is not None}
+def objects(manifests: Iterable[dict[str, Any]]) -> dict[str, bytes]:
+    """The objects by URL that any of the manifests names and that are there."""
+    urls = {reference["url"] for manifest in manifests for reference in _named(manifest)}
+    return {url: data for url in urls if (data := _bytes(url)) is not None}
 
 
-def _bytes(path: str) -> bytes | None:
+def _bytes(url: str) -> bytes | None:
+    """An object, None when it is missing; one in a bucket through the server that the worker uses, too."""
+    bucket = url.removeprefix("s3://")
     try:
-        with open(path, "rb") as file:
+        with urlopen(url if bucket == url else f"{os.environ['AWS_ENDPOINT_URL']}/{bucket}") as file:
             return file.read()
-    except FileNotFoundError:
-        return None
+    except URLError as error:
+        if isinstance(error.reason, FileNotFoundError) or getattr(error, "code", None) == HTTPStatus.NOT_FOUND:
+            return None
+        raise
 
 
 def _named(manifest: dict[str, Any]) -> list[dict[str, Any]]:
@@ -131,109 +138,232 @@ def _named(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+class Violation(NamedTuple):
+    """What is wrong, and how many records were lost or taken twice by it."""
+
+    what: str
+    lost: int = 0
+    twice: int = 0
+
+
 def check(log: Log, fed: Sequence[Fed]) -> None:
     """Asserts that a log holds a whole and sound account of every record fed that the newest manifest has passed."""
-    check_chain(log)
-    check_windows(log, fed)
-    check_objects(log)
-    check_release(log)
-    check_dead_letters(log, fed)
-    check_positions(log)
+    found = violations(log, fed)
+    assert not found, "\n".join(violation.what for violation in found)
 
 
-def check_chain(log: Log) -> None:
-    """Manifests 1..n once each, each naming the digest of the one before; the newest is the history's last."""
+def violations(log: Log, fed: Sequence[Fed]) -> list[Violation]:
+    """Everything that is wrong with a log's account of the records fed that the newest manifest has passed."""
+    return [
+        *check_chain(log),
+        *check_coverage(log, fed),
+        *check_windows(log, fed),
+        *check_objects(log.manifest, log.objects),
+        *check_overwritten(log),
+        *check_release(log),
+        *check_dead_letters(log, fed),
+        *check_positions(log),
+    ]
+
+
+def check_chain(log: Log) -> Iterator[Violation]:
+    """Manifests 1..n once each, each naming the digest of the one before and going on at its positions; the newest is
+    the history's last."""
     manifests = log.manifests
-    assert [m["sequence"] for m in manifests] == list(range(1, len(manifests) + 1)), "sequences are not 1..n"
-    assert manifests[0]["predecessor"] is None, "the first manifest has a predecessor"
+    sequences = [manifest["sequence"] for manifest in manifests]
+    if sequences != list(range(1, len(manifests) + 1)):
+        twice = len(sequences) - len(set(sequences))
+        yield Violation(f"the history's sequences are not 1..n, each once: {_misfits(sequences)}", twice=twice)
+    if manifests[0]["predecessor"] is not None:
+        yield Violation("the first manifest has a predecessor")
     for before, after in pairwise(log.history):
-        named = json.loads(after.value or b"")["predecessor"]
-        assert named == _digest(before.value), f"the chain is broken at offset {after.offset}"
-    assert log.checkpoints[-1].value == log.history[-1].value, "the newest manifest is not the history's last"
+        if json.loads(after.value or b"")["predecessor"] != _digest(before.value):
+            yield Violation(f"the chain is broken at offset {after.offset} of the history")
+    for before, after in pairwise(manifests):
+        ends = places(before["positions"]) | {place: span[1] for place, span in places(after["spans"]).items()}
+        if not ends.items() <= places(after["positions"]).items():
+            yield Violation(f"manifest {after['sequence']} does not stand at the end of its spans")
+    if log.checkpoints[-1].value != log.history[-1].value:
+        yield Violation("the newest manifest is not the history's last")
 
 
-def check_windows(log: Log, fed: Sequence[Fed]) -> None:
+def _misfits(sequences: list[int]) -> list[tuple[int, int]]:
+    return [(before, after) for before, after in pairwise([0, *sequences]) if after != before + 1]
+
+
+def check_coverage(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
+    """Every record fed is in the spans of one window."""
+    covered: Counter[tuple[Place, int]] = Counter()
+    for window in log.windows:
+        for place, (start, end) in places(window["spans"]).items():
+            covered.update((place, offset) for offset in range(start, end))
+    positions = places(log.manifest["positions"])
+    for record in fed:
+        place = record.topic, record.partition
+        times = covered[place, record.offset]
+        if times == 0 and record.offset < positions.get(place, 0):
+            yield Violation(f"{place} {record.offset} is in no window", lost=1)
+        if times > 1:
+            yield Violation(f"{place} {record.offset} is in {times} windows", twice=1)
+
+
+def check_windows(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
     """Windows cover each partition without gap or overlap up to its position, and count what was fed."""
     fates: dict[Place, dict[int, str | None]] = {}
     for record in fed:
         fates.setdefault((record.topic, record.partition), {})[record.offset] = record.draft.fate
     reached = dict.fromkeys(fates, 0)
     windows, manifests = log.windows, log.manifests
-    assert [w["sequence"] for w in windows] == [m["sequence"] for m in manifests], "not one window for each manifest"
-    for window, manifest in zip(windows, manifests, strict=True):
+    if [w["sequence"] for w in windows] != [m["sequence"] for m in manifests]:
+        yield Violation("not one window for each manifest")
+    for window, manifest in zip(windows, manifests, strict=False):
         where = f"window {window['sequence']}"
-        assert window["spans"] == manifest["spans"], f"{where} covers other offsets than its manifest"
+        if window["spans"] != manifest["spans"]:
+            yield Violation(f"{where} covers other offsets than its manifest")
+        if window["lost"] != manifest["lost"]:
+            yield Violation(f"{where} lost other offsets than its manifest")
+        lost = {(place, o) for place, spans in places(window["lost"]).items() for span in spans for o in range(*span)}
         expected: Counter[str | None] = Counter()
         for place, (start, end) in places(window["spans"]).items():
-            assert start == reached[place], f"{where} begins at {place} {start}, not {reached[place]}"
+            if start != reached[place]:
+                yield Violation(f"{where} begins at {place} {start}, not {reached[place]}")
             reached[place] = end
             expected += Counter(fates[place][offset] for offset in range(start, end) if offset in fates[place])
-        assert window["records"] == expected.total(), f"{where} counts {window['records']}, not {expected.total()}"
-        hashed = expected.pop(None, 0)
-        rejected = {reason: count for reason, count in expected.items() if reason not in SPLITS}
-        assert window["rejected"] == rejected, f"{where} rejects {window['rejected']}, not {rejected}"
-        surplus = {split: window["splits"].get(split, 0) - expected[split] for split in SPLITS}
-        assert min(surplus.values()) >= 0, f"{where} has too few of a split: {surplus}"
-        assert sum(surplus.values()) == hashed, f"{where} has {surplus} over the known splits, not {hashed} in all"
-        assert window["learned"] == window["splits"].get("train", 0), f"{where} did not learn its training samples"
-    assert reached == places(log.manifest["positions"]), "the windows do not end at the manifest's positions"
+            fell_off = {(place, o) for o in range(start, end) if fates[place].get(o) == LOST}
+            if fell_off != {(at, o) for at, o in lost if at == place}:
+                yield Violation(f"{where} does not say which records of {place} fell off retention")
+        del expected[LOST]
+        yield from _check_counts(window, expected)
+    if reached != places(log.manifest["positions"]):
+        yield Violation("the windows do not end at the manifest's positions")
 
 
-def check_objects(log: Log) -> None:
+def _check_counts(window: dict[str, Any], expected: Counter[str | None]) -> Iterator[Violation]:
+    """A window counts what became of the records in it; `expected` by fate."""
+    where = f"window {window['sequence']}"
+    if window["records"] != expected.total():
+        more = window["records"] - expected.total()
+        what = f"{where} counts {window['records']}, not {expected.total()}"
+        yield Violation(what, lost=max(0, -more), twice=max(0, more))
+    hashed = expected[None]
+    rejected = {reason: count for reason, count in expected.items() if reason not in (None, *SPLITS)}
+    if window["rejected"] != rejected:
+        yield Violation(f"{where} rejects {window['rejected']}, not {rejected}")
+    surplus = {split: window["splits"].get(split, 0) - expected[split] for split in SPLITS}
+    if min(surplus.values()) < 0:
+        yield Violation(f"{where} has too few of a split: {surplus}")
+    if sum(surplus.values()) != hashed:
+        yield Violation(f"{where} has {surplus} over the known splits, not {hashed} in all")
+    if window["learned"] != window["splits"].get("train", 0):
+        yield Violation(f"{where} did not learn its training samples")
+
+
+def check_objects(manifest: dict[str, Any], objects: dict[str, bytes]) -> Iterator[Violation]:
     """Every object that the newest manifest names is there, has its digest, and holds tensors."""
-    for reference in _named(log.manifest):
+    for reference in _named(manifest):
         url = reference["url"]
-        assert url in log.objects, f"{url} is missing"
-        data = log.objects[url]
-        assert (len(data), _digest(data)) == (reference["size"], reference["digest"]), f"{url} has another digest"
-        assert safetensors.numpy.load(data), f"{url} holds no tensors"
+        if url not in objects:
+            yield Violation(f"{url} is missing")
+        elif not _matches(objects[url], reference):
+            yield Violation(f"{url} has another digest")
+        elif not safetensors.numpy.load(objects[url]):
+            yield Violation(f"{url} holds no tensors")
 
 
-def check_release(log: Log) -> None:
+def check_overwritten(log: Log) -> Iterator[Violation]:
+    """Objects that older manifests name and that are still there are what they were."""
+    named = {reference["url"]: reference for manifest in log.manifests for reference in _named(manifest)}
+    newest = {reference["url"] for reference in _named(log.manifest)}
+    for url in named.keys() & log.objects.keys() - newest:
+        if not _matches(log.objects[url], named[url]):
+            yield Violation(f"{url} was overwritten")
+
+
+def _matches(data: bytes, reference: dict[str, Any]) -> bool:
+    return (len(data), _digest(data)) == (reference["size"], reference["digest"])
+
+
+def check_release(log: Log) -> Iterator[Violation]:
     """The chunks in the weights topic, joined, are the last release's object."""
     release = log.manifest["release"]
-    assert not release or _digest(log.release()) == release["object"]["digest"], "the chunks are not the release"
+    if release and _digest(log.release()) != release["object"]["digest"]:
+        yield Violation("the chunks are not the release")
 
 
-def check_dead_letters(log: Log, fed: Sequence[Fed]) -> None:
+def check_dead_letters(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
     """Every rejected record is in the dead letters once, its bytes unchanged, with the headers that say why."""
-    letters: dict[tuple[str, int, int], Read] = {}
-    for letter in log.dead_letters:
-        errors = {n.removeprefix(ERRORS): v.decode() for n, v in letter.headers if n.startswith(ERRORS)}
-        origin = errors["topic"], int(errors["partition"]), int(errors["offset"])
-        assert origin not in letters, f"{origin} is in the dead letters twice"
-        letters[origin] = letter
-        assert errors.keys() == {"topic", "partition", "offset", "stage", "exception.class.name", "exception.message"}
     positions = places(log.manifest["positions"])
     rejected = {
         (r.topic, r.partition, r.offset): r.draft
         for r in fed
-        if r.draft.fate not in (None, *SPLITS) and r.offset < positions[r.topic, r.partition]
+        if r.draft.fate not in (None, LOST, *SPLITS) and r.offset < positions[r.topic, r.partition]
     }
-    assert letters.keys() == rejected.keys(), "the dead letters are not the rejected records"
-    for origin, draft in rejected.items():
-        _check_dead_letter(letters[origin], draft, origin)
+    letters: dict[tuple[str, int, int], Read] = {}
+    for letter in log.dead_letters:
+        errors = _errors(letter)
+        origin = errors["topic"], int(errors["partition"]), int(errors["offset"])
+        if origin in letters:
+            yield Violation(f"{origin} is in the dead letters twice", twice=1)
+        elif origin not in rejected:
+            yield Violation(f"{origin} is in the dead letters, but was not rejected")
+        else:
+            yield from _check_dead_letter(letter, rejected[origin], origin)
+        letters[origin] = letter
+    for origin in rejected.keys() - letters.keys():
+        yield Violation(f"{origin} is not in the dead letters", lost=1)
 
 
-def _check_dead_letter(letter: Read, draft: Draft, origin: tuple[str, int, int]) -> None:
+def _errors(letter: Read) -> dict[str, str]:
+    return {n.removeprefix(ERRORS): v.decode() for n, v in letter.headers if n.startswith(ERRORS)}
+
+
+def _check_dead_letter(letter: Read, draft: Draft, origin: tuple[str, int, int]) -> Iterator[Violation]:
     headers = [(name, value) for name, value in letter.headers if not name.startswith(ERRORS)]
-    errors = {name.removeprefix(ERRORS): value for name, value in letter.headers}
-    assert errors["exception.class.name"].decode() == draft.fate, f"{origin} has another reason"
-    assert errors["stage"] == (b"learn" if draft.fate == "too_many_classes" else b"decode"), f"{origin}: stage"
-    assert errors["exception.message"], f"{origin} has no message"
-    if len(draft.value or b"") > MAX_RECORD_BYTES:
-        assert letter.value is None, f"{origin} is too large to be there whole"
-        assert headers == [("truncated", b"true"), ("digest", _digest(draft.value).encode())], f"{origin}: headers"
+    errors = _errors(letter)
+    if errors.keys() != {"topic", "partition", "offset", "stage", "exception.class.name", "exception.message"}:
+        yield Violation(f"{origin} has other error headers: {', '.join(errors)}")
+    if errors["exception.class.name"] != draft.fate:
+        yield Violation(f"{origin} has another reason")
+    if errors["stage"] != ("learn" if draft.fate == "too_many_classes" else "decode"):
+        yield Violation(f"{origin} has another stage")
+    if not errors["exception.message"]:
+        yield Violation(f"{origin} has no message")
+    if len(draft.value or b"") > MAX_RECORD_BYTES:  # too large to be there whole
+        expected = None, [("truncated", b"true"), ("digest", _digest(draft.value).encode())]
     else:
-        assert letter.value == draft.value, f"{origin} has other bytes"
-        assert headers == draft.headers, f"{origin} has other headers"
+        expected = draft.value, draft.headers
         # A producer may not send a record without both.
-        assert letter.key == (b"" if draft.key is draft.value is None else draft.key), f"{origin} has another key"
+        if letter.key != (b"" if draft.key is draft.value is None else draft.key):
+            yield Violation(f"{origin} has another key")
+    if letter.value != expected[0]:
+        yield Violation(f"{origin} has other bytes")
+    if headers != expected[1]:
+        yield Violation(f"{origin} has other headers")
 
 
-def check_positions(log: Log) -> None:
+def check_drained(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
+    """The newest manifest has passed every record fed; no part of `check`, which takes a log at any time."""
+    positions = places(log.manifest["positions"])
+    left = sum(record.offset >= positions.get((record.topic, record.partition), 0) for record in fed)
+    if left:
+        yield Violation(f"{left} records were not read", lost=left)
+
+
+def compare_states(log: Log, expected: Log) -> Iterator[Violation]:
+    """Two runs of the same batches ended with the same bytes: weights, optimizer, memory, RNG, and the release."""
+    states = [safetensors.numpy.load(log.objects[log.manifest["state"]["url"]]) for log in (log, expected)]
+    names = {name for state in states for name in state}
+    other = [n for n in sorted(names) if len({state[n].tobytes() if n in state else None for state in states}) > 1]
+    if log.manifest["state"]["digest"] != expected.manifest["state"]["digest"]:
+        yield Violation(f"the state is another: {', '.join(other) or 'its document'}")
+    if log.manifest["release"]["object"]["digest"] != expected.manifest["release"]["object"]["digest"]:
+        yield Violation("the release is another")
+
+
+def check_positions(log: Log) -> Iterator[Violation]:
     """The group offsets mirror the newest manifest's positions."""
-    assert log.group == places(log.manifest["positions"]), "the group offsets are not the manifest's positions"
+    if log.group != places(log.manifest["positions"]):
+        yield Violation("the group offsets are not the manifest's positions")
 
 
 def places(nested: dict[str, dict[str, Any]]) -> dict[Place, Any]:

@@ -1,73 +1,118 @@
 """What a worker's process runs, in a child of the fork server."""
 
 import os
+import resource
 import signal
 import sys
-import threading
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, tzinfo
 from functools import wraps
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry
-
-from stream_learner import cli, config, worker
+from stream_learner import cli, worker
+from stream_learner.checkpoints import state
 from stream_learner.checkpoints.store import Store
-from stream_learner.monitoring import logs
-from stream_learner.monitoring.health import Health
-from stream_learner.monitoring.metrics import Metrics
+from stream_learner.learning.learner import Learner
+from stream_learner.publishing import publish, recover
+from stream_learner.streams import topics
 from stream_learner.streams.journal import ReadBack
 from stream_learner.streams.transaction import Transaction
 
+# Whose functions have an effect of the protocol, or come between two.
+COLLABORATORS: dict[str, type | ModuleType] = {
+    "learner": Learner,
+    "os": os,
+    "publish": publish,
+    "read_back": ReadBack,
+    "recover": recover,
+    "state": state,
+    "store": Store,
+    "topics": topics,
+    "transaction": Transaction,
+    "worker": worker,
+}
+
 
 class Point(NamedTuple):
-    """The end of the n-th call (from 1) of a collaborator's method; its beginning when `before`."""
+    """The end of the n-th call (from 1) of a collaborator's function; its beginning when `before`. When `half`, its
+    last argument are bytes, and once half of them are in a file the kernel ends the process (SIGXFSZ)."""
 
     collaborator: str
-    method: str
+    function: str
     call: int = 1
     before: bool = False
+    half: bool = False
 
     def __str__(self) -> str:
-        return f"{'before' if self.before else 'after'} {self.collaborator}.{self.method} {self.call}"
+        when = "half" if self.half else "before" if self.before else "after"
+        return f"{when} {self.collaborator}.{self.function} {self.call}"
+
+
+def started(environment: dict[str, str], target: Callable[..., None], *arguments: Any) -> None:
+    """Calls `target` under an environment of the caller's; the fork server has one of its own."""
+    os.environ.update(environment)
+    target(*arguments)
 
 
 def command(log: Path, arguments: list[str]) -> None:
     """The command line, as `python -m stream_learner` runs it."""
-    _write_to(log)
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
     sys.argv = ["stream-learner", *arguments]
     cli.main()
 
 
-def signalled(log: Path, overrides: list[str], point: Point, number: signal.Signals) -> None:
-    """A worker that sends itself a signal at a point of its protocol."""
-    _write_to(log)
-    logs.configure("info", "json")
-    settings = config.load(None, overrides)
-    store, transaction, read_back = Store(settings.checkpoint.store), Transaction(settings), ReadBack(settings)
-    _signal_at(point, number, {"store": store, "transaction": transaction, "read_back": read_back}[point.collaborator])
-    metrics, health = Metrics(CollectorRegistry(), "test"), Health(settings.monitoring.live_timeout_s)
-    worker.run(settings, store, transaction, read_back, metrics, health, threading.Event(), os._exit)
+def signalled(log: Path, arguments: list[str], point: Point, number: signal.Signals) -> None:
+    """The command line in a process that sends itself a signal at a point of the protocol."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+    _at(point, lambda: os.kill(os.getpid(), number))
+    command(log, arguments)
 
 
-def _signal_at(point: Point, number: signal.Signals, collaborator: Any) -> None:
-    method = getattr(collaborator, point.method)
+def jumping(log: Path, arguments: list[str], point: Point, seconds: float) -> None:
+    """The command line in a process whose wall clock jumps at a point of the protocol."""
+
+    class Jumped(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + timedelta(seconds=seconds)
+
+    def jump() -> None:
+        before = time.time
+        time.time = lambda: before() + seconds
+        publish.datetime = Jumped
+
+    _at(point, jump)
+    command(log, arguments)
+
+
+def _at(point: Point, act: Callable[[], None]) -> None:
+    collaborator = COLLABORATORS[point.collaborator]
+    function = getattr(collaborator, point.function)
     calls = 0
 
-    @wraps(method)
+    @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
-        if point.before and calls == point.call:
-            os.kill(os.getpid(), number)
-        result = method(*args, **kwargs)
-        if not point.before and calls == point.call:
-            os.kill(os.getpid(), number)
+        reached = calls == point.call
+        if reached and point.half:
+            _end_after(len(args[-1]) // 2)
+        if reached and point.before:
+            act()
+        result = function(*args, **kwargs)
+        if reached and not point.before:
+            act()
         return result
 
-    setattr(collaborator, point.method, wrapper)
+    setattr(collaborator, point.function, wrapper)
 
 
-def _write_to(log: Path) -> None:
-    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+def _end_after(size: int) -> None:
+    """The first file that outgrows `size` bytes ends the process."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

@@ -11,9 +11,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 Headers = list[tuple[str, bytes]]
+Images = list[tuple[bytes, bytes]]  # encoded image, label
 
 MAX_RECORD_BYTES = 20_000
 MAX_IMAGE_PIXELS = 10_000
+LOST = "lost"
 MAX_CLASSES = 10
 BAD_EVERY = 40
 
@@ -44,7 +46,7 @@ def png(pixels_HW: np.ndarray) -> bytes:
 
 
 @cache
-def digits() -> list[tuple[bytes, bytes]]:
+def digits() -> Images:
     """1,797 handwritten digits of 8 x 8 pixels as (PNG, label); the first ten labels are all ten."""
     images, labels = load_digits(return_X_y=True)
     return [
@@ -78,30 +80,45 @@ def bad(image: bytes, label: bytes) -> list[Draft]:
     ]
 
 
-def good(count: int, seed: int = 0) -> Iterator[Draft]:
-    """Digits with a split, some with a weight. The first 30 are training samples, all ten labels in each third."""
-    images = digits()
+def good(count: int, seed: int = 0, images: Images | None = None) -> Iterator[Draft]:
+    """Images (digits when left out) with a split, some with a weight. The first three for each label are training
+    samples, all labels in each third: whoever feeds `images` puts them in such an order."""
+    images = images or digits()
+    learned_first = 3 * classes(images)
     random = np.random.default_rng(seed)
     for i in range(count):
         image, label = images[i % len(images)]
-        split = "train" if i < 3 * MAX_CLASSES else random.choice(["train", "validation", "test"], p=[0.8, 0.1, 0.1])
+        split = "train" if i < learned_first else random.choice(["train", "validation", "test"], p=[0.8, 0.1, 0.1])
         weight = [("weight", random.choice([b"0", b"0.5", b"2"]))] if i % 10 == 9 else []
         yield Draft(None, image, [("label", label), ("split", split.encode()), *weight], str(split))
 
 
-def mixed(count: int, seed: int = 0) -> Iterator[Draft]:
+def mixed(count: int, seed: int = 0, images: Images | None = None) -> Iterator[Draft]:
     """Good records, every fifth without a split, and one bad record among 40, of every kind in turn."""
+    images = images or digits()
+    all_good_before = max(BAD_EVERY, 3 * classes(images))
     kinds = 0
-    for i, draft in enumerate(good(count, seed)):
-        if i >= BAD_EVERY and i % BAD_EVERY == 0:
-            variants = bad(*digits()[i % len(digits())])
+    for i, draft in enumerate(good(count, seed, images)):
+        if i >= all_good_before and i % BAD_EVERY == 0:
+            variants = bad(*images[i % len(images)])
             yield variants[kinds % len(variants)]
             kinds += 1
-        elif i >= BAD_EVERY and i % 5 == 0:
+        elif i >= all_good_before and i % 5 == 0:
             headers = [(name, value) for name, value in draft.headers if name != "split"]
             yield Draft(str(i).encode(), draft.value, headers, None)
         else:
             yield draft
+
+
+def classes(images: Images) -> int:
+    return len({label for _, label in images})
+
+
+def whole_batches(drafts: Iterable[Draft], size: int) -> list[Draft]:
+    """The drafts as far as the last training sample that fills a batch of so many."""
+    drafts = list(drafts)
+    training = [i for i, draft in enumerate(drafts) if draft.fate == "train"]
+    return drafts[: training[len(training) // size * size - 1] + 1]
 
 
 def client(bootstrap_servers: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ import checker
 import child
 import feed
 from child import Point
+from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from feed import Draft, Fed
@@ -31,6 +32,8 @@ from stream_learner.streams import topics
 DEADLINE_S = 60.0
 POLL_S = 0.02
 DEFAULTS = {
+    # A restart does not wait until the brokers have given up its killed predecessor.
+    "run.on_conflict": "take_over",
     "model.name": "mlp",
     "model.height": 8,
     "model.width": 8,
@@ -178,19 +181,46 @@ class Run:
     def feed(self, drafts: Iterable[Draft]) -> None:
         self.fed += feed.feed(self.broker.bootstrap_servers, self.input, drafts, self.partitions)
 
+    def lose(self, partition: int, end: int) -> None:
+        """Lets records up to the offset `end` fall off retention; a worker must not run."""
+        place = self.input, partition
+        at = self.saved().get(place, 0)
+        self.delete(partition, end)
+        for i, record in enumerate(self.fed):
+            if (record.topic, record.partition) == place and at <= record.offset < end:
+                self.fed[i] = record._replace(draft=record.draft._replace(fate=feed.LOST))
+
+    def delete(self, partition: int, end: int) -> None:
+        """Deletes the input's records up to the offset `end`, as retention does."""
+        place = TopicPartition(self.input, partition, end)
+        self.admin.delete_records([place])[place].result(DEADLINE_S)
+
     def start(self, *options: str) -> Worker:
         """A worker, as the command line starts it."""
-        return self._child(child.command, ["run", *self._sets, *options])
+        return self.call("run", *options)
+
+    def call(self, command: str, *options: str) -> Worker:
+        """A command of the command line, with this run's settings."""
+        return self._child(child.command, [command, *self._sets, *options])
 
     def start_signalled(self, point: Point, number: signal.Signals = signal.SIGKILL) -> Worker:
         """A worker that sends itself a signal at a point of its protocol."""
-        return self._child(child.signalled, self.arguments, point, number)
+        return self.start_altered(child.signalled, point, number)
 
-    def start_command(self, *options: str) -> Worker:
-        """A worker that a shell's command line starts: slower, and a child of nobody's but ours."""
+    def start_altered(self, target: Callable[..., None], *arguments: Any) -> Worker:
+        """A worker whose process `target` prepares, and then starts; called with log, command line and `arguments`."""
+        return self._child(target, ["run", *self._sets], *arguments)
+
+    def start_jumping(self, point: Point, seconds: float) -> Worker:
+        """A worker whose wall clock jumps by `seconds` at a point of its protocol."""
+        return self._child(child.jumping, ["run", *self._sets], point, seconds)
+
+    def start_command(self, *options: str, within: Sequence[str] = ()) -> Worker:
+        """A worker that a shell's command line starts: slower, and a child of nobody's but ours. `within` is a command
+        that runs it somewhere else (`nsenter`)."""
         log = self._log()
         with log.open("ab") as file:
-            command = [sys.executable, "-m", "stream_learner", "run", *self._sets, *options]
+            command = [*within, sys.executable, "-m", "stream_learner", "run", *self._sets, *options]
             process = subprocess.Popen(command, stdout=file, stderr=file)
         return self._add(Worker(process.pid, process.poll, log))
 
@@ -224,9 +254,9 @@ class Run:
         manifests = self.read("checkpoints")
         return checker.places(json.loads(manifests[-1].value or b"")["positions"]) if manifests else {}
 
-    def read(self, topic: str) -> list[checker.Read]:
-        """Committed records of an output topic, named without its prefix."""
-        return checker.read_topic(self.broker.bootstrap_servers, f"{self.id}.{topic}")
+    def read(self, topic: str, start: int = 0) -> list[checker.Read]:
+        """Committed records of an output topic, named without its prefix, from an offset on."""
+        return checker.read_topic(self.broker.bootstrap_servers, f"{self.id}.{topic}", start)
 
     def published(self) -> checker.Log:
         return checker.read(self.broker.bootstrap_servers, self.id, self.ends())
@@ -248,10 +278,18 @@ class Run:
 
     def _child(self, target: Callable[..., None], *arguments: Any) -> Worker:
         log = self._log()
-        process = processes.Process(target=target, args=(log, *arguments), daemon=True)
+        process = processes.Process(target=child.started, args=(dict(os.environ), target, log, *arguments), daemon=True)
         process.start()
         assert process.pid
-        return self._add(Worker(process.pid, lambda: process.exitcode, log))
+        ended: int | None = None
+
+        def poll() -> int | None:
+            nonlocal ended
+            if ended is None and (ended := process.exitcode) is not None:
+                process.close()  # its file descriptors: a run may have hundreds of workers
+            return ended
+
+        return self._add(Worker(process.pid, poll, log))
 
     def _log(self) -> Path:
         return self.folder / f"worker-{len(self.workers)}.log"

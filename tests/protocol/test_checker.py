@@ -1,4 +1,4 @@
-"""The checker must see damage, or its silence elsewhere means nothing."""
+"""The checker must see damage of every kind, or its silence elsewhere means nothing."""
 
 import copy
 import json
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from checker import Log, Read, check, check_windows
+from checker import ERRORS, Log, Read, check, violations
 from feed import Draft, Fed
 from harness import Run
 
@@ -19,10 +19,31 @@ def other_value(read: Read) -> Read:
     return read._replace(value=other_byte(read.value or b""))
 
 
+def rewrite(read: Read, change: Callable[[dict[str, Any]], None]) -> Read:
+    document = json.loads(read.value or b"")
+    change(document)
+    return read._replace(value=json.dumps(document).encode())
+
+
 def rewrite_window(log: Log, change: Callable[[dict[str, Any]], None]) -> None:
-    window = log.windows[1]
-    change(window)
-    log.metrics[1] = log.metrics[1]._replace(value=json.dumps(window).encode())
+    log.metrics[1] = rewrite(log.metrics[1], change)
+
+
+def move_start(log: Log, step: int) -> None:
+    def change(document: dict[str, Any]) -> None:
+        ((_, partitions),) = document["spans"].items()
+        partitions["0"][0] += step
+
+    rewrite_window(log, change)
+    log.history[1] = rewrite(log.history[1], change)
+
+
+def leave_gap(log: Log) -> None:
+    move_start(log, 1)
+
+
+def overlap(log: Log) -> None:
+    move_start(log, -1)
 
 
 def drop_window(log: Log) -> None:
@@ -49,6 +70,20 @@ def miscount_rejected(log: Log) -> None:
     rewrite_window(log, lambda window: window.update(rejected={}))
 
 
+def miscount_learned(log: Log) -> None:
+    rewrite_window(log, lambda window: window.update(learned=window["learned"] - 1))
+
+
+def move_records_to_another_split(log: Log) -> None:
+    def change(window: dict[str, Any]) -> None:
+        moved = window["splits"]["train"] // 2  # more than the records whose split the checker does not know
+        window["splits"]["train"] -= moved
+        window["splits"]["test"] += moved
+        window["learned"] -= moved
+
+    rewrite_window(log, change)
+
+
 def move_span(log: Log) -> None:
     def change(window: dict[str, Any]) -> None:
         ((_, partitions),) = window["spans"].items()
@@ -70,17 +105,50 @@ def change_manifest(log: Log) -> None:
     log.history[0] = log.history[0]._replace(value=value)
 
 
+def put_before_the_first(log: Log) -> None:
+    log.history[0] = rewrite(log.history[0], lambda manifest: manifest.update(predecessor="sha256:0"))
+
+
+def move_position(log: Log) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        ((_, partitions),) = manifest["positions"].items()
+        partitions["0"] += 1
+
+    log.history[1] = rewrite(log.history[1], change)
+
+
 def drop_newest(log: Log) -> None:
     del log.history[-1], log.metrics[-1]
 
 
-def drop_object(log: Log) -> None:
+def drop_state(log: Log) -> None:
     del log.objects[log.manifest["state"]["url"]]
 
 
-def change_object(log: Log) -> None:
+def drop_kept(log: Log) -> None:
+    del log.objects[log.manifest["kept"][0]["object"]["url"]]
+
+
+def drop_release(log: Log) -> None:
+    del log.objects[log.manifest["release"]["object"]["url"]]
+
+
+def change_evaluation(log: Log) -> None:
     url = log.manifest["release"]["evaluation"]["url"]
     log.objects[url] = other_byte(log.objects[url])
+
+
+def cut_state(log: Log) -> None:
+    url = log.manifest["state"]["url"]
+    log.objects[url] = log.objects[url][:-1]
+
+
+def overwrite_old_state(log: Log) -> None:
+    log.objects[log.manifests[0]["state"]["url"]] = b"another's"
+
+
+def drop_chunk(log: Log) -> None:
+    del log.weights[-1]
 
 
 def change_chunk(log: Log) -> None:
@@ -104,14 +172,47 @@ def change_dead_letter_key(log: Log) -> None:
     log.dead_letters[0] = log.dead_letters[0]._replace(key=b"another")
 
 
+def change_dead_letter_header(log: Log) -> None:
+    place = next(i for i, letter in enumerate(log.dead_letters) if letter.headers[0][0] == "label")
+    rewrite_header(log, "label", b"another", place)
+
+
+def bring_oversized_value_back(log: Log) -> None:
+    place = next(i for i, letter in enumerate(log.dead_letters) if ("truncated", b"true") in letter.headers)
+    log.dead_letters[place] = log.dead_letters[place]._replace(value=b"some of it")
+
+
+def rewrite_header(log: Log, name: str, value: bytes, place: int = 0) -> None:
+    headers = [(n, value if n == name else v) for n, v in log.dead_letters[place].headers]
+    log.dead_letters[place] = log.dead_letters[place]._replace(headers=headers)
+
+
+def change_origin(log: Log) -> None:
+    rewrite_header(log, ERRORS + "offset", b"0")
+
+
+def change_stage(log: Log) -> None:
+    rewrite_header(log, ERRORS + "stage", b"another")
+
+
 def change_reason(log: Log) -> None:
-    name = "__connect.errors.exception.class.name"
-    headers = [(n, b"no_label" if n == name else v) for n, v in log.dead_letters[0].headers]
-    log.dead_letters[0] = log.dead_letters[0]._replace(headers=headers)
+    rewrite_header(log, ERRORS + "exception.class.name", b"no_label")
+
+
+def drop_message(log: Log) -> None:
+    rewrite_header(log, ERRORS + "exception.message", b"")
+
+
+def add_error_header(log: Log) -> None:
+    log.dead_letters[0].headers.append((ERRORS + "another", b"one"))
 
 
 def move_group(log: Log) -> None:
     log.group[next(iter(log.group))] += 1
+
+
+def drop_group(log: Log) -> None:
+    del log.group[next(iter(log.group))]
 
 
 Damage = Callable[[Log], None]
@@ -120,23 +221,41 @@ DAMAGE: dict[Damage, str] = {
     drop_window: "not one window for each manifest",
     double_window: "not one window for each manifest",
     swap_windows: "not one window for each manifest",
+    leave_gap: "window 2 begins at",
+    overlap: "window 2 begins at",
+    move_span: "window 2 covers other offsets",
     miscount_records: "window 2 counts",
     miscount_split: "window 2 has",
     miscount_rejected: "window 2 rejects",
-    move_span: "window 2 covers other offsets",
+    miscount_learned: "window 2 did not learn",
+    move_records_to_another_split: "window 2 has too few",
     drop_manifest: "sequences are not",
     double_manifest: "sequences are not",
     change_manifest: "the chain is broken",
+    put_before_the_first: "the first manifest has a predecessor",
+    move_position: "manifest 2 does not stand",
     drop_newest: "the newest manifest is not",
-    drop_object: "is missing",
-    change_object: "has another digest",
+    drop_state: "is missing",
+    drop_kept: "is missing",
+    drop_release: "is missing",
+    change_evaluation: "has another digest",
+    cut_state: "has another digest",
+    overwrite_old_state: "was overwritten",
     change_chunk: "the chunks are not the release",
-    drop_dead_letter: "are not the rejected records",
+    drop_chunk: "the chunks are not the release",
+    drop_dead_letter: "is not in the dead letters",
     double_dead_letter: "is in the dead letters twice",
+    change_origin: "but was not rejected",
     change_dead_letter: "has other bytes",
     change_dead_letter_key: "has another key",
+    change_dead_letter_header: "has other headers",
+    bring_oversized_value_back: "has other bytes",
+    change_stage: "has another stage",
     change_reason: "has another reason",
+    drop_message: "has no message",
+    add_error_header: "has other error headers",
     move_group: "the group offsets are not",
+    drop_group: "the group offsets are not",
 }
 
 
@@ -149,16 +268,38 @@ def test_damage_is_seen(finished: tuple[Run, Log], damage: Damage) -> None:
         check(damaged, run.fed)
 
 
-@pytest.mark.parametrize("step", [-1, 1], ids=["overlap", "gap"])
-def test_windows_that_do_not_join_are_seen(finished: tuple[Run, Log], step: int) -> None:
+def test_damage_of_several_kinds_is_seen_at_once(finished: tuple[Run, Log]) -> None:
     run, log = finished
     damaged = copy.deepcopy(log)
-    for reads in (damaged.metrics, damaged.history):
-        document = json.loads(reads[1].value or b"")
-        document["spans"][run.input]["0"][0] += step
-        reads[1] = reads[1]._replace(value=json.dumps(document).encode())
-    with pytest.raises(AssertionError, match="window 2 begins at"):
-        check_windows(damaged, run.fed)
+    for damage in (drop_dead_letter, change_manifest, move_group):
+        damage(damaged)
+    assert len(violations(damaged, run.fed)) == 3
+
+
+LOSSES = [drop_window, leave_gap, drop_dead_letter]
+REPETITIONS = [overlap, miscount_records, double_dead_letter, double_manifest]
+
+
+@pytest.mark.parametrize("damage", LOSSES, ids=lambda damage: damage.__name__)
+def test_what_is_lost_is_counted(finished: tuple[Run, Log], damage: Damage) -> None:
+    lost, _ = totals(finished, damage)
+    _, log = finished
+    assert lost == (log.windows[1]["records"] if damage is drop_window else 1)
+
+
+@pytest.mark.parametrize("damage", REPETITIONS, ids=lambda damage: damage.__name__)
+def test_what_is_there_twice_is_counted(finished: tuple[Run, Log], damage: Damage) -> None:
+    _, twice = totals(finished, damage)
+    assert twice == 1
+
+
+def totals(finished: tuple[Run, Log], damage: Damage) -> tuple[int, int]:
+    """Records lost, and taken twice."""
+    run, log = finished
+    damaged = copy.deepcopy(log)
+    damage(damaged)
+    found = violations(damaged, run.fed)
+    return sum(v.lost for v in found), sum(v.twice for v in found)
 
 
 def test_a_record_that_nobody_counted_is_seen(finished: tuple[Run, Log]) -> None:

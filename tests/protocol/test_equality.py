@@ -55,12 +55,11 @@ def whole_batches(count: int) -> list[Draft]:
 
 
 def state(log: Log) -> dict[str, Any]:
-    """Every tensor's bytes, the release, and the document but for the ledger, which tells how the saves fell."""
+    """Every tensor's bytes, the document and the release."""
     data = log.objects[log.manifest["state"]["url"]]
     tensors = {name: (t.dtype.str, t.shape, t.tobytes()) for name, t in safetensors.numpy.load(data).items()}
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     document = json.loads(header["__metadata__"]["document"])
-    assert document.pop("ledger")
     for part in ("model", "optimizer", "memory", "validation", "test", "rng"):
         assert any(name.startswith(f"{part}/") for name in tensors), f"no {part} in the state"
     return tensors | document | {"release": log.manifest["release"]["object"]["digest"]}

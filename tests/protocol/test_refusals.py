@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from checker import Log
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import Producer
 from feed import client, feed, good, mixed, send
 from harness import DEADLINE_S, NewRun, Run
 
@@ -105,9 +105,26 @@ def test_records_that_fell_off_retention(new_run: NewRun) -> None:
     run.feed(mixed(1000))
     run.finish(run.start())
     run.feed(mixed(1000))
-    place = TopicPartition(run.input, 0, 1500)
-    run.admin.delete_records([place])[place].result(DEADLINE_S)
+    run.delete(0, 1500)
     assert "fallen off retention" in run.start().ends(ExitCode.INPUT)
+    run.lose(0, 1500)
+    run.overrides["input.on_lost"] = "continue"
+    run.finish(run.start())
+
+
+def test_records_that_fall_off_retention_under_a_worker(new_run: NewRun) -> None:
+    run = new_run(partitions=2, input__on_lost="continue", checkpoint__every_records=1000)
+    run.feed(mixed(1000))
+    worker = run.start()
+    worker.until("its save", lambda: run.saved() == run.ends())
+    worker.signal(signal.SIGSTOP)
+    run.feed(mixed(2000))
+    run.lose(1, 900)
+    worker.signal(signal.SIGCONT)
+    log = run.finish(worker)
+    assert {window["sequence"]: window["lost"] for window in log.windows if window["lost"]} == {
+        log.windows[1]["sequence"]: {run.input: {"1": [[500, 900]]}}
+    }
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from confluent_kafka import Producer
 
-from stream_learner.config import KafkaSettings
+from stream_learner.config import InputSettings, KafkaSettings
 from stream_learner.records.record import Record
 from stream_learner.streams.source import Source
 
@@ -17,7 +17,7 @@ def test_every_codec_of_kafka_is_read(kafka: KafkaSettings, new_topic: Callable[
     producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "compression.type": codec})
     producer.produce(topic, value)
     assert producer.flush(30) == 0
-    source = Source(kafka, [topic], {topic: {0: 0}})
+    source = Source(kafka, InputSettings(topics=[topic]), {topic: {0: 0}})
     try:
         while not (items := source.poll(1)):
             pass

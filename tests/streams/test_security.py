@@ -128,7 +128,7 @@ def grant(secured: Secured, run: Settings) -> None:
         (ResourceType.TOPIC, run.input.topics, [operation.READ, operation.DESCRIBE]),
         (ResourceType.TOPIC, output, [operation.READ, operation.WRITE, operation.DESCRIBE, operation.DESCRIBE_CONFIGS]),
         (ResourceType.TRANSACTIONAL_ID, [transaction], [operation.WRITE, operation.DESCRIBE]),
-        (ResourceType.GROUP, [transaction], [operation.READ]),
+        (ResourceType.GROUP, [transaction, run.standby_group], [operation.READ]),
         (ResourceType.CLUSTER, ["kafka-cluster"], [operation.DESCRIBE]),
     ]
     rights = [
@@ -148,7 +148,7 @@ def test_a_run_over_sasl_ssl_with_the_documented_rights(secured: Secured, unique
         path = tmp_path / name
         path.write_text(
             f'''
-            run.id = "{unique_name}"
+            run = {{id = "{unique_name}", on_conflict = "take_over"}}
             input.topics = ["{unique_name}.images"]
             model = {{name = "mlp", height = 8, width = 8, channels = 1}}
             release = {{every_records = {RECORDS}, min_held_out = 1}}

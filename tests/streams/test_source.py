@@ -5,12 +5,13 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer
 from kafka.structs import TopicPartition
 
-from stream_learner.config import KafkaSettings
+from stream_learner.config import InputSettings, KafkaSettings
 from stream_learner.errors import InputError, KafkaUnavailableError
 from stream_learner.local.broker import Broker
 from stream_learner.records.record import Gap, Record
@@ -33,8 +34,9 @@ def new_source(kafka: KafkaSettings) -> Iterator[NewSource]:
     """Opens sources that are closed after the test."""
     sources: list[Source] = []
 
-    def new_source(topic: str, positions: Positions | None = None) -> Source:
-        sources.append(Source(kafka, [topic], positions or {}))
+    def new_source(topic: str, positions: Positions | None = None, **settings: Any) -> Source:
+        chosen = InputSettings.model_validate({"topics": [topic]} | settings)
+        sources.append(Source(kafka, chosen, positions or {}))
         return sources[-1]
 
     yield new_source
@@ -169,10 +171,21 @@ def test_records_that_fell_off_are_an_error(kafka: KafkaSettings, new_topic, new
         read(new_source(topic, {topic: {0: 0}}), {})
 
 
+def test_records_that_fell_off_may_be_passed_over(kafka: KafkaSettings, new_topic, new_source: NewSource):
+    topic = new_topic(partitions=2)
+    produce(kafka, topic, [b"a", b"b", b"c"], partition=0)
+    produce(kafka, topic, [b"d", b"e"], partition=1)
+    ask(kafka, "deleting", lambda admin: admin.delete_records({TopicPartition(topic, 0): 2}))
+    items = read(new_source(topic, {topic: {0: 0, 1: 0}}, on_lost="continue"), {topic: {0: 3, 1: 2}})
+    assert Gap(topic, 0, 2, lost=True) in items
+    assert values(items) == [b"c"]
+    assert values(items, 1) == [b"d", b"e"]
+
+
 def test_a_position_beyond_the_end_is_an_error(kafka: KafkaSettings, new_topic, new_source: NewSource):
     topic = new_topic()
     produce(kafka, topic, [b"a"])
-    with pytest.raises(InputError, match="truncated"):
+    with pytest.raises(InputError, match="ends at offset 1, before 5"):
         read(new_source(topic, {topic: {0: 5}}), {})
 
 
@@ -185,7 +198,7 @@ def test_while_the_broker_is_away_there_is_nothing_and_no_error(tmp_path: Path):
 def outlive(broker: Broker) -> None:
     make_topic(broker.settings, "images")
     produce(broker.settings, "images", [b"a"])
-    with closing(Source(broker.settings, ["images"], {})) as source:
+    with closing(Source(broker.settings, InputSettings(topics=["images"]), {})) as source:
         read(source, {"images": {0: 1}})
         broker.freeze()
         assert nothing_comes(source)
@@ -200,4 +213,4 @@ def outlive(broker: Broker) -> None:
 def test_it_cannot_be_opened_without_a_broker():
     nowhere = KafkaSettings(bootstrap_servers="127.0.0.1:1", request_timeout_s=0.2)
     with pytest.raises(KafkaUnavailableError, match="opening the input"):
-        Source(nowhere, ["images"], {})
+        Source(nowhere, InputSettings(topics=["images"]), {})

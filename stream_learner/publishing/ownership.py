@@ -1,0 +1,97 @@
+"""Which worker of a run is the active one. Kafka's group membership elects it; that is advice, fencing is the judge."""
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from stream_learner.checkpoints.store import Store
+from stream_learner.config import Settings
+from stream_learner.errors import ConflictError, ExitCode, KafkaUnavailableError, StoreError
+from stream_learner.publishing.marker import forget_fenced, was_fenced, write_fenced
+from stream_learner.publishing.publisher import EndProcess
+
+log = structlog.get_logger()
+
+POLL_S = 0.2
+LOOK_EVERY_S = 5.0
+
+
+class Election(Protocol):
+    """stream_learner.streams.election.Election, or what stands in for it."""
+
+    @property
+    def elected(self) -> bool | None: ...
+    def poll(self, timeout_s: float = 0.0) -> None: ...
+    def take_over(self) -> None: ...
+
+
+class StopEvent(Protocol):
+    def is_set(self) -> bool: ...
+
+
+def await_turn(
+    settings: Settings,
+    store: Store,
+    election: Election,
+    stop: StopEvent,
+    stand_by: Callable[[], None],
+    look: Callable[[], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> bool:
+    """Returns once it is this worker's turn; False when it was stopped before.
+
+    While another worker is active `stand_by` is called at every turn, and `look` every few seconds, which keeps what a
+    take-over needs at hand. Raises ConflictError, StoreError, KafkaUnavailableError, and what `look` does.
+    """
+    on_conflict = settings.run.on_conflict
+    if on_conflict == "take_over" and was_fenced(store, settings):
+        log.info("this worker was replaced; it comes back as a standby")
+        on_conflict = "standby"
+    if on_conflict == "take_over":
+        election.take_over()
+    deadline, look_at, standing_by = clock() + settings.recovery.timeout_s, clock(), False
+    while not election.elected:
+        if stop.is_set():
+            return False
+        election.poll(POLL_S)
+        if election.elected is None and not standing_by:
+            if clock() > deadline:
+                raise KafkaUnavailableError(
+                    f"the group {settings.standby_group} did not admit this worker within recovery.timeout_s = "
+                    f"{settings.recovery.timeout_s:g}; check that the brokers are up"
+                )
+        elif not election.elected:
+            if on_conflict == "exit":
+                raise ConflictError(
+                    f"another worker of run {settings.run.id!r} is alive; stop it first, or let this one stand by "
+                    "(run.on_conflict = standby)"
+                )
+            if not standing_by:
+                log.info("standing by: another worker of the run is learning")
+            standing_by = True
+            stand_by()
+            if clock() >= look_at:
+                try:
+                    look()
+                except (StoreError, KafkaUnavailableError) as error:  # the worker that learns lives with them, too
+                    log.warning("the newest checkpoint could not be looked at", error=str(error))
+                look_at = clock() + LOOK_EVERY_S
+    if settings.run.on_conflict == "take_over":
+        forget_fenced(store, settings)
+    return True
+
+
+def leaving_a_mark(settings: Settings, store: Store, end_process: EndProcess) -> EndProcess:
+    """`end_process`, which first remembers for the next start that this worker was replaced."""
+
+    def end(code: ExitCode) -> None:
+        if code is ExitCode.FENCED and settings.run.on_conflict == "take_over":
+            try:
+                write_fenced(store, settings)
+            except StoreError as error:
+                log.warning("could not remember that this worker was replaced", error=str(error))
+        end_process(code)
+
+    return end

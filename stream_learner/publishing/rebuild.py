@@ -1,0 +1,227 @@
+"""A checkpoint made once more from an earlier state and the ledgers since: the same bytes, or something is not what the
+manifests say it is.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from stream_learner.checkpoints import state
+from stream_learner.checkpoints.store import Store
+from stream_learner.config import Settings
+from stream_learner.errors import InputError, MismatchError, StateError, UsageError
+from stream_learner.learning.batch import Batch
+from stream_learner.learning.learner import Learner, check_fits
+from stream_learner.learning.snapshot import Snapshot
+from stream_learner.records import ledger
+from stream_learner.records.decoder import Decoder
+from stream_learner.records.manifest import Arithmetic, Manifest, decode_manifest, digest
+from stream_learner.records.spans import Positions, Spans, each
+from stream_learner.streams import topics
+from stream_learner.streams.journal import read_committed
+from stream_learner.streams.replay import Replay
+from stream_learner.streams.topics import Names
+
+BEGINNING = "0"
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What was done: batches and records learned again on the way from checkpoint `start` (0: none) to `end`.
+
+    The digests `state`, and `release` if the checkpoint released a model, are equal to the manifest's.
+    """
+
+    start: int
+    end: int
+    batches: int
+    records: int
+    state: str
+    release: str | None
+
+
+def rebuild(
+    settings: Settings, store: Store, start: str, target: str, on_progress: Callable[[int, int], None]
+) -> Rebuilt:
+    """Learns again what made a checkpoint and compares the bytes.
+
+    `start` is a checkpoint's sequence (0: before the first), its state's URL or a file with the state's bytes; `target`
+    is a sequence or a file with a manifest. `on_progress(offsets, total)` is told how far it is. Raises MismatchError
+    when the bytes differ, UsageError, StateError, InputError, StoreError, KafkaUnavailableError.
+    """
+    history = _history(settings)
+    end = _target(history, target)
+    before, path = _path(history, start, end)
+    _check_topics(settings, end)
+    learner = Learner(settings)
+    learner.begin(_begins(before, path))
+    if before:
+        _restore(learner, settings, store, before, start)
+    total = sum(_offsets(manifest.spans) for manifest in path)
+    batches = records = done = 0
+    decode = Decoder.from_settings(settings)
+    with ExitStack() as opened:
+        replays = {
+            (topic, partition): opened.enter_context(closing(Replay(settings.kafka, topic, partition, offset)))
+            for topic, partitions in learner.progress.positions.items()
+            for partition, offset in partitions.items()
+        }
+        for manifest in path:
+            learner.snapshot()  # leaves the outcome of the manifest before behind
+            for batch in _batches(manifest, replays, decode):
+                learner.learn(batch)
+                if learner.release_due:
+                    learner.decide_release()
+                batches, records, done = batches + 1, records + batch.records, done + _offsets(batch.spans)
+                on_progress(done, total)
+    return Rebuilt(
+        before.sequence if before else 0, end.sequence, batches, records, *_compared(end, learner.snapshot())
+    )
+
+
+def _history(settings: Settings) -> dict[str, Manifest]:
+    """Every manifest by its digest, in the order of their commits."""
+    topic = Names.of(settings).history
+    try:
+        found = {digest(v): decode_manifest(v) for v in read_committed(settings, topic, wait=False)}
+    except ValueError as error:
+        raise StateError(f"a record of {topic} is {error}") from None
+    if not found:
+        raise StateError(f"topic {topic} holds no manifest; there is nothing to rebuild")
+    return found
+
+
+def _target(history: dict[str, Manifest], target: str) -> Manifest:
+    try:
+        if not target.isdigit():
+            return decode_manifest(Path(target).read_bytes())
+        # After `run --fresh` there are two chains: the newer one's.
+        return [manifest for manifest in history.values() if manifest.sequence == int(target)][-1]
+    except IndexError:
+        sequences = [manifest.sequence for manifest in history.values()]
+        raise UsageError(
+            f"--to {target} is no manifest in the history topic, which holds {min(sequences)} to {max(sequences)}"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"--to {target} is neither a sequence nor a file that can be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"--to {target} is {error}") from None
+
+
+def _path(history: dict[str, Manifest], start: str, end: Manifest) -> tuple[Manifest | None, list[Manifest]]:
+    """The manifest whose state is the start (None: the beginning), and those from there to the end."""
+    is_start = _matches(start)
+    path = [end]
+    while (predecessor := path[0].predecessor) is not None:
+        before = history.get(predecessor)
+        if before is None:
+            raise UsageError(
+                f"the history topic does not reach back from checkpoint {path[0].sequence}; take a later --from"
+            )
+        if is_start(before):
+            return before, path
+        path.insert(0, before)
+    if start != BEGINNING:
+        raise UsageError(
+            f"--from {start} is not the state of a checkpoint before {end.sequence}; give a sequence, the URL of a "
+            f"state, a file with its bytes, or {BEGINNING} for the beginning"
+        )
+    return None, path
+
+
+def _matches(start: str) -> Callable[[Manifest], bool]:
+    if start.isdigit():
+        return lambda manifest: manifest.sequence == int(start)
+    if "://" in start:
+        return lambda manifest: manifest.state.url == start
+    name = digest(_bytes_of(start))
+    return lambda manifest: manifest.state.digest == name
+
+
+def _bytes_of(start: str) -> bytes:
+    try:
+        return Path(start).read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"--from {start} is neither a sequence, a URL nor a file that can be read: {error.strerror}"
+        ) from None
+
+
+def _check_topics(settings: Settings, end: Manifest) -> None:
+    now = topics.topic_ids(settings, settings.input.topics)
+    for name, topic_id in now.items():
+        if end.topic_ids.get(name, topic_id) != topic_id:
+            raise InputError(f"topic {name} was deleted and made again since; the records that were learned are gone")
+
+
+def _begins(before: Manifest | None, path: list[Manifest]) -> Positions:
+    """Where each partition's first offset on the path is."""
+    begins: Positions = {}
+    for manifest in reversed(path):
+        for topic, partition, span in each(manifest.spans):
+            begins.setdefault(topic, {})[partition] = span.start
+    for topic, partitions in before.positions.items() if before else ():
+        begins.setdefault(topic, {}).update(partitions)
+    return begins
+
+
+def _restore(learner: Learner, settings: Settings, store: Store, before: Manifest, start: str) -> None:
+    from_file = not start.isdigit() and "://" not in start
+    data = _bytes_of(start) if from_file else store.fetch(before.state)
+    try:
+        document = state.decode_document(data)
+        check_fits(document, settings)
+        learner.restore(state.decode_tensors(data), document, learner.progress.positions)
+    except ValueError as error:
+        raise StateError(f"the state of checkpoint {before.sequence} does not fit the settings: {error}") from None
+    if before.release:
+        learner.restore_released(before.release.model, state.decode_tensors(store.fetch(before.release.object)))
+
+
+def _batches(manifest: Manifest, replays: dict[tuple[str, int], Replay], decode: Decoder) -> Iterator[Batch]:
+    """The batches between a manifest and the one before, read again."""
+    lost = {
+        (topic, p, span.start): span.end
+        for topic, ps in manifest.lost.items()
+        for p, spans in ps.items()
+        for span in spans
+    }
+    at = {(topic, partition): span.start for topic, partition, span in each(manifest.spans)}
+    try:
+        for pieces in ledger.decode(manifest.ledger, manifest.spans):
+            batch = Batch()
+            for topic, partition, end in pieces:
+                replay, start = replays[topic, partition], at[topic, partition]
+                if (behind := lost.get((topic, partition, start))) is not None:
+                    replay.skip(behind)
+                for record in replay.read(end):
+                    batch.add(record, decode)
+                batch.cover(topic, partition, start, end)
+                at[topic, partition] = end
+            yield batch
+    except ValueError as error:
+        raise StateError(f"checkpoint {manifest.sequence} cannot be rebuilt: {error}") from None
+
+
+def _offsets(spans: Spans) -> int:
+    return sum(span.end - span.start for _, _, span in each(spans))
+
+
+def _compared(end: Manifest, snapshot: Snapshot) -> tuple[str, str | None]:
+    """Digests of the state and of the released weights. Raises MismatchError when one is not the manifest's."""
+    made = {"state": (digest(state.encode(snapshot.tensors, snapshot.document)), end.state.digest)}
+    if end.released and end.release and snapshot.candidate:
+        made["release"] = digest(state.encode(snapshot.candidate.weights)), end.release.object.digest
+    for what, (rebuilt, published) in made.items():
+        if rebuilt != published:
+            raise MismatchError(
+                f"the {what} of checkpoint {end.sequence} was rebuilt as {rebuilt}, and published as {published}. "
+                f"It was computed with {_words(end.arithmetic)}, and now with {_words(snapshot.arithmetic)}; settings "
+                "must be those of the run"
+            )
+    return made["state"][0], made["release"][0] if "release" in made else None
+
+
+def _words(arithmetic: Arithmetic) -> str:
+    return f"PyTorch {arithmetic.torch} on {arithmetic.device}, {arithmetic.instructions}, {arithmetic.threads} threads"

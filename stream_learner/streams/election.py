@@ -1,0 +1,143 @@
+"""Which worker of a run is the active one: Kafka's group membership elects it."""
+
+import time
+from collections.abc import Callable, Collection
+
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer
+from kafka.admin import MemberToRemove
+from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from kafka.errors import InvalidSessionTimeoutError
+from kafka.structs import TopicPartition
+
+from stream_learner.config import Settings
+from stream_learner.errors import KafkaUnavailableError, UsageError
+from stream_learner.streams.connection import ask, kafka_failures, reader
+from stream_learner.streams.topics import Names
+
+HEARTBEAT_S = 1.0
+REBALANCE_S = 1.0
+STEP_MS = 50
+JOIN_MS = 100
+CLOSE_MS = 1000
+# Later than any that a group reaches.
+LAST_GENERATION = 2**31 - 1
+
+
+class Election:
+    """Membership in the group `<transactional id>.standby`, in which a run's workers share the one partition of the
+    checkpoints topic: whoever is assigned it is elected. Nothing is read or committed. To be used from one thread.
+
+    It is advice: one who is cut off, or frozen, believes itself elected until it hears otherwise. The judge is the
+    transaction, which fences.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic):
+        """Connects; the first `poll` joins. Raises KafkaUnavailableError."""
+        self._settings = settings
+        self._clock = clock
+        self._group = settings.standby_group
+        self._place = TopicPartition(Names.of(settings).checkpoints, 0)
+        self._assignor = StickyPartitionAssignor()
+        session_s = settings.run.session_timeout_s
+        with kafka_failures(settings.kafka, "opening the election"):
+            self._consumer: KafkaConsumer = reader(
+                settings.kafka,
+                group_id=self._group,
+                session_timeout_ms=int(session_s * 1000),
+                # Others hear of a change with their next heartbeat: one a second, so that a long session is not made
+                # longer by a third of it.
+                heartbeat_interval_ms=int(min(session_s / 3, HEARTBEAT_S) * 1000),
+                partition_assignment_strategy=[self._assignor],
+            )
+            self._seat = _Seat(self._consumer, self._place)
+            self._consumer.subscribe([self._place.topic], listener=self._seat)
+            # Waits for the topic's metadata: the member that assigns for all must know the partition by then.
+            self._consumer.partitions_for_topic(self._place.topic)
+
+    @property
+    def elected(self) -> bool | None:
+        """What the last election in which this worker took part, once complete, said; None before the first."""
+        return self._seat.elected
+
+    def poll(self, timeout_s: float = 0.0) -> None:
+        """Keeps the membership alive and `elected` up to date; to be called about once a second, and by no means less
+        often than every five minutes.
+
+        Returns at once, also while Kafka is away; but waits up to `timeout_s` for the next election to be complete, and
+        up to a second for one that is under way. Raises KafkaUnavailableError, UsageError.
+        """
+        started, elections = self._clock(), self._seat.elections
+        self._poll(0)
+        # A member that is joining sends no heartbeats until a poll has seen it through.
+        while self._seat.elections == elections and self._clock() - started < max(
+            timeout_s, REBALANCE_S if self._seat.vacant else 0.0
+        ):
+            self._poll(STEP_MS)
+
+    def take_over(self) -> None:
+        """Returns once elected: puts all other members, dead or alive, out of the group. They may come back, and hear
+        that they are not elected.
+
+        Raises KafkaUnavailableError after `kafka.request_timeout_s`, UsageError.
+        """
+        timeout_s = self._settings.kafka.request_timeout_s
+        deadline = self._clock() + timeout_s
+        while not self.elected:
+            if self._clock() > deadline:
+                raise KafkaUnavailableError(
+                    f"this worker did not become the active one of its run within kafka.request_timeout_s = "
+                    f"{timeout_s:g}; see whether others try to take it over at the same time"
+                )
+            # Of two who say that the partition is theirs, the sticky assignor believes the later generation (KIP-54).
+            self._assignor.member_assignment = [self._place]
+            self._assignor.generation = LAST_GENERATION
+            # Joins first: a group without members would wait for more of them (group.initial.rebalance.delay.ms).
+            self._poll(JOIN_MS)
+            if not self.elected:
+                ask(self._settings.kafka, "taking over the run", self._put_others_out)
+                self.poll(timeout_s / 3)
+
+    def close(self) -> None:
+        """Leaves the group, so that a standby is elected at once."""
+        self._consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
+
+    def _poll(self, timeout_ms: int) -> None:
+        with kafka_failures(self._settings.kafka, "taking part in the election"):
+            try:
+                self._consumer.poll(timeout_ms=timeout_ms)
+            except InvalidSessionTimeoutError as error:
+                raise UsageError(
+                    f"the brokers refuse run.session_timeout_s = {self._settings.run.session_timeout_s:g}; it must be "
+                    "within their group.min.session.timeout.ms and group.max.session.timeout.ms"
+                ) from error
+
+    def _put_others_out(self, client: KafkaAdminClient) -> None:
+        own = self._consumer.group_metadata().member_id
+        members = client.describe_groups([self._group])[self._group]["members"]
+        others = [MemberToRemove(member["member_id"]) for member in members if member["member_id"] != own]
+        client.remove_group_members(self._group, others)
+
+
+class _Seat(ConsumerRebalanceListener):
+    """Whether this member holds the partition. Called on the client's IO thread."""
+
+    def __init__(self, consumer: KafkaConsumer, place: TopicPartition):
+        self._consumer = consumer
+        self._place = place
+        self.elected: bool | None = None
+        self.vacant = True  # while an election is under way
+        self.elections = 0
+
+    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:  # noqa: ARG002
+        # Every election begins with this, also one that leaves the partition where it is, or of one who was put out.
+        self.vacant = True
+        # kafka-python 3.0.12 forgets a join that it began because of new metadata, unless one poll sees it through.
+        self._consumer._coordinator.request_rejoin()
+
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        for place in assigned:
+            self._consumer.seek(place, 0)  # or it would look for a committed offset
+            self._consumer.pause(place)
+        self.elected = self._place in assigned
+        self.vacant = False
+        self.elections += 1

@@ -1,0 +1,86 @@
+"""The input once more: given offsets, in an order that the caller chooses."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from kafka import KafkaConsumer
+from kafka.errors import LogTruncationError, OffsetOutOfRangeError
+from kafka.structs import TopicPartition
+
+from stream_learner.config import KafkaSettings
+from stream_learner.errors import InputError, KafkaUnavailableError
+from stream_learner.records.record import Record
+from stream_learner.streams.connection import kafka_failures, reader
+
+POLL_MS = 200
+
+
+class Replay:
+    """Reads a partition on from where it stands, as far as it is told. A client for each partition: what is read ahead
+    in one must not fill the memory while another is read."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        topic: str,
+        partition: int,
+        offset: int,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Begins at `offset`. Raises KafkaUnavailableError."""
+        self._kafka = kafka
+        self._clock = clock
+        self._place = TopicPartition(topic, partition)
+        self._name = f"{topic}[{partition}]"
+        self._ahead: deque[Record] = deque()
+        with kafka_failures(kafka, "opening the input"):
+            self._consumer: KafkaConsumer = reader(kafka)
+            self._consumer.assign([self._place])
+        self.skip(offset)
+
+    def skip(self, offset: int) -> None:
+        """Goes on at `offset`."""
+        self._at = offset
+        self._consumer.seek(self._place, offset)
+
+    def read(self, end: int) -> list[Record]:
+        """Records up to the offset `end`.
+
+        Raises InputError when some are not there any more, KafkaUnavailableError when nothing comes for
+        `kafka.request_timeout_s`.
+        """
+        records: list[Record] = []
+        deadline = self._clock() + self._kafka.request_timeout_s
+        while True:
+            while self._ahead and self._ahead[0].offset < end:
+                records.append(self._ahead.popleft())
+            if self._ahead or self._at >= end:
+                return records
+            if self._poll():
+                deadline = self._clock() + self._kafka.request_timeout_s
+            elif self._clock() > deadline:
+                raise KafkaUnavailableError(
+                    f"nothing came from {self._name} at offset {self._at} for "
+                    f"kafka.request_timeout_s = {self._kafka.request_timeout_s:g}; check that the brokers are up"
+                )
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _poll(self) -> bool:
+        """Reads ahead. Whether the partition moved."""
+        with kafka_failures(self._kafka, "reading the input"):
+            try:
+                polled = self._consumer.poll(timeout_ms=POLL_MS)
+            except (OffsetOutOfRangeError, LogTruncationError) as error:
+                raise InputError(
+                    f"records of {self._name} from offset {self._at} on are needed, and are not there any more "
+                    f"({error}); begin with a later state, or give the topic a longer retention"
+                ) from error
+            self._ahead += [
+                Record(m.topic, m.partition, m.offset, m.timestamp, m.key, m.value, list(m.headers))
+                for m in polled.get(self._place, ())
+            ]
+            before, self._at = self._at, self._consumer.position(self._place) or self._at
+        return self._at > before

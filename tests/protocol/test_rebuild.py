@@ -1,0 +1,110 @@
+"""The ledger tells what made a checkpoint: learned again, it gives the same bytes."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checker import Log
+from feed import mixed
+from harness import NewRun, Run
+
+from stream_learner.errors import ExitCode
+from stream_learner.local.broker import Broker
+
+RESTARTS = 3
+SETTINGS = {
+    "model.name": "cnn",
+    "batch.size": 8,
+    "memory.max_items": 200,
+    "held_out.max_items": 100,
+    "release.every_records": 500,
+    "checkpoint.every_records": 150,
+    "checkpoint.keep": 1000,
+}
+
+
+@pytest.fixture(scope="module")
+def restarted(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Log]:
+    """A run on three partitions that was killed three times, and what it published. All its states are kept."""
+    run = Run(broker, tmp_path_factory.mktemp("restarted"), 3, SETTINGS)
+    for seed in range(RESTARTS):
+        run.feed(mixed(1200, seed))
+        worker = run.start()
+        worker.reaches("checkpoint_sequence", len(run.read("history")) + 3)
+        worker.kill()
+    return run, run.finish(run.start())
+
+
+def rebuild(run: Run, start: Any, target: Any, code: int = 0) -> str:
+    return run.call("rebuild", "--from", str(start), "--to", str(target)).ends(code)
+
+
+def releases(log: Log) -> list[dict[str, Any]]:
+    return [manifest for manifest in log.manifests if manifest["released"]]
+
+
+def test_a_release_in_the_middle_of_the_run(restarted: tuple[Run, Log]) -> None:
+    run, log = restarted
+    release = releases(log)[len(releases(log)) // 2]
+    said = rebuild(run, 2, release["sequence"])
+    assert f"checkpoint {release['sequence']} rebuilt from 2" in said
+    assert f"state {release['state']['digest']}, as published" in said
+    assert f"release {release['release']['object']['digest']}, as published" in said
+    records = sum(window["records"] for window in log.windows if 2 < window["sequence"] <= release["sequence"])
+    assert re.search(rf"\b{records} records", said)
+
+
+def test_the_whole_run_from_the_beginning(restarted: tuple[Run, Log]) -> None:
+    run, log = restarted
+    assert log.manifest["state"]["digest"] in rebuild(run, 0, log.manifest["sequence"])
+
+
+def test_files_and_urls(restarted: tuple[Run, Log], tmp_path: Path) -> None:
+    run, log = restarted
+    first, second, third, *_ = log.manifests
+    manifest = tmp_path / "manifest.json"
+    manifest.write_bytes(log.history[2].value or b"")
+    assert "from 1" in rebuild(run, first["state"]["url"], manifest)
+    backup = tmp_path / "backup"
+    backup.write_bytes(log.objects[second["state"]["url"]])
+    said = rebuild(run, backup, manifest)
+    assert f"checkpoint {third['sequence']} rebuilt from {second['sequence']}" in said
+
+
+def test_other_settings_give_other_bytes(restarted: tuple[Run, Log]) -> None:
+    run, log = restarted
+    changed = Run.__new__(Run)
+    changed.__dict__ |= run.__dict__ | {"overrides": SETTINGS | {"learning.learning_rate": 0.002}}
+    said = rebuild(changed, 1, 3, ExitCode.MISMATCH)
+    assert log.manifests[2]["state"]["digest"] in said
+    assert "1 threads" in said
+
+
+@pytest.mark.parametrize(
+    ("start", "target", "message"),
+    [
+        (3, 3, "not the state of a checkpoint before 3"),
+        (9999, 3, "not the state of a checkpoint before 3"),
+        ("file:///nowhere", 3, "not the state of a checkpoint before 3"),
+        ("nowhere", 3, "neither a sequence, a URL nor a file"),
+        (0, 9999, "is no manifest in the history topic"),
+        (0, "nowhere", "neither a sequence nor a file"),
+    ],
+)
+def test_what_is_not_there(restarted: tuple[Run, Log], start: Any, target: Any, message: str) -> None:
+    assert message in rebuild(restarted[0], start, target, ExitCode.USAGE)
+
+
+def test_records_that_were_lost_are_passed_over_again(new_run: NewRun) -> None:
+    run = new_run(2, input__on_lost="continue", checkpoint__keep=1000)
+    run.feed(mixed(1000))
+    run.finish(run.start())
+    before = len(run.read("history"))
+    run.feed(mixed(2000))
+    run.lose(0, 800)
+    log = run.finish(run.start())
+    lost = [span for window in log.windows for span in window["lost"].get(run.input, {}).get("0", [])]
+    assert lost == [[500, 800]]
+    assert "as published" in rebuild(run, before, log.manifest["sequence"])
+    assert "are needed, and are not there any more" in rebuild(run, 0, log.manifest["sequence"], ExitCode.INPUT)

@@ -1,0 +1,156 @@
+"""Two workers of one run: one learns, the other stands by, and whoever was replaced publishes nothing."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from child import Point
+from feed import mixed
+from harness import NewRun, Run, Worker
+
+from stream_learner.errors import ExitCode
+
+STANDBY: dict[str, Any] = {"run__on_conflict": "standby", "run__session_timeout_s": 3.0}
+
+
+def stands_by(worker: Worker) -> None:
+    worker.until("standby", lambda: worker.metric("phase").get('{phase="standby"}') == 1)
+
+
+def pair(run: Run) -> tuple[Worker, Worker]:
+    """A worker that has learned what was fed, and a standby."""
+    active = run.start()
+    run.learned(active)
+    standby = run.start()
+    stands_by(standby)
+    return active, standby
+
+
+def test_a_standby_takes_over_when_the_active_worker_stops(new_run: NewRun) -> None:
+    run = new_run(partitions=2, **STANDBY)
+    run.feed(mixed(1000))
+    active, standby = pair(run)
+    assert standby.metric("phase")['{phase="learning"}'] == 0
+    active.stop()
+    run.feed(mixed(1000))
+    run.finish(standby)
+
+
+def test_a_standby_takes_over_when_the_active_worker_is_killed(new_run: NewRun) -> None:
+    run = new_run(partitions=2, **STANDBY)
+    run.feed(mixed(1000))
+    active, standby = pair(run)
+    run.feed(mixed(1000))
+    active.kill()
+    run.finish(standby)
+
+
+def test_a_restarted_worker_stands_by_for_its_dead_self(new_run: NewRun) -> None:
+    run = new_run(**STANDBY)
+    run.feed(mixed(1000))
+    worker = run.start()
+    worker.reaches("checkpoint_sequence", 2)
+    worker.kill()
+    run.finish(run.start())
+
+
+def test_a_standby_has_fetched_the_state_already(new_run: NewRun) -> None:
+    run = new_run(**STANDBY, checkpoint__every_records=1000, checkpoint__every_s=3600.0)
+    run.feed(mixed(1000))
+    active = run.start()
+    active.until("its only save", lambda: run.saved() == run.ends())
+    standby = run.start()
+    stands_by(standby)
+    state = Path(run.published().manifest["state"]["url"].removeprefix("file://"))
+    active.kill()
+    aside = state.rename(run.folder / "aside")
+    standby.learning()
+    aside.rename(state)
+    run.finish(standby)
+
+
+@pytest.mark.parametrize("method", ["begin", "offsets"])
+def test_an_active_worker_that_wakes_up_after_it_was_replaced_publishes_nothing(new_run: NewRun, method: str) -> None:
+    run = new_run(**STANDBY)
+    run.feed(mixed(1000))
+    sleeper = run.start_signalled(Point("transaction", method, 2), signal.SIGSTOP)
+    sleeper.paused()
+    standby = run.start()
+    run.learned(standby)
+    sleeper.signal(signal.SIGCONT)
+    sleeper.ends(ExitCode.FENCED)
+    run.finish(standby)
+
+
+def test_an_idle_worker_that_wakes_up_after_it_was_replaced_ends_too(new_run: NewRun) -> None:
+    run = new_run(**STANDBY)
+    run.feed(mixed(1000))
+    active, standby = pair(run)
+    active.signal(signal.SIGSTOP)
+    standby.learning()
+    active.signal(signal.SIGCONT)
+    assert "another one was elected" in active.ends(ExitCode.FENCED)
+    run.finish(standby)
+
+
+def test_a_standby_stops(new_run: NewRun) -> None:
+    run = new_run(**STANDBY)
+    run.feed(mixed(1000))
+    active, standby = pair(run)
+    standby.stop()
+    run.finish(active)
+
+
+def test_a_standby_that_does_not_fit_ends_and_disturbs_nobody(new_run: NewRun) -> None:
+    run = new_run(**STANDBY)
+    run.feed(mixed(1000))
+    active = run.start()
+    active.reaches("checkpoint_sequence", 1)
+    height = run.overrides.pop("model.height", None)
+    run.overrides["model.height"] = 9
+    assert "its model is" in run.start().ends(ExitCode.STATE)
+    run.overrides |= {"model.height": 8} if height is None else {"model.height": height}
+    run.feed(mixed(1000))
+    run.finish(active)
+
+
+def test_a_second_worker_may_exit(new_run: NewRun) -> None:
+    run = new_run(**STANDBY | {"run__on_conflict": "exit"})
+    run.feed(mixed(1000))
+    active = run.start()
+    run.learned(active)
+    assert "is alive" in run.start().ends(ExitCode.CONFLICT)
+    run.feed(mixed(1000))
+    run.finish(active)
+
+
+def test_a_replaced_worker_comes_back_as_a_standby(new_run: NewRun) -> None:
+    run = new_run(run__on_conflict="take_over", run__session_timeout_s=3.0)
+    run.feed(mixed(1000))
+    first = run.start()
+    run.learned(first)
+    second = run.start()
+    second.learning()
+    first.ends(ExitCode.FENCED)
+    first = run.start()
+    stands_by(first)
+    assert "comes back as a standby" in first.text()
+    run.feed(mixed(1000))
+    run.learned(second)
+    second.kill()
+    run.finish(first)
+
+
+def test_two_workers_that_take_the_run_from_each_other(new_run: NewRun) -> None:
+    """Even when nothing is remembered of who was replaced."""
+    run = new_run(partitions=2, run__on_conflict="take_over", checkpoint__every_records=50)
+    worker = run.start()
+    for seed in range(5):
+        run.feed(mixed(300, seed))
+        worker.learning()
+        for mark in (run.store / run.id).glob("fenced/*"):
+            mark.unlink()
+        worker, before = run.start(), worker
+        before.ends(ExitCode.FENCED)
+    run.finish(worker)

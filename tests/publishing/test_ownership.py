@@ -1,0 +1,145 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stream_learner.checkpoints.store import Store
+from stream_learner.config import Settings
+from stream_learner.errors import ConflictError, ExitCode, KafkaUnavailableError
+from stream_learner.publishing.ownership import LOOK_EVERY_S, await_turn, leaving_a_mark
+
+
+class Election:
+    """Goes through a script of what is known after each poll; then nothing changes any more."""
+
+    def __init__(self, *script: bool | None, poll_s: float = 1.0):
+        self.script = list(script)
+        self.elected: bool | None = None
+        self.take_overs = 0
+        self.now = 0.0
+        self.poll_s = poll_s
+
+    def poll(self, timeout_s: float = 0.0) -> None:  # noqa: ARG002
+        self.now += self.poll_s
+        if self.script:
+            self.elected = self.script.pop(0)
+
+    def take_over(self) -> None:
+        self.take_overs += 1
+        self.elected = True
+
+
+class Stop:
+    def __init__(self, polls: int):
+        self.polls = polls
+
+    def is_set(self) -> bool:
+        self.polls -= 1
+        return self.polls < 0
+
+
+class Waiting:
+    """A worker that waits for its turn, and what it did meanwhile."""
+
+    def __init__(self, folder: Path, on_conflict: str):
+        self.settings = Settings.model_validate(
+            {"run": {"id": "digits", "on_conflict": on_conflict}, "input": {"topics": ["images"]}}
+        )
+        self.store = Store(str(folder))
+        self.stood_by: list[float] = []
+        self.looked: list[float] = []
+        self.ended: list[ExitCode] = []
+
+    def wait(self, election: Election, polls: int = 1000) -> bool:
+        return await_turn(
+            self.settings,
+            self.store,
+            election,
+            Stop(polls),
+            lambda: self.stood_by.append(election.now),
+            lambda: self.look(election.now),
+            lambda: election.now,
+        )
+
+    def look(self, now: float) -> None:
+        self.looked.append(now)
+        raise KafkaUnavailableError("away for a while")
+
+    def end(self, code: ExitCode) -> None:
+        leaving_a_mark(self.settings, self.store, self.ended.append)(code)
+
+
+NewWaiting = Callable[[str], Waiting]
+
+
+@pytest.fixture
+def new_waiting(tmp_path: Path) -> NewWaiting:
+    return lambda on_conflict: Waiting(tmp_path, on_conflict)
+
+
+@pytest.mark.parametrize("on_conflict", ["standby", "take_over", "exit"])
+def test_alone_it_is_its_turn_at_once(new_waiting: NewWaiting, on_conflict: str):
+    waiting = new_waiting(on_conflict)
+    assert waiting.wait(Election(None, True))
+    assert not waiting.stood_by
+
+
+def test_a_standby_waits_warm_until_it_is_elected(new_waiting: NewWaiting):
+    waiting = new_waiting("standby")
+    election = Election(None, *[False] * 9, None, True)  # None: the brokers are deciding anew
+    assert waiting.wait(election)
+    assert waiting.stood_by == [float(n) for n in range(2, 12)]
+    assert waiting.looked == [2.0, 2.0 + LOOK_EVERY_S]
+    assert election.take_overs == 0
+
+
+def test_a_standby_stops_when_it_is_told_to(new_waiting: NewWaiting):
+    assert not new_waiting("standby").wait(Election(None, False), polls=5)
+    assert not new_waiting("standby").wait(Election(), polls=0)
+
+
+def test_it_may_take_over(new_waiting: NewWaiting):
+    election = Election(None, False)
+    assert new_waiting("take_over").wait(election)
+    assert election.take_overs == 1
+
+
+def test_it_may_exit(new_waiting: NewWaiting):
+    with pytest.raises(ConflictError, match="'digits' is alive"):
+        new_waiting("exit").wait(Election(None, False))
+
+
+def test_a_group_that_never_answers_is_an_error(new_waiting: NewWaiting):
+    with pytest.raises(KafkaUnavailableError, match=r"recovery\.timeout_s = 180"):
+        new_waiting("standby").wait(Election(poll_s=60.0))
+
+
+def test_a_standby_waits_as_long_as_it_takes(new_waiting: NewWaiting):
+    assert new_waiting("standby").wait(Election(False, *[None] * 9, True, poll_s=60.0))
+
+
+def test_a_worker_that_was_replaced_comes_back_as_a_standby(new_waiting: NewWaiting):
+    waiting = new_waiting("take_over")
+    waiting.end(ExitCode.FENCED)
+    assert waiting.ended == [ExitCode.FENCED]
+    waiting.end(ExitCode.FENCED)  # twice is no error
+    election = Election(False, False, True)
+    assert waiting.wait(election)
+    assert (election.take_overs, len(waiting.stood_by)) == (0, 2)
+    assert waiting.wait(election := Election(None, False))  # it had its turn: that is forgotten
+    assert election.take_overs == 1
+
+
+def test_no_other_end_leaves_a_mark(new_waiting: NewWaiting):
+    waiting = new_waiting("take_over")
+    for code in set(ExitCode) - {ExitCode.FENCED}:
+        waiting.end(code)
+    assert waiting.wait(election := Election(False))
+    assert election.take_overs == 1
+
+
+def test_a_store_that_fails_does_not_keep_a_replaced_worker(new_waiting: NewWaiting, tmp_path: Path):
+    waiting = new_waiting("take_over")
+    (tmp_path / "digits").touch()  # no folder can be made there
+    waiting.end(ExitCode.FENCED)
+    assert waiting.ended == [ExitCode.FENCED]

@@ -1,0 +1,309 @@
+"""The election on a real broker: who is elected, who hears of it, and that nobody hears of a loss that was none."""
+
+import gc
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from queue import SimpleQueue
+
+import pytest
+from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
+from secured import LEARNER, Secured
+
+from stream_learner.config import Settings
+from stream_learner.errors import KafkaUnavailableError, UsageError
+from stream_learner.local.broker import Broker
+from stream_learner.streams import election, topics
+from stream_learner.streams.connection import ask
+from stream_learner.streams.election import Election
+from stream_learner.streams.topics import Names
+
+POLL_S = 0.05
+DEADLINE_S = 60.0
+SHORT_S = 1.0
+# Longer than any test: whoever is put out was not given up by the broker.
+LONG_S = 300.0
+
+NewRun = Callable[[float], Settings]
+
+# kafka-python leaves the sockets of connections that failed to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """One that these tests may stop, and that allows short sessions."""
+    folder = tmp_path_factory.mktemp("kafka")
+    with Broker(folder, properties="group.min.session.timeout.ms=500\n") as broker:
+        yield broker
+
+
+@pytest.fixture
+def new_run(new_settings: Callable[..., Settings], unique_name: str) -> NewRun:
+    """Settings of a run whose topics are there; its session time-out is the argument."""
+
+    def new_run(session_timeout_s: float) -> Settings:
+        settings = new_settings(run={"id": unique_name, "session_timeout_s": session_timeout_s})
+        topics.create(settings)
+        return settings
+
+    return new_run
+
+
+def take_part(
+    settings: Settings, tell: Callable[[bool | None], None], stop: threading.Event, take_over: bool = False
+) -> None:
+    """What a worker's loop does; tells of every change."""
+    told = None
+    with closing(Election(settings)) as vote:
+        if take_over:
+            vote.take_over()
+        while not stop.wait(POLL_S):
+            if vote.elected is not told:
+                told = vote.elected
+                tell(told)
+            vote.poll()
+
+
+class Member:
+    """Takes part from a thread of its own."""
+
+    def __init__(self, settings: Settings, take_over: bool = False):
+        self._told: SimpleQueue[bool | None] = SimpleQueue()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=take_part, args=(settings, self._told.put, self._stop, take_over))
+        self._thread.start()
+
+    def hears(self, elected: bool) -> None:
+        """Returns once it hears this, which must be the next that it hears."""
+        assert self._told.get(timeout=DEADLINE_S) is elected
+
+    def heard_all(self) -> bool:
+        return self._told.empty()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+class Process:
+    """Takes part from a process of its own."""
+
+    def __init__(self, settings: Settings):
+        # Not by a session's fork server, which is not prepared for other tests' workers if it begins here.
+        command = [sys.executable, __file__, settings.model_dump_json(exclude_none=True)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.signal = self._process.send_signal
+
+    def hears(self, elected: bool) -> None:
+        assert self._process.stdout
+        assert self._process.stdout.readline() == f"{elected}\n"
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def join() -> Iterator[Callable[..., Member]]:
+    members: list[Member] = []
+
+    def join(settings: Settings, take_over: bool = False) -> Member:
+        members.append(Member(settings, take_over))
+        return members[-1]
+
+    yield join
+    for member in members:
+        member.stop()
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[[Settings], Process]]:
+    processes: list[Process] = []
+
+    def spawn(settings: Settings) -> Process:
+        processes.append(Process(settings))
+        return processes[-1]
+
+    yield spawn
+    for process in processes:
+        process.stop()
+
+
+@pytest.fixture
+def outage(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Has the sockets that it leaves collected while their warning is ignored."""
+    caplog.set_level(logging.CRITICAL, "kafka")  # records keep the exceptions, and so the sockets, of what they tell
+    yield
+    gc.collect()
+
+
+def test_the_first_stays_elected_while_others_come_and_go(new_run: NewRun, join):
+    run = new_run(LONG_S)
+    first = join(run)
+    first.hears(True)
+    second, third = join(run), join(run)
+    second.hears(False)
+    third.hears(False)
+    second.stop()
+    join(run).hears(False)
+    assert first.heard_all()
+    assert third.heard_all()
+
+
+def test_new_metadata_changes_nothing(new_run: NewRun, join, monkeypatch: pytest.MonkeyPatch):
+    """A member that hears of another partition joins anew, and does not forget it before it has."""
+    monkeypatch.setattr(election, "STEP_MS", 0)
+    run = new_run(LONG_S)
+    with closing(Election(run)) as first:
+        first.take_over()
+        ask(run.kafka, "adding a partition", lambda admin: admin.create_partitions({Names.of(run).checkpoints: 2}))
+        first._consumer.topics()  # it would look again after five minutes
+        first.poll()
+        second = join(run)
+        while second.heard_all():
+            first.poll()
+        second.hears(False)
+        assert first.elected
+
+
+def test_who_stops_in_order_leaves_at_once(new_run: NewRun, join):
+    run = new_run(LONG_S)
+    first = join(run)
+    first.hears(True)
+    second = join(run)
+    second.hears(False)
+    first.stop()
+    second.hears(True)
+
+
+def test_a_killed_one_is_replaced_after_its_session(new_run: NewRun, join, spawn):
+    run = new_run(SHORT_S)
+    killed = spawn(run)
+    killed.hears(True)
+    standby = join(run)
+    standby.hears(False)
+    killed.signal(signal.SIGKILL)
+    standby.hears(True)
+
+
+def test_a_frozen_one_hears_of_its_loss_when_it_wakes(new_run: NewRun, join, spawn):
+    run = new_run(SHORT_S)
+    frozen = spawn(run)
+    frozen.hears(True)
+    standby = join(run)
+    standby.hears(False)
+    frozen.signal(signal.SIGSTOP)
+    standby.hears(True)
+    frozen.signal(signal.SIGCONT)
+    frozen.hears(False)
+    assert standby.heard_all()
+
+
+@pytest.mark.usefixtures("outage")
+def test_an_outage_changes_no_role(broker: Broker, new_run: NewRun, join):
+    run = new_run(
+        3 * SHORT_S
+    )  # the brokers' patience begins anew with their start, and clients take a second to return
+    first = join(run)
+    first.hears(True)
+    second = join(run)
+    second.hears(False)
+    broker.stop()
+    time.sleep(run.run.session_timeout_s)
+    broker.start()
+    third = join(run)
+    third.hears(False)  # an election in which all took part
+    assert first.heard_all()
+    assert second.heard_all()
+
+
+def test_take_over_puts_the_living_out(new_run: NewRun, join):
+    run = new_run(LONG_S)
+    first = join(run)
+    first.hears(True)
+    second = join(run)
+    second.hears(False)
+    join(run, take_over=True).hears(True)
+    first.hears(False)
+    assert second.heard_all()
+
+
+def test_take_over_does_not_wait_for_the_dead(new_run: NewRun, join, spawn):
+    run = new_run(LONG_S)
+    killed = spawn(run)
+    killed.hears(True)
+    killed.signal(signal.SIGKILL)
+    join(run, take_over=True).hears(True)
+
+
+def test_of_two_that_take_over_at_once_one_stays(new_run: NewRun, join):
+    """Each puts the other out until it is elected; the first to succeed loses."""
+    run = new_run(LONG_S)
+    first = join(run)
+    first.hears(True)
+    rivals = [join(run, take_over=True), join(run, take_over=True)]
+    first.hears(False)
+    for rival in rivals:
+        rival.hears(True)
+    while all(rival.heard_all() for rival in rivals):
+        time.sleep(POLL_S)
+    loser, winner = sorted(rivals, key=Member.heard_all)
+    loser.hears(False)
+    join(run).hears(False)
+    assert winner.heard_all()
+
+
+@pytest.mark.usefixtures("outage")
+def test_nobody_waits_for_a_broker_that_does_not_answer(broker: Broker, new_run: NewRun):
+    run = new_run(LONG_S)
+    patient = run.model_copy(update={"kafka": run.kafka.model_copy(update={"request_timeout_s": 1.5 * LONG_S})})
+    with closing(Election(patient)) as joining, closing(Election(patient)) as elected:
+        elected.take_over()
+        broker.freeze()
+        elected.poll()
+        assert elected.elected
+        joining.poll()
+        assert joining.elected is None
+    broker.thaw()
+
+
+def test_a_session_that_the_broker_refuses_is_a_settings_error(new_run: NewRun):
+    with closing(Election(new_run(0.1))) as vote, pytest.raises(UsageError, match=r"run\.session_timeout_s = 0\.1"):
+        vote.poll(DEADLINE_S)
+
+
+@pytest.mark.usefixtures("outage")
+def test_it_cannot_be_opened_without_a_broker(new_settings):
+    with pytest.raises(KafkaUnavailableError, match="opening the election"):
+        Election(new_settings(kafka={"bootstrap_servers": "127.0.0.1:1", "request_timeout_s": 0.2}))
+
+
+def test_who_may_not_read_the_group_is_told_so(secured: Secured, unique_name: str):
+    kafka = secured.kafka("SASL_SSL", "SCRAM-SHA-256")
+    run = Settings.model_validate(
+        {"run": {"id": unique_name}, "input": {"topics": [f"{unique_name}.images"]}, "kafka": kafka}
+    )
+    topics.create(run)
+    run = run.model_copy(update={"kafka": run.kafka.model_copy(update={"sasl_username": LEARNER})})
+    grant(secured, ResourceType.TOPIC, Names.of(run).checkpoints)
+    with closing(Election(run)) as vote, pytest.raises(KafkaUnavailableError, match=r"refused access .* ACLs"):
+        vote.poll(DEADLINE_S)
+    grant(secured, ResourceType.GROUP, run.standby_group)
+    with closing(Election(run)) as vote:
+        vote.take_over()
+        assert vote.elected
+
+
+def grant(secured: Secured, kind: ResourceType, name: str) -> None:
+    right = ACL(f"User:{LEARNER}", "*", ACLOperation.READ, ACLPermissionType.ALLOW, ResourcePattern(kind, name))
+    ask(secured.broker.settings, "granting", lambda admin: admin.create_acls([right]))
+
+
+if __name__ == "__main__":
+    take_part(Settings.model_validate_json(sys.argv[1]), lambda elected: print(elected, flush=True), threading.Event())
