@@ -88,7 +88,7 @@ def connect(kind: Callable[..., Client], config: dict[str, Any]) -> Client:
 
 
 def reader(kafka: KafkaSettings, *, committed_only: bool = True, **more: Any) -> KafkaConsumer:
-    """A consumer outside any group: it reads what it is assigned, commits nothing and never jumps by itself."""
+    """A consumer, outside any group unless given one. It commits nothing and never jumps by itself."""
     config = client_config(kafka) | {
         "group_id": None,
         "enable_auto_commit": False,

@@ -78,14 +78,14 @@ class Election:
         """Returns once elected: puts all other members, dead or alive, out of the group. They may come back, and hear
         that they are not elected.
 
-        Raises KafkaUnavailableError after `kafka.request_timeout_s`, UsageError.
+        Raises KafkaUnavailableError after `recovery.timeout_s`, UsageError.
         """
-        timeout_s = self._settings.kafka.request_timeout_s
-        deadline = self._clock() + timeout_s
+        timeout_s = self._settings.recovery.timeout_s
+        deadline, patience_s = self._clock() + timeout_s, HEARTBEAT_S
         while not self.elected:
             if self._clock() > deadline:
                 raise KafkaUnavailableError(
-                    f"this worker did not become the active one of its run within kafka.request_timeout_s = "
+                    f"this worker did not become the active one of its run within recovery.timeout_s = "
                     f"{timeout_s:g}; see whether others try to take it over at the same time"
                 )
             # Of two who say that the partition is theirs, the sticky assignor believes the later generation (KIP-54).
@@ -95,7 +95,8 @@ class Election:
             self._poll(JOIN_MS)
             if not self.elected:
                 ask(self._settings.kafka, "taking over the run", self._put_others_out)
-                self.poll(timeout_s / 3)
+                patience_s *= 2  # enough for the others' heartbeats; others who take over must not keep pace for ever
+                self.poll(patience_s)
 
     def close(self) -> None:
         """Leaves the group, so that a standby is elected at once."""

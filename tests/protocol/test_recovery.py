@@ -5,10 +5,15 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 from checker import Log
 from child import Point
 from feed import mixed
 from harness import NewRun, Run
+
+from stream_learner.checkpoints.store import Store
+from stream_learner.publishing import recover
+from stream_learner.publishing.recover import Recovery
 
 KILLS = 5
 
@@ -77,3 +82,13 @@ def test_kills_after_each_effect(new_run: NewRun) -> None:
         run.start_signalled(point).ends(-signal.SIGKILL)
         assert manifests(run) == before + added, f"killed {point}"
     run.finish(run.start())
+
+
+def test_a_look_while_the_active_worker_deletes_an_old_state(
+    finished: tuple[Run, Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, log = finished
+    seen = [log.history[0].value, log.checkpoints[-1].value]  # the first one's state is gone by now
+    monkeypatch.setattr(recover, "read_newest", lambda *_, **__: seen.pop(0))
+    Recovery(run.settings, Store(run.settings.checkpoint.store)).look()
+    assert not seen
