@@ -19,7 +19,7 @@ from rich.table import Column, Table
 
 from stream_learner import __version__, config
 from stream_learner.config import Settings
-from stream_learner.errors import ExitCode, StreamLearnerError
+from stream_learner.errors import ExitCode, StreamLearnerError, out_of_memory
 
 app = typer.Typer(
     name="stream-learner",
@@ -353,6 +353,8 @@ def _exit_with(command: Callable[[], object], debug: bool) -> None:
         message = error.format_message() or "a command is missing"
         _fail(error, ExitCode.USAGE, f"{message.rstrip('.')}; `--help` shows what there is", debug)
     except Exception as error:  # noqa: BLE001 (the last resort, and the place for it)
+        if explained := out_of_memory(error):
+            _fail(error, explained.code, str(explained), debug)
         _fail(error, ExitCode.INTERNAL, f"{type(error).__name__}: {error} (a bug; `--debug` shows where)", debug)
 
 

@@ -4,6 +4,7 @@ The table is part of the interface: supervisors and scripts branch on it. `docs/
 compares the two.
 """
 
+import re
 from enum import IntEnum
 
 
@@ -42,6 +43,8 @@ class ExitCode(IntEnum):
     """Another worker of this run is alive, and `run.on_conflict` is `exit`."""
     MISMATCH = 15
     """A rebuilt state is not the one that was published."""
+    MEMORY = 16
+    """The process ran out of memory; give it more, or lower the settings that the message names."""
     INTERRUPTED = 130
     """Stopped at once by Ctrl-C or a second signal; what was not saved is read again."""
 
@@ -106,3 +109,21 @@ class ConflictError(StreamLearnerError):
 
 class MismatchError(StreamLearnerError):
     code = ExitCode.MISMATCH
+
+
+# Of torch, of CUDA, and of a thread whose stack finds no room.
+OUT_OF_MEMORY = "can't allocate memory|out of memory|can't start new thread"
+
+
+class OutOfMemoryError(StreamLearnerError):
+    code = ExitCode.MEMORY
+
+
+def out_of_memory(error: BaseException) -> OutOfMemoryError | None:
+    """What to say when the error means that memory ran out, as Python, NumPy, torch and CUDA tell it; else None."""
+    if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
+        return None
+    return OutOfMemoryError(
+        f"the process ran out of memory ({type(error).__name__}: {error}); nothing is lost. Give it more, or lower "
+        "memory.max_bytes, held_out.max_bytes, input.max_image_pixels or batch.size"
+    )

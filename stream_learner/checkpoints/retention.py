@@ -1,5 +1,6 @@
 """Which states are kept, and what may be deleted."""
 
+import re
 from datetime import timedelta
 
 from stream_learner.checkpoints.store import Store
@@ -7,6 +8,8 @@ from stream_learner.errors import StoreError
 from stream_learner.records.manifest import Manifest, Release, State
 
 ORPHAN_AGE = timedelta(hours=24)
+# Objects of a checkpoint, by their keys below the run's folder: `<sequence>-<uuid>/<name>`.
+CHECKPOINT = re.compile(r"\d{12,}-[^/]+/")
 
 
 def keep(existing: list[State], new: State, release: Release | None, count: int) -> list[State]:
@@ -43,7 +46,7 @@ def sweep_orphans(store: Store, run_id: str, manifest: Manifest) -> None:
     orphans = [
         key
         for key, written in objects.items()
-        if "/" in key.removeprefix(f"{run_id}/") and folder(key) not in kept and now - written > ORPHAN_AGE
+        if CHECKPOINT.match(key.removeprefix(f"{run_id}/")) and folder(key) not in kept and now - written > ORPHAN_AGE
     ]
     store.delete(orphans)
 

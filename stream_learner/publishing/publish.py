@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ from stream_learner import __version__
 from stream_learner.checkpoints import retention, state
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
-from stream_learner.errors import InputError
+from stream_learner.errors import InputError, StoreError
 from stream_learner.learning.snapshot import Snapshot
 from stream_learner.publishing.marker import write_marker
 from stream_learner.records import ledger
@@ -46,7 +47,7 @@ class Prepared:
     """A snapshot whose objects are written. Nothing names them yet."""
 
     snapshot: Snapshot
-    lag: dict[str, dict[int, int]]
+    lag: Positions
     sequence: int
     state: Object
     weights: bytes
@@ -77,9 +78,10 @@ class Publish:
         self._last = last
         self._last_digest = last_digest
         self._before: Manifest | None = None
+        self._marked = last is not None  # recovery has seen to that
         self._swept_at = -SWEEP_EVERY_S
 
-    def prepare(self, snapshot: Snapshot, lag: dict[str, dict[int, int]]) -> Prepared:
+    def prepare(self, snapshot: Snapshot, lag: Positions) -> Prepared:
         """Effect 2: objects. May be tried again after an error: each try writes a folder of its own.
 
         Raises StoreError, KafkaUnavailableError, InputError.
@@ -91,12 +93,19 @@ class Publish:
             )
         sequence = self._last.sequence + 1 if self._last else 1
         folder = f"{self._settings.run.id}/{sequence:012d}-{uuid.uuid4()}"
+        try:
+            return self._put(folder, sequence, snapshot, lag)
+        except StoreError:
+            # A store that fails now and then must not fill with objects that nobody names.
+            with suppress(StoreError):
+                self._store.delete(list(self._store.times(folder)))
+            raise
+
+    def _put(self, folder: str, sequence: int, snapshot: Snapshot, lag: Positions) -> Prepared:
         # State and, when a model is released, what downstream needs of it. Create-only and flushed to disk: a worker
         # that was replaced can add objects, but never change one.
-        state_object = self._store.put(
-            f"{folder}/state.safetensors",
-            state.encode(snapshot.tensors, snapshot.document),
-        )
+        encoded = state.encode(snapshot.tensors, snapshot.document)
+        state_object = self._store.put(f"{folder}/state.safetensors", encoded)
         weights, weights_object, evaluation_object = b"", None, None
         if snapshot.candidate and snapshot.decision and snapshot.decision.released:
             weights = state.encode(snapshot.candidate.weights)
@@ -152,10 +161,11 @@ class Publish:
         """
         assert self._last is not None
         # 4a. From the first commit on, a start that finds no manifest knows that one was lost.
-        if self._before is None:
+        if not self._marked:
             write_marker(self._store, self._settings, self._topic_ids[self._names.checkpoints])
+            self._marked = True
         # 4b. States that the manifest just committed keeps no longer, and orphans of killed workers.
-        else:
+        if self._before is not None:
             retention.delete_dropped(self._store, self._before, self._last)
         if clock() - self._swept_at >= SWEEP_EVERY_S:
             retention.sweep_orphans(self._store, self._settings.run.id, self._last)

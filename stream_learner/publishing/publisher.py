@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 import structlog
 
 from stream_learner.config import Settings
-from stream_learner.errors import ExitCode, KafkaUnavailableError, StoreError, StreamLearnerError
+from stream_learner.errors import ExitCode, KafkaUnavailableError, StoreError, StreamLearnerError, out_of_memory
 from stream_learner.learning.snapshot import Snapshot
 from stream_learner.publishing.publish import Prepared, Publish
 from stream_learner.records.manifest import Manifest
@@ -82,9 +82,10 @@ class Publisher:
         except StreamLearnerError as error:
             log.error(str(error))
             self._end_process(error.code)
-        except BaseException:  # crash-only: an unknown outcome must never be followed by another transaction
-            log.exception("publishing failed in an unexpected way")
-            self._end_process(ExitCode.INTERNAL)
+        except BaseException as error:  # crash-only: an unknown outcome must never be followed by another transaction
+            explained = out_of_memory(error)
+            log.exception(str(explained or "publishing failed in an unexpected way"))
+            self._end_process(explained.code if explained else ExitCode.INTERNAL)
 
     def _prepare(self, snapshot: Snapshot, lag: dict[str, dict[int, int]]) -> Prepared:
         attempt = 0

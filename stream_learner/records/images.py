@@ -28,7 +28,7 @@ def decode(image: bytes, height: int, width: int, channels: int, max_pixels: int
             if picture.size != (width, height):
                 picture = picture.resize((width, height), Image.Resampling.BILINEAR)
             pixels = np.array(picture)
-    except RejectError:
+    except (RejectError, MemoryError):  # a good record does not become a dead letter for want of memory
         raise
     except UnidentifiedImageError:
         raise RejectError(Reason.UNDECODABLE_IMAGE, "not a JPEG or PNG") from None

@@ -121,3 +121,20 @@ def test_an_unknown_kind_of_url_is_refused(location):
     with pytest.raises(UsageError, match=r"checkpoint\.store = .* is not a folder or a known URL") as caught:
         Store(location)
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_killed_writer_left_is_listed_and_deleted(store, folder):
+    store.put(KEY, b"bytes")
+    (folder / f"{KEY}#1").write_bytes(b"by")
+    assert store.times("digits/000000000001-a").keys() == {KEY, f"{KEY}#1"}
+    store.delete([KEY, f"{KEY}#1"])
+    assert not list(folder.iterdir())
+
+
+def test_a_folder_that_can_be_written(store, folder):
+    store.check_writable()
+    assert not list(folder.iterdir())
+    folder.rmdir()
+    with pytest.raises(StoreError, match=r"checkpoint\.store file:.* cannot be written: No such file") as caught:
+        store.check_writable()
+    assert caught.value.code is ExitCode.STORE

@@ -88,6 +88,7 @@ def read_topic(bootstrap_servers: str, topic: str, start: int = 0) -> list[Read]
         | {
             "group.id": "outsider",
             "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",  # what retention has deleted is not waited for
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
             "fetch.wait.max.ms": 10,

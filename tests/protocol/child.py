@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from stream_learner import cli, worker
-from stream_learner.checkpoints import state
+from stream_learner.checkpoints import retention, state
 from stream_learner.checkpoints.store import Store
 from stream_learner.learning.learner import Learner
 from stream_learner.publishing import publish, recover
@@ -28,6 +28,7 @@ COLLABORATORS: dict[str, type | ModuleType] = {
     "publish": publish,
     "read_back": ReadBack,
     "recover": recover,
+    "retention": retention,
     "state": state,
     "store": Store,
     "topics": topics,
