@@ -10,7 +10,7 @@ import structlog
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
-from stream_learner.errors import DivergedError, FencedError, RejectsError
+from stream_learner.errors import DivergedError, FencedError, InputError, RejectsError
 from stream_learner.learning.batch import Batch, batches
 from stream_learner.learning.learner import Learner
 from stream_learner.monitoring.health import Health, Phase
@@ -30,8 +30,7 @@ from stream_learner.streams.transaction import Transaction
 
 log = structlog.get_logger()
 
-GAUGES_EVERY_S = 1.0
-ELECTION_EVERY_S = 1.0
+TEND_EVERY_S = 1.0
 
 
 @dataclass
@@ -47,8 +46,7 @@ class Worker:
     metrics: Metrics
     health: Health
     breaker: Breaker
-    gauges_at: float = 0.0
-    polled_at: float = 0.0
+    tended_at: float = 0.0
     saved_at: float = field(default_factory=time.monotonic)
     newest_ms: dict[tuple[str, int], int] = field(default_factory=dict)
 
@@ -59,7 +57,8 @@ class Worker:
             report = learner.learn(batch)  # predict, then weighted step(s) with memory
             self.metrics.observe(report)
             self.breaker.observe(report)
-            self.tend(batch)
+            self.newest_ms |= batch.newest_timestamp_ms
+            self.tend()
             if learner.release_due:
                 self.wait()  # falls on the same batch in every execution, so training waits
                 learner.decide_release()
@@ -69,11 +68,7 @@ class Worker:
                 self.save()
             if self.breaker.tripped or learner.diverged:
                 break
-        self.health.enter(Phase.STOPPING)
-        self.wait()
-        if not learner.progress.empty:
-            self.save()
-            self.wait()
+        self.save_the_rest()
         # Only now: the save has published the dead letters, so that a restart gets past them.
         if self.breaker.tripped:
             raise RejectsError(
@@ -105,12 +100,20 @@ class Worker:
         before = self.health.phase
         if not self.publisher.idle:
             self.health.enter(Phase.WAITING)
-        self.publisher.wait(self.beat)
+        self.publisher.wait(self.tend)
         self.health.enter(before)
 
     def save(self) -> None:
         self.publisher.submit(self.learner.snapshot(), self.lag())
         self.saved_at = time.monotonic()
+
+    def save_the_rest(self) -> None:
+        """Returns when everything that was learned is published."""
+        self.health.enter(Phase.STOPPING)
+        self.wait()
+        if not self.learner.progress.empty:
+            self.save()
+            self.wait()
 
     def lag(self) -> Positions:
         """Records between what was learned and the end of each partition."""
@@ -120,26 +123,19 @@ class Worker:
             for topic, partitions in self.source.ends().items()
         }
 
-    def beat(self) -> None:
-        """Shows that the loop turns: to the health pages, and every second to the standbys. Raises FencedError."""
+    def tend(self) -> None:
+        """What every turn of the loop, and of a wait, does: the heartbeat, and every second election and gauges. Raises
+        FencedError."""
         self.health.beat()
-        if time.monotonic() < self.polled_at + ELECTION_EVERY_S:
+        if time.monotonic() < self.tended_at + TEND_EVERY_S:
             return
-        self.polled_at = time.monotonic()
+        self.tended_at = time.monotonic()
         self.election.poll()
         if not self.election.elected:
             raise FencedError(
                 "the brokers took this worker for dead, and another one was elected; nothing more is published, and a "
                 "restart stands by or recovers"
             )
-
-    def tend(self, batch: Batch) -> None:
-        """The heartbeat, and every second the gauges."""
-        self.beat()
-        self.newest_ms |= batch.newest_timestamp_ms
-        if time.monotonic() < self.gauges_at:
-            return
-        self.gauges_at = time.monotonic() + GAUGES_EVERY_S
         for topic, partitions in self.lag().items():
             for partition, records in partitions.items():
                 newest_ms = self.newest_ms.get((topic, partition))
@@ -189,8 +185,12 @@ def run(
         del recovery, recovered  # the state it fetched
         log.info("learning", sequence=last[0].sequence if last[0] else 0, classes=len(learner.labels))
         health.enter(Phase.LEARNING)
+        worker = Worker(settings, stream, learner, source, publisher, election, metrics, health, breaker)
         try:
-            Worker(settings, stream, learner, source, publisher, election, metrics, health, breaker).loop()
+            worker.loop()
+        except InputError:
+            worker.save_the_rest()  # its records could not be learned again
+            raise
         except FencedError as error:
             log.error(str(error))
             end_process(error.code)

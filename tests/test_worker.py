@@ -257,7 +257,7 @@ def test_a_worker_that_was_replaced_learns_and_saves_no_more():
     def replaced() -> Iterable[Batch]:
         yield batch(0)
         loop.election.elected = False
-        loop.worker.polled_at = -NEVER  # a second later
+        loop.worker.tended_at = -NEVER  # a second later
         yield batch(10)
         raise AssertionError
 

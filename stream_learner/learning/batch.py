@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from stream_learner.config import MIB, BatchSettings
+from stream_learner.errors import InputError
 from stream_learner.records.ledger import Piece
 from stream_learner.records.record import Gap, Record, RejectError, Rejection, Sample, Split
 from stream_learner.records.spans import Positions, Span, Spans, extend
@@ -76,13 +77,18 @@ def batches(
 
     `positions` are where the source begins. A batch closes when it holds `batch.size` training samples, after
     `batch.linger_s`, after `batch.max_span` records, or at 64 MiB. Yields an empty batch when nothing
-    came for a while, so that the loop keeps turning.
+    came for a while, so that the loop keeps turning. Raises what the source does, InputError after the open batch.
     """
     next_offset = {(topic, p): offset for topic, partitions in positions.items() for p, offset in partitions.items()}
     batch, opened = Batch(), clock()
     while True:
         began = clock()
-        polled = source.poll(POLL_TIMEOUT_S)
+        try:
+            polled = source.poll(POLL_TIMEOUT_S)
+        except InputError:
+            if batch.spans:
+                yield batch  # its records may not be there any more to be read again
+            raise
         batch.poll_s += clock() - began
         for item in polled:
             if stop.is_set():

@@ -2,12 +2,15 @@
 
 import logging
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
 import structlog
 from structlog.stdlib import ProcessorFormatter
+
+REPEAT_EVERY_S = 10.0
 
 
 def configure(
@@ -32,6 +35,7 @@ def configure(
         wrapper_class=structlog.stdlib.BoundLogger,
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_Repeats())
     handler.setFormatter(
         ProcessorFormatter(foreign_pre_chain=shared, processors=[ProcessorFormatter.remove_processors_meta, *renderers])
     )
@@ -43,6 +47,24 @@ def configure(
     # Warns when its thread had to wait a tenth of a second for its turn, which beside training is nothing unusual.
     logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
     logging.captureWarnings(True)
+
+
+class _Repeats(logging.Filter):
+    """Lets kafka-python say a thing once in ten seconds: while the brokers are away it says it many times in one."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        super().__init__()
+        self._clock = clock
+        self._silent_until: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith("kafka"):
+            return True
+        said, now = (record.name, str(record.msg)), self._clock()
+        if now < self._silent_until.get(said, 0.0):
+            return False
+        self._silent_until[said] = now + REPEAT_EVERY_S
+        return True
 
 
 def _json(event: dict[str, Any], default: Callable[[Any], Any]) -> str:

@@ -47,6 +47,8 @@ class Source:
                 max_poll_records=MAX_POLL_RECORDS,
                 metadata_max_age_ms=int(PARTITION_CHECK_S * 1000),
             )
+            for topic in settings.topics:
+                self._consumer.partitions_for_topic(topic)  # waits until they are known
             self._assign()
 
     def poll(self, timeout_s: float) -> list[Record | Gap]:
@@ -124,10 +126,12 @@ class Source:
     def _assign(self) -> None:
         """Takes all partitions; one that is new begins at its first offset, explicitly."""
         self._check_partitions_at = self._clock() + PARTITION_CHECK_S
+        # Not the client's own method: for a topic that was deleted it waits, without a time-out.
+        cluster = self._consumer._cluster
         places = {
             TopicPartition(topic, partition)
             for topic in self._settings.topics
-            for partition in self._consumer.partitions_for_topic(topic) or ()
+            for partition in cluster.partitions_for_topic(topic) or ()
         } | set(self._next)
         if places == self._consumer.assignment():
             return

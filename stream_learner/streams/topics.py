@@ -71,6 +71,7 @@ def output_plan(settings: Settings) -> list[TopicPlan]:
             1,
             {
                 "cleanup.policy": "delete",
+                "max.message.bytes": str(CHUNK_BYTES + RECORD_OVERHEAD_BYTES),
                 "retention.ms": "-1",
                 "retention.bytes": str(weights_bytes),
                 "segment.bytes": str(max(weights_bytes // 4, MIB)),
@@ -174,11 +175,13 @@ def _suffices(key: str, actual: str | None, wanted: str) -> bool:
 
 def _describe(client: KafkaAdminClient, plans: list[TopicPlan]) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
     """Partitions of those topics that exist, and configs of those among them whose plan names any."""
-    existing = set(client.list_topics())
-    names = [plan.name for plan in plans if plan.name in existing]
+    # Asked by name: a topic that the user may not see is in no list.
+    described = client.describe_topics([plan.name for plan in plans])
+    missing = kafka_errors.UnknownTopicOrPartitionError.errno
+    names = [topic["name"] for topic in described if topic["error_code"] != missing]
     if not names:
         return {}, {}
-    configured = [plan.name for plan in plans if plan.name in existing and plan.configs]
+    configured = [plan.name for plan in plans if plan.name in names and plan.configs]
     return {t["name"]: len(t["partitions"]) for t in describe(client, names)}, _configs(client, configured)
 
 

@@ -11,7 +11,7 @@ from kafka.structs import OffsetAndMetadata, TopicPartition
 from stream_learner.config import MIB, Settings
 from stream_learner.errors import FencedError, KafkaUnavailableError, PublishError
 from stream_learner.records.spans import Positions
-from stream_learner.streams.connection import client_config, connect, kafka_failures
+from stream_learner.streams.connection import REFUSALS, client_config, connect, kafka_failures
 from stream_learner.streams.topics import dead_letter_bytes
 
 FENCED = (
@@ -31,6 +31,7 @@ class Transaction:
     """
 
     def __init__(self, settings: Settings):
+        self._kafka = settings.kafka
         self._id = settings.transactional_id
         timeout_ms = int(settings.transaction_timeout_s * 1000)
         shared = client_config(settings.kafka)
@@ -44,7 +45,8 @@ class Transaction:
             "allow_auto_create_topics": False,
             "acks": "all",
             "max_request_size": max(dead_letter_bytes(settings), 4 * MIB),
-            "batch_size": 512 * 1024,
+            # No batch is larger than a topic takes: kafka-python would split it, and then flush() fails.
+            "batch_size": min(512 * 1024, dead_letter_bytes(settings)),
             "linger_ms": 5,
             "metrics_enabled": False,
         }
@@ -53,13 +55,8 @@ class Transaction:
 
     def fence(self) -> None:
         """Fences any other worker of this run and aborts what it left open (KIP-98). Raises KafkaUnavailableError."""
-        try:
+        with kafka_failures(self._kafka, f"taking the transactional id {self._id} over"):
             self._producer.init_transactions()
-        except kafka_errors.KafkaError as error:
-            raise KafkaUnavailableError(
-                f"Kafka did not give the transactional id {self._id} in time ({type(error).__name__}: {error}); "
-                "check that the brokers are up and that the user may write with this id"
-            ) from error
 
     def begin(self) -> None:
         self._call("begin", self._producer.begin_transaction)
@@ -99,6 +96,12 @@ class Transaction:
                 raise FencedError(
                     f"another worker of this run took over, or a transaction outlived its time-out ({what}: "
                     f"{type(fenced).__name__}); nothing more is published, and a restart recovers"
+                ) from error
+            refused = next((cause for cause in (error, *error.args) if isinstance(cause, REFUSALS)), None)
+            if refused:
+                raise KafkaUnavailableError(
+                    f"Kafka refused {what} ({type(refused).__name__}: {refused}); check the user's ACLs. Nothing is "
+                    "lost: a restart goes on from the last committed checkpoint"
                 ) from error
             raise PublishError(
                 f"publishing failed at {what} ({type(error).__name__}: {error}); the process ends, and a restart "

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_learner.config import BatchSettings
+from stream_learner.errors import InputError
 from stream_learner.learning.batch import Batch, batches
 from stream_learner.records.record import Gap, Reason, Record, RejectError, Sample, Split
 from stream_learner.records.spans import Positions, Span, each, extend_all
@@ -198,3 +199,17 @@ def test_where_it_stopped_it_goes_on(size):
     end = first[-1].spans["images"][0].end
     then = read(Script([everything[end:]]), {"images": {0: end}}, size=size)
     assert spans(first + then) == [{0: (i, i + size)} for i in range(0, 10 - size + 1, size)]
+
+
+def test_the_open_batch_is_learned_before_the_input_ends_in_an_error():
+    class Lost(Script):
+        def poll(self, timeout_s: float) -> list[Record | Gap]:
+            if not self.polls:
+                raise InputError("fallen off retention")
+            return super().poll(timeout_s)
+
+    script = Lost([[record(0), record(1)], []])
+    stream = batches(script, script.decode, {}, BatchSettings(linger_s=1e6), script.stop, lambda: script.now)
+    assert next(stream).records == 2
+    with pytest.raises(InputError):
+        next(stream)

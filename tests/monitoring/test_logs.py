@@ -96,3 +96,19 @@ def test_configuring_again_does_not_write_twice(stderr):
     logs.configure("info", "json")
     structlog.get_logger().info("once")
     assert stderr().count("once") == 1
+
+
+def test_kafka_repeats_itself_only_so_often():
+    class Clock:
+        now = 0.0
+
+    def passes(name: str, node: int) -> bool:
+        return repeats.filter(logging.LogRecord(name, logging.WARNING, "", 0, "node %d is gone", (node,), None))
+
+    repeats = logs._Repeats(lambda: Clock.now)
+    assert passes("kafka.net", 1)
+    assert not passes("kafka.net", 2)
+    assert passes("kafka.cluster", 1)
+    assert all(passes("stream_learner", node) for node in range(3))
+    Clock.now += logs.REPEAT_EVERY_S
+    assert passes("kafka.net", 1)

@@ -1,0 +1,393 @@
+"""Faults of Kafka and of the network: each is waited out, or ends the process so that the next start gets past it."""
+
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import child
+import pytest
+from child import Point
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin._acl import AclBinding, AclBindingFilter, AclOperation, AclPermissionType
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
+from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
+from confluent_kafka.admin._scram import (
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialDeletion,
+    UserScramCredentialUpsertion,
+)
+from confluent_kafka.cimpl import NewPartitions
+from fault_proxy import FaultProxy
+from feed import MAX_RECORD_BYTES, Draft, client, good, mixed, send
+from harness import DEADLINE_S, NewRun, Run, Worker
+from test_failures import SHORT, UNKNOWN_OUTCOME
+from test_refusals import delete_topic
+
+from stream_learner.errors import ExitCode
+from stream_learner.local.broker import HOST, Broker
+from stream_learner.local.processes import free_port
+from stream_learner.streams import topics
+from stream_learner.streams.transaction import Transaction
+
+USER, PASSWORD = "learner", "open sesame"
+CREDENTIALS = [f'--add-scram=SCRAM-SHA-512=[name={USER},password="{PASSWORD}"]']
+# Beside the usual listener one whose clients are sent through the fault proxy, and one that asks who they are.
+PROPERTIES = """
+listeners=PLAINTEXT://{{host}}:{{port}},CONTROLLER://{{host}}:{{controller_port}},FAULTY://{host}:{target},SASL://{host}:{sasl}
+advertised.listeners=PLAINTEXT://{{host}}:{{port}},FAULTY://{host}:{proxy},SASL://{host}:{sasl}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,FAULTY:PLAINTEXT,SASL:SASL_PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.sasl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
+"""
+# API keys of what a publication asks: Produce, AddPartitionsToTxn, AddOffsetsToTxn, EndTxn, TxnOffsetCommit.
+PUBLICATION = {0, 24, 25, 26, 28}
+RESTARTS = 10
+TURNS = 30  # of the loop: longer than it takes to look for new partitions
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[FaultProxy]:
+    with FaultProxy(free_port(), free_port()) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def sasl_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory, network: FaultProxy, sasl_port: int) -> Iterator[Broker]:
+    """This module's own, in place of the session's."""
+    properties = PROPERTIES.format(host=HOST, proxy=network.port, target=network.target, sasl=sasl_port)
+    folder = tmp_path_factory.mktemp("faulty")
+    with Broker(folder, properties=properties, format_options=CREDENTIALS) as broker:
+        yield broker
+
+
+@pytest.fixture
+def proxy(network: FaultProxy) -> Iterator[FaultProxy]:
+    yield network
+    network.heal()
+
+
+def through(run: Run, proxy: FaultProxy) -> Run:
+    """The run, its workers behind the proxy."""
+    run.overrides["kafka.bootstrap_servers"] = proxy.address
+    return run
+
+
+def test_a_slow_network(new_run: NewRun, proxy: FaultProxy) -> None:
+    run = through(new_run(), proxy)
+    worker = run.start()
+    worker.learning()
+    proxy.latency_s = 0.05
+    seen: set[int] = set()
+    proxy.loses = seen.add
+    run.feed(mixed(1000))
+    run.finish(worker)
+    assert seen > PUBLICATION
+
+
+def test_answers_that_are_lost_in_a_publication(new_run: NewRun, proxy: FaultProxy) -> None:
+    """The broker has done each thing, and is asked to do it again."""
+    run = through(new_run(), proxy)
+    run.feed(mixed(1000))
+    worker = run.start()
+    run.learned(worker)
+    left = set(PUBLICATION)
+
+    def loses(key: int) -> bool:
+        first = key in left
+        left.discard(key)
+        return first
+
+    proxy.loses = loses
+    run.feed(mixed(1000))
+    run.finish(worker)
+    assert not left
+
+
+def test_resets_at_random_moments(new_run: NewRun, proxy: FaultProxy) -> None:
+    run = through(new_run(partitions=2), proxy)
+    chance, lost = random.Random(0), 0
+
+    def loses(_: int) -> bool:
+        nonlocal lost
+        reset = chance.random() < 0.1
+        lost += reset
+        return reset
+
+    proxy.loses = loses
+    run.feed(mixed(3000))
+    worker = persistent(run)
+    assert lost
+    proxy.heal()
+    run.finish(worker)
+
+
+def persistent(run: Run) -> Worker:
+    """A worker that has learned all that was fed, after as many restarts as that takes."""
+    worker = run.start()
+    for _ in range(RESTARTS):
+        with suppress(AssertionError):
+            run.learned(worker)
+            return worker
+        worker.ends(ExitCode.KAFKA, *UNKNOWN_OUTCOME)
+        worker = run.start()
+    raise AssertionError(f"not past the faults after {RESTARTS} restarts")
+
+
+def test_a_network_that_is_cut_for_a_while(new_run: NewRun, proxy: FaultProxy) -> None:
+    run = through(new_run(checkpoint__every_s=0.5, kafka__request_timeout_s=1.0), proxy)
+    run.feed(mixed(1000))
+    worker = run.start()
+    run.learned(worker)
+    worker.until("save", lambda: run.saved() == run.ends())
+    proxy.cut()
+    worker.reaches("kafka_warnings_total", 1)
+    run.feed(mixed(1000))
+    proxy.heal()
+    run.finish(worker)
+
+
+def test_a_network_that_is_cut_in_a_publication(new_run: NewRun, proxy: FaultProxy) -> None:
+    """Longer than the transaction may take: the brokers abort it."""
+    run = through(new_run(**SHORT), proxy)
+    run.feed(mixed(1000))
+    worker = run.start_signalled(Point("transaction", "offsets", 2), signal.SIGSTOP)
+    worker.paused()
+    proxy.cut()
+    worker.signal(signal.SIGCONT)
+    worker.ends(*UNKNOWN_OUTCOME)
+    proxy.heal()
+    run.finish(run.start())
+
+
+def test_an_outage_that_outlasts_the_unsaved_budget(new_run: NewRun) -> None:
+    run = new_run(kafka__request_timeout_s=1.0, checkpoint__max_unsaved_records=600, release__every_records=10_000)
+    run.feed(mixed(3000))
+    # Before the third checkpoint; the first call is recovery's.
+    worker = run.start_signalled(Point("topics", "topic_ids", 4, before=True), signal.SIGSTOP)
+    worker.paused()
+    run.broker.stop()
+    worker.signal(signal.SIGCONT)
+    worker.until("pause", lambda: worker.metric("phase").get('{phase="waiting"}'))
+    worker.until("time-out", lambda: "a checkpoint could not be written" in worker.text())
+    worker.reaches("kafka_warnings_total", 1)
+    reached = sum(worker.metric("position").values())
+    run.broker.start()
+    assert reached < sum(run.saved().values()) + 600 + 100  # 100: what one batch may cover
+    run.finish(worker)
+
+
+def test_a_broker_that_comes_after_the_worker(new_run: NewRun) -> None:
+    run = new_run(kafka__request_timeout_s=1.0)
+    run.feed(mixed(1000))
+    run.broker.stop()
+    assert "kafka.bootstrap_servers" in run.start().ends(ExitCode.KAFKA)
+    run.overrides["kafka.request_timeout_s"] = 30.0
+    worker = run.start()
+    worker.until("first try", lambda: "ECONNREFUSED" in worker.text())
+    run.broker.start()
+    run.finish(worker)
+
+
+def skip_a_sequence_number(log: Path, arguments: list[str], transaction: int) -> None:
+    """The command line in a process whose producer, in its n-th transaction, goes on as if a record were written that
+    never was."""
+    begin, calls = Transaction.begin, 0
+
+    def skipping(self: Transaction) -> None:
+        nonlocal calls
+        calls += 1
+        begin(self)
+        if calls == transaction:
+            manager = self._producer._transaction_manager
+            for place in list(manager._sequence_numbers):
+                manager.increment_sequence_number(place, 1)
+
+    Transaction.begin = skipping
+    child.command(log, arguments)
+
+
+def test_a_sequence_error(new_run: NewRun) -> None:
+    run = new_run()
+    run.feed(mixed(1000))
+    assert "OutOfOrderSequenceNumberError" in run.start_altered(skip_a_sequence_number, 2).ends(ExitCode.PUBLISH)
+    assert len(run.read("history")) == 1
+    run.finish(run.start())
+
+
+def test_partitions_that_are_added(new_run: NewRun) -> None:
+    run = new_run()
+    run.feed(mixed(500))
+    worker = run.start()
+    worker.learning()
+    run.partitions = 3
+    run.admin.create_partitions([NewPartitions(run.input, run.partitions)])[run.input].result(DEADLINE_S)
+    run.feed(mixed(1500))
+    log = run.finish(worker)
+    assert log.group.keys() == {(run.input, partition) for partition in range(3)}
+
+
+def test_a_hung_transaction_on_the_input(new_run: NewRun) -> None:
+    run = new_run()
+    run.feed(mixed(300))
+    stranger = Producer(client(run.broker.bootstrap_servers) | {"transactional.id": run.id})
+    stranger.init_transactions()
+    stranger.begin_transaction()
+    hidden = send(stranger, run.input, mixed(100))
+    stranger.flush()
+    run.feed(mixed(600))
+    worker = run.start()
+    worker.until("lag", lambda: list(worker.metric("lag_records").values()) == [700])
+    assert list(worker.metric("position").values()) == [300]
+    stranger.commit_transaction()
+    run.fed[300:300] = hidden
+    run.finish(worker)
+
+
+def test_an_output_topic_that_is_deleted_under_a_worker(new_run: NewRun) -> None:
+    run = new_run(**SHORT)
+    run.feed(good(300))
+    worker = run.start()
+    worker.reaches("checkpoint_sequence", 1)
+    delete_topic(run, f"{run.id}.dead-letters")
+    run.feed(mixed(1000))
+    worker.ends(ExitCode.PUBLISH)
+    assert "dead-letters is missing" in run.start().ends(ExitCode.TOPICS)
+    topics.create(run.settings)
+    run.finish(run.start())
+
+
+def test_an_input_that_is_deleted_under_a_worker(new_run: NewRun) -> None:
+    run = new_run(checkpoint__every_s=0.5, run__stop_deadline_s=5.0)
+    run.feed(mixed(1000))
+    worker = run.start()
+    run.learned(worker)
+    worker.until("save", lambda: run.saved() == run.ends())
+    run.check()
+    delete_topic(run, run.input)
+    worker.reaches("poll_seconds_count", sum(worker.metric("poll_seconds_count").values()) + TURNS)
+    worker.stop()
+    assert f"{run.input} is missing" in run.start().ends(ExitCode.TOPICS)
+
+
+def test_records_that_fall_off_retention_under_a_worker(new_run: NewRun) -> None:
+    run = new_run(checkpoint__every_records=800)
+    run.feed(mixed(1000))
+    worker = run.start()
+    run.learned(worker)
+    worker.reaches("checkpoint_sequence", 1)
+    worker.signal(signal.SIGSTOP)
+    run.feed(mixed(3000))
+    place = TopicPartition(run.input, 0, 3500)
+    run.admin.delete_records([place])[place].result(DEADLINE_S)
+    worker.signal(signal.SIGCONT)
+    assert "fallen off retention" in worker.ends(ExitCode.INPUT)
+    run.check()
+    # What was learned is saved first: it could not be learned again.
+    assert run.saved()[run.input, 0] >= 1000
+    assert "fallen off retention" in run.start().ends(ExitCode.INPUT)
+
+
+def set_max_message_bytes(run: Run, topic: str, limit: int) -> None:
+    entry = ConfigEntry("max.message.bytes", str(limit), incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, f"{run.id}.{topic}", incremental_configs=[entry])
+    run.admin.incremental_alter_configs([resource])[resource].result(DEADLINE_S)
+
+
+def test_a_limit_that_is_lowered_under_a_worker(new_run: NewRun) -> None:
+    run = new_run()
+    run.feed(mixed(1000))
+    worker = run.start_signalled(Point("transaction", "begin", 2), signal.SIGSTOP)
+    worker.paused()
+    set_max_message_bytes(run, "weights", 100)
+    worker.signal(signal.SIGCONT)
+    assert "MessageSizeTooLargeError" in worker.ends(ExitCode.PUBLISH)
+    assert "weights has max.message.bytes=100" in run.start().ends(ExitCode.TOPICS)
+    set_max_message_bytes(run, "weights", 4 * 1024 * 1024)
+    run.finish(run.start())
+
+
+def test_many_dead_letters_of_the_largest_size(new_run: NewRun) -> None:
+    """Together they are more than the topic takes at once."""
+    run = new_run(rejects__max_share=1.0)
+    size = MAX_RECORD_BYTES - 100
+    large, small = (Draft(None, b"x" * bytes_, [("label", b"1")], "undecodable_image") for bytes_ in (size, 20))
+    run.feed([*mixed(500), *[large] * 25, *[small] * 15, *mixed(500)])
+    run.finish(run.start())
+
+
+def signed_in(run: Run, sasl_port: int) -> Run:
+    """The run, its workers those of a user who has the rights that they need."""
+    run.overrides |= {
+        "kafka.bootstrap_servers": f"{HOST}:{sasl_port}",
+        "kafka.security_protocol": "SASL_PLAINTEXT",
+        "kafka.sasl_mechanism": "SCRAM-SHA-512",
+        "kafka.sasl_username": USER,
+        "kafka.sasl_password": PASSWORD,
+    }
+    for kind in (ResourceType.TOPIC, ResourceType.TRANSACTIONAL_ID, ResourceType.GROUP, ResourceType.BROKER):
+        grant(run, kind)
+    return run
+
+
+def right(run: Run, kind: ResourceType) -> tuple[Any, ...]:
+    """Everything on what belongs to the run, and on the cluster, which Kafka's client library calls BROKER."""
+    names = {ResourceType.TOPIC: run.id, ResourceType.BROKER: "kafka-cluster"}
+    name = names.get(kind, run.settings.transactional_id)
+    pattern = ResourcePatternType.LITERAL if kind == ResourceType.BROKER else ResourcePatternType.PREFIXED
+    return kind, name, pattern, f"User:{USER}", "*", AclOperation.ALL, AclPermissionType.ALLOW
+
+
+def grant(run: Run, kind: ResourceType) -> None:
+    (granted,) = run.admin.create_acls([AclBinding(*right(run, kind))]).values()
+    granted.result(DEADLINE_S)
+
+
+def revoke(run: Run, kind: ResourceType) -> None:
+    (revoked,) = run.admin.delete_acls([AclBindingFilter(*right(run, kind))]).values()
+    assert revoked.result(DEADLINE_S)
+
+
+@pytest.mark.parametrize(
+    "kind", [ResourceType.TOPIC, ResourceType.TRANSACTIONAL_ID, ResourceType.GROUP], ids=lambda kind: kind.name.lower()
+)
+def test_rights_that_are_revoked(new_run: NewRun, sasl_port: int, kind: ResourceType) -> None:
+    run = signed_in(new_run(**SHORT), sasl_port)
+    run.feed(mixed(1000))
+    worker = run.start_signalled(Point("transaction", "begin", 2), signal.SIGSTOP)
+    worker.paused()
+    revoke(run, kind)
+    worker.signal(signal.SIGCONT)
+    assert "ACLs" in worker.ends(ExitCode.KAFKA)
+    assert "ACLs" in run.start().ends(ExitCode.KAFKA)
+    grant(run, kind)
+    run.finish(run.start())
+
+
+def test_credentials_that_are_revoked(new_run: NewRun, sasl_port: int) -> None:
+    """Open connections go on; a checkpoint needs a new one and waits, as long as the unsaved budget lasts."""
+    run = signed_in(new_run(kafka__request_timeout_s=2.0), sasl_port)
+    run.feed(mixed(1000))
+    worker = run.start()
+    worker.reaches("checkpoint_sequence", 1)
+    change = UserScramCredentialDeletion(USER, ScramMechanism.SCRAM_SHA_512)
+    run.admin.alter_user_scram_credentials([change])[USER].result(DEADLINE_S)
+    run.feed(mixed(1000))
+    worker.until("refusal", lambda: "a checkpoint could not be written" in worker.text())
+    worker.reaches("kafka_warnings_total", 1)
+    assert "the credentials in [kafka]" in run.start().ends(ExitCode.KAFKA)
+    secret = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
+    change = UserScramCredentialUpsertion(USER, secret, PASSWORD.encode())
+    run.admin.alter_user_scram_credentials([change])[USER].result(DEADLINE_S)
+    run.finish(worker)
