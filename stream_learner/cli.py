@@ -242,7 +242,7 @@ def topics(
     if not check:
         for name in kafka_topics.create(settings, input_partitions):
             _say(f"created {name}")
-    kafka_topics.check(settings)
+    kafka_topics.check(settings, input_partitions)
     _say("all topics are as they must be")
 
 

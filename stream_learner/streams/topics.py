@@ -123,12 +123,13 @@ def _create(client: KafkaAdminClient, plan: TopicPlan, replication_factor: int) 
         )
 
 
-def differences(settings: Settings) -> list[str]:
-    """What differs from the plan, a sentence each; nothing when all topics are as they must be.
+def differences(settings: Settings, input_partitions: int | None = None) -> list[str]:
+    """What differs from the plan, a sentence each; nothing when all topics are as they must be. Input topics may have
+    any number of partitions unless one is given.
 
     Raises KafkaUnavailableError.
     """
-    plans = output_plan(settings) + [TopicPlan(name, None) for name in settings.input.topics]
+    plans = output_plan(settings) + [TopicPlan(name, input_partitions) for name in settings.input.topics]
     partitions, configs = ask(settings.kafka, "checking topics", lambda client: _describe(client, plans))
     found = [f"topic {plan.name} is missing" for plan in plans if plan.name not in partitions]
     for plan in plans:
@@ -142,9 +143,9 @@ def differences(settings: Settings) -> list[str]:
     return found
 
 
-def check(settings: Settings) -> None:
+def check(settings: Settings, input_partitions: int | None = None) -> None:
     """Raises TopicsError when a topic is missing or differs, KafkaUnavailableError when that cannot be seen."""
-    found = differences(settings)
+    found = differences(settings, input_partitions)
     if found:
         raise TopicsError(
             f"{'; '.join(found)}. `stream-learner topics` makes missing output topics, and with `--input-partitions N` "

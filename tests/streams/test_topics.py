@@ -33,6 +33,8 @@ def test_what_is_missing_is_made_once(new_settings: Callable[..., Settings]):
     assert topics.create(settings, input_partitions=3) == settings.input.topics
     assert topics.create(settings, input_partitions=5) == []
     topics.check(settings)
+    with pytest.raises(TopicsError, match=r"\.input has 3 partitions, not 5"):
+        topics.check(settings, input_partitions=5)
 
 
 def test_two_may_make_them_at_once(new_settings: Callable[..., Settings]):
