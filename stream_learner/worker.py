@@ -15,7 +15,7 @@ from stream_learner.learning.batch import Batch, batches
 from stream_learner.learning.learner import Learner
 from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import Metrics
-from stream_learner.publishing.ownership import await_turn, leaving_a_mark
+from stream_learner.publishing.ownership import await_turn, fencing, leaving_a_mark
 from stream_learner.publishing.publish import Publish
 from stream_learner.publishing.publisher import EndProcess, Publisher
 from stream_learner.publishing.recover import Recovered, Recovery
@@ -174,23 +174,24 @@ def run(
     with closing(Election(settings)) as election:
         if not await_turn(settings, store, election, stop, lambda: health.enter(Phase.STANDBY), recovery.look):
             return
-        health.enter(Phase.RECOVERING)
-        recovered = recovery.take_over(transaction.fence, fresh)
-        last = _restore(learner, recovered, metrics)
-        source = Source(settings.kafka, settings.input, recovered.positions)
-        publish = Publish(settings, store, transaction, read_back, recovered.topic_ids, *last)
-        publisher = Publisher(settings, publish, metrics.checkpoint_committed, metrics.store_failed, end_process)
-        stream = batches(source, decoder, recovered.positions, settings.batch, stop)
-        breaker = Breaker(settings.rejects, enabled=not accept_rejects)
-        del recovery, recovered  # the state it fetched
-        log.info("learning", sequence=last[0].sequence if last[0] else 0, classes=len(learner.labels))
-        health.enter(Phase.LEARNING)
-        worker = Worker(settings, stream, learner, source, publisher, election, metrics, health, breaker)
         try:
-            worker.loop()
-        except InputError:
-            worker.save_the_rest()  # its records could not be learned again
-            raise
+            health.enter(Phase.RECOVERING)
+            recovered = recovery.take_over(fencing(election, transaction.fence), fresh)
+            last = _restore(learner, recovered, metrics)
+            source = Source(settings.kafka, settings.input, recovered.positions)
+            publish = Publish(settings, store, transaction, read_back, recovered.topic_ids, *last)
+            publisher = Publisher(settings, publish, metrics.checkpoint_committed, metrics.store_failed, end_process)
+            stream = batches(source, decoder, recovered.positions, settings.batch, stop)
+            breaker = Breaker(settings.rejects, enabled=not accept_rejects)
+            worker = Worker(settings, stream, learner, source, publisher, election, metrics, health, breaker)
+            del recovery, recovered  # the state it fetched
+            log.info("learning", sequence=last[0].sequence if last[0] else 0, classes=len(learner.labels))
+            health.enter(Phase.LEARNING)
+            try:
+                worker.loop()
+            except InputError:
+                worker.save_the_rest()  # its records may not be there any more to be learned again
+                raise
         except FencedError as error:
             log.error(str(error))
             end_process(error.code)

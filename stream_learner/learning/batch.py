@@ -12,6 +12,8 @@ from stream_learner.records.record import Gap, Record, RejectError, Rejection, S
 from stream_learner.records.spans import Positions, Span, Spans, extend
 
 POLL_TIMEOUT_S = 0.1
+# A loop that does not turn is taken for dead.
+TURN_S = 1.0
 # A stretch of large records that are held out or rejected must not fill the machine's memory.
 MAX_BATCH_BYTES = 64 * MIB
 
@@ -76,11 +78,12 @@ def batches(
     """Yields batches until `stop` is set; the open one is then dropped, its records will be read again.
 
     `positions` are where the source begins. A batch closes when it holds `batch.size` training samples, after
-    `batch.linger_s`, after `batch.max_span` records, or at 64 MiB. Yields an empty batch when nothing
-    came for a while, so that the loop keeps turning. Raises what the source does, InputError after the open batch.
+    `batch.linger_s`, after `batch.max_span` records, or at 64 MiB. Yields an empty batch now and then
+    meanwhile, so that the loop keeps turning. Raises what the source does, InputError after the open batch.
     """
     next_offset = {(topic, p): offset for topic, partitions in positions.items() for p, offset in partitions.items()}
-    batch, opened = Batch(), clock()
+    batch = Batch()
+    opened = turned = clock()
     while True:
         began = clock()
         try:
@@ -109,9 +112,14 @@ def batches(
             full = batch.training >= settings.size or batch.records >= settings.max_span
             if full or batch.bytes >= MAX_BATCH_BYTES:
                 yield batch
-                batch, opened = Batch(), clock()
+                batch = Batch()
+                opened = turned = clock()
         if stop.is_set():
             return
         if clock() - opened >= settings.linger_s:
             yield batch
-            batch, opened = Batch(), clock()
+            batch = Batch()
+            opened = turned = clock()
+        elif clock() - turned >= TURN_S:
+            yield Batch()
+            turned = clock()

@@ -25,6 +25,7 @@ class Election(Protocol):
     def elected(self) -> bool | None: ...
     def poll(self, timeout_s: float = 0.0) -> None: ...
     def take_over(self) -> None: ...
+    def confirm(self) -> None: ...
 
 
 class StopEvent(Protocol):
@@ -81,6 +82,18 @@ def await_turn(
     if settings.run.on_conflict == "take_over":
         forget_fenced(store, settings)
     return True
+
+
+def fencing(election: Election, fence: Callable[[], None]) -> Callable[[], None]:
+    """`fence`, for an elected worker only. One that was frozen since its election must not put the one that replaced it
+    out; should it come to that, between the two questions, it publishes nothing. Raises FencedError."""
+
+    def confirmed() -> None:
+        election.confirm()
+        fence()
+        election.confirm()
+
+    return confirmed
 
 
 def leaving_a_mark(settings: Settings, store: Store, end_process: EndProcess) -> EndProcess:

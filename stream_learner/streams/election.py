@@ -10,7 +10,7 @@ from kafka.errors import InvalidSessionTimeoutError
 from kafka.structs import TopicPartition
 
 from stream_learner.config import Settings
-from stream_learner.errors import KafkaUnavailableError, UsageError
+from stream_learner.errors import FencedError, KafkaUnavailableError, UsageError
 from stream_learner.streams.connection import ask, kafka_failures, reader
 from stream_learner.streams.topics import Names
 
@@ -98,6 +98,19 @@ class Election:
                 patience_s *= 2  # enough for the others' heartbeats; others who take over must not keep pace for ever
                 self.poll(patience_s)
 
+    def confirm(self) -> None:
+        """Asks the brokers: a worker that was frozen still believes itself elected when it wakes up.
+
+        Raises FencedError when it is not in the group any more, KafkaUnavailableError.
+        """
+        own = self._consumer.group_metadata().member_id
+        members = ask(self._settings.kafka, "looking up the elected worker", self._members)
+        if not self.elected or own not in members:
+            raise FencedError(
+                "another worker of this run was elected before this one had taken over; nothing is published, and a "
+                "restart stands by or recovers"
+            )
+
     def close(self) -> None:
         """Leaves the group, so that a standby is elected at once."""
         self._consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
@@ -113,10 +126,11 @@ class Election:
                 ) from error
 
     def _put_others_out(self, client: KafkaAdminClient) -> None:
-        own = self._consumer.group_metadata().member_id
-        members = client.describe_groups([self._group])[self._group]["members"]
-        others = [MemberToRemove(member["member_id"]) for member in members if member["member_id"] != own]
-        client.remove_group_members(self._group, others)
+        others = self._members(client) - {self._consumer.group_metadata().member_id}
+        client.remove_group_members(self._group, [MemberToRemove(member) for member in others])
+
+    def _members(self, client: KafkaAdminClient) -> set[str]:
+        return {member["member_id"] for member in client.describe_groups([self._group])[self._group]["members"]}
 
 
 class _Seat(ConsumerRebalanceListener):

@@ -137,7 +137,7 @@ def test_a_partition_seen_for_the_first_time_begins_at_zero():
 
 def test_times_and_newest_timestamps_are_told():
     script = Script([[record(0), record(1, partition=1)], [record(1)]], poll_s=0.5, decode_s=0.25)
-    (got,) = read(script, size=3)
+    (got,) = [batch for batch in read(script, size=3) if batch.records]
     assert (got.poll_s, got.decode_s) == (1.0, 0.75)
     assert got.newest_timestamp_ms == {("images", 0): 1001, ("images", 1): 1001}
 
@@ -213,3 +213,8 @@ def test_the_open_batch_is_learned_before_the_input_ends_in_an_error():
     assert next(stream).records == 2
     with pytest.raises(InputError):
         next(stream)
+
+
+def test_the_loop_turns_while_a_batch_stays_open():
+    script = Script([[record(0)], *[[]] * 25, [record(1)], []])
+    assert spans(read(script, size=2)) == [{}, {}, {0: (0, 2)}]  # an empty poll takes 0.1 s

@@ -5,7 +5,7 @@ from typing import Any
 
 import safetensors.numpy
 from checker import Log
-from feed import Draft, good
+from feed import good, whole_batches
 from harness import NewRun
 
 RECORDS = 3000
@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
 
 def test_stopped_and_killed_runs_equal_an_undisturbed_one(new_run: NewRun) -> None:
     undisturbed = new_run(**SETTINGS, checkpoint__every_records=400)
-    undisturbed.feed(whole_batches(RECORDS))
+    undisturbed.feed(whole_batches(good(RECORDS), BATCH))
     same_input = {"input__topics": [undisturbed.input]}
     stopped = new_run(**SETTINGS, **same_input, checkpoint__every_records=150)
     killed = new_run(**SETTINGS, **same_input, checkpoint__every_records=250)
@@ -45,13 +45,6 @@ def test_stopped_and_killed_runs_equal_an_undisturbed_one(new_run: NewRun) -> No
         worker.reaches("checkpoint_sequence", manifests)
         worker.kill()
     assert state(killed.finish(killed.start())) == expected
-
-
-def whole_batches(count: int) -> list[Draft]:
-    """Records that end with the last of a batch."""
-    drafts = list(good(count))
-    training = [i for i, draft in enumerate(drafts) if draft.fate == "train"]
-    return drafts[: training[len(training) // BATCH * BATCH - 1] + 1]
 
 
 def state(log: Log) -> dict[str, Any]:

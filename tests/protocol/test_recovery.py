@@ -34,8 +34,8 @@ POINTS = [
     (Point("transaction", "offsets"), 0),
     (Point("transaction", "commit"), 1),
     (Point("read_back", "verify"), 1),
-    (Point("store", "delete", before=True), 1),
-    (Point("store", "delete"), 1),
+    (Point("retention", "delete_dropped", before=True), 1),
+    (Point("retention", "delete_dropped"), 1),
 ]
 
 

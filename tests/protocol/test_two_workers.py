@@ -83,6 +83,24 @@ def test_an_active_worker_that_wakes_up_after_it_was_replaced_publishes_nothing(
     run.finish(standby)
 
 
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_a_worker_that_wakes_up_between_its_election_and_its_take_over_learns_nothing(
+    new_run: NewRun, before: bool
+) -> None:
+    run = new_run(**STANDBY)
+    run.feed(mixed(1000))
+    sleeper = run.start_signalled(Point("transaction", "fence", before=before), signal.SIGSTOP)
+    sleeper.paused()
+    second = run.start()
+    run.learned(second)
+    sleeper.signal(signal.SIGCONT)
+    assert "learning" not in sleeper.ends(ExitCode.FENCED)
+    if second.poll() is None:
+        run.feed(mixed(300))
+    # The sleeper was past the question, and cost the new one a restart.
+    run.finish(second if second.poll() is None else run.start())
+
+
 def test_an_idle_worker_that_wakes_up_after_it_was_replaced_ends_too(new_run: NewRun) -> None:
     run = new_run(**STANDBY)
     run.feed(mixed(1000))

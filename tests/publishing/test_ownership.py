@@ -5,8 +5,8 @@ import pytest
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
-from stream_learner.errors import ConflictError, ExitCode, KafkaUnavailableError
-from stream_learner.publishing.ownership import LOOK_EVERY_S, await_turn, leaving_a_mark
+from stream_learner.errors import ConflictError, ExitCode, FencedError, KafkaUnavailableError
+from stream_learner.publishing.ownership import LOOK_EVERY_S, await_turn, fencing, leaving_a_mark
 
 
 class Election:
@@ -16,6 +16,7 @@ class Election:
         self.script = list(script)
         self.elected: bool | None = None
         self.take_overs = 0
+        self.confirmations = 0
         self.now = 0.0
         self.poll_s = poll_s
 
@@ -23,6 +24,11 @@ class Election:
         self.now += self.poll_s
         if self.script:
             self.elected = self.script.pop(0)
+
+    def confirm(self) -> None:
+        self.confirmations += 1
+        if not self.elected:
+            raise FencedError("another one was elected")
 
     def take_over(self) -> None:
         self.take_overs += 1
@@ -143,3 +149,20 @@ def test_a_store_that_fails_does_not_keep_a_replaced_worker(new_waiting: NewWait
     (tmp_path / "digits").touch()  # no folder can be made there
     waiting.end(ExitCode.FENCED)
     assert waiting.ended == [ExitCode.FENCED]
+
+
+def test_only_an_elected_worker_fences():
+    election, fenced = Election(), []
+    with pytest.raises(FencedError):
+        fencing(election, lambda: fenced.append(True))()
+    assert not fenced
+    election.elected = True
+    fencing(election, lambda: fenced.append(True))()
+    assert (fenced, election.confirmations) == ([True], 3)
+
+
+def test_a_worker_that_was_replaced_while_it_fenced_does_not_go_on():
+    election = Election()
+    election.elected = True
+    with pytest.raises(FencedError):
+        fencing(election, lambda: setattr(election, "elected", False))()

@@ -1,0 +1,58 @@
+"""The long form: a broker of its own, progress, a table, and one JSON object as the last line."""
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+from typing import Annotated
+
+import typer
+from feed import digits
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+from rich.table import Table
+from torture import Pictures, Report, small_pictures, torture
+
+from stream_learner.local.broker import Broker
+from stream_learner.local.datasets import open_dataset
+
+RECORDS = 100_000
+
+
+def main(
+    kills: Annotated[int, typer.Option(min=10, help="How often a worker is killed.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+    data: Annotated[Path | None, typer.Option(help="A data set's folder; digits when left out.")] = None,
+) -> None:
+    """Kill a worker again and again; nothing may be lost, nothing be there twice."""
+    pictures = small_pictures(open_dataset(data), Random(seed)) if data else Pictures(digits(), {})
+    folder = Path(tempfile.mkdtemp(prefix="torture-"))
+    began = time.monotonic()
+    columns = *Progress.get_default_columns(), MofNCompleteColumn()
+    with Broker(folder / "kafka") as broker, Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("killing", total=kills)
+        report = torture(broker, folder, kills, seed, RECORDS, pictures, lambda: progress.advance(bar))
+    print_table(report)
+    if report.violations:
+        print(f"The runs, their logs and the broker are kept in {folder}; SEED={seed} does the same again")
+    else:
+        shutil.rmtree(folder)
+    print(json.dumps(vars(report) | {"seed": seed, "seconds": round(time.monotonic() - began, 1)}))
+    sys.exit(bool(report.violations))
+
+
+def print_table(report: Report) -> None:
+    table = Table("killed", "times")
+    for name, times in sorted(report.by_point.items()):
+        table.add_row(name, str(times))
+    console = Console()
+    console.print(table)
+    for violation in report.violations:
+        console.print(violation, style="red", markup=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)
