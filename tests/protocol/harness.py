@@ -183,11 +183,15 @@ class Run:
 
     def lose(self, partition: int, end: int) -> None:
         """Lets records up to the offset `end` fall off retention; a worker must not run."""
-        place = self.input, partition
-        at = self.saved().get(place, 0)
+        start = self.saved().get((self.input, partition), 0)
         self.delete(partition, end)
+        self.lost(partition, start, end)
+
+    def lost(self, partition: int, start: int, end: int) -> None:
+        """What became of the records from `start` to `end`: they fell off retention before they were read."""
+        place = self.input, partition
         for i, record in enumerate(self.fed):
-            if (record.topic, record.partition) == place and at <= record.offset < end:
+            if (record.topic, record.partition) == place and start <= record.offset < end:
                 self.fed[i] = record._replace(draft=record.draft._replace(fate=feed.LOST))
 
     def delete(self, partition: int, end: int) -> None:

@@ -1,8 +1,6 @@
 """Stopped, killed, started again: everything fed is accounted for exactly once."""
 
-import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -14,8 +12,6 @@ from harness import NewRun, Run
 from stream_learner.checkpoints.store import Store
 from stream_learner.publishing import recover
 from stream_learner.publishing.recover import Recovery
-
-KILLS = 5
 
 # Where a worker is killed in its first publication, and the manifests this adds. Three puts and three confirmations
 # each: state, release, evaluation; windows and dead letters, chunks, manifests.
@@ -60,18 +56,6 @@ def test_only_what_is_kept_stays(finished: tuple[Run, Log]) -> None:
     kept = {Path(kept["object"]["url"]).parent.name for kept in log.manifest["kept"]}
     assert {path.name for path in (run.store / run.id).iterdir()} == kept | {"run.json"}
     assert len(kept) < len(log.history)
-
-
-def test_kills_at_random_moments(new_run: NewRun) -> None:
-    run = new_run(partitions=3)
-    moments = random.Random(0)
-    for seed in range(KILLS):
-        run.feed(mixed(4000, seed))  # four releases at least
-        worker = run.start()
-        worker.reaches("checkpoint_sequence", manifests(run) + moments.randint(1, 3))
-        time.sleep(moments.uniform(0, 0.2))
-        worker.kill()
-    run.finish(run.start())
 
 
 def test_kills_after_each_effect(new_run: NewRun) -> None:

@@ -37,9 +37,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:py
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """One that these tests may stop, and that allows short sessions."""
-    folder = tmp_path_factory.mktemp("kafka")
-    with Broker(folder, properties="group.min.session.timeout.ms=500\n") as broker:
+    """One that these tests may stop."""
+    with Broker(tmp_path_factory.mktemp("kafka")) as broker:
         yield broker
 
 
