@@ -87,10 +87,6 @@ class PublishError(StreamLearnerError):
     code = ExitCode.PUBLISH
 
 
-class WatchdogError(StreamLearnerError):
-    code = ExitCode.WATCHDOG
-
-
 class RejectsError(StreamLearnerError):
     code = ExitCode.REJECTS
 

@@ -170,7 +170,6 @@ def run(
     end_process = leaving_a_mark(settings, store, end_process)
     recovery = Recovery(settings, store)
     store.check_writable()
-    recovery.look()
     with closing(Election(settings)) as election:
         if not await_turn(settings, store, election, stop, lambda: health.enter(Phase.STANDBY), recovery.look):
             return

@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -85,12 +86,12 @@ class Store:
         data = self.get(self.key(reference))
         if data is None:
             raise StateError(
-                f"object {reference.url}, which the newest manifest names, is missing; bring it back from a backup. "
+                f"object {reference.url}, which a manifest names, is missing; bring it back from a backup. "
                 "Nothing was changed"
             )
         if len(data) != reference.size or digest(data) != reference.digest:
             raise StateError(
-                f"object {reference.url} is not the one the manifest names ({len(data)} bytes with {digest(data)}, not "
+                f"object {reference.url} is not the one a manifest names ({len(data)} bytes with {digest(data)}, not "
                 f"{reference.size} with {reference.digest}); bring it back from a backup. Nothing was changed"
             )
         return data
@@ -139,11 +140,12 @@ def _flush(path: Path, root: Path) -> None:
 
 def _staged(root: Path, prefix: str) -> dict[str, datetime]:
     """Keys, with their times, of files that became no object."""
-    return {
-        path.relative_to(root).as_posix(): datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        for path in (root / prefix).rglob("*#*")
-        if STAGED.search(path.name)
-    }
+    times = {}
+    for path in (root / prefix).rglob("*#*"):
+        with suppress(FileNotFoundError):  # it has become one meanwhile
+            if STAGED.search(path.name):
+                times[path.relative_to(root).as_posix()] = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    return times
 
 
 def _delete(path: Path, root: Path) -> None:

@@ -63,6 +63,8 @@ class _Repeats(logging.Filter):
         said, now = (record.name, str(record.msg)), self._clock()
         if now < self._silent_until.get(said, 0.0):
             return False
+        # What it says may differ each time, so what it said long ago is forgotten.
+        self._silent_until = {s: until for s, until in self._silent_until.items() if until > now}
         self._silent_until[said] = now + REPEAT_EVERY_S
         return True
 

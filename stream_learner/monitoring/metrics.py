@@ -111,7 +111,8 @@ class Metrics:
             self._rejected.labels(rejection.reason).inc()
         for topic, number, span in report.lost:
             self._lost.labels(topic, number).inc(span.end - span.start)
-        self._poll.observe(report.poll_s)
+        if report.spans:
+            self._poll.observe(report.poll_s)
         if report.records:
             self._decode.observe(report.decode_s)
         if report.steps:

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import structlog
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
-from stream_learner.errors import ConflictError, ExitCode, KafkaUnavailableError, StoreError
+from stream_learner.errors import ConflictError, ExitCode, InputError, KafkaUnavailableError, StoreError
 from stream_learner.publishing.marker import forget_fenced, was_fenced, write_fenced
 from stream_learner.publishing.publisher import EndProcess
 
@@ -16,6 +17,8 @@ log = structlog.get_logger()
 
 POLL_S = 0.2
 LOOK_EVERY_S = 5.0
+# After any of these a worker cannot know that it was not replaced.
+MAYBE_REPLACED = (ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG)
 
 
 class Election(Protocol):
@@ -43,45 +46,58 @@ def await_turn(
 ) -> bool:
     """Returns once it is this worker's turn; False when it was stopped before.
 
-    While another worker is active `stand_by` is called at every turn, and `look` every few seconds, which keeps what a
-    take-over needs at hand. Raises ConflictError, StoreError, KafkaUnavailableError, and what `look` does.
+    `look` is called first, so that a worker that does not fit disturbs nobody. While another worker is active,
+    `stand_by` is called at every turn, and `look` every few seconds, on a thread of its own: it keeps what a take-over
+    needs at hand. Raises ConflictError, StoreError, KafkaUnavailableError, and what `look` does.
     """
     on_conflict = settings.run.on_conflict
+    _look(look, forgiving=(InputError,) if on_conflict != "take_over" else ())
     if on_conflict == "take_over" and was_fenced(store, settings):
         log.info("this worker was replaced; it comes back as a standby")
         on_conflict = "standby"
     if on_conflict == "take_over":
         election.take_over()
-    deadline, look_at, standing_by = clock() + settings.recovery.timeout_s, clock(), False
-    while not election.elected:
-        if stop.is_set():
-            return False
-        election.poll(POLL_S)
-        if election.elected is None and not standing_by:
-            if clock() > deadline:
-                raise KafkaUnavailableError(
-                    f"the group {settings.standby_group} did not admit this worker within recovery.timeout_s = "
-                    f"{settings.recovery.timeout_s:g}; check that the brokers are up"
-                )
-        elif not election.elected:
-            if on_conflict == "exit":
-                raise ConflictError(
-                    f"another worker of run {settings.run.id!r} is alive; stop it first, or let this one stand by "
-                    "(run.on_conflict = standby)"
-                )
-            if not standing_by:
-                log.info("standing by: another worker of the run is learning")
-            standing_by = True
-            stand_by()
-            if clock() >= look_at:
-                try:
-                    look()
-                except (StoreError, KafkaUnavailableError) as error:  # the worker that learns lives with them, too
-                    log.warning("the newest checkpoint could not be looked at", error=str(error))
-                look_at = clock() + LOOK_EVERY_S
+    deadline, looked_at, standing_by = clock() + settings.recovery.timeout_s, clock(), False
+    with ThreadPoolExecutor(1, "look") as thread:
+        looking: Future[None] | None = None
+        while not election.elected:
+            if stop.is_set():
+                return False
+            election.poll(POLL_S)
+            if election.elected is None and not standing_by:
+                if clock() > deadline:
+                    raise KafkaUnavailableError(
+                        f"the group {settings.standby_group} did not admit this worker within recovery.timeout_s = "
+                        f"{settings.recovery.timeout_s:g}; check that the brokers are up"
+                    )
+            elif not election.elected:
+                if on_conflict == "exit":
+                    raise ConflictError(
+                        f"another worker of run {settings.run.id!r} is alive; stop it first, or let this one stand by "
+                        "(run.on_conflict = standby)"
+                    )
+                if not standing_by:
+                    log.info("standing by: another worker of the run is learning")
+                standing_by = True
+                stand_by()
+                if looking is not None and looking.done():
+                    looking.result()
+                    looking = None
+                if looking is None and clock() >= looked_at + LOOK_EVERY_S:
+                    looking = thread.submit(_look, look, forgiving=(StoreError, KafkaUnavailableError, InputError))
+                    looked_at = clock()
     if settings.run.on_conflict == "take_over":
         forget_fenced(store, settings)
     return True
+
+
+def _look(look: Callable[[], None], forgiving: tuple[type[Exception], ...]) -> None:
+    """Looks; errors that the active worker lives with, or has left behind since it last saved, are not the standby's
+    end. A take-over asks again."""
+    try:
+        look()
+    except forgiving as error:
+        log.warning("the newest checkpoint could not be looked at", error=str(error))
 
 
 def fencing(election: Election, fence: Callable[[], None]) -> Callable[[], None]:
@@ -97,10 +113,10 @@ def fencing(election: Election, fence: Callable[[], None]) -> Callable[[], None]
 
 
 def leaving_a_mark(settings: Settings, store: Store, end_process: EndProcess) -> EndProcess:
-    """`end_process`, which first remembers for the next start that this worker was replaced."""
+    """`end_process`, which first remembers for the next start that this worker was, or may have been, replaced."""
 
     def end(code: ExitCode) -> None:
-        if code is ExitCode.FENCED and settings.run.on_conflict == "take_over":
+        if code in MAYBE_REPLACED and settings.run.on_conflict == "take_over":
             try:
                 write_fenced(store, settings)
             except StoreError as error:

@@ -84,7 +84,7 @@ class Publish:
     def prepare(self, snapshot: Snapshot, lag: Positions) -> Prepared:
         """Effect 2: objects. May be tried again after an error: each try writes a folder of its own.
 
-        Raises StoreError, KafkaUnavailableError, InputError.
+        Raises StoreError, KafkaUnavailableError, InputError when a topic was made anew, TopicsError when one is gone.
         """
         if topics.topic_ids(self._settings, list(self._topic_ids)) != self._topic_ids:
             raise InputError(

@@ -3,7 +3,7 @@ manifests say it is.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,7 +176,8 @@ def _restore(learner: Learner, settings: Settings, store: Store, before: Manifes
     except ValueError as error:
         raise StateError(f"the state of checkpoint {before.sequence} does not fit the settings: {error}") from None
     if before.release:
-        learner.restore_released(before.release.model, state.decode_tensors(store.fetch(before.release.object)))
+        with suppress(StateError):  # retention may have deleted it; the gate's verdict is not what is compared
+            learner.restore_released(before.release.model, state.decode_tensors(store.fetch(before.release.object)))
 
 
 def _batches(manifest: Manifest, replays: dict[tuple[str, int], Replay], decode: Decoder) -> Iterator[Batch]:

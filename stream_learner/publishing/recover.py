@@ -159,14 +159,18 @@ def _check_topics(manifest: Manifest, ids: dict[str, str]) -> None:
 
 
 def _check_positions(settings: Settings, manifest: Manifest) -> Positions:
-    """The manifest's positions, and the first offset of partitions that are new."""
+    """The manifest's positions; a topic that is new begins at the first offsets that are there."""
     first, end = offsets.bounds(settings.kafka, settings.input.topics)
     for topic, partitions in manifest.positions.items():
         if topic not in first:
             raise InputError(f"the run has learned from topic {topic}, which is not in input.topics; add it back")
-        for partition, position in partitions.items():
-            if partition not in first[topic]:
-                raise InputError(f"{topic} has fewer partitions than before: partition {partition} is missing")
+        if missing := partitions.keys() - first[topic].keys():
+            raise InputError(
+                f"{topic} has fewer partitions than before: {', '.join(map(str, sorted(missing)))} missing; choose "
+                "a new run.id to learn from what is there"
+            )
+        for partition in first[topic]:
+            position = partitions.get(partition, 0)  # one that was added since begins with its first record ever
             if position < first[topic][partition] and settings.input.on_lost == "stop":
                 raise InputError(
                     f"records of {topic}[{partition}] from offset {position} to {first[topic][partition]} have fallen "

@@ -14,8 +14,8 @@ from stream_learner.errors import FencedError, KafkaUnavailableError, UsageError
 from stream_learner.streams.connection import ask, kafka_failures, reader
 from stream_learner.streams.topics import Names
 
-HEARTBEAT_S = 1.0
-REBALANCE_S = 1.0
+HEARTBEAT_S = 0.3
+REBALANCE_S = 0.1
 STEP_MS = 50
 JOIN_MS = 100
 CLOSE_MS = 1000

@@ -82,7 +82,7 @@ class ReadBack:
                         f"{manifest} is not there after its commit; the process ends, and a restart goes on from the "
                         "last committed checkpoint"
                     )
-        except KafkaError as error:
+        except (KafkaError, OSError) as error:
             raise PublishError(f"{manifest} could not be read back ({error}); a restart finds out") from error
         raise PublishError(f"{manifest} could not be read back in time; a restart finds out")
 

@@ -33,7 +33,7 @@ class Source:
         positions: Positions,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Begins at `positions`; a partition that is missing there begins at its first offset.
+        """Begins at `positions`; a partition that is missing there, or added later, begins at offset 0.
 
         Raises KafkaUnavailableError.
         """
@@ -124,7 +124,7 @@ class Source:
         self._consumer.close()
 
     def _assign(self) -> None:
-        """Takes all partitions; one that is new begins at its first offset, explicitly."""
+        """Takes all partitions; one that is new begins at offset 0, explicitly."""
         self._check_partitions_at = self._clock() + PARTITION_CHECK_S
         # Not the client's own method: for a topic that was deleted it waits, without a time-out.
         cluster = self._consumer._cluster
@@ -135,9 +135,8 @@ class Source:
         } | set(self._next)
         if places == self._consumer.assignment():
             return
-        new = [place for place in places if place not in self._next]
-        with kafka_failures(self._kafka, "looking up the first offsets of the input"):
-            self._next |= self._consumer.beginning_offsets(new) if new else {}
+        # Not the first offset that is there: what has fallen off a partition that was added is lost like any other.
+        self._next |= dict.fromkeys(places - self._next.keys(), 0)
         self._consumer.assign(sorted(places))
         for place in places:
             self._consumer.seek(place, self._next[place])

@@ -52,7 +52,7 @@ def test_objects_are_written_once(store):
 def test_what_is_not_the_object_of_the_manifest_is_refused(store, folder, other):
     written = store.put(KEY, b"bytes")
     (folder / KEY).write_bytes(other)
-    with pytest.raises(StateError, match="is not the one the manifest names") as caught:
+    with pytest.raises(StateError, match="is not the one a manifest names") as caught:
         store.fetch(written)
     assert caught.value.code is ExitCode.STATE
     assert str(len(other)) in str(caught.value)
@@ -61,7 +61,7 @@ def test_what_is_not_the_object_of_the_manifest_is_refused(store, folder, other)
 def test_a_missing_object_is_named(store, folder):
     written = store.put(KEY, b"bytes")
     (folder / KEY).unlink()
-    with pytest.raises(StateError, match=r"state\.safetensors, which the newest manifest names, is missing"):
+    with pytest.raises(StateError, match=r"state\.safetensors, which a manifest names, is missing"):
         store.fetch(written)
 
 

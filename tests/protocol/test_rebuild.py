@@ -60,6 +60,13 @@ def test_the_whole_run_from_the_beginning(restarted: tuple[Run, Log]) -> None:
     assert log.manifest["state"]["digest"] in rebuild(run, 0, log.manifest["sequence"])
 
 
+def test_any_state_that_is_kept_will_do(finished: tuple[Run, Log]) -> None:
+    """Also one that was saved under a release that is gone."""
+    run, log = finished
+    for kept in log.manifest["kept"][:-1]:
+        assert f"rebuilt from {kept['sequence']}" in rebuild(run, kept["sequence"], log.manifest["sequence"])
+
+
 def test_files_and_urls(restarted: tuple[Run, Log], tmp_path: Path) -> None:
     run, log = restarted
     first, second, third, *_ = log.manifests

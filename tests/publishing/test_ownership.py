@@ -5,8 +5,16 @@ import pytest
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
-from stream_learner.errors import ConflictError, ExitCode, FencedError, KafkaUnavailableError
-from stream_learner.publishing.ownership import LOOK_EVERY_S, await_turn, fencing, leaving_a_mark
+from stream_learner.errors import (
+    ConflictError,
+    ExitCode,
+    FencedError,
+    InputError,
+    KafkaUnavailableError,
+    StateError,
+    StoreError,
+)
+from stream_learner.publishing.ownership import await_turn, fencing, leaving_a_mark
 
 
 class Election:
@@ -55,6 +63,8 @@ class Waiting:
         self.stood_by: list[float] = []
         self.looked: list[float] = []
         self.ended: list[ExitCode] = []
+        self.error: Exception | None = None
+        self.error_from = 1
 
     def wait(self, election: Election, polls: int = 1000) -> bool:
         return await_turn(
@@ -69,7 +79,8 @@ class Waiting:
 
     def look(self, now: float) -> None:
         self.looked.append(now)
-        raise KafkaUnavailableError("away for a while")
+        if self.error and len(self.looked) >= self.error_from:
+            raise self.error
 
     def end(self, code: ExitCode) -> None:
         leaving_a_mark(self.settings, self.store, self.ended.append)(code)
@@ -90,12 +101,17 @@ def test_alone_it_is_its_turn_at_once(new_waiting: NewWaiting, on_conflict: str)
     assert not waiting.stood_by
 
 
-def test_a_standby_waits_warm_until_it_is_elected(new_waiting: NewWaiting):
+@pytest.mark.parametrize(
+    "error", [None, StoreError("away"), KafkaUnavailableError("away"), InputError("gone since the last save")]
+)
+def test_a_standby_waits_warm_until_it_is_elected(new_waiting: NewWaiting, error: Exception | None):
     waiting = new_waiting("standby")
+    waiting.error, waiting.error_from = error, 2
     election = Election(None, *[False] * 9, None, True)  # None: the brokers are deciding anew
     assert waiting.wait(election)
     assert waiting.stood_by == [float(n) for n in range(2, 12)]
-    assert waiting.looked == [2.0, 2.0 + LOOK_EVERY_S]
+    assert waiting.looked[0] == 0.0
+    assert 2 <= len(waiting.looked) <= 3  # not while the last one goes on
     assert election.take_overs == 0
 
 
@@ -124,11 +140,12 @@ def test_a_standby_waits_as_long_as_it_takes(new_waiting: NewWaiting):
     assert new_waiting("standby").wait(Election(False, *[None] * 9, True, poll_s=60.0))
 
 
-def test_a_worker_that_was_replaced_comes_back_as_a_standby(new_waiting: NewWaiting):
+@pytest.mark.parametrize("code", [ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG])
+def test_a_worker_that_may_have_been_replaced_comes_back_as_a_standby(new_waiting: NewWaiting, code: ExitCode):
     waiting = new_waiting("take_over")
-    waiting.end(ExitCode.FENCED)
-    assert waiting.ended == [ExitCode.FENCED]
-    waiting.end(ExitCode.FENCED)  # twice is no error
+    waiting.end(code)
+    waiting.end(code)  # twice is no error
+    assert waiting.ended == [code, code]
     election = Election(False, False, True)
     assert waiting.wait(election)
     assert (election.take_overs, len(waiting.stood_by)) == (0, 2)
@@ -138,7 +155,7 @@ def test_a_worker_that_was_replaced_comes_back_as_a_standby(new_waiting: NewWait
 
 def test_no_other_end_leaves_a_mark(new_waiting: NewWaiting):
     waiting = new_waiting("take_over")
-    for code in set(ExitCode) - {ExitCode.FENCED}:
+    for code in set(ExitCode) - {ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG}:
         waiting.end(code)
     assert waiting.wait(election := Election(False))
     assert election.take_overs == 1
@@ -166,3 +183,26 @@ def test_a_worker_that_was_replaced_while_it_fenced_does_not_go_on():
     election.elected = True
     with pytest.raises(FencedError):
         fencing(election, lambda: setattr(election, "elected", False))()
+
+
+@pytest.mark.parametrize("on_conflict", ["standby", "take_over"])
+def test_who_does_not_fit_ends_before_it_disturbs_anybody(new_waiting: NewWaiting, on_conflict: str):
+    waiting, election = new_waiting(on_conflict), Election(None, False, True)
+    waiting.error = StateError("another model")
+    with pytest.raises(StateError):
+        waiting.wait(election)
+    assert (election.now, election.take_overs) == (0.0, 0)
+
+
+def test_a_standby_outlives_records_that_only_the_active_worker_has_read(new_waiting: NewWaiting):
+    waiting = new_waiting("standby")
+    waiting.error = InputError("fallen off retention")
+    assert waiting.wait(Election(False, True))
+
+
+def test_a_take_over_does_not_begin_with_them(new_waiting: NewWaiting):
+    waiting, election = new_waiting("take_over"), Election(False, True)
+    waiting.error = InputError("fallen off retention")
+    with pytest.raises(InputError):
+        waiting.wait(election)
+    assert election.take_overs == 0
