@@ -21,11 +21,13 @@ import feed
 from child import Point
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.cimpl import NewTopic
 from feed import Draft, Fed
 
 from stream_learner import config
 from stream_learner.config import Settings
+from stream_learner.errors import ExitCode
 from stream_learner.local.broker import Broker
 from stream_learner.streams import topics
 
@@ -50,6 +52,13 @@ DEFAULTS = {
     "monitoring.port": 0,
     "log.format": "json",
 }
+# The least that a transaction's time-out can be: 3 s.
+SHORT = {
+    "checkpoint__timeout_s": 1.0,
+    "checkpoint__max_pending_bytes": 1024 * 1024,
+    "release__inline_max_bytes": 1024 * 1024,
+}
+UNKNOWN_OUTCOME = (ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG)
 
 # A process that has imported torch already, and what its optimizers need, makes a worker in a moment.
 processes = multiprocessing.get_context("forkserver")
@@ -199,6 +208,19 @@ class Run:
         place = TopicPartition(self.input, partition, end)
         self.admin.delete_records([place])[place].result(DEADLINE_S)
 
+    def delete_topic(self, topic: str) -> None:
+        """Returns once the brokers do not know the topic any more."""
+        self.admin.delete_topics([topic])[topic].result(DEADLINE_S)
+        deadline = time.monotonic() + DEADLINE_S
+        while topic in self.admin.list_topics(timeout=DEADLINE_S).topics:
+            assert time.monotonic() < deadline, f"{topic} is still there"
+
+    def set_max_message_bytes(self, topic: str, limit: int) -> None:
+        """Limits what an output topic takes, named without its prefix."""
+        entry = ConfigEntry("max.message.bytes", str(limit), incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ConfigResource.Type.TOPIC, f"{self.id}.{topic}", incremental_configs=[entry])
+        self.admin.incremental_alter_configs([resource])[resource].result(DEADLINE_S)
+
     def start(self, *options: str) -> Worker:
         """A worker, as the command line starts it."""
         return self.call("run", *options)
@@ -217,7 +239,7 @@ class Run:
 
     def start_jumping(self, point: Point, seconds: float) -> Worker:
         """A worker whose wall clock jumps by `seconds` at a point of its protocol."""
-        return self._child(child.jumping, ["run", *self._sets], point, seconds)
+        return self.start_altered(child.jumping, point, seconds)
 
     def start_command(self, *options: str, within: Sequence[str] = ()) -> Worker:
         """A worker that a shell's command line starts: slower, and a child of nobody's but ours. `within` is a command

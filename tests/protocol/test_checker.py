@@ -1,12 +1,16 @@
 """The checker must see damage of every kind, or its silence elsewhere means nothing."""
 
 import copy
+import hashlib
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
-from checker import ERRORS, Log, Read, check, violations
+import safetensors.numpy
+from checker import ERRORS, Log, Read, check, check_drained, compare_states, violations
 from feed import Draft, Fed
 from harness import Run
 
@@ -19,7 +23,7 @@ def other_value(read: Read) -> Read:
     return read._replace(value=other_byte(read.value or b""))
 
 
-def rewrite(read: Read, change: Callable[[dict[str, Any]], None]) -> Read:
+def rewrite(read: Read, change: Callable[[dict[str, Any]], Any]) -> Read:
     document = json.loads(read.value or b"")
     change(document)
     return read._replace(value=json.dumps(document).encode())
@@ -92,6 +96,30 @@ def move_span(log: Log) -> None:
     rewrite_window(log, change)
 
 
+def lose_in_window(log: Log) -> None:
+    rewrite_window(log, say_one_was_lost)
+
+
+def lose_what_is_there(log: Log) -> None:
+    lose_in_window(log)
+    log.history[1] = rewrite(log.history[1], say_one_was_lost)
+
+
+def say_one_was_lost(document: dict[str, Any]) -> None:
+    ((topic, partitions),) = document["spans"].items()
+    start, _ = partitions["0"]
+    document["lost"] = {topic: {"0": [[start, start + 1]]}}
+
+
+def cover_another_partition(log: Log) -> None:
+    def change(document: dict[str, Any]) -> None:
+        ((_, partitions),) = document["spans"].items()
+        partitions["9"] = [0, 1]
+
+    rewrite_window(log, change)
+    log.history[1] = rewrite(log.history[1], change)
+
+
 def drop_manifest(log: Log) -> None:
     del log.history[1]
 
@@ -115,6 +143,22 @@ def move_position(log: Log) -> None:
         partitions["0"] += 1
 
     log.history[1] = rewrite(log.history[1], change)
+
+
+def drop_position(log: Log) -> None:
+    rewrite_newest(log, lambda manifest: [partitions.pop("0") for partitions in manifest["positions"].values()])
+
+
+def rewrite_newest(log: Log, change: Callable[[dict[str, Any]], Any]) -> None:
+    log.checkpoints[-1] = log.history[-1] = rewrite(log.history[-1], change)
+
+
+def drop_history(log: Log) -> None:
+    log.history.clear()
+
+
+def drop_checkpoints(log: Log) -> None:
+    log.checkpoints.clear()
 
 
 def drop_newest(log: Log) -> None:
@@ -155,6 +199,22 @@ def change_chunk(log: Log) -> None:
     log.weights[-1] = other_value(log.weights[-1])
 
 
+def double_chunk(log: Log) -> None:
+    log.weights.append(log.weights[-1])
+
+
+def add_chunk(log: Log) -> None:
+    log.weights.append(log.weights[-1]._replace(offset=log.weights[-1].offset + 1))
+
+
+def add_chunk_at_the_front(log: Log) -> None:
+    log.weights.insert(0, log.weights[0]._replace(offset=log.weights[0].offset - 1))
+
+
+def drop_old_chunk(log: Log) -> None:
+    del log.weights[1]
+
+
 def drop_dead_letter(log: Log) -> None:
     del log.dead_letters[0]
 
@@ -189,6 +249,23 @@ def rewrite_header(log: Log, name: str, value: bytes, place: int = 0) -> None:
 
 def change_origin(log: Log) -> None:
     rewrite_header(log, ERRORS + "offset", b"0")
+
+
+def drop_origin(log: Log) -> None:
+    drop_header(log, ERRORS + "offset")
+
+
+def drop_stage(log: Log) -> None:
+    drop_header(log, ERRORS + "stage")
+
+
+def drop_header(log: Log, name: str) -> None:
+    headers = [header for header in log.dead_letters[0].headers if header[0] != name]
+    log.dead_letters[0] = log.dead_letters[0]._replace(headers=headers)
+
+
+def break_origin(log: Log) -> None:
+    rewrite_header(log, ERRORS + "offset", b"\xff")
 
 
 def change_stage(log: Log) -> None:
@@ -229,12 +306,18 @@ DAMAGE: dict[Damage, str] = {
     miscount_rejected: "window 2 rejects",
     miscount_learned: "window 2 did not learn",
     move_records_to_another_split: "window 2 has too few",
+    lose_in_window: "window 2 lost other offsets than its manifest",
+    lose_what_is_there: "window 2 does not say which records of .* fell off retention",
+    cover_another_partition: "the windows do not end at",
     drop_manifest: "sequences are not",
     double_manifest: "sequences are not",
     change_manifest: "the chain is broken",
     put_before_the_first: "the first manifest has a predecessor",
     move_position: "manifest 2 does not stand",
+    drop_position: "the windows do not end at",
     drop_newest: "the newest manifest is not",
+    drop_history: "there is no manifest",
+    drop_checkpoints: "there is no manifest",
     drop_state: "is missing",
     drop_kept: "is missing",
     drop_release: "is missing",
@@ -243,6 +326,10 @@ DAMAGE: dict[Damage, str] = {
     overwrite_old_state: "was overwritten",
     change_chunk: "the chunks are not the release",
     drop_chunk: "the chunks are not the release",
+    double_chunk: "the weights topic holds other chunks",
+    add_chunk: "the weights topic holds other chunks",
+    add_chunk_at_the_front: "the weights topic holds other chunks",
+    drop_old_chunk: "the weights topic holds other chunks",
     drop_dead_letter: "is not in the dead letters",
     double_dead_letter: "is in the dead letters twice",
     change_origin: "but was not rejected",
@@ -250,7 +337,10 @@ DAMAGE: dict[Damage, str] = {
     change_dead_letter_key: "has another key",
     change_dead_letter_header: "has other headers",
     bring_oversized_value_back: "has other bytes",
+    drop_origin: "does not say where it is from",
+    break_origin: "does not say where it is from",
     change_stage: "has another stage",
+    drop_stage: "has other error headers",
     change_reason: "has another reason",
     drop_message: "has no message",
     add_error_header: "has other error headers",
@@ -307,3 +397,70 @@ def test_a_record_that_nobody_counted_is_seen(finished: tuple[Run, Log]) -> None
     stray = Fed(run.input, 0, run.fed[-1].offset, Draft(None, b"", [], "no_image"))
     with pytest.raises(AssertionError, match="rejects"):
         check(log, [*run.fed, stray])
+
+
+def test_what_was_not_read_is_counted(finished: tuple[Run, Log]) -> None:
+    run, log = finished
+    assert not [*check_drained(log, run.fed)]
+    end = run.ends()[run.input, 0]
+    late = [Fed(run.input, partition, end, run.fed[0].draft) for partition in (0, 9)]
+    assert [violation.lost for violation in check_drained(log, [*run.fed, *late])] == [2]
+    damaged = copy.deepcopy(log)
+    drop_checkpoints(damaged)
+    assert [violation.lost for violation in check_drained(damaged, run.fed)] == [len(run.fed)]
+
+
+def change_tensor(log: Log) -> None:
+    def change(tensors: dict[str, np.ndarray], _: dict[str, str]) -> None:
+        tensors["memory/keys"] = tensors["memory/keys"] + 1
+
+    rewrite_state(log, change)
+
+
+def change_document(log: Log) -> None:
+    rewrite_state(log, lambda _, metadata: metadata.update(document="another"))
+
+
+def rewrite_state(log: Log, change: Callable[[dict[str, np.ndarray], dict[str, str]], None]) -> None:
+    """Changes the newest state, and the manifest that names it."""
+    reference = log.manifest["state"]
+    data = log.objects[reference["url"]]
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    tensors, metadata = safetensors.numpy.load(data), header["__metadata__"]
+    change(tensors, metadata)
+    data = log.objects[reference["url"]] = safetensors.numpy.save(tensors, metadata)
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    rewrite_newest(log, lambda manifest: manifest["state"].update(size=len(data), digest=digest))
+
+
+def name_another_state(log: Log) -> None:
+    rewrite_newest(log, lambda manifest: manifest["state"].update(url="file:///nowhere", digest="sha256:0"))
+
+
+def name_another_release(log: Log) -> None:
+    rewrite_newest(log, lambda manifest: manifest["release"]["object"].update(digest="sha256:0"))
+
+
+def forget_release(log: Log) -> None:
+    rewrite_newest(log, lambda manifest: manifest.update(release=None))
+
+
+DIFFERENCES: dict[Damage, str] = {
+    change_tensor: "the state is another: memory/keys$",
+    change_document: "the state is another: its document$",
+    name_another_state: "the state is another",
+    name_another_release: "the release is another",
+    forget_release: "the release is another",
+    drop_checkpoints: "there is no manifest",
+}
+
+
+@pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda difference: difference.__name__)
+def test_a_difference_of_two_runs_is_seen(finished: tuple[Run, Log], difference: Damage) -> None:
+    _, log = finished
+    other = copy.deepcopy(log)
+    assert not [*compare_states(log, other)]
+    difference(other)
+    for pair in ((log, other), (other, log)):
+        (violation,) = compare_states(*pair)
+        assert re.match(DIFFERENCES[difference], violation.what)

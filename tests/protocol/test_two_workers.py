@@ -94,11 +94,12 @@ def test_a_worker_that_wakes_up_between_its_election_and_its_take_over_learns_no
     second = run.start()
     run.learned(second)
     sleeper.signal(signal.SIGCONT)
-    assert "learning" not in sleeper.ends(ExitCode.FENCED)
-    if second.poll() is None:
-        run.feed(mixed(300))
-    # The sleeper was past the question, and cost the new one a restart.
-    run.finish(second if second.poll() is None else run.start())
+    assert '"event":"learning"' not in sleeper.ends(ExitCode.FENCED)
+    run.feed(mixed(300))
+    if before:  # it was past the question, and costs the new one a restart
+        second.ends(ExitCode.FENCED)
+        second = run.start()
+    run.finish(second)
 
 
 def test_an_idle_worker_that_wakes_up_after_it_was_replaced_ends_too(new_run: NewRun) -> None:

@@ -22,18 +22,16 @@ import numpy as np
 from checker import Violation
 from child import Point
 from feed import Draft, Images, classes, good, mixed, png, whole_batches
-from harness import POLL_S, Run, Worker
+from harness import POLL_S, UNKNOWN_OUTCOME, Run, Worker
 from PIL import Image
 
-from stream_learner.errors import ExitCode
 from stream_learner.local.broker import Broker
 from stream_learner.local.datasets import Dataset
 
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
-REPLACED = (ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG)
 RANDOM_S = 3.0
 AGAIN_S = 1.0
-# A worker that has logged nothing for so long has nothing left to publish.
+# A worker that has saved all it learned, and has logged nothing for so long, has nothing left to publish.
 IDLE_S = 8.0
 IDLE = "idle, short of its point"
 BATCH = 16
@@ -254,7 +252,7 @@ class Victim:
                 owner = self._outlive(point, share)
                 time.sleep(after_s)
                 if owner.poll() is not None:  # a zombie may cost it one restart
-                    owner.ends(*REPLACED)
+                    owner.ends(*UNKNOWN_OUTCOME)
                     owner = self.run.start()
                 _kill(owner)
                 return name
@@ -287,7 +285,7 @@ class Victim:
         owner.until("a publication", lambda: self._look() != seen)
         zombie.signal(signal.SIGCONT)
         self.run.feed(after)
-        zombie.ends(*REPLACED)
+        zombie.ends(*UNKNOWN_OUTCOME)
         return owner
 
     def _look(self) -> checker.Read | None:
@@ -310,10 +308,15 @@ def _falls_idle(worker: Worker) -> bool:
     while worker.poll() is None:
         if worker.text() != text:
             text, since = worker.text(), time.monotonic()
-        if time.monotonic() - since > IDLE_S:
+        if time.monotonic() - since > IDLE_S and _saved_all(worker):
             return True
         time.sleep(POLL_S)
     return False
+
+
+def _saved_all(worker: Worker) -> bool:
+    """Whether the worker has learned something since its start, and all of that is published."""
+    return list(worker.metric("unsaved_records").values()) == [0] and bool(worker.metric("position"))
 
 
 def _kill(worker: Worker, after_s: float = 0.0) -> None:
@@ -339,12 +342,13 @@ def torture(
 ) -> Report:
     """Kills a run of three partitions, then one of a single partition, which must learn the same as an unkilled one.
 
-    A tenth of the kills is the latter's, and so much of the records. Keeps everything in `folder`, by the run's id.
+    `records` are the former's. A tenth of the kills is the latter's, with as many records a kill on top. Keeps
+    everything in `folder`, by the run's id.
     """
     random, report = Random(seed), Report()
     of_one = max(len(FIRST_OF_ONE_PARTITION), kills // 10)
     lives = draw(random, FIRST, kills - of_one), draw(random, FIRST_OF_ONE_PARTITION, of_one)
-    share = records // kills
+    share = records // len(lives[0])
     settings = pictures.settings | {
         "run.seed": seed,
         "release.every_records": max(100, share // 2),
@@ -358,8 +362,7 @@ def torture(
     }
 
     three = Run(broker, folder / f"torture-{seed}-three-partitions", 3, settings)
-    drafts = list(mixed(share * len(lives[0]), seed, pictures.images))
-    Victim(three, drafts, report).suffer(lives[0], on_life)
+    Victim(three, list(mixed(records, seed, pictures.images)), report).suffer(lives[0], on_life)
 
     # Batches close only when they are full: wherever a life begins, they are the same.
     settings |= {"batch.size": BATCH, "batch.linger_s": 3600.0}
