@@ -20,6 +20,7 @@ from rich.table import Column, Table
 from stream_learner import __version__, config
 from stream_learner.config import Settings
 from stream_learner.errors import ExitCode, StreamLearnerError, out_of_memory
+from stream_learner.records.spans import Stretches
 
 app = typer.Typer(
     name="stream-learner",
@@ -65,6 +66,11 @@ def run(
 
 
 def _run_worker(settings: Settings, *, fresh: bool, accept_rejects: bool) -> None:
+    health = None
+    # Before it learns or stands by there is nothing to save, and what it waits for may take long.
+    stop = _stop_on_signals(
+        settings.run.stop_deadline_s, at_once=lambda: health is None or health.why_not_started() is not None
+    )
     from prometheus_client import REGISTRY
 
     from stream_learner import worker
@@ -81,8 +87,6 @@ def _run_worker(settings: Settings, *, fresh: bool, accept_rejects: bool) -> Non
     keep_freed_memory()
     health = Health(settings.monitoring.live_timeout_s)
     serve(settings.monitoring.host, settings.monitoring.port, REGISTRY, health)
-    # Before it learns or stands by there is nothing to save, and what it waits for may take long.
-    stop = _stop_on_signals(settings.run.stop_deadline_s, at_once=lambda: health.why_not_started() is not None)
     worker.run(
         settings,
         Store(settings.checkpoint.store),
@@ -282,7 +286,8 @@ def status(
         window = found.window
         _say(
             f"last window: {window.records} records, {window.learned} learned, "
-            f"{sum(window.rejected.values())} rejected, prequential accuracy {_percent(window.prequential.accuracy)}"
+            f"{sum(window.rejected.values())} rejected, {_offsets(window.lost)} lost, "
+            f"prequential accuracy {_percent(window.prequential.accuracy)}"
         )
     table = Table(Column("topic", overflow="fold"), "partition", "position", "lag")
     for topic, partitions in found.lag.items():
@@ -328,6 +333,10 @@ def rebuild(
     _say(f"state {rebuilt.state}, as published")
     if rebuilt.release:
         _say(f"release {rebuilt.release}, as published")
+
+
+def _offsets(stretches: Stretches) -> int:
+    return sum(span.end - span.start for ps in stretches.values() for spans in ps.values() for span in spans)
 
 
 def _percent(share: float | None) -> str:

@@ -15,7 +15,7 @@ from stream_learner.learning.batch import Batch, batches
 from stream_learner.learning.learner import Learner
 from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import Metrics
-from stream_learner.publishing.ownership import await_turn, fencing, leaving_a_mark
+from stream_learner.publishing.ownership import await_turn, fencing, first_look, leaving_a_mark
 from stream_learner.publishing.publish import Publish
 from stream_learner.publishing.publisher import EndProcess, Publisher
 from stream_learner.publishing.recover import Recovered, Recovery
@@ -133,8 +133,8 @@ class Worker:
         self.election.poll()
         if not self.election.elected:
             raise FencedError(
-                "the brokers took this worker for dead, and another one was elected; nothing more is published, and a "
-                "restart stands by or recovers"
+                "another one was elected: the brokers took this worker for dead, or it was replaced on purpose "
+                "(run.on_conflict = take_over). Nothing more is published; a restart stands by or recovers"
             )
         for topic, partitions in self.lag().items():
             for partition, records in partitions.items():
@@ -170,6 +170,7 @@ def run(
     end_process = leaving_a_mark(settings, store, end_process)
     recovery = Recovery(settings, store)
     store.check_writable()
+    first_look(settings, recovery.look)
     with closing(Election(settings)) as election:
         if not await_turn(settings, store, election, stop, lambda: health.enter(Phase.STANDBY), recovery.look):
             return
@@ -191,6 +192,7 @@ def run(
             except InputError:
                 worker.save_the_rest()  # its records may not be there any more to be learned again
                 raise
+            log.info("stopped")
         except FencedError as error:
             log.error(str(error))
             end_process(error.code)

@@ -448,7 +448,7 @@ def test_a_worker_that_is_alive(ready: Run):
         log: list[dict[str, Any]] = []
         for line in worker.stderr:  # one object a line, or this fails
             log.append(json.loads(line))
-            if log[-1]["event"] == "checkpoint" and log[-1]["released"]:
+            if log[-1]["event"] == "checkpoint" and log[-1].get("released"):
                 (port,) = (event["port"] for event in log if event["event"] == "monitoring")
                 look_at(port)
                 worker.send_signal(signal.SIGTERM)

@@ -35,6 +35,11 @@ class StopEvent(Protocol):
     def is_set(self) -> bool: ...
 
 
+def first_look(settings: Settings, look: Callable[[], None]) -> None:
+    """A worker that does not fit its run ends here, before it disturbs anybody. Raises what `look` does."""
+    _look(look, forgiving=() if settings.run.on_conflict == "take_over" else (InputError,))
+
+
 def await_turn(
     settings: Settings,
     store: Store,
@@ -46,12 +51,11 @@ def await_turn(
 ) -> bool:
     """Returns once it is this worker's turn; False when it was stopped before.
 
-    `look` is called first, so that a worker that does not fit disturbs nobody. While another worker is active,
-    `stand_by` is called at every turn, and `look` every few seconds, on a thread of its own: it keeps what a take-over
-    needs at hand. Raises ConflictError, StoreError, KafkaUnavailableError, and what `look` does.
+    While another worker is active, `stand_by` is called at every turn, and `look` every few seconds, on a thread of its
+    own: it keeps what a take-over needs at hand. Raises ConflictError, StoreError, KafkaUnavailableError, and what `look`
+    does.
     """
     on_conflict = settings.run.on_conflict
-    _look(look, forgiving=(InputError,) if on_conflict != "take_over" else ())
     if on_conflict == "take_over" and was_fenced(store, settings):
         log.info("this worker was replaced; it comes back as a standby")
         on_conflict = "standby"
@@ -86,8 +90,9 @@ def await_turn(
                 if looking is None and clock() >= looked_at + LOOK_EVERY_S:
                     looking = thread.submit(_look, look, forgiving=(StoreError, KafkaUnavailableError, InputError))
                     looked_at = clock()
-    if settings.run.on_conflict == "take_over":
-        forget_fenced(store, settings)
+    if standing_by:
+        log.info("elected: taking the run over")
+    forget_fenced(store, settings)
     return True
 
 
@@ -116,7 +121,7 @@ def leaving_a_mark(settings: Settings, store: Store, end_process: EndProcess) ->
     """`end_process`, which first remembers for the next start that this worker was, or may have been, replaced."""
 
     def end(code: ExitCode) -> None:
-        if code in MAYBE_REPLACED and settings.run.on_conflict == "take_over":
+        if code in MAYBE_REPLACED:
             try:
                 write_fenced(store, settings)
             except StoreError as error:

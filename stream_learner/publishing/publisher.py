@@ -77,7 +77,8 @@ class Publisher:
             prepared = self._prepare(snapshot, lag)
             manifest = self._commit(prepared)
             self._committed(manifest, time.monotonic() - began)
-            log.info("checkpoint", sequence=manifest.sequence, released=manifest.released, bytes=prepared.state.size)
+            verdict = manifest.decision and {"released": manifest.released, "why": manifest.decision.reason}
+            log.info("checkpoint", sequence=manifest.sequence, bytes=prepared.state.size, **verdict or {})
             self._clean()
         except StreamLearnerError as error:
             log.error(str(error))

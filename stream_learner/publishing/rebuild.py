@@ -82,6 +82,7 @@ def rebuild(
 
 def _history(settings: Settings) -> dict[str, Manifest]:
     """Every manifest by its digest, in the order of their commits."""
+    topics.check(settings)
     topic = Names.of(settings).history
     try:
         found = {digest(v): decode_manifest(v) for v in read_committed(settings, topic, wait=False)}
@@ -216,10 +217,14 @@ def _compared(end: Manifest, snapshot: Snapshot) -> tuple[str, str | None]:
         made["release"] = digest(state.encode(snapshot.candidate.weights)), end.release.object.digest
     for what, (rebuilt, published) in made.items():
         if rebuilt != published:
+            then, now = _words(end.arithmetic), _words(snapshot.arithmetic)
             raise MismatchError(
                 f"the {what} of checkpoint {end.sequence} was rebuilt as {rebuilt}, and published as {published}. "
-                f"It was computed with {_words(end.arithmetic)}, and now with {_words(snapshot.arithmetic)}; settings "
-                "must be those of the run"
+                + (
+                    f"It was computed with {then}, now with {now}"
+                    if then != now
+                    else f"Both with {now}: settings differ"
+                )
             )
     return made["state"][0], made["release"][0] if "release" in made else None
 

@@ -14,7 +14,7 @@ from stream_learner.errors import (
     StateError,
     StoreError,
 )
-from stream_learner.publishing.ownership import await_turn, fencing, leaving_a_mark
+from stream_learner.publishing.ownership import await_turn, fencing, first_look, leaving_a_mark
 
 
 class Election:
@@ -67,6 +67,7 @@ class Waiting:
         self.error_from = 1
 
     def wait(self, election: Election, polls: int = 1000) -> bool:
+        first_look(self.settings, lambda: self.look(election.now))
         return await_turn(
             self.settings,
             self.store,
