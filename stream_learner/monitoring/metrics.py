@@ -53,7 +53,9 @@ class Metrics:
         self._lag_seconds = gauge(
             "lag_seconds", "Age of the newest record read, in seconds; 0 at the partition's end.", partition
         )
-        self._poll = histogram("poll_seconds", "Waiting for Kafka, per batch, in seconds.", buckets=BATCH_BUCKETS_S)
+        self._poll = histogram(
+            "poll_seconds", "Waiting for Kafka, per batch with offsets, in seconds.", buckets=BATCH_BUCKETS_S
+        )
         self._decode = histogram(
             "decode_seconds", "Decoding, per batch with records, in seconds.", buckets=BATCH_BUCKETS_S
         )

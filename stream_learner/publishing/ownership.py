@@ -52,16 +52,18 @@ def await_turn(
     """Returns once it is this worker's turn; False when it was stopped before.
 
     While another worker is active, `stand_by` is called at every turn, and `look` every few seconds, on a thread of its
-    own: it keeps what a take-over needs at hand. Raises ConflictError, StoreError, KafkaUnavailableError, and what `look`
-    does.
+    own: it keeps what a take-over needs at hand. Raises ConflictError, StoreError, KafkaUnavailableError and what
+    `look` does.
     """
     on_conflict = settings.run.on_conflict
     if on_conflict == "take_over" and was_fenced(store, settings):
-        log.info("this worker was replaced; it comes back as a standby")
+        log.info("this worker was, or may have been, replaced; it comes back as a standby")
         on_conflict = "standby"
     if on_conflict == "take_over":
         election.take_over()
-    deadline, looked_at, standing_by = clock() + settings.recovery.timeout_s, clock(), False
+    # The brokers admit nobody before they have given up a member that is silent.
+    deadline = clock() + settings.recovery.timeout_s + settings.run.session_timeout_s
+    looked_at, standing_by = clock(), False
     with ThreadPoolExecutor(1, "look") as thread:
         looking: Future[None] | None = None
         while not election.elected:
@@ -72,7 +74,7 @@ def await_turn(
                 if clock() > deadline:
                     raise KafkaUnavailableError(
                         f"the group {settings.standby_group} did not admit this worker within recovery.timeout_s = "
-                        f"{settings.recovery.timeout_s:g}; check that the brokers are up"
+                        f"{settings.recovery.timeout_s:g} and a session; check that the brokers are up"
                     )
             elif not election.elected:
                 if on_conflict == "exit":

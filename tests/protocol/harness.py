@@ -34,8 +34,10 @@ from stream_learner.streams import topics
 DEADLINE_S = 60.0
 POLL_S = 0.02
 DEFAULTS = {
-    # A restart does not wait until the brokers have given up its killed predecessor.
+    # A restart does not wait until the brokers have given up its killed predecessor; nor long, when it may have been
+    # replaced and stands by.
     "run.on_conflict": "take_over",
+    "run.session_timeout_s": 3.0,
     "model.name": "mlp",
     "model.height": 8,
     "model.width": 8,

@@ -67,7 +67,7 @@ def test_an_input_with_fewer_partitions_than_before(finished: tuple[Run, Log], m
     manifest = log.manifest
     manifest["positions"][run.input]["2"] = 1
     monkeypatch.setattr(recover, "read_newest", lambda *_, **__: json.dumps(manifest).encode())
-    with pytest.raises(InputError, match="has fewer partitions than before: partition 2 is missing"):
+    with pytest.raises(InputError, match="has fewer partitions than before: 2 missing"):
         Recovery(run.settings, Store(run.settings.checkpoint.store)).look()
 
 
@@ -176,14 +176,15 @@ def test_too_many_rejects(new_run: NewRun) -> None:
 def test_a_model_that_diverges(new_run: NewRun) -> None:
     run = new_run(learning__optimizer="sgd", learning__learning_rate=1e30)
     run.feed(good(1000))
-    assert "not finite" in run.start().ends(ExitCode.DIVERGED)
-    origins = {int(dict(letter.headers)[ERRORS + "offset"]) for letter in run.published().dead_letters}
-    assert origins
-    for i in origins:
-        run.fed[i] = run.fed[i]._replace(draft=run.fed[i].draft._replace(fate="non_finite_step"))
-    run.check()
-    run.overrides["learning.learning_rate"] = 0.01
-    run.finish(run.start())  # which does not meet them again
+    passed: set[int] = set()
+    for _ in range(2):  # a restart goes on behind what stopped the start before
+        assert "not finite" in run.start().ends(ExitCode.DIVERGED)
+        origins = {int(dict(letter.headers)[ERRORS + "offset"]) for letter in run.published().dead_letters}
+        assert origins > passed
+        for i in origins - passed:
+            run.fed[i] = run.fed[i]._replace(draft=run.fed[i].draft._replace(fate="non_finite_step"))
+        run.check()
+        passed = origins
 
 
 def test_control_records_leave_no_lag(new_run: NewRun) -> None:

@@ -358,7 +358,6 @@ def torture(
         # Small states: they are written often.
         "memory.max_items": 1000,
         "held_out.max_items": 500,
-        "run.session_timeout_s": 3.0,
     }
 
     three = Run(broker, folder / f"torture-{seed}-three-partitions", 3, settings)
