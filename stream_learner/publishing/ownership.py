@@ -1,5 +1,6 @@
 """Which worker of a run is the active one. Kafka's group membership elects it; that is advice, fencing is the judge."""
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ log = structlog.get_logger()
 
 POLL_S = 0.2
 LOOK_EVERY_S = 5.0
+MARK_S = 5.0
 # After any of these a worker cannot know that it was not replaced.
 MAYBE_REPLACED = (ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG)
 
@@ -122,12 +124,17 @@ def fencing(election: Election, fence: Callable[[], None]) -> Callable[[], None]
 def leaving_a_mark(settings: Settings, store: Store, end_process: EndProcess) -> EndProcess:
     """`end_process`, which first remembers for the next start that this worker was, or may have been, replaced."""
 
+    def leave() -> None:
+        try:
+            write_fenced(store, settings)
+        except StoreError as error:
+            log.warning("could not remember that this worker was replaced", error=str(error))
+
     def end(code: ExitCode) -> None:
         if code in MAYBE_REPLACED:
-            try:
-                write_fenced(store, settings)
-            except StoreError as error:
-                log.warning("could not remember that this worker was replaced", error=str(error))
+            leaving = threading.Thread(target=leave, daemon=True)
+            leaving.start()
+            leaving.join(MARK_S)  # a store that hangs must not keep a process that has to end
         end_process(code)
 
     return end
