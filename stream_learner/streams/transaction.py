@@ -41,7 +41,8 @@ class Transaction:
             "request_timeout_ms": min(shared["request_timeout_ms"], timeout_ms // 2),
             "transaction_timeout_ms": timeout_ms,
             "delivery_timeout_ms": timeout_ms,
-            "max_block_ms": timeout_ms,
+            # A lost answer to the fence can leave kafka-python waiting for nothing: a restart asks again.
+            "max_block_ms": min(timeout_ms, 2 * shared["request_timeout_ms"]),
             "allow_auto_create_topics": False,
             "acks": "all",
             "max_request_size": max(dead_letter_bytes(settings), 4 * MIB),
