@@ -104,22 +104,25 @@ def _run_worker(settings: Settings, *, fresh: bool, accept_rejects: bool) -> Non
 def _stop_on_signals(deadline_s: float, at_once: Callable[[], bool] = lambda: False) -> threading.Event:
     """Set by the first SIGTERM or SIGINT, which must be obeyed in time; a second one ends the process at once.
 
-    So does the first, with 0, when `at_once` says so.
+    So does the first, with 0, when `at_once` says so. To be called before any thread is started.
     """
     stop = threading.Event()
+    signals = {signal.SIGTERM, signal.SIGINT}
 
-    def on_signal(*_) -> None:
-        if stop.is_set():
-            _end_process(ExitCode.INTERRUPTED)
+    def listen() -> None:
+        signal.sigwait(signals)
         if at_once():
             _end_process(ExitCode.OK)
         stop.set()
         timer = threading.Timer(deadline_s, _end_process, (ExitCode.WATCHDOG,))
         timer.daemon = True
         timer.start()
+        signal.sigwait(signals)
+        _end_process(ExitCode.INTERRUPTED)
 
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    # Python's own handlers run on the main thread, which may be waiting for a broker in a way that no signal ends.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    threading.Thread(target=listen, name="signals", daemon=True).start()
     return stop
 
 
@@ -192,6 +195,7 @@ def feed(
     from stream_learner.local.datasets import open_dataset
 
     settings = config.load(config_file, overrides)
+    stop = _stop_on_signals(settings.run.stop_deadline_s)
     dataset = open_dataset(data, split.value)
     total = min(len(dataset) * epochs, limit or len(dataset) * epochs)
     columns = *Progress.get_default_columns(), MofNCompleteColumn()
@@ -207,7 +211,7 @@ def feed(
             limit=limit,
             rate=rate,
             on_progress=lambda sent: progress.update(bar, completed=sent),
-            stop=_stop_on_signals(settings.run.stop_deadline_s),
+            stop=stop,
         )
     ends = ", ".join(f"{partition}: {offset}" for partition, offset in fed.end_offsets.items())
     _say(f"fed {fed.records} records; end offset of each partition: {ends}")
