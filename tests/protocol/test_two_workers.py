@@ -126,10 +126,9 @@ def test_a_standby_that_does_not_fit_ends_and_disturbs_nobody(new_run: NewRun) -
     run.feed(mixed(1000))
     active = run.start()
     active.reaches("checkpoint_sequence", 1)
-    height = run.overrides.pop("model.height", None)
     run.overrides["model.height"] = 9
     assert "its model is" in run.start().ends(ExitCode.STATE)
-    run.overrides |= {"model.height": 8} if height is None else {"model.height": height}
+    del run.overrides["model.height"]
     run.feed(mixed(1000))
     run.finish(active)
 
