@@ -183,6 +183,11 @@ class LearningSettings(Section):
     """How a batch is learned: a name from `stream_learner.learning.strategies.STRATEGIES`, or `package.module:name`."""
     steps_per_batch: PositiveInt = 1
     """Optimizer updates made with each batch."""
+    augment: list[str] = []
+    """How images are varied each time they are learned, in this order: names from
+    `stream_learner.learning.augmentation.AUGMENTATIONS`, or `package.module:name`."""
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of the moving average of weights and buffers that predicts and is released; 0 keeps none."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Optimizer: Adam (Kingma and Ba 2015) or SGD."""
     learning_rate: PositiveFloat = 0.001

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from stream_learner.config import Settings
 from stream_learner.learning import evaluation, gate, models, weighting
+from stream_learner.learning.augmentation import AUGMENTATIONS
 from stream_learner.learning.batch import Batch
-from stream_learner.learning.growth import grow_head, start_moments
 from stream_learner.learning.memory import BalancedMemory
 from stream_learner.learning.placement import place
 from stream_learner.learning.snapshot import Candidate, Snapshot
-from stream_learner.learning.strategies import STRATEGIES, Minibatch, Step
+from stream_learner.learning.strategies import Minibatch
+from stream_learner.learning.trainer import Trainer, copies, prefixed, under
 from stream_learner.records.manifest import Decision, ModelSpec, Preprocessing
 from stream_learner.records.progress import Progress
 from stream_learner.records.record import Label, Reason, Rejection, Sample, Split
@@ -24,7 +25,7 @@ from stream_learner.records.report import Report
 from stream_learner.records.spans import Positions
 from stream_learner.registry import lookup
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 NON_FINITE_IN_A_ROW = 3
 
 
@@ -36,19 +37,17 @@ class Learner:
         """Raises UsageError when the settings name a model, strategy or device that is not there, or images too small
         for the model."""
         self._settings = settings
-        self._strategy = lookup(STRATEGIES, settings.learning.strategy, "learning.strategy")()
-        self._placement = place(settings.learning, lookup(models.MODELS, settings.model.name, "model.name"))
-        if settings.learning.threads:
-            torch.set_num_threads(settings.learning.threads)
-        torch.manual_seed(settings.run.seed)  # the one generator behind weights, dropout and replay
+        learning = settings.learning
+        self._augmentations = [lookup(AUGMENTATIONS, name, "learning.augment") for name in learning.augment]
+        self._placement = place(learning, lookup(models.MODELS, settings.model.name, "model.name"))
+        if learning.threads:
+            torch.set_num_threads(learning.threads)
+        torch.manual_seed(settings.run.seed)  # the one generator behind weights, dropout, replay and augmentation
         self.labels: list[Label] = []
         self._index_of: dict[Label, int] = {}
-        self._model = self._build()
-        self._optimizer = self._build_optimizer()
-        self._weighted_loss = weighting.WeightedLoss(mean=float(settings.batch.size))
-        self._new_rows_from: int | None = None
+        self._trainer = Trainer(settings, self._placement)
         self.memory = self._build_memory(
-            settings.memory.max_items if self._strategy.replays else 0, settings.memory.max_bytes
+            settings.memory.max_items if self._trainer.strategy.replays else 0, settings.memory.max_bytes
         )
         self._held_out = {
             split: self._build_memory(settings.held_out.max_items, settings.held_out.max_bytes)
@@ -113,10 +112,7 @@ class Learner:
                 train.append(sample)
             else:
                 self._held_out[sample.split].add(sample.record, sample.pixels_HWC, index, self._weight(sample))
-        if len(self.labels) > self._model.head.out_features:
-            if self._new_rows_from is None:
-                self._new_rows_from = self._model.head.out_features
-            grow_head(self._model, self._optimizer, len(self.labels))
+        self._trainer.grow(len(self.labels))
         return train
 
     def _minibatch(self, samples: list[Sample]) -> Minibatch:
@@ -134,19 +130,16 @@ class Learner:
 
     @torch.inference_mode()
     def _predict_first(self, stream: Minibatch, report: Report) -> None:
-        self._model.eval()
         with self._placement.training():
-            hits = (self._model(stream.images_NHWC).argmax(1) == stream.labels).tolist()
+            hits = (self._trainer.evaluated.eval()(stream.images_NHWC).argmax(1) == stream.labels).tolist()
         for index, hit in zip(stream.labels.tolist(), hits, strict=True):
             correct, seen = report.prequential.get(self.labels[index], (0, 0))
             report.prequential[self.labels[index]] = (correct + hit, seen + 1)
 
     def _take_steps(self, stream: Minibatch, report: Report) -> bool:
         """The batch's optimizer updates, up to one that is not finite and undone. False when that was the first."""
-        self._model.train()
-        step = Step(self._model, stream, self._replay, self._weighted_loss)
         for _ in range(self._settings.learning.steps_per_batch):
-            loss = self._take_step(step)
+            loss = self._trainer.step(self._augmented(stream), self._replay)
             if not math.isfinite(loss):
                 self._non_finite_in_a_row += 1
                 return report.steps > 0  # learned as far as it went; a dead letter must not be learned in part
@@ -155,30 +148,16 @@ class Learner:
         self._non_finite_in_a_row = 0
         return True
 
-    def _take_step(self, step: Step) -> float:
-        """One update; the loss, or NaN when the loss or a gradient was not finite and nothing was changed."""
-        buffers = [buffer.clone() for buffer in self._model.buffers()]
-        normaliser = copy.copy(self._weighted_loss)
-        self._optimizer.zero_grad()
-        with self._placement.training():
-            loss = self._strategy.loss(step)
-        loss.backward()
-        norm = nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
-        value = float(loss.detach() + 0 * norm)
-        if not math.isfinite(value):
-            for buffer, before in zip(self._model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
-            self._weighted_loss = normaliser
-            return math.nan
-        if self._new_rows_from is not None:
-            start_moments(self._optimizer, self._model.head, self._new_rows_from)
-            self._new_rows_from = None
-        self._optimizer.step()
-        return value
-
     def _replay(self) -> Minibatch:
         slots = self.memory.draw(self._settings.replay_size)
-        return self._to_device(self.memory.pixels_NHWC[slots], self.memory.labels[slots], self.memory.weights[slots])
+        drawn = self.memory.pixels_NHWC[slots], self.memory.labels[slots], self.memory.weights[slots]
+        return self._augmented(self._to_device(*drawn))
+
+    def _augmented(self, minibatch: Minibatch) -> Minibatch:
+        images_NHWC = minibatch.images_NHWC
+        for augment in self._augmentations:
+            images_NHWC = augment(images_NHWC)
+        return minibatch._replace(images_NHWC=images_NHWC)
 
     def _remember(self, train: list[Sample]) -> None:
         for sample in train:
@@ -197,13 +176,13 @@ class Learner:
         """Evaluates the model and decides whether it is released; the next snapshot carries the outcome."""
         self._decided_at = self.records
         validation, test = self._held_out[Split.VALIDATION], self._held_out[Split.TEST]
-        candidate_score = self._score(self._model, validation)
+        candidate_score = self._score(self._trainer.evaluated, validation)
         last_score = self._score(self._released, validation) if self._released is not None else None
         decision = gate.decide(candidate_score, last_score, self._settings.release)
-        predictions = self._predictions(self._model, test)
+        predictions = self._predictions(self._trainer.evaluated, test)
         candidate = Candidate(
-            weights=_copies(self._model.state_dict()),
-            model=self._spec(),
+            weights=copies(self._trainer.evaluated.state_dict()),
+            model=self._trainer.spec(),
             labels=list(self.labels),
             preprocessing=self._preprocessing(),
             validation=candidate_score,
@@ -244,27 +223,16 @@ class Learner:
             decision=outcome[1] if outcome else None,
         )
 
-    @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], document: dict[str, Any], positions: Positions) -> None:
         """Goes on from a snapshot's state. Raises ValueError when it belongs to other settings."""
         check_fits(document, self._settings)
         for label in document["labels"]:
             self._index_of[label] = len(self.labels)
             self.labels.append(label)
-        self._model = self._build()
-        self._model.load_state_dict(_under("model", tensors))
-        self._optimizer = self._build_optimizer()
-        for name, tensor in _under("optimizer", tensors).items():
-            index, key = name.split("/")
-            parameter = self._optimizer.param_groups[0]["params"][int(index)]
-            # Moments take their parameter's device and memory layout; Adam's step count is a scalar of its own.
-            moment = torch.empty_like(parameter) if tensor.ndim else torch.empty_like(tensor, device=parameter.device)
-            self._optimizer.state[parameter][key] = moment.copy_(tensor)
-        self.memory.restore(_under("memory", tensors))
+        self._trainer.restore(under("trainer", tensors), document["trainer"])
+        self.memory.restore(under("memory", tensors))
         for split, held_out in self._held_out.items():
-            held_out.restore(_under(split.value, tensors))
-        self._weighted_loss.mean = document["loss_normaliser"]
-        self._new_rows_from = document["new_rows_from"]
+            held_out.restore(under(split.value, tensors))
         self.records = document["records"]
         self._decided_at = document["decided_at"]
         self._non_finite_in_a_row = document["non_finite_in_a_row"]
@@ -278,13 +246,9 @@ class Learner:
         self._released = self._build_released(spec, weights)
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"model/{name}": tensor for name, tensor in _copies(self._model.state_dict()).items()}
-        for index, parameter in enumerate(self._optimizer.param_groups[0]["params"]):
-            for key, moment in self._optimizer.state.get(parameter, {}).items():
-                if moment is not None:
-                    tensors[f"optimizer/{index}/{key}"] = _copy(moment)
-        for name, memory in (("memory", self.memory), *((s.value, m) for s, m in self._held_out.items())):
-            tensors |= {f"{name}/{key}": tensor for key, tensor in memory.state().items()}
+        tensors = prefixed("trainer", self._trainer.tensors()) | prefixed("memory", self.memory.state())
+        for split, held_out in self._held_out.items():
+            tensors |= prefixed(split.value, held_out.state())
         tensors["rng/cpu"] = torch.get_rng_state()
         if self._placement.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self._placement.device)
@@ -293,8 +257,7 @@ class Learner:
     def _document(self) -> dict[str, Any]:
         return identity(self._settings) | {
             "labels": list(self.labels),
-            "loss_normaliser": self._weighted_loss.mean,
-            "new_rows_from": self._new_rows_from,
+            "trainer": self._trainer.document(),
             "records": self.records,
             "decided_at": self._decided_at,
             # A run that stopped after three gets past them.
@@ -303,42 +266,15 @@ class Learner:
 
     # -- building
 
-    def _spec(self) -> ModelSpec:
-        model = self._settings.model
-        return ModelSpec(
-            name=model.name,
-            arguments={
-                "classes": len(self.labels),
-                "height": model.height,
-                "width": model.width,
-                "channels": model.channels,
-                "mean": model.mean,
-                "std": model.std,
-            },
-        )
-
     def _preprocessing(self) -> Preprocessing:
         model = self._settings.model
         return Preprocessing(model.height, model.width, model.channels, model.mean, model.std)
-
-    def _build(self) -> models.ImageClassifier:
-        model = models.build(self._spec())
-        return model.to(self._placement.device, memory_format=self._placement.memory_format)  # pyright: ignore
 
     def _build_released(self, spec: ModelSpec, weights: dict[str, Tensor]) -> nn.Module:
         with torch.random.fork_rng(devices=[]):  # initialising it must not move the state's generator
             model = models.build(spec)
         model.load_state_dict(weights)
         return model.to(self._placement.device).eval()
-
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        learning = self._settings.learning
-        parameters = self._model.parameters()
-        if learning.optimizer == "sgd":
-            return torch.optim.SGD(
-                parameters, learning.learning_rate, learning.momentum, weight_decay=learning.weight_decay, fused=True
-            )
-        return torch.optim.Adam(parameters, learning.learning_rate, weight_decay=learning.weight_decay, fused=True)
 
     def _build_memory(self, max_items: int, max_bytes: int) -> BalancedMemory:
         model = self._settings.model
@@ -354,6 +290,7 @@ def identity(settings: Settings) -> dict[str, Any]:
         "model": settings.model.model_dump(exclude={"max_classes"}),
         "strategy": settings.learning.strategy,
         "optimizer": settings.learning.optimizer,
+        "average": settings.learning.average_decay > 0,
         "seed": settings.run.seed,
     }
 
@@ -372,15 +309,3 @@ def _not_finite(sample: Sample) -> Rejection:
         "learn",
         "the batch's loss or gradient was not finite; the step was undone",
     )
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: _copy(tensor) for name, tensor in tensors.items()}
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix + "/"): t for name, t in tensors.items() if name.startswith(prefix + "/")}

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import functional as F
 
 DECAY = 0.99
 
@@ -24,9 +23,8 @@ class WeightedLoss:
 
     mean: float
 
-    def __call__(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        """Cross-entropy; logits [N, classes] of any float type, labels int64 [N], weights float32 [N]. A scalar."""
+    def __call__(self, losses: Tensor, weights: Tensor) -> Tensor:
+        """A scalar; losses and weights float32 [N]."""
         total = float(weights.sum())
         self.mean = DECAY * self.mean + (1 - DECAY) * total
-        losses = F.cross_entropy(logits.float(), labels, reduction="none")
         return (weights * losses).sum() / max(total, self.mean)

@@ -3,7 +3,6 @@
 import math
 from functools import cache
 from itertools import product
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ from stream_learner.learning.evaluation import predict
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.models import MODELS
 from stream_learner.learning.snapshot import Snapshot
-from stream_learner.learning.strategies import STRATEGIES, Step, Strategy
+from stream_learner.learning.strategies import STRATEGIES, Losses, Step, Strategy
 from stream_learner.records.record import Reason
 
 PAIRS = [{"learning__strategy": s, "model__name": m} for s, m in product(STRATEGIES, MODELS)]
@@ -41,6 +40,7 @@ VARIANTS = [
     {"memory__max_items": 7, "held_out__max_items": 3},  # under pressure: classes give items up
     {"learning__channels_last": True, "learning__weight_decay": 0.01},
     {"learning__precision": "bf16"},
+    {"learning__average_decay": 0.9, "learning__augment": ("crop", "flip"), "model__name": "resnet18_slim"},
 ]
 
 
@@ -115,7 +115,7 @@ def test_classes_may_arrive_at_any_time(run):
     assert [r.learned for r in reports] == [8, 4, 1, 8, 8, 0, 6, 20, 1, 7]
     assert [r.steps for r in reports] == [1, 1, 1, 1, 0, 0, 1, 1, 1, 1]
     tensors = learner.snapshot().tensors
-    assert len(tensors["model/head.weight"]) == len(tensors["model/head.bias"]) == 10
+    assert len(tensors["trainer/model/head.weight"]) == len(tensors["trainer/model/head.bias"]) == 10
     assert all(torch.isfinite(t).all() for t in tensors.values())
 
 
@@ -182,16 +182,14 @@ def test_a_batch_is_predicted_before_it_is_learned(run):
 def poisoned(strategy: type[Strategy]) -> type[Strategy]:
     """The strategy, with a loss (weight 7) or a gradient alone (weight 8) that is not finite."""
 
-    class Poisoned:
-        replays: ClassVar[bool] = strategy.replays
-
-        def loss(self, step: Step) -> Tensor:
-            loss = strategy().loss(step)
+    class Poisoned(strategy):
+        def losses(self, step: Step) -> Losses:
+            losses, weights = super().losses(step)
             if (step.stream.weights == 7).any():
-                return loss * torch.nan
+                losses = losses * torch.nan
             if (step.stream.weights == 8).any():
-                return loss + torch.sqrt(0 * loss)  # 0, and its derivative is infinite
-            return loss
+                losses = losses + torch.sqrt(0 * losses)  # 0, and its derivative is infinite
+            return Losses(losses, weights)
 
     return Poisoned
 
@@ -212,7 +210,7 @@ def test_a_step_that_is_not_finite_is_undone_and_its_records_rejected(run, weigh
     assert differing(before, after) <= {"rng", "records", "test", "non_finite_in_a_row"}
     assert as_bytes(resumed(given, after).snapshot()) == as_bytes(after)
     learner.learn(batch(digits_of([0, 1, 2], 9), first=position(learner)))
-    assert "model" in differing(after, learner.snapshot())
+    assert "trainer" in differing(after, learner.snapshot())
 
 
 @for_every_pair
@@ -220,9 +218,10 @@ def test_a_later_step_that_is_not_finite_leaves_the_batch_learned_as_far_as_it_w
     class SecondStepFails(STRATEGIES[run["learning__strategy"]]):
         calls = 0
 
-        def loss(self, step):
+        def losses(self, step: Step) -> Losses:
             self.calls += 1
-            return super().loss(step) * (math.nan if self.calls == 2 else 1)  # pyright: ignore[reportAbstractUsage]
+            losses, weights = super().losses(step)
+            return Losses(losses * (math.nan if self.calls == 2 else 1), weights)
 
     monkeypatch.setitem(STRATEGIES, "second_step_fails", SecondStepFails)
     given = run | {"learning__strategy": "second_step_fails", "learning__steps_per_batch": 3}
@@ -264,14 +263,14 @@ def test_new_rows_of_the_head_start_with_adams_first_step(run):
     learner.learn(batch(digits_of([0, 3, 4], 9, skip=9), first=position(learner)))
     tensors = learner.snapshot().tensors
     (index,) = {
-        key.split("/")[1]
+        key.split("/")[2]
         for key, t in tensors.items()
-        if key.endswith("/exp_avg") and t.shape == tensors["model/head.weight"].shape
+        if key.endswith("/exp_avg") and t.shape == tensors["trainer/model/head.weight"].shape
     }
-    step = float(tensors[f"optimizer/{index}/step"])
+    step = float(tensors[f"trainer/optimizer/{index}/step"])
     assert step == 5
-    m_hat = tensors[f"optimizer/{index}/exp_avg"] / (1 - 0.9**step)
-    v_hat = tensors[f"optimizer/{index}/exp_avg_sq"] / (1 - 0.999**step)
+    m_hat = tensors[f"trainer/optimizer/{index}/exp_avg"] / (1 - 0.9**step)
+    v_hat = tensors[f"trainer/optimizer/{index}/exp_avg_sq"] / (1 - 0.999**step)
     assert torch.allclose(m_hat[3:] ** 2, v_hat[3:], rtol=1e-3)
     assert not torch.allclose(m_hat[:3] ** 2, v_hat[:3], rtol=1e-1)
 
@@ -287,4 +286,4 @@ def test_weights_are_clipped_and_stay_finite_where_they_are_kept():
     tensors = learner.snapshot().tensors
     assert sorted(set(tensors["memory/weights"].tolist())) == [0.5, 10]
     assert tensors["test/weights"].max() <= 10
-    assert np.isfinite(learner.snapshot().document["loss_normaliser"])
+    assert np.isfinite(learner.snapshot().document["trainer"]["loss_normaliser"])

@@ -84,7 +84,7 @@ def test_a_state_of_other_settings_is_refused(changed, value):
     name = changed.split("__")[changed.startswith(("learning", "run"))]
     with pytest.raises(ValueError, match=f"its {name} is .*, the settings say .*"):
         resumed(settings(**{changed: value}), snapshot)
-    with pytest.raises(ValueError, match="its format is 0, the settings say 1"):
+    with pytest.raises(ValueError, match="its format is 0, the settings say 2"):
         check_fits(snapshot.document | {"format": 0}, settings())
 
 

@@ -1,9 +1,16 @@
-"""How a batch is learned: a registry from name to class. Each is one `loss`, on one screen, with its paper."""
+"""How a batch is learned: a registry from name to class. Each is one `losses`, on one screen, with its paper."""
 
 from stream_learner.learning.strategies.er import ExperienceReplay
+from stream_learner.learning.strategies.er_ace import AsymmetricCrossEntropy
+from stream_learner.learning.strategies.er_la import LogitAdjustedReplay
 from stream_learner.learning.strategies.finetune import FineTune
-from stream_learner.learning.strategies.step import Minibatch, Step, Strategy
+from stream_learner.learning.strategies.step import Losses, Minibatch, Step, Strategy
 
-STRATEGIES: dict[str, type[Strategy]] = {"finetune": FineTune, "er": ExperienceReplay}
+STRATEGIES: dict[str, type[Strategy]] = {
+    "finetune": FineTune,
+    "er": ExperienceReplay,
+    "er_ace": AsymmetricCrossEntropy,
+    "er_la": LogitAdjustedReplay,
+}
 
-__all__ = ["STRATEGIES", "Minibatch", "Step", "Strategy"]
+__all__ = ["STRATEGIES", "Losses", "Minibatch", "Step", "Strategy"]

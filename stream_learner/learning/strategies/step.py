@@ -1,12 +1,11 @@
-"""What a strategy is given to compute one step's loss."""
+"""What a strategy is given for one step, and what it gives."""
 
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-from stream_learner.learning.weighting import WeightedLoss
+from torch.nn import functional as F
 
 
 class Minibatch(NamedTuple):
@@ -21,21 +20,45 @@ class Minibatch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One optimizer update: the model in training mode, the stream's samples, and a draw from the memory.
+    """One optimizer update: the network in training mode, its average (None where none is kept), the stream's samples
+    and a draw from the memory.
 
     `replay()` gives fresh samples each time; none while the memory is empty.
     """
 
     model: nn.Module
+    average: nn.Module | None
     stream: Minibatch
     replay: Callable[[], Minibatch]
-    weighted_loss: WeightedLoss
 
 
-class Strategy(Protocol):
-    replays: ClassVar[bool]
+class Losses(NamedTuple):
+    """Each sample's loss and weight, float32 [N]."""
+
+    losses: Tensor
+    weights: Tensor
+
+
+class Strategy:
+    """How the loss of a step comes about. One that keeps nothing between steps only says `losses`."""
+
+    replays: ClassVar[bool] = True
     """Whether a memory is kept for it."""
+    distils: ClassVar[bool] = False
+    """Whether the average teaches it."""
 
-    def loss(self, step: Step) -> Tensor:
-        """The scalar to minimise."""
-        ...
+    def losses(self, step: Step) -> Losses:
+        """What is minimised: their weighted mean."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of what it keeps between steps."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes over what `state()` gave."""
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each sample, float32 [N]; logits [N, classes] of any float type, labels int64 [N]."""
+    return F.cross_entropy(logits.float(), labels, reduction="none")

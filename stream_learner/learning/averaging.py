@@ -1,0 +1,42 @@
+"""An average of the network along its path, which evaluates better and steadier than its last step."""
+
+import copy
+
+import torch
+from torch import nn
+
+from stream_learner.learning.models import ImageClassifier
+
+
+class Average:
+    """Exponential moving average of weights and buffers (Polyak and Juditsky 1992; buffers too, or batch normalisation
+    would use the statistics of other weights).
+
+    The decay of step t is min(decay, (1 + t) / (10 + t)), so that the first weights are soon forgotten (Tarvainen and
+    Valpola 2017). `model` is in evaluation mode; it takes no gradients.
+    """
+
+    def __init__(self, model: ImageClassifier, decay: float):
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, model: ImageClassifier) -> None:
+        """Moves towards `model`; call after each step."""
+        towards = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        for average, latest in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
+            if average.is_floating_point():
+                average.lerp_(latest, towards)
+            else:  # how many batches were normalised
+                average.copy_(latest)
+
+    def grow(self, head: nn.Linear) -> None:
+        """Takes the rows that `head` has more; the old ones keep their average."""
+        old: nn.Linear = self.model.head
+        new = copy.deepcopy(head).requires_grad_(False)
+        with torch.no_grad():
+            new.weight[: old.out_features] = old.weight
+            new.bias[: old.out_features] = old.bias
+        self.model.head = new

@@ -1,0 +1,21 @@
+import torch
+
+from stream_learner.learning.strategies.step import Losses, Step, Strategy, cross_entropy
+
+
+class AsymmetricCrossEntropy(Strategy):
+    """ER-ACE: the stream's samples compete with one another's classes only, so that a class that arrives does not push
+    away what is known; the replayed samples compete with all.
+
+    Caccia et al. 2022, "New Insights on Reducing Abrupt Representation Change in Online Continual Learning"
+    (arXiv:2104.05025).
+    """
+
+    def losses(self, step: Step) -> Losses:
+        both = step.stream.joined(step.replay())
+        logits = step.model(both.images_NHWC)
+        absent = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+        absent[step.stream.labels] = False
+        new = torch.arange(len(logits), device=logits.device) < len(step.stream.labels)
+        logits = logits.masked_fill(new[:, None] & absent, -torch.inf)
+        return Losses(cross_entropy(logits, both.labels), both.weights)

@@ -1,0 +1,174 @@
+"""The network, and everything that an optimizer step changes."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stream_learner.config import Settings
+from stream_learner.errors import UsageError
+from stream_learner.learning import models
+from stream_learner.learning.averaging import Average
+from stream_learner.learning.growth import grow_head, start_moments
+from stream_learner.learning.placement import Placement
+from stream_learner.learning.strategies import STRATEGIES, Minibatch, Step
+from stream_learner.learning.weighting import WeightedLoss
+from stream_learner.records.manifest import ModelSpec
+from stream_learner.registry import lookup
+
+
+class Trainer:
+    """Takes optimizer steps with a strategy.
+
+    Its state is the network's weights and buffers, their average, the optimizer's moments, what the strategy keeps and
+    the loss's normaliser: what a step changes, and nothing else.
+    """
+
+    def __init__(self, settings: Settings, placement: Placement):
+        """Raises UsageError when the settings name a model or strategy that is not there, images too small for the
+        model, or a strategy that needs an average and none is kept."""
+        self._settings = settings
+        self._placement = placement
+        learning = settings.learning
+        self.strategy = lookup(STRATEGIES, learning.strategy, "learning.strategy")()
+        if self.strategy.distils and not learning.average_decay:
+            raise UsageError(
+                f"learning.strategy = {learning.strategy!r} has the average for a teacher; "
+                "set learning.average_decay above 0"
+            )
+        self._begin(self._build(classes=0))
+
+    def _begin(self, model: models.ImageClassifier) -> None:
+        self.model = model
+        decay = self._settings.learning.average_decay
+        self._average = Average(model, decay) if decay else None
+        self._optimizer = self._build_optimizer()
+        self._weighted_loss = WeightedLoss(mean=float(self._settings.batch.size))
+        self._new_rows_from: int | None = None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that predicts and is released: the average where one is kept."""
+        return self._average.model if self._average else self.model
+
+    def grow(self, classes: int) -> None:
+        """Gives the head rows up to `classes`."""
+        rows = self.model.head.out_features
+        if classes <= rows:
+            return
+        if self._new_rows_from is None:
+            self._new_rows_from = rows
+        grow_head(self.model, self._optimizer, classes)
+        if self._average:
+            self._average.grow(self.model.head)
+
+    def step(self, stream: Minibatch, replay: Callable[[], Minibatch]) -> float:
+        """One update; the loss, or NaN when the loss or a gradient was not finite and nothing was changed."""
+        self.model.train()
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        normaliser, kept = copy.copy(self._weighted_loss), self.strategy.state()
+        self._optimizer.zero_grad()
+        teacher = self._average.model if self._average else None
+        with self._placement.training():
+            losses, weights = self.strategy.losses(Step(self.model, teacher, stream, replay))
+        loss = self._weighted_loss(losses, weights)
+        loss.backward()
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        value = float(loss.detach() + 0 * norm)
+        if not math.isfinite(value):
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+            self._weighted_loss = normaliser
+            self.strategy.restore(kept)
+            return math.nan
+        if self._new_rows_from is not None:
+            start_moments(self._optimizer, self.model.head, self._new_rows_from)
+            self._new_rows_from = None
+        self._optimizer.step()
+        if self._average:
+            self._average.update(self.model)
+        return value
+
+    # -- state
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of the state's tensors, on the CPU."""
+        tensors = prefixed("model", copies(self.model.state_dict()))
+        if self._average:
+            tensors |= prefixed("average", copies(self._average.model.state_dict()))
+        for index, parameter in enumerate(self._optimizer.param_groups[0]["params"]):
+            for key, moment in self._optimizer.state.get(parameter, {}).items():
+                if moment is not None:
+                    tensors[f"optimizer/{index}/{key}"] = copied(moment)
+        return tensors | prefixed("strategy", copies(self.strategy.state()))
+
+    def document(self) -> dict[str, Any]:
+        """The rest of the state, as JSON."""
+        return {
+            "loss_normaliser": self._weighted_loss.mean,
+            "new_rows_from": self._new_rows_from,
+            "averaged_steps": self._average.steps if self._average else 0,
+        }
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
+        """Takes over what `tensors()` and `document()` gave."""
+        weights = under("model", tensors)
+        self._begin(self._build(classes=len(weights["head.bias"])))
+        self.model.load_state_dict(weights)
+        if self._average:
+            self._average.model.load_state_dict(under("average", tensors))
+            self._average.steps = document["averaged_steps"]
+        for name, tensor in under("optimizer", tensors).items():
+            index, key = name.split("/")
+            parameter = self._optimizer.param_groups[0]["params"][int(index)]
+            # Moments take their parameter's device and memory layout; Adam's step count is a scalar of its own.
+            moment = torch.empty_like(parameter) if tensor.ndim else torch.empty_like(tensor, device=parameter.device)
+            self._optimizer.state[parameter][key] = moment.copy_(tensor)
+        self.strategy.restore(under("strategy", tensors))
+        self._weighted_loss.mean = document["loss_normaliser"]
+        self._new_rows_from = document["new_rows_from"]
+
+    # -- building
+
+    def spec(self) -> ModelSpec:
+        """What builds the network as it is now."""
+        return self._spec(self.model.head.out_features)
+
+    def _spec(self, classes: int) -> ModelSpec:
+        arguments = self._settings.model.model_dump(include={"height", "width", "channels", "mean", "std"})
+        return ModelSpec(name=self._settings.model.name, arguments={"classes": classes, **arguments})
+
+    def _build(self, classes: int) -> models.ImageClassifier:
+        model = models.build(self._spec(classes))
+        return model.to(self._placement.device, memory_format=self._placement.memory_format)  # pyright: ignore
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        learning = self._settings.learning
+        parameters = self.model.parameters()
+        if learning.optimizer == "sgd":
+            return torch.optim.SGD(
+                parameters, learning.learning_rate, learning.momentum, weight_decay=learning.weight_decay, fused=True
+            )
+        return torch.optim.Adam(parameters, learning.learning_rate, weight_decay=learning.weight_decay, fused=True)
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A contiguous copy on the CPU."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: copied(tensor) for name, tensor in tensors.items()}
+
+
+def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose name begins with `prefix/`, without it."""
+    return {name.removeprefix(prefix + "/"): t for name, t in tensors.items() if name.startswith(prefix + "/")}
