@@ -33,7 +33,10 @@ from stream_learner.learning.snapshot import Snapshot
 from stream_learner.learning.strategies import STRATEGIES, Losses, Step, Strategy
 from stream_learner.records.record import Reason
 
-PAIRS = [{"learning__strategy": s, "model__name": m} for s, m in product(STRATEGIES, MODELS)]
+PAIRS = [
+    {"learning__strategy": s, "model__name": m} | ({"learning__average_decay": 0.9} if STRATEGIES[s].distils else {})
+    for s, m in product(STRATEGIES, MODELS)
+]
 VARIANTS = [
     {"learning__optimizer": "sgd", "learning__steps_per_batch": 3},
     {"learning__optimizer": "sgd", "learning__momentum": 0.0},
@@ -143,6 +146,23 @@ def test_a_batch_whose_weights_are_all_zero_counts_as_learned_and_changes_nothin
     report = learner.learn(batch(digits_of([0, 1], 5), first=position(learner), weights=[0.0]))
     assert (report.learned, report.steps, report.rejections) == (5, 0, [])
     assert differing(before, learner.snapshot()) == {"records"}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_weight_two_is_the_sample_twice(strategy):
+    """With a network whose samples do not see one another; batch normalisation lets them."""
+    run = {"learning__strategy": strategy, "learning__average_decay": 0.9, "learning__optimizer": "sgd"}
+    before = learned(settings(**run), stream()[:4]).snapshot()
+
+    def after(indices: list[int], weights: list[float]) -> Tensor:
+        learner = resumed(settings(**run), before)
+        learner.learn(batch(indices, first=position(learner), weights=weights))
+        return torch.cat([t.flatten() for name, t in learner.snapshot().tensors.items() if "/model/" in name])
+
+    one, two = digits_of([0, 1], 2, skip=50)
+    twice = after([one, two, two], [1.0])
+    assert torch.allclose(after([one, two], [1.0, 2.0]), twice, atol=1e-6)
+    assert not torch.allclose(after([one, two], [1.0, 1.0]), twice, atol=1e-5)
 
 
 @for_every_pair

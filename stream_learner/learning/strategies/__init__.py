@@ -4,6 +4,7 @@ from stream_learner.learning.strategies.er import ExperienceReplay
 from stream_learner.learning.strategies.er_ace import AsymmetricCrossEntropy
 from stream_learner.learning.strategies.er_la import LogitAdjustedReplay
 from stream_learner.learning.strategies.finetune import FineTune
+from stream_learner.learning.strategies.mkd import MomentumDistillation
 from stream_learner.learning.strategies.step import Losses, Minibatch, Step, Strategy
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -11,6 +12,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "er": ExperienceReplay,
     "er_ace": AsymmetricCrossEntropy,
     "er_la": LogitAdjustedReplay,
+    "mkd": MomentumDistillation,
 }
 
 __all__ = ["STRATEGIES", "Losses", "Minibatch", "Step", "Strategy"]

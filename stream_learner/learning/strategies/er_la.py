@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stream_learner.learning.strategies.step import Losses, Step, Strategy, cross_entropy
+from stream_learner.learning.strategies.step import Losses, Minibatch, Step, Strategy, cross_entropy
 
 DECAY = 0.99
 
@@ -12,7 +12,8 @@ class LogitAdjustedReplay(Strategy):
     network itself learns as if the classes came equally often: a class that fills the stream does not gain by it.
 
     Huang et al. 2024, "Online Continual Learning via Logit Adjusted Softmax" (arXiv:2311.06460), after Menon et al.
-    2021 (arXiv:2007.07314). Frequencies are an exponential mean over steps, of the stream's and the replayed samples.
+    2021 (arXiv:2007.07314). Frequencies are an exponential mean over steps, of the weights of the
+    stream's and the replayed samples.
     """
 
     def __init__(self):
@@ -21,12 +22,12 @@ class LogitAdjustedReplay(Strategy):
     def losses(self, step: Step) -> Losses:
         both = step.stream.joined(step.replay())
         logits = step.model(both.images_NHWC)
-        adjusted = logits + self._log_prior(both.labels, logits.shape[1])
+        adjusted = logits + self._log_prior(both, logits.shape[1])
         return Losses(cross_entropy(adjusted, both.labels), both.weights)
 
-    def _log_prior(self, labels: Tensor, classes: int) -> Tensor:
-        known = F.pad(self._frequencies, (0, classes - len(self._frequencies))).to(labels.device)
-        counts = torch.bincount(labels, minlength=classes)
+    def _log_prior(self, latest: Minibatch, classes: int) -> Tensor:
+        known = F.pad(self._frequencies, (0, classes - len(self._frequencies))).to(latest.labels.device)
+        counts = torch.zeros_like(known).index_add_(0, latest.labels, latest.weights)
         self._frequencies = DECAY * known + (1 - DECAY) * counts
         return (self._frequencies / self._frequencies.sum()).clamp(min=1e-8).log()
 
