@@ -137,6 +137,10 @@ class SplitSettings(Section):
     """Share of the records held out to decide releases."""
     test: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the records held out for the reported accuracy."""
+    held_out_from: Annotated[list[KafkaName], Field(min_length=1)] | None = None
+    """Input topics whose records may be held out; all when unset. Name those of trusted producers, and no other can
+    make the gate take a bad model for a good one. Records of other topics are training samples; one whose header says
+    otherwise becomes a dead letter."""
 
     @model_validator(mode="after")
     def _something_is_left_to_learn(self) -> "SplitSettings":
@@ -228,8 +232,14 @@ class HeldOutSettings(Section):
 class ReleaseSettings(Section):
     every_records: PositiveInt = 5_000
     """Input records between two decisions to release."""
+    rule: Literal["max_drop", "not_worse", "better"] = "max_drop"
+    """What a candidate must be to be released, by mean recall on the same validation samples: at most `max_drop` below
+    the last release; not significantly worse; significantly better (McNemar's exact test, one-sided, at 0.05)."""
     max_drop: NonNegativeFloat = 0.02
-    """Mean recall (0..1) that a candidate may lack of the last release, on the same samples."""
+    """Mean recall (0..1) that a candidate may lack of the last release under the rule `max_drop`."""
+    max_old_class_drop: NonNegativeFloat | None = None
+    """Mean recall (0..1) that a candidate may lack of the last release over the classes that the latter knows, whatever
+    the rule; any when unset. What new classes gain does not make up for it."""
     min_held_out: NonNegativeInt = 100
     """Validation samples below which the gate abstains: the candidate is released, and the manifest says so."""
     inline_max_bytes: NonNegativeInt = 8 * MIB
@@ -325,6 +335,13 @@ class Settings(BaseSettings):
     """Prometheus and health pages."""
     log: LogSettings = LogSettings()
     """Logs."""
+
+    @model_validator(mode="after")
+    def _trusted_topics_are_read(self) -> "Settings":
+        for topic in self.split.held_out_from or []:
+            if topic not in self.input.topics:
+                raise ValueError(f"split.held_out_from: {topic} is not in input.topics")
+        return self
 
     @property
     def prefix(self) -> str:
@@ -428,7 +445,8 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         names = [f"{name}.{key}" for key, field in _section(name).items() if field.is_required()] or [name]
         return f"{', '.join(names)} is required"
-    return f"{name}: {error['msg'].removeprefix('Value error, ')}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}" if name else message  # one that spans sections names its field itself
 
 
 def _section(name: str) -> dict[str, FieldInfo]:

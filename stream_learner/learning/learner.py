@@ -57,7 +57,7 @@ class Learner:
         self.records = 0
         self._decided_at = 0
         self._non_finite_in_a_row = 0
-        self._released: nn.Module | None = None
+        self._released: models.ImageClassifier | None = None
         self._outcome: tuple[Candidate, Decision] | None = None
 
     # -- learning
@@ -176,16 +176,18 @@ class Learner:
         """Evaluates the model and decides whether it is released; the next snapshot carries the outcome."""
         self._decided_at = self.records
         validation, test = self._held_out[Split.VALIDATION], self._held_out[Split.TEST]
-        candidate_score = self._score(self._trainer.evaluated, validation)
-        last_score = self._score(self._released, validation) if self._released is not None else None
-        decision = gate.decide(candidate_score, last_score, self._settings.release)
+        new = self._predictions(self._trainer.evaluated, validation)
+        last, known = None, 0
+        if self._released is not None:
+            last, known = self._predictions(self._released, validation), self._released.head.out_features
+        decision = gate.decide(new, last, validation.labels, known, self._settings.release)
         predictions = self._predictions(self._trainer.evaluated, test)
         candidate = Candidate(
             weights=copies(self._trainer.evaluated.state_dict()),
             model=self._trainer.spec(),
             labels=list(self.labels),
             preprocessing=self._preprocessing(),
-            validation=candidate_score,
+            validation=evaluation.score(new, validation.labels, self.labels),
             test=evaluation.score(predictions, test.labels, self.labels),
             evaluation={
                 "images": torch.from_numpy(test.pixels_NHWC.copy()),
@@ -200,9 +202,6 @@ class Learner:
 
     def _predictions(self, model: nn.Module, held_out: BalancedMemory) -> np.ndarray:
         return evaluation.predict(model, held_out.pixels_NHWC, self._placement.device)
-
-    def _score(self, model: nn.Module, held_out: BalancedMemory):
-        return evaluation.score(self._predictions(model, held_out), held_out.labels, self.labels)
 
     # -- state
 
@@ -270,7 +269,7 @@ class Learner:
         model = self._settings.model
         return Preprocessing(model.height, model.width, model.channels, model.mean, model.std)
 
-    def _build_released(self, spec: ModelSpec, weights: dict[str, Tensor]) -> nn.Module:
+    def _build_released(self, spec: ModelSpec, weights: dict[str, Tensor]) -> models.ImageClassifier:
         with torch.random.fork_rng(devices=[]):  # initialising it must not move the state's generator
             model = models.build(spec)
         model.load_state_dict(weights)

@@ -78,6 +78,15 @@ class Metrics:
         )
         self._releases = counter("releases_total", "Released models, in releases.")
         self._refusals = counter("release_refusals_total", "Candidates that the gate refused, in candidates.")
+        self._negative_flip_rate = gauge(
+            "negative_flip_rate",
+            "Validation samples that the last release had right and the last candidate wrong, as a ratio from 0 to 1.",
+        )
+        self._old_class_drop = gauge(
+            "old_class_drop",
+            "Mean recall that the last candidate lacked of the last release over the classes that the latter knew, as "
+            "a ratio from -1 to 1.",
+        )
         self._store_failures = counter("store_failures_total", "Failed writes to the object store, in attempts.")
 
         self._kafka_warnings = counter(
@@ -88,7 +97,13 @@ class Metrics:
 
         build = Info("build", "The program's version; no unit, always 1.", namespace=NAMESPACE, registry=registry)
         build.info({"version": version})
-        for unknown in (self._loss, self._checkpoint_time, self._checkpoint_bytes):
+        for unknown in (
+            self._loss,
+            self._checkpoint_time,
+            self._checkpoint_bytes,
+            self._negative_flip_rate,
+            self._old_class_drop,
+        ):
             unknown.set(math.nan)
         # A rate over a series that appears with its first event misses that event.
         for split in (Split.VALIDATION, Split.TEST):
@@ -166,6 +181,12 @@ class Metrics:
         if manifest.release:
             self._show("validation", manifest.release.validation)
             self._show("test", manifest.release.test)
+        if manifest.decision:
+            for shown, figure in (
+                (self._negative_flip_rate, manifest.decision.negative_flip_rate),
+                (self._old_class_drop, manifest.decision.old_class_drop),
+            ):
+                shown.set(math.nan if figure is None else figure)
 
     def store_failed(self) -> None:
         """A write to the object store failed and will be tried again."""

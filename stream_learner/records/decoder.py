@@ -25,6 +25,7 @@ class Decoder:
     max_image_pixels: int
     validation: float
     test: float
+    held_out_from: list[str] | None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Decoder":
@@ -38,6 +39,7 @@ class Decoder:
             max_image_pixels=settings.input.max_image_pixels,
             validation=settings.split.validation,
             test=settings.split.test,
+            held_out_from=settings.split.held_out_from,
         )
 
     def __call__(self, record: Record) -> Sample:
@@ -53,6 +55,11 @@ class Decoder:
         label = parse_label(fields.label)
         weight = parse_weight(fields.weight)
         split = parse_split(fields.split)
+        if self.held_out_from is not None and record.topic not in self.held_out_from:
+            if split in (Split.VALIDATION, Split.TEST):
+                message = f"split.held_out_from does not name {record.topic}; its records cannot be {split} samples"
+                raise RejectError(Reason.UNTRUSTED_HELD_OUT, message)
+            split = Split.TRAIN
         if split is None:
             identity = fields.id or record.key or hashlib.sha256(fields.image).digest()
             split = splits.assign(identity, self.validation, self.test)

@@ -96,6 +96,20 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """Score of the last release, now."""
     samples: int
     reason: str
+    both_right: int | None = None
+    """Samples that both have right; this and what follows is None without a last release."""
+    only_last_right: int | None = None
+    """Samples that the last release has right and the candidate has not."""
+    only_candidate_right: int | None = None
+    p_value: float | None = None
+    """One-sided McNemar's exact test of the difference of the scores: the probability of one so great or greater,
+    against the candidate (`release.rule` at `not_worse`) or for it (`better`), were both equally good; None when not
+    tested."""
+    negative_flip_rate: float | None = None
+    """Share (0..1) of the samples that the last release has right and the candidate has wrong (Yan et al. 2021)."""
+    old_class_drop: float | None = None
+    """Mean recall that the candidate lacks of the last release over the classes that the latter knows; negative where
+    it has more."""
 
 
 class Arithmetic(msgspec.Struct, frozen=True):

@@ -33,6 +33,8 @@ class Reason(StrEnum):
     """The weight is not a number, or negative, NaN or infinite."""
     UNKNOWN_SPLIT = "unknown_split"
     """The split is none of train, validation, test."""
+    UNTRUSTED_HELD_OUT = "untrusted_held_out"
+    """The split is validation or test, and the record's topic is not in `split.held_out_from`."""
     BAD_ENVELOPE = "bad_envelope"
     """The record does not have the form that `input.format` names."""
     TOO_MANY_CLASSES = "too_many_classes"

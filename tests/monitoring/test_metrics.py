@@ -2,6 +2,7 @@ import logging
 import math
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -167,6 +168,19 @@ def test_a_save_is_no_release_and_a_refusal_keeps_the_last_releases_accuracy(reg
 def test_a_release_without_held_out_samples_has_no_accuracy(registry, metrics):
     metrics.checkpoint_committed(manifest(1, decision(True), release((0, 0), (0, 0))), 0.3)
     assert value(registry, "accuracy", kind="validation") is None
+
+
+def test_what_the_last_candidate_lost_is_shown_until_the_next_decision(registry, metrics):
+    def figures() -> list[float | None]:
+        return [value(registry, name) for name in ("negative_flip_rate", "old_class_drop")]
+
+    assert all(math.isnan(figure or 0) for figure in figures())
+    lost = msgspec.structs.replace(decision(False), negative_flip_rate=0.25, old_class_drop=-0.5)
+    metrics.checkpoint_committed(manifest(1, lost, None), 0.3)
+    metrics.checkpoint_committed(manifest(2, None, None), 0.3)
+    assert figures() == [0.25, -0.5]
+    metrics.checkpoint_committed(manifest(3, decision(True), None), 0.3)
+    assert all(math.isnan(figure or 0) for figure in figures())
 
 
 def test_a_recovered_checkpoint_is_shown_but_not_counted(registry, metrics):

@@ -12,13 +12,15 @@ from stream_learner.records.formats import plain
 from stream_learner.records.record import Fields, Reason, Record, RejectError, Split
 
 
-def decoder(format: str = "plain") -> Decoder:  # noqa: A002 (the setting's name)
+def decoder(format: str = "plain", held_out_from: list[str] | None = None) -> Decoder:  # noqa: A002 (the setting's name)
     return Decoder.from_settings(
         Settings(
             run=RunSettings(id="digits"),
-            input=InputSettings(topics=["images"], format=format, max_record_bytes=10_000, max_image_pixels=10_000),
+            input=InputSettings(
+                topics=["images", "more"], format=format, max_record_bytes=10_000, max_image_pixels=10_000
+            ),
             model=ModelSettings(height=8, width=8, channels=1),
-            split=SplitSettings(validation=0.25, test=0.25),
+            split=SplitSettings(validation=0.25, test=0.25, held_out_from=held_out_from),
         )
     )
 
@@ -106,6 +108,24 @@ def test_the_same_image_lands_in_the_same_split_wherever_it_is_read():
     there = splits([record(image, offset=9000 - i, partition=5, label="1") for i, image in enumerate(images)])
     assert here == there
     assert set(here) == set(Split)
+
+
+def test_only_records_of_trusted_topics_are_held_out():
+    decode = decoder(held_out_from=["more"])
+    images = [record(digit(i), label="0") for i in range(60)]
+    assert {decode(image).split for image in images} == {Split.TRAIN}
+    assert [decode(image._replace(topic="more")).split for image in images] == splits(images)
+
+
+@pytest.mark.parametrize("split", [Split.VALIDATION, Split.TEST])
+def test_a_record_of_another_topic_cannot_ask_to_be_held_out(split):
+    asking = record(digit(0), label="0", split=split.value)
+    decode = decoder(held_out_from=["more"])
+    assert decode(asking._replace(topic="more")).split is split
+    with pytest.raises(RejectError, match=r"split\.held_out_from does not name images") as caught:
+        decode(asking)
+    assert caught.value.reason is Reason.UNTRUSTED_HELD_OUT
+    assert decode(record(digit(0), label="0", split="train")).split is Split.TRAIN
 
 
 def test_what_the_record_says_is_checked_before_its_image_is_decoded():

@@ -56,7 +56,20 @@ WHOLE = Manifest(
     state=OBJECT,
     kept=[State(1, OBJECT), State(2, OBJECT)],
     released=False,
-    decision=Decision(released=False, abstained=False, candidate=0.5, last=0.9, samples=200, reason="worse"),
+    decision=Decision(
+        released=False,
+        abstained=False,
+        candidate=0.5,
+        last=0.9,
+        samples=200,
+        reason="worse",
+        both_right=90,
+        only_last_right=90,
+        only_candidate_right=10,
+        p_value=0.001,
+        negative_flip_rate=0.45,
+        old_class_drop=-0.25,
+    ),
     release=RELEASE,
 )
 FIRST_SAVE = msgspec.structs.replace(WHOLE, sequence=1, predecessor=None, decision=None, release=None)
