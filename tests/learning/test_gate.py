@@ -146,6 +146,16 @@ def test_the_same_predictions_give_the_same_verdict():
     assert verdict(*counts, rule="not_worse") == verdict(*counts, rule="not_worse")
 
 
+def test_labels_that_are_wrong_in_most_validation_samples_turn_the_verdict_around():
+    """What nothing but `split.held_out_from` helps against."""
+    true = np.repeat(np.arange(10), 50)
+    poisoned = (true + 1) % 10
+    told = np.where(np.arange(len(true)) % 5 < 3, poisoned, true)  # 60 %
+    for rule in ("max_drop", "not_worse", "better"):
+        assert decide(poisoned, true, told, 10, ReleaseSettings(rule=rule)).released
+        assert not decide(poisoned, true, true, 10, ReleaseSettings(rule=rule)).released
+
+
 def test_what_old_classes_lose_is_told_and_may_refuse():
     old, new = [(60, 30, 10, 28), (64, 0, 0, 64)], (0, 0, 128, 0)
     told = verdict(*old, new, known=2)
