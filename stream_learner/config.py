@@ -216,7 +216,8 @@ class MemorySettings(Section):
     max_items: NonNegativeInt = 10_000
     """Samples kept for replay, over all classes."""
     max_bytes: NonNegativeInt = 256 * MIB
-    """Bytes of the pixels kept for replay, over all classes."""
+    """Bytes of the encoded images kept for replay, over all classes; those given up take as much again at
+    most."""
     replay_size: PositiveInt | None = None
     """Samples replayed in each step; three times `batch.size` when unset. With as many as are new, a stream that stays
     with one class would tell the model in half of each step that there is no other."""

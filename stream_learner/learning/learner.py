@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stream_learner.config import Settings
+from stream_learner.config import ModelSettings, Settings
 from stream_learner.learning import evaluation, gate, models, weighting
 from stream_learner.learning.augmentation import AUGMENTATIONS
 from stream_learner.learning.batch import Batch
@@ -26,6 +26,7 @@ from stream_learner.records.spans import Positions
 from stream_learner.registry import lookup
 
 STATE_FORMAT = 2
+SEGMENT_BYTES = 2**31 - 1
 NON_FINITE_IN_A_ROW = 3
 
 
@@ -50,7 +51,11 @@ class Learner:
             settings.memory.max_items if self._trainer.strategy.replays else 0, settings.memory.max_bytes
         )
         self._held_out = {
-            split: self._build_memory(settings.held_out.max_items, settings.held_out.max_bytes)
+            # They are decoded at once: the bound is one of pixels.
+            split: self._build_memory(
+                min(settings.held_out.max_items, settings.held_out.max_bytes // _pixel_bytes(settings.model)),
+                settings.held_out.max_bytes,
+            )
             for split in (Split.VALIDATION, Split.TEST)
         }
         self.progress = Progress({})
@@ -111,7 +116,7 @@ class Learner:
             if sample.split is Split.TRAIN:
                 train.append(sample)
             else:
-                self._held_out[sample.split].add(sample.record, sample.pixels_HWC, index, self._weight(sample))
+                self._held_out[sample.split].add(sample, index, self._weight(sample), self.records)
         self._trainer.grow(len(self.labels))
         return train
 
@@ -150,7 +155,7 @@ class Learner:
 
     def _replay(self) -> Minibatch:
         slots = self.memory.draw(self._settings.replay_size)
-        drawn = self.memory.pixels_NHWC[slots], self.memory.labels[slots], self.memory.weights[slots]
+        drawn = self.memory.pixels_NHWC(slots), self.memory.labels[slots], self.memory.weights[slots]
         return self._augmented(self._to_device(*drawn))
 
     def _augmented(self, minibatch: Minibatch) -> Minibatch:
@@ -162,7 +167,7 @@ class Learner:
     def _remember(self, train: list[Sample]) -> None:
         for sample in train:
             if sample.weight > 0:
-                self.memory.add(sample.record, sample.pixels_HWC, self._index_of[sample.label], self._weight(sample))
+                self.memory.add(sample, self._index_of[sample.label], self._weight(sample), self.records)
 
     # -- releasing
 
@@ -176,12 +181,13 @@ class Learner:
         """Evaluates the model and decides whether it is released; the next snapshot carries the outcome."""
         self._decided_at = self.records
         validation, test = self._held_out[Split.VALIDATION], self._held_out[Split.TEST]
-        new = self._predictions(self._trainer.evaluated, validation)
+        images_NHWC, test_images_NHWC = (held.pixels_NHWC(np.arange(len(held))) for held in (validation, test))
+        new = self._predictions(self._trainer.evaluated, images_NHWC)
         last, known = None, 0
         if self._released is not None:
-            last, known = self._predictions(self._released, validation), self._released.head.out_features
+            last, known = self._predictions(self._released, images_NHWC), self._released.head.out_features
         decision = gate.decide(new, last, validation.labels, known, self._settings.release)
-        predictions = self._predictions(self._trainer.evaluated, test)
+        predictions = self._predictions(self._trainer.evaluated, test_images_NHWC)
         candidate = Candidate(
             weights=copies(self._trainer.evaluated.state_dict()),
             model=self._trainer.spec(),
@@ -190,7 +196,7 @@ class Learner:
             validation=evaluation.score(new, validation.labels, self.labels),
             test=evaluation.score(predictions, test.labels, self.labels),
             evaluation={
-                "images": torch.from_numpy(test.pixels_NHWC.copy()),
+                "images": torch.from_numpy(test_images_NHWC),
                 "labels": torch.from_numpy(test.labels.copy()),
                 "predictions": torch.from_numpy(predictions),
             },
@@ -200,8 +206,8 @@ class Learner:
         self._outcome = candidate, decision
         return decision
 
-    def _predictions(self, model: nn.Module, held_out: BalancedMemory) -> np.ndarray:
-        return evaluation.predict(model, held_out.pixels_NHWC, self._placement.device)
+    def _predictions(self, model: nn.Module, images_NHWC: np.ndarray) -> np.ndarray:
+        return evaluation.predict(model, images_NHWC, self._placement.device)
 
     # -- state
 
@@ -229,9 +235,9 @@ class Learner:
             self._index_of[label] = len(self.labels)
             self.labels.append(label)
         self._trainer.restore(under("trainer", tensors), document["trainer"])
-        self.memory.restore(under("memory", tensors))
+        self.memory.restore(under("memory", tensors), {})
         for split, held_out in self._held_out.items():
-            held_out.restore(under(split.value, tensors))
+            held_out.restore(under(split.value, tensors), {})
         self.records = document["records"]
         self._decided_at = document["decided_at"]
         self._non_finite_in_a_row = document["non_finite_in_a_row"]
@@ -278,8 +284,12 @@ class Learner:
     def _build_memory(self, max_items: int, max_bytes: int) -> BalancedMemory:
         model = self._settings.model
         return BalancedMemory(
-            (model.height, model.width, model.channels), max_items, max_bytes, self._settings.run.seed
+            (model.height, model.width, model.channels), max_items, max_bytes, SEGMENT_BYTES, self._settings.run.seed
         )
+
+
+def _pixel_bytes(model: ModelSettings) -> int:
+    return model.height * model.width * model.channels
 
 
 def identity(settings: Settings) -> dict[str, Any]:

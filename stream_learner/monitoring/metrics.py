@@ -61,7 +61,7 @@ class Metrics:
         )
         self._step = histogram("step_seconds", "Learning, per batch with steps, in seconds.", buckets=BATCH_BUCKETS_S)
         self._memory_items = gauge("memory_items", "Samples kept for replay, by label, in samples.", ("label",))
-        self._memory_bytes = gauge("memory_bytes", "Pixels kept for replay, in bytes.")
+        self._memory_bytes = gauge("memory_bytes", "Encoded images kept for replay, in bytes.")
         self._unsaved = gauge(
             "unsaved_records", "Input records learned since the last committed checkpoint, in records."
         )
@@ -149,7 +149,7 @@ class Metrics:
         self._lag_seconds.labels(topic, partition).set(seconds)
 
     def observe_memory(self, fill: dict[Label, int], size_bytes: int) -> None:
-        """Samples in the memory by label, and the bytes of their pixels."""
+        """Samples in the memory by label, and the bytes of their encoded images."""
         for label, items in fill.items():
             self._memory_items.labels(label).set(items)
         self._memory_bytes.set(size_bytes)

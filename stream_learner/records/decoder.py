@@ -64,7 +64,7 @@ class Decoder:
             identity = fields.id or record.key or hashlib.sha256(fields.image).digest()
             split = splits.assign(identity, self.validation, self.test)
         pixels_HWC = images.decode(fields.image, self.height, self.width, self.channels, self.max_image_pixels)
-        return Sample(record, pixels_HWC, label, weight, split)
+        return Sample(record, fields.image, pixels_HWC, label, weight, split)
 
 
 def parse_label(raw: Label | bytes | None) -> Label:

@@ -9,6 +9,8 @@ from PIL import Image, UnidentifiedImageError
 from stream_learner.records.record import Reason, RejectError
 
 JPEG_START = b"\xff\xd8"
+# Of a JPEG: about 600 bytes of tables.
+HEADER_BYTES = 1024
 PILLOW_MODE = {1: "L", 3: "RGB"}
 # Our own bound is checked on the header, before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -36,6 +38,33 @@ def decode(image: bytes, height: int, width: int, channels: int, max_pixels: int
     except Exception as error:  # noqa: BLE001
         raise RejectError(Reason.UNDECODABLE_IMAGE, f"not a JPEG or PNG that can be decoded: {error}") from None
     return np.ascontiguousarray(pixels.reshape(height, width, channels))
+
+
+def stored(image: bytes, pixels_HWC: np.ndarray) -> bytes:
+    """An image as it is kept once it was decoded to `pixels_HWC`: what decodes to the same pixels, in few bytes.
+
+    Its own bytes when it has that height and width, and no more of what is no picture than headers need; else a PNG of
+    the pixels.
+    """
+    if len(image) <= pixels_HWC.nbytes + HEADER_BYTES and _size(image) == pixels_HWC.shape[:2]:
+        return image
+    return png(pixels_HWC)
+
+
+def png(pixels_HWC: np.ndarray) -> bytes:
+    """uint8 pixels as a PNG, which loses nothing."""
+    file = io.BytesIO()
+    _picture(pixels_HWC).save(file, "PNG")
+    return file.getvalue()
+
+
+def _size(image: bytes) -> tuple[int, int]:
+    """Height and width."""
+    if image[:2] == JPEG_START:
+        height, width, *_ = simplejpeg.decode_jpeg_header(image)
+        return int(height), int(width)
+    with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as picture:
+        return picture.height, picture.width
 
 
 def _decode_jpeg(image: bytes, channels: int, max_pixels: int) -> np.ndarray | None:

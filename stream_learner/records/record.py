@@ -76,9 +76,10 @@ class Fields(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A decoded image. `pixels_HWC` is uint8 of the model's height, width and channels."""
+    """An image, as it came and decoded. `pixels_HWC` is uint8 of the model's height, width and channels."""
 
     record: Record
+    image: bytes
     pixels_HWC: np.ndarray
     label: Label
     weight: float

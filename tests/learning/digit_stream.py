@@ -13,6 +13,7 @@ from stream_learner.config import Settings
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Snapshot
+from stream_learner.records.images import png
 from stream_learner.records.record import Label, Record, Sample, Split
 from stream_learner.records.report import Report
 from stream_learner.records.spans import Span
@@ -21,6 +22,7 @@ SIDE = 9  # pixels; the least that resnet18_slim takes
 _data, TARGETS = load_digits(return_X_y=True)
 EIGHT_NHW = (_data.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
 DIGITS_NHWC = np.pad(EIGHT_NHW, ((0, 0), (0, 1), (0, 1)))[..., None]
+ENCODED = [png(digit_HWC) for digit_HWC in DIGITS_NHWC]
 
 TRAIN, VALIDATION, TEST = Split
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -58,7 +60,7 @@ def batch(
     """The digits at `indices`, read from offset `first` on; labels, weights and splits are taken in turn."""
     labels = labels or [str(TARGETS[index]) for index in indices]
     samples = [
-        Sample(Record("images", 0, offset, 0, None, b"", []), DIGITS_NHWC[index], label, weight, split)
+        Sample(Record("images", 0, offset, 0, None, b"", []), ENCODED[index], DIGITS_NHWC[index], label, weight, split)
         for offset, (index, label, weight, split) in enumerate(
             zip(indices, cycle(labels), cycle(weights), cycle(splits), strict=False), first
         )

@@ -3,28 +3,41 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from digit_stream import DIGITS_NHWC, ENCODED
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_learner.learning.memory import BalancedMemory
-from stream_learner.records.record import Record
+from stream_learner.records.images import png
+from stream_learner.records.record import Record, Sample, Split
 
-SHAPE = (2, 2, 1)
-PLENTY = 10**6
+SHAPE = DIGITS_NHWC.shape[1:]
+PLENTY = 10**7
+SEGMENT_BYTES = 500  # three or four digits
 CHI_SQUARE_39_DOF = 72.1  # exceeded by one fair draw in a thousand
 
 Items = list[tuple[int, int]]  # (offset, class)
 
 
-def memory(max_items: int = PLENTY, seed: int = 0) -> BalancedMemory:
-    return BalancedMemory(SHAPE, max_items, PLENTY, seed)
+def memory(max_items: int = PLENTY, seed: int = 0, max_bytes: int = PLENTY, **options) -> BalancedMemory:
+    return BalancedMemory(SHAPE, max_items, max_bytes, SEGMENT_BYTES, seed, **options)
+
+
+def sample(offset: int, topic: str = "images", partition: int = 0) -> Sample:
+    record = Record(topic, partition, offset, 1000 + offset, None, None, [])
+    digit = offset % len(ENCODED)
+    return Sample(record, ENCODED[digit], DIGITS_NHWC[digit], "a digit", 1.0, Split.TRAIN)
 
 
 def offer(to: BalancedMemory, items: Items) -> BalancedMemory:
+    """Offers items, each read right after the last one's offset."""
     for offset, label in items:
-        record = Record("images", 0, offset, 0, None, None, [])
-        to.add(record, np.full(SHAPE, offset % 256, np.uint8), label, float(offset))
+        to.add(sample(offset), label, float(offset), offset)
     return to
+
+
+def slots(of: BalancedMemory) -> np.ndarray:
+    return np.arange(len(of))
 
 
 def content(of: BalancedMemory) -> set[tuple[int, int]]:
@@ -34,7 +47,15 @@ def content(of: BalancedMemory) -> set[tuple[int, int]]:
 
 def same(a: BalancedMemory, b: BalancedMemory) -> bool:
     x, y = a.state(), b.state()
-    return x.keys() == y.keys() and all(torch.equal(x[name], y[name]) and x[name].dtype == y[name].dtype for name in x)
+    equal = all(torch.equal(x[name], y[name]) and x[name].dtype == y[name].dtype for name in x)
+    return x.keys() == y.keys() and equal and a.parts == b.parts
+
+
+def copy(of: BalancedMemory, **options) -> BalancedMemory:
+    """What a restart makes of it."""
+    made = memory(**options)
+    made.restore(of.state(), of.parts)
+    return made
 
 
 def by_the_book(items: Items, capacity: int) -> set[tuple[int, int]]:
@@ -65,27 +86,37 @@ def test_without_pressure_everything_is_kept_once(items):
     assert sorted(held.weights.tolist()) == sorted(offset for offset, _ in items)
 
 
-@given(items, st.integers(1, 40))
-def test_slots_stay_dense_and_their_parts_together(items, capacity):
-    held = offer(memory(capacity), items)
+@given(items, st.integers(1, 40), st.integers(200, 3000))
+def test_slots_stay_dense_and_their_parts_together(items, max_items, max_bytes):
+    held = offer(memory(max_items, max_bytes=max_bytes), items)
     label_of = dict(items)
-    for pixels, label, weight in zip(held.pixels_NHWC, held.labels, held.weights, strict=True):
-        assert label_of[int(weight)] == label
-        assert (pixels == int(weight) % 256).all()
+    offsets = held.weights.astype(int)
+    assert held.labels.tolist() == [label_of[offset] for offset in offsets.tolist()]
+    assert held.admitted.tolist() == offsets.tolist()
+    assert held.timestamps_ms.tolist() == (1000 + offsets).tolist()
     assert held.counts.tolist() == np.bincount(held.labels, minlength=len(held.counts)).tolist()
-    assert held.nbytes == len(held) * 4
+    assert held.nbytes == sum(len(ENCODED[offset]) for offset in offsets)
+    for pixels_of in (held, copy(held)):  # what was just seen, and what was never seen
+        assert np.array_equal(pixels_of.pixels_NHWC(slots(held)), DIGITS_NHWC[offsets])
 
 
-@given(items, st.integers(0, 20))
-def test_limits_never_grow_and_the_capacity_is_kept(items, capacity):
-    held, before = memory(capacity), np.empty(0, np.int64)
+@given(items, st.integers(0, 20), st.integers(0, 3000))
+def test_limits_never_grow_and_the_bounds_are_kept(items, max_items, max_bytes):
+    held, before = memory(max_items, max_bytes=max_bytes), np.empty(0, np.int64)
     for item in items:
         offer(held, [item])
         limits = held.state()["limits"].numpy()
         assert (limits[: len(before)] <= before).all()
         assert (held.counts <= limits).all()
-        assert len(held) <= capacity
+        assert len(held) <= max_items
+        assert held.nbytes <= max_bytes
+        assert written(held) <= 2 * held.nbytes
         before = limits
+
+
+def written(memory: BalancedMemory) -> int:
+    """Bytes of images in a checkpoint, those included that are not live."""
+    return len(memory.state()["tail"]) + sum(map(len, memory.parts.values()))
 
 
 def test_under_pressure_classes_are_balanced():
@@ -109,8 +140,7 @@ def test_more_classes_than_room_leave_some_without_items():
 @given(items, items, st.integers(0, 30))
 def test_a_restored_memory_is_equal_and_goes_on_equally(first, then, capacity):
     original = offer(memory(capacity), first)
-    restored = memory(capacity)
-    restored.restore(original.state())
+    restored = copy(original, max_items=capacity)
     assert same(original, restored)
     assert same(offer(original, then), offer(restored, then))
 
@@ -118,8 +148,7 @@ def test_a_restored_memory_is_equal_and_goes_on_equally(first, then, capacity):
 def test_a_state_is_a_copy():
     held = offer(memory(), [(1, 0), (2, 1)])
     state = held.state()
-    restored = memory()
-    restored.restore(state)
+    restored = copy(held)
     offer(held, [(3, 0)])
     for tensor in state.values():
         tensor.zero_()
@@ -127,40 +156,99 @@ def test_a_state_is_a_copy():
     assert held.weights.tolist() == [1, 2, 3]
 
 
-def test_a_state_of_other_images_is_refused():
-    other = BalancedMemory((3, 3, 1), 10, PLENTY, 0)
-    with pytest.raises(ValueError, match=r"images of \(2, 2, 1\), not \(3, 3, 1\)"):
-        other.restore(offer(memory(), [(0, 0)]).state())
+def test_an_old_state_is_whole_whatever_became_of_the_memory():
+    held = offer(memory(40), [(i, 0) for i in range(100)])
+    state, parts = held.state(), held.parts
+    offer(held, [(100 + i, 1 + i % 9) for i in range(1000)])
+    assert not parts.keys() & held.parts.keys()  # all of them were rewritten since
+    restored = memory(40)
+    restored.restore(state, parts)
+    assert np.array_equal(restored.pixels_NHWC(slots(restored)), DIGITS_NHWC[restored.weights.astype(int)])
+
+
+def test_a_state_without_one_of_its_parts_is_refused():
+    held = offer(memory(), [(i, 0) for i in range(20)])
+    missing, *_ = held.parts
+    with pytest.raises(ValueError, match=f"segment {missing} is missing"):
+        memory().restore(held.state(), {digest: data for digest, data in held.parts.items() if digest != missing})
+
+
+def test_what_a_state_adds_to_the_last_one_is_what_is_new():
+    """However much there is, the images in the state itself stay under a segment; what was sealed once is the same
+    bytes ever after."""
+    held = offer(memory(), [(i, i % 10) for i in range(1000)])
+    old = held.parts
+    offer(held, [(1000 + i, i % 10) for i in range(10)])
+    new = sum(len(held.parts[digest]) for digest in held.parts.keys() - old.keys())
+    assert old.keys() < held.parts.keys()
+    assert all(held.parts[digest] is data for digest, data in old.items())
+    assert sum(map(len, old.values())) > 100_000 > 3000 > new
+    assert len(held.state()["tail"]) < SEGMENT_BYTES
 
 
 @given(items, st.integers(0, 40), st.integers(0, 40))
 def test_a_memory_that_was_made_smaller_gives_up_what_is_too_much(items, before, after):
-    smaller = memory(after)
-    smaller.restore(offer(memory(before), items).state())
+    smaller = copy(offer(memory(before), items), max_items=after)
     assert content(smaller) == by_the_book(items, min(before, after))
 
 
 def test_a_class_that_gave_items_up_never_grows_back_in_a_larger_memory():
     """What it refused meanwhile cannot be had again, so more of it would not be a uniform sample."""
-    small = offer(memory(10), [(i, i % 2) for i in range(100)])
-    larger = memory(40)
-    larger.restore(small.state())
+    larger = copy(offer(memory(10), [(i, i % 2) for i in range(100)]), max_items=40)
     offer(larger, [(100 + i, i % 3) for i in range(100)])
     assert larger.counts.tolist() == [5, 5, 30]
 
 
-def test_bytes_bound_it_as_well():
-    assert BalancedMemory((10, 10, 3), 1000, 3_000, 0).capacity == 10
-    assert BalancedMemory((10, 10, 3), 5, 3_000, 0).capacity == 5
-    assert BalancedMemory((10, 10, 3), 5, 299, 0).capacity == 0
+@given(items, st.integers(0, 300), st.integers(1, 40))
+def test_what_was_admitted_since_is_dropped(items, records, capacity):
+    held = offer(memory(capacity), items)
+    limits, older = held.state()["limits"], held.admitted < records
+    expected = sorted(held.weights[older].tolist())
+    held.drop_since(records)
+    assert sorted(held.weights.tolist()) == expected
+    assert torch.equal(held.state()["limits"], limits)
+    assert np.array_equal(held.pixels_NHWC(slots(held)), DIGITS_NHWC[held.weights.astype(int)])
+    assert written(held) <= 2 * held.nbytes
+    assert same(held, copy(held, max_items=capacity))
+    assert len(offer(held, [(500, 0)])) <= capacity
+
+
+def test_logits_are_kept_with_their_items_as_far_as_classes_were_known():
+    held = memory(6, stores_logits=True)
+    for offset in range(40):
+        held.add(sample(offset), 0, float(offset), offset, np.full(1 + offset // 10, offset, np.float32))
+    for one in (held, copy(held, stores_logits=True)):
+        assert one.logits.shape == (6, 4)
+        for row, offset in zip(one.logits, one.weights.astype(int).tolist(), strict=True):
+            known = 1 + offset // 10
+            assert (row[:known] == offset).all()
+            assert np.isnan(row[known:]).all()
+    assert "logits" not in memory().state()
+
+
+def test_an_image_of_another_size_is_kept_as_the_model_sees_it():
+    held = memory()
+    large = png(np.kron(DIGITS_NHWC[0], np.ones((20, 20, 1), np.uint8)))
+    held.add(sample(0)._replace(image=large), 0, 1.0, 0)
+    assert np.array_equal(copy(held).pixels_NHWC(slots(held)), DIGITS_NHWC[:1])
+    assert held.nbytes == len(ENCODED[0])
 
 
 def test_without_room_it_stays_empty():
-    held = offer(memory(0), [(i, i % 3) for i in range(20)])
-    assert (len(held), held.nbytes, len(held.draw(8)), held.pixels_NHWC.shape) == (0, 0, 0, (0, *SHAPE))
-    restored = memory(0)
-    restored.restore(held.state())
-    assert same(held, restored)
+    for without in (memory(0), memory(max_bytes=0), memory(max_bytes=50)):
+        offer(without, [(i, i % 3) for i in range(20)])
+        assert (len(without), without.nbytes, len(without.draw(8))) == (0, 0, 0)
+        assert without.pixels_NHWC(slots(without)).shape == (0, *SHAPE)
+        assert same(without, copy(without))
+
+
+def chi_square(kept: np.ndarray, expected: float, share: float) -> float:
+    """Of how often each of n items was kept, `share` of them at a time.
+
+    Counts of a draw without replacement vary less than a multinomial's, by (1 - share) n / (n - 1).
+    """
+    n = len(kept)
+    return ((kept - expected) ** 2 / expected).sum() / (1 - share) * (n - 1) / n
 
 
 def test_every_item_of_a_class_is_kept_equally_often():
@@ -172,16 +260,28 @@ def test_every_item_of_a_class_is_kept_equally_often():
         held = offer(memory(2 * keep, seed), arrivals)
         assert held.counts.tolist() == [keep, keep]
         kept[held.weights[held.labels == 0].astype(int)] += 1
-    share = keep / n
-    # Counts of a draw without replacement vary less than a multinomial's, by (1 - share) n / (n - 1).
-    chi_square = ((kept - seeds * share) ** 2 / (seeds * share)).sum() / (1 - share) * (n - 1) / n
-    assert chi_square < CHI_SQUARE_39_DOF
+    assert chi_square(kept, seeds * keep / n, keep / n) < CHI_SQUARE_39_DOF
+
+
+def test_classes_that_come_one_after_the_other_are_each_kept_without_bias_under_a_bound_of_bytes():
+    """Over seeds: each of four classes, however often it was made smaller for the next ones, and whatever its images
+    take."""
+    n, seeds = 40, 250
+    arrivals = [(i, label) for label in range(4) for i in range(n * label, n * (label + 1))]
+    kept = np.zeros(4 * n)
+    for seed in range(seeds):
+        held = offer(memory(seed=seed, max_bytes=2500), arrivals)
+        assert np.ptp(held.counts) <= 3  # a large image makes its class give up one more
+        kept[held.weights.astype(int)] += 1
+    for label, of_class in enumerate(np.split(kept, 4)):
+        share = of_class.mean() / seeds
+        assert chi_square(of_class, of_class.mean(), share) < CHI_SQUARE_39_DOF, label
 
 
 def test_topic_partition_and_seed_make_other_keys():
     def key(topic: str = "images", partition: int = 0, seed: int = 0) -> int:
         held = memory(seed=seed)
-        held.add(Record(topic, partition, 7, 0, None, None, []), np.zeros(SHAPE, np.uint8), 0, 1.0)
+        held.add(sample(7, topic, partition), 0, 1.0, 0)
         return int(held.state()["keys"][0])
 
     assert key() == key()
@@ -203,7 +303,7 @@ def test_a_draw_costs_what_the_batch_costs_and_not_what_the_memory_holds():
         torch.manual_seed(0)
         tracemalloc.start()
         slots = held.draw(32)
-        drawn = held.pixels_NHWC[slots], held.labels[slots], held.weights[slots]
+        drawn = held.pixels_NHWC(slots), held.labels[slots], held.weights[slots]
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert len(drawn[0]) == 32

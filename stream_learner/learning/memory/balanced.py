@@ -1,0 +1,258 @@
+"""A class-balanced sample of everything seen, under one bound."""
+
+import hashlib
+import heapq
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stream_learner.learning.memory.pixels import PixelCache
+from stream_learner.learning.memory.segments import Segments
+from stream_learner.records import images
+from stream_learner.records.record import Record, Sample
+
+UNLIMITED = np.iinfo(np.int64).max
+
+
+class BalancedMemory:
+    """Class-balanced bottom-k sample of encoded images.
+
+    Each item's key is a hash of where its record stood, so what is kept depends on the records alone: not on the number
+    of restarts, and, while `max_items` alone is what binds, not on the order of arrival. A class keeps its q smallest
+    keys (bottom-k sampling: Cohen and Kaplan 2007), a uniform sample of the class under any shrink. When the memory is
+    full the largest class gives up its largest key, and its q never grows back: what it refused meanwhile cannot be had
+    again. Where `max_bytes` binds, an item's own size moves its chance by about its share of the bound.
+
+    Items have slots 0..N-1. Their images are in segments, as `records.images.stored` gives them; the rest is in columns:
+    key, class index, weight, how many input records had been read before its batch, event time, place in the segments.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        max_items: int,
+        max_bytes: int,
+        segment_bytes: int,
+        seed: int,
+        *,
+        stores_logits: bool = False,
+    ):
+        """Of images of `shape` (height, width, channels). `max_bytes` bounds the encoded bytes that are live; with what
+        is dead in the segments it is less than twice as much. `stores_logits` adds a column for `logits`."""
+        self._shape = shape
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._seed = seed
+        self._segments = Segments(segment_bytes)
+        self._cache = PixelCache(shape, max_items)
+        self._columns = {
+            "keys": np.empty(0, np.int64),
+            "labels": np.empty(0, np.int64),
+            "weights": np.empty(0, np.float32),
+            "admitted": np.empty(0, np.int64),
+            "timestamps_ms": np.empty(0, np.int64),
+            "segments": np.empty(0, np.int32),
+            "starts": np.empty(0, np.int32),
+            "lengths": np.empty(0, np.int32),
+        }
+        if stores_logits:
+            self._columns["logits"] = np.empty((0, 0), np.float32)
+        self._slot_of: dict[int, int] = {}
+        self._heaps: list[list[int]] = []  # per class, keys negated: the largest on top
+        self._counts = np.empty(0, np.int64)
+        self._limits = np.empty(0, np.int64)
+        self._nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._slot_of)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the encoded images held."""
+        return self._nbytes
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Items of each class index, int64 [classes]."""
+        return self._counts
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class indices, int64 [N]."""
+        return self._column("labels")
+
+    @property
+    def weights(self) -> np.ndarray:
+        """float32 [N]."""
+        return self._column("weights")
+
+    @property
+    def admitted(self) -> np.ndarray:
+        """Input records that had been read before the item's batch, int64 [N]."""
+        return self._column("admitted")
+
+    @property
+    def timestamps_ms(self) -> np.ndarray:
+        """Event times, milliseconds since 1970, int64 [N]."""
+        return self._column("timestamps_ms")
+
+    @property
+    def logits(self) -> np.ndarray:
+        """float32 [N, classes]; NaN where a class was not known yet. Only with `stores_logits`."""
+        return self._column("logits")
+
+    @property
+    def parts(self) -> dict[str, bytes]:
+        """Immutable bytes that belong to the state, by digest (`sha256:` and 64 hex digits)."""
+        return self._segments.parts
+
+    def pixels_NHWC(self, slots: np.ndarray) -> np.ndarray:
+        """Decoded images of the items at these slots, uint8."""
+        return self._cache.get(slots, self._columns["keys"][slots], self._decode)
+
+    def add(self, sample: Sample, label: int, weight: float, admitted: int, logits: np.ndarray | None = None) -> None:
+        """Offers an item; it stays if its key is among the class's q smallest. `logits` are float32 [classes so far],
+        wanted with `stores_logits`."""
+        if not self._max_items:
+            return
+        self._know_class(label)
+        key = self._key(sample.record)
+        heap = self._heaps[label]
+        if key in self._slot_of or (len(heap) >= self._limits[label] and (not heap or key > -heap[0])):
+            return
+        image = images.stored(sample.image, sample.pixels_HWC)
+        if len(image) > self._max_bytes:
+            return
+        row = {
+            "keys": key,
+            "labels": label,
+            "weights": weight,
+            "admitted": admitted,
+            "timestamps_ms": sample.record.timestamp_ms,
+        }
+        if "logits" in self._columns:
+            assert logits is not None
+            row["logits"] = self._wide(logits)
+        slot = self._insert(row, image)
+        self._cache.put(slot, key, sample.pixels_HWC)
+        if len(heap) > self._limits[label]:
+            self._evict(label)
+        self._shrink()
+
+    def draw(self, size: int) -> np.ndarray:
+        """Slots of `size` items drawn uniformly with replacement from torch's generator, int64; none when empty."""
+        return torch.randint(len(self), (size,)).numpy() if len(self) else np.empty(0, np.int64)
+
+    def drop_since(self, records: int) -> None:
+        """Removes the items of batches that began when `records` input records, or more, had been read.
+
+        A class's q stays as it is: until as many new ones have come, those before are the fewer for what had displaced
+        them.
+        """
+        kept = np.flatnonzero(self.admitted < records)
+        self._columns = {name: column[kept] for name, column in self._columns.items()}
+        self._index()
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of the contents in slot order, but for the bytes that `parts` holds."""
+        columns = {name: torch.from_numpy(self._column(name).copy()) for name in self._columns}
+        return columns | {"limits": torch.from_numpy(self._limits.copy())} | self._segments.state()
+
+    def restore(self, state: dict[str, Tensor], parts: dict[str, bytes]) -> None:
+        """Takes over what `state()` and `parts` gave, as much of it as fits. Raises ValueError when a part is
+        missing."""
+        self._segments.restore(state, parts)
+        self._columns = {name: state[name].numpy().copy() for name in self._columns}
+        self._limits = state["limits"].numpy().copy()
+        self._index()
+        self._shrink()
+
+    def _key(self, record: Record) -> int:
+        place = f"{self._seed}/{record.topic}/{record.partition}/{record.offset}".encode()
+        return int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "big") >> 1  # fits int64
+
+    def _column(self, name: str) -> np.ndarray:
+        return self._columns[name][: len(self)]
+
+    def _decode(self, slot: int) -> np.ndarray:
+        place = (int(self._columns[name][slot]) for name in ("segments", "starts", "lengths"))
+        height, width, channels = self._shape
+        return images.decode(self._segments.read(*place), height, width, channels, max_pixels=height * width)
+
+    def _know_class(self, label: int) -> None:
+        missing = label + 1 - len(self._heaps)
+        if missing > 0:
+            self._heaps += [[] for _ in range(missing)]
+            self._counts = np.append(self._counts, np.zeros(missing, np.int64))
+            self._limits = np.append(self._limits, np.full(missing, UNLIMITED))
+
+    def _wide(self, logits: np.ndarray) -> np.ndarray:
+        """The logits as a row of their column, which grows with the classes."""
+        column = self._columns["logits"]
+        if (missing := len(logits) - column.shape[1]) > 0:
+            column = self._columns["logits"] = np.pad(column, ((0, 0), (0, missing)), constant_values=np.nan)
+        return np.pad(logits, (0, column.shape[1] - len(logits)), constant_values=np.nan)
+
+    def _insert(self, row: dict, image: bytes) -> int:
+        slot, key, label = len(self), row["keys"], row["labels"]
+        if slot == len(self._columns["keys"]):
+            room = max(64, slot)
+            for name, column in self._columns.items():
+                self._columns[name] = np.concatenate([column, np.empty((room, *column.shape[1:]), column.dtype)])
+        for name, value in row.items():
+            self._columns[name][slot] = value
+        self._store(slot, image)
+        self._slot_of[key] = slot
+        heapq.heappush(self._heaps[label], -key)
+        self._counts[label] += 1
+        self._nbytes += len(image)
+        return slot
+
+    def _store(self, slot: int, image: bytes) -> None:
+        columns = self._columns
+        columns["segments"][slot], columns["starts"][slot] = self._segments.append(image)
+        columns["lengths"][slot] = len(image)
+
+    def _shrink(self) -> None:
+        """The largest class gives up its largest key until everything fits."""
+        while len(self) > self._max_items or self._nbytes > self._max_bytes:
+            largest = int(self._counts.argmax())
+            self._evict(largest)
+            self._limits[largest] = self._counts[largest]
+
+    def _evict(self, label: int) -> None:
+        slot = self._slot_of.pop(-heapq.heappop(self._heaps[label]))
+        number, length = int(self._columns["segments"][slot]), int(self._columns["lengths"][slot])
+        self._counts[label] -= 1
+        self._nbytes -= length
+        last = len(self)  # the slots stay dense: the last item moves into the hole
+        if slot != last:
+            for column in self._columns.values():
+                column[slot] = column[last]
+            self._slot_of[int(self._columns["keys"][slot])] = slot
+        if self._segments.release(number, length):
+            self._rewrite(number)
+
+    def _rewrite(self, number: int) -> None:
+        """Appends a segment's live items anew, in the order in which they stood there, and drops it."""
+        slots = np.flatnonzero(self._column("segments") == number)
+        starts = self._columns["starts"][slots]
+        data = self._segments.drop(number)
+        for i in np.argsort(starts):
+            start, slot = int(starts[i]), int(slots[i])
+            self._store(slot, data[start : start + int(self._columns["lengths"][slot])])
+
+    def _index(self) -> None:
+        """Everything that follows from the columns, which hold live items only."""
+        keys, labels = self._columns["keys"], self._columns["labels"]
+        self._slot_of = {key: slot for slot, key in enumerate(keys.tolist())}
+        self._counts = np.bincount(labels, minlength=len(self._limits)).astype(np.int64)
+        self._heaps = [[] for _ in self._limits]
+        for key, label in zip(keys.tolist(), labels.tolist(), strict=True):
+            self._heaps[label].append(-key)
+        for heap in self._heaps:
+            heapq.heapify(heap)
+        self._nbytes = int(self._columns["lengths"].sum())
+        for number in self._segments.recount(self._columns["segments"], self._columns["lengths"]):
+            self._rewrite(number)

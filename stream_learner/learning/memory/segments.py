@@ -1,0 +1,107 @@
+"""Append-only bytes, so that a checkpoint writes what is new and no more."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stream_learner.records.manifest import digest
+
+
+class Sealed(NamedTuple):
+    """A segment that changes no more. `digest` is `sha256:` and 64 hex digits."""
+
+    digest: str
+    data: bytes
+
+
+class Segments:
+    """A log of byte strings in numbered segments: an open tail, and sealed ones before it, immutable until dropped.
+
+    A segment is to be rewritten, its live bytes appended anew, once less than half of it is live (log-structured
+    storage: Rosenblum and Ousterhout 1992). So all of them take less than twice the live bytes. What is sealed,
+    rewritten and dropped when depends on the calls alone, never on when a state was taken.
+    """
+
+    def __init__(self, segment_bytes: int):
+        """The tail is sealed when it has reached `segment_bytes`."""
+        self._segment_bytes = segment_bytes
+        self._sealed: dict[int, Sealed] = {}
+        self._live: dict[int, int] = {}
+        self._open(0)
+
+    @property
+    def parts(self) -> dict[str, bytes]:
+        """The sealed segments by digest."""
+        return dict(self._sealed.values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of all segments, dead ones included."""
+        return len(self._tail) + sum(len(segment.data) for segment in self._sealed.values())
+
+    def append(self, data: bytes) -> tuple[int, int]:
+        """Number of the segment that holds the data now, and where they start there."""
+        number, start = self._tail_number, len(self._tail)
+        self._tail += data
+        self._live[number] += len(data)
+        if len(self._tail) >= self._segment_bytes:
+            sealed = bytes(self._tail)
+            self._sealed[number] = Sealed(digest(sealed), sealed)
+            self._open(number + 1)
+        return number, start
+
+    def read(self, number: int, start: int, length: int) -> bytes:
+        data = self._tail if number == self._tail_number else self._sealed[number].data
+        return bytes(data[start : start + length])
+
+    def release(self, number: int, length: int) -> bool:
+        """So many bytes of a segment are dead from now on; whether it is to be rewritten."""
+        self._live[number] -= length
+        return self._sparse(number)
+
+    def recount(self, numbers: np.ndarray, lengths: np.ndarray) -> list[int]:
+        """What is live is exactly this: int32 [N] each. The segments that are to be rewritten, in order."""
+        self._live = dict.fromkeys([*self._sealed, self._tail_number], 0)
+        found, place = np.unique(numbers, return_inverse=True)
+        for number, live in zip(found.tolist(), np.bincount(place, lengths), strict=True):
+            self._live[number] = int(live)
+        return [number for number in self._live if self._sparse(number)]
+
+    def drop(self, number: int) -> bytes:
+        """The bytes of a segment, which is gone then; the tail begins anew."""
+        del self._live[number]
+        if number in self._sealed:
+            return self._sealed.pop(number).data
+        data = bytes(self._tail)
+        self._open(number + 1)
+        return data
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the tail; the sealed segments' digests, which stand for what `parts` holds, and their numbers, then
+        the tail's."""
+        digests = [bytes.fromhex(segment.digest.removeprefix("sha256:")) for segment in self._sealed.values()]
+        return {
+            "tail": torch.from_numpy(np.frombuffer(self._tail, np.uint8).copy()),
+            "numbers": torch.tensor([*self._sealed, self._tail_number]),
+            "digests": torch.tensor([*map(list, digests)], dtype=torch.uint8).reshape(-1, 32),
+        }
+
+    def restore(self, state: dict[str, Tensor], parts: dict[str, bytes]) -> None:
+        """Takes over what `state` and `parts` gave; `recount` must follow. Raises ValueError when a part is missing."""
+        names = ["sha256:" + bytes(row).hex() for row in state["digests"].tolist()]
+        if missing := set(names) - parts.keys():
+            raise ValueError(f"the memory's segment {min(missing)} is missing")
+        *numbers, tail_number = state["numbers"].tolist()
+        self._sealed = {number: Sealed(name, parts[name]) for number, name in zip(numbers, names, strict=True)}
+        self._open(tail_number)
+        self._tail += state["tail"].numpy().tobytes()
+
+    def _open(self, number: int) -> None:
+        self._tail_number, self._tail = number, bytearray()
+        self._live[number] = 0
+
+    def _sparse(self, number: int) -> bool:
+        size = len(self._tail if number == self._tail_number else self._sealed[number].data)
+        return 2 * self._live[number] < size
