@@ -212,12 +212,19 @@ class LearningSettings(Section):
     """Threads of the arithmetic; 0 is one per core. Equal results need equal numbers."""
 
 
+# Of a state: the manifest names each of them, and has to fit in a record of Kafka's.
+MAX_SEGMENTS = 1024
+
+
 class MemorySettings(Section):
     max_items: NonNegativeInt = 10_000
     """Samples kept for replay, over all classes."""
     max_bytes: NonNegativeInt = 256 * MIB
     """Bytes of the encoded images kept for replay, over all classes; those given up take as much again at
     most."""
+    segment_bytes: PositiveInt = 16 * MIB
+    """Bytes of images after which a checkpoint writes them into an object of their own, once; what is newer is written
+    with each checkpoint. Also for the held-out sets."""
     replay_size: PositiveInt | None = None
     """Samples replayed in each step; three times `batch.size` when unset. With as many as are new, a stream that stays
     with one class would tell the model in half of each step that there is no other."""
@@ -342,6 +349,16 @@ class Settings(BaseSettings):
         for topic in self.split.held_out_from or []:
             if topic not in self.input.topics:
                 raise ValueError(f"split.held_out_from: {topic} is not in input.topics")
+        return self
+
+    @model_validator(mode="after")
+    def _segments_fit_in_a_manifest(self) -> "Settings":
+        most = 2 * (self.memory.max_bytes + 2 * self.held_out.max_bytes)
+        if most > MAX_SEGMENTS * self.memory.segment_bytes:
+            raise ValueError(
+                f"memory.segment_bytes has to be {-(-most // MAX_SEGMENTS)} at least, for memory.max_bytes and "
+                "held_out.max_bytes as they are"
+            )
         return self
 
     @property

@@ -204,7 +204,7 @@ def _restore(learner: Learner, recovered: Recovered, metrics: Metrics) -> tuple[
     checkpoint = recovered.checkpoint
     if checkpoint is None:
         return None, None
-    learner.restore(checkpoint.tensors, checkpoint.document, recovered.positions)
+    learner.restore(checkpoint.tensors, checkpoint.document, checkpoint.parts, recovered.positions)
     if checkpoint.released:
         learner.restore_released(*checkpoint.released)
     metrics.recovered(checkpoint.manifest)

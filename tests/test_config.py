@@ -241,6 +241,13 @@ def test_every_default_can_be_written_down_and_read_again(file):
     assert Settings.model_validate_json(written).model_dump_json() == written
 
 
+def test_a_manifest_has_room_for_all_segments(file):
+    bounds = ["memory.max_bytes=1048576", "held_out.max_bytes=524288"]
+    assert config.load(file, [*bounds, "memory.segment_bytes=4096"]).memory.segment_bytes == 4096
+    with pytest.raises(UsageError, match=r"memory\.segment_bytes has to be 4096 at least"):
+        config.load(file, [*bounds, "memory.segment_bytes=4095"])
+
+
 def test_names_that_follow_from_settings(file):
     settings = config.load(file)
     assert settings.prefix == "digits"

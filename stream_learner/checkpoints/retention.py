@@ -5,11 +5,13 @@ from datetime import timedelta
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.errors import StoreError
-from stream_learner.records.manifest import Manifest, Release, State
+from stream_learner.records.manifest import Manifest, Object, Release, State
 
 ORPHAN_AGE = timedelta(hours=24)
-# Objects of a checkpoint, by their keys below the run's folder: `<sequence>-<uuid>/<name>`.
+# Objects of a checkpoint, by their keys below the run's folder, and parts of states, which outlive the checkpoint that
+# wrote them: `<sequence>-<uuid>/<name>` and `memory/<sequence>-<uuid>`.
 CHECKPOINT = re.compile(r"\d{12,}-[^/]+/")
+PART = re.compile(r"memory/\d{12,}-[^/]+$")
 
 
 def keep(existing: list[State], new: State, release: Release | None, count: int) -> list[State]:
@@ -20,16 +22,26 @@ def keep(existing: list[State], new: State, release: Release | None, count: int)
     return [state for state in states if state.sequence in newest or state.sequence == pinned]
 
 
+def share(kept: list[State], parts: dict[int, list[Object]]) -> tuple[list[State], list[Object]]:
+    """The states, and each object once that is a part of one of them; `parts` are those of each sequence."""
+    shared = list(dict.fromkeys(part for state in kept for part in parts[state.sequence]))
+    places = {part: place for place, part in enumerate(shared)}
+    return [State(s.sequence, s.object, [places[part] for part in parts[s.sequence]]) for s in kept], shared
+
+
 def delete_dropped(store: Store, before: Manifest, after: Manifest) -> None:
-    """Deletes the objects of checkpoints that `after`, which this process has committed, keeps no longer.
+    """Deletes the objects of checkpoints, and the parts of states, that `after` keeps no longer; this process has
+    committed it.
 
     A worker that was replaced never gets here with a manifest of its own, so it cannot delete what the new owner
-    names. Raises StoreError.
+    names: parts that `after` names, and others that it wrote itself. Raises StoreError.
     """
     kept = {state.sequence for state in after.kept}
     for state in before.kept:
         if state.sequence not in kept:
             store.delete(list(store.times(folder(store.key(state.object)))))
+    parts = set(after.parts)
+    store.delete([store.key(part) for part in before.parts if part not in parts])
 
 
 def sweep_orphans(store: Store, run_id: str, manifest: Manifest) -> None:
@@ -39,16 +51,17 @@ def sweep_orphans(store: Store, run_id: str, manifest: Manifest) -> None:
     StoreError.
     """
     kept = {folder(store.key(state.object)) for state in manifest.kept}
+    parts = {store.key(part) for part in manifest.parts}
     objects = store.times(f"{run_id}/")
     now = objects.get(store.key(manifest.state))
     if now is None:
         raise StoreError(f"object {manifest.state.url}, just written, is not listed; no orphans are looked for")
-    orphans = [
-        key
-        for key, written in objects.items()
-        if CHECKPOINT.match(key.removeprefix(f"{run_id}/")) and folder(key) not in kept and now - written > ORPHAN_AGE
-    ]
-    store.delete(orphans)
+
+    def is_orphan(key: str) -> bool:
+        name = key.removeprefix(f"{run_id}/")
+        return bool(CHECKPOINT.match(name) and folder(key) not in kept) or bool(PART.match(name) and key not in parts)
+
+    store.delete([key for key, written in objects.items() if now - written > ORPHAN_AGE and is_orphan(key)])
 
 
 def folder(key: str) -> str:

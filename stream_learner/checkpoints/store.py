@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -95,6 +96,10 @@ class Store:
                 f"{reference.size} with {reference.digest}); bring it back from a backup. Nothing was changed"
             )
         return data
+
+    def fetch_all(self, references: Iterable[Object], known: Mapping[str, bytes]) -> dict[str, bytes]:
+        """The bytes of objects by digest; those known already are not read again. Raises as `fetch` does."""
+        return {r.digest: known[r.digest] if r.digest in known else self.fetch(r) for r in references}
 
     def key(self, reference: Object) -> str:
         """An object's key. Raises StateError when it lies in another store."""

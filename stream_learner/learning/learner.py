@@ -26,7 +26,6 @@ from stream_learner.records.spans import Positions
 from stream_learner.registry import lookup
 
 STATE_FORMAT = 2
-SEGMENT_BYTES = 2**31 - 1
 NON_FINITE_IN_A_ROW = 3
 
 
@@ -221,6 +220,7 @@ class Learner:
         return Snapshot(
             tensors=self._tensors(),
             document=self._document(),
+            parts={digest: data for memory in self._memories.values() for digest, data in memory.parts.items()},
             positions=copy.deepcopy(self.progress.positions),
             closed=self.progress.close(),
             arithmetic=self._placement.arithmetic(),
@@ -228,16 +228,17 @@ class Learner:
             decision=outcome[1] if outcome else None,
         )
 
-    def restore(self, tensors: dict[str, Tensor], document: dict[str, Any], positions: Positions) -> None:
-        """Goes on from a snapshot's state. Raises ValueError when it belongs to other settings."""
+    def restore(
+        self, tensors: dict[str, Tensor], document: dict[str, Any], parts: dict[str, bytes], positions: Positions
+    ) -> None:
+        """Goes on from a snapshot's state. Raises ValueError when it belongs to other settings, or lacks a part."""
         check_fits(document, self._settings)
         for label in document["labels"]:
             self._index_of[label] = len(self.labels)
             self.labels.append(label)
         self._trainer.restore(under("trainer", tensors), document["trainer"])
-        self.memory.restore(under("memory", tensors), {})
-        for split, held_out in self._held_out.items():
-            held_out.restore(under(split.value, tensors), {})
+        for name, memory in self._memories.items():
+            memory.restore(under(name, tensors), parts)
         self.records = document["records"]
         self._decided_at = document["decided_at"]
         self._non_finite_in_a_row = document["non_finite_in_a_row"]
@@ -250,10 +251,14 @@ class Learner:
         """Takes the last release's weights, which the gate compares with."""
         self._released = self._build_released(spec, weights)
 
+    @property
+    def _memories(self) -> dict[str, BalancedMemory]:
+        return {"memory": self.memory} | {split.value: held_out for split, held_out in self._held_out.items()}
+
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = prefixed("trainer", self._trainer.tensors()) | prefixed("memory", self.memory.state())
-        for split, held_out in self._held_out.items():
-            tensors |= prefixed(split.value, held_out.state())
+        tensors = prefixed("trainer", self._trainer.tensors())
+        for name, memory in self._memories.items():
+            tensors |= prefixed(name, memory.state())
         tensors["rng/cpu"] = torch.get_rng_state()
         if self._placement.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self._placement.device)
@@ -284,7 +289,11 @@ class Learner:
     def _build_memory(self, max_items: int, max_bytes: int) -> BalancedMemory:
         model = self._settings.model
         return BalancedMemory(
-            (model.height, model.width, model.channels), max_items, max_bytes, SEGMENT_BYTES, self._settings.run.seed
+            (model.height, model.width, model.channels),
+            max_items,
+            max_bytes,
+            self._settings.memory.segment_bytes,
+            self._settings.run.seed,
         )
 
 

@@ -27,13 +27,15 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything needed to go on (`tensors` and the JSON `document`), and what was learned since the last one.
+    """Everything needed to go on (`tensors`, `parts` and the JSON `document`), and what was learned since the last.
 
+    `parts` are immutable bytes by digest: the memories' sealed segments, most of them in the last snapshot too.
     `candidate` and `decision` are there when a release was decided at this boundary.
     """
 
     tensors: dict[str, Tensor]
     document: dict[str, Any]
+    parts: dict[str, bytes]
     positions: Positions
     closed: Closed
     arithmetic: Arithmetic

@@ -50,6 +50,7 @@ class Prepared:
     lag: Positions
     sequence: int
     state: Object
+    parts: list[Object]
     weights: bytes
     weights_object: Object | None
     evaluation_object: Object | None
@@ -77,12 +78,15 @@ class Publish:
         self._topic_ids = topic_ids
         self._last = last
         self._last_digest = last_digest
+        # Parts of states that are in the store; a new snapshot has most of them in common with the last.
+        self._parts = {part.digest: part for part in last.parts} if last else {}
         self._before: Manifest | None = None
         self._marked = last is not None  # recovery has seen to that
         self._swept_at = -SWEEP_EVERY_S
 
     def prepare(self, snapshot: Snapshot, lag: Positions) -> Prepared:
-        """Effect 2: objects. May be tried again after an error: each try writes a folder of its own.
+        """Effect 2: objects. May be tried again after an error: each try writes a folder of its own, and such parts as
+        are not there yet.
 
         Raises StoreError, KafkaUnavailableError, InputError when a topic was made anew, TopicsError when one is gone.
         """
@@ -102,8 +106,14 @@ class Publish:
             raise
 
     def _put(self, folder: str, sequence: int, snapshot: Snapshot, lag: Positions) -> Prepared:
-        # State and, when a model is released, what downstream needs of it. Create-only and flushed to disk: a worker
-        # that was replaced can add objects, but never change one.
+        # Parts, then the state that needs them and, when a model is released, what downstream needs of it. Create-only
+        # and flushed to disk: a worker that was replaced can add objects, but never change one.
+        for name, data in snapshot.parts.items():
+            if name not in self._parts:
+                # Not called by its digest: what one worker names, another could then write, or delete.
+                key = f"{self._settings.run.id}/memory/{sequence:012d}-{uuid.uuid4()}"
+                self._parts[name] = self._store.put(key, data)
+        parts = [self._parts[name] for name in snapshot.parts]
         encoded = state.encode(snapshot.tensors, snapshot.document)
         state_object = self._store.put(f"{folder}/state.safetensors", encoded)
         weights, weights_object, evaluation_object = b"", None, None
@@ -112,7 +122,7 @@ class Publish:
             weights_object = self._store.put(f"{folder}/release.safetensors", weights)
             evaluation = state.encode(snapshot.candidate.evaluation)
             evaluation_object = self._store.put(f"{folder}/evaluation.safetensors", evaluation)
-        return Prepared(snapshot, lag, sequence, state_object, weights, weights_object, evaluation_object)
+        return Prepared(snapshot, lag, sequence, state_object, parts, weights, weights_object, evaluation_object)
 
     def commit(self, prepared: Prepared) -> Manifest:
         """Effect 3: one transaction makes windows, dead letters, weights, manifest and positions visible together.
@@ -152,6 +162,7 @@ class Publish:
         self._transaction.commit()
         self._read_back.verify(offset, value, deadline)
         self._before, self._last, self._last_digest = self._last, manifest, digest(value)
+        self._parts = {part.digest: part for part in manifest.parts}
         return manifest
 
     def clean(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -164,7 +175,7 @@ class Publish:
         if not self._marked:
             write_marker(self._store, self._settings, self._topic_ids[self._names.checkpoints])
             self._marked = True
-        # 4b. States that the manifest just committed keeps no longer, and orphans of killed workers.
+        # 4b. States and parts that the manifest just committed keeps no longer, and orphans of killed workers.
         if self._before is not None:
             retention.delete_dropped(self._store, self._before, self._last)
         if clock() - self._swept_at >= SWEEP_EVERY_S:
@@ -186,7 +197,11 @@ class Publish:
         snapshot = prepared.snapshot
         release = self._release(prepared, chunks, now) or (self._last.release if self._last else None)
         existing = self._last.kept if self._last else []
-        state_now = State(prepared.sequence, prepared.state)
+        kept = retention.keep(
+            existing, State(prepared.sequence, prepared.state), release, self._settings.checkpoint.keep
+        )
+        parts = {state.sequence: self._last.parts_of(state) for state in existing} if self._last else {}
+        kept, shared = retention.share(kept, parts | {prepared.sequence: prepared.parts})
         return Manifest(
             program=f"stream-learner {__version__}",
             run_id=self._settings.run.id,
@@ -200,7 +215,8 @@ class Publish:
             arithmetic=snapshot.arithmetic,
             topic_ids=self._topic_ids,
             state=prepared.state,
-            kept=retention.keep(existing, state_now, release, self._settings.checkpoint.keep),
+            kept=kept,
+            parts=shared,
             released=bool(snapshot.decision and snapshot.decision.released),
             decision=snapshot.decision,
             release=release,

@@ -173,7 +173,8 @@ def _restore(learner: Learner, settings: Settings, store: Store, before: Manifes
     try:
         document = state.decode_document(data)
         check_fits(document, settings)
-        learner.restore(state.decode_tensors(data), document, learner.progress.positions)
+        parts = store.fetch_all(before.parts_of(before.kept[-1]), known={})
+        learner.restore(state.decode_tensors(data), document, parts, learner.progress.positions)
     except ValueError as error:
         raise StateError(f"the state of checkpoint {before.sequence} does not fit the settings: {error}") from None
     if before.release:

@@ -26,6 +26,7 @@ class Checkpoint:
     manifest_digest: str
     document: dict[str, Any]
     tensors: Tensors
+    parts: dict[str, bytes]
     released: tuple[ModelSpec, Tensors] | None
 
 
@@ -118,7 +119,9 @@ class Recovery:
         released = None
         if manifest.release:
             released = manifest.release.model, _tensors(self._store, manifest.release.object)
-        return Checkpoint(manifest, manifest_digest, document, tensors, released)
+        known = self._seen.parts if self._seen else {}
+        parts = self._store.fetch_all(manifest.parts_of(manifest.kept[-1]), known)
+        return Checkpoint(manifest, manifest_digest, document, tensors, parts, released)
 
     def _fresh_start(self, ids: dict[str, str], fresh: bool) -> Recovered:
         """The beginning of every partition, once it is sure, or allowed by `fresh`, that there is nothing to go on
@@ -140,7 +143,8 @@ def _tensors(store: Store, reference: Object) -> Tensors:
 
 def _check_nothing_was_published(settings: Settings, store: Store, checkpoints_topic_id: str) -> None:
     """A first publication that was killed leaves objects of sequence 1 at most; anything else had a manifest."""
-    harmless = (f"{settings.run.id}/{1:012d}-", fenced_folder(settings))
+    first = f"{1:012d}-"
+    harmless = (f"{settings.run.id}/{first}", f"{settings.run.id}/memory/{first}", fenced_folder(settings))
     traces = [key for key in store.times(f"{settings.run.id}/") if not key.startswith(harmless)]
     if check_marker(store, settings, checkpoints_topic_id) or traces or offsets.mirrored_positions(settings):
         raise StateError(

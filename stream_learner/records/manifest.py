@@ -10,7 +10,7 @@ from stream_learner.records.record import Label
 from stream_learner.records.spans import Positions, Spans, Stretches
 from stream_learner.records.window import Accuracy
 
-MANIFEST_SCHEMA_VERSION = 2
+MANIFEST_SCHEMA_VERSION = 3
 
 
 class Object(msgspec.Struct, frozen=True):
@@ -22,10 +22,12 @@ class Object(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """A saved state and the sequence of the checkpoint that made it."""
+    """A saved state and the sequence of the checkpoint that made it. `parts` are objects that belong to it, by their
+    places in the manifest's `parts`."""
 
     sequence: int
     object: Object
+    parts: list[int] = []
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -151,13 +153,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Kafka's id of each input topic and of the checkpoints topic."""
     state: Object
     kept: list[State]
-    """The states that exist, this one included."""
+    """The states that exist, this one last."""
+    parts: list[Object]
+    """Objects that several states have in common: sealed segments of the memory."""
     released: bool
     """Whether this checkpoint released a model."""
     decision: Decision | None
     """The gate's verdict; None when this checkpoint only saved."""
     release: Release | None
     """The last released model."""
+
+    def parts_of(self, state: State) -> list[Object]:
+        """The parts of one of the states kept."""
+        return [self.parts[place] for place in state.parts]
 
 
 def digest(data: bytes | memoryview) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from stream_learner.checkpoints.retention import ORPHAN_AGE, delete_dropped, folder, keep, sweep_orphans
+from stream_learner.checkpoints.retention import ORPHAN_AGE, delete_dropped, folder, keep, share, sweep_orphans
 from stream_learner.checkpoints.store import Store
 from stream_learner.errors import StateError, StoreError
 from stream_learner.records.ledger import Ledger
@@ -45,8 +45,8 @@ def release(sequence: int) -> Release:
     )
 
 
-def manifest(kept: list[State]) -> Manifest:
-    """The manifest of the newest of these states."""
+def manifest(kept: list[State], parts: list[Object] | None = None) -> Manifest:
+    """The manifest of the newest of these states, and their parts."""
     return Manifest(
         program="",
         run_id="digits",
@@ -61,6 +61,7 @@ def manifest(kept: list[State]) -> Manifest:
         topic_ids={},
         state=kept[-1].object,
         kept=kept,
+        parts=parts or [],
         released=False,
         decision=None,
         release=None,
@@ -87,6 +88,17 @@ def test_the_newest_states_stay_and_that_of_the_last_release(existing, released,
     assert keep([state(s) for s in existing], new, last_release, count) == [state(s) for s in kept]
 
 
+def test_states_share_their_parts():
+    a, b, c = (Object(f"file:///store/digits/memory/{name}", 1, digest(name.encode())) for name in "abc")
+    kept, parts = share([state(2), state(4)], {1: [c], 2: [a, b], 4: [b, c, b]})
+    shared = manifest(kept, parts)
+    assert parts == [a, b, c]
+    assert [(s.sequence, s.object, shared.parts_of(s)) for s in kept] == [
+        (2, state(2).object, [a, b]),
+        (4, state(4).object, [b, c, b]),
+    ]
+
+
 class Run:
     """Checkpoints in a real folder, whose files can be made older."""
 
@@ -101,6 +113,14 @@ class Run:
         for file in (self.path / where).iterdir():
             os.utime(file, (NOW_S - age_s, NOW_S - age_s))
         return State(sequence, written)
+
+    def part(self, name: str, age_s: float = 0.0) -> Object:
+        written = self.store.put(f"digits/memory/{name}", name.encode())
+        os.utime(self.path / "digits/memory" / name, (NOW_S - age_s, NOW_S - age_s))
+        return written
+
+    def parts(self) -> set[str]:
+        return {key.removeprefix("digits/memory/") for key in self.store.times("digits/memory/")}
 
     def folders(self) -> set[str]:
         return {folder(key).removeprefix("digits/") for key in self.store.times("digits/")}
@@ -123,6 +143,23 @@ def test_states_that_are_kept_no_longer_are_deleted_with_all_their_objects(run):
     assert run.folders() == {"000000000002-a", "000000000002-of-another-worker", "000000000003-a", "digits"}
     delete_dropped(run.store, manifest(states[:2]), manifest(states[1:]))  # as after a crash in the middle
     assert len(run.store.times("another/")) == 1
+
+
+def test_parts_that_no_state_has_any_longer_are_deleted(run):
+    states = [run.checkpoint(i) for i in (1, 2)]
+    first, both, last = (run.part(f"00000000000{i}-a") for i in (1, 2, 3))
+    run.part("000000000001-of-another-worker")
+    delete_dropped(run.store, manifest(states[:1], [first, both]), manifest(states, [both, last]))
+    assert run.parts() == {"000000000002-a", "000000000003-a", "000000000001-of-another-worker"}
+
+
+def test_parts_that_no_manifest_names_go_once_they_are_old_enough(run):
+    age = ORPHAN_AGE.total_seconds()
+    named = run.part("000000000001-a", age_s=10 * age)
+    run.part("000000000001-killed-long-ago", age_s=age + HOUR_S)
+    run.part("000000000002-killed-now", age_s=age - HOUR_S)
+    sweep_orphans(run.store, "digits", manifest([run.checkpoint(2)], [named]))
+    assert run.parts() == {"000000000001-a", "000000000002-killed-now"}
 
 
 def test_orphans_go_once_they_are_old_enough(run):

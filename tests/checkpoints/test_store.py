@@ -29,6 +29,15 @@ def test_an_object_comes_back_as_it_was(store, folder):
     assert store.get("digits/missing") is None
 
 
+def test_what_is_known_is_not_read_again(store, folder):
+    first, second = store.put(KEY, b"first"), store.put("digits/second", b"second")
+    (folder / KEY).unlink()
+    known = {first.digest: b"first", digest(b"third"): b"third"}
+    assert store.fetch_all([first, second], known) == {first.digest: b"first", second.digest: b"second"}
+    with pytest.raises(StateError, match="is missing"):
+        store.fetch_all([first, second], {})
+
+
 def test_an_empty_object_is_one(store):
     assert store.fetch(store.put(KEY, b"")) == b""
 

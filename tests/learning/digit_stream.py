@@ -119,5 +119,5 @@ def resumed(settings: Settings, snapshot: Snapshot) -> Learner:
     """What a restart makes of the snapshot's bytes."""
     data = as_bytes(snapshot)
     learner = Learner(settings)
-    learner.restore(state.decode_tensors(data), state.decode_document(data), snapshot.positions)
+    learner.restore(state.decode_tensors(data), state.decode_document(data), snapshot.parts, snapshot.positions)
     return learner

@@ -117,7 +117,7 @@ def test_a_restored_learner_leaves_the_state_it_was_given_alone():
     snapshot = learned(given, stream()[:4]).snapshot()
     before = as_bytes(snapshot)
     learner = Learner(given)
-    learner.restore(snapshot.tensors, snapshot.document, snapshot.positions)
+    learner.restore(snapshot.tensors, snapshot.document, snapshot.parts, snapshot.positions)
     learner.learn(stream()[4])
     learner.learn(batch(digits_of(range(10), 20), first=position(learner)))
     assert as_bytes(snapshot) == before

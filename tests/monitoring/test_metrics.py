@@ -71,6 +71,7 @@ def manifest(sequence: int, decided: Decision | None, last: Release | None) -> M
         arithmetic=Arithmetic("2.5.0", "cpu", "AVX2", 1),
         topic_ids={},
         state=OBJECT,
+        parts=[],
         kept=[],
         released=bool(decided and decided.released),
         decision=decided,

@@ -136,6 +136,7 @@ def _named(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         manifest["state"],
         *(kept["object"] for kept in manifest["kept"]),
+        *manifest["parts"],
         *([release["object"], release["evaluation"]] if release else []),
     ]
 
@@ -263,15 +264,31 @@ def _check_counts(window: dict[str, Any], expected: Counter[str | None]) -> Iter
 
 
 def check_objects(manifest: dict[str, Any], objects: dict[str, bytes]) -> Iterator[Violation]:
-    """Every object that the newest manifest names is there, has its digest, and holds tensors."""
+    """Every object that the newest manifest names is there, has its digest, and holds tensors, or is a part of a state;
+    of each state kept, all parts are named."""
     for reference in _named(manifest):
         url = reference["url"]
         if url not in objects:
             yield Violation(f"{url} is missing")
         elif not _matches(objects[url], reference):
             yield Violation(f"{url} has another digest")
-        elif not safetensors.numpy.load(objects[url]):
+        elif reference not in manifest["parts"] and not safetensors.numpy.load(objects[url]):
             yield Violation(f"{url} holds no tensors")
+    for kept in manifest["kept"]:
+        named = {manifest["parts"][place]["digest"] for place in kept["parts"]}
+        if needed := _parts(objects.get(kept["object"]["url"], b"")) - named:
+            yield Violation(f"state {kept['sequence']} needs {', '.join(sorted(needed))}, which it does not name")
+    if {place for kept in manifest["kept"] for place in kept["parts"]} != {*range(len(manifest["parts"]))}:
+        yield Violation("the manifest names parts of no state, or states name others")
+
+
+def _parts(state: bytes) -> set[str]:
+    """Digests of the parts that a state needs."""
+    try:
+        tensors = safetensors.numpy.load(state)
+    except safetensors.SafetensorError:
+        return set()  # it is missing or damaged
+    return {"sha256:" + bytes(row).hex() for name, t in tensors.items() if name.endswith("/digests") for row in t}
 
 
 def check_overwritten(log: Log) -> Iterator[Violation]:

@@ -33,7 +33,7 @@ from stream_learner.streams import topics
 
 DEADLINE_S = 60.0
 POLL_S = 0.02
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     # A restart does not wait until the brokers have given up its killed predecessor; nor long, when it may have been
     # replaced and stands by.
     "run.on_conflict": "take_over",
@@ -45,6 +45,10 @@ DEFAULTS = {
     "model.max_classes": feed.MAX_CLASSES,
     "learning.threads": 1,
     "batch.linger_s": 0.2,
+    # So small that they are sealed, rewritten and dropped all the time.
+    "memory.segment_bytes": 4096,
+    "memory.max_bytes": 1024 * 1024,
+    "held_out.max_bytes": 512 * 1024,
     "input.max_record_bytes": feed.MAX_RECORD_BYTES,
     "input.max_image_pixels": feed.MAX_IMAGE_PIXELS,
     "release.every_records": 1000,

@@ -173,6 +173,23 @@ def drop_kept(log: Log) -> None:
     del log.objects[log.manifest["kept"][0]["object"]["url"]]
 
 
+def drop_part(log: Log) -> None:
+    del log.objects[log.manifest["parts"][0]["url"]]
+
+
+def change_part(log: Log) -> None:
+    url = log.manifest["parts"][-1]["url"]
+    log.objects[url] = other_byte(log.objects[url])
+
+
+def forget_part(log: Log) -> None:
+    rewrite_newest(log, lambda manifest: manifest["kept"][-1]["parts"].pop())
+
+
+def add_part(log: Log) -> None:
+    rewrite_newest(log, lambda manifest: manifest["parts"].append(manifest["parts"][0]))
+
+
 def drop_release(log: Log) -> None:
     del log.objects[log.manifest["release"]["object"]["url"]]
 
@@ -321,6 +338,10 @@ DAMAGE: dict[Damage, str] = {
     drop_state: "is missing",
     drop_kept: "is missing",
     drop_release: "is missing",
+    drop_part: "is missing",
+    change_part: "has another digest",
+    forget_part: "needs sha256:.*, which it does not name",
+    add_part: "names parts of no state",
     change_evaluation: "has another digest",
     cut_state: "has another digest",
     overwrite_old_state: "was overwritten",

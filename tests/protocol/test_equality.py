@@ -17,7 +17,7 @@ SETTINGS: dict[str, Any] = {
     # Only full batches close, wherever a run begins.
     "batch__size": BATCH,
     "batch__linger_s": 3600.0,
-    # Small enough that all of them forget.
+    # Small enough that all of them forget, and that what they kept is rewritten.
     "memory__max_items": 200,
     "held_out__max_items": 100,
     "release__every_records": 700,
@@ -53,6 +53,7 @@ def state(log: Log) -> dict[str, Any]:
     tensors = {name: (t.dtype.str, t.shape, t.tobytes()) for name, t in safetensors.numpy.load(data).items()}
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     document = json.loads(header["__metadata__"]["document"])
+    assert tensors["memory/digests"] != tensors["test/digests"]
     for part in ("model", "optimizer", "memory", "validation", "test", "rng"):
         assert any(name.startswith(f"{part}/") for name in tensors), f"no {part} in the state"
     return tensors | document | {"release": log.manifest["release"]["object"]["digest"]}

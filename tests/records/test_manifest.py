@@ -54,7 +54,8 @@ WHOLE = Manifest(
     arithmetic=Arithmetic("2.5.0", "cpu", "AVX2", 2),
     topic_ids={"images": "a", "digits.checkpoints": "b"},
     state=OBJECT,
-    kept=[State(1, OBJECT), State(2, OBJECT)],
+    kept=[State(1, OBJECT), State(2, OBJECT, [0])],
+    parts=[OBJECT],
     released=False,
     decision=Decision(
         released=False,
@@ -125,8 +126,8 @@ def test_partitions_and_spans_have_their_plainest_json():
 
 
 def test_another_schema_version_is_refused_even_if_it_looks_alike():
-    for version in (1, 3):
-        with pytest.raises(ValueError, match=f"manifest schema version {version}; this program reads 2"):
+    for version in (1, 2, 4):
+        with pytest.raises(ValueError, match=f"manifest schema version {version}; this program reads 3"):
             decode_manifest(encode(msgspec.structs.replace(WHOLE, schema_version=version)))
     with pytest.raises(ValueError, match="manifest schema version 9"):
         decode_manifest(b'{"schema_version": 9, "everything": "else"}')

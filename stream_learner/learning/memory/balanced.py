@@ -24,8 +24,8 @@ class BalancedMemory:
     full the largest class gives up its largest key, and its q never grows back: what it refused meanwhile cannot be had
     again. Where `max_bytes` binds, an item's own size moves its chance by about its share of the bound.
 
-    Items have slots 0..N-1. Their images are in segments, as `records.images.stored` gives them; the rest is in columns:
-    key, class index, weight, how many input records had been read before its batch, event time, place in the segments.
+    Items have slots 0..N-1. Their images are in segments, as `records.images.stored` gives them; the rest is in
+    columns: key, class index, weight, how many input records had been read before its batch, event time, place.
     """
 
     def __init__(

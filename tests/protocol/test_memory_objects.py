@@ -1,0 +1,51 @@
+"""What the memory holds is written once, not with every checkpoint, and deleted when no state needs it any more."""
+
+from itertools import pairwise
+
+from checker import Log
+from feed import good, mixed
+from harness import DEFAULTS, NewRun, Run
+
+from stream_learner.errors import ExitCode
+
+SEGMENT_BYTES: int = DEFAULTS["memory.segment_bytes"]
+MEMORIES = 3  # for replay, validation and test
+
+
+def test_a_checkpoint_writes_what_is_new_and_no_more(finished: tuple[Run, Log]) -> None:
+    run, log = finished
+    largest = max(len(record.draft.value or b"") for record in run.fed if record.draft.fate is None)
+    for (before, after), window in zip(pairwise(log.manifests), log.windows[1:], strict=True):
+        assert [part for part in before["parts"] if part not in after["parts"]] == []  # nothing was given up
+        new = sum(part["size"] for part in after["parts"] if part not in before["parts"])
+        assert new <= window["records"] * largest + MEMORIES * SEGMENT_BYTES
+        assert all(f"/memory/{after['sequence']:012d}-" in p["url"] for p in after["parts"] if p not in before["parts"])
+    everything = sum(part["size"] for part in log.manifest["parts"])
+    assert everything > 20 * SEGMENT_BYTES
+    assert log.manifest["state"]["size"] < everything
+
+
+def test_what_no_state_needs_is_deleted(new_run: NewRun) -> None:
+    run = new_run(memory__max_items=200, held_out__max_items=50, checkpoint__keep=2)
+    run.feed(good(3000))
+    log = run.finish(run.start())
+    named = {part["url"] for part in log.manifest["parts"]}
+    assert {path.as_uri() for path in (run.store / run.id / "memory").iterdir()} == named
+    assert {part["url"] for manifest in log.manifests for part in manifest["parts"]} > named
+
+
+def test_without_one_of_them_nothing_is_changed(new_run: NewRun) -> None:
+    run = new_run()
+    run.feed(mixed(1500))
+    log = run.finish(run.start())
+    path = next((run.store / run.id / "memory").iterdir())
+    data = path.read_bytes()
+    for damage, message in ((data[:-1], "is not the one a manifest names"), (None, "is missing")):
+        path.unlink()
+        if damage is not None:
+            path.write_bytes(damage)
+        assert message in run.start().ends(ExitCode.STATE)
+    assert run.read("checkpoints") == log.checkpoints
+    path.write_bytes(data)
+    run.feed(good(100))
+    run.finish(run.start())
