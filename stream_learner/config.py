@@ -200,8 +200,6 @@ class LearningSettings(Section):
     """Momentum of SGD; Adam ignores it."""
     weight_decay: NonNegativeFloat = 0.0
     """L2 penalty of the optimizer."""
-    max_weight: PositiveFloat = 10.0
-    """Sample weights above are clipped to this."""
     device: str = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -210,6 +208,29 @@ class LearningSettings(Section):
     """Memory layout of images; `auto` is what is faster for the model."""
     threads: NonNegativeInt = 0
     """Threads of the arithmetic; 0 is one per core. Equal results need equal numbers."""
+
+
+class WeightsSettings(Section):
+    policies: list[str] = ["record"]
+    """Factors of a sample's weight, which are multiplied: names from `stream_learner.learning.weighting.WEIGHTS`
+    (`record`, `class_balance`, `recency`, `novelty`, `hardness`), or `package.module:name`."""
+    max_weight: PositiveFloat = 10.0
+    """Sample weights above are clipped to this."""
+    half_life_records: PositiveFloat | None = None
+    """`recency`: input records after which a sample counts half."""
+    half_life_s: PositiveFloat | None = None
+    """`recency`, instead: seconds of event time (the records' timestamps) after which a sample counts half."""
+    class_balance_beta: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    """`class_balance`: a class's effective number of samples goes to 1 / (1 - beta). Nearer to 1 is nearer to inverse
+    frequency; classes with many more samples than that weigh the same, however rare one is beside the other."""
+
+    @model_validator(mode="after")
+    def _policies_fit(self) -> "WeightsSettings":
+        if len(set(self.policies)) < len(self.policies):
+            raise ValueError("policies names one twice")
+        if "recency" in self.policies and (self.half_life_records is None) == (self.half_life_s is None):
+            raise ValueError("recency needs half_life_records or half_life_s, and not both")
+        return self
 
 
 # Of a state: the manifest names each of them, and has to fit in a record of Kafka's.
@@ -327,6 +348,8 @@ class Settings(BaseSettings):
     """The network and its input."""
     learning: LearningSettings = LearningSettings()
     """How a batch is learned."""
+    weights: WeightsSettings = WeightsSettings()
+    """What a sample counts."""
     memory: MemorySettings = MemorySettings()
     """What is kept for replay."""
     held_out: HeldOutSettings = HeldOutSettings()

@@ -139,7 +139,7 @@ def test_an_unknown_override_is_refused_with_the_nearest_name(file, override, me
         ("batch.size=many", "batch.size"),
         ("learning.optimizer=adm", "learning.optimizer"),
         ("learning.learning_rate=nan", "learning.learning_rate"),
-        ("learning.max_weight=inf", "learning.max_weight"),
+        ("weights.max_weight=inf", "weights.max_weight"),
         ("model.channels=2", "model.channels"),
         ("model.mean=[0.1, 0.2]", "model: mean needs 1 or 3 values"),
         ("model.std=[0]", "model.std"),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stream_learner.records.record import Label
 from stream_learner.records.window import Accuracy, accuracy
@@ -21,6 +21,14 @@ def predict(model: nn.Module, images_NHWC: np.ndarray, device: torch.device) -> 
     ]
     model.train(was_training)
     return torch.cat(predictions).numpy() if predictions else np.empty(0, np.int64)
+
+
+def own_probabilities(logits: Tensor, labels: Tensor) -> np.ndarray:
+    """Softmax probability of each sample's own class, float32 [N]; 0 where the model has no such class, and where its
+    logits are not finite. Logits [N, classes] of any float type, labels int64 [N]."""
+    known = labels < logits.shape[1]
+    probabilities = logits.float().softmax(1).gather(1, labels.where(known, 0)[:, None])[:, 0]
+    return probabilities.where(known, 0).nan_to_num(0).cpu().numpy()
 
 
 def score(predictions: np.ndarray, targets: np.ndarray, labels: list[Label]) -> Accuracy:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stream_learner.config import ModelSettings, Settings
-from stream_learner.learning import evaluation, gate, models, weighting
+from stream_learner.learning import evaluation, gate, models
 from stream_learner.learning.augmentation import AUGMENTATIONS
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.memory import BalancedMemory
@@ -18,6 +18,7 @@ from stream_learner.learning.placement import place
 from stream_learner.learning.snapshot import Candidate, Snapshot
 from stream_learner.learning.strategies import Minibatch
 from stream_learner.learning.trainer import Trainer, copies, prefixed, under
+from stream_learner.learning.weighting import Arrivals, Times, Weighed, Weights
 from stream_learner.records.manifest import Decision, ModelSpec, Preprocessing
 from stream_learner.records.progress import Progress
 from stream_learner.records.record import Label, Reason, Rejection, Sample, Split
@@ -34,8 +35,8 @@ class Learner:
     count, however often the learner was saved and restored between them."""
 
     def __init__(self, settings: Settings):
-        """Raises UsageError when the settings name a model, strategy or device that is not there, or images too small
-        for the model."""
+        """Raises UsageError when the settings name a model, strategy, weight policy or device that is not there, or
+        images too small for the model."""
         self._settings = settings
         learning = settings.learning
         self._augmentations = [lookup(AUGMENTATIONS, name, "learning.augment") for name in learning.augment]
@@ -46,6 +47,7 @@ class Learner:
         self.labels: list[Label] = []
         self._index_of: dict[Label, int] = {}
         self._trainer = Trainer(settings, self._placement)
+        self._weights = Weights(settings.weights)
         self.memory = self._build_memory(
             settings.memory.max_items if self._trainer.strategy.replays else 0, settings.memory.max_bytes
         )
@@ -81,14 +83,18 @@ class Learner:
         began = time.monotonic()
         train = self._sort(batch.samples, report)
         if train:
-            stream = self._minibatch(train)
-            self._predict_first(stream, report)
-            if float(stream.weights.sum()) == 0 or self._take_steps(stream, report):
-                report.learned = len(train)
-                self._remember(train)
+            before = self._weights.state()
+            stream, weighed = self._weighed(train, report)
+            if not weighed.now.any():
+                self._weights.restore(before)  # learned, by no step: nothing changes
+            elif self._take_steps(stream, report):
+                self._remember(train, weighed.stored)
             else:
+                self._weights.restore(before)
+                report.weights = {}
                 report.rejections += [_not_finite(sample) for sample in train]
                 del report.samples[Split.TRAIN]
+            report.learned = report.samples.get(Split.TRAIN, 0)
         report.step_s = time.monotonic() - began
         self.progress.add(report)
         self.records += batch.records
@@ -115,30 +121,49 @@ class Learner:
             if sample.split is Split.TRAIN:
                 train.append(sample)
             else:
-                self._held_out[sample.split].add(sample, index, self._weight(sample), self.records)
+                weight = min(sample.weight, self._settings.weights.max_weight)
+                self._held_out[sample.split].add(sample, index, weight, self.records)
         self._trainer.grow(len(self.labels))
         return train
 
-    def _minibatch(self, samples: list[Sample]) -> Minibatch:
-        return self._to_device(
-            np.stack([sample.pixels_HWC for sample in samples]),
-            np.array([self._index_of[sample.label] for sample in samples], np.int64),
-            np.array([self._weight(sample) for sample in samples], np.float32),
+    def _weighed(self, samples: list[Sample], report: Report) -> tuple[Minibatch, Weighed]:
+        """Predicts training samples and weighs them."""
+        labels = np.array([self._index_of[sample.label] for sample in samples], np.int64)
+        images_on_device = self._to_device(np.stack([sample.pixels_HWC for sample in samples]))
+        labels_on_device = self._to_device(labels)
+        arrivals = Arrivals(
+            record_weights=np.array([sample.weight for sample in samples]),
+            labels=labels,
+            times=Times(
+                admitted=np.full(len(samples), self.records),
+                timestamps_ms=np.array([sample.record.timestamp_ms for sample in samples], np.int64),
+            ),
+            probabilities=self._predict_first(images_on_device, labels_on_device, report),
+            released_probabilities=lambda: self._predict_as_released(images_on_device, labels_on_device),
         )
+        weighed = self._weights.weigh(arrivals)
+        report.weights = weighed.factors
+        return Minibatch(images_on_device, labels_on_device, self._to_device(weighed.now)), weighed
 
-    def _weight(self, sample: Sample) -> float:
-        return weighting.clip(sample.weight, self._settings.learning.max_weight)
-
-    def _to_device(self, pixels_NHWC: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Minibatch:
-        return Minibatch(*(torch.from_numpy(a).to(self._placement.device) for a in (pixels_NHWC, labels, weights)))
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._placement.device)
 
     @torch.inference_mode()
-    def _predict_first(self, stream: Minibatch, report: Report) -> None:
+    def _predict_first(self, images_NHWC: Tensor, labels: Tensor, report: Report) -> np.ndarray:
+        """What the model gives each sample's own class, float32 [N]."""
         with self._placement.training():
-            hits = (self._trainer.evaluated.eval()(stream.images_NHWC).argmax(1) == stream.labels).tolist()
-        for index, hit in zip(stream.labels.tolist(), hits, strict=True):
+            logits = self._trainer.evaluated.eval()(images_NHWC)
+        hits = (logits.argmax(1) == labels).tolist()
+        for index, hit in zip(labels.tolist(), hits, strict=True):
             correct, seen = report.prequential.get(self.labels[index], (0, 0))
             report.prequential[self.labels[index]] = (correct + hit, seen + 1)
+        return evaluation.own_probabilities(logits, labels)
+
+    @torch.inference_mode()
+    def _predict_as_released(self, images_NHWC: Tensor, labels: Tensor) -> np.ndarray:
+        if self._released is None:
+            return np.zeros(len(labels), np.float32)
+        return evaluation.own_probabilities(self._released(images_NHWC), labels)
 
     def _take_steps(self, stream: Minibatch, report: Report) -> bool:
         """The batch's optimizer updates, up to one that is not finite and undone. False when that was the first."""
@@ -154,8 +179,11 @@ class Learner:
 
     def _replay(self) -> Minibatch:
         slots = self.memory.draw(self._settings.replay_size)
-        drawn = self.memory.pixels_NHWC(slots), self.memory.labels[slots], self.memory.weights[slots]
-        return self._augmented(self._to_device(*drawn))
+        memory = self.memory
+        times = Times(memory.admitted[slots], memory.timestamps_ms[slots])
+        weights = self._weights.replayed(memory.weights[slots], times)
+        drawn = memory.pixels_NHWC(slots), memory.labels[slots], weights
+        return self._augmented(Minibatch(*map(self._to_device, drawn)))
 
     def _augmented(self, minibatch: Minibatch) -> Minibatch:
         images_NHWC = minibatch.images_NHWC
@@ -163,10 +191,10 @@ class Learner:
             images_NHWC = augment(images_NHWC)
         return minibatch._replace(images_NHWC=images_NHWC)
 
-    def _remember(self, train: list[Sample]) -> None:
-        for sample in train:
-            if sample.weight > 0:
-                self.memory.add(sample, self._index_of[sample.label], self._weight(sample), self.records)
+    def _remember(self, train: list[Sample], weights: np.ndarray) -> None:
+        for sample, weight in zip(train, weights.tolist(), strict=True):
+            if weight > 0:
+                self.memory.add(sample, self._index_of[sample.label], weight, self.records)
 
     # -- releasing
 
@@ -239,6 +267,7 @@ class Learner:
         self._trainer.restore(under("trainer", tensors), document["trainer"])
         for name, memory in self._memories.items():
             memory.restore(under(name, tensors), parts)
+        self._weights.restore(document["weights"])
         self.records = document["records"]
         self._decided_at = document["decided_at"]
         self._non_finite_in_a_row = document["non_finite_in_a_row"]
@@ -268,6 +297,7 @@ class Learner:
         return identity(self._settings) | {
             "labels": list(self.labels),
             "trainer": self._trainer.document(),
+            "weights": self._weights.state(),
             "records": self.records,
             "decided_at": self._decided_at,
             # A run that stopped after three gets past them.

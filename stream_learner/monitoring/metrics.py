@@ -6,10 +6,16 @@ known yet is NaN or absent, so that no alert fires on it.
 
 import logging
 import math
+from bisect import bisect_left
+from collections.abc import Iterable
 from datetime import datetime
 from functools import partial
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from stream_learner.monitoring.health import Health, Phase
 from stream_learner.records.manifest import Manifest
@@ -22,6 +28,7 @@ NAMESPACE = "stream_learner"
 PREQUENTIAL_WINDOW = 1_000
 BATCH_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 CHECKPOINT_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+WEIGHT_BUCKETS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0, 3.0, 5.0, 10.0, math.inf)
 
 
 class Metrics:
@@ -48,6 +55,7 @@ class Metrics:
             f"{PREQUENTIAL_WINDOW} training samples, validation and test of the last release.",
             ("kind",),
         )
+        self._weights = _WeightHistograms(registry)
         self._position = gauge("position", "Next offset to learn, as an offset.", partition)
         self._lag_records = gauge("lag_records", "Distance from the partition's end, in records.", partition)
         self._lag_seconds = gauge(
@@ -136,6 +144,8 @@ class Metrics:
             self._steps.inc(report.steps)
             self._loss.set(report.loss_sum / report.steps)
             self._step.observe(report.step_s)
+        for policy, factors in report.weights.items():
+            self._weights.observe(policy, factors)
         seen = sum(total for _, total in report.prequential.values())
         if seen:
             self._prequential.add(sum(correct for correct, _ in report.prequential.values()), seen)
@@ -206,6 +216,34 @@ class _Counts(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:  # noqa: ARG002
         self._counter.inc()
+
+
+class _WeightHistograms(Collector):
+    """A histogram for each policy. prometheus-client's own takes 1.5 us a value, with a small network as long as
+    learning it."""
+
+    def __init__(self, registry: CollectorRegistry):
+        self._counts: dict[str, list[int]] = {}
+        self._sums: dict[str, float] = {}
+        registry.register(self)
+
+    def observe(self, policy: str, values: list[float]) -> None:
+        counts = self._counts.setdefault(policy, [0] * len(WEIGHT_BUCKETS))
+        for value in values:
+            counts[bisect_left(WEIGHT_BUCKETS, value)] += 1
+        self._sums[policy] = self._sums.get(policy, 0.0) + sum(values)
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        family = HistogramMetricFamily(
+            f"{NAMESPACE}_sample_weight",
+            "Weights of the training samples learned: each policy's factor, and the `combined` weight; no unit.",
+            labels=["policy"],
+        )
+        for policy, total in list(self._sums.items()):
+            cumulative = accumulate(list(self._counts[policy]))
+            buckets = [(floatToGoString(le), count) for le, count in zip(WEIGHT_BUCKETS, cumulative, strict=True)]
+            family.add_metric([policy], buckets, total)
+        yield family
 
 
 class FadingMean:

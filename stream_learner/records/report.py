@@ -14,7 +14,8 @@ class Report:
     `pieces` are its offsets in the order of reading; `lost` (topic, partition, span) those that fell off retention;
     `learned` counts training samples whose batch was learned (weight 0 included); `loss_sum` is the sum over `steps`
     of each step's weighted loss; `prequential` counts, by label, (correct, seen) of training samples predicted before
-    they were learned. Times are in seconds.
+    they were learned; `weights` are the factors that each policy gave the samples learned, and their `combined`
+    weights. Times are in seconds.
     """
 
     spans: Spans
@@ -27,6 +28,7 @@ class Report:
     steps: int = 0
     loss_sum: float = 0.0
     prequential: dict[Label, tuple[int, int]] = field(default_factory=dict)
+    weights: dict[str, list[float]] = field(default_factory=dict)
     newest_timestamp_ms: dict[tuple[str, int], int] = field(default_factory=dict)
     poll_s: float = 0.0
     decode_s: float = 0.0

@@ -44,6 +44,15 @@ def accuracy(counts: Iterable[tuple[Label, int, int]]) -> Accuracy:
     )
 
 
+class Distribution(msgspec.Struct, frozen=True):
+    """Of a policy's factors, or of the weights that come of them; at least one."""
+
+    count: int
+    mean: float
+    min: float
+    max: float
+
+
 class Window(msgspec.Struct, frozen=True, kw_only=True):
     """A record of the metrics topic. Offsets are half-open, times ISO 8601 in UTC, accuracies 0..1.
 
@@ -72,6 +81,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """Optimizer updates."""
     loss: float | None
     """Mean weighted loss of the steps."""
+    weights: dict[str, Distribution] = {}
+    """Of the samples learned, by policy (`weights.policies`), and `combined`: their product, clipped."""
     prequential: Accuracy
     """Each batch predicted before it was learned."""
     validation: Accuracy | None
@@ -95,6 +106,7 @@ class Tally:
         self.steps = 0
         self.loss_sum = 0.0
         self.prequential: dict[Label, tuple[int, int]] = {}
+        self.weights: dict[str, Distribution] = {}
 
     def add(self, report: Report) -> None:
         """Raises ValueError when the report does not continue the offsets counted so far."""
@@ -112,6 +124,8 @@ class Tally:
         for label, (correct, total) in report.prequential.items():
             before = self.prequential.get(label, (0, 0))
             self.prequential[label] = (before[0] + correct, before[1] + total)
+        for policy, factors in report.weights.items():
+            self.weights[policy] = _extended(self.weights.get(policy), factors)
 
     def window(self, **rest) -> Window:
         """The finished window; `rest` are the fields that are not sums."""
@@ -124,6 +138,20 @@ class Tally:
             learned=self.learned,
             steps=self.steps,
             loss=self.loss_sum / self.steps if self.steps else None,
+            weights=self.weights,
             prequential=accuracy((label, *counts) for label, counts in self.prequential.items()),
             **rest,
         )
+
+
+def _extended(before: Distribution | None, values: list[float]) -> Distribution:
+    count, mean = len(values), sum(values) / len(values)
+    if before is None:
+        return Distribution(count, mean, min(values), max(values))
+    total = before.count + count
+    return Distribution(
+        count=total,
+        mean=before.mean + (mean - before.mean) * count / total,
+        min=min(before.min, *values),
+        max=max(before.max, *values),
+    )

@@ -56,13 +56,21 @@ def batch(
     labels: Sequence[Label] | None = None,
     weights: Sequence[float] = (1.0,),
     splits: Sequence[Split] = (TRAIN,),
+    timestamps_ms: Sequence[int] = (0,),
 ) -> Batch:
-    """The digits at `indices`, read from offset `first` on; labels, weights and splits are taken in turn."""
+    """The digits at `indices`, read from offset `first` on; labels to timestamps are taken in turn."""
     labels = labels or [str(TARGETS[index]) for index in indices]
     samples = [
-        Sample(Record("images", 0, offset, 0, None, b"", []), ENCODED[index], DIGITS_NHWC[index], label, weight, split)
-        for offset, (index, label, weight, split) in enumerate(
-            zip(indices, cycle(labels), cycle(weights), cycle(splits), strict=False), first
+        Sample(
+            Record("images", 0, offset, timestamp_ms, None, b"", []),
+            ENCODED[index],
+            DIGITS_NHWC[index],
+            label,
+            weight,
+            split,
+        )
+        for offset, (index, label, weight, split, timestamp_ms) in enumerate(
+            zip(indices, cycle(labels), cycle(weights), cycle(splits), cycle(timestamps_ms), strict=False), first
         )
     ]
     return Batch(

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import msgspec
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 
 from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import FadingMean, Metrics
@@ -133,6 +133,24 @@ def test_a_batch_without_training_samples_moves_the_position_alone(registry, met
     assert value(registry, "step_seconds_count") == 0
     assert math.isnan(value(registry, "loss") or 0)
     assert value(registry, "accuracy", kind="prequential") is None
+
+
+def test_every_policys_weights_are_a_histogram(registry, metrics):
+    metrics.observe(report(weights={"record": [0.0, 1.0, 1.0], "combined": [0.0, 0.5, 3.0]}))
+    metrics.observe(report(weights={"record": [1e9], "combined": [10.0]}))
+    metrics.observe(report())
+
+    def at_most(le: str) -> list[float | None]:
+        return [value(registry, "sample_weight_bucket", policy=p, le=le) for p in ("record", "combined")]
+
+    assert at_most("0.0") == [1, 1]
+    assert at_most("0.5") == [1, 2]
+    assert at_most("1.0") == [3, 2]
+    assert at_most("10.0") == [3, 4]
+    assert at_most("+Inf") == [4, 4]
+    assert value(registry, "sample_weight_count", policy="record") == 4
+    assert value(registry, "sample_weight_sum", policy="combined") == 13.5
+    assert b'stream_learner_sample_weight_bucket{le="5.0",policy="combined"} 3.0' in generate_latest(registry)
 
 
 def test_lag_memory_and_what_is_unsaved_are_the_last_seen(registry, metrics):

@@ -25,6 +25,7 @@ DOCUMENTED = {
     "phase": ("gauge", "1 for that phase"),
     "kafka_warnings": ("counter", "messages"),
     "steps": ("counter", "steps"),
+    "sample_weight": ("histogram", "no unit"),
     "loss": ("gauge", "nats"),
     "accuracy": ("gauge", "ratio from 0 to 1"),
     "position": ("gauge", "offset"),

@@ -23,7 +23,7 @@ from stream_learner.records.manifest import (
     encode,
 )
 from stream_learner.records.spans import Span
-from stream_learner.records.window import Window, accuracy
+from stream_learner.records.window import Distribution, Window, accuracy
 
 OBJECT = Object("file:///objects/digits/000000000002-1/state.safetensors", 100, digest(b"state"))
 ACCURACY = accuracy([("cat", 3, 4), (7, 0, 0), ("é", 0, 2)])
@@ -85,6 +85,7 @@ WINDOW = Window(
     learned=12,
     steps=3,
     loss=0.25,
+    weights={"record": Distribution(12, 0.75, 0.0, 1.5)},
     prequential=ACCURACY,
     validation=ACCURACY,
     test=None,

@@ -1,15 +1,10 @@
-"""What a sample's weight does: clipping, and the loss it enters."""
+"""The loss that weights enter."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
 DECAY = 0.99
-
-
-def clip(weight: float, max_weight: float) -> float:
-    """A weight between 0 and `max_weight`."""
-    return min(weight, max_weight)
 
 
 @dataclass

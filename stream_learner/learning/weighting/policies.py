@@ -1,0 +1,192 @@
+"""The factors of a sample's weight: a registry from name to class."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+
+from stream_learner.config import WeightsSettings
+
+FADE = 1 - 1 / 1000  # of a mean over about the last thousand samples
+LEAST_PROBABILITY = np.finfo(np.float32).tiny
+
+
+class Times(NamedTuple):
+    """When samples came: how many input records had been learned before, and their event time (Kafka's timestamp) in
+    milliseconds since 1970, UTC. Both int64 [N]."""
+
+    admitted: np.ndarray
+    timestamps_ms: np.ndarray
+
+
+class Arrivals(NamedTuple):
+    """A batch's training samples before they are learned.
+
+    `record_weights` are those of the records, float64 [N]; `labels` class indices, int64 [N]; `probabilities` what
+    the model that predicts gives each sample's own class, float32 [N]; `released_probabilities()` what the last release gives it,
+    float32 [N], 0 before the first release and for a class that it does not know.
+    """
+
+    record_weights: np.ndarray
+    labels: np.ndarray
+    times: Times
+    probabilities: np.ndarray
+    released_probabilities: Callable[[], np.ndarray]
+
+
+class Policy(Protocol):
+    """One factor of the weights. One without statistics inherits its empty state from here.
+
+    Running statistics are all of its state, a JSON document that comes back as it was. Whoever calls it restores the
+    state from before a batch that was not learned.
+    """
+
+    stored: ClassVar[bool]
+    """Whether the factor is the sample's own: kept with it in the memory, and part of its weight when it is replayed.
+    Otherwise it belongs to the moment; `replayed` says what takes its place."""
+
+    _settings: WeightsSettings
+
+    def __init__(self, settings: WeightsSettings):
+        self._settings = settings
+
+    def factors(self, arrivals: Arrivals) -> np.ndarray:
+        """Takes the batch into the statistics, then gives each sample's factor, at least 0, float64 [N]."""
+        ...
+
+    def replayed(self, times: Times) -> np.ndarray:
+        """Factors of samples from the memory that came at `times`, float64 [N], where they are not stored."""
+        return np.ones(len(times.admitted))
+
+    def state(self) -> dict[str, Any]:
+        """A copy of the running statistics."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state()` gave; from the beginning when it is empty."""
+
+
+class RecordWeight(Policy):
+    """The weight that the record's producer gave it, 1 when it gave none. Clipped to `weights.max_weight` before it is
+    multiplied, so that no producer outweighs the other factors."""
+
+    stored = True
+
+    def factors(self, arrivals: Arrivals) -> np.ndarray:
+        return np.minimum(arrivals.record_weights, self._settings.max_weight)
+
+
+class ClassBalance(Policy):
+    """Inverse effective number of the training samples of the sample's class seen so far.
+
+    E_n = (1 - beta^n) / (1 - beta), with n of the class: Cui et al. 2019, "Class-Balanced Loss Based on Effective
+    Number of Samples" (arXiv:1901.05555). Scaled so that the mean over all seen so far is 1. Not stored: the memory
+    is balanced already.
+    """
+
+    stored = False
+
+    def __init__(self, settings: WeightsSettings):
+        super().__init__(settings)
+        self._counts = np.empty(0, np.int64)
+
+    def factors(self, arrivals: Arrivals) -> np.ndarray:
+        classes = max(len(self._counts), int(arrivals.labels.max()) + 1)
+        self._counts = np.bincount(arrivals.labels, minlength=classes) + np.pad(
+            self._counts, (0, classes - len(self._counts))
+        )
+        seen = self._counts > 0
+        inverse = np.zeros(classes)
+        inverse[seen] = 1 / (1 - self._settings.class_balance_beta ** self._counts[seen])
+        return inverse[arrivals.labels] * self._counts.sum() / (inverse @ self._counts)
+
+    def state(self) -> dict[str, Any]:
+        return {"counts": self._counts.tolist()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._counts = np.array(state.get("counts", []), np.int64)
+
+
+class Recency(Policy):
+    """2^-(age / half-life): a late record weighs less when it arrives, and a sample in the memory fades as it ages.
+
+    Age is counted from the newest training sample: in input records (`weights.half_life_records`; what arrives has age
+    0) or in event time (`weights.half_life_s`). A timestamp from the future makes all others older; brokers bound
+    it by `message.timestamp.after.max.ms`.
+    """
+
+    stored = False
+
+    def __init__(self, settings: WeightsSettings):
+        super().__init__(settings)
+        if settings.half_life_records is not None:
+            self._clock, self._half_life = "admitted", settings.half_life_records
+        else:
+            assert settings.half_life_s is not None  # one of them is set: the settings see to it
+            self._clock, self._half_life = "timestamps_ms", settings.half_life_s * 1000
+        self._newest = 0
+
+    def factors(self, arrivals: Arrivals) -> np.ndarray:
+        self._newest = max(self._newest, int(self._read(arrivals.times).max()))
+        return self.replayed(arrivals.times)
+
+    def replayed(self, times: Times) -> np.ndarray:
+        return np.exp2((self._read(times) - self._newest) / self._half_life)
+
+    def _read(self, times: Times) -> np.ndarray:
+        return getattr(times, self._clock)
+
+    def state(self) -> dict[str, Any]:
+        return {self._clock: self._newest}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._newest = state.get(self._clock, 0)
+
+
+class Novelty(Policy):
+    """1 - p_y under the last released parameters: what downstream's model knows already teaches little. 1 before the
+    first release, and for a class that it does not know."""
+
+    stored = True
+
+    def factors(self, arrivals: Arrivals) -> np.ndarray:
+        return 1 - arrivals.released_probabilities().astype(np.float64)
+
+
+class Hardness(Policy):
+    """The model's loss on the sample before it is learned, -log p_y, relative to its mean over about the last thousand
+    samples, clipped to `weights.max_weight`.
+
+    Katharopoulos and Fleuret 2018, "Not All Samples Are Created Equal" (arXiv:1803.00942), who sample by importance
+    and divide by it; here it is a weight, and the samples that the model gets wrong count for more.
+    """
+
+    stored = True
+
+    def __init__(self, settings: WeightsSettings):
+        super().__init__(settings)
+        self._sum = self._count = 0.0  # fading sums
+
+    def factors(self, arrivals: Arrivals) -> np.ndarray:
+        losses = -np.log(np.maximum(arrivals.probabilities, LEAST_PROBABILITY).astype(np.float64))
+        keep = FADE ** len(losses)
+        self._sum = keep * self._sum + float(losses.sum())
+        self._count = keep * self._count + len(losses)
+        if self._sum == 0:  # the model is certain of all, and right
+            return np.ones(len(losses))
+        return np.minimum(losses * self._count / self._sum, self._settings.max_weight)
+
+    def state(self) -> dict[str, Any]:
+        return {"sum": self._sum, "count": self._count}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._sum, self._count = state.get("sum", 0.0), state.get("count", 0.0)
+
+
+WEIGHTS: dict[str, type[Policy]] = {
+    "record": RecordWeight,
+    "class_balance": ClassBalance,
+    "recency": Recency,
+    "novelty": Novelty,
+    "hardness": Hardness,
+}

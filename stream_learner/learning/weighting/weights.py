@@ -1,0 +1,55 @@
+"""The policies together: what a batch's samples weigh now, and what is kept with them."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stream_learner.config import WeightsSettings
+from stream_learner.learning.weighting.policies import WEIGHTS, Arrivals, Times
+from stream_learner.registry import lookup
+
+COMBINED = "combined"
+
+
+class Weighed(NamedTuple):
+    """Weights of a batch, float32 [N]: those of its own steps, and those to be kept in the memory. `factors` are each
+    policy's, and the `combined` weights, for the report."""
+
+    now: np.ndarray
+    stored: np.ndarray
+    factors: dict[str, list[float]]
+
+
+class Weights:
+    """alpha: the product of the policies' factors, clipped to [0, `weights.max_weight`]; 1 without a policy."""
+
+    def __init__(self, settings: WeightsSettings):
+        """Raises UsageError when the settings name a policy that is not there."""
+        self._max_weight = settings.max_weight
+        self._policies = {name: lookup(WEIGHTS, name, "weights.policies")(settings) for name in settings.policies}
+
+    def weigh(self, arrivals: Arrivals) -> Weighed:
+        """Takes a batch of at least one sample into the statistics and weighs it. When it turns out that the batch is
+        not learned, or makes no step, `restore` the state from before."""
+        factors = {name: policy.factors(arrivals) for name, policy in self._policies.items()}
+        ones = np.ones(len(arrivals.labels))
+        now = self._clip(math.prod(factors.values(), start=ones))
+        stored = self._clip(math.prod((factors[n] for n, p in self._policies.items() if p.stored), start=ones))
+        return Weighed(now, stored, {name: f.tolist() for name, f in factors.items()} | {COMBINED: now.tolist()})
+
+    def replayed(self, stored: np.ndarray, times: Times) -> np.ndarray:
+        """Weights of samples drawn from the memory, float32 [N]; `stored` are those kept with them."""
+        return self._clip(math.prod((p.replayed(times) for p in self._policies.values() if not p.stored), start=stored))
+
+    def _clip(self, weights: np.ndarray) -> np.ndarray:
+        return np.clip(weights, 0, self._max_weight).astype(np.float32)
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Each policy's running statistics, a JSON document."""
+        return {name: policy.state() for name, policy in self._policies.items()}
+
+    def restore(self, state: dict[str, dict[str, Any]]) -> None:
+        """Goes on from what `state()` gave. A policy that it lacks begins."""
+        for name, policy in self._policies.items():
+            policy.restore(state.get(name, {}))

@@ -1,0 +1,464 @@
+"""Each policy against plain arithmetic, and what holds for every one of them in a learner."""
+
+import json
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from digit_stream import (
+    DIGITS_NHWC,
+    TARGETS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    as_bytes,
+    batch,
+    digits_of,
+    learn,
+    learned,
+    position,
+    resumed,
+    settings,
+)
+from pydantic import ValidationError
+
+from stream_learner.checkpoints import state
+from stream_learner.config import WeightsSettings
+from stream_learner.errors import UsageError
+from stream_learner.learning import models
+from stream_learner.learning.batch import Batch
+from stream_learner.learning.learner import Learner
+from stream_learner.learning.weighting import WEIGHTS, Arrivals, Policy, Times, Weights
+from stream_learner.learning.weighting.policies import FADE
+from stream_learner.records.record import Reason
+from stream_learner.records.window import Tally
+
+HOUR_MS = 3_600_000
+
+
+# -- the policies
+
+
+def arrivals(labels: list[int], **others: Any) -> Arrivals:
+    n = len(labels)
+    given = {
+        "record_weights": np.ones(n),
+        "admitted": np.zeros(n, np.int64),
+        "timestamps_ms": np.zeros(n, np.int64),
+        "probabilities": np.full(n, 0.5, np.float32),
+        "released": np.zeros(n, np.float32),
+    } | {name: np.asarray(values) for name, values in others.items()}
+    return Arrivals(
+        given["record_weights"],
+        np.array(labels, np.int64),
+        Times(given["admitted"], given["timestamps_ms"]),
+        given["probabilities"].astype(np.float32),
+        lambda: given["released"].astype(np.float32),
+    )
+
+
+def policy(name: str, **chosen: Any) -> Policy:
+    return WEIGHTS[name](WeightsSettings(**chosen))
+
+
+def test_record_is_the_records_weight_up_to_the_most_allowed():
+    factors = policy("record", max_weight=4.0).factors(arrivals([0, 1, 1, 0], record_weights=[0.0, 0.5, 4.0, 1e300]))
+    assert factors.tolist() == [0, 0.5, 4, 4]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.9999, 0.9999999])
+def test_class_balance_is_the_inverse_effective_number_of_all_seen_so_far(beta):
+    balance, seen = policy("class_balance", class_balance_beta=beta), Counter()
+    for first in range(0, 300, 20):
+        labels = [label * label // 9 for label in TARGETS[first : first + 20].tolist()]  # some are rare, 8 appears late
+        seen.update(labels)
+        effective = {label: sum(beta**i for i in range(n)) for label, n in seen.items()}
+        scale = seen.total() / sum(n / effective[label] for label, n in seen.items())
+        wanted = [scale / effective[label] for label in labels]
+        assert balance.factors(arrivals(labels)).tolist() == pytest.approx(wanted)
+
+
+def test_class_balance_has_the_mean_1_and_makes_classes_equal():
+    balance, labels = policy("class_balance", class_balance_beta=1 - 1e-9), [0] * 100 + [1] * 5
+    factors = balance.factors(arrivals(labels))
+    assert factors.mean() == pytest.approx(1)
+    assert factors[:100].sum() == pytest.approx(factors[100:].sum(), rel=1e-4)
+
+
+def test_recency_halves_with_each_half_life_of_event_time():
+    recency = policy("recency", half_life_s=3600)
+    ages_h = [1, 0, 2, 0.5]
+    now = 1_700_000_000_000
+    times = [now - int(age * HOUR_MS) for age in ages_h]
+    assert recency.factors(arrivals([0] * 4, timestamps_ms=times)).tolist() == [2**-age for age in ages_h]
+    late = arrivals([0], timestamps_ms=[now - 3 * HOUR_MS])
+    assert recency.factors(late).tolist() == [2**-3]
+    recency.factors(arrivals([0], timestamps_ms=[now + HOUR_MS]))
+    faded = recency.replayed(Times(np.zeros(4, np.int64), np.array(times)))
+    assert faded.tolist() == [2 ** -(age + 1) for age in ages_h]
+
+
+def test_recency_in_records_fades_in_the_memory_alone():
+    recency = policy("recency", half_life_records=100)
+    for admitted in (0, 50, 300):
+        assert recency.factors(arrivals([0], admitted=[admitted], timestamps_ms=[-admitted])).tolist() == [1]
+    faded = recency.replayed(Times(np.array([0, 100, 250, 300]), np.zeros(4, np.int64)))
+    assert faded.tolist() == [2**-3, 2**-2, 2**-0.5, 1]
+
+
+@pytest.mark.parametrize("chosen", [{}, {"half_life_records": 10, "half_life_s": 10}])
+def test_recency_needs_one_half_life(chosen):
+    with pytest.raises(ValidationError, match="recency needs half_life_records or half_life_s, and not both"):
+        WeightsSettings(policies=["recency"], **chosen)
+
+
+def test_novelty_is_what_the_release_lacks():
+    factors = policy("novelty").factors(arrivals([0, 1, 2], released=[0.0, 0.25, 1.0], probabilities=[0.9] * 3))
+    assert factors.tolist() == [1, 0.75, 0]
+
+
+def test_hardness_is_the_loss_over_its_fading_mean():
+    hardness, seen = policy("hardness", max_weight=3.0), []
+    rng = np.random.default_rng(0)
+    for size in (1, 8, 32, 200, 32):
+        probabilities = rng.uniform(0.01, 1, size).astype(np.float32)
+        losses = [-math.log(p) for p in probabilities.tolist()]
+        seen = [(loss, weight * FADE**size) for loss, weight in seen] + [(loss, 1.0) for loss in losses]
+        mean = sum(loss * weight for loss, weight in seen) / sum(weight for _, weight in seen)
+        wanted = [min(loss / mean, 3.0) for loss in losses]
+        assert hardness.factors(arrivals([0] * size, probabilities=probabilities)).tolist() == pytest.approx(wanted)
+
+
+def test_hardness_is_finite_whatever_the_model_says():
+    assert policy("hardness").factors(arrivals([0, 0], probabilities=[1, 1])).tolist() == [1, 1]
+    assert policy("hardness").factors(arrivals([0, 0], probabilities=[0, 1])).tolist() == [2, 0]
+
+
+# -- together
+
+
+class Half(Policy):
+    """A policy of a user's own."""
+
+    stored = True
+
+    def factors(self, arrivals: Arrivals) -> np.ndarray:
+        return np.full(len(arrivals.labels), 0.5)
+
+
+HALF = f"{__name__}:Half"
+
+
+def test_factors_are_multiplied_and_clipped_and_those_of_the_moment_are_not_kept():
+    weights = Weights(WeightsSettings(policies=["record", "recency", HALF], half_life_s=1, max_weight=2.0))
+    weighed = weights.weigh(arrivals([0, 1, 2], record_weights=[1.0, 0.0, 8.0], timestamps_ms=[0, 1000, 1000]))
+    assert weighed.now.tolist() == [0.25, 0, 1]
+    assert weighed.stored.tolist() == [0.5, 0, 1]
+    assert weighed.factors == {
+        "record": [1, 0, 2],
+        "recency": [0.5, 1, 1],
+        HALF: [0.5, 0.5, 0.5],
+        "combined": [0.25, 0, 1],
+    }
+    replayed = weights.replayed(np.array([0.5, 2.0], np.float32), Times(np.zeros(2, np.int64), np.array([0, 1000])))
+    assert replayed.tolist() == [0.25, 2]
+    assert weighed.now.dtype == weighed.stored.dtype == replayed.dtype == np.float32
+
+
+def test_without_policies_every_weight_is_1():
+    weighed = Weights(WeightsSettings(policies=[])).weigh(arrivals([0, 1], record_weights=[0.0, 9.0]))
+    assert weighed.now.tolist() == weighed.stored.tolist() == [1, 1]
+
+
+def test_a_policy_named_twice_is_refused():
+    with pytest.raises(ValidationError, match="policies names one twice"):
+        WeightsSettings(policies=["record", "novelty", "record"])
+
+
+def test_an_unknown_policy_is_refused():
+    with pytest.raises(UsageError, match=r"weights.policies = 'novelti' is unknown; did you mean novelty\?"):
+        Learner(settings(weights__policies=["novelti"]))
+
+
+# -- in a learner
+
+RUNS: list[dict[str, Any]] = [
+    *({"weights__policies": [name], "weights__half_life_s": 50.0} for name in WEIGHTS),
+    {"weights__policies": [*WEIGHTS], "weights__half_life_s": 50.0},
+    {"weights__policies": ["recency"], "weights__half_life_records": 40},
+]
+
+for_every_policy = pytest.mark.parametrize(
+    "run", RUNS, ids=lambda run: "+".join(run["weights__policies"]) + ",records" * ("weights__half_life_records" in run)
+)
+
+
+def stream() -> list[Batch]:
+    """Imbalanced, late now and then, of many weights, with classes that arrive; the third is of weight 0."""
+    digits = [[0, 0, 0, 1], [0, 0, 1, 2], [0, 1], [0, 1, 2, 3], [0, 0, 3, 4, 5], [5, 5, 6, 7, 8, 9]]
+    batches: list[Batch] = []
+    for i, classes in enumerate(digits):
+        batches.append(
+            batch(
+                digits_of(classes, 12, skip=12 * i),
+                first=12 * i,
+                weights=[0.0] if i == 2 else [1.0, 0.5, 2.0, 30.0, 0.0],
+                splits=[TRAIN, TRAIN, TRAIN, TRAIN, VALIDATION, TRAIN, TEST],
+                timestamps_ms=[10_000 * i, 10_000 * i - 25_000],
+            )
+        )
+    return batches
+
+
+@for_every_policy
+def test_a_run_stopped_and_resumed_after_every_batch_ends_like_one_that_was_not(run):
+    def end(stop: bool) -> bytes:
+        learner, released = Learner(settings(**run)), None
+        for b in stream():
+            learner.learn(b)
+            decision, snapshot = learner.decide_release(), learner.snapshot()
+            if decision.released:
+                released = snapshot.candidate
+            if stop and released:
+                learner = resumed(settings(**run), snapshot)
+                learner.restore_released(released.model, state.decode_tensors(state.encode(released.weights)))
+        return as_bytes(learner.snapshot())
+
+    assert end(stop=True) == end(stop=False)
+
+
+@for_every_policy
+def test_a_seed_gives_one_result(run):
+    def result(seed: int) -> bytes:
+        return as_bytes(learned(settings(run__seed=seed, **run), stream()[:2]).snapshot())
+
+    assert result(1) == result(1)
+    assert result(1) != result(2)
+
+
+def trained_by(learner: Learner) -> bytes:
+    """The state without what counts records and draws."""
+    snapshot = learner.snapshot()
+    snapshot.tensors.pop("rng/cpu")
+    for name in ("records", "non_finite_in_a_row"):
+        snapshot.document.pop(name)
+    return as_bytes(snapshot)
+
+
+@for_every_policy
+def test_a_batch_whose_weights_are_all_zero_changes_nothing(run):
+    """Not even the policies' statistics: classes are not counted, and the newest event time stays."""
+    others = [name for name in run["weights__policies"] if name != "record"]
+    given = settings(**run | {"weights__policies": ["record", *others]})
+    learner = learned(given, stream()[:2])
+    before = trained_by(learner)
+    nothing = batch(digits_of([0, 1, 2], 9, skip=50), position(learner), weights=[0.0], timestamps_ms=[900_000])
+    report = learner.learn(nothing)
+    assert (report.learned, report.steps) == (9, 0)
+    assert report.weights["combined"] == [0] * 9
+    assert trained_by(learner) == before
+
+
+class NotANumber(Policy):
+    """A policy that fails when a record weighs 7."""
+
+    stored = True
+
+    def factors(self, arrivals: Arrivals) -> np.ndarray:
+        return np.where(arrivals.record_weights == 7, np.nan, 1.0)
+
+
+@for_every_policy
+def test_a_step_that_is_not_finite_is_undone_and_leaves_the_statistics_alone(run):
+    given = settings(**run | {"weights__policies": [*run["weights__policies"], f"{__name__}:NotANumber"]})
+    learner = learned(given, stream()[:2])
+    before = trained_by(learner)
+    bad = batch(digits_of([0, 1, 2], 9, skip=50), position(learner), weights=[7.0], timestamps_ms=[900_000])
+    report = learner.learn(bad)
+    assert {r.reason for r in report.rejections} == {Reason.NON_FINITE_STEP}
+    assert (report.learned, report.weights) == (0, {})
+    assert trained_by(learner) == before
+
+
+@for_every_policy
+def test_its_state_is_a_json_document_and_may_be_absent(run):
+    learner = learned(settings(**run), stream())
+    document = learner.snapshot().document["weights"]
+    assert json.loads(json.dumps(document)) == document
+    assert set(document) == set(run["weights__policies"])
+    without = learned(settings(weights__policies=[]), stream()).snapshot()
+    assert learn(resumed(settings(**run), without), [batch([0], first=position(learner))])[0].learned == 1
+
+
+@for_every_policy
+def test_the_window_tells_the_distribution_of_every_policys_factors(run):
+    learner, tally = Learner(settings(**run)), Tally()
+    reports = learn(learner, stream())
+    for report in reports:
+        tally.add(report)
+    assert set(tally.weights) == {*run["weights__policies"], "combined"}
+    for name, distribution in tally.weights.items():
+        every = [weight for report in reports for weight in report.weights[name]]
+        assert distribution.count == len(every) == tally.learned
+        assert distribution.mean == pytest.approx(np.mean(every))
+        assert (distribution.min, distribution.max) == (min(every), max(every))
+
+
+def test_novelty_asks_the_last_release_and_not_the_model():
+    given = settings(weights__policies=["novelty"], learning__steps_per_batch=5)
+    learner = learned(given, stream()[:2])
+    learner.decide_release()
+    candidate = learner.snapshot().candidate
+    assert candidate
+    released = models.build(candidate.model).eval()
+    released.load_state_dict(candidate.weights)
+    learner.learn(batch(digits_of([0, 1, 2], 8, skip=80), position(learner)))  # the model moves on
+    indices = digits_of([0, 1, 2, 9], 8, skip=100)
+    with torch.no_grad():
+        probabilities = released(torch.from_numpy(DIGITS_NHWC[indices])).softmax(1)
+    wanted = [
+        1 - float(row[candidate.labels.index(label)]) if (label := str(TARGETS[i])) in candidate.labels else 1
+        for i, row in zip(indices, probabilities, strict=True)
+    ]
+    factors = learner.learn(batch(indices, position(learner))).weights["novelty"]
+    assert factors == pytest.approx(wanted, abs=1e-6)
+    assert factors.count(1.0) == 2
+
+
+def test_hardness_is_of_the_model_as_it_predicted():
+    """What it has learned is easier than the stream was on average, a class that has just arrived is harder."""
+    learner = Learner(settings(weights__policies=["hardness"], learning__steps_per_batch=20))
+    for i in range(3):
+        learner.learn(batch(digits_of([3, 4], 8, skip=8 * i), position(learner)))
+    factors = learner.learn(batch(digits_of([3, 5], 8, skip=60), position(learner))).weights["hardness"]
+    assert max(factors[::2]) < 0.5 < 1.5 < min(factors[1::2])
+
+
+def kept(learner: Learner) -> dict[str, list]:
+    tensors = learner.snapshot().tensors
+    return {name: tensors[f"memory/{name}"].tolist() for name in ("weights", "admitted", "timestamps_ms")}
+
+
+def test_what_is_the_samples_own_is_kept_with_it():
+    learner = Learner(settings(weights__policies=["record", "class_balance", HALF]))
+    learner.learn(batch([0, 1], weights=[2.0], timestamps_ms=[5000]))
+    learner.learn(batch([0, 0, 1, 2], first=2, weights=[1.0, 0.0, 1.0, 1.0], timestamps_ms=[6000]))
+    assert kept(learner) == {
+        "weights": [1, 1, 0.5, 0.5, 0.5],  # class balance is of the moment, weight 0 teaches nothing
+        "admitted": [0, 0, 2, 2, 2],
+        "timestamps_ms": [5000, 5000, 6000, 6000, 6000],
+    }
+
+
+def test_held_out_samples_keep_the_records_weight_alone():
+    learner = Learner(settings(weights__policies=[HALF]))
+    learner.learn(batch([0, 1], weights=[3.0, 1e300], splits=[TEST]))
+    assert learner.snapshot().tensors["test/weights"].tolist() == [3, 10]
+
+
+def test_a_memory_that_fades_at_once_leaves_plain_steps_on_the_stream():
+    """The replayed samples' weights vanish, so experience replay does what fine-tuning does."""
+
+    def weights_after(**given: Any) -> dict[str, torch.Tensor]:
+        batches = [batch(digits_of([0, 1], 8, skip=8 * i), first=8 * i) for i in range(4)]
+        tensors = learned(settings(learning__precision="fp32", **given), batches).snapshot().tensors
+        return {name: tensor for name, tensor in tensors.items() if "model/" in name}
+
+    plain = weights_after(learning__strategy="finetune")
+    faded = weights_after(weights__policies=["recency"], weights__half_life_records=0.01)
+    remembered = weights_after(weights__policies=["recency"], weights__half_life_records=1e9)
+    assert all(torch.allclose(plain[name], faded[name], atol=1e-6) for name in plain)
+    assert not all(torch.allclose(plain[name], remembered[name], atol=1e-4) for name in plain)
+
+
+# -- what they are worth: a sanity check, not a measurement
+
+TEST_DIGITS = np.arange(1200, len(TARGETS))
+
+
+def recalls(learner: Learner, labels_of: np.ndarray = TARGETS) -> np.ndarray:
+    """Recall of each class on digits that were not learned."""
+    learner.learn(
+        batch(TEST_DIGITS.tolist(), position(learner), [str(labels_of[i]) for i in TEST_DIGITS], splits=[TEST])
+    )
+    learner.decide_release()
+    candidate = learner.snapshot().candidate
+    assert candidate
+    return np.array([c.correct / c.total for c in sorted(candidate.test.per_class, key=lambda c: str(c.label))])
+
+
+def in_batches(learner: Learner, indices: np.ndarray, labels: np.ndarray, **rest: Any) -> Learner:
+    """Learns digits under these labels, 20 at a time; of the rest, sequences go along."""
+    for start in range(0, len(indices), 20):
+        part = slice(start, start + 20)
+        learner.learn(
+            batch(
+                indices[part].tolist(),
+                position(learner),
+                [str(label) for label in labels[part]],
+                **{name: values[part] for name, values in rest.items()},
+            )
+        )
+    return learner
+
+
+def shuffled() -> np.ndarray:
+    return np.random.default_rng(0).permutation(1200)
+
+
+TEACH = {"batch__size": 20, "learning__learning_rate": 0.003, "learning__steps_per_batch": 3}
+
+
+def test_wrong_labels_of_low_weight_do_less_harm():
+    order = shuffled()
+    wrong = np.random.default_rng(1).random(1200) < 0.6
+    labels = np.where(wrong, (TARGETS[order] + 1) % 10, TARGETS[order])
+    weights = np.where(wrong, 0.02, 1.0).tolist()
+
+    def recall(policies: list[str]) -> float:
+        learner = Learner(settings(weights__policies=policies, **TEACH))
+        return recalls(in_batches(learner, order, labels, weights=weights)).mean()
+
+    assert recall(["record"]) > recall([]) + 0.2
+
+
+def test_class_balance_raises_the_recall_of_rare_classes():
+    rare = TARGETS[shuffled()] >= 5
+    order = np.concatenate([shuffled()[~rare], shuffled()[rare][:30]])  # 20:1
+    order = np.concatenate([np.random.default_rng(epoch).permutation(order) for epoch in range(3)])
+
+    def recall(policies: list[str]) -> np.ndarray:
+        given = settings(weights__policies=policies, learning__strategy="finetune", **TEACH)
+        return recalls(in_batches(Learner(given), order, TARGETS[order]))
+
+    plain, balanced = recall([]), recall(["class_balance"])
+    assert balanced.mean() > plain.mean() + 0.05
+    assert balanced[5:].mean() > plain[5:].mean() + 0.1
+
+
+def test_recency_follows_a_drift():
+    """Half-way every digit gets another label; the memory is full of the old ones."""
+    order, after = shuffled(), (TARGETS + 1) % 10
+    labels = np.concatenate([TARGETS[order[:600]], after[order[600:]]])
+
+    def recall(**given: Any) -> float:
+        return recalls(in_batches(Learner(settings(**given, **TEACH)), order, labels), after).mean()
+
+    assert recall(weights__policies=["recency"], weights__half_life_records=200) > recall() + 0.05
+
+
+def test_recency_lets_late_records_of_an_old_world_count_less():
+    """As before, and half of the later records are older than the change."""
+    order, after = shuffled(), (TARGETS + 1) % 10
+    new = (np.arange(1200) >= 600) & (np.random.default_rng(0).random(1200) < 0.5)
+    labels = np.where(new, after[order], TARGETS[order])
+    timestamps_ms = np.where(new, 10_000_000, 0).tolist()
+
+    def recall(**given: Any) -> float:
+        learner = in_batches(Learner(settings(**given, **TEACH)), order, labels, timestamps_ms=timestamps_ms)
+        return recalls(learner, after).mean()
+
+    assert recall(weights__policies=["recency"], weights__half_life_s=1000) > recall() + 0.2
