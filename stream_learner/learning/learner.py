@@ -131,6 +131,7 @@ class Learner:
         labels = np.array([self._index_of[sample.label] for sample in samples], np.int64)
         images_on_device = self._to_device(np.stack([sample.pixels_HWC for sample in samples]))
         labels_on_device = self._to_device(labels)
+        logits = self._predict_first(images_on_device, labels_on_device, report)
         arrivals = Arrivals(
             record_weights=np.array([sample.weight for sample in samples]),
             labels=labels,
@@ -138,7 +139,7 @@ class Learner:
                 admitted=np.full(len(samples), self.records),
                 timestamps_ms=np.array([sample.record.timestamp_ms for sample in samples], np.int64),
             ),
-            probabilities=self._predict_first(images_on_device, labels_on_device, report),
+            probabilities=lambda: evaluation.own_probabilities(logits, labels_on_device),
             released_probabilities=lambda: self._predict_as_released(images_on_device, labels_on_device),
         )
         weighed = self._weights.weigh(arrivals)
@@ -149,15 +150,15 @@ class Learner:
         return torch.from_numpy(array).to(self._placement.device)
 
     @torch.inference_mode()
-    def _predict_first(self, images_NHWC: Tensor, labels: Tensor, report: Report) -> np.ndarray:
-        """What the model gives each sample's own class, float32 [N]."""
+    def _predict_first(self, images_NHWC: Tensor, labels: Tensor, report: Report) -> Tensor:
+        """Logits [N, classes]."""
         with self._placement.training():
             logits = self._trainer.evaluated.eval()(images_NHWC)
         hits = (logits.argmax(1) == labels).tolist()
         for index, hit in zip(labels.tolist(), hits, strict=True):
             correct, seen = report.prequential.get(self.labels[index], (0, 0))
             report.prequential[self.labels[index]] = (correct + hit, seen + 1)
-        return evaluation.own_probabilities(logits, labels)
+        return logits
 
     @torch.inference_mode()
     def _predict_as_released(self, images_NHWC: Tensor, labels: Tensor) -> np.ndarray:
@@ -178,8 +179,8 @@ class Learner:
         return True
 
     def _replay(self) -> Minibatch:
-        slots = self.memory.draw(self._settings.replay_size)
         memory = self.memory
+        slots = memory.draw(self._settings.replay_size)
         times = Times(memory.admitted[slots], memory.timestamps_ms[slots])
         weights = self._weights.replayed(memory.weights[slots], times)
         drawn = memory.pixels_NHWC(slots), memory.labels[slots], weights

@@ -5,7 +5,7 @@ from digit_stream import DIGITS_NHWC, settings
 
 from stream_learner.errors import UsageError
 from stream_learner.learning import models
-from stream_learner.learning.evaluation import predict, score
+from stream_learner.learning.evaluation import own_probabilities, predict, score
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.models import MODELS
 from stream_learner.learning.placement import place
@@ -103,3 +103,10 @@ def test_scores_count_every_class_that_has_samples():
     result = score(np.array([0, 1, 1, 5]), np.array([0, 1, 3, 3]), ["a", "b", "c", "d"])
     assert [(c.label, c.correct, c.total) for c in result.per_class] == [("a", 1, 1), ("b", 1, 1), ("d", 0, 2)]
     assert (result.accuracy, result.mean_recall) == (0.5, 2 / 3)
+
+
+def test_own_probabilities_are_0_where_nothing_can_be_said():
+    logits = torch.tensor([[0.0, 0.0], [1.0, 3.0], [0.0, 0.0], [torch.nan, 0.0], [torch.inf, 0.0]])
+    own = own_probabilities(logits.bfloat16(), torch.tensor([0, 1, 2, 0, 1]))
+    assert own.tolist() == pytest.approx([0.5, 1 / (1 + np.exp(-2)), 0, 0, 0])
+    assert own.dtype == np.float32

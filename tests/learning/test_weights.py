@@ -55,7 +55,7 @@ def arrivals(labels: list[int], **others: Any) -> Arrivals:
         given["record_weights"],
         np.array(labels, np.int64),
         Times(given["admitted"], given["timestamps_ms"]),
-        given["probabilities"].astype(np.float32),
+        lambda: given["probabilities"].astype(np.float32),
         lambda: given["released"].astype(np.float32),
     )
 

@@ -22,15 +22,16 @@ class Times(NamedTuple):
 class Arrivals(NamedTuple):
     """A batch's training samples before they are learned.
 
-    `record_weights` are those of the records, float64 [N]; `labels` class indices, int64 [N]; `probabilities` what
-    the model that predicts gives each sample's own class, float32 [N]; `released_probabilities()` what the last release gives it,
-    float32 [N], 0 before the first release and for a class that it does not know.
+    `record_weights` are those of the records, float64 [N]; `labels` class indices, int64 [N]; `probabilities()` what
+    the model that predicts (the average where one is kept) gives each sample's own class, float32 [N];
+    `released_probabilities()` what the last release gives it, float32 [N], 0 before the first release and for a class
+    that it does not know. These two are computed when they are asked for.
     """
 
     record_weights: np.ndarray
     labels: np.ndarray
     times: Times
-    probabilities: np.ndarray
+    probabilities: Callable[[], np.ndarray]
     released_probabilities: Callable[[], np.ndarray]
 
 
@@ -168,7 +169,7 @@ class Hardness(Policy):
         self._sum = self._count = 0.0  # fading sums
 
     def factors(self, arrivals: Arrivals) -> np.ndarray:
-        losses = -np.log(np.maximum(arrivals.probabilities, LEAST_PROBABILITY).astype(np.float64))
+        losses = -np.log(np.maximum(arrivals.probabilities(), LEAST_PROBABILITY).astype(np.float64))
         keep = FADE ** len(losses)
         self._sum = keep * self._sum + float(losses.sum())
         self._count = keep * self._count + len(losses)
