@@ -160,7 +160,13 @@ class BatchSettings(Section):
 
 class ModelSettings(Section):
     name: str = "cnn"
-    """Network: a name from `stream_learner.learning.models.MODELS`, or `package.module:name`."""
+    """Network: a name from `stream_learner.learning.models.MODELS`, `timm:NETWORK` (one of timm's), or
+    `package.module:factory`."""
+    weights: Path | None = None
+    """A pretrained backbone to begin with: a file of safetensors whose names are those of the network's state dict, or
+    of its body's as torchvision and timm have them; a head in it is ignored. A run stays with one file, by digest."""
+    freeze: bool = False
+    """Whether the backbone stays as it is, batch normalisation included, and only the head learns."""
     height: PositiveInt = 32
     """Height in pixels to which images are resized."""
     width: PositiveInt = 32

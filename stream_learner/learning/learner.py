@@ -14,6 +14,7 @@ from stream_learner.learning import evaluation, gate, models
 from stream_learner.learning.augmentation import AUGMENTATIONS
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.memory import BalancedMemory
+from stream_learner.learning.models.weights import file_digest
 from stream_learner.learning.placement import place
 from stream_learner.learning.snapshot import Candidate, Snapshot
 from stream_learner.learning.strategies import Minibatch
@@ -35,12 +36,12 @@ class Learner:
     count, however often the learner was saved and restored between them."""
 
     def __init__(self, settings: Settings):
-        """Raises UsageError when the settings name a model, strategy, weight policy or device that is not there, or
-        images too small for the model."""
+        """Raises UsageError when the settings name a model, strategy, weight policy or device that is not there, images
+        too small for the model, or pretrained weights that are not its own."""
         self._settings = settings
         learning = settings.learning
         self._augmentations = [lookup(AUGMENTATIONS, name, "learning.augment") for name in learning.augment]
-        self._placement = place(learning, lookup(models.MODELS, settings.model.name, "model.name"))
+        self._placement = place(learning, models.factory(settings.model.name))
         if learning.threads:
             torch.set_num_threads(learning.threads)
         torch.manual_seed(settings.run.seed)  # the one generator behind weights, dropout, replay and augmentation
@@ -48,6 +49,7 @@ class Learner:
         self._index_of: dict[Label, int] = {}
         self._trainer = Trainer(settings, self._placement)
         self._weights = Weights(settings.weights)
+        self._identity = identity(settings)
         self.memory = self._build_memory(
             settings.memory.max_items if self._trainer.strategy.replays else 0, settings.memory.max_bytes
         )
@@ -295,7 +297,7 @@ class Learner:
         return tensors
 
     def _document(self) -> dict[str, Any]:
-        return identity(self._settings) | {
+        return self._identity | {
             "labels": list(self.labels),
             "trainer": self._trainer.document(),
             "weights": self._weights.state(),
@@ -333,10 +335,13 @@ def _pixel_bytes(model: ModelSettings) -> int:
 
 
 def identity(settings: Settings) -> dict[str, Any]:
-    """What a state must agree on with the settings to be gone on from."""
+    """What a state must agree on with the settings to be gone on from. Raises UsageError when the file of
+    `model.weights` cannot be read."""
+    model = settings.model
     return {
         "format": STATE_FORMAT,
-        "model": settings.model.model_dump(exclude={"max_classes"}),
+        "model": model.model_dump(exclude={"max_classes", "weights"}),
+        "model.weights": file_digest(model.weights) if model.weights else None,
         "strategy": settings.learning.strategy,
         "optimizer": settings.learning.optimizer,
         "average": settings.learning.average_decay > 0,

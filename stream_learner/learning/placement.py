@@ -1,5 +1,6 @@
 """Where and how the arithmetic runs: device, precision, memory layout."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ class Placement:
         )
 
 
-def place(settings: LearningSettings, model: type[ImageClassifier]) -> Placement:
+def place(settings: LearningSettings, model: Callable[..., ImageClassifier]) -> Placement:
     """Resolves `auto`: measured, convolutions gain from bf16 and channels_last, small dense layers lose.
 
     Raises UsageError when the device is not there.

@@ -13,6 +13,7 @@ from stream_learner.errors import UsageError
 from stream_learner.learning import models
 from stream_learner.learning.averaging import Average
 from stream_learner.learning.growth import grow_head, start_moments
+from stream_learner.learning.models.weights import load_body
 from stream_learner.learning.placement import Placement
 from stream_learner.learning.strategies import STRATEGIES, Minibatch, Step
 from stream_learner.learning.weighting import WeightedLoss
@@ -29,7 +30,7 @@ class Trainer:
 
     def __init__(self, settings: Settings, placement: Placement):
         """Raises UsageError when the settings name a model or strategy that is not there, images too small for the
-        model, or a strategy that needs an average and none is kept."""
+        model, weights that are not its own, or a strategy that needs an average and none is kept."""
         self._settings = settings
         self._placement = placement
         learning = settings.learning
@@ -39,7 +40,10 @@ class Trainer:
                 f"learning.strategy = {learning.strategy!r} has the average for a teacher; "
                 "set learning.average_decay above 0"
             )
-        self._begin(self._build(classes=0))
+        model = self._build(classes=0)
+        if settings.model.weights:
+            load_body(model, settings.model.weights)
+        self._begin(model)
 
     def _begin(self, model: models.ImageClassifier) -> None:
         self.model = model
@@ -144,6 +148,8 @@ class Trainer:
 
     def _build(self, classes: int) -> models.ImageClassifier:
         model = models.build(self._spec(classes))
+        if self._settings.model.freeze:
+            model.freeze()
         return model.to(self._placement.device, memory_format=self._placement.memory_format)  # pyright: ignore
 
     def _build_optimizer(self) -> torch.optim.Optimizer:

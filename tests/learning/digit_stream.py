@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from stream_learner.checkpoints import state
 from stream_learner.config import Settings
+from stream_learner.learning import models
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Snapshot
@@ -23,6 +24,9 @@ _data, TARGETS = load_digits(return_X_y=True)
 EIGHT_NHW = (_data.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
 DIGITS_NHWC = np.pad(EIGHT_NHW, ((0, 0), (0, 1), (0, 1)))[..., None]
 ENCODED = [png(digit_HWC) for digit_HWC in DIGITS_NHWC]
+# Networks that need larger images and more time than the shared tests give each: how large, and a test of their own.
+LARGE = {"resnet18": 33, "resnet50": 33, "timm:test_resnet": 33, "timm:test_vit": 32}
+MODELS = [name for name in models.MODELS if name not in LARGE]
 
 TRAIN, VALIDATION, TEST = Split
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -57,21 +61,16 @@ def batch(
     weights: Sequence[float] = (1.0,),
     splits: Sequence[Split] = (TRAIN,),
     timestamps_ms: Sequence[int] = (0,),
+    side: int = SIDE,
 ) -> Batch:
     """The digits at `indices`, read from offset `first` on; labels to timestamps are taken in turn."""
+    pixels_NHWC = np.pad(DIGITS_NHWC[indices], ((0, 0), (0, side - SIDE), (0, side - SIDE), (0, 0)))
+    encodings = [ENCODED[index] for index in indices] if side == SIDE else [png(one) for one in pixels_NHWC]
     labels = labels or [str(TARGETS[index]) for index in indices]
+    parts = zip(encodings, pixels_NHWC, cycle(labels), cycle(weights), cycle(splits), cycle(timestamps_ms), strict=False)
     samples = [
-        Sample(
-            Record("images", 0, offset, timestamp_ms, None, b"", []),
-            ENCODED[index],
-            DIGITS_NHWC[index],
-            label,
-            weight,
-            split,
-        )
-        for offset, (index, label, weight, split, timestamp_ms) in enumerate(
-            zip(indices, cycle(labels), cycle(weights), cycle(splits), cycle(timestamps_ms), strict=False), first
-        )
+        Sample(Record("images", 0, offset, timestamp_ms, None, b"", []), encoded, pixels_HWC, label, weight, split)
+        for offset, (encoded, pixels_HWC, label, weight, split, timestamp_ms) in enumerate(parts, first)
     ]
     return Batch(
         samples=samples,
@@ -86,7 +85,7 @@ def position(learner: Learner) -> int:
     return learner.progress.positions.get("images", {}).get(0, 0)
 
 
-def stream() -> list[Batch]:
+def stream(side: int = SIDE) -> list[Batch]:
     """Small batches in which all that may happen happens: classes that arrive late, held-out samples, weights,
     a batch of one, one without training samples, one whose weights are all zero."""
     parts: list[tuple[list[int], dict[str, Any]]] = [
@@ -103,7 +102,7 @@ def stream() -> list[Batch]:
     ]
     batches: list[Batch] = []
     for indices, rest in parts:
-        batches.append(batch(indices, first=sum(b.records for b in batches), **rest))
+        batches.append(batch(indices, first=sum(b.records for b in batches), side=side, **rest))
     return batches
 
 

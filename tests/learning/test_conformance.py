@@ -9,6 +9,8 @@ import pytest
 import torch
 from digit_stream import (
     DIGITS_NHWC,
+    LARGE,
+    MODELS,
     TARGETS,
     TEST,
     TRAIN,
@@ -28,7 +30,6 @@ from torch import Tensor
 from stream_learner.learning import models
 from stream_learner.learning.evaluation import predict
 from stream_learner.learning.learner import Learner
-from stream_learner.learning.models import MODELS
 from stream_learner.learning.snapshot import Snapshot
 from stream_learner.learning.strategies import STRATEGIES, Losses, Step, Strategy
 from stream_learner.records.record import Reason
@@ -43,6 +44,7 @@ VARIANTS = [
     {"memory__max_items": 7, "held_out__max_items": 3},  # under pressure: classes give items up
     {"learning__channels_last": True, "learning__weight_decay": 0.01},
     {"learning__precision": "bf16"},
+    {"model__name": "resnet18_slim", "model__freeze": True},
     {"learning__average_decay": 0.9, "learning__augment": ("crop", "flip"), "model__name": "resnet18_slim"},
 ]
 
@@ -99,6 +101,31 @@ def test_decisions_to_release_change_nothing_but_their_own_time(run):
         learner.learn(b)
         learner.decide_release()
     assert differing(unbroken(**run), learner.snapshot()) == {"decided_at"}
+
+
+@pytest.mark.parametrize("model", LARGE)
+def test_a_large_network_resumes_grows_and_releases_like_the_others(model):
+    side = LARGE[model]
+    run = settings(model__name=model, model__height=side, model__width=side, memory__replay_size=8)
+    batches = stream(side)[:3]
+    learner = learned(run, batches[:2])
+    half = learner.snapshot()
+
+    def end(learner: Learner) -> Snapshot:
+        learn(learner, batches[2:])
+        learner.decide_release()
+        return learner.snapshot()
+
+    unbroken = end(learner)
+    assert differing(unbroken, end(resumed(run, half))) == set()
+    assert all(torch.isfinite(t).all() for t in unbroken.tensors.values())
+    candidate = unbroken.candidate
+    assert candidate
+    assert candidate.model.arguments["classes"] == len(candidate.labels) == 3
+    network = models.build(candidate.model)
+    network.load_state_dict(candidate.weights)
+    predictions = predict(network, candidate.evaluation["images"].numpy(), torch.device("cpu"))
+    assert np.array_equal(predictions, candidate.evaluation["predictions"].numpy())
 
 
 @for_every_pair

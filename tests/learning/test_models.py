@@ -1,13 +1,14 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
-from digit_stream import DIGITS_NHWC, settings
+from digit_stream import DIGITS_NHWC, LARGE, MODELS, settings
 
 from stream_learner.errors import UsageError
 from stream_learner.learning import models
 from stream_learner.learning.evaluation import own_probabilities, predict, score
 from stream_learner.learning.learner import Learner
-from stream_learner.learning.models import MODELS
 from stream_learner.learning.placement import place
 from stream_learner.records.manifest import ModelSpec
 
@@ -30,6 +31,39 @@ def test_uint8_images_become_logits(name, height, width, channels):
     assert all(p.grad is not None for p in network.parameters())
 
 
+@pytest.mark.parametrize(
+    ("name", "features"),
+    {"mlp": 64, "cnn": 128, "rnn": 128, "resnet18_slim": 160, "resnet18": 512, "resnet50": 2048}.items(),
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_head_sees_features(name, features, channels):
+    side = LARGE.get(name, 9)
+    network = models.build(spec(name, side, side, channels)).eval()
+    images = torch.randint(0, 256, (2, side, side, channels), dtype=torch.uint8)
+    assert network.features(images).shape == (2, network.head.in_features) == (2, features)
+    assert torch.equal(network.head(network.features(images)), network(images))
+
+
+def test_the_recurrent_network_reads_rows_from_top_to_bottom():
+    network = models.build(spec("rnn", 9, 7, 3))
+    images = torch.randint(0, 256, (2, 9, 7, 3), dtype=torch.uint8)
+    cell = torch.nn.GRUCell(7 * 3, 128)
+    cell.load_state_dict({key.removesuffix("_l0"): t for key, t in network.body.gru.state_dict().items()})
+    hidden = torch.zeros(2, 128)
+    for row in range(9):
+        hidden = cell((images[:, row].flatten(1) / 255 - 0.5) / 0.25, hidden)
+    assert torch.allclose(network.features(images), hidden, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (64, 64)])
+def test_networks_of_timm_take_the_models_images(height, width):
+    images = torch.randint(0, 256, (2, height, width, 1), dtype=torch.uint8)
+    for name in ("timm:test_vit", "timm:test_efficientnet.r160_in1k", "timm:test_convnext"):
+        network = models.build(spec(name, height, width))
+        assert network(images).shape == (2, 10)
+        assert network.features(images).shape == (2, network.head.in_features)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_normalises_by_its_own_constants(name):
     one = spec(name, channels=3)
@@ -50,9 +84,35 @@ def test_images_too_small_for_a_model_are_refused(name, least):
 
 
 @pytest.mark.parametrize(
+    ("name", "side", "why"),
+    [
+        ("resnet18", 32, "Expected more than 1 value per channel"),
+        ("resnet50", 32, "Expected more than 1 value per channel"),
+        ("timm:test_resnet", 32, "Expected more than 1 value per channel"),
+        ("timm:test_vit", 33, "should be divisible by patch size"),
+    ],
+)
+def test_images_that_a_network_of_others_cannot_learn_are_refused(name, side, why):
+    with pytest.raises(UsageError, match=f"{name} cannot learn from images of {side} x {side}; choose another.*{why}"):
+        models.build(spec(name, side, side))
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "extra"),
+    [("resnet18", "torchvision", "vision"), ("resnet50", "torchvision", "vision"), ("timm:test_vit", "timm", "timm")],
+)
+def test_a_missing_library_is_told_with_the_extra_that_brings_it(monkeypatch, name, library, extra):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UsageError, match=rf'{name}.* needs {library}.*: pip install "stream-learner\[{extra}\]"'):
+        models.build(spec(name, 64, 64))
+
+
+@pytest.mark.parametrize(
     ("setting", "wrong", "problem"),
     [
         ("model__name", "cnm", r"model.name = 'cnm' is unknown; did you mean cnn\?"),
+        ("model__name", "timm:test_vitt", r"timm .* has no such network; did you mean timm:test_vit\?"),
+        ("model__name", "timm:hf-hub:owner/name", "timm .* has no such network"),
         ("learning__strategy", "err", r"learning.strategy = 'err' is unknown; did you mean er\?"),
         ("learning__strategy", "not_there:Replay", "learning.strategy = 'not_there:Replay' cannot be imported"),
         ("learning__device", "abacus", "learning.device = 'abacus' cannot be used"),
@@ -76,13 +136,14 @@ def test_a_model_of_ones_own_is_reached_by_its_path():
 
 def test_placement_resolves_auto_by_the_model():
     automatic = settings(learning__device="cpu").learning
-    assert place(automatic, MODELS["mlp"]).autocast is False
-    assert place(automatic, MODELS["mlp"]).memory_format is torch.contiguous_format
-    assert place(automatic, MODELS["cnn"]).memory_format is torch.channels_last
+    assert place(automatic, models.factory("mlp")).autocast is False
+    assert place(automatic, models.factory("mlp")).memory_format is torch.contiguous_format
+    assert place(automatic, models.factory("cnn")).memory_format is torch.channels_last
+    assert place(automatic, models.factory("timm:test_vit")).memory_format is torch.channels_last
     for precision, autocast in (("fp32", False), ("bf16", True)):
         chosen = settings(learning__precision=precision, learning__channels_last=False).learning
-        assert place(chosen, MODELS["cnn"]).autocast is autocast
-        assert place(chosen, MODELS["cnn"]).memory_format is torch.contiguous_format
+        assert place(chosen, models.factory("cnn")).autocast is autocast
+        assert place(chosen, models.factory("cnn")).memory_format is torch.contiguous_format
 
 
 @pytest.mark.parametrize("name", MODELS)

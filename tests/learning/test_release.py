@@ -5,14 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from digit_stream import TEST, TRAIN, VALIDATION, batch, digits_of, learned, position, resumed, settings, stream
+from digit_stream import MODELS, TEST, TRAIN, VALIDATION, batch, digits_of, learned, position, resumed, settings, stream
 
 from stream_learner.checkpoints import state
 from stream_learner.learning import models
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.evaluation import predict
 from stream_learner.learning.learner import Learner
-from stream_learner.learning.models import MODELS
 from stream_learner.learning.snapshot import Candidate
 from stream_learner.records.record import Split
 from stream_learner.records.spans import Span
