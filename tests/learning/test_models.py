@@ -48,7 +48,9 @@ def test_the_recurrent_network_reads_rows_from_top_to_bottom():
     network = models.build(spec("rnn", 9, 7, 3))
     images = torch.randint(0, 256, (2, 9, 7, 3), dtype=torch.uint8)
     cell = torch.nn.GRUCell(7 * 3, 128)
-    cell.load_state_dict({key.removesuffix("_l0"): t for key, t in network.body.gru.state_dict().items()})
+    cell.load_state_dict(
+        {key.removeprefix("gru.").removesuffix("_l0"): t for key, t in network.body.state_dict().items()}
+    )
     hidden = torch.zeros(2, 128)
     for row in range(9):
         hidden = cell((images[:, row].flatten(1) / 255 - 0.5) / 0.25, hidden)
