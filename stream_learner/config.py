@@ -167,6 +167,13 @@ class ModelSettings(Section):
     of its body's as torchvision and timm have them; a head in it is ignored. A run stays with one file, by digest."""
     freeze: bool = False
     """Whether the backbone stays as it is, batch normalisation included, and only the head learns."""
+    head: str = "linear"
+    """What classifies the backbone's features: `linear`, trained by the strategy, or a head that is solved from sums
+    over all samples and forgets nothing, under a frozen backbone: `prototype` (nearest class mean), `ridge` (ridge
+    regression), `random_features` (ridge regression on random features, RanPAC); or `package.module:name`. A solved
+    head uses neither strategy nor optimizer nor replay memory."""
+    random_features: PositiveInt = 2_000
+    """Random features under the head `random_features`; the state holds 8 bytes for each pair of them."""
     height: PositiveInt = 32
     """Height in pixels to which images are resized."""
     width: PositiveInt = 32
@@ -185,6 +192,15 @@ class ModelSettings(Section):
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, self.channels):
                 raise ValueError(f"{name} needs 1 or {self.channels} values")
+        return self
+
+    @model_validator(mode="after")
+    def _a_solved_head_has_a_frozen_backbone(self) -> "ModelSettings":
+        if self.head != "linear" and not self.freeze:
+            raise ValueError(
+                f'head = "{self.head}" adds up features, which a backbone that learns would change behind it: set '
+                'freeze = true (and weights to a pretrained backbone), or head = "linear"'
+            )
         return self
 
 

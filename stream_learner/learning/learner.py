@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ class Learner:
         self._placement = place(learning, models.factory(settings.model.name))
         if learning.threads:
             torch.set_num_threads(learning.threads)
+        if settings.model.head != "linear":
+            self._placement = replace(self._placement, autocast=False)  # no steps to be made faster
         torch.manual_seed(settings.run.seed)  # the one generator behind weights, dropout, replay and augmentation
         self.labels: list[Label] = []
         self._index_of: dict[Label, int] = {}
@@ -51,7 +54,7 @@ class Learner:
         self._weights = Weights(settings.weights)
         self._identity = identity(settings)
         self.memory = self._build_memory(
-            settings.memory.max_items if self._trainer.strategy.replays else 0, settings.memory.max_bytes
+            settings.memory.max_items if self._trainer.replays else 0, settings.memory.max_bytes
         )
         self._held_out = {
             # They are decoded at once: the bound is one of pixels.
@@ -86,10 +89,10 @@ class Learner:
         train = self._sort(batch.samples, report)
         if train:
             before = self._weights.state()
-            stream, weighed = self._weighed(train, report)
+            stream, features_NF, weighed = self._weighed(train, report)
             if not weighed.now.any():
                 self._weights.restore(before)  # learned, by no step: nothing changes
-            elif self._take_steps(stream, report):
+            elif self._learn(stream, features_NF, report):
                 self._remember(train, weighed.stored)
             else:
                 self._weights.restore(before)
@@ -128,12 +131,12 @@ class Learner:
         self._trainer.grow(len(self.labels))
         return train
 
-    def _weighed(self, samples: list[Sample], report: Report) -> tuple[Minibatch, Weighed]:
-        """Predicts training samples and weighs them."""
+    def _weighed(self, samples: list[Sample], report: Report) -> tuple[Minibatch, Tensor, Weighed]:
+        """Predicts training samples and weighs them; their features [N, F] are in the middle."""
         labels = np.array([self._index_of[sample.label] for sample in samples], np.int64)
         images_on_device = self._to_device(np.stack([sample.pixels_HWC for sample in samples]))
         labels_on_device = self._to_device(labels)
-        logits = self._predict_first(images_on_device, labels_on_device, report)
+        features_NF, logits = self._predict_first(images_on_device, labels_on_device, report)
         arrivals = Arrivals(
             record_weights=np.array([sample.weight for sample in samples]),
             labels=labels,
@@ -146,27 +149,38 @@ class Learner:
         )
         weighed = self._weights.weigh(arrivals)
         report.weights = weighed.factors
-        return Minibatch(images_on_device, labels_on_device, self._to_device(weighed.now)), weighed
+        stream = Minibatch(images_on_device, labels_on_device, self._to_device(weighed.now))
+        return stream, features_NF, weighed
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._placement.device)
 
     @torch.inference_mode()
-    def _predict_first(self, images_NHWC: Tensor, labels: Tensor, report: Report) -> Tensor:
-        """Logits [N, classes]."""
+    def _predict_first(self, images_NHWC: Tensor, labels: Tensor, report: Report) -> tuple[Tensor, Tensor]:
+        """Features [N, F] and the logits [N, classes] that came of them."""
+        network = self._trainer.evaluated.eval()
         with self._placement.training():
-            logits = self._trainer.evaluated.eval()(images_NHWC)
+            features_NF = network.features(images_NHWC)
+            logits = network.head(features_NF)
         hits = (logits.argmax(1) == labels).tolist()
         for index, hit in zip(labels.tolist(), hits, strict=True):
             correct, seen = report.prequential.get(self.labels[index], (0, 0))
             report.prequential[self.labels[index]] = (correct + hit, seen + 1)
-        return logits
+        return features_NF, logits
 
     @torch.inference_mode()
     def _predict_as_released(self, images_NHWC: Tensor, labels: Tensor) -> np.ndarray:
         if self._released is None:
             return np.zeros(len(labels), np.float32)
         return evaluation.own_probabilities(self._released(images_NHWC), labels)
+
+    def _learn(self, stream: Minibatch, features_NF: Tensor, report: Report) -> bool:
+        """Adds the batch to a head that is solved, or takes its steps. False when it was not finite and undone."""
+        if not self._trainer.accumulates:
+            return self._take_steps(stream, report)
+        finite = self._trainer.accumulate(features_NF, stream)
+        self._non_finite_in_a_row = 0 if finite else self._non_finite_in_a_row + 1
+        return finite
 
     def _take_steps(self, stream: Minibatch, report: Report) -> bool:
         """The batch's optimizer updates, up to one that is not finite and undone. False when that was the first."""
@@ -210,6 +224,7 @@ class Learner:
     def decide_release(self) -> Decision:
         """Evaluates the model and decides whether it is released; the next snapshot carries the outcome."""
         self._decided_at = self.records
+        self._trainer.solve()
         validation, test = self._held_out[Split.VALIDATION], self._held_out[Split.TEST]
         images_NHWC, test_images_NHWC = (held.pixels_NHWC(np.arange(len(held))) for held in (validation, test))
         new = self._predictions(self._trainer.evaluated, images_NHWC)

@@ -13,6 +13,7 @@ from stream_learner.errors import UsageError
 from stream_learner.learning import models
 from stream_learner.learning.averaging import Average
 from stream_learner.learning.growth import grow_head, start_moments
+from stream_learner.learning.heads import HEADS, Accumulator, silence
 from stream_learner.learning.models.weights import load_body
 from stream_learner.learning.placement import Placement
 from stream_learner.learning.strategies import STRATEGIES, Minibatch, Step
@@ -22,15 +23,15 @@ from stream_learner.registry import lookup
 
 
 class Trainer:
-    """Takes optimizer steps with a strategy.
+    """Takes optimizer steps with a strategy, or adds samples up where the head is one that is solved.
 
-    Its state is the network's weights and buffers, their average, the optimizer's moments, what the strategy keeps and
-    the loss's normaliser: what a step changes, and nothing else.
+    Its state is the network's weights and buffers, their average, the optimizer's moments, what the strategy keeps, the
+    loss's normaliser and the head's sums: what a step changes, and nothing else.
     """
 
     def __init__(self, settings: Settings, placement: Placement):
-        """Raises UsageError when the settings name a model or strategy that is not there, images too small for the
-        model, weights that are not its own, or a strategy that needs an average and none is kept."""
+        """Raises UsageError when the settings name a model, head or strategy that is not there, images too small for
+        the model, weights that are not its own, or a strategy that needs an average and none is kept."""
         self._settings = settings
         self._placement = placement
         learning = settings.learning
@@ -40,6 +41,7 @@ class Trainer:
                 f"learning.strategy = {learning.strategy!r} has the average for a teacher; "
                 "set learning.average_decay above 0"
             )
+        self._head = lookup(HEADS, settings.model.head, "model.head")
         model = self._build(classes=0)
         if settings.model.weights:
             load_body(model, settings.model.weights)
@@ -47,16 +49,27 @@ class Trainer:
 
     def _begin(self, model: models.ImageClassifier) -> None:
         self.model = model
-        decay = self._settings.learning.average_decay
+        self._accumulator = self._head and Accumulator(self._head(model.head.in_features, self._placement.device))
+        decay = 0 if self._head else self._settings.learning.average_decay
         self._average = Average(model, decay) if decay else None
         self._optimizer = self._build_optimizer()
         self._weighted_loss = WeightedLoss(mean=float(self._settings.batch.size))
         self._new_rows_from: int | None = None
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluated(self) -> models.ImageClassifier:
         """The network that predicts and is released: the average where one is kept."""
         return self._average.model if self._average else self.model
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether samples are added up and no step is taken."""
+        return self._accumulator is not None
+
+    @property
+    def replays(self) -> bool:
+        """Whether a memory is kept."""
+        return self.strategy.replays and not self.accumulates
 
     def grow(self, classes: int) -> None:
         """Gives the head rows up to `classes`."""
@@ -68,6 +81,8 @@ class Trainer:
         grow_head(self.model, self._optimizer, classes)
         if self._average:
             self._average.grow(self.model.head)
+        if self._accumulator:
+            silence(self.model.head, rows)
 
     def step(self, stream: Minibatch, replay: Callable[[], Minibatch]) -> float:
         """One update; the loss, or NaN when the loss or a gradient was not finite and nothing was changed."""
@@ -96,6 +111,17 @@ class Trainer:
             self._average.update(self.model)
         return value
 
+    def accumulate(self, features_NF: Tensor, stream: Minibatch) -> bool:
+        """Adds samples, of whose images these are the features. False when one was not finite and nothing was
+        changed."""
+        assert self._accumulator
+        return self._accumulator.add(features_NF, stream.labels, stream.weights, self.model.head)
+
+    def solve(self) -> None:
+        """Makes the head, if it is one that is solved, that of all samples added."""
+        if self._accumulator:
+            self._accumulator.solve(self.model.head)
+
     # -- state
 
     def tensors(self) -> dict[str, Tensor]:
@@ -103,6 +129,8 @@ class Trainer:
         tensors = prefixed("model", copies(self.model.state_dict()))
         if self._average:
             tensors |= prefixed("average", copies(self._average.model.state_dict()))
+        if self._accumulator:
+            tensors |= prefixed("head", self._accumulator.state())
         for index, parameter in enumerate(self._optimizer.param_groups[0]["params"]):
             for key, moment in self._optimizer.state.get(parameter, {}).items():
                 if moment is not None:
@@ -126,6 +154,8 @@ class Trainer:
         if self._average:
             self._average.model.load_state_dict(under("average", tensors))
             self._average.steps = document["averaged_steps"]
+        if self._accumulator:
+            self._accumulator.restore(under("head", tensors))
         for name, tensor in under("optimizer", tensors).items():
             index, key = name.split("/")
             parameter = self._optimizer.param_groups[0]["params"][int(index)]
@@ -144,6 +174,8 @@ class Trainer:
 
     def _spec(self, classes: int) -> ModelSpec:
         arguments = self._settings.model.model_dump(include={"height", "width", "channels", "mean", "std"})
+        if self._head and self._head.expands:
+            arguments["random_features"] = self._settings.model.random_features
         return ModelSpec(name=self._settings.model.name, arguments={"classes": classes, **arguments})
 
     def _build(self, classes: int) -> models.ImageClassifier:

@@ -1,4 +1,4 @@
-"""What holds for every strategy with every model."""
+"""What holds for every strategy with every model, and for every head that is solved."""
 
 import math
 from functools import cache
@@ -29,11 +29,15 @@ from torch import Tensor
 
 from stream_learner.learning import models
 from stream_learner.learning.evaluation import predict
+from stream_learner.learning.heads import HEADS
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Snapshot
 from stream_learner.learning.strategies import STRATEGIES, Losses, Step, Strategy
 from stream_learner.records.record import Reason
 
+SOLVED = [
+    {"model__head": head, "model__freeze": True, "model__random_features": 80} for head in HEADS if head != "linear"
+]
 PAIRS = [
     {"learning__strategy": s, "model__name": m} | ({"learning__average_decay": 0.9} if STRATEGIES[s].distils else {})
     for s, m in product(STRATEGIES, MODELS)
@@ -54,7 +58,8 @@ def name(run: dict) -> str:
 
 
 for_every_pair = pytest.mark.parametrize("run", PAIRS, ids=name)
-for_every_run = pytest.mark.parametrize("run", PAIRS + VARIANTS, ids=name)
+for_every_learner = pytest.mark.parametrize("run", PAIRS + SOLVED, ids=name)
+for_every_run = pytest.mark.parametrize("run", PAIRS + SOLVED + VARIANTS, ids=name)
 
 
 def differing(before: Snapshot, after: Snapshot) -> set[str]:
@@ -94,7 +99,7 @@ def test_snapshots_change_nothing(run):
     assert as_bytes(learner.snapshot()) == as_bytes(unbroken(**run))
 
 
-@for_every_run
+@pytest.mark.parametrize("run", PAIRS + VARIANTS, ids=name)
 def test_decisions_to_release_change_nothing_but_their_own_time(run):
     learner = Learner(settings(**run))
     for b in stream():
@@ -128,7 +133,7 @@ def test_a_large_network_resumes_grows_and_releases_like_the_others(model):
     assert np.array_equal(predictions, candidate.evaluation["predictions"].numpy())
 
 
-@for_every_pair
+@for_every_learner
 def test_a_seed_gives_one_result(run):
     def result(seed: int) -> bytes:
         return as_bytes(learned(settings(run__seed=seed, **run), stream()[:4]).snapshot())
@@ -149,7 +154,7 @@ def test_classes_may_arrive_at_any_time(run):
     assert all(torch.isfinite(t).all() for t in tensors.values())
 
 
-@for_every_pair
+@for_every_learner
 def test_every_record_is_counted_once(run):
     learner = Learner(settings(**run))
     batches = stream()
@@ -166,7 +171,7 @@ def test_every_record_is_counted_once(run):
     assert learner.progress.empty
 
 
-@for_every_pair
+@for_every_learner
 def test_a_batch_whose_weights_are_all_zero_counts_as_learned_and_changes_nothing(run):
     learner = learned(settings(**run), stream()[:4])
     before = learner.snapshot()
@@ -192,7 +197,7 @@ def test_weight_two_is_the_sample_twice(strategy):
     assert not torch.allclose(after([one, two], [1.0, 1.0]), twice, atol=1e-5)
 
 
-@for_every_pair
+@for_every_learner
 def test_held_out_samples_alone_teach_nothing(run):
     learner = learned(settings(**run), stream()[:4])
     before = learner.snapshot()
@@ -209,7 +214,7 @@ def test_batches_of_one_are_learned_without_a_memory(run):
     assert len(learner.memory) == 0
 
 
-@for_every_pair
+@for_every_learner
 def test_a_batch_is_predicted_before_it_is_learned(run):
     learner = learned(settings(learning__precision="fp32", learning__steps_per_batch=5, **run), stream()[:4])
     learner.decide_release()
@@ -288,7 +293,7 @@ def test_three_such_steps_in_a_row_are_a_divergence(run, monkeypatch):
     assert seen == [False, False, False, False, False, False, True, False]
 
 
-@for_every_pair
+@for_every_learner
 def test_labels_beyond_the_most_allowed_are_rejected(run):
     learner = Learner(settings(model__max_classes=2, **run))
     b = batch(digits_of([5, 0, 3], 9), splits=[TRAIN, TRAIN, TRAIN, TEST, TEST, TEST])

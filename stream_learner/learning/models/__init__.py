@@ -45,4 +45,9 @@ def factory(name: str) -> Callable[..., ImageClassifier]:
 def build(spec: ModelSpec) -> ImageClassifier:
     """The network that a manifest describes, freshly initialised. Raises UsageError when its name is unknown, or its
     images are too small."""
-    return factory(spec.name)(**spec.arguments)
+    arguments = dict(spec.arguments)
+    random_features = arguments.pop("random_features", 0)
+    model = factory(spec.name)(**arguments)
+    if random_features:
+        model.expand(random_features)
+    return model

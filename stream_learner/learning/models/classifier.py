@@ -4,12 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from stream_learner.errors import UsageError
+from stream_learner.learning.heads.random_features import RandomFeatures
 
 
 class ImageClassifier(nn.Module):
     """Normalisation, a body and a linear head that can grow: uint8 images [N, H, W, C] to logits [N, classes].
 
-    `body` maps float images [N, C, H, W] to features [N, features]; `head` maps these to logits.
+    `body` maps float images [N, C, H, W] to features [N, F], `expansion` these to others, if anything, and `head` to
+    logits.
     """
 
     convolutional = True
@@ -21,17 +23,23 @@ class ImageClassifier(nn.Module):
     def __init__(self, body: nn.Module, features: int, classes: int, mean: list[float], std: list[float]):
         super().__init__()
         self.body = body
+        self.expansion: nn.Module = nn.Identity()
         self.head = head(features, classes)
         self.frozen = False
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     def features(self, images_NHWC: Tensor) -> Tensor:
-        """What the body makes of uint8 images: float [N, features]."""
-        return self.body((images_NHWC.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std)
+        """What the head sees of uint8 images: float [N, F]."""
+        return self.expansion(self.body((images_NHWC.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std))
 
     def forward(self, images_NHWC: Tensor) -> Tensor:
         return self.head(self.features(images_NHWC))
+
+    def expand(self, width: int) -> None:
+        """Puts `width` random features between the body and a new head."""
+        self.expansion = RandomFeatures(self.head.in_features, width)
+        self.head = head(width, self.head.out_features)
 
     def freeze(self) -> None:
         """From here on only the head learns: the body takes no gradient (nothing is recorded for one, so its forward

@@ -1,0 +1,45 @@
+"""What takes the optimizer's place under a head that is solved."""
+
+import torch
+from torch import Tensor, nn
+
+from stream_learner.learning.heads.statistics import StatisticsHead
+
+
+class Accumulator:
+    """Adds up samples, and makes the network's linear layer the head that their sums give.
+
+    Solved at each decision to release, and whenever the number of samples passes a power of two, so that a young run
+    predicts soon: both fall on the same batch in every execution. A class is predicted from the first solve after it
+    appeared on.
+    """
+
+    def __init__(self, head: StatisticsHead):
+        self.head = head
+        self.samples = 0
+
+    @torch.no_grad()
+    def add(self, features_NF: Tensor, labels_N: Tensor, weights_N: Tensor, layer: nn.Linear) -> bool:
+        """Adds a batch: float32, int64, float32. False when a feature is not finite; then nothing is added."""
+        if not features_NF.isfinite().all():
+            return False
+        self.head.observe(features_NF, labels_N, weights_N)
+        before, self.samples = self.samples, self.samples + int((weights_N > 0).sum())
+        if self.samples.bit_length() > before.bit_length():
+            self.solve(layer)
+        return True
+
+    @torch.no_grad()
+    def solve(self, layer: nn.Linear) -> None:
+        weight_CF, bias_C = self.head.solve(layer.out_features)
+        layer.weight.copy_(weight_CF)
+        layer.bias.copy_(bias_C)
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of everything, on the CPU."""
+        return self.head.state() | {"samples": torch.tensor(self.samples)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes over what `state()` gave."""
+        self.head.restore(state)
+        self.samples = int(state["samples"])

@@ -1,0 +1,52 @@
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from stream_learner.learning.heads.statistics import NEVER
+
+
+class Prototype:
+    """Nearest class mean (Mensink et al. 2013, "Distance-Based Image Classification", TPAMI 35(11)), weighted.
+
+    The update W_{t+1} = sum_i alpha_i y_i x_i, y_i one-hot, made usable: divided by each class's sum of weights, its
+    rows are the class means mu_c, and the nearest of them in squared Euclidean distance has the largest
+    mu_c h - |mu_c|^2 / 2: a linear layer.
+    """
+
+    expands: ClassVar[bool] = False
+
+    def __init__(self, features: int, device: torch.device):
+        self.sums_CF = torch.zeros(0, features, dtype=torch.float64, device=device)
+        self.weights_C = torch.zeros(0, dtype=torch.float64, device=device)
+
+    def observe(self, features_NF: Tensor, labels_N: Tensor, weights_N: Tensor) -> None:
+        missing = int(labels_N.max()) + 1 - len(self.weights_C)
+        if missing > 0:
+            self.sums_CF = torch.cat([self.sums_CF, self.sums_CF.new_zeros(missing, self.sums_CF.shape[1])])
+            self.weights_C = torch.cat([self.weights_C, self.weights_C.new_zeros(missing)])
+        # A product of one-hot rows, because index_add_ on a GPU adds in an order of its own.
+        targets_CN = weights_N.double() * (
+            labels_N == torch.arange(len(self.weights_C), device=labels_N.device)[:, None]
+        )
+        self.sums_CF += targets_CN @ features_NF.double()
+        self.weights_C += targets_CN.sum(1)
+
+    def solve(self, classes: int) -> tuple[Tensor, Tensor]:
+        means_CF = self.sums_CF / self.weights_C.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
+        return self._layer(classes, means_CF, -means_CF.square().sum(1) / 2)
+
+    def _layer(self, classes: int, weight_CF: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor]:
+        """In float32 and with `classes` rows; those of classes without samples are never predicted."""
+        weight = torch.zeros(classes, weight_CF.shape[1], device=weight_CF.device)
+        bias = torch.full((classes,), NEVER, device=weight_CF.device)
+        (known,) = torch.nonzero(self.weights_C, as_tuple=True)
+        weight[known], bias[known] = weight_CF[known].float(), bias_C[known].float()
+        return weight, bias
+
+    def state(self) -> dict[str, Tensor]:
+        return {"sums": self.sums_CF.to("cpu", copy=True), "weights": self.weights_C.to("cpu", copy=True)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.sums_CF = state["sums"].to(self.sums_CF.device, copy=True)
+        self.weights_C = state["weights"].to(self.weights_C.device, copy=True)

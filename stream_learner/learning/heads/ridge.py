@@ -1,0 +1,57 @@
+import torch
+from torch import Tensor
+
+from stream_learner.learning.heads.prototype import Prototype
+
+# Half decades, relative to the mean of G's diagonal; on a tie the larger penalty is taken.
+PENALTIES = [10.0 ** (exponent / 2) for exponent in range(4, -13, -1)]
+
+
+class Ridge(Prototype):
+    """Weighted ridge regression onto one-hot targets: prototypes, decorrelated (Hoerl and Kennard 1970).
+
+    G = sum alpha h h^T joins the class sums Q = sum alpha y h^T; W = Q (G + lambda I)^-1, after h and y were centred,
+    which is an intercept that is not penalised. Nothing is forgotten: this is the solution on all samples at once.
+
+    `lambda` needs no tuning: the one with the least generalised cross-validation score n RSS / (n - tr H)^2 (Golub,
+    Heath and Wahba 1979), n the sum of the weights, which follows from the same sums. A solve is an eigendecomposition,
+    O(F^3): about 2 s for 2,000 features on one core; G is F^2 * 8 bytes of the state.
+    """
+
+    def __init__(self, features: int, device: torch.device):
+        super().__init__(features, device)
+        self.gram_FF = torch.zeros(features, features, dtype=torch.float64, device=device)
+
+    def observe(self, features_NF: Tensor, labels_N: Tensor, weights_N: Tensor) -> None:
+        super().observe(features_NF, labels_N, weights_N)
+        features_NF = features_NF.double()
+        self.gram_FF += (features_NF * weights_N.double()[:, None]).T @ features_NF
+
+    def solve(self, classes: int) -> tuple[Tensor, Tensor]:
+        total = float(self.weights_C.sum())
+        if not total:
+            return self._layer(classes, self.sums_CF, self.weights_C)
+        mean_F, shares_C = self.sums_CF.sum(0) / total, self.weights_C / total
+        eigenvalues_F, vectors_FF = torch.linalg.eigh(self.gram_FF - total * torch.outer(mean_F, mean_F))
+        eigenvalues_F.clamp_(min=0)  # rounding
+        projected_CF = (self.sums_CF - torch.outer(self.weights_C, mean_F)) @ vectors_FF
+        squares_F = projected_CF.square().sum(0)
+        total_squares = total * float(1 - shares_C.square().sum())
+
+        def score(penalty: float) -> float:
+            shrunk_F = eigenvalues_F + penalty
+            residual = total_squares - float((squares_F * (shrunk_F + penalty) / shrunk_F.square()).sum())
+            free = total - 1 - float((eigenvalues_F / shrunk_F).sum())
+            return max(residual, 0) / free**2 if free > 0 else torch.inf
+
+        scale = float(self.gram_FF.diagonal().mean()) or 1.0
+        penalty = min((scale * relative for relative in PENALTIES), key=score)
+        weight_CF = projected_CF / (eigenvalues_F + penalty) @ vectors_FF.T
+        return self._layer(classes, weight_CF, shares_C - weight_CF @ mean_F)
+
+    def state(self) -> dict[str, Tensor]:
+        return super().state() | {"gram": self.gram_FF.to("cpu", copy=True)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        super().restore(state)
+        self.gram_FF = state["gram"].to(self.gram_FF.device, copy=True)

@@ -1,0 +1,45 @@
+"""What a head is that is solved from sums over the samples, instead of trained."""
+
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+# Bias of a class without samples: below every logit, and finite, so that a softmax or a loss over it is a number.
+NEVER = -1e30
+
+
+class StatisticsHead(Protocol):
+    """A linear classifier whose parameters follow from sums over the weighted samples.
+
+    Sums are float64: any order of the samples and any cut into batches gives the same head to rounding, weight 2
+    counts as the sample twice, weight 0 as none. A class without samples has weights 0 and bias `NEVER`.
+    """
+
+    expands: ClassVar[bool]
+    """Whether it takes the network's random features instead of its features."""
+
+    def __init__(self, features: int, device: torch.device): ...
+
+    def observe(self, features_NF: Tensor, labels_N: Tensor, weights_N: Tensor) -> None:
+        """Adds samples: float32 features, int64 class indices, float32 weights."""
+        ...
+
+    def solve(self, classes: int) -> tuple[Tensor, Tensor]:
+        """Weight [classes, F] and bias [classes] of the linear layer, float32."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of the sums, on the CPU."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes over what `state()` gave."""
+        ...
+
+
+@torch.no_grad()
+def silence(layer: nn.Linear, first_row: int) -> None:
+    """Makes the layer never predict the classes from `first_row` on."""
+    layer.weight[first_row:] = 0
+    layer.bias[first_row:] = NEVER

@@ -1,0 +1,353 @@
+"""Heads that are solved from sums: by themselves, and in a learner."""
+
+import numpy as np
+import pytest
+import torch
+from digit_stream import (
+    DIGITS_NHWC,
+    TARGETS,
+    TEST,
+    VALIDATION,
+    as_bytes,
+    batch,
+    digits_of,
+    learn,
+    learned,
+    position,
+    resumed,
+    settings,
+    stream,
+)
+
+from stream_learner.checkpoints import state
+from stream_learner.config import Settings, load
+from stream_learner.errors import UsageError
+from stream_learner.learning import models
+from stream_learner.learning.batch import Batch
+from stream_learner.learning.evaluation import predict
+from stream_learner.learning.heads import HEADS, StatisticsHead
+from stream_learner.learning.heads.random_features import RandomFeatures
+from stream_learner.learning.heads.ridge import PENALTIES
+from stream_learner.learning.heads.statistics import NEVER
+from stream_learner.learning.learner import Learner
+from stream_learner.learning.snapshot import Candidate
+from stream_learner.records.record import Reason
+
+CPU = torch.device("cpu")
+SOLVED = {name: head for name, head in HEADS.items() if head is not None}
+for_every_head = pytest.mark.parametrize("name", SOLVED)
+
+# Real features with real faults: some pixels are always 0, and the means are far from it.
+FEATURES = DIGITS_NHWC.reshape(len(DIGITS_NHWC), -1).astype(np.float32) / 255
+F = FEATURES.shape[1]
+WEIGHTS = np.random.default_rng(0).choice(np.array([0, 0.25, 1, 2, 10], np.float32), len(FEATURES))
+LAST = FEATURES[1500:], TARGETS[1500:]  # never observed
+
+
+def observe(head: StatisticsHead, indices, weights=WEIGHTS) -> None:
+    arrays = FEATURES[indices], TARGETS[indices].astype(np.int64), weights[indices].astype(np.float32)
+    head.observe(*map(torch.from_numpy, arrays))
+
+
+def head_of(name: str, indices, weights=WEIGHTS) -> StatisticsHead:
+    """The head after one observation of these digits."""
+    head = SOLVED[name](F, CPU)
+    observe(head, indices, weights)
+    return head
+
+
+def solved(head: StatisticsHead, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    weight, bias = head.solve(classes)
+    assert (weight.shape, bias.shape) == ((classes, F), (classes,))
+    assert weight.dtype == bias.dtype == torch.float32
+    return weight.numpy(), bias.numpy()
+
+
+def same(one: StatisticsHead, other: StatisticsHead) -> bool:
+    """Whether two heads are the same function, to 1e-4."""
+    (weight, bias), (weight_, bias_) = solved(one), solved(other)
+    return np.allclose(weight, weight_, rtol=0, atol=1e-4) and np.allclose(bias, bias_, rtol=0, atol=1e-4)
+
+
+def closed_form(indices, penalty: float, weights=WEIGHTS) -> np.ndarray:
+    """Logits of the last digits by ridge regression in one piece: rows scaled by the root of their weight, centred."""
+    x, y, a = FEATURES[indices].astype(np.float64), np.eye(10)[TARGETS[indices]], weights[indices].astype(np.float64)
+    mean_x, mean_y = np.average(x, 0, a), np.average(y, 0, a)
+    rooted_x, rooted_y = np.sqrt(a)[:, None] * (x - mean_x), np.sqrt(a)[:, None] * (y - mean_y)
+    w = np.linalg.solve(rooted_x.T @ rooted_x + penalty * np.eye(F), rooted_x.T @ rooted_y)
+    return (LAST[0] - mean_x) @ w + mean_y
+
+
+def cross_validated_penalty(indices) -> float:
+    """The penalty of least generalised cross-validation score, from the hat matrix itself; weights are 0, 1 or 2."""
+    rows = np.repeat(indices, WEIGHTS[indices].astype(int))
+    x, y = FEATURES[rows].astype(np.float64), np.eye(10)[TARGETS[rows]]
+    scale, n = np.square(x).sum(0).mean(), len(x)
+    x = x - x.mean(0)
+
+    def score(penalty: float) -> float:
+        hat = x @ np.linalg.inv(x.T @ x + penalty * np.eye(F)) @ x.T + 1 / n
+        return np.square(y - hat @ y).sum() / (n - np.trace(hat)) ** 2
+
+    return min((scale * relative for relative in PENALTIES), key=score)
+
+
+def streamed(name: str, indices: np.ndarray, seed: int) -> StatisticsHead:
+    """The head after these digits in another order, in batches of 1 to 40, stopped and resumed between them."""
+    rng = np.random.default_rng(seed)
+    head = SOLVED[name](F, CPU)
+    for part in np.split(rng.permutation(indices), np.cumsum(rng.integers(1, 41, len(indices) // 20))):
+        if len(part):
+            observe(head, part)
+        before = head.state()
+        head = SOLVED[name](F, CPU)
+        head.restore(before)
+    return head
+
+
+# -- by themselves
+
+
+@for_every_head
+@pytest.mark.parametrize("seed", range(3))
+def test_order_and_size_of_batches_and_restarts_make_no_difference(name, seed):
+    assert same(streamed(name, np.arange(1500), seed), head_of(name, np.arange(1500)))
+
+
+@for_every_head
+def test_classes_may_arrive_late(name):
+    by_class = np.argsort(TARGETS[:1500], kind="stable")
+    head = SOLVED[name](F, CPU)
+    for part in np.array_split(by_class, 50):
+        observe(head, part)
+    assert same(head, head_of(name, np.arange(1500)))
+
+
+@pytest.mark.parametrize("count", [20, 100, 1500])
+def test_ridge_is_the_closed_form_in_one_piece(count):
+    indices = np.flatnonzero(np.isin(WEIGHTS[:count], [0, 1, 2]))
+    weight, bias = solved(streamed("ridge", indices, seed=count))
+    wanted = closed_form(indices, cross_validated_penalty(indices))
+    known = np.unique(TARGETS[indices[WEIGHTS[indices] > 0]])
+    assert np.allclose((LAST[0] @ weight.T + bias)[:, known], wanted[:, known], rtol=0, atol=1e-4)
+
+
+def test_ridge_chooses_a_good_penalty():
+    indices = np.arange(100)
+    weight, bias = solved(head_of("ridge", indices, np.ones(len(TARGETS))))
+    accuracy = ((LAST[0] @ weight.T + bias).argmax(1) == LAST[1]).mean()
+    of_each = [(closed_form(indices, 10.0**k, np.ones(len(TARGETS))).argmax(1) == LAST[1]).mean() for k in range(-4, 5)]
+    assert accuracy > max(of_each) - 0.02
+    assert accuracy > min(of_each) + 0.05
+
+
+@for_every_head
+def test_weight_two_is_the_sample_twice_and_weight_zero_none(name):
+    weights = np.resize([0.0, 1.0, 2.0], len(TARGETS))
+    repeated = np.repeat(np.arange(300), weights[:300].astype(int))
+    assert same(head_of(name, np.arange(300), weights), head_of(name, repeated, np.ones(len(TARGETS))))
+
+
+def test_prototypes_are_the_weighted_means_and_the_nearest_is_predicted():
+    weight, bias = solved(head_of("prototype", np.arange(1500)))
+    x, y, a = FEATURES[:1500].astype(np.float64), TARGETS[:1500], WEIGHTS[:1500]
+    means = np.stack([np.average(x[y == c], 0, a[y == c]) for c in range(10)])
+    assert np.allclose(weight, means, rtol=0, atol=1e-6)
+    distances = np.square(LAST[0][:, None] - means).sum(2)
+    assert np.array_equal((LAST[0] @ weight.T + bias).argmax(1), distances.argmin(1))
+
+
+@for_every_head
+def test_a_class_without_samples_is_never_predicted(name):
+    known = np.flatnonzero(np.isin(TARGETS[:300], [1, 4]))
+    head = head_of(name, np.append(known, np.flatnonzero(TARGETS == 7)[:3]), np.where(TARGETS == 7, 0, 1))
+    weight, bias = solved(head, classes=12)
+    silent = [c for c in range(12) if c not in (1, 4)]
+    assert not weight[silent].any()
+    assert (bias[silent] == np.float32(NEVER)).all()
+    assert set((FEATURES @ weight.T + bias).argmax(1)) == {1, 4}
+
+
+@for_every_head
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_few_samples_give_a_finite_head_that_knows_them(name, count):
+    indices = np.array(digits_of(range(count), count))
+    weight, bias = solved(head_of(name, indices, np.full(len(TARGETS), 0.1)))
+    assert np.isfinite(weight).all()
+    assert np.array_equal((FEATURES[indices] @ weight.T + bias).argmax(1), TARGETS[indices])
+
+
+@for_every_head
+def test_without_samples_nothing_is_preferred(name):
+    weight, bias = solved(SOLVED[name](F, CPU), classes=3)
+    assert not weight.any()
+    assert (bias == np.float32(NEVER)).all()
+
+
+# -- in a learner
+
+
+def frozen(name: str, **overrides) -> Settings:
+    return settings(**{"model__head": name, "model__freeze": True, "model__random_features": 80} | overrides)
+
+
+def candidate_of(learner: Learner) -> Candidate:
+    learner.decide_release()
+    candidate = learner.snapshot().candidate
+    assert candidate
+    return candidate
+
+
+def rebuilt(candidate: Candidate) -> models.ImageClassifier:
+    """The network as downstream builds it: from the manifest's words and the release's bytes."""
+    network = models.build(candidate.model)
+    network.load_state_dict(state.decode_tensors(state.encode(candidate.weights)))
+    return network.eval()
+
+
+def decided(learner: Learner, batches: list[Batch]) -> Learner:
+    """With a decision after every third batch, as a release's cadence has it."""
+    for number, b in enumerate(batches):
+        learner.learn(b)
+        if number % 3 == 2:
+            learner.decide_release()
+    return learner
+
+
+@for_every_head
+def test_a_run_stopped_and_resumed_after_every_batch_ends_like_one_that_was_not(name):
+    learner = Learner(frozen(name))
+    for number, b in enumerate(stream()):
+        learner.learn(b)
+        if number % 3 == 2:
+            learner.decide_release()
+        snapshot = learner.snapshot()
+        learner = resumed(frozen(name), snapshot)
+        assert as_bytes(learner.snapshot()) == as_bytes(snapshot)
+    assert as_bytes(learner.snapshot()) == as_bytes(decided(Learner(frozen(name)), stream()).snapshot())
+
+
+@for_every_head
+def test_samples_are_counted_as_learned_without_steps_and_the_body_stays(name):
+    learner = Learner(frozen(name))
+    before = learner.snapshot().tensors
+    reports = learn(learner, stream())
+    assert learner.labels == [str(digit) for digit in range(10)]
+    assert [r.learned for r in reports] == [8, 4, 1, 8, 8, 0, 6, 20, 1, 7]
+    assert {r.steps for r in reports} == {0}
+    after = learner.snapshot()
+    assert (
+        after.closed.tally.window(run_id="r", sequence=1, created_at="", validation=None, test=None, lag={}).loss
+        is None
+    )
+    assert len(after.tensors["trainer/model/head.bias"]) == 10
+    assert len(learner.memory) == 0
+    assert not any(key.startswith("trainer/optimizer/") for key in after.tensors)
+    for key in before:
+        if key.startswith("trainer/model/") and "head" not in key:
+            assert torch.equal(before[key], after.tensors[key])
+
+
+@for_every_head
+def test_the_order_of_the_stream_makes_no_difference_to_the_release(name):
+    def logits(indices: list[int], size: int) -> np.ndarray:
+        learner = Learner(frozen(name))
+        learner.learn(batch(digits_of(range(10), 10), splits=[TEST]))  # the same label map
+        for start in range(0, len(indices), size):
+            learner.learn(batch(indices[start : start + size], first=position(learner)))
+        with torch.inference_mode():
+            return rebuilt(candidate_of(learner))(torch.from_numpy(DIGITS_NHWC[-100:])).numpy()
+
+    indices = digits_of(range(10), 200)
+    by_class = sorted(indices, key=lambda index: TARGETS[index])
+    assert np.allclose(logits(indices, 32), logits(by_class, 7), rtol=0, atol=1e-4)
+
+
+@for_every_head
+@pytest.mark.parametrize("model", models.MODELS)
+def test_whoever_builds_the_released_model_gets_its_predictions(name, model):
+    learner = Learner(frozen(name, model__name=model))
+    for start in range(0, 200, 20):
+        learner.learn(batch(digits_of(range(10), 20, skip=start // 10), first=position(learner)))
+    learner.learn(batch(digits_of(range(10), 60, skip=30), first=position(learner), splits=[TEST, VALIDATION]))
+    candidate = candidate_of(learner)
+    predictions = predict(rebuilt(candidate), candidate.evaluation["images"].numpy(), CPU)
+    assert np.array_equal(predictions, candidate.evaluation["predictions"].numpy())
+    assert candidate.test.accuracy is not None
+    assert candidate.test.accuracy > 0.2  # of features that nobody trained
+
+
+@for_every_head
+def test_the_release_is_the_head_solved_on_the_networks_features(name):
+    indices = digits_of(range(10), 100)
+    learner = learned(frozen(name), [batch(indices[start : start + 10], first=start) for start in range(0, 100, 10)])
+    network = rebuilt(candidate_of(learner))
+    with torch.no_grad():
+        x_NCHW = (torch.from_numpy(DIGITS_NHWC[indices]).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
+        features = network.body(x_NCHW)
+        if name == "random_features":
+            projection = network.get_buffer("expansion.projection")
+            assert projection.shape == (64, 80)
+            features = torch.relu(features @ projection)
+    head = SOLVED[name](features.shape[1], CPU)
+    head.observe(features, torch.from_numpy(TARGETS[indices].astype(np.int64)), torch.ones(len(indices)))
+    weight, bias = head.solve(10)
+    assert torch.allclose(network.head.weight, weight, rtol=0, atol=1e-4)
+    assert torch.allclose(network.head.bias, bias, rtol=0, atol=1e-4)
+
+
+def test_a_young_run_predicts_before_its_first_release():
+    learner = Learner(frozen("ridge"))
+    hits = [
+        sum(correct for correct, _ in report.prequential.values())
+        for report in learn(learner, [batch(digits_of([0, 1], 8, skip=4 * i), first=8 * i) for i in range(4)])
+    ]
+    assert hits[0] == 4  # all are taken for the first class
+    assert min(hits[1:]) > 4
+
+
+@for_every_head
+def test_features_that_are_not_finite_are_rejected_and_leave_no_trace(name, monkeypatch):
+    learner = learned(frozen(name), stream()[:4])
+    before = learner.snapshot()
+    features = models.MLP.features
+    monkeypatch.setattr(models.MLP, "features", lambda *args: features(*args) * torch.nan)
+    seen = []
+    for _ in range(3):
+        report = learner.learn(batch(digits_of([0, 1], 2), first=position(learner)))
+        assert (report.learned, {r.reason for r in report.rejections}) == (0, {Reason.NON_FINITE_STEP})
+        seen.append(learner.diverged)
+    assert seen == [False, False, True]
+    assert state.encode(learner.snapshot().tensors) == state.encode(before.tensors)
+
+
+def test_random_features_are_drawn_from_the_seed():
+    torch.manual_seed(3)
+    layer = RandomFeatures(5, 7)
+    torch.manual_seed(3)
+    assert torch.equal(layer.projection, torch.randn(5, 7) / 5**0.5)
+    h = torch.randn(2, 5)
+    assert torch.equal(layer(h), (h @ layer.projection).clamp(min=0))
+    assert not list(layer.parameters())
+
+
+def test_a_head_that_is_solved_needs_a_frozen_backbone(tmp_path):
+    path = tmp_path / "worker.toml"
+    path.write_text('run.id = "r"\ninput.topics = ["t"]\nmodel.head = "ridge"\n')
+    with pytest.raises(UsageError, match=r'head = "ridge" adds up features.* set freeze = true'):
+        load(path)
+    assert load(path, ["model.freeze=true"]).model.head == "ridge"
+
+
+def test_a_head_that_is_not_there_is_refused():
+    with pytest.raises(UsageError, match=r"model.head = 'rigde' is unknown; did you mean ridge\?"):
+        Learner(frozen("rigde"))
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("prototype", "model__head"), ("random_features", "model__random_features")]
+)
+def test_a_state_of_another_head_is_refused(name, setting):
+    snapshot = learned(frozen(name), stream()[:2]).snapshot()
+    with pytest.raises(ValueError, match="its model is"):
+        resumed(frozen(name, **{setting: "ridge" if setting == "model__head" else 81}), snapshot)
