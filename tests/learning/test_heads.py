@@ -1,10 +1,14 @@
 """Heads that are solved from sums: by themselves, and in a learner."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from digit_stream import (
     DIGITS_NHWC,
+    MODELS,
     TARGETS,
     TEST,
     VALIDATION,
@@ -18,6 +22,7 @@ from digit_stream import (
     settings,
     stream,
 )
+from safetensors.torch import save_file
 
 from stream_learner.checkpoints import state
 from stream_learner.config import Settings, load
@@ -32,6 +37,7 @@ from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Candidate
 from stream_learner.records.record import Reason
 
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "models.md"
 CPU = torch.device("cpu")
 SOLVED = {name: head for name, head in HEADS.items() if head is not None}
 for_every_head = pytest.mark.parametrize("name", SOLVED)
@@ -253,7 +259,7 @@ def test_the_order_of_the_stream_makes_no_difference_to_the_release(name):
 
 
 @for_every_head
-@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("model", MODELS)
 def test_whoever_builds_the_released_model_gets_its_predictions(name, model):
     learner = Learner(frozen(name, model__name=model))
     for start in range(0, 200, 20):
@@ -283,6 +289,34 @@ def test_the_release_is_the_head_solved_on_the_networks_features(name):
     weight, bias = head.solve(10)
     assert torch.allclose(network.head.weight, weight, rtol=0, atol=1e-4)
     assert torch.allclose(network.head.bias, bias, rtol=0, atol=1e-4)
+
+
+def documented(*overrides: str, tmp_path: Path) -> Settings:
+    """The settings that docs/models.md shows, for digits."""
+    (block,) = re.findall(r'```toml\n(\[model\]\n[^`]*head = "ridge"\n)```', DOCUMENTATION.read_text())
+    path = tmp_path / "worker.toml"
+    path.write_text('run.id = "digits"\ninput.topics = ["images"]\n' + block)
+    digits = ["model.name=mlp", "model.height=9", "model.width=9", "model.channels=1", "learning.device=cpu"]
+    return load(path, [*digits, "learning.threads=1", *overrides])
+
+
+def test_a_pretrained_backbone_and_ridge_learn_classes_one_after_the_other(tmp_path):
+    pretrained = Learner(settings(learning__steps_per_batch=3))
+    for start in range(40):
+        pretrained.learn(batch(digits_of(range(5), 20, skip=4 * start % 100), first=position(pretrained)))
+    backbone = tmp_path / "backbone.safetensors"
+    save_file(candidate_of(pretrained).weights, backbone)
+
+    def accuracy(*overrides: str) -> float:
+        learner = Learner(documented(f"model.weights={backbone}", *overrides, tmp_path=tmp_path))
+        for digit in range(10):
+            for start in range(0, 100, 20):
+                learner.learn(batch(digits_of([digit], 20, skip=start), first=position(learner)))
+        learner.learn(batch(digits_of(range(10), 700, skip=100), first=position(learner), splits=[TEST]))
+        return candidate_of(learner).test.accuracy or 0.0
+
+    assert accuracy() > 0.85
+    assert accuracy("model.head=linear", "learning.strategy=finetune") < 0.5
 
 
 def test_a_young_run_predicts_before_its_first_release():
