@@ -222,6 +222,8 @@ class LearningSettings(Section):
     """Momentum of SGD; Adam ignores it."""
     weight_decay: NonNegativeFloat = 0.0
     """L2 penalty of the optimizer."""
+    on_drift: Literal["none", "boost"] = "none"
+    """What a drift changes, beside being reported: nothing, or rate and replay for a while, as `[drift]` says."""
     device: str = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -253,6 +255,19 @@ class WeightsSettings(Section):
         if "recency" in self.policies and (self.half_life_records is None) == (self.half_life_s is None):
             raise ValueError("recency needs half_life_records or half_life_s, and not both")
         return self
+
+
+class DriftSettings(Section):
+    delta: Annotated[float, Field(gt=0, lt=1)] = 0.002
+    """Confidence of the detector (ADWIN, Bifet and Gavalda 2007): the lower, the fewer false alarms and the later the
+    true ones."""
+    boost_records: PositiveInt = 2_000
+    """Input records after a drift during which learning is boosted, where `learning.on_drift` is `boost`."""
+    boost_learning_rate: PositiveFloat = 3.0
+    """What the learning rate is multiplied by meanwhile."""
+    boost_replay: PositiveFloat = 1.0
+    """What the replay size is multiplied by meanwhile: above 1 guards what was known, which helps where new classes
+    arrive; below 1 unlearns it sooner, which helps where labels have changed their meaning."""
 
 
 # Of a state: the manifest names each of them, and has to fit in a record of Kafka's.
@@ -372,6 +387,8 @@ class Settings(BaseSettings):
     """How a batch is learned."""
     weights: WeightsSettings = WeightsSettings()
     """What a sample counts."""
+    drift: DriftSettings = DriftSettings()
+    """How a rise of the prequential error is noticed, and what `learning.on_drift` does about it."""
     memory: MemorySettings = MemorySettings()
     """What is kept for replay."""
     held_out: HeldOutSettings = HeldOutSettings()

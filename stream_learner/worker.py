@@ -144,6 +144,9 @@ class Worker:
         memory = self.learner.memory
         fill = zip(self.learner.labels, memory.counts.tolist(), strict=False)  # a label may have no training sample
         self.metrics.observe_memory(dict(fill), memory.nbytes)
+        recent = self.learner.prequential.recent(self.learner.labels)
+        drift = self.learner.drift
+        self.metrics.observe_recent(recent, drift.window, drift.boosted(self.learner.records))
         self.metrics.observe_unsaved(self.learner.progress.open.tally.records + self.publisher.unsaved_records)
 
 

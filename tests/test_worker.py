@@ -11,6 +11,8 @@ from prometheus_client import CollectorRegistry
 from stream_learner.config import Settings
 from stream_learner.errors import DivergedError, ExitCode, FencedError, RejectsError
 from stream_learner.learning.batch import Batch
+from stream_learner.learning.drift import DriftMonitor
+from stream_learner.learning.prequential import Prequential
 from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import Metrics
 from stream_learner.records.breaker import Breaker
@@ -34,7 +36,10 @@ class Clock:
 class Learner:
     """Counts offsets as the real one does; a release is due after every `release_every` records."""
 
-    def __init__(self, events: list[str], release_every: float = NEVER):
+    def __init__(self, settings: Settings, events: list[str], release_every: float = NEVER):
+        self.prequential = Prequential()
+        self.drift = DriftMonitor(settings)
+        self.records = 0
         self.progress = Progress({"images": {0: 0}})
         self.labels = ["cat", "dog"]
         self.memory = SimpleNamespace(counts=np.array([3]), nbytes=12)
@@ -119,7 +124,7 @@ class Loop:
             }
         )
         self.events: list[str] = []
-        self.learner = Learner(self.events, release_every)
+        self.learner = Learner(settings, self.events, release_every)
         self.publisher = Publisher(self.events, busy)
         self.election = Election()
         self.registry = CollectorRegistry()

@@ -8,19 +8,37 @@ from stream_learner.records.record import Label
 from stream_learner.records.window import Accuracy, accuracy
 
 EVALUATION_BATCH = 256
+CALIBRATION_BINS = 15
+
+
+def predict(model: nn.Module, images_NHWC: np.ndarray, device: torch.device) -> np.ndarray:
+    """Class indices, int64 [N], for uint8 images; float32 arithmetic, evaluation mode, no random draw."""
+    return predict_with_confidence(model, images_NHWC, device)[0]
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images_NHWC: np.ndarray, device: torch.device) -> np.ndarray:
-    """Class indices, int64 [N], for uint8 images; float32 arithmetic, evaluation mode, no random draw."""
+def predict_with_confidence(
+    model: nn.Module, images_NHWC: np.ndarray, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `predict` gives, and the probability of each prediction, float32 [N]."""
     was_training = model.training
     model.eval()
-    predictions = [
-        model(torch.from_numpy(images_NHWC[i : i + EVALUATION_BATCH]).to(device)).argmax(1).cpu()
+    parts = [
+        top(model(torch.from_numpy(images_NHWC[i : i + EVALUATION_BATCH]).to(device)))
         for i in range(0, len(images_NHWC), EVALUATION_BATCH)
     ]
     model.train(was_training)
-    return torch.cat(predictions).numpy() if predictions else np.empty(0, np.int64)
+    if not parts:
+        return np.empty(0, np.int64), np.empty(0, np.float32)
+    predictions, confidences = zip(*parts, strict=True)
+    return np.concatenate(predictions), np.concatenate(confidences)
+
+
+def top(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The predicted class indices, int64 [N], and their probabilities, float32 [N]: a softmax of the logits
+    [N, classes] in float32; 0 where that is not a number."""
+    confidences = logits.float().softmax(1).amax(1).nan_to_num(0.0)
+    return logits.argmax(1).cpu().numpy(), confidences.cpu().numpy()
 
 
 def own_probabilities(logits: Tensor, labels: Tensor) -> np.ndarray:
@@ -36,3 +54,16 @@ def score(predictions: np.ndarray, targets: np.ndarray, labels: list[Label]) -> 
     total = np.bincount(targets, minlength=len(labels))
     correct = np.bincount(targets[predictions == targets], minlength=len(labels))
     return accuracy(zip(labels, correct.tolist(), total.tolist(), strict=True))
+
+
+def calibration_error(correct: np.ndarray, confidences: np.ndarray) -> float | None:
+    """Expected calibration error (0..1): the mean distance of accuracy from confidence over 15 bins of confidence.
+
+    Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599). `correct` is bool [N],
+    `confidences` float32 [N] in 0..1. None without samples.
+    """
+    if not len(correct):
+        return None
+    bins = np.ceil(confidences * CALIBRATION_BINS).astype(int).clip(1, CALIBRATION_BINS)  # a bin holds its upper edge
+    gaps = np.bincount(bins, weights=correct - confidences.astype(np.float64))
+    return float(np.abs(gaps).sum() / len(correct))

@@ -14,9 +14,12 @@ from stream_learner.config import ModelSettings, Settings
 from stream_learner.learning import evaluation, gate, models
 from stream_learner.learning.augmentation import AUGMENTATIONS
 from stream_learner.learning.batch import Batch
+from stream_learner.learning.drift import DriftMonitor
+from stream_learner.learning.forgetting import BestRecalls
 from stream_learner.learning.memory import BalancedMemory
 from stream_learner.learning.models.weights import file_digest
 from stream_learner.learning.placement import place
+from stream_learner.learning.prequential import Prequential
 from stream_learner.learning.snapshot import Candidate, Snapshot
 from stream_learner.learning.strategies import Minibatch
 from stream_learner.learning.trainer import Trainer, copies, prefixed, under
@@ -64,6 +67,9 @@ class Learner:
             )
             for split in (Split.VALIDATION, Split.TEST)
         }
+        self.prequential = Prequential()
+        self.drift = DriftMonitor(settings)
+        self._best_recalls = BestRecalls()
         self.progress = Progress({})
         self.records = 0
         self._decided_at = 0
@@ -162,8 +168,11 @@ class Learner:
         with self._placement.training():
             features_NF = network.features(images_NHWC)
             logits = network.head(features_NF)
-        hits = (logits.argmax(1) == labels).tolist()
-        for index, hit in zip(labels.tolist(), hits, strict=True):
+        targets, (predictions, confidences) = labels.cpu().numpy(), evaluation.top(logits)
+        hits = predictions == targets
+        self.prequential.add(targets, predictions, confidences)
+        report.drifts = self.drift.observe(~hits, self.records + report.records, report.spans)
+        for index, hit in zip(targets.tolist(), hits.tolist(), strict=True):
             correct, seen = report.prequential.get(self.labels[index], (0, 0))
             report.prequential[self.labels[index]] = (correct + hit, seen + 1)
         return features_NF, logits
@@ -184,6 +193,7 @@ class Learner:
 
     def _take_steps(self, stream: Minibatch, report: Report) -> bool:
         """The batch's optimizer updates, up to one that is not finite and undone. False when that was the first."""
+        self._trainer.scale_learning_rate(self.drift.learning_rate_factor(self.records))
         for _ in range(self._settings.learning.steps_per_batch):
             loss = self._trainer.step(self._augmented(stream), self._replay)
             if not math.isfinite(loss):
@@ -196,7 +206,7 @@ class Learner:
 
     def _replay(self) -> Minibatch:
         memory = self.memory
-        slots = memory.draw(self._settings.replay_size)
+        slots = memory.draw(round(self._settings.replay_size * self.drift.replay_factor(self.records)))
         times = Times(memory.admitted[slots], memory.timestamps_ms[slots])
         weights = self._weights.replayed(memory.weights[slots], times)
         drawn = memory.pixels_NHWC(slots), memory.labels[slots], weights
@@ -227,19 +237,24 @@ class Learner:
         self._trainer.solve()
         validation, test = self._held_out[Split.VALIDATION], self._held_out[Split.TEST]
         images_NHWC, test_images_NHWC = (held.pixels_NHWC(np.arange(len(held))) for held in (validation, test))
-        new = self._predictions(self._trainer.evaluated, images_NHWC)
+        new, confidences = evaluation.predict_with_confidence(
+            self._trainer.evaluated, images_NHWC, self._placement.device
+        )
         last, known = None, 0
         if self._released is not None:
             last, known = self._predictions(self._released, images_NHWC), self._released.head.out_features
         decision = gate.decide(new, last, validation.labels, known, self._settings.release)
         predictions = self._predictions(self._trainer.evaluated, test_images_NHWC)
+        test_score = evaluation.score(predictions, test.labels, self.labels)
         candidate = Candidate(
             weights=copies(self._trainer.evaluated.state_dict()),
             model=self._trainer.spec(),
             labels=list(self.labels),
             preprocessing=self._preprocessing(),
             validation=evaluation.score(new, validation.labels, self.labels),
-            test=evaluation.score(predictions, test.labels, self.labels),
+            test=test_score,
+            calibration_error=evaluation.calibration_error(new == validation.labels, confidences),
+            forgetting=self._best_recalls.forgetting(test_score),
             evaluation={
                 "images": torch.from_numpy(test_images_NHWC),
                 "labels": torch.from_numpy(test.labels.copy()),
@@ -248,6 +263,7 @@ class Learner:
         )
         if decision.released:
             self._released = self._build_released(candidate.model, candidate.weights)
+            self._best_recalls.released(test_score)
         self._outcome = candidate, decision
         return decision
 
@@ -269,6 +285,7 @@ class Learner:
             parts={digest: data for memory in self._memories.values() for digest, data in memory.parts.items()},
             positions=copy.deepcopy(self.progress.positions),
             closed=self.progress.close(),
+            recent=self.prequential.recent(self.labels),
             arithmetic=self._placement.arithmetic(),
             candidate=outcome[0] if outcome else None,
             decision=outcome[1] if outcome else None,
@@ -286,6 +303,9 @@ class Learner:
         for name, memory in self._memories.items():
             memory.restore(under(name, tensors), parts)
         self._weights.restore(document["weights"])
+        self.prequential.restore(under("prequential", tensors), document["prequential"])
+        self.drift.restore(document["drift"])
+        self._best_recalls.restore(document["best_recalls"])
         self.records = document["records"]
         self._decided_at = document["decided_at"]
         self._non_finite_in_a_row = document["non_finite_in_a_row"]
@@ -306,6 +326,7 @@ class Learner:
         tensors = prefixed("trainer", self._trainer.tensors())
         for name, memory in self._memories.items():
             tensors |= prefixed(name, memory.state())
+        tensors |= prefixed("prequential", self.prequential.tensors())
         tensors["rng/cpu"] = torch.get_rng_state()
         if self._placement.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self._placement.device)
@@ -316,6 +337,9 @@ class Learner:
             "labels": list(self.labels),
             "trainer": self._trainer.document(),
             "weights": self._weights.state(),
+            "prequential": self.prequential.document(),
+            "drift": self.drift.document(),
+            "best_recalls": self._best_recalls.document(),
             "records": self.records,
             "decided_at": self._decided_at,
             # A run that stopped after three gets past them.

@@ -9,12 +9,13 @@ from stream_learner.records.manifest import Arithmetic, Decision, ModelSpec, Pre
 from stream_learner.records.progress import Closed
 from stream_learner.records.record import Label
 from stream_learner.records.spans import Positions
-from stream_learner.records.window import Accuracy
+from stream_learner.records.window import Accuracy, Forgetting, Recent
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model as downstream would get it. `evaluation` holds the test samples and the model's predictions on them."""
+    """A model as downstream would get it. `calibration_error` is on the validation samples, `forgetting` on the test
+    samples; `evaluation` holds the latter and the model's predictions on them."""
 
     weights: dict[str, Tensor]
     model: ModelSpec
@@ -22,6 +23,8 @@ class Candidate:
     preprocessing: Preprocessing
     validation: Accuracy
     test: Accuracy
+    calibration_error: float | None
+    forgetting: Forgetting
     evaluation: dict[str, Tensor]
 
 
@@ -38,6 +41,7 @@ class Snapshot:
     parts: dict[str, bytes]
     positions: Positions
     closed: Closed
+    recent: Recent | None
     arithmetic: Arithmetic
     candidate: Candidate | None
     decision: Decision | None

@@ -84,6 +84,11 @@ class Trainer:
         if self._accumulator:
             silence(self.model.head, rows)
 
+    def scale_learning_rate(self, factor: float) -> None:
+        """Takes the next steps at so many times `learning.learning_rate`; to be said again after a restore."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = factor * self._settings.learning.learning_rate
+
     def step(self, stream: Minibatch, replay: Callable[[], Minibatch]) -> float:
         """One update; the loss, or NaN when the loss or a gradient was not finite and nothing was changed."""
         self.model.train()

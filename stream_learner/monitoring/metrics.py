@@ -22,10 +22,9 @@ from stream_learner.records.manifest import Manifest
 from stream_learner.records.record import Label, Reason, Split
 from stream_learner.records.report import Report
 from stream_learner.records.spans import each
-from stream_learner.records.window import Accuracy
+from stream_learner.records.window import RECENT_SAMPLES, Accuracy, Recent
 
 NAMESPACE = "stream_learner"
-PREQUENTIAL_WINDOW = 1_000
 BATCH_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 CHECKPOINT_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 WEIGHT_BUCKETS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0, 3.0, 5.0, 10.0, math.inf)
@@ -51,11 +50,39 @@ class Metrics:
         self._loss = gauge("loss", "Weighted loss of the last batch that was learned, mean over its steps, in nats.")
         self._accuracy = gauge(
             "accuracy",
-            "Accuracy, as a ratio from 0 to 1: prequential over about the last "
-            f"{PREQUENTIAL_WINDOW} training samples, validation and test of the last release.",
+            "Accuracy, as a ratio from 0 to 1: prequential fades, with about the last "
+            f"{RECENT_SAMPLES} training samples in it, recent has just those; validation and test of the last release.",
             ("kind",),
         )
         self._weights = _WeightHistograms(registry)
+        self._calibration_error = gauge(
+            "calibration_error",
+            f"Expected calibration error, as a ratio from 0 to 1: recent over the last {RECENT_SAMPLES} training "
+            "samples, predicted before they were learned; validation of the last release.",
+            ("kind",),
+        )
+        self._kappa = gauge(
+            "kappa",
+            f"Cohen's kappa over the last {RECENT_SAMPLES} training samples, predicted before they were learned, as a "
+            "ratio: 1 is perfect, 0 is chance.",
+        )
+        self._class_accuracy = gauge(
+            "class_accuracy",
+            f"Accuracy of each class among the last {RECENT_SAMPLES} training samples, predicted before they were "
+            "learned, as a ratio from 0 to 1.",
+            ("label",),
+        )
+        self._forgetting = gauge(
+            "forgetting",
+            "Best recall that a class had at an earlier release less that at the last release, on the test samples, "
+            "as a ratio from -1 to 1.",
+            ("label",),
+        )
+        self._drifts = counter("drifts_total", "Rises of the prequential error that the detector saw, in drifts.")
+        self._drift_window = gauge(
+            "drift_window", "Newest training samples that the drift detector takes for alike, in samples."
+        )
+        self._boosted = gauge("boosted", "Whether learning is boosted after a drift: 1 when it is, 0 when not.")
         self._position = gauge("position", "Next offset to learn, as an offset.", partition)
         self._lag_records = gauge("lag_records", "Distance from the partition's end, in records.", partition)
         self._lag_seconds = gauge(
@@ -107,6 +134,7 @@ class Metrics:
         build.info({"version": version})
         for unknown in (
             self._loss,
+            self._kappa,
             self._checkpoint_time,
             self._checkpoint_bytes,
             self._negative_flip_rate,
@@ -118,7 +146,7 @@ class Metrics:
             self._held_out.labels(split)
         for reason in Reason:
             self._rejected.labels(reason)
-        self._prequential = FadingMean(PREQUENTIAL_WINDOW)
+        self._classes_shown: set[Label] = set()
 
     def follow(self, health: Health) -> None:
         """Shows the phase, whatever it is when Prometheus asks, and counts what the Kafka client complains of."""
@@ -146,10 +174,7 @@ class Metrics:
             self._step.observe(report.step_s)
         for policy, factors in report.weights.items():
             self._weights.observe(policy, factors)
-        seen = sum(total for _, total in report.prequential.values())
-        if seen:
-            self._prequential.add(sum(correct for correct, _ in report.prequential.values()), seen)
-            self._accuracy.labels("prequential").set(self._prequential.mean)
+        self._drifts.inc(len(report.drifts))
         for topic, partition, span in each(report.spans):
             self._position.labels(topic, partition).set(span.end)
 
@@ -163,6 +188,24 @@ class Metrics:
         for label, items in fill.items():
             self._memory_items.labels(label).set(items)
         self._memory_bytes.set(size_bytes)
+
+    def observe_recent(self, recent: Recent | None, drift_window: int, boosted: bool) -> None:
+        """How the last training samples were predicted (None before the first), how many of them the drift detector
+        takes for alike, and whether learning is boosted."""
+        self._drift_window.set(drift_window)
+        self._boosted.set(boosted)
+        if recent is None:
+            return
+        self._accuracy.labels("prequential").set(recent.faded_accuracy)
+        self._show("recent", recent.accuracy)
+        self._kappa.set(math.nan if recent.kappa is None else recent.kappa)
+        self._show_calibration("recent", recent.calibration_error)
+        classes = recent.accuracy.per_class
+        for c in classes:
+            self._class_accuracy.labels(c.label).set(c.correct / c.total)
+        for label in self._classes_shown - {c.label for c in classes}:
+            self._class_accuracy.remove(label)
+        self._classes_shown = {c.label for c in classes}
 
     def observe_unsaved(self, records: int) -> None:
         """Input records that were learned and are in no committed checkpoint."""
@@ -191,6 +234,9 @@ class Metrics:
         if manifest.release:
             self._show("validation", manifest.release.validation)
             self._show("test", manifest.release.test)
+            self._show_calibration("validation", manifest.release.calibration_error)
+            for c in manifest.release.forgetting.per_class if manifest.release.forgetting else []:
+                self._forgetting.labels(c.label).set(c.forgetting)
         if manifest.decision:
             for shown, figure in (
                 (self._negative_flip_rate, manifest.decision.negative_flip_rate),
@@ -205,6 +251,10 @@ class Metrics:
     def _show(self, kind: str, accuracy: Accuracy) -> None:
         if accuracy.accuracy is not None:
             self._accuracy.labels(kind).set(accuracy.accuracy)
+
+    def _show_calibration(self, kind: str, error: float | None) -> None:
+        if error is not None:
+            self._calibration_error.labels(kind).set(error)
 
 
 class _Counts(logging.Handler):
@@ -244,27 +294,3 @@ class _WeightHistograms(Collector):
             buckets = [(floatToGoString(le), count) for le, count in zip(WEIGHT_BUCKETS, cumulative, strict=True)]
             family.add_metric([policy], buckets, total)
         yield family
-
-
-class FadingMean:
-    """Mean in which a sample's weight fades by 1 - 1/window with each later one.
-
-    The fading factor of Gama, Sebastiao and Rodrigues, "On evaluating stream learning algorithms" (2013).
-    """
-
-    def __init__(self, window: int):
-        self._fade = 1 - 1 / window
-        self._mean = 0.0
-        self._weight = 0.0  # of what was seen, as a share (0..1) of an endless stream's
-
-    def add(self, total: float, count: int) -> None:
-        """Adds `count` samples that sum to `total`, all as old as one another."""
-        keep = self._fade**count
-        before = self._weight * keep
-        self._weight = before + 1 - keep
-        self._mean = (self._mean * before + total / count * (1 - keep)) / self._weight
-
-    @property
-    def mean(self) -> float:
-        """0 before the first sample."""
-        return self._mean

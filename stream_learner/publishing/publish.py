@@ -190,6 +190,9 @@ class Publish:
             created_at=now,
             validation=snapshot.candidate.validation if snapshot.candidate else None,
             test=snapshot.candidate.test if snapshot.candidate else None,
+            calibration_error=snapshot.candidate.calibration_error if snapshot.candidate else None,
+            forgetting=snapshot.candidate.forgetting if snapshot.candidate else None,
+            recent=snapshot.recent,
             lag=prepared.lag,
         )
 
@@ -237,6 +240,8 @@ class Publish:
             dtype="float32",
             validation=candidate.validation,
             test=candidate.test,
+            calibration_error=candidate.calibration_error,
+            forgetting=candidate.forgetting,
             evaluation=prepared.evaluation_object,
         )
 

@@ -8,7 +8,7 @@ import msgspec
 from stream_learner.records.ledger import Ledger
 from stream_learner.records.record import Label
 from stream_learner.records.spans import Positions, Spans, Stretches
-from stream_learner.records.window import Accuracy
+from stream_learner.records.window import Accuracy, Forgetting
 
 MANIFEST_SCHEMA_VERSION = 3
 
@@ -81,6 +81,10 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     validation: Accuracy
     test: Accuracy
     """Accuracy on the evaluation object's images."""
+    calibration_error: float | None = None
+    """Expected calibration error on the validation samples (Guo et al. 2017)."""
+    forgetting: Forgetting | None = None
+    """Recall on the evaluation object's images that earlier releases had on theirs and this one lacks."""
     evaluation: Object
     """The test samples, as safetensors: `images` uint8 [N, H, W, C], `labels` int64 [N] (indices into the label map;
     -1: a label the model does not know), `predictions` int64 [N]."""

@@ -2,9 +2,24 @@
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from stream_learner.records.ledger import Piece
 from stream_learner.records.record import Label, Rejection, Split
 from stream_learner.records.spans import Span, Spans
+
+
+class Drift(msgspec.Struct, frozen=True):
+    """The prequential error rose."""
+
+    records: int
+    """Input records of the run up to the end of the batch in which it was seen."""
+    spans: Spans
+    """Offsets of that batch."""
+    error_before: float
+    """Error (0..1) of the samples that the detector dropped as being of the past."""
+    error_after: float
+    """Error of those that it kept."""
 
 
 @dataclass(slots=True)
@@ -15,7 +30,7 @@ class Report:
     `learned` counts training samples whose batch was learned (weight 0 included); `loss_sum` is the sum over `steps`
     of each step's weighted loss; `prequential` counts, by label, (correct, seen) of training samples predicted before
     they were learned; `weights` are the factors that each policy gave the samples learned, and their `combined`
-    weights. Times are in seconds.
+    weights; `drifts` are those that the batch brought to light. Times are in seconds.
     """
 
     spans: Spans
@@ -29,6 +44,7 @@ class Report:
     loss_sum: float = 0.0
     prequential: dict[Label, tuple[int, int]] = field(default_factory=dict)
     weights: dict[str, list[float]] = field(default_factory=dict)
+    drifts: list[Drift] = field(default_factory=list)
     newest_timestamp_ms: dict[tuple[str, int], int] = field(default_factory=dict)
     poll_s: float = 0.0
     decode_s: float = 0.0

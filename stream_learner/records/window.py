@@ -5,10 +5,11 @@ from collections.abc import Iterable
 import msgspec
 
 from stream_learner.records.record import Label
-from stream_learner.records.report import Report
+from stream_learner.records.report import Drift, Report
 from stream_learner.records.spans import Spans, Stretches, extend_all
 
 WINDOW_SCHEMA_VERSION = 1
+RECENT_SAMPLES = 1_000
 
 
 class ClassAccuracy(msgspec.Struct, frozen=True):
@@ -53,6 +54,45 @@ class Distribution(msgspec.Struct, frozen=True):
     max: float
 
 
+class Confusion(msgspec.Struct, frozen=True):
+    """How many samples of class `label` were taken for class `prediction`."""
+
+    label: Label
+    prediction: Label
+    count: int
+
+
+class Recent(msgspec.Struct, frozen=True, kw_only=True):
+    """The run's last 1,000 training samples (fewer at its start), each predicted before it was learned."""
+
+    accuracy: Accuracy
+    faded_accuracy: float
+    """Over the whole run, a sample's weight fading by 1/1,000 with each later one (Gama, Sebastiao, Rodrigues 2013)."""
+    kappa: float | None
+    """Cohen's kappa: 1 is perfect, 0 is chance; None where chance is always right (one class)."""
+    calibration_error: float | None
+    """Expected calibration error over 15 bins (Guo et al. 2017): how far confidence is from accuracy."""
+    confusions: list[Confusion]
+    """The ten most frequent, most frequent first."""
+
+
+class ClassForgetting(msgspec.Struct, frozen=True, kw_only=True):
+    """One class: the `best` recall that it had at an earlier release, and how much of it is gone: negative when the
+    recall is better than ever."""
+
+    label: Label
+    best: float
+    forgetting: float
+
+
+class Forgetting(msgspec.Struct, frozen=True, kw_only=True):
+    """Forgetting on the test samples, over the classes that an earlier release was tested on; `mean` is None without
+    any (Chaudhry et al. 2018)."""
+
+    mean: float | None
+    per_class: list[ClassForgetting]
+
+
 class Window(msgspec.Struct, frozen=True, kw_only=True):
     """A record of the metrics topic. Offsets are half-open, times ISO 8601 in UTC, accuracies 0..1.
 
@@ -89,6 +129,15 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """Held-out validation samples under the model of this window's release decision; None without a decision."""
     test: Accuracy | None
     """Held-out test samples, likewise."""
+    calibration_error: float | None = None
+    """Expected calibration error of that model on the validation samples."""
+    forgetting: Forgetting | None = None
+    """Recall on the test samples that earlier releases had and that model lacks."""
+    recent: Recent | None = None
+    """How the run's last training samples were predicted; None before the first."""
+    drifts: list[Drift] = []
+    """Drifts seen in this window. One change of the stream may be seen more than once, while the detector parts with
+    what it remembers of the time before."""
     lag: dict[str, dict[int, int]]
     """Records behind the end of each partition when the window closed."""
 
@@ -107,6 +156,7 @@ class Tally:
         self.loss_sum = 0.0
         self.prequential: dict[Label, tuple[int, int]] = {}
         self.weights: dict[str, Distribution] = {}
+        self.drifts: list[Drift] = []
 
     def add(self, report: Report) -> None:
         """Raises ValueError when the report does not continue the offsets counted so far."""
@@ -121,6 +171,7 @@ class Tally:
         self.learned += report.learned
         self.steps += report.steps
         self.loss_sum += report.loss_sum
+        self.drifts += report.drifts
         for label, (correct, total) in report.prequential.items():
             before = self.prequential.get(label, (0, 0))
             self.prequential[label] = (before[0] + correct, before[1] + total)
@@ -140,6 +191,7 @@ class Tally:
             loss=self.loss_sum / self.steps if self.steps else None,
             weights=self.weights,
             prequential=accuracy((label, *counts) for label, counts in self.prequential.items()),
+            drifts=self.drifts,
             **rest,
         )
 

@@ -7,13 +7,13 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from stream_learner.monitoring.health import Health, Phase
-from stream_learner.monitoring.metrics import FadingMean, Metrics
+from stream_learner.monitoring.metrics import Metrics
 from stream_learner.records.ledger import Ledger
 from stream_learner.records.manifest import Arithmetic, Decision, Manifest, ModelSpec, Object, Preprocessing, Release
 from stream_learner.records.record import Reason, Record, Rejection, Split
-from stream_learner.records.report import Report
+from stream_learner.records.report import Drift, Report
 from stream_learner.records.spans import Span
-from stream_learner.records.window import accuracy
+from stream_learner.records.window import ClassForgetting, Confusion, Forgetting, Recent, accuracy
 
 OBJECT = Object(url="file:///objects/1", size=100, digest="sha256:00")
 CREATED = datetime(2025, 3, 1, 12, tzinfo=UTC)
@@ -49,6 +49,8 @@ def release(validation: tuple[int, int], test: tuple[int, int]) -> Release:
         dtype="float32",
         validation=accuracy([("cat", *validation)]),
         test=accuracy([("cat", *test)]),
+        calibration_error=0.125,
+        forgetting=Forgetting(mean=0.25, per_class=[ClassForgetting(label="cat", best=0.75, forgetting=0.25)]),
         evaluation=OBJECT,
     )
 
@@ -87,10 +89,11 @@ def test_before_anything_happened_counts_are_0_and_the_rest_is_unknown(registry)
     assert value(registry, "records_in_total") == 0
     assert value(registry, "checkpoint_sequence") == 0
     assert value(registry, "build_info", version="1.2.3") == 1
-    for unknown in ("loss", "last_checkpoint_timestamp_seconds", "last_checkpoint_bytes"):
+    assert value(registry, "drifts_total") == 0
+    for unknown in ("loss", "kappa", "last_checkpoint_timestamp_seconds", "last_checkpoint_bytes"):
         assert math.isnan(value(registry, unknown) or 0)
-    for kind in ("prequential", "validation", "test"):
-        assert value(registry, "accuracy", kind=kind) is None
+    for kind in ("prequential", "recent", "validation", "test"):
+        assert value(registry, "accuracy", kind=kind) is value(registry, "calibration_error", kind=kind) is None
 
 
 def test_a_batch_is_counted(registry, metrics):
@@ -104,7 +107,7 @@ def test_a_batch_is_counted(registry, metrics):
                 learned=6,
                 steps=2,
                 loss_sum=3.0,
-                prequential={"cat": (1, 2), "dog": (2, 4)},
+                drifts=[Drift(10, {}, 0.1, 0.4)],
                 poll_s=0.2,
                 decode_s=0.002,
                 step_s=0.02,
@@ -118,7 +121,7 @@ def test_a_batch_is_counted(registry, metrics):
     assert value(registry, "records_rejected_total", reason="no_image") == 0
     assert value(registry, "steps_total") == 4
     assert value(registry, "loss") == 1.5
-    assert value(registry, "accuracy", kind="prequential") == pytest.approx(0.5)
+    assert value(registry, "drifts_total") == 2
     assert value(registry, "position", topic="images", partition="0") == 10
     assert value(registry, "position", topic="images", partition="1") == 4
     assert value(registry, "poll_seconds_sum") == pytest.approx(0.4)
@@ -132,7 +135,6 @@ def test_a_batch_without_training_samples_moves_the_position_alone(registry, met
     assert value(registry, "poll_seconds_count") == 1
     assert value(registry, "step_seconds_count") == 0
     assert math.isnan(value(registry, "loss") or 0)
-    assert value(registry, "accuracy", kind="prequential") is None
 
 
 def test_every_policys_weights_are_a_histogram(registry, metrics):
@@ -166,6 +168,42 @@ def test_lag_memory_and_what_is_unsaved_are_the_last_seen(registry, metrics):
     assert value(registry, "unsaved_records") == 5
 
 
+def recent(*counts: tuple[str, int, int], kappa: float | None = 0.5) -> Recent:
+    return Recent(
+        accuracy=accuracy(counts),
+        faded_accuracy=0.625,
+        kappa=kappa,
+        calibration_error=0.0625,
+        confusions=[Confusion("cat", "dog", 2)],
+    )
+
+
+def test_recent_figures_are_the_last_seen_and_a_class_that_left_is_not_shown(registry, metrics):
+    metrics.observe_recent(recent(("cat", 1, 4), ("dog", 2, 4)), drift_window=96, boosted=True)
+    assert value(registry, "accuracy", kind="prequential") == 0.625
+    assert value(registry, "accuracy", kind="recent") == 3 / 8
+    assert value(registry, "calibration_error", kind="recent") == 0.0625
+    assert value(registry, "kappa") == 0.5
+    assert (value(registry, "class_accuracy", label="cat"), value(registry, "class_accuracy", label="dog")) == (
+        0.25,
+        0.5,
+    )
+    assert (value(registry, "drift_window"), value(registry, "boosted")) == (96, 1)
+
+    metrics.observe_recent(recent(("dog", 3, 4), kappa=None), drift_window=128, boosted=False)
+    assert value(registry, "class_accuracy", label="dog") == 0.75
+    assert value(registry, "class_accuracy", label="cat") is None
+    assert math.isnan(value(registry, "kappa") or 0)
+    assert (value(registry, "drift_window"), value(registry, "boosted")) == (128, 0)
+
+
+def test_before_the_first_training_sample_no_figure_is_made_up(registry, metrics):
+    metrics.observe_recent(None, drift_window=0, boosted=False)
+    assert value(registry, "accuracy", kind="prequential") is None
+    assert math.isnan(value(registry, "kappa") or 0)
+    assert (value(registry, "drift_window"), value(registry, "boosted")) == (0, 0)
+
+
 def test_a_save_is_no_release_and_a_refusal_keeps_the_last_releases_accuracy(registry, metrics):
     metrics.checkpoint_committed(manifest(1, None, None), 0.3)
     assert value(registry, "checkpoint_sequence") == 1
@@ -182,6 +220,8 @@ def test_a_save_is_no_release_and_a_refusal_keeps_the_last_releases_accuracy(reg
     assert value(registry, "release_refusals_total") == 1
     assert value(registry, "accuracy", kind="validation") == 0.75
     assert value(registry, "accuracy", kind="test") == 0.5
+    assert value(registry, "calibration_error", kind="validation") == 0.125
+    assert value(registry, "forgetting", label="cat") == 0.25
 
 
 def test_a_release_without_held_out_samples_has_no_accuracy(registry, metrics):
@@ -213,28 +253,6 @@ def test_a_recovered_checkpoint_is_shown_but_not_counted(registry, metrics):
 def test_failed_writes_are_counted(registry, metrics):
     metrics.store_failed()
     assert value(registry, "store_failures_total") == 1
-
-
-def test_a_fading_mean_forgets_what_lies_beyond_its_window():
-    mean = FadingMean(window=100)
-    mean.add(0, 10)
-    assert mean.mean == 0
-    mean.add(10, 10)
-    assert mean.mean == pytest.approx(0.5, abs=0.03)  # as many right as wrong, the right ones newer
-    for _ in range(100):
-        mean.add(10, 10)
-    assert mean.mean == pytest.approx(1, abs=1e-4)
-
-
-def test_a_fading_mean_does_not_depend_on_the_size_of_batches():
-    one, many = FadingMean(window=100), FadingMean(window=100)
-    one.add(25, 50)
-    for _ in range(50):
-        many.add(0.5, 1)
-    one.add(50, 50)
-    for _ in range(50):
-        many.add(1, 1)
-    assert one.mean == pytest.approx(many.mean)
 
 
 def test_the_phase_is_what_it_is_when_asked(registry):

@@ -22,11 +22,21 @@ from stream_learner.records.manifest import (
     digest,
     encode,
 )
+from stream_learner.records.report import Drift
 from stream_learner.records.spans import Span
-from stream_learner.records.window import Distribution, Window, accuracy
+from stream_learner.records.window import (
+    ClassForgetting,
+    Confusion,
+    Distribution,
+    Forgetting,
+    Recent,
+    Window,
+    accuracy,
+)
 
 OBJECT = Object("file:///objects/digits/000000000002-1/state.safetensors", 100, digest(b"state"))
 ACCURACY = accuracy([("cat", 3, 4), (7, 0, 0), ("é", 0, 2)])
+FORGETTING = Forgetting(mean=-0.25, per_class=[ClassForgetting(label=7, best=0.5, forgetting=-0.25)])
 RELEASE = Release(
     sequence=1,
     created_at="2025-01-01T00:00:00.000Z",
@@ -38,6 +48,8 @@ RELEASE = Release(
     dtype="float32",
     validation=ACCURACY,
     test=accuracy([]),
+    calibration_error=0.25,
+    forgetting=FORGETTING,
     evaluation=OBJECT,
 )
 SPANS = {"images": {0: Span(4, 10), 11: Span(0, 2**40)}}
@@ -89,9 +101,34 @@ WINDOW = Window(
     prequential=ACCURACY,
     validation=ACCURACY,
     test=None,
+    calibration_error=0.25,
+    forgetting=FORGETTING,
+    recent=Recent(
+        accuracy=ACCURACY,
+        faded_accuracy=0.5,
+        kappa=0.25,
+        calibration_error=0.125,
+        confusions=[Confusion("cat", 7, 2)],
+    ),
+    drifts=[Drift(records=64, spans=SPANS, error_before=0.125, error_after=0.5)],
     lag={"images": {0: 3}},
 )
-BARE_WINDOW = msgspec.structs.replace(WINDOW, loss=None, validation=None, prequential=accuracy([]))
+BARE_WINDOW = Window(
+    run_id="digits",
+    sequence=1,
+    created_at="2025-01-01T00:00:00.000Z",
+    spans={},
+    records=0,
+    splits={},
+    rejected={},
+    learned=0,
+    steps=0,
+    loss=None,
+    prequential=accuracy([]),
+    validation=None,
+    test=None,
+    lag={},
+)
 
 
 @pytest.mark.parametrize("manifest", [WHOLE, FIRST_SAVE])

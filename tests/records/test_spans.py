@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from stream_learner.records.ledger import Piece
 from stream_learner.records.progress import DEAD_LETTER_OVERHEAD_BYTES, PIECE_BYTES, Progress
 from stream_learner.records.record import Reason, Record, Rejection, Split
-from stream_learner.records.report import Report
+from stream_learner.records.report import Drift, Report
 from stream_learner.records.spans import Span, Spans, advance, each, extend, extend_all
 
 
@@ -120,6 +120,7 @@ def test_a_window_sums_its_batches():
             steps=3,
             loss_sum=6.0,
             prequential={"cat": (1, 2), "dog": (0, 4)},
+            drifts=[Drift(10, {}, 0.1, 0.4)],
         )
     )
     progress.add(
@@ -131,6 +132,7 @@ def test_a_window_sums_its_batches():
             steps=1,
             loss_sum=1.0,
             prequential={"cat": (2, 2), "emu": (0, 2)},
+            drifts=[Drift(16, {}, 0.2, 0.5)],
         )
     )
     window = progress.close().tally.window(**REST)
@@ -145,6 +147,7 @@ def test_a_window_sums_its_batches():
         ("emu", 0, 2),
     ]
     assert (window.prequential.accuracy, window.prequential.mean_recall) == (3 / 10, 0.25)
+    assert [drift.records for drift in window.drifts] == [10, 16]
     assert sum(window.splits.values()) + sum(window.rejected.values()) == window.records
 
 

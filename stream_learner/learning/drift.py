@@ -1,0 +1,138 @@
+"""Drift: the prequential error rises. How it is noticed, and what learning does about it for a while."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stream_learner.config import Settings
+from stream_learner.records.report import Drift
+from stream_learner.records.spans import Spans
+
+BUCKETS_PER_SIZE = 5
+CHECK_EVERY = 32
+LEAST_PART = 5
+
+
+class Change(NamedTuple):
+    """The error (0..1) of the samples that a detector dropped, and of those that it kept."""
+
+    before: float
+    after: float
+
+
+class Adwin:
+    """ADWIN2, adaptive windowing: a window of errors that shrinks as soon as two parts of it differ.
+
+    Bifet and Gavalda, "Learning from time-changing data with adaptive windowing" (SIAM SDM 2007). The window is an
+    exponential histogram, so it takes O(log n) memory; it is checked at every 32nd sample. Errors being 0 or 1, a
+    bucket is one integer and the variance follows from the mean. As in MOA and river, a part has at least 5 samples,
+    and the bound counts each part as 4 shorter.
+    """
+
+    def __init__(self, delta: float):
+        """`delta` is the paper's confidence: the lower, the fewer false alarms and the later the true ones."""
+        self._delta = delta
+        self._seen = 0
+        self._buckets: list[list[int]] = [[]]  # [i]: errors in each bucket of 2**i samples, oldest first
+
+    def add(self, error: bool) -> Change | None:
+        """Takes the next sample in; what changed, when the window shrank."""
+        self._seen += 1
+        self._buckets[0].append(int(error))
+        for size, buckets in enumerate(self._buckets):
+            if len(buckets) <= BUCKETS_PER_SIZE:
+                break
+            if size + 1 == len(self._buckets):
+                self._buckets.append([])
+            self._buckets[size + 1].append(buckets.pop(0) + buckets.pop(0))
+        return self._shrink() if self._seen % CHECK_EVERY == 0 else None
+
+    @property
+    def samples(self) -> int:
+        """Samples in the window."""
+        return sum(len(buckets) << size for size, buckets in enumerate(self._buckets))
+
+    @property
+    def errors(self) -> int:
+        """Errors in the window."""
+        return sum(map(sum, self._buckets))
+
+    def document(self) -> dict[str, Any]:
+        return {"seen": self._seen, "buckets": [list(buckets) for buckets in self._buckets]}
+
+    def restore(self, document: dict[str, Any]) -> None:
+        self._seen = document["seen"]
+        self._buckets = [list(buckets) for buckets in document["buckets"]]
+
+    def _shrink(self) -> Change | None:
+        samples, errors = self.samples, self.errors
+        while self._parts_differ():
+            self._buckets[-1].pop(0)
+            if not self._buckets[-1]:
+                self._buckets.pop()
+        dropped = samples - self.samples
+        if not dropped:
+            return None
+        return Change(before=(errors - self.errors) / dropped, after=self.errors / self.samples)
+
+    def _parts_differ(self) -> bool:
+        """Whether the means of an older and a newer part differ, wherever between two buckets the window is cut."""
+        oldest_first = [(1 << size, e) for size in reversed(range(len(self._buckets))) for e in self._buckets[size]]
+        samples, errors = np.array(oldest_first, np.int64).T
+        n, e = samples.sum(), errors.sum()
+        n0, e0 = samples.cumsum(), errors.cumsum()
+        cuts = (n0 >= LEAST_PART) & (n - n0 >= LEAST_PART)
+        n0, e0 = n0[cuts], e0[cuts]
+        n1, e1 = n - n0, e - e0
+        confidence = math.log(2 * math.log(n) / self._delta)
+        spread = 1 / (n0 - LEAST_PART + 1) + 1 / (n1 - LEAST_PART + 1)
+        variance = e / n * (1 - e / n)
+        bound = np.sqrt(2 * spread * variance * confidence) + 2 / 3 * spread * confidence
+        return bool((np.abs(e0 / n0 - e1 / n1) > bound).any())
+
+
+class DriftMonitor:
+    """Watches the prequential error. A fall (the model gets better) shrinks the detector's window and is no drift."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings.drift
+        self._boosts = settings.learning.on_drift == "boost"
+        self._adwin = Adwin(settings.drift.delta)
+        self._boost_until = 0  # a count of input records
+
+    def observe(self, errors: np.ndarray, records: int, spans: Spans) -> list[Drift]:
+        """The drifts that a batch brings to light.
+
+        `errors` (bool [N]) says which of its training samples, in order, were predicted wrongly; `records` counts the
+        run's input records with the batch's, `spans` are the batch's offsets.
+        """
+        changes = filter(None, map(self._adwin.add, errors.tolist()))
+        drifts = [Drift(records, spans, *change) for change in changes if change.after > change.before]
+        if drifts:
+            self._boost_until = records + self._settings.boost_records
+        return drifts
+
+    @property
+    def window(self) -> int:
+        """Training samples that the detector takes for alike."""
+        return self._adwin.samples
+
+    def boosted(self, records: int) -> bool:
+        """Whether what follows the first `records` input records is learned at the boosted rates."""
+        return self._boosts and records < self._boost_until
+
+    def learning_rate_factor(self, records: int) -> float:
+        """What the learning rate of the batch after the first `records` input records is multiplied by."""
+        return self._settings.boost_learning_rate if self.boosted(records) else 1.0
+
+    def replay_factor(self, records: int) -> float:
+        """What the replay size of that batch is multiplied by."""
+        return self._settings.boost_replay if self.boosted(records) else 1.0
+
+    def document(self) -> dict[str, Any]:
+        return {"adwin": self._adwin.document(), "boost_until": self._boost_until}
+
+    def restore(self, document: dict[str, Any]) -> None:
+        self._adwin.restore(document["adwin"])
+        self._boost_until = document["boost_until"]

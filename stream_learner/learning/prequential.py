@@ -1,0 +1,111 @@
+"""Prequential figures: what predicting each sample before it is learned tells of the model."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stream_learner.learning.evaluation import calibration_error, score
+from stream_learner.records.record import Label
+from stream_learner.records.window import RECENT_SAMPLES, Confusion, Recent
+
+TOP_CONFUSIONS = 10
+
+
+class FadingMean:
+    """Mean in which a sample's weight fades by 1 - 1/window with each later one.
+
+    The fading factor of Gama, Sebastiao and Rodrigues, "On evaluating stream learning algorithms" (2013).
+    """
+
+    def __init__(self, window: int):
+        self._fade = 1 - 1 / window
+        self._mean = 0.0
+        self._weight = 0.0  # of what was seen, as a share (0..1) of an endless stream's
+
+    def add(self, total: float, count: int) -> None:
+        """Adds `count` samples that sum to `total`, all as old as one another."""
+        keep = self._fade**count
+        before = self._weight * keep
+        self._weight = before + 1 - keep
+        self._mean = (self._mean * before + total / count * (1 - keep)) / self._weight
+
+    @property
+    def mean(self) -> float:
+        """0 before the first sample."""
+        return self._mean
+
+    def document(self) -> dict[str, float]:
+        return {"mean": self._mean, "weight": self._weight}
+
+    def restore(self, document: dict[str, float]) -> None:
+        self._mean, self._weight = document["mean"], document["weight"]
+
+
+class Prequential:
+    """The last `RECENT_SAMPLES` training samples as they were predicted; every figure follows from them, but for the
+    faded accuracy."""
+
+    def __init__(self):
+        self._faded = FadingMean(RECENT_SAMPLES)
+        self._window = {
+            "labels": np.empty(0, np.int64),
+            "predictions": np.empty(0, np.int64),
+            "confidences": np.empty(0, np.float32),
+        }
+
+    def add(self, labels: np.ndarray, predictions: np.ndarray, confidences: np.ndarray) -> None:
+        """Takes in a batch: class indices int64 [N], twice, and the probabilities of the predictions, float32 [N]."""
+        self._faded.add(int((predictions == labels).sum()), len(labels))
+        new = {"labels": labels, "predictions": predictions, "confidences": confidences}
+        self._window = {
+            name: np.concatenate([array, new[name]])[-RECENT_SAMPLES:] for name, array in self._window.items()
+        }
+
+    def recent(self, labels: list[Label]) -> Recent | None:
+        """The figures; class indices are those of `labels`. None before the first sample."""
+        targets, predictions, confidences = self._window.values()
+        if not len(targets):
+            return None
+        return Recent(
+            accuracy=score(predictions, targets, labels),
+            faded_accuracy=self._faded.mean,
+            kappa=kappa(predictions, targets),
+            calibration_error=calibration_error(predictions == targets, confidences),
+            confusions=[
+                Confusion(labels[target], labels[prediction], count)
+                for target, prediction, count in confusions(predictions, targets)[:TOP_CONFUSIONS]
+            ],
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of the window."""
+        return {name: torch.from_numpy(array.copy()) for name, array in self._window.items()}
+
+    def document(self) -> dict[str, Any]:
+        return {"faded": self._faded.document()}
+
+    def restore(self, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
+        """Takes over what `tensors()` and `document()` gave."""
+        self._window = {name: tensors[name].numpy().copy() for name in self._window}
+        self._faded.restore(document["faded"])
+
+
+def kappa(predictions: np.ndarray, targets: np.ndarray) -> float | None:
+    """Cohen's kappa (1960): accuracy above that of chance, which guesses each class as often as the model does.
+
+    Class indices, int64 [N]. None where chance is always right: one class, and nothing else predicted.
+    """
+    classes = int(max(predictions.max(), targets.max())) + 1
+    predicted, present = (np.bincount(indices, minlength=classes) for indices in (predictions, targets))
+    chance = float(predicted @ present) / len(targets) ** 2
+    return (float((predictions == targets).mean()) - chance) / (1 - chance) if chance < 1 else None
+
+
+def confusions(predictions: np.ndarray, targets: np.ndarray) -> list[tuple[int, int, int]]:
+    """(target, prediction, count) of what is off the confusion matrix's diagonal and not 0, most frequent first."""
+    wrong = predictions != targets
+    pairs, counts = np.unique(np.stack([targets[wrong], predictions[wrong]], 1), axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [(int(t), int(p), int(n)) for (t, p), n in zip(pairs[order], counts[order], strict=True)]
