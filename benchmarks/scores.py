@@ -1,0 +1,79 @@
+"""What a benchmark says about a learner, from how many images of each class it got right at points of its stream."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Point(NamedTuple):
+    """One evaluation: per class, over its evaluation images.
+
+    `correct` and `total` are int64 [classes]; `seen`, bool [classes], tells the classes of which the learner had been
+    shown an image by then. `total` may differ between points: a few images do where many points are wanted.
+    """
+
+    correct: NDArray[np.int64]
+    total: NDArray[np.int64]
+    seen: NDArray[np.bool_]
+
+
+class Scores(NamedTuple):
+    """Accuracies are shares, 0..1."""
+
+    final: float
+    """Of the last point, over all classes."""
+    anytime: float
+    worst: float
+    last_100_steps: dict[str, float]
+    """See `spread`."""
+
+
+def scores(points: Sequence[Point], last: Sequence[Point]) -> Scores:
+    """`points` are spread evenly over the stream and end with it, `last` over its last 100 steps."""
+    return Scores(accuracy(points[-1]), anytime(points), worst(points), spread(last))
+
+
+def evaluate(predictions: NDArray[np.int64], targets: NDArray[np.int64], seen: NDArray[np.bool_]) -> Point:
+    """`predictions` and `targets` are classes, [N]; a prediction outside the known classes is merely wrong."""
+    right = targets[predictions == targets]
+    return Point(np.bincount(right, minlength=len(seen)), np.bincount(targets, minlength=len(seen)), seen)
+
+
+def accuracy(point: Point) -> float:
+    """Share of right answers (0..1) among the images of all classes, seen or not."""
+    return float(point.correct.sum() / point.total.sum())
+
+
+def accuracy_of_seen(point: Point) -> float:
+    """Share of right answers (0..1) among the images of the classes seen so far."""
+    return float(point.correct[point.seen].sum() / point.total[point.seen].sum())
+
+
+def anytime(points: Sequence[Point]) -> float:
+    """Average anytime accuracy (Caccia et al. 2020): the mean over the points of the accuracy on the classes seen."""
+    return float(np.mean([accuracy_of_seen(point) for point in points]))
+
+
+def worst(points: Sequence[Point]) -> float:
+    """Worst-case accuracy, after De Lange et al. 2023, "Continual evaluation for lifelong learning: identifying the
+    stability gap": the least accuracy that each class ever had since it was first seen, averaged over the classes.
+
+    Classes stand for the paper's tasks, so that it is defined for streams without boundaries; the classes seen last are
+    treated like all others. Classes that were never seen, or without evaluation images, are left out.
+    """
+    recall = np.array([point.correct / np.maximum(point.total, 1) for point in points])
+    counted = np.array([point.seen & (point.total > 0) for point in points])
+    least = np.where(counted, recall, np.inf).min(axis=0)
+    return float(least[counted.any(axis=0)].mean())
+
+
+def spread(points: Sequence[Point]) -> dict[str, float]:
+    """Mean, standard deviation (of a sample) and range of the accuracy over these points."""
+    accuracies = [accuracy(point) for point in points]
+    return {
+        "mean": float(np.mean(accuracies)),
+        "std": float(np.std(accuracies, ddof=1)),
+        "range": float(np.ptp(accuracies)),
+    }

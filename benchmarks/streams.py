@@ -1,0 +1,77 @@
+"""The order in which a benchmark shows its images, from a seed alone: the same for every contender.
+
+Everything here is indices into a data set: `targets`, int64 [N], is the class of each of its images. A stream is a list
+of increments, each an int64 array of indices in the order of arrival; no index occurs twice.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+SPLIT, CLASSES, ARRIVAL, TIMES, COUNTS = range(5)
+"""What a seed is used for; each use has random numbers of its own."""
+
+
+def split(targets: Indices, seed: int, validation: float = 0.05) -> tuple[Indices, Indices]:
+    """(train, validation), ascending: of each class the share `validation` is set apart, at random."""
+    random = np.random.default_rng((seed, SPLIT))
+    held_out = [
+        random.permutation(members)[: round(validation * len(members))]
+        for members in (np.flatnonzero(targets == label) for label in np.unique(targets))
+    ]
+    chosen = np.isin(np.arange(len(targets)), np.concatenate(held_out))
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def iid(train: Indices, seed: int, count: int = 1) -> list[Indices]:
+    """`count` increments that are all alike: random parts of `train`."""
+    return np.array_split(np.random.default_rng((seed, ARRIVAL)).permutation(train), count)
+
+
+def increments(targets: Indices, train: Indices, seed: int, count: int = 5) -> list[Indices]:
+    """`count` increments that share no class, shuffled within (van de Ven et al. 2022, class-incremental).
+
+    Which classes belong together, and their order, comes from the seed. Raises ValueError with fewer classes than
+    increments.
+    """
+    order = _class_order(targets[train], seed)
+    if len(order) < count:
+        raise ValueError(f"{len(order)} classes do not make {count} increments")
+    (mixed,) = iid(train, seed)
+    return [mixed[np.isin(targets[mixed], classes)] for classes in np.array_split(order, count)]
+
+
+def gaussian_schedule(targets: Indices, train: Indices, seed: int, width: float = 0.1) -> list[Indices]:
+    """One increment without boundaries: classes come and go, one after another (Shanahan et al. 2021).
+
+    Images of a class arrive at times drawn from a normal distribution around its turn, the turns being spread evenly
+    over the stream, in an order from the seed. `width` is the standard deviation as a share of the stream.
+    """
+    order = _class_order(targets[train], seed)
+    turns = (np.argsort(order) + 0.5) / len(order)  # of the classes, ascending
+    (mixed,) = iid(train, seed)
+    own_turns = turns[np.searchsorted(np.sort(order), targets[mixed])]
+    times = np.random.default_rng((seed, TIMES)).normal(own_turns, width)
+    return [mixed[np.argsort(times, kind="stable")]]
+
+
+def zipf(targets: Indices, train: Indices, seed: int, ratio: float = 100.0) -> Indices:
+    """What is left of `train`, ascending, when the k-th class keeps a share k^-s of its images (Zipf's law).
+
+    The exponent s is such that the first class keeps `ratio` times the share of the last one, which keeps one image at
+    least. The order of the classes comes from the seed.
+    """
+    order = _class_order(targets[train], seed)
+    ranks = np.arange(1, len(order) + 1)
+    shares = ranks ** -(np.log(ratio) / np.log(max(2, len(order))))
+    random = np.random.default_rng((seed, COUNTS))
+    kept = []
+    for label, share in zip(order, shares, strict=True):
+        members = train[targets[train] == label]
+        kept.append(random.choice(members, max(1, round(share * len(members))), replace=False))
+    return np.sort(np.concatenate(kept))
+
+
+def _class_order(targets: Indices, seed: int) -> Indices:
+    return np.random.default_rng((seed, CLASSES)).permutation(np.unique(targets))
