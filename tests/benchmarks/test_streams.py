@@ -4,7 +4,7 @@ from sklearn.datasets import load_digits
 
 from benchmarks import streams
 
-TARGETS: np.ndarray = load_digits().target
+_, TARGETS = load_digits(return_X_y=True)
 TRAIN, VALIDATION = streams.split(TARGETS, 0)
 STREAMS = {
     "iid": lambda seed: streams.iid(TRAIN, seed, 10),

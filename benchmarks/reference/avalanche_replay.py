@@ -1,0 +1,197 @@
+"""Avalanche's replay on the very stream that our learner gets: the reference of `benchmarks/learning.py increments`.
+
+It runs in an environment of its own, from the root of the repository:
+
+    python -m venv /tmp/avalanche
+    /tmp/avalanche/bin/pip install --no-deps --require-hashes -r benchmarks/reference/requirements.txt
+    PYTHONPATH=. /tmp/avalanche/bin/python benchmarks/reference/avalanche_replay.py --data DIR --strategy er --seed 0
+
+Network, strategies, memory and training loop are Avalanche's (Lomonaco et al. 2021). The stream is one experience, cut
+into experiences of ten images, so that no strategy is told where an increment ends. The last line is one JSON object.
+"""
+
+import argparse
+import io
+import json
+import logging
+import random
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "no QP solver found")  # none is needed
+    from avalanche.benchmarks import benchmark_from_datasets, task_incremental_benchmark
+    from avalanche.benchmarks.scenarios.online import split_online_stream
+    from avalanche.benchmarks.utils import as_classification_dataset
+    from avalanche.models import SlimResNet18
+    from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
+    from avalanche.training.storage_policy import ClassBalancedBuffer
+    from avalanche.training.supervised import ER_ACE, Naive
+    from avalanche.training.templates import SupervisedTemplate
+from torchvision.transforms import v2
+
+from benchmarks import images, scores, streams
+from stream_learner.local.datasets import Dataset as Files
+
+SIDE = 32  # pixels; what SlimResNet18 is made for
+STEP = 10  # images from the stream, and as many from memory
+POINT_STEPS = 475
+LAST_STEPS = 100
+LAST_EVERY = 10
+FEW_IMAGES = 2_000  # where many points are wanted
+
+AUGMENTATION = v2.Compose([v2.RandomCrop(SIDE, padding=4), v2.RandomHorizontalFlip()])
+
+
+class Shown(Dataset[tuple[Tensor, int]]):
+    """Float images [3, 32, 32] and their classes, in the order of `indices`; augmented anew each time one is shown."""
+
+    def __init__(self, x_NCHW: Tensor, targets: streams.Indices, indices: streams.Indices, augment: bool):
+        self._x_NCHW, self._indices, self._augment = x_NCHW, indices.tolist(), augment
+        self.targets = targets[indices].tolist()
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        x_CHW = self._x_NCHW[self._indices[position]]
+        return AUGMENTATION(x_CHW) if self._augment else x_CHW, self.targets[position]
+
+
+def decode(files: Files) -> Tensor:
+    """uint8 [N, 3, 32, 32]."""
+    pixels = [
+        np.asarray(Image.open(io.BytesIO(files.read(index))).convert("RGB").resize((SIDE, SIDE)))
+        for index in range(len(files))
+    ]
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+
+
+def strategy_of(arguments: argparse.Namespace, model: torch.nn.Module) -> SupervisedTemplate:
+    optimizer = torch.optim.SGD(
+        model.parameters(), arguments.lr, momentum=arguments.momentum, weight_decay=arguments.weight_decay
+    )
+    common = {"model": model, "optimizer": optimizer, "train_mb_size": STEP, "evaluator": EvaluationPlugin()}
+    if arguments.strategy == "er_ace":
+        return ER_ACE(**common, mem_size=arguments.memory, batch_size_mem=STEP)
+    if arguments.strategy == "er":
+        memory = ClassBalancedBuffer(arguments.memory)
+        return Naive(**common, plugins=[ReplayPlugin(arguments.memory, STEP, STEP, storage_policy=memory)])
+    return Naive(**common)
+
+
+class Evaluation:
+    """Evaluates a network on images of its own: all of them, or a few that are always the same."""
+
+    def __init__(self, x_NCHW: Tensor, targets: streams.Indices, classes: int):
+        mixed = np.random.default_rng(0).permutation(len(targets))
+        self._x_NCHW, self._targets, self._classes = x_NCHW[mixed], targets[mixed], classes
+        self.forwards = 0
+
+    @torch.inference_mode()
+    def point(self, model: torch.nn.Module, shown: streams.Indices, count: int | None = None) -> scores.Point:
+        """`shown` are the classes of the images of the stream so far."""
+        model.eval()
+        predictions = [model(x_NCHW).argmax(1) for x_NCHW in self._x_NCHW[:count].split(500)]
+        model.train()
+        self.forwards += sum(map(len, predictions))
+        seen = np.isin(np.arange(self._classes), shown)
+        return scores.evaluate(torch.cat(predictions).numpy(), self._targets[:count], seen)
+
+
+def steps(stream: list[streams.Indices]) -> tuple[int, set[int]]:
+    """How many steps the stream takes, and those after which an increment has been learned."""
+    ends = [-(-int(images) // STEP) for images in np.cumsum([len(increment) for increment in stream])]
+    return ends[-1], set(ends)
+
+
+def experiences(dataset: Shown) -> Iterator:
+    whole = benchmark_from_datasets(train=[as_classification_dataset(dataset)])
+    whole = task_incremental_benchmark(whole)  # the memories want task labels: one experience, one task
+    return iter(split_online_stream(whole.train_stream, STEP, shuffle=False))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, required=True, help="data set, in a layout that `stream-learner feed` reads"
+    )
+    parser.add_argument("--strategy", choices=("er", "er_ace", "naive"), required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--momentum", type=float, default=0.0)
+    parser.add_argument("--weight-decay", type=float, default=0.0)
+    parser.add_argument("--augment", action="store_true", help="crop and flip at random")
+    parser.add_argument("--bf16", action="store_true", help="channels_last and bf16 autocast, as our learner does")
+    parser.add_argument("--memory", type=int, default=1_000, help="images kept")
+    parser.add_argument("--increments", type=int, default=5)
+    parser.add_argument("--validation", action="store_true", help="evaluate on the validation images instead of test")
+    arguments = parser.parse_args()
+    logging.captureWarnings(True)  # Avalanche warns of calls of its own at each step
+
+    train, test = images.open_parts(arguments.data)
+    targets = np.array(train.targets)
+    learned, validation = streams.split(targets, arguments.seed)
+    stream = streams.increments(targets, learned, arguments.seed, arguments.increments)
+    order = np.concatenate(stream)
+
+    pixels_NCHW = decode(train)
+    mean, std = (figure(pixels_NCHW[learned] / 255.0, (0, 2, 3)) for figure in (torch.mean, torch.std))
+    normalize = v2.Normalize(mean.tolist(), std.tolist())
+    x_NCHW = normalize(pixels_NCHW / 255.0)
+    if arguments.validation:
+        evaluation = Evaluation(x_NCHW[validation], targets[validation], len(train.labels))
+    else:
+        test_targets = np.array([train.labels.index(test.labels[target]) for target in test.targets])
+        evaluation = Evaluation(normalize(decode(test) / 255.0), test_targets, len(train.labels))
+
+    random.seed(arguments.seed)
+    torch.manual_seed(arguments.seed)
+    model = SlimResNet18(len(train.labels))
+    if arguments.bf16:
+        model.to(memory_format=torch.channels_last)
+        model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    views = 0
+
+    def count(module: torch.nn.Module, _: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        nonlocal views
+        views += len(logits) if module.training else 0
+        return logits.float()
+
+    model.register_forward_hook(count)
+    strategy = strategy_of(arguments, model)
+    last_step, ends = steps(stream)
+    points, curve, last = [], [], []
+    seconds = 0.0
+    for step, experience in enumerate(experiences(Shown(x_NCHW, targets, order, arguments.augment)), 1):
+        began_s = time.perf_counter()
+        strategy.train(experience)
+        seconds += time.perf_counter() - began_s
+        shown = targets[order[: step * STEP]]
+        if step in ends or step % POINT_STEPS == 0:
+            points.append(evaluation.point(model, shown, None if step in ends else FEW_IMAGES))
+            curve.append((step, scores.accuracy_of_seen(points[-1])))
+            print(f"step {step} of {last_step}: accuracy on the classes seen {curve[-1][1]:.3f}", flush=True)
+        if step > last_step - LAST_STEPS and (last_step - step) % LAST_EVERY == 0:
+            last.append(evaluation.point(model, shown, FEW_IMAGES))
+    figures = {
+        **scores.scores(points, last)._asdict(),
+        "curve": curve,
+        "views": views,
+        "teacher_views": 0,
+        "evaluation_views": evaluation.forwards,
+        "seconds": round(seconds, 1),
+    }
+    print(json.dumps({"benchmark": "increments", **vars(arguments), "data": train.name, **figures}))
+
+
+if __name__ == "__main__":
+    main()
