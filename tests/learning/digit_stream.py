@@ -67,7 +67,9 @@ def batch(
     pixels_NHWC = np.pad(DIGITS_NHWC[indices], ((0, 0), (0, side - SIDE), (0, side - SIDE), (0, 0)))
     encodings = [ENCODED[index] for index in indices] if side == SIDE else [png(one) for one in pixels_NHWC]
     labels = labels or [str(TARGETS[index]) for index in indices]
-    parts = zip(encodings, pixels_NHWC, cycle(labels), cycle(weights), cycle(splits), cycle(timestamps_ms), strict=False)
+    parts = zip(
+        encodings, pixels_NHWC, cycle(labels), cycle(weights), cycle(splits), cycle(timestamps_ms), strict=False
+    )
     samples = [
         Sample(Record("images", 0, offset, timestamp_ms, None, b"", []), encoded, pixels_HWC, label, weight, split)
         for offset, (encoded, pixels_HWC, label, weight, split, timestamp_ms) in enumerate(parts, first)
