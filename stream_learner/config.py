@@ -306,6 +306,9 @@ class ReleaseSettings(Section):
     max_old_class_drop: NonNegativeFloat | None = None
     """Mean recall (0..1) that a candidate may lack of the last release over the classes that the latter knows, whatever
     the rule; any when unset. What new classes gain does not make up for it."""
+    patience: PositiveInt | None = 5
+    """Refusals since the last release, of candidates that were worse, after which training goes back to it at half the
+    learning rate (down to a tenth, until a model is released); unset, it never does."""
     min_held_out: NonNegativeInt = 100
     """Validation samples below which the gate abstains: the candidate is released, and the manifest says so."""
     inline_max_bytes: NonNegativeInt = 8 * MIB

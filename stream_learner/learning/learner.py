@@ -20,6 +20,7 @@ from stream_learner.learning.memory import BalancedMemory
 from stream_learner.learning.models.weights import file_digest
 from stream_learner.learning.placement import place
 from stream_learner.learning.prequential import Prequential
+from stream_learner.learning.rollback import Patience, Released
 from stream_learner.learning.snapshot import Candidate, Snapshot
 from stream_learner.learning.strategies import Minibatch
 from stream_learner.learning.trainer import Trainer, copies, prefixed, under
@@ -28,7 +29,7 @@ from stream_learner.records.manifest import Decision, ModelSpec, Preprocessing
 from stream_learner.records.progress import Progress
 from stream_learner.records.record import Label, Reason, Rejection, Sample, Split
 from stream_learner.records.report import Report
-from stream_learner.records.spans import Positions
+from stream_learner.records.spans import Positions, Spans, each
 from stream_learner.registry import lookup
 
 STATE_FORMAT = 2
@@ -74,8 +75,9 @@ class Learner:
         self.records = 0
         self._decided_at = 0
         self._non_finite_in_a_row = 0
-        self._released: models.ImageClassifier | None = None
-        self._outcome: tuple[Candidate, Decision] | None = None
+        self._released: Released | None = None
+        self._patience = Patience(settings.release.patience)
+        self._outcome: tuple[Candidate, Decision, Spans | None] | None = None
 
     # -- learning
 
@@ -181,7 +183,7 @@ class Learner:
     def _predict_as_released(self, images_NHWC: Tensor, labels: Tensor) -> np.ndarray:
         if self._released is None:
             return np.zeros(len(labels), np.float32)
-        return evaluation.own_probabilities(self._released(images_NHWC), labels)
+        return evaluation.own_probabilities(self._released.network(images_NHWC), labels)
 
     def _learn(self, stream: Minibatch, features_NF: Tensor, report: Report) -> bool:
         """Adds the batch to a head that is solved, or takes its steps. False when it was not finite and undone."""
@@ -193,7 +195,9 @@ class Learner:
 
     def _take_steps(self, stream: Minibatch, report: Report) -> bool:
         """The batch's optimizer updates, up to one that is not finite and undone. False when that was the first."""
-        self._trainer.scale_learning_rate(self.drift.learning_rate_factor(self.records))
+        self._trainer.scale_learning_rate(
+            self.drift.learning_rate_factor(self.records) * self._patience.learning_rate_factor
+        )
         for _ in range(self._settings.learning.steps_per_batch):
             loss = self._trainer.step(self._augmented(stream), self._replay)
             if not math.isfinite(loss):
@@ -242,7 +246,8 @@ class Learner:
         )
         last, known = None, 0
         if self._released is not None:
-            last, known = self._predictions(self._released, images_NHWC), self._released.head.out_features
+            network = self._released.network
+            last, known = self._predictions(network, images_NHWC), network.head.out_features
         decision = gate.decide(new, last, validation.labels, known, self._settings.release)
         predictions = self._predictions(self._trainer.evaluated, test_images_NHWC)
         test_score = evaluation.score(predictions, test.labels, self.labels)
@@ -262,10 +267,26 @@ class Learner:
             },
         )
         if decision.released:
-            self._released = self._build_released(candidate.model, candidate.weights)
             self._best_recalls.released(test_score)
-        self._outcome = candidate, decision
+            self._released = Released(
+                network=self._build_released(candidate.model, candidate.weights),
+                tensors=self._trainer.tensors(),
+                document=self._trainer.document(),
+                records=self.records,
+                positions=copy.deepcopy(self.progress.positions),
+            )
+        discarded = self._roll_back() if self._patience.decided(decision) else None
+        self._outcome = candidate, decision, discarded
         return decision
+
+    def _roll_back(self) -> Spans:
+        """Training goes back to the last release; the offsets whose learning is undone. Positions, counters, random
+        draws, labels and held-out samples go on."""
+        assert self._released
+        self._trainer.restore(self._released.tensors, self._released.document)
+        self._trainer.grow(len(self.labels))
+        self.memory.drop_since(self._released.records)
+        return self._released.spans_since(self.progress.positions)
 
     def _predictions(self, model: nn.Module, images_NHWC: np.ndarray) -> np.ndarray:
         return evaluation.predict(model, images_NHWC, self._placement.device)
@@ -289,6 +310,7 @@ class Learner:
             arithmetic=self._placement.arithmetic(),
             candidate=outcome[0] if outcome else None,
             decision=outcome[1] if outcome else None,
+            discarded=outcome[2] if outcome else None,
         )
 
     def restore(
@@ -306,6 +328,7 @@ class Learner:
         self.prequential.restore(under("prequential", tensors), document["prequential"])
         self.drift.restore(document["drift"])
         self._best_recalls.restore(document["best_recalls"])
+        self._patience.restore(document["patience"])
         self.records = document["records"]
         self._decided_at = document["decided_at"]
         self._non_finite_in_a_row = document["non_finite_in_a_row"]
@@ -314,9 +337,16 @@ class Learner:
         if "rng/cuda" in tensors and self._placement.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["rng/cuda"], self._placement.device)
 
-    def restore_released(self, spec: ModelSpec, weights: dict[str, Tensor]) -> None:
-        """Takes the last release's weights, which the gate compares with."""
-        self._released = self._build_released(spec, weights)
+    def restore_released(self, spec: ModelSpec, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
+        """Takes the last release from the state that was saved with it."""
+        positions: Positions = {}
+        for topic, partition, offset in document["released_at"]:
+            positions.setdefault(topic, {})[partition] = offset
+        trainer = under("trainer", tensors)
+        weights = under("average", trainer) or under("model", trainer)
+        self._released = Released(
+            self._build_released(spec, weights), trainer, document["trainer"], document["records"], positions
+        )
 
     @property
     def _memories(self) -> dict[str, BalancedMemory]:
@@ -340,6 +370,8 @@ class Learner:
             "prequential": self.prequential.document(),
             "drift": self.drift.document(),
             "best_recalls": self._best_recalls.document(),
+            "patience": self._patience.document(),
+            "released_at": [*each(self._released.positions)] if self._released else [],
             "records": self.records,
             "decided_at": self._decided_at,
             # A run that stopped after three gets past them.

@@ -8,7 +8,7 @@ from torch import Tensor
 from stream_learner.records.manifest import Arithmetic, Decision, ModelSpec, Preprocessing
 from stream_learner.records.progress import Closed
 from stream_learner.records.record import Label
-from stream_learner.records.spans import Positions
+from stream_learner.records.spans import Positions, Spans
 from stream_learner.records.window import Accuracy, Forgetting, Recent
 
 
@@ -33,7 +33,8 @@ class Snapshot:
     """Everything needed to go on (`tensors`, `parts` and the JSON `document`), and what was learned since the last.
 
     `parts` are immutable bytes by digest: the memories' sealed segments, most of them in the last snapshot too.
-    `candidate` and `decision` are there when a release was decided at this boundary.
+    `candidate` and `decision` are there when a release was decided at this boundary; `discarded` are the offsets whose
+    learning was undone when training then went back to the last release.
     """
 
     tensors: dict[str, Tensor]
@@ -45,3 +46,4 @@ class Snapshot:
     arithmetic: Arithmetic
     candidate: Candidate | None
     decision: Decision | None
+    discarded: Spans | None

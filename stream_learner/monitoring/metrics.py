@@ -112,6 +112,9 @@ class Metrics:
             "checkpoint_sequence", "Sequence of the last checkpoint, as a number; 0 before the first."
         )
         self._releases = counter("releases_total", "Released models, in releases.")
+        self._discarded = counter(
+            "records_discarded_total", "Offsets whose learning was undone by going back to a release, in offsets."
+        )
         self._refusals = counter("release_refusals_total", "Candidates that the gate refused, in candidates.")
         self._negative_flip_rate = gauge(
             "negative_flip_rate",
@@ -220,6 +223,7 @@ class Metrics:
             self._releases.inc()
         elif manifest.decision:
             self._refusals.inc()
+        self._discarded.inc(sum(span.end - span.start for _, _, span in each(manifest.discarded)))
 
     def recovered(self, manifest: Manifest) -> None:
         """The newest checkpoint, found at the start: shown, not counted as one that this process made."""

@@ -223,6 +223,8 @@ class Publish:
             released=bool(snapshot.decision and snapshot.decision.released),
             decision=snapshot.decision,
             release=release,
+            rolled_back_to=release.sequence if release and snapshot.discarded is not None else None,
+            discarded=snapshot.discarded or {},
         )
 
     def _release(self, prepared: Prepared, chunks: list[Chunk], now: str) -> Release | None:

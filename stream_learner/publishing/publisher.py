@@ -79,6 +79,8 @@ class Publisher:
             self._committed(manifest, time.monotonic() - began)
             verdict = manifest.decision and {"released": manifest.released, "why": manifest.decision.reason}
             log.info("checkpoint", sequence=manifest.sequence, bytes=prepared.state.size, **verdict or {})
+            if manifest.rolled_back_to is not None:
+                log.warning("training went back to the last release", sequence=manifest.rolled_back_to)
             self._clean()
         except StreamLearnerError as error:
             log.error(str(error))

@@ -3,7 +3,7 @@ manifests say it is.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from stream_learner.learning.learner import Learner, check_fits
 from stream_learner.learning.snapshot import Snapshot
 from stream_learner.records import ledger
 from stream_learner.records.decoder import Decoder
-from stream_learner.records.manifest import Arithmetic, Manifest, decode_manifest, digest
+from stream_learner.records.manifest import Arithmetic, Manifest, State, decode_manifest, digest
 from stream_learner.records.spans import Positions, Spans, each
 from stream_learner.streams import topics
 from stream_learner.streams.journal import read_committed
@@ -177,9 +177,22 @@ def _restore(learner: Learner, settings: Settings, store: Store, before: Manifes
         learner.restore(state.decode_tensors(data), document, parts, learner.progress.positions)
     except ValueError as error:
         raise StateError(f"the state of checkpoint {before.sequence} does not fit the settings: {error}") from None
-    if before.release:
-        with suppress(StateError):  # retention may have deleted it; the gate's verdict is not what is compared
-            learner.restore_released(before.release.model, state.decode_tensors(store.fetch(before.release.object)))
+    saved = before.released_state()
+    if before.release and saved:
+        if saved.object != before.state:
+            data = _released(store, saved)
+        learner.restore_released(before.release.model, state.decode_tensors(data), state.decode_document(data))
+
+
+def _released(store: Store, saved: State) -> bytes:
+    """What the gate compares with, and training may go back to."""
+    try:
+        return store.fetch(saved.object)
+    except StateError as error:
+        raise StateError(
+            f"the state of checkpoint {saved.sequence}, the last release then, is needed too: {error}. Take a --from "
+            f"that released a model, or {BEGINNING} for the beginning"
+        ) from None
 
 
 def _batches(manifest: Manifest, replays: dict[tuple[str, int], Replay], decode: Decoder) -> Iterator[Batch]:

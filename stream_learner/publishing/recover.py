@@ -27,7 +27,7 @@ class Checkpoint:
     document: dict[str, Any]
     tensors: Tensors
     parts: dict[str, bytes]
-    released: tuple[ModelSpec, Tensors] | None
+    released: tuple[ModelSpec, Tensors, dict[str, Any]] | None
 
 
 @dataclass(frozen=True)
@@ -106,22 +106,25 @@ class Recovery:
         return Recovered(positions, ids, self._seen)
 
     def _fetched(self, manifest: Manifest, manifest_digest: str) -> Checkpoint:
-        data = self._store.fetch(manifest.state)
-        try:
-            document = state.decode_document(data)
-            check_fits(document, self._settings)
-            tensors = state.decode_tensors(data)
-        except ValueError as error:
-            raise StateError(
-                f"the state {manifest.state.url} does not fit the settings: {error}. Set them back, or choose a new "
-                "run.id"
-            ) from None
+        tensors, document = self._state(manifest.state)
         released = None
-        if manifest.release:
-            released = manifest.release.model, _tensors(self._store, manifest.release.object)
+        if manifest.release and (saved := manifest.released_state()):
+            state_then = (tensors, document) if saved.object == manifest.state else self._state(saved.object)
+            released = manifest.release.model, *state_then
         known = self._seen.parts if self._seen else {}
         parts = self._store.fetch_all(manifest.parts_of(manifest.kept[-1]), known)
         return Checkpoint(manifest, manifest_digest, document, tensors, parts, released)
+
+    def _state(self, reference: Object) -> tuple[Tensors, dict[str, Any]]:
+        data = self._store.fetch(reference)
+        try:
+            document = state.decode_document(data)
+            check_fits(document, self._settings)
+            return state.decode_tensors(data), document
+        except ValueError as error:
+            raise StateError(
+                f"the state {reference.url} does not fit the settings: {error}. Set them back, or choose a new run.id"
+            ) from None
 
     def _fresh_start(self, ids: dict[str, str], fresh: bool) -> Recovered:
         """The beginning of every partition, once it is sure, or allowed by `fresh`, that there is nothing to go on
@@ -132,13 +135,6 @@ class Recovery:
             _check_nothing_was_published(self._settings, self._store, ids[self._topic])
         first, _ = offsets.bounds(self._settings.kafka, self._settings.input.topics)
         return Recovered(first, ids)
-
-
-def _tensors(store: Store, reference: Object) -> Tensors:
-    try:
-        return state.decode_tensors(store.fetch(reference))
-    except ValueError as error:
-        raise StateError(f"object {reference.url} is {error}") from None
 
 
 def _check_nothing_was_published(settings: Settings, store: Store, checkpoints_topic_id: str) -> None:

@@ -166,10 +166,20 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The gate's verdict; None when this checkpoint only saved."""
     release: Release | None
     """The last released model."""
+    rolled_back_to: int | None = None
+    """Sequence of the release that training went back to, after this checkpoint's candidate was one refusal too many
+    (`release.patience`)."""
+    discarded: Spans = {}
+    """Offsets whose learning was undone by that. They are not read again."""
 
     def parts_of(self, state: State) -> list[Object]:
         """The parts of one of the states kept."""
         return [self.parts[place] for place in state.parts]
+
+    def released_state(self) -> State | None:
+        """The state that was saved with the last release; None before the first, or when it was given up."""
+        wanted = self.release.sequence if self.release else None
+        return next((state for state in self.kept if state.sequence == wanted), None)
 
 
 def digest(data: bytes | memoryview) -> str:

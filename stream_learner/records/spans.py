@@ -3,7 +3,10 @@
 Both are nested by topic, then partition, as they appear in manifests and windows.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 
 class Span(NamedTuple):
@@ -44,8 +47,8 @@ def advance(positions: Positions, spans: Spans) -> None:
         positions.setdefault(topic, {})[partition] = span.end
 
 
-def each(spans: Spans):
-    """Yields (topic, partition, span) in sorted order."""
-    for topic in sorted(spans):
-        for partition in sorted(spans[topic]):
-            yield topic, partition, spans[topic][partition]
+def each(places: Mapping[str, Mapping[int, T]]) -> Iterator[tuple[str, int, T]]:
+    """Yields (topic, partition, span) of spans, (topic, partition, offset) of positions, in sorted order."""
+    for topic in sorted(places):
+        for partition in sorted(places[topic]):
+            yield topic, partition, places[topic][partition]

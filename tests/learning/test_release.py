@@ -188,7 +188,7 @@ def test_a_restart_compares_with_the_release_it_is_given_back():
     unbroken = learner.decide_release()
 
     restarted = resumed(given, snapshot)
-    restarted.restore_released(snapshot.candidate.model, snapshot.candidate.weights)
+    restarted.restore_released(snapshot.candidate.model, snapshot.tensors, snapshot.document)
     teach(restarted, 1)
     assert restarted.decide_release() == unbroken
     assert unbroken.last is not None

@@ -43,6 +43,7 @@ DOCUMENTED = {
     "unsaved_records": ("gauge", "records"),
     "releases": ("counter", "releases"),
     "release_refusals": ("counter", "candidates"),
+    "records_discarded": ("counter", "offsets"),
     "negative_flip_rate": ("gauge", "ratio"),
     "old_class_drop": ("gauge", "ratio"),
     "calibration_error": ("gauge", "ratio from 0 to 1"),

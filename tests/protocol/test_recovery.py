@@ -13,8 +13,8 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.publishing import recover
 from stream_learner.publishing.recover import Recovery
 
-# Where a worker is killed in its first publication, and the manifests this adds. Three puts and three confirmations
-# each: state, release, evaluation; windows and dead letters, chunks, manifests.
+# Where a worker is killed in its first publication, and the manifests this adds. Puts are those of parts, state,
+# release and evaluation; three confirmations: windows and dead letters, chunks, manifests.
 FIRST_POINTS = [
     (Point("store", "put"), 0),
     (Point("transaction", "offsets"), 0),
@@ -22,6 +22,7 @@ FIRST_POINTS = [
 ]
 POINTS = [
     (Point("store", "put"), 0),
+    (Point("state", "encode"), 0),  # the parts are there
     (Point("store", "put", 3), 0),
     (Point("transaction", "begin"), 0),
     (Point("transaction", "confirm"), 0),
@@ -54,7 +55,7 @@ def test_a_stopped_run_goes_on(new_run: NewRun) -> None:
 def test_only_what_is_kept_stays(finished: tuple[Run, Log]) -> None:
     run, log = finished
     kept = {Path(kept["object"]["url"]).parent.name for kept in log.manifest["kept"]}
-    assert {path.name for path in (run.store / run.id).iterdir()} == kept | {"run.json"}
+    assert {path.name for path in (run.store / run.id).iterdir()} == kept | {"run.json", "memory"}
     assert len(kept) < len(log.history)
 
 

@@ -198,4 +198,5 @@ def test_what_a_killed_writer_leaves_is_swept(new_run: NewRun) -> None:
         os.utime(path, (path.stat().st_atime - age_s, path.stat().st_mtime - age_s))
     log = run.finish(run.start())
     kept = {path_of(kept["object"]).parent.name for kept in log.manifest["kept"]}
-    assert {path.name for path in (run.store / run.id).iterdir()} == kept | {"run.json"}
+    assert {path.name for path in (run.store / run.id).iterdir()} == kept | {"run.json", "memory"}
+    assert {*(run.store / run.id / "memory").iterdir()} == {path_of(part) for part in log.manifest["parts"]}

@@ -1,0 +1,71 @@
+"""Going back to the last release when what was learned since is refused again and again."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from stream_learner.learning.models import ImageClassifier
+from stream_learner.records.manifest import Decision
+from stream_learner.records.spans import Positions, Span, Spans
+
+CUT = 0.5
+FLOOR = 0.1
+
+
+@dataclass(frozen=True)
+class Released:
+    """The last release: the network that the gate compares with, and what training goes back to.
+
+    `tensors` and `document` are the trainer's state; `records` and `positions` are how far the stream had been read.
+    """
+
+    network: ImageClassifier
+    tensors: dict[str, Tensor]
+    document: dict[str, Any]
+    records: int
+    positions: Positions
+
+    def spans_since(self, positions: Positions) -> Spans:
+        """Offsets read from there to `positions`; those of a partition added since from their beginning."""
+        since: Spans = {}
+        for topic, partitions in positions.items():
+            for partition, end in partitions.items():
+                start = self.positions.get(topic, {}).get(partition, 0)
+                if start < end:
+                    since.setdefault(topic, {})[partition] = Span(start, end)
+        return since
+
+
+class Patience:
+    """Counts the candidates refused since the last release for being worse, and lowers the learning rate each time they
+    were too many. The next release puts both back.
+
+    A candidate that is refused for being no better (`release.rule` at `better`) is no reason to give up what was
+    learned.
+    """
+
+    def __init__(self, limit: int | None):
+        """`limit` refusals are too many; None: never."""
+        self._limit = limit
+        self._refusals = 0
+        self.learning_rate_factor = 1.0
+
+    def decided(self, decision: Decision) -> bool:
+        """Takes note of a decision; whether training is to go back."""
+        if decision.released:
+            self._refusals, self.learning_rate_factor = 0, 1.0
+            return False
+        lost = decision.old_class_drop is not None and decision.old_class_drop > 0
+        self._refusals += lost or (decision.candidate or 0.0) < (decision.last or 0.0)
+        if self._limit is None or self._refusals < self._limit:
+            return False
+        self._refusals, self.learning_rate_factor = 0, max(FLOOR, self.learning_rate_factor * CUT)
+        return True
+
+    def document(self) -> dict[str, Any]:
+        return {"refusals": self._refusals, "learning_rate_factor": self.learning_rate_factor}
+
+    def restore(self, document: dict[str, Any]) -> None:
+        self._refusals = document["refusals"]
+        self.learning_rate_factor = document["learning_rate_factor"]

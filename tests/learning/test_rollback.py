@@ -1,0 +1,150 @@
+"""Training goes back to the last release when too many candidates were refused."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from digit_stream import TEST, TRAIN, VALIDATION, as_bytes, batch, digits_of, resumed, settings
+from torch import Tensor
+
+from stream_learner.checkpoints import state
+from stream_learner.learning.batch import Batch
+from stream_learner.learning.learner import Learner
+from stream_learner.learning.rollback import CUT, FLOOR, Patience
+from stream_learner.learning.snapshot import Snapshot
+from stream_learner.records.manifest import Decision
+from stream_learner.records.spans import Span
+
+RUN = {
+    "learning__average_decay": 0.9,
+    "learning__augment": ("crop",),
+    "learning__steps_per_batch": 8,
+    "learning__learning_rate": 0.01,
+    "release__patience": 2,
+    "release__max_drop": 0.0,
+    "memory__max_items": 16,
+    "memory__replay_size": 8,
+}
+NONSENSE = ["1", "2", "3", "4"]
+
+
+def batches() -> Iterator[Batch]:
+    """Ten of truth, six of nonsense that brings a new label with it, six of truth again."""
+    first = 0
+    for number in range(22):
+        wrong = 10 <= number < 16
+        indices = digits_of(range(4), 24, skip=6 * (number % 6))
+        labels = NONSENSE if wrong else None
+        splits = (TRAIN,) if wrong else (TRAIN, TRAIN, VALIDATION, TRAIN, TEST)
+        yield batch(indices, first=first, labels=labels, splits=splits)
+        first += len(indices)
+
+
+def decided(learner: Learner, after: int = 0, snapshots: bool = False) -> list[Snapshot]:
+    """Learns what comes after so many batches and decides after every second one; the snapshot of each decision."""
+    found = []
+    for number, b in enumerate(batches()):
+        if number < after:
+            continue
+        learner.learn(b)
+        if number % 2:
+            learner.decide_release()
+            found.append(learner.snapshot())
+        elif snapshots:
+            learner.snapshot()
+    return found
+
+
+@pytest.fixture(scope="module")
+def unbroken() -> list[Snapshot]:
+    return decided(Learner(settings(**RUN)))
+
+
+def trainer(snapshot: Snapshot) -> dict[str, Tensor]:
+    return {name: t for name, t in snapshot.tensors.items() if name.startswith("trainer/")}
+
+
+def first_roll_back(snapshots: list[Snapshot]) -> tuple[Snapshot, Snapshot]:
+    """The release that training went back to, and where it went back."""
+    back = next(number for number, s in enumerate(snapshots) if s.discarded)
+    released = [s.decision is not None and s.decision.released for s in snapshots]
+    last = max(number for number in range(back) if released[number])
+    assert back == last + RUN["release__patience"]
+    assert any(released[back:])  # the truth is
+    return snapshots[last], snapshots[back]
+
+
+def test_after_so_many_refusals_training_is_where_the_release_was(unbroken):
+    then, now = first_roll_back(unbroken)
+    assert trainer(then).keys() == trainer(now).keys()
+    for name, tensor in trainer(then).items():
+        assert torch.equal(now.tensors[name][: len(tensor)] if tensor.ndim else now.tensors[name], tensor), name
+    assert len(then.tensors["trainer/model/head.bias"]) == 4
+    assert len(now.tensors["trainer/model/head.bias"]) == len(now.document["labels"]) == 5
+    start, end = (s.positions["images"][0] for s in (then, now))
+    assert now.discarded == {"images": {0: Span(start, end)}}
+
+
+def test_everything_else_goes_on(unbroken):
+    then, now = first_roll_back(unbroken)
+    records = now.document["records"]
+    assert now.positions == {"images": {0: records}}
+    assert records > then.document["records"]
+    assert not torch.equal(now.tensors["rng/cpu"], then.tensors["rng/cpu"])
+    assert now.tensors["memory/admitted"].max() < then.document["records"]
+    assert set(now.tensors["memory/keys"].tolist()) <= set(then.tensors["memory/keys"].tolist())
+    assert set(now.tensors["validation/keys"].tolist()) >= set(then.tensors["validation/keys"].tolist())
+
+
+@pytest.mark.parametrize("stop", [11, 13, 14, 16, 20])
+def test_a_run_stopped_and_resumed_around_it_ends_like_one_that_was_not(unbroken, stop):
+    learner = Learner(settings(**RUN))
+    snapshots = []
+    for number, b in enumerate(batches()):
+        if number == stop:
+            break
+        learner.learn(b)
+        if number % 2:
+            learner.decide_release()
+            snapshots.append(learner.snapshot())
+    latest = learner.snapshot()
+    release = [s for s in snapshots if s.decision and s.decision.released][-1]
+    learner = resumed(settings(**RUN), latest)
+    saved = as_bytes(release)
+    assert release.candidate
+    learner.restore_released(release.candidate.model, state.decode_tensors(saved), state.decode_document(saved))
+    end = decided(learner, after=stop)[-1]
+    assert as_bytes(end) == as_bytes(unbroken[-1])
+    assert end.positions == unbroken[-1].positions
+
+
+def test_snapshots_in_between_change_nothing(unbroken):
+    assert as_bytes(decided(Learner(settings(**RUN)), snapshots=True)[-1]) == as_bytes(unbroken[-1])
+
+
+def test_without_patience_training_goes_on():
+    assert not any(s.discarded for s in decided(Learner(settings(**RUN | {"release__patience": None}))))
+
+
+def verdict(released: bool, candidate: float = 0.5, last: float = 0.6) -> Decision:
+    return Decision(released=released, abstained=False, candidate=candidate, last=last, samples=100, reason="")
+
+
+def test_the_learning_rate_falls_to_a_floor_and_returns_with_a_release():
+    patience = Patience(2)
+    rates = []
+    for _ in range(5):
+        assert [patience.decided(verdict(False)) for _ in range(2)] == [False, True]
+        rates.append(patience.learning_rate_factor)
+    assert rates == [CUT, CUT**2, CUT**3, FLOOR, FLOOR]
+    assert not patience.decided(verdict(True))
+    assert patience.learning_rate_factor == 1
+
+
+def test_a_release_starts_the_count_anew_and_a_candidate_that_is_no_worse_does_not_add_to_it():
+    patience = Patience(2)
+    assert not patience.decided(verdict(False))
+    assert not patience.decided(verdict(False, candidate=0.6))
+    assert not patience.decided(verdict(True))
+    assert not patience.decided(verdict(False))
+    assert patience.decided(verdict(False))
