@@ -39,7 +39,7 @@ class BalancedMemory:
         stores_logits: bool = False,
     ):
         """Of images of `shape` (height, width, channels). `max_bytes` bounds the encoded bytes that are live; with what
-        is dead in the segments it is less than twice as much. `stores_logits` adds a column for `logits`."""
+        is dead in the segments it is at most twice as much. `stores_logits` adds a column for `logits`."""
         self._shape = shape
         self._max_items = max_items
         self._max_bytes = max_bytes

@@ -20,7 +20,7 @@ class Segments:
     """A log of byte strings in numbered segments: an open tail, and sealed ones before it, immutable until dropped.
 
     A segment is to be rewritten, its live bytes appended anew, once less than half of it is live (log-structured
-    storage: Rosenblum and Ousterhout 1992). So all of them take less than twice the live bytes. What is sealed,
+    storage: Rosenblum and Ousterhout 1992). So all of them take at most twice the live bytes. What is sealed,
     rewritten and dropped when depends on the calls alone, never on when a state was taken.
     """
 
@@ -35,11 +35,6 @@ class Segments:
     def parts(self) -> dict[str, bytes]:
         """The sealed segments by digest."""
         return dict(self._sealed.values())
-
-    @property
-    def size(self) -> int:
-        """Bytes of all segments, dead ones included."""
-        return len(self._tail) + sum(len(segment.data) for segment in self._sealed.values())
 
     def append(self, data: bytes) -> tuple[int, int]:
         """Number of the segment that holds the data now, and where they start there."""
