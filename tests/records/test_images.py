@@ -50,12 +50,12 @@ def jpeg_that_claims(height: int, width: int) -> bytes:
     return bytes(image)
 
 
+FORMATS = [("JPEG", m) for m in ("L", "RGB", "CMYK")] + [("PNG", m) for m in ("1", "L", "LA", "P", "RGB", "RGBA")]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(
-    ("format_", "mode"),
-    [("JPEG", m) for m in ("L", "RGB", "CMYK")] + [("PNG", m) for m in ("1", "L", "LA", "P", "RGB", "RGBA")],
-)
+@pytest.mark.parametrize(("format_", "mode"), FORMATS)
 def test_any_size_and_colour_becomes_the_models(format_, mode, size, channels):
     pixels_HWC = decode(encode(gradient(*size).convert(mode), format_), channels=channels)
     assert pixels_HWC.shape == (16, 16, channels)
@@ -175,3 +175,22 @@ def test_a_damaged_image_is_an_image_or_a_rejection(image, damage):
     for place, value in damage:
         damaged[place % len(damaged)] = value
     never_fails(bytes(damaged))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("format_", "mode"), FORMATS)
+def test_what_is_stored_gives_the_same_pixels_again(format_, mode, size, channels):
+    image = encode(gradient(*size).convert(mode), format_)
+    pixels_HWC = decode(image, channels=channels)
+    stored = images.stored(image, pixels_HWC)
+    assert np.array_equal(decode(stored, channels=channels), pixels_HWC)
+    assert (stored == image) == (size == (16, 16))
+
+
+def test_bytes_that_are_no_picture_are_not_stored():
+    image = encode(gradient(16, 16), "JPEG", comment=bytes(5000))
+    pixels_HWC = decode(image)
+    stored = images.stored(image, pixels_HWC)
+    assert len(stored) < 1000
+    assert np.array_equal(decode(stored), pixels_HWC)
