@@ -355,8 +355,8 @@ def torture(
         "checkpoint.every_records": max(50, share // 4),
         "checkpoint.every_s": 1.0,
         "checkpoint.keep": 1,
-        # Small states: they are written often.
-        "memory.max_items": 1000,
+        # Small states: they are written often. So small a memory gives much up, and its segments are rewritten.
+        "memory.max_items": 300,
         "held_out.max_items": 500,
     }
 
