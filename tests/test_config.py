@@ -92,7 +92,7 @@ def test_set_takes_toml_values_and_bare_words(file, override, value):
         ("[kafka]\nbootstrap_server = 'x'", "unknown setting kafka.bootstrap_server; did you mean bootstrap_servers?"),
         ("[kafak]\nclient_id = 'x'", "unknown setting kafak; did you mean kafka?"),
         ("[batch]\nqqq = 1", "unknown setting batch.qqq; known here: linger_s, max_span, size"),
-        ("size = 1", "unknown setting size; known here: batch, checkpoint, held_out"),
+        ("size = 1", "unknown setting size; known here: batch, checkpoint, drift"),
     ],
 )
 def test_an_unknown_key_of_the_file_is_refused_with_the_nearest_name(tmp_path, text, message):

@@ -54,6 +54,6 @@ def state(log: Log) -> dict[str, Any]:
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     document = json.loads(header["__metadata__"]["document"])
     assert tensors["memory/digests"] != tensors["test/digests"]
-    for part in ("model", "optimizer", "memory", "validation", "test", "rng"):
+    for part in ("trainer/model", "trainer/optimizer", "memory", "validation", "test", "rng"):
         assert any(name.startswith(f"{part}/") for name in tensors), f"no {part} in the state"
     return tensors | document | {"release": log.manifest["release"]["object"]["digest"]}
