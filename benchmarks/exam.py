@@ -1,0 +1,30 @@
+"""What a model knows: the images it is asked about, and what it answers."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.scores import Point, evaluate
+from stream_learner.learning import evaluation
+
+SAMPLE = 2_000
+
+
+class Exam:
+    """Images to ask about, uint8 [N, H, W, C], and their classes, int64 [N]."""
+
+    def __init__(self, pixels_NHWC: np.ndarray, targets: np.ndarray):
+        self._pixels = pixels_NHWC
+        self._targets = targets
+        self._sample = np.random.default_rng(0).permutation(len(targets))[:SAMPLE]
+
+    def take(self, model: nn.Module, device: torch.device, classes: Sequence[int], sample: bool = False) -> Point:
+        """Asks about the images of `classes`, which are what the rows of the model's head stand for: those that were
+        seen. Of all images about the same 2,000 when a `sample` will do."""
+        asked = self._sample if sample else np.arange(len(self._targets))
+        asked = asked[np.isin(self._targets[asked], classes)]
+        targets = self._targets[asked]
+        predictions = np.asarray(classes, np.int64)[evaluation.predict(model, self._pixels[asked], device)]
+        return evaluate(predictions, targets, np.isin(np.arange(self._targets.max() + 1), classes))

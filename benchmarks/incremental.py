@@ -1,0 +1,127 @@
+"""The product's learner on a stream that is held in memory, and what it knows along the way."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Event
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from benchmarks.data import Data, decoded
+from benchmarks.exam import Exam
+from benchmarks.outcome import Moment, Outcome
+from benchmarks.scenarios import Stream, corrupted, png
+from stream_learner.config import Settings
+from stream_learner.learning.allocator import keep_freed_memory
+from stream_learner.learning.batch import batches
+from stream_learner.learning.learner import Learner
+from stream_learner.learning.models import ImageClassifier
+from stream_learner.records.decoder import Decoder
+from stream_learner.records.record import Gap, Record
+
+TOPIC = "images"
+POLLED = 500
+EVERY_STEPS = 475
+LAST_STEPS = 100
+LAST_EVERY = 10
+
+
+@dataclass
+class Count:
+    """Images that went through a network: `views` forward and backward, `forwards` without gradients."""
+
+    views: int = 0
+    forwards: int = 0
+
+
+@contextmanager
+def counted() -> Iterator[Count]:
+    """Counts at the networks themselves, so that no strategy can leave any out."""
+    count = Count()
+
+    def hook(module: nn.Module, images: tuple[torch.Tensor], _logits: torch.Tensor) -> None:
+        if isinstance(module, ImageClassifier):
+            if torch.is_grad_enabled():
+                count.views += len(images[0])
+            else:
+                count.forwards += len(images[0])
+
+    handle = register_module_forward_hook(hook)
+    try:
+        yield count
+    finally:
+        handle.remove()
+
+
+class Source:
+    """A stream's records, as a consumer would give them."""
+
+    def __init__(self, stream: Stream, data: Data, settings: Settings):
+        self._stream = stream
+        self._data = data
+        self._settings = settings
+        self._offset = 0
+
+    def poll(self, timeout_s: float) -> list[Record | Gap]:
+        del timeout_s
+        begin, self._offset = self._offset, min(self._offset + POLLED, len(self._stream))
+        return [self._record(offset) for offset in range(begin, self._offset)]
+
+    def _record(self, offset: int) -> Record:
+        index = int(self._stream.indices[offset])
+        image = self._data.train.images[index]
+        if offset >= self._stream.changes_at:
+            image = png(corrupted(decoded([image], self._settings.model), offset)[0])
+        headers = [
+            ("label", self._data.labels[self._stream.labels[offset]].encode()),
+            ("weight", str(self._stream.weights[offset]).encode()),
+            ("split", b"train"),
+        ]
+        return Record(TOPIC, 0, offset, offset, str(index).encode(), image, headers)
+
+
+def learn(
+    settings: Settings, stream: Stream, data: Data, exams: tuple[Exam, Exam], on_progress: Callable[[int], None]
+) -> Outcome:
+    """Learns the stream, which must fill its batches; `exams` are of images as they are before and from
+    `stream.changes_at` on."""
+    keep_freed_memory()
+    learner = Learner(settings)
+    learner.begin({TOPIC: {0: 0}})
+    device = next(learner.network.parameters()).device
+    size = settings.batch.size
+    whole = {size * math.ceil(end / size) for end in stream.ends}
+    sampled = set(range(size * EVERY_STEPS, len(stream), size * EVERY_STEPS)) - whole
+    last_steps = {len(stream) - size * steps for steps in range(0, LAST_STEPS, LAST_EVERY)}
+    source, decoder = Source(stream, data, settings), Decoder.from_settings(settings)
+    outcome, records, prequential_views = Outcome(), 0, 0
+    with counted() as count:
+        began = time.monotonic()
+        # Time stands still, so that a batch closes when it is full and for no other reason.
+        for batch in batches(source, decoder, {TOPIC: {0: 0}}, settings.batch, Event(), clock=lambda: 0.0):
+            report = learner.learn(batch)
+            records += batch.records
+            prequential_views += sum(seen for _, seen in report.prequential.values())
+            outcome.steps += report.steps
+            on_progress(records)
+            if records in whole | sampled | last_steps:
+                paused, forwards = time.monotonic(), count.forwards
+                exam = exams[records > stream.changes_at]
+                classes = [data.labels.index(str(label)) for label in learner.labels]
+                if records in whole | sampled:
+                    point = exam.take(learner.network, device, classes, sample=records in sampled)
+                    outcome.moments.append(Moment(records, count.views, paused - began, point))
+                if records in last_steps:
+                    outcome.last_steps.append(exam.take(learner.network, device, classes, sample=True))
+                outcome.evaluation_views += count.forwards - forwards
+                began += time.monotonic() - paused
+            if records == len(stream):
+                break
+        outcome.seconds = time.monotonic() - began
+    outcome.views = count.views
+    outcome.teacher_views = count.forwards - outcome.evaluation_views - prequential_views
+    return outcome

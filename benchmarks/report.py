@@ -1,0 +1,166 @@
+"""Tables and plots of finished runs: means over seeds, and differences that are paired by seed."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from benchmarks import plots
+from benchmarks.runs import Run, read_all
+from benchmarks.trial import DEFAULT, RETRAIN
+
+LEVEL = 0.95
+TITLES = {
+    "increments": "Five increments, each with classes of its own",
+    "shuffled": "All classes mixed",
+    "blurry": "Classes that come and go",
+    "imbalanced": "Class sizes from 100 to 1",
+    "drifting": "Images corrupted from the middle on",
+    "noisy": "Half of the records from a producer of wrong labels",
+    "tenths": "Ten increments, all classes in each, against retraining",
+    "class_tenths": "Ten increments, each with classes of its own, against retraining",
+}
+INTRODUCTION = """# What the learner learns
+
+Made by `python benchmarks/learning.py report` from the files in `runs/`, where each run has its settings and its curve.
+
+Accuracies are in % of the images asked about, mean ± standard deviation over seeds. *Final*: at the end, all classes.
+*Anytime*: mean along the stream, on the classes seen so far. *Worst*: the least that a class ever had since it was
+first seen, mean over classes. *Last 100 steps*: standard deviation of the accuracy over them. *Views*: images forward
+and backward through the trained network; forwards of teachers are apart. *Seconds*: learning without evaluation, on
+whatever machine it was. The last column is paired by seed, in points, with a 95 % interval (t).
+"""
+COLUMNS = (
+    "contender",
+    "seeds",
+    "final",
+    "anytime",
+    "worst",
+    "last 100 steps",
+    "views",
+    "teacher views",
+    "seconds",
+    "default - this, final",
+)
+FIGURES = ("final", "anytime", "worst", "views", "teacher_views", "evaluation_views", "seconds")
+
+
+class Group(NamedTuple):
+    """Runs that compare: what they share, and each contender's runs by seed."""
+
+    benchmark: str
+    data: str
+    model: str
+    part: str
+    contenders: dict[str, dict[int, Run]]
+
+    @property
+    def title(self) -> str:
+        examined = "" if self.part == "test" else f", {self.part} images"
+        return f"{TITLES.get(self.benchmark, self.benchmark)}: {self.data}, {self.model}{examined}"
+
+    @property
+    def name(self) -> str:
+        return "-".join(self[:4]).replace(" ", "_").replace("/", "_")
+
+
+def write(folder: Path, output: Path) -> list[Path]:
+    """Writes `learning.md`, `learning.json`, and a plot for each group of runs on test images; returns the files."""
+    output.mkdir(parents=True, exist_ok=True)
+    pages, tables, files = [INTRODUCTION], [], []
+    for group in grouped(read_all(folder)):
+        rows = table(group)
+        page = f"## {group.title}\n\n{markdown(rows)}"
+        if group.part == "test":
+            files.append(output / f"{group.name}.png")
+            plots.draw(group.title, group.contenders, files[-1])
+            page += f"\n![Accuracy along the stream, and at its end]({files[-1].name})\n"
+        pages.append(page)
+        tables.append({**group._asdict(), "contenders": rows})
+    (output / "learning.md").write_text("\n".join(pages))
+    (output / "learning.json").write_text(json.dumps(tables, indent=1) + "\n")
+    return [output / "learning.md", output / "learning.json", *files]
+
+
+def grouped(found: Sequence[Run]) -> list[Group]:
+    """Runs by what they share. Raises ValueError when a contender has two runs of one seed."""
+    groups: dict[tuple[str, ...], Group] = {}
+    for run in found:
+        shared = tuple(run[name] for name in ("benchmark", "data", "model", "part"))
+        seeds = groups.setdefault(shared, Group(*shared, {})).contenders.setdefault(contender(run), {})
+        if run["seed"] in seeds:
+            raise ValueError(
+                f"two runs of {contender(run)}, seed {run['seed']}, in {', '.join(shared)}, whose settings differ; "
+                "remove the file of one"
+            )
+        seeds[run["seed"]] = run
+    return [groups[shared] for shared in sorted(groups)]
+
+
+def contender(run: Run) -> str:
+    """What a run is called among those it compares with."""
+    words = [run["strategy"], *([] if run["strategy"] == RETRAIN else [f"{run['budget']}x"]), *run["overrides"]]
+    return " ".join([*words, *(["through Kafka"] if run["through"] == "kafka" else [])])
+
+
+def table(group: Group) -> list[dict[str, Any]]:
+    """A row for each contender, the best first: mean and deviation of each figure, and the difference to default."""
+    rows = [row(name, seeds, group.contenders.get(f"{DEFAULT} 1x")) for name, seeds in group.contenders.items()]
+    return sorted(rows, key=lambda row: -row["final"]["mean"])
+
+
+def row(name: str, seeds: dict[int, Run], default: dict[int, Run] | None) -> dict[str, Any]:
+    figures: dict[str, Any] = {"contender": name, "seeds": sorted(seeds)}
+    for figure in FIGURES:
+        figures[figure] = mean([run[figure] for run in seeds.values()])
+    figures["last_100_steps_std"] = mean([(run["last_100_steps"] or {}).get("std") for run in seeds.values()])
+    paired = sorted(set(seeds) & set(default or {}))
+    if default and default is not seeds and paired:
+        figures["default_minus_this"] = difference([default[s]["final"] - seeds[s]["final"] for s in paired])
+    return figures
+
+
+def mean(values: Sequence[float | None]) -> dict[str, float | None] | None:
+    """Mean and standard deviation; None where a run does not tell."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return {"mean": float(np.mean(known)), "std": float(np.std(known, ddof=1)) if len(known) > 1 else None}
+
+
+def difference(paired: Sequence[float]) -> dict[str, Any]:
+    """Mean of paired differences and its t interval; none for a single pair."""
+    middle = float(np.mean(paired))
+    if len(paired) == 1:
+        return {"mean": middle, "interval": None}
+    error = float(stats.sem(paired))
+    # Without any spread the interval is the point itself, which scipy leaves undefined.
+    low, high = stats.t.interval(LEVEL, len(paired) - 1, middle, error) if error else (middle, middle)
+    return {"mean": middle, "interval": [float(low), float(high)]}
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    lines = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1)), *map(cells, rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    accuracies = [percent(row[name]) for name in ("final", "anytime", "worst")]
+    spread = percent(row["last_100_steps_std"] and row["last_100_steps_std"] | {"std": None})
+    counts = [f"{row[name]['mean']:,.0f}" for name in ("views", "teacher_views", "seconds")]
+    gain = row.get("default_minus_this")
+    shown = ""
+    if gain:
+        shown = f"{100 * gain['mean']:+.1f}"
+        if gain["interval"]:
+            shown += " [{:+.1f}, {:+.1f}]".format(*(100 * end for end in gain["interval"]))
+    return row["contender"], str(len(row["seeds"])), *accuracies, spread, *counts, shown
+
+
+def percent(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    return f"{100 * figure['mean']:.1f}" + (f" ± {100 * figure['std']:.1f}" if figure["std"] is not None else "")

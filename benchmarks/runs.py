@@ -1,0 +1,49 @@
+"""Finished runs, each a JSON file that is named by what was asked for."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Run = dict[str, Any]
+
+
+def key(asked: Run) -> str:
+    """File name, without suffix, for what a run was asked for: words for people and a digest of all of it."""
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    words = (asked[name] for name in ("benchmark", "data", "model", "part", "through", "strategy", "budget"))
+    name = re.sub("[^a-zA-Z0-9_.-]+", "_", "-".join(map(str, words)))
+    return f"{name}x-seed{asked['seed']}-{digest}"
+
+
+def once(folder: Path, asked: Run, run: Callable[[], Run]) -> Run:
+    """What `run` returns, beside what was asked for; from its file when it was run before."""
+    file = folder / f"{key(asked)}.json"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(f".{os.getpid()}")  # a run that is cut off leaves no half of a file
+        unfinished.write_text(json.dumps(asked | run(), indent=1) + "\n")
+        unfinished.rename(file)
+    return json.loads(file.read_text())
+
+
+def read_all(folder: Path) -> list[Run]:
+    """All finished runs in a folder, those of the reference too, in the order of their names."""
+    found = (json.loads(file.read_text()) for file in sorted(folder.glob("*.json")))
+    return [run if "settings" in run else _of_reference(run) for run in found]
+
+
+def _of_reference(run: Run) -> Run:
+    """What `reference/avalanche_replay.py` printed, in our words: it knows one network, one budget, one scenario."""
+    return run | {
+        "model": "resnet18_slim",
+        "part": "validation" if run["validation"] else "test",
+        "through": "memory",
+        "strategy": f"avalanche {run['strategy']}",
+        "overrides": [f"{name}={run[name]}" for name in ("lr", "momentum", "weight_decay", "augment")],
+        "budget": 1,
+        "curve": [{"records": 10 * step, "accuracy": accuracy} for step, accuracy in run["curve"]],
+    }

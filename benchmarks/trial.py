@@ -1,0 +1,108 @@
+"""One run of one contender, from what was asked for to its scores."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.progress import Progress
+
+from benchmarks import incremental, retraining, runs, streams, through_kafka
+from benchmarks.data import Data, decoded
+from benchmarks.exam import Exam
+from benchmarks.runs import Run
+from benchmarks.scenarios import SCENARIOS, corrupted
+from stream_learner import config
+from stream_learner.learning.strategies import STRATEGIES
+from stream_learner.registry import lookup
+
+DEFAULT = "default"
+RETRAIN = "retrain"
+# The rest of the settings says how records and models come and go.
+SECTIONS = {"batch", "model", "learning", "memory", "weights"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is asked for.
+
+    `scenario` is a name from SCENARIOS; `strategy` one from STRATEGIES, `default` for what the settings have by
+    themselves, or `retrain`. `budget` is the number of steps with each batch of new images, each step with as many
+    replayed ones. `overrides` are settings as `section.key=value`. `kafka`: through a broker and the worker.
+    """
+
+    scenario: str
+    strategy: str
+    seed: int
+    budget: int
+    model: str
+    batch: int
+    memory_share: float | None
+    """Of the training images; None for 1,000 images."""
+    validation: bool
+    overrides: tuple[str, ...]
+    kafka: bool = False
+
+    def once(self, folder: Path, data: Data, progress: Progress) -> Run:
+        """The run, scored, from its file in `folder` when it was made before. Raises UsageError."""
+        train, validation = streams.split(data.train.targets, self.seed)
+        stream = SCENARIOS[self.scenario](data.train.targets, train, self.seed).whole_batches(self.batch)
+        overrides = self._overrides(data, len(stream))
+        settings = config.load(None, overrides)
+        asked = {
+            "benchmark": self.scenario,
+            "data": data.name,
+            "model": self.model,
+            "part": "validation" if self.validation else "test",
+            "through": "kafka" if self.kafka else "memory",
+            "strategy": self.strategy,
+            "overrides": sorted(self.overrides),
+            "budget": self.budget,
+            "seed": self.seed,
+            "images": len(stream),
+            "settings": settings.model_dump(mode="json", include=SECTIONS),
+        }
+
+        def run() -> Run:
+            total = retraining.EPOCHS * sum(stream.ends) if self.strategy == RETRAIN else len(stream)
+            bar = progress.add_task(f"{self.scenario} {self.strategy} x{self.budget} seed {self.seed}", total=total)
+
+            def on_progress(images: int) -> None:
+                progress.update(bar, completed=images)
+
+            held_out = data.train.at(validation)
+            part = held_out if self.validation else data.test
+            pixels_NHWC = decoded(part.images, settings.model)
+            exam = Exam(pixels_NHWC, part.targets)
+            if self.strategy == RETRAIN:
+                valid = Exam(decoded(held_out.images, settings.model), held_out.targets)
+                say = partial(progress.console.print, highlight=False)
+                outcome = retraining.retrain(settings, stream, data, exam, valid, say, on_progress)
+            elif self.kafka:
+                outcome = through_kafka.learn(overrides, stream, data, exam, on_progress)
+            else:
+                later = Exam(corrupted(pixels_NHWC, seed=0), part.targets) if stream.changes else exam
+                outcome = incremental.learn(settings, stream, data, (exam, later), on_progress)
+            progress.remove_task(bar)
+            return outcome.scored()
+
+        return runs.once(folder, asked, run)
+
+    def _overrides(self, data: Data, images: int) -> list[str]:
+        overrides = [
+            "run.id=benchmark",
+            f"run.seed={self.seed}",
+            f"input.topics=['{incremental.TOPIC}']",
+            f"model.name={self.model}",
+            f"model.height={data.height}",
+            f"model.width={data.width}",
+            f"model.channels={data.channels}",
+            f"batch.size={self.batch}",
+            f"memory.max_items={round(self.memory_share * images) if self.memory_share else 1_000}",
+            f"memory.replay_size={self.batch}",
+            *([] if self.strategy in (DEFAULT, RETRAIN) else [f"learning.strategy={self.strategy}"]),
+            *self.overrides,
+        ]
+        strategy = config.load(None, overrides).learning.strategy
+        replays = lookup(STRATEGIES, strategy, "learning.strategy").replays
+        # Who replays nothing makes twice the steps of half the size: equal views.
+        return [f"learning.steps_per_batch={self.budget if replays else 2 * self.budget}", *overrides]

@@ -1,0 +1,158 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner
+
+from benchmarks import incremental
+from benchmarks.learning import app
+from benchmarks.scenarios import FLIPPED_SHARE, LOW_WEIGHT, NOISY_SHARE, SCENARIOS, corrupted
+from stream_learner.errors import ExitCode
+from stream_learner.learning import models
+from stream_learner.records.manifest import ModelSpec
+
+EACH = 24  # images of a class; of these the last four are the test part
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders with a training and a test part."""
+    folder = tmp_path_factory.mktemp("digits")
+    data: Any = load_digits()
+    for label in range(10):
+        for number, index in enumerate(np.flatnonzero(data.target == label)[:EACH]):
+            part = "test" if number >= EACH - 4 else "train"
+            file = folder / part / str(label) / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((data.images[index] * 255 / 16).astype(np.uint8)).save(file)
+    return folder
+
+
+def run(*arguments: object) -> list[dict[str, Any]]:
+    """The lines of JSON that a command prints."""
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
+
+
+def test_increments_prints_scores_and_costs(digits: Path, tmp_path: Path):
+    (er,) = run("increments", "--data", digits, "--strategy", "er", "--model", "mlp", "--runs", tmp_path, "--views", 2)
+    assert er["images"] == 190  # of 200 5 % are for validation
+    assert (er["steps"], er["views"]) == (38, 2 * 380 - 20)  # the first batch finds nothing to replay
+    assert (er["teacher_views"], er["part"]) == (0, "test")
+    assert er["seconds"] > 0
+    assert 0 <= er["worst"] <= er["final"] <= 1
+    assert 0.1 < er["anytime"] <= 1
+    (file,) = tmp_path.glob("*.json")
+    curve = json.loads(file.read_text())["curve"]
+    assert [moment["records"] for moment in curve] == [40, 80, 120, 160, 190]
+    assert np.mean([moment["accuracy"] for moment in curve]) == pytest.approx(er["anytime"])
+
+
+def test_contenders_get_equal_views(digits: Path, tmp_path: Path):
+    options = ("--data", digits, "--model", "mlp", "--runs", tmp_path, "--strategy", "er", "--strategy", "finetune")
+    er, finetune = run("shuffled", *options)
+    assert er["views"] + 10 == finetune["views"] == 2 * 190
+
+
+def test_a_second_start_skips_what_is_there(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = ("increments", "--data", digits, "--model", "mlp", "--runs", tmp_path, "--strategy", "finetune")
+    first = run(*options)
+    made = []
+    learn = incremental.learn
+    monkeypatch.setattr(incremental, "learn", lambda *rest: made.append(rest) or learn(*rest))
+    assert run(*options) == first
+    assert not made
+    again = run(*options, "--seed", 0, "--seed", 1, "--set", "learning.learning_rate=0.01")
+    assert [one["seed"] for one in again] == [0, 1]
+    assert len(made) == 2  # other settings are another run
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_one_seed_gives_one_result(digits: Path, tmp_path: Path):
+    def scores(runs: str, seed: int) -> tuple[float, ...]:
+        options = ("--data", digits, "--model", "mlp", "--runs", tmp_path / runs, "--validation")
+        (one,) = run("blurry", *options, "--seed", seed)
+        assert one["part"] == "validation"
+        return one["final"], one["anytime"], one["worst"]
+
+    assert scores("first", 3) == scores("second", 3)
+    assert scores("first", 3) != scores("first", 4)
+
+
+def test_retraining_is_measured_beside_increments(digits: Path, tmp_path: Path):
+    arguments = ["retrain", "--data", digits, "--model", "mlp", "--runs", tmp_path, "--classes"]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert "Increment 10: 160 images, 10 classes" in lines  # the open batch of 32 is left out
+    epochs = [line for line in lines if line.startswith("Epoch ")]
+    retrained, incremented = (json.loads(line) for line in lines if line.startswith("{"))
+    assert len(epochs) > 10
+    assert epochs[0].startswith("Epoch 1 - Train Loss: ")
+    assert ", Test Acc: " in epochs[0]
+    assert retrained["views"] > 5 * incremented["views"]
+    assert incremented["views"] == 2 * 160 - 32
+
+
+def test_an_unknown_strategy_ends_with_a_hint(digits: Path, tmp_path: Path):
+    arguments = ["increments", "--data", digits, "--model", "mlp", "--runs", tmp_path, "--strategy", "err"]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == ExitCode.USAGE
+    assert "did you mean er?" in result.output
+
+
+TARGETS = np.repeat(np.arange(10), 400)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_scenarios(name: str):
+    train = np.arange(0, len(TARGETS), 2)
+    stream = SCENARIOS[name](TARGETS, train, 5).whole_batches(32)
+    assert len(stream) % 32 == 0
+    assert len(stream.indices) == len(stream.labels) == len(stream.weights) == stream.ends[-1]
+    assert stream.ends == sorted(stream.ends)
+    assert len(set(stream.indices.tolist())) == len(stream)
+    assert np.isin(stream.indices, train).all()
+    assert stream.changes == (name == "drifting")
+    if name != "noisy":
+        assert (TARGETS[stream.indices] == stream.labels).all()
+        assert (stream.weights == 1).all()
+
+
+def test_noisy_records_are_the_light_ones():
+    stream = SCENARIOS["noisy"](TARGETS, np.arange(len(TARGETS)), 0)
+    light = stream.weights == np.float32(LOW_WEIGHT)
+    wrong = stream.labels != TARGETS[stream.indices]
+    assert light.mean() == pytest.approx(NOISY_SHARE, abs=0.03)
+    assert wrong[light].mean() == pytest.approx(FLIPPED_SHARE, abs=0.03)
+    assert not wrong[~light].any()
+
+
+def test_corruption_takes_contrast_and_adds_noise():
+    pixels = np.zeros((1, 32, 32, 3), np.uint8)
+    pixels[:, 16:] = 200
+    found = corrupted(pixels, 0)
+    dark, light = found[:, :16].astype(float), found[:, 16:].astype(float)
+    assert light.mean() - dark.mean() == pytest.approx(100, abs=3)
+    assert light.std() == pytest.approx(255 * 0.1, abs=2)
+    assert (found == corrupted(pixels, 0)).all()
+    assert (found != corrupted(pixels, 1)).any()
+
+
+def test_views_are_counted_apart_from_forwards():
+    model = models.build(
+        ModelSpec("mlp", {"classes": 2, "height": 8, "width": 8, "channels": 1, "mean": [0], "std": [1]})
+    )
+    images = torch.zeros(5, 8, 8, 1, dtype=torch.uint8)
+    with incremental.counted() as count:
+        model(images)
+        with torch.no_grad():
+            model(images[:3])
+    model(images)
+    assert (count.views, count.forwards) == (5, 3)
