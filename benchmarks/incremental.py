@@ -14,12 +14,13 @@ from torch.nn.modules.module import register_module_forward_hook
 from benchmarks.data import Data, decoded
 from benchmarks.exam import Exam
 from benchmarks.outcome import Moment, Outcome
-from benchmarks.scenarios import Stream, corrupted, png
+from benchmarks.scenarios import Stream, corrupted
 from stream_learner.config import Settings
 from stream_learner.learning.allocator import keep_freed_memory
 from stream_learner.learning.batch import batches
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.models import ImageClassifier
+from stream_learner.records import images
 from stream_learner.records.decoder import Decoder
 from stream_learner.records.record import Gap, Record
 
@@ -43,12 +44,12 @@ def counted() -> Iterator[Count]:
     """Counts at the networks themselves, so that no strategy can leave any out."""
     count = Count()
 
-    def hook(module: nn.Module, images: tuple[torch.Tensor], _logits: torch.Tensor) -> None:
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor], _logits: torch.Tensor) -> None:
         if isinstance(module, ImageClassifier):
             if torch.is_grad_enabled():
-                count.views += len(images[0])
+                count.views += len(inputs[0])
             else:
-                count.forwards += len(images[0])
+                count.forwards += len(inputs[0])
 
     handle = register_module_forward_hook(hook)
     try:
@@ -75,7 +76,7 @@ class Source:
         index = int(self._stream.indices[offset])
         image = self._data.train.images[index]
         if offset >= self._stream.changes_at:
-            image = png(corrupted(decoded([image], self._settings.model), offset)[0])
+            image = images.png(corrupted(decoded([image], self._settings.model), offset)[0])
         headers = [
             ("label", self._data.labels[self._stream.labels[offset]].encode()),
             ("weight", str(self._stream.weights[offset]).encode()),

@@ -28,9 +28,10 @@ def draw(title: str, contenders: dict[str, dict[int, Run]], file: Path) -> None:
             final = 100 * np.array([run["final"] for run in runs])
             deviation = final.std(ddof=1) if len(runs) > 1 else None
             end.errorbar(final.mean(), place, xerr=deviation, capsize=4, linestyle="", **look)
-            curves = [[[m[against] for m in run["curve"]], [m["accuracy"] for m in run["curve"]]] for run in runs]
+            curves = [tuple([m[axis] for m in run["curve"]] for axis in (against, "accuracy")) for run in runs]
             x = np.array(curves[0][0])
-            y_SM = 100 * np.array([np.interp(x, *curve) for curve in curves])  # seeds differ a little in their moments
+            # The moments of other seeds differ a little.
+            y_SM = 100 * np.array([np.interp(x, moments, accuracies) for moments, accuracies in curves])
             y = y_SM.mean(0)
             along.plot(x, y, label=name, markersize=5, **look)
             if len(runs) > 1:

@@ -89,7 +89,7 @@ def grouped(found: Sequence[Run]) -> list[Group]:
     """Runs by what they share. Raises ValueError when a contender has two runs of one seed."""
     groups: dict[tuple[str, ...], Group] = {}
     for run in found:
-        shared = tuple(run[name] for name in ("benchmark", "data", "model", "part"))
+        shared = (run["benchmark"], run["data"], run["model"], run["part"])
         seeds = groups.setdefault(shared, Group(*shared, {})).contenders.setdefault(contender(run), {})
         if run["seed"] in seeds:
             raise ValueError(

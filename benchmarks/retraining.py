@@ -16,8 +16,10 @@ from benchmarks.scores import accuracy_of_seen
 from stream_learner.config import Settings
 from stream_learner.learning import models
 from stream_learner.learning.allocator import keep_freed_memory
+from stream_learner.learning.augmentation import AUGMENTATIONS
 from stream_learner.learning.placement import place
 from stream_learner.records.manifest import ModelSpec
+from stream_learner.registry import lookup
 
 BATCH = 32
 LEARNING_RATE = 0.001
@@ -35,9 +37,11 @@ def retrain(
     say: Callable[[str], None],
     on_progress: Callable[[int], None],
 ) -> Outcome:
-    """Trains anew at each of `stream.ends`: Adam, rate 0.001, batches of 32, at most 10 epochs; the epoch that is best
-    on the validation images counts. Says a line for each, its test accuracy on 2,000 images."""
+    """Trains anew at each of `stream.ends`: Adam, rate 0.001, batches of 32, at most 10 epochs, the
+    learner's augmentation; the epoch that is best on the validation images counts. Says a line for each, its test
+    accuracy on 2,000 images."""
     keep_freed_memory()
+    augmentations = [lookup(AUGMENTATIONS, name, "learning.augment") for name in settings.learning.augment]
     placement = place(settings.learning, models.MODELS[settings.model.name])
     pixels_NHWC = torch.from_numpy(decoded((data.train.images[i] for i in stream.indices.tolist()), settings.model))
     outcome = Outcome()
@@ -57,6 +61,8 @@ def retrain(
             losses = []
             for drawn in torch.randperm(end).split(BATCH):
                 images_NHWC = pixels_NHWC[drawn].to(placement.device)
+                for augment in augmentations:
+                    images_NHWC = augment(images_NHWC)
                 optimizer.zero_grad()
                 with placement.training():
                     loss = F.cross_entropy(model(images_NHWC).float(), rows[drawn].to(placement.device))

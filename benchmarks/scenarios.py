@@ -1,11 +1,9 @@
 """What a learner is shown, record by record: a registry from name to function."""
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image
 
 from benchmarks import streams
 
@@ -119,9 +117,3 @@ def corrupted(pixels_NHWC: np.ndarray, seed: int) -> np.ndarray:
     mean_N111 = x_NHWC.mean((1, 2, 3), keepdims=True)
     x_NHWC = mean_N111 + CONTRAST * (x_NHWC - mean_N111) + rng.normal(0, NOISE, x_NHWC.shape)
     return (255 * x_NHWC.clip(0, 1)).round().astype(np.uint8)
-
-
-def png(pixels_HWC: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels_HWC if pixels_HWC.shape[2] == 3 else pixels_HWC[:, :, 0]).save(file, "PNG", compress_level=1)
-    return file.getvalue()

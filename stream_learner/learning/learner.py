@@ -114,6 +114,11 @@ class Learner:
         return report
 
     @property
+    def network(self) -> nn.Module:
+        """The network as a release would have it now."""
+        return self._trainer.evaluated
+
+    @property
     def diverged(self) -> bool:
         """Whether the last three batches gave a loss or gradient that is not finite."""
         return self._non_finite_in_a_row >= NON_FINITE_IN_A_ROW

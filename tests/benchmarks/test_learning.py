@@ -86,7 +86,17 @@ def test_one_seed_gives_one_result(digits: Path, tmp_path: Path):
 
 
 def test_retraining_is_measured_beside_increments(digits: Path, tmp_path: Path):
-    arguments = ["retrain", "--data", digits, "--model", "mlp", "--runs", tmp_path, "--classes"]
+    arguments = [
+        "retrain",
+        "--data",
+        digits,
+        "--model",
+        "mlp",
+        "--runs",
+        tmp_path,
+        "--set",
+        "learning.augment=['crop']",
+    ]
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
