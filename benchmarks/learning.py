@@ -22,6 +22,7 @@ from benchmarks.runs import Run
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.trial import DEFAULT, RETRAIN, Trial
 from stream_learner.errors import StreamLearnerError
+from stream_learner.learning.weighting import WEIGHTS
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
 RUNS = DOCS / "runs"
@@ -30,7 +31,7 @@ SLIM = "resnet18_slim"
 MODELS = ["mlp", "cnn", SLIM]
 BATCH, SEED_BATCH = 10, 32
 MEMORY_SHARE = 0.1
-POLICIES = ("record", "class_balance", "recency", "novelty", "hardness")
+HALF_LIFE = "weights.half_life_records=5000"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 console = Console(highlight=False, soft_wrap=True)
@@ -131,9 +132,9 @@ def ablation(
     runs: RunsOption = RUNS,
 ) -> None:
     """What each policy of weights is worth, under wrong labels, imbalance and drift; first without any."""
-    policies = ["[]", *(f"['{policy}']" for policy in POLICIES)]
+    policies = ["[]", *(f"['{policy}']" for policy in WEIGHTS)]
     trials = (
-        Trial(name, DEFAULT, n, v, model, BATCH, None, validation, (*overrides, f"weights.policies={p}"))
+        Trial(name, DEFAULT, n, v, model, BATCH, None, validation, (HALF_LIFE, *overrides, f"weights.policies={p}"))
         for name, n, v, p in itertools.product(("noisy", "imbalanced", "drifting"), seed, views, policies)
     )
     go(trials, data, runs)

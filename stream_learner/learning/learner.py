@@ -114,7 +114,7 @@ class Learner:
         return report
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> models.ImageClassifier:
         """The network as a release would have it now."""
         return self._trainer.evaluated
 

@@ -14,6 +14,7 @@ from benchmarks.learning import app
 from benchmarks.scenarios import FLIPPED_SHARE, LOW_WEIGHT, NOISY_SHARE, SCENARIOS, corrupted
 from stream_learner.errors import ExitCode
 from stream_learner.learning import models
+from stream_learner.learning.weighting import WEIGHTS
 from stream_learner.records.manifest import ModelSpec
 
 EACH = 24  # images of a class; of these the last four are the test part
@@ -166,3 +167,12 @@ def test_views_are_counted_apart_from_forwards():
             model(images[:3])
     model(images)
     assert (count.views, count.forwards) == (5, 3)
+
+
+def test_the_ablation_tries_every_policy_on_every_scenario(digits: Path, tmp_path: Path):
+    found = run("ablation", "--data", digits, "--model", "mlp", "--runs", tmp_path)
+    tried = {(one["benchmark"], one["overrides"][-1]) for one in found}
+    policies = ["[]", *(f"['{policy}']" for policy in WEIGHTS)]
+    assert tried == {
+        (name, f"weights.policies={policy}") for name in ("noisy", "imbalanced", "drifting") for policy in policies
+    }
