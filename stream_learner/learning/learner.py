@@ -58,7 +58,9 @@ class Learner:
         self._weights = Weights(settings.weights)
         self._identity = identity(settings)
         self.memory = self._build_memory(
-            settings.memory.max_items if self._trainer.replays else 0, settings.memory.max_bytes
+            settings.memory.max_items if self._trainer.replays else 0,
+            settings.memory.max_bytes,
+            stores_logits=self._trainer.strategy.stores_logits,
         )
         self._held_out = {
             # They are decoded at once: the bound is one of pixels.
@@ -101,7 +103,7 @@ class Learner:
             if not weighed.now.any():
                 self._weights.restore(before)  # learned, by no step: nothing changes
             elif self._learn(stream, features_NF, report):
-                self._remember(train, weighed.stored)
+                self._remember(train, weighed.stored, stream.logits)
             else:
                 self._weights.restore(before)
                 report.weights = {}
@@ -162,7 +164,8 @@ class Learner:
         )
         weighed = self._weights.weigh(arrivals)
         report.weights = weighed.factors
-        stream = Minibatch(images_on_device, labels_on_device, self._to_device(weighed.now))
+        kept = logits.float() if self._trainer.strategy.stores_logits else None
+        stream = Minibatch(images_on_device, labels_on_device, self._to_device(weighed.now), kept)
         return stream, features_NF, weighed
 
     def _to_device(self, array: np.ndarray) -> Tensor:
@@ -218,7 +221,9 @@ class Learner:
         slots = memory.draw(round(self._settings.replay_size * self.drift.replay_factor(self.records)))
         times = Times(memory.admitted[slots], memory.timestamps_ms[slots])
         weights = self._weights.replayed(memory.weights[slots], times)
-        drawn = memory.pixels_NHWC(slots), memory.labels[slots], weights
+        drawn = [memory.pixels_NHWC(slots), memory.labels[slots], weights]
+        if self._trainer.strategy.stores_logits:
+            drawn.append(memory.logits[slots])
         return self._augmented(Minibatch(*map(self._to_device, drawn)))
 
     def _augmented(self, minibatch: Minibatch) -> Minibatch:
@@ -227,10 +232,11 @@ class Learner:
             images_NHWC = augment(images_NHWC)
         return minibatch._replace(images_NHWC=images_NHWC)
 
-    def _remember(self, train: list[Sample], weights: np.ndarray) -> None:
-        for sample, weight in zip(train, weights.tolist(), strict=True):
+    def _remember(self, train: list[Sample], weights: np.ndarray, logits: Tensor | None) -> None:
+        rows = logits.cpu().numpy() if logits is not None else [None] * len(train)
+        for sample, weight, row in zip(train, weights.tolist(), rows, strict=True):
             if weight > 0:
-                self.memory.add(sample, self._index_of[sample.label], weight, self.records)
+                self.memory.add(sample, self._index_of[sample.label], weight, self.records, row)
 
     # -- releasing
 
@@ -395,7 +401,7 @@ class Learner:
         model.load_state_dict(weights)
         return model.to(self._placement.device).eval()
 
-    def _build_memory(self, max_items: int, max_bytes: int) -> BalancedMemory:
+    def _build_memory(self, max_items: int, max_bytes: int, stores_logits: bool = False) -> BalancedMemory:
         model = self._settings.model
         return BalancedMemory(
             (model.height, model.width, model.channels),
@@ -403,6 +409,7 @@ class Learner:
             max_bytes,
             self._settings.memory.segment_bytes,
             self._settings.run.seed,
+            stores_logits=stores_logits,
         )
 
 

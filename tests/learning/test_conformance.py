@@ -101,11 +101,12 @@ def test_snapshots_change_nothing(run):
 
 @pytest.mark.parametrize("run", PAIRS + VARIANTS, ids=name)
 def test_decisions_to_release_change_nothing_but_their_own_time(run):
-    learner = Learner(settings(**run))
+    learner = Learner(settings(release__patience=None, **run))  # going back changes everything
     for b in stream():
         learner.learn(b)
         learner.decide_release()
-    assert differing(unbroken(**run), learner.snapshot()) - {"best_recalls"} == {"decided_at"}
+    of_releases = {"best_recalls", "patience", "released_at"}
+    assert differing(unbroken(**run), learner.snapshot()) - of_releases == {"decided_at"}
 
 
 @pytest.mark.parametrize("model", LARGE)
@@ -151,7 +152,7 @@ def test_classes_may_arrive_at_any_time(run):
     assert [r.steps for r in reports] == [1, 1, 1, 1, 0, 0, 1, 1, 1, 1]
     tensors = learner.snapshot().tensors
     assert len(tensors["trainer/model/head.weight"]) == len(tensors["trainer/model/head.bias"]) == 10
-    assert all(torch.isfinite(t).all() for t in tensors.values())
+    assert all(torch.isfinite(t).all() for name, t in tensors.items() if name.startswith("trainer/"))
 
 
 @for_every_learner

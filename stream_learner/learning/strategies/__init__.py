@@ -1,5 +1,6 @@
 """How a batch is learned: a registry from name to class. Each is one `losses`, on one screen, with its paper."""
 
+from stream_learner.learning.strategies.derpp import DarkExperienceReplay
 from stream_learner.learning.strategies.er import ExperienceReplay
 from stream_learner.learning.strategies.er_ace import AsymmetricCrossEntropy
 from stream_learner.learning.strategies.er_la import LogitAdjustedReplay
@@ -12,6 +13,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "er": ExperienceReplay,
     "er_ace": AsymmetricCrossEntropy,
     "er_la": LogitAdjustedReplay,
+    "derpp": DarkExperienceReplay,
     "mkd": MomentumDistillation,
 }
 

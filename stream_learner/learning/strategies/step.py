@@ -9,14 +9,20 @@ from torch.nn import functional as F
 
 
 class Minibatch(NamedTuple):
-    """Images uint8 [N, H, W, C], class indices int64 [N] and weights float32 [N], on the learner's device."""
+    """Images uint8 [N, H, W, C], class indices int64 [N] and weights float32 [N], on the learner's device.
+
+    `logits` float32 [N, classes] are what the network said of the samples when they arrived, NaN for classes that it
+    did not know; only for a strategy that `stores_logits`.
+    """
 
     images_NHWC: Tensor
     labels: Tensor
     weights: Tensor
+    logits: Tensor | None = None
 
     def joined(self, other: "Minibatch") -> "Minibatch":
-        return Minibatch(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+        """Both, without logits."""
+        return Minibatch(*(torch.cat(pair) for pair in zip(self[:3], other[:3], strict=True)))
 
 
 class Step(NamedTuple):
@@ -44,6 +50,8 @@ class Strategy:
 
     replays: ClassVar[bool] = True
     """Whether a memory is kept for it."""
+    stores_logits: ClassVar[bool] = False
+    """Whether logits are kept with the samples in the memory."""
     distils: ClassVar[bool] = False
     """Whether the average teaches it."""
 
