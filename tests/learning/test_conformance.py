@@ -38,9 +38,14 @@ from stream_learner.records.record import Reason
 SOLVED = [
     {"model__head": head, "model__freeze": True, "model__random_features": 80} for head in HEADS if head != "linear"
 ]
+# Strategies meet networks in batch normalisation at most: every one with the one that has it and one that has not.
+MET = [
+    *product(STRATEGIES, ("mlp", "resnet18_slim")),
+    *product(("er",), sorted({*MODELS} - {"mlp", "resnet18_slim"})),
+]
 PAIRS = [
     {"learning__strategy": s, "model__name": m} | ({"learning__average_decay": 0.9} if STRATEGIES[s].distils else {})
-    for s, m in product(STRATEGIES, MODELS)
+    for s, m in MET
 ]
 VARIANTS = [
     {"learning__optimizer": "sgd", "learning__steps_per_batch": 3},
