@@ -86,16 +86,17 @@ class Source:
 def learn(
     settings: Settings, stream: Stream, data: Data, exams: tuple[Exam, Exam], on_progress: Callable[[int], None]
 ) -> Outcome:
-    """Learns the stream, which must fill its batches; `exams` are of images as they are before and from
+    """Learns as much of the stream as fills batches; `exams` are of images as they are before and from
     `stream.changes_at` on."""
     keep_freed_memory()
     learner = Learner(settings)
     learner.begin({TOPIC: {0: 0}})
     device = next(learner.network.parameters()).device
     size = settings.batch.size
-    whole = {size * math.ceil(end / size) for end in stream.ends}
-    sampled = set(range(size * EVERY_STEPS, len(stream), size * EVERY_STEPS)) - whole
-    last_steps = {len(stream) - size * steps for steps in range(0, LAST_STEPS, LAST_EVERY)}
+    last = len(stream) // size * size
+    whole = {min(size * math.ceil(end / size), last) for end in stream.ends}
+    sampled = set(range(size * EVERY_STEPS, last, size * EVERY_STEPS)) - whole
+    last_steps = {last - size * steps for steps in range(0, LAST_STEPS, LAST_EVERY)}
     source, decoder = Source(stream, data, settings), Decoder.from_settings(settings)
     outcome, records, prequential_views = Outcome(), 0, 0
     with counted() as count:
@@ -118,7 +119,7 @@ def learn(
                     outcome.last_steps.append(exam.take(learner.network, device, classes, sample=True))
                 outcome.evaluation_views += count.forwards - forwards
                 began += time.monotonic() - paused
-            if records == len(stream):
+            if records == last:
                 break
         outcome.seconds = time.monotonic() - began
     outcome.views = count.views
