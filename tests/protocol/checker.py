@@ -166,14 +166,15 @@ def violations(log: Log, fed: Sequence[Fed]) -> list[Violation]:
         *check_objects(log.manifest, log.objects),
         *check_overwritten(log),
         *check_release(log),
+        *check_roll_backs(log),
         *check_dead_letters(log, fed),
         *check_positions(log),
     ]
 
 
 def check_chain(log: Log) -> Iterator[Violation]:
-    """Manifests 1..n once each, each naming the digest of the one before and going on at its positions; the newest is
-    the history's last."""
+    """Manifests 1..n once each, each naming the digest of the one before, going on at its positions and keeping states
+    of those before; the newest is the history's last."""
     manifests = log.manifests
     sequences = [manifest["sequence"] for manifest in manifests]
     if sequences != list(range(1, len(manifests) + 1)):
@@ -188,6 +189,10 @@ def check_chain(log: Log) -> Iterator[Violation]:
         ends = places(before["positions"]) | {place: span[1] for place, span in places(after["spans"]).items()}
         if not ends.items() <= places(after["positions"]).items():
             yield Violation(f"manifest {after['sequence']} does not stand at the end of its spans")
+    states = {manifest["sequence"]: manifest["state"] for manifest in manifests}
+    for manifest in manifests:
+        if any(kept["object"] != states.get(kept["sequence"]) for kept in manifest["kept"]):
+            yield Violation(f"manifest {manifest['sequence']} keeps other states than were saved")
     if log.checkpoints[-1].value != log.history[-1].value:
         yield Violation("the newest manifest is not the history's last")
 
@@ -265,7 +270,7 @@ def _check_counts(window: dict[str, Any], expected: Counter[str | None]) -> Iter
 
 def check_objects(manifest: dict[str, Any], objects: dict[str, bytes]) -> Iterator[Violation]:
     """Every object that the newest manifest names is there, has its digest, and holds tensors, or is a part of a state;
-    of each state kept, all parts are named."""
+    of each state kept, all parts are named, and the last release's is among them: training may go back to it."""
     for reference in _named(manifest):
         url = reference["url"]
         if url not in objects:
@@ -280,6 +285,9 @@ def check_objects(manifest: dict[str, Any], objects: dict[str, bytes]) -> Iterat
             yield Violation(f"state {kept['sequence']} needs {', '.join(sorted(needed))}, which it does not name")
     if {place for kept in manifest["kept"] for place in kept["parts"]} != {*range(len(manifest["parts"]))}:
         yield Violation("the manifest names parts of no state, or states name others")
+    release = manifest["release"]
+    if release and release["sequence"] not in {kept["sequence"] for kept in manifest["kept"]}:
+        yield Violation(f"the state of release {release['sequence']} is not kept")
 
 
 def _parts(state: bytes) -> set[str]:
@@ -315,6 +323,41 @@ def check_release(log: Log) -> Iterator[Violation]:
     release = log.manifest["release"]
     if release and _digest(log.release()) != release["object"]["digest"]:
         yield Violation("the chunks are not the release")
+
+
+def check_roll_backs(log: Log) -> Iterator[Violation]:
+    """Training goes back to the last release, and only when a candidate is refused; it discards what was read since
+    that release, and says so."""
+    last = None
+    for manifest in log.manifests:
+        where = f"manifest {manifest['sequence']}"
+        last = manifest if manifest["released"] else last
+        if manifest["release"] and (last is None or manifest["release"]["sequence"] != last["sequence"]):
+            yield Violation(f"{where} names another release than the last")
+        refused = manifest["decision"] is not None and not manifest["decision"]["released"]
+        expected: dict[Place, list[int]] = {}
+        if manifest["rolled_back_to"] is not None:
+            if not refused:
+                yield Violation(f"{where} went back and refused nothing")
+            if last is None or manifest["rolled_back_to"] != last["sequence"]:
+                yield Violation(f"{where} went back to another release than the last")
+            starts = places(last["positions"]) if last else {}
+            for place, end in places(manifest["positions"]).items():
+                if (start := starts.get(place, 0)) < end:
+                    expected[place] = [start, end]
+        if places(manifest["discarded"]) != expected:
+            yield Violation(f"{where} discards {manifest['discarded']}, not {expected}")
+
+
+def roll_backs(log: Log) -> list[dict[str, Any]]:
+    """The manifests of checkpoints at which training went back."""
+    return [manifest for manifest in log.manifests if manifest["rolled_back_to"] is not None]
+
+
+def discarded(log: Log) -> int:
+    """Offsets discarded, each as often as it was."""
+    spans = [span for manifest in log.manifests for span in places(manifest["discarded"]).values()]
+    return sum(end - start for start, end in spans)
 
 
 def check_dead_letters(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
@@ -382,7 +425,8 @@ def check_drained(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
 
 
 def compare_states(log: Log, expected: Log) -> Iterator[Violation]:
-    """Two runs of the same batches ended with the same bytes: weights, optimizer, memory, RNG, and the release."""
+    """Two runs of the same batches ended with the same bytes: weights, optimizer, memory, RNG, and the release; they
+    went back to a release at the same places."""
     if not (log.checkpoints and expected.checkpoints):
         yield Violation("there is no manifest to compare")
         return
@@ -394,6 +438,8 @@ def compare_states(log: Log, expected: Log) -> Iterator[Violation]:
     releases = [manifest["release"] for manifest in (log.manifest, expected.manifest)]
     if len({release and release["object"]["digest"] for release in releases}) > 1:
         yield Violation("the release is another")
+    if len({json.dumps([manifest["discarded"] for manifest in roll_backs(run)]) for run in (log, expected)}) > 1:
+        yield Violation("training went back elsewhere")
 
 
 def _tensors(log: Log) -> dict[str, np.ndarray]:

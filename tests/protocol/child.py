@@ -16,6 +16,7 @@ from stream_learner import cli, worker
 from stream_learner.checkpoints import retention, state
 from stream_learner.checkpoints.store import Store
 from stream_learner.learning.learner import Learner
+from stream_learner.learning.memory import BalancedMemory
 from stream_learner.publishing import publish, recover
 from stream_learner.streams import topics
 from stream_learner.streams.journal import ReadBack
@@ -24,6 +25,7 @@ from stream_learner.streams.transaction import Transaction
 # Whose functions have an effect of the protocol, or come between two.
 COLLABORATORS: dict[str, type | ModuleType] = {
     "learner": Learner,
+    "memory": BalancedMemory,
     "os": os,
     "publish": publish,
     "read_back": ReadBack,

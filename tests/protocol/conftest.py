@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from checker import Log
-from feed import mixed
+from feed import flipped, mixed
 from harness import NewRun, Run
 
 from stream_learner.local.broker import Broker
@@ -28,7 +28,13 @@ def new_run(broker: Broker, tmp_path: Path) -> Iterator[NewRun]:
 
 @pytest.fixture(scope="session")
 def finished(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Log]:
-    """A run that nothing disturbed, and what it published."""
-    run = Run(broker, tmp_path_factory.mktemp("finished"), partitions=2)
-    run.feed(mixed(3000))
+    """A run that nothing disturbed, and what it published. Wrong labels made it go back to a release."""
+    settings = {
+        "learning.learning_rate": 0.003,
+        "release.every_records": 350,
+        "release.patience": 1,
+        "release.max_drop": 0.02,
+    }
+    run = Run(broker, tmp_path_factory.mktemp("finished"), 2, settings)
+    run.feed(flipped(mixed(3000), 1400))
     return run, run.finish(run.start())

@@ -110,6 +110,18 @@ def mixed(count: int, seed: int = 0, images: Images | None = None) -> Iterator[D
             yield draft
 
 
+def flipped(drafts: Iterable[Draft], period: int) -> Iterator[Draft]:
+    """The second half of every `period` drafts with wrong labels: each training sample has the next one's."""
+    drafts = list(drafts)
+    labels = sorted({dict(draft.headers)["label"] for draft in drafts if draft.fate == "train"})
+    following = dict(zip(labels, [*labels[1:], *labels[:1]], strict=True))
+    for i, draft in enumerate(drafts):
+        if draft.fate == "train" and i % period >= period // 2:
+            headers = dict(draft.headers)
+            draft = draft._replace(headers=[*(headers | {"label": following[headers["label"]]}).items()])
+        yield draft
+
+
 def classes(images: Images) -> int:
     return len({label for _, label in images})
 

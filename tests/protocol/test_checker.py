@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from checker import ERRORS, Log, Read, check, check_drained, compare_states, violations
+from checker import ERRORS, Log, Read, check, check_drained, compare_states, roll_backs, violations
 from feed import Draft, Fed
 from harness import Run
 
@@ -208,6 +208,75 @@ def overwrite_old_state(log: Log) -> None:
     log.objects[log.manifests[0]["state"]["url"]] = b"another's"
 
 
+def rewrite_roll_back(log: Log, change: Callable[[dict[str, Any]], Any]) -> None:
+    place = log.manifests.index(roll_backs(log)[-1])
+    log.history[place] = rewrite(log.history[place], change)
+
+
+def go_back_further(log: Log) -> None:
+    rewrite_roll_back(log, lambda manifest: manifest.update(rolled_back_to=manifest["rolled_back_to"] - 1))
+
+
+def go_back_unsaid(log: Log) -> None:
+    rewrite_roll_back(log, lambda manifest: manifest.update(rolled_back_to=None))
+
+
+def go_back_without_a_decision(log: Log) -> None:
+    rewrite_roll_back(log, lambda manifest: manifest.update(decision=None))
+
+
+def go_back_for_a_release(log: Log) -> None:
+    rewrite_roll_back(log, lambda manifest: manifest["decision"].update(released=True))
+
+
+def name_an_older_release(log: Log) -> None:
+    rewrite_roll_back(log, lambda manifest: manifest["release"].update(sequence=1))
+
+
+def discard_more(log: Log) -> None:
+    move_discarded(log, -1, 0)
+
+
+def discard_less(log: Log) -> None:
+    move_discarded(log, 1, 0)
+
+
+def discard_what_is_not_read_yet(log: Log) -> None:
+    move_discarded(log, 0, 1)
+
+
+def move_discarded(log: Log, start: int, end: int) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        ((_, partitions),) = manifest["discarded"].items()
+        for span in partitions.values():
+            span[:] = span[0] + start, span[1] + end
+
+    rewrite_roll_back(log, change)
+
+
+def discard_at_a_save(log: Log) -> None:
+    discarded = roll_backs(log)[-1]["discarded"]
+    log.history[0] = rewrite(log.history[0], lambda manifest: manifest.update(discarded=discarded))
+
+
+def give_up_released_state(log: Log) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        release = manifest["release"]["sequence"]
+        manifest["kept"] = [kept for kept in manifest["kept"] if kept["sequence"] != release]
+
+    rewrite_newest(log, change)
+
+
+def drop_released_state(log: Log) -> None:
+    release = log.manifest["release"]["sequence"]
+    (state,) = (kept["object"] for kept in log.manifest["kept"] if kept["sequence"] == release)
+    del log.objects[state["url"]]
+
+
+def keep_another_state(log: Log) -> None:
+    rewrite_newest(log, lambda manifest: manifest["kept"][0].update(object=manifest["state"]))
+
+
 def drop_chunk(log: Log) -> None:
     del log.weights[-1]
 
@@ -345,6 +414,18 @@ DAMAGE: dict[Damage, str] = {
     change_evaluation: "has another digest",
     cut_state: "has another digest",
     overwrite_old_state: "was overwritten",
+    go_back_further: "went back to another release than the last",
+    go_back_unsaid: "discards .*, not {}",
+    go_back_without_a_decision: "went back and refused nothing",
+    go_back_for_a_release: "went back and refused nothing",
+    name_an_older_release: "names another release than the last",
+    discard_more: "discards",
+    discard_less: "discards",
+    discard_what_is_not_read_yet: "discards",
+    discard_at_a_save: "manifest 1 discards .*, not {}",
+    give_up_released_state: "the state of release .* is not kept",
+    drop_released_state: "is missing",
+    keep_another_state: "keeps other states than were saved",
     change_chunk: "the chunks are not the release",
     drop_chunk: "the chunks are not the release",
     double_chunk: "the weights topic holds other chunks",
@@ -472,6 +553,7 @@ DIFFERENCES: dict[Damage, str] = {
     name_another_state: "the state is another",
     name_another_release: "the release is another",
     forget_release: "the release is another",
+    go_back_unsaid: "training went back elsewhere",
     drop_checkpoints: "there is no manifest",
 }
 

@@ -1,12 +1,14 @@
 """The ledger tells what made a checkpoint: learned again, it gives the same bytes."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
-from checker import Log
-from feed import mixed
+from checker import Log, roll_backs
+from feed import flipped, mixed
 from harness import NewRun, Run
 
 from stream_learner.errors import ExitCode
@@ -18,18 +20,22 @@ SETTINGS = {
     "batch.size": 8,
     "memory.max_items": 200,
     "held_out.max_items": 100,
-    "release.every_records": 500,
-    "checkpoint.every_records": 150,
+    "release.every_records": 200,
+    "release.max_drop": 0.02,
+    "release.patience": 1,
+    "checkpoint.every_records": 100,
+    "checkpoint.max_unsaved_records": 150,
     "checkpoint.keep": 1000,
 }
 
 
 @pytest.fixture(scope="module")
 def restarted(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Log]:
-    """A run on three partitions that was killed three times, and what it published. All its states are kept."""
+    """A run on three partitions that was killed three times, and went back to a release in between; what it published.
+    All its states are kept."""
     run = Run(broker, tmp_path_factory.mktemp("restarted"), 3, SETTINGS)
     for seed in range(RESTARTS):
-        run.feed(mixed(1200, seed))
+        run.feed(flipped(mixed(1200, seed), 1200))
         worker = run.start()
         worker.reaches("checkpoint_sequence", len(run.read("history")) + 3)
         worker.kill()
@@ -58,6 +64,20 @@ def test_a_release_in_the_middle_of_the_run(restarted: tuple[Run, Log]) -> None:
 def test_the_whole_run_from_the_beginning(restarted: tuple[Run, Log]) -> None:
     run, log = restarted
     assert log.manifest["state"]["digest"] in rebuild(run, 0, log.manifest["sequence"])
+
+
+def test_a_roll_back_needs_the_state_of_the_release(restarted: tuple[Run, Log], tmp_path: Path) -> None:
+    run, log = restarted
+    back = next(m for m in roll_backs(log) if m["rolled_back_to"] < m["sequence"] - 1)
+    start, end = back["sequence"] - 1, back["sequence"]
+    assert f"state {back['state']['digest']}, as published" in rebuild(run, start, end)
+    release = log.manifests[back["rolled_back_to"] - 1]
+    path, backup = Path(urlsplit(release["state"]["url"]).path), tmp_path / "backup"
+    shutil.move(path, backup)
+    said = rebuild(run, start, end, ExitCode.STATE)
+    shutil.move(backup, path)
+    assert f"the state of checkpoint {release['sequence']}, the last release then, is needed too" in said
+    assert f"rebuilt from {release['sequence']}" in rebuild(run, release["sequence"], end)
 
 
 def test_any_state_that_is_kept_will_do(finished: tuple[Run, Log]) -> None:
