@@ -21,7 +21,7 @@ import checker
 import numpy as np
 from checker import Violation
 from child import Point
-from feed import Draft, Images, classes, good, mixed, png, whole_batches
+from feed import Draft, Images, classes, flipped, good, mixed, png, whole_batches
 from harness import POLL_S, UNKNOWN_OUTCOME, Run, Worker
 from PIL import Image
 
@@ -52,14 +52,20 @@ EFFECTS = {
     "read back": ("read_back", "verify", 2),
     "delete": ("retention", "delete_dropped", 2),
 }
+LEARNING = {
+    "decision": ("learner", "decide_release", 2),
+    "roll-back": ("memory", "drop_since", 1),  # in the middle of it
+}
 RECOVERY = {
     "topics check": ("topics", "check", 1),
     "election": ("worker", "await_turn", 1),
     "reading the checkpoints": ("recover", "read_newest", 2),
-    "fetch": ("store", "fetch", 2),
+    "fetch": ("store", "fetch", 3),  # the newest state, the last release's, parts
     "fence": ("transaction", "fence", 1),
     "restore": ("learner", "restore", 1),
+    "restore of the release": ("learner", "restore_released", 1),
 }
+POINTS = EFFECTS | LEARNING | RECOVERY
 
 
 class AtPoint(NamedTuple):
@@ -111,8 +117,7 @@ def draw(random: Random, first: list[Life], count: int) -> list[Life]:
     hands = 0
     while len(lives) < count:
         # A point that one hand has before a call, the next one has after it.
-        points = EFFECTS | RECOVERY
-        hand: list[Life] = [_at_point(random, name, (place + hands) % 2 == 0) for place, name in enumerate(points)]
+        hand: list[Life] = [_at_point(random, name, (place + hands) % 2 == 0) for place, name in enumerate(POINTS)]
         hand.append(AtPoint("half put", Point("store", "put", random.randint(1, 2), half=True)))
         hand += [AtMoment("at random", random.uniform(0, RANDOM_S)) for _ in range(2)]
         hand += [AtMoment("again within a second", random.uniform(0, AGAIN_S)) for _ in range(3)]
@@ -124,7 +129,7 @@ def draw(random: Random, first: list[Life], count: int) -> list[Life]:
 
 
 def _at_point(random: Random, name: str, before: bool) -> AtPoint:
-    collaborator, function, calls = (EFFECTS | RECOVERY)[name]
+    collaborator, function, calls = POINTS[name]
     when = "before" if before else "after"
     return AtPoint(f"{when} {name}", Point(collaborator, function, random.randint(1, calls), before))
 
@@ -176,6 +181,9 @@ class Report:
     by_point: Counter[str] = field(default_factory=Counter)
     records: int = 0
     manifests: int = 0
+    releases: int = 0
+    roll_backs: int = 0
+    discarded: int = 0
     lost: int = 0
     twice: int = 0
     violations: list[str] = field(default_factory=list)
@@ -189,6 +197,12 @@ class Report:
             self.lost += violation.lost
             self.twice += violation.twice
             self.violations.append(violation.what)
+
+    def account(self, log: checker.Log) -> None:
+        self.manifests += len(log.history)
+        self.releases += sum(manifest["released"] for manifest in log.manifests)
+        self.roll_backs += len(checker.roll_backs(log))
+        self.discarded += checker.discarded(log)
 
     def failed(self, what: str, error: Exception) -> None:
         """A worker that did not do what it had to."""
@@ -228,7 +242,7 @@ class Victim:
             self.report.failed("the last life", error)
             self.run.close()
             return None
-        self.report.manifests += len(log.history)
+        self.report.account(log)
         self.report.add(checker.violations(log, self.run.fed))
         self.report.add(checker.check_drained(log, self.run.fed))
         return log
@@ -341,6 +355,7 @@ def torture(
     on_life: Callable[[], None],
 ) -> Report:
     """Kills a run of three partitions, then one of a single partition, which must learn the same as an unkilled one.
+    Each life sees right labels, then wrong ones, so that training goes back to a release.
 
     `records` are the former's. A tenth of the kills is the latter's, with as many records a kill on top. Keeps
     everything in `folder`, by the run's id.
@@ -351,7 +366,12 @@ def torture(
     share = records // len(lives[0])
     settings = pictures.settings | {
         "run.seed": seed,
-        "release.every_records": max(100, share // 2),
+        # Learns fast, and goes back as soon as it learned what is wrong.
+        "learning.learning_rate": 0.01,
+        "learning.steps_per_batch": 2,
+        "release.every_records": max(50, share // 4),
+        "release.max_drop": 0.05,
+        "release.patience": 1,
         "checkpoint.every_records": max(50, share // 4),
         "checkpoint.every_s": 1.0,
         "checkpoint.keep": 1,
@@ -361,12 +381,12 @@ def torture(
     }
 
     three = Run(broker, folder / f"torture-{seed}-three-partitions", 3, settings)
-    Victim(three, list(mixed(records, seed, pictures.images)), report).suffer(lives[0], on_life)
+    Victim(three, list(flipped(mixed(records, seed, pictures.images), share)), report).suffer(lives[0], on_life)
 
     # Batches close only when they are full: wherever a life begins, they are the same.
     settings |= {"batch.size": BATCH, "batch.linger_s": 3600.0}
     killed = Run(broker, folder / f"torture-{seed}-one-partition", 1, settings)
-    drafts = whole_batches(good(share * len(lives[1]), seed, pictures.images), BATCH)
+    drafts = whole_batches(flipped(good(share * len(lives[1]), seed, pictures.images), share), BATCH)
     log = Victim(killed, drafts, report).suffer(lives[1], on_life)
 
     same_input = {"input.topics": [killed.input], "checkpoint.every_s": 3600.0, "checkpoint.every_records": records}
@@ -374,5 +394,7 @@ def torture(
     expected = Victim(unkilled, [], report).suffer([], on_life)
     if log and expected:
         report.add(checker.compare_states(log, expected))
+        if not checker.roll_backs(expected):
+            report.add([Violation("training went back to no release")])
     report.records = len(three.fed) + len(killed.fed)
     return report
