@@ -29,7 +29,7 @@ from stream_learner.records.manifest import Decision, ModelSpec, Preprocessing
 from stream_learner.records.progress import Progress
 from stream_learner.records.record import Label, Reason, Rejection, Sample, Split
 from stream_learner.records.report import Report
-from stream_learner.records.spans import Positions, Spans, each
+from stream_learner.records.spans import Positions, Spans, between, each
 from stream_learner.registry import lookup
 
 STATE_FORMAT = 2
@@ -78,6 +78,7 @@ class Learner:
         self._decided_at = 0
         self._non_finite_in_a_row = 0
         self._released: Released | None = None
+        self._may_discard_from: Positions = {}  # of the last release or roll-back
         self._patience = Patience(settings.release.patience)
         self._outcome: tuple[Candidate, Decision, Spans | None] | None = None
 
@@ -284,8 +285,8 @@ class Learner:
                 tensors=self._trainer.tensors(),
                 document=self._trainer.document(),
                 records=self.records,
-                positions=copy.deepcopy(self.progress.positions),
             )
+            self._may_discard_from = copy.deepcopy(self.progress.positions)
         discarded = self._roll_back() if self._patience.decided(decision) else None
         self._outcome = candidate, decision, discarded
         return decision
@@ -297,7 +298,9 @@ class Learner:
         self._trainer.restore(self._released.tensors, self._released.document)
         self._trainer.grow(len(self.labels))
         self.memory.drop_since(self._released.records)
-        return self._released.spans_since(self.progress.positions)
+        discarded = between(self._may_discard_from, self.progress.positions)
+        self._may_discard_from = copy.deepcopy(self.progress.positions)
+        return discarded
 
     def _predictions(self, model: nn.Module, images_NHWC: np.ndarray) -> np.ndarray:
         return evaluation.predict(model, images_NHWC, self._placement.device)
@@ -340,6 +343,8 @@ class Learner:
         self.drift.restore(document["drift"])
         self._best_recalls.restore(document["best_recalls"])
         self._patience.restore(document["patience"])
+        for topic, partition, offset in document["may_discard_from"]:
+            self._may_discard_from.setdefault(topic, {})[partition] = offset
         self.records = document["records"]
         self._decided_at = document["decided_at"]
         self._non_finite_in_a_row = document["non_finite_in_a_row"]
@@ -350,13 +355,10 @@ class Learner:
 
     def restore_released(self, spec: ModelSpec, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
         """Takes the last release from the state that was saved with it."""
-        positions: Positions = {}
-        for topic, partition, offset in document["released_at"]:
-            positions.setdefault(topic, {})[partition] = offset
         trainer = under("trainer", tensors)
         weights = under("average", trainer) or under("model", trainer)
         self._released = Released(
-            self._build_released(spec, weights), trainer, document["trainer"], document["records"], positions
+            self._build_released(spec, weights), trainer, document["trainer"], document["records"]
         )
 
     @property
@@ -382,7 +384,7 @@ class Learner:
             "drift": self.drift.document(),
             "best_recalls": self._best_recalls.document(),
             "patience": self._patience.document(),
-            "released_at": [*each(self._released.positions)] if self._released else [],
+            "may_discard_from": [*each(self._may_discard_from)],
             "records": self.records,
             "decided_at": self._decided_at,
             # A run that stopped after three gets past them.

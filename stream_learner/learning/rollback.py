@@ -7,7 +7,6 @@ from torch import Tensor
 
 from stream_learner.learning.models import ImageClassifier
 from stream_learner.records.manifest import Decision
-from stream_learner.records.spans import Positions, Span, Spans
 
 CUT = 0.5
 FLOOR = 0.1
@@ -17,24 +16,13 @@ FLOOR = 0.1
 class Released:
     """The last release: the network that the gate compares with, and what training goes back to.
 
-    `tensors` and `document` are the trainer's state; `records` and `positions` are how far the stream had been read.
+    `tensors` and `document` are the trainer's state; `records` counts the run's input records up to there.
     """
 
     network: ImageClassifier
     tensors: dict[str, Tensor]
     document: dict[str, Any]
     records: int
-    positions: Positions
-
-    def spans_since(self, positions: Positions) -> Spans:
-        """Offsets read from there to `positions`; those of a partition added since from their beginning."""
-        since: Spans = {}
-        for topic, partitions in positions.items():
-            for partition, end in partitions.items():
-                start = self.positions.get(topic, {}).get(partition, 0)
-                if start < end:
-                    since.setdefault(topic, {})[partition] = Span(start, end)
-        return since
 
 
 class Patience:

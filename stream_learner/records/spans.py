@@ -47,6 +47,16 @@ def advance(positions: Positions, spans: Spans) -> None:
         positions.setdefault(topic, {})[partition] = span.end
 
 
+def between(start: Positions, end: Positions) -> Spans:
+    """Offsets from `start` on, up to `end`; those of a partition that `start` lacks from its first."""
+    spans: Spans = {}
+    for topic, partition, stop in each(end):
+        first = start.get(topic, {}).get(partition, 0)
+        if first < stop:
+            spans.setdefault(topic, {})[partition] = Span(first, stop)
+    return spans
+
+
 def each(places: Mapping[str, Mapping[int, T]]) -> Iterator[tuple[str, int, T]]:
     """Yields (topic, partition, span) of spans, (topic, partition, offset) of positions, in sorted order."""
     for topic in sorted(places):

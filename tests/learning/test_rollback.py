@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from digit_stream import TEST, TRAIN, VALIDATION, as_bytes, batch, digits_of, resumed, settings
+from digit_stream import TEST, TRAIN, VALIDATION, as_bytes, batch, digits_of, position, resumed, settings
 from torch import Tensor
 
 from stream_learner.checkpoints import state
@@ -120,6 +120,26 @@ def test_a_run_stopped_and_resumed_around_it_ends_like_one_that_was_not(unbroken
 
 def test_snapshots_in_between_change_nothing(unbroken):
     assert as_bytes(decided(Learner(settings(**RUN)), snapshots=True)[-1]) == as_bytes(unbroken[-1])
+
+
+def test_what_was_discarded_once_is_not_discarded_again():
+    run = settings(**RUN | {"release__patience": 1})
+    learner, end, discarded, release = Learner(run), 0, [], b""
+    for number, b in enumerate(batches()):
+        learner.learn(b)
+        if number % 2:
+            learner.decide_release()
+            snapshot = learner.snapshot()
+            if snapshot.discarded:
+                discarded.append(snapshot.discarded)
+                assert snapshot.discarded == {"images": {0: Span(end, position(learner))}}
+            else:
+                assert snapshot.candidate
+                model, release = snapshot.candidate.model, as_bytes(snapshot)
+            end = position(learner)
+            learner = resumed(run, snapshot)
+            learner.restore_released(model, state.decode_tensors(release), state.decode_document(release))
+    assert len(discarded) > 1
 
 
 def test_without_patience_training_goes_on():

@@ -6,7 +6,7 @@ from stream_learner.records.ledger import Piece
 from stream_learner.records.progress import DEAD_LETTER_OVERHEAD_BYTES, PIECE_BYTES, Progress
 from stream_learner.records.record import Reason, Record, Rejection, Split
 from stream_learner.records.report import Drift, Report
-from stream_learner.records.spans import Span, Spans, advance, each, extend, extend_all
+from stream_learner.records.spans import Span, Spans, advance, between, each, extend, extend_all
 
 
 def rejection(offset: int, reason: Reason = Reason.NO_LABEL) -> Rejection:
@@ -23,6 +23,11 @@ def test_a_span_grows_and_begins_where_it_was_first_seen():
     extend(spans, "images", 0, 6, 9)
     extend(spans, "images", 1, 0, 1)
     assert spans == {"images": {0: Span(5, 9), 1: Span(0, 1)}}
+
+
+def test_between_positions_is_what_was_read():
+    start, end = {"images": {0: 5, 1: 7}}, {"images": {0: 9, 1: 7, 2: 3}}
+    assert between(start, end) == {"images": {0: Span(5, 9), 2: Span(0, 3)}}
 
 
 @pytest.mark.parametrize("start", [9, 11])
