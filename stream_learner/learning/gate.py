@@ -11,6 +11,7 @@ from stream_learner.records.record import Label
 
 LEVEL = 0.05  # of the test, one-sided
 DRAWS = 10_000
+ROUNDING = 1e-9  # of sums of recalls
 
 
 def decide(
@@ -49,11 +50,14 @@ def decide(
         return Decision(released=True, abstained=True, reason=reason, **figures)
 
     if settings.rule == "max_drop":
-        released = new >= old - settings.max_drop
+        released = new >= old - settings.max_drop - ROUNDING
+        worse = not released
         reason = f"mean recall {new:.4f} {'reaches' if released else 'is below'} {old:.4f} - {settings.max_drop}"
     else:
         better = settings.rule == "better"
-        p = p_value(lost_C, gained_C, total_C) if better else p_value(gained_C, lost_C, total_C)
+        p_worse = p_value(gained_C, lost_C, total_C)
+        worse = p_worse <= LEVEL
+        p = p_value(lost_C, gained_C, total_C) if better else p_worse
         significant = p <= LEVEL
         released = significant == better
         reason = (
@@ -62,10 +66,12 @@ def decide(
         )
         figures["p_value"] = p
     limit = settings.max_old_class_drop
-    if released and limit is not None and drop is not None and drop > limit:
-        released = False
-        reason = f"mean recall over the classes that the last release knows fell by {drop:.4f}, over {limit}"
-    return Decision(released=released, abstained=False, reason=reason, **figures)
+    if limit is not None and drop is not None and drop > limit + ROUNDING:
+        worse = True
+        if released:
+            released = False
+            reason = f"mean recall over the classes that the last release knows fell by {drop:.4f}, over {limit}"
+    return Decision(released=released, worse=worse, abstained=False, reason=reason, **figures)
 
 
 def p_value(gained_C: np.ndarray, lost_C: np.ndarray, total_C: np.ndarray) -> float:
@@ -86,5 +92,4 @@ def p_value(gained_C: np.ndarray, lost_C: np.ndarray, total_C: np.ndarray) -> fl
     for differing, total in zip(differing_C, total_C, strict=True):
         drawn += (2 * rng.binomial(differing, 0.5, DRAWS) - differing) / total
     observed = float(((gained_C - lost_C) / total_C).sum())
-    rounding = 1e-9
-    return (1 + int((drawn <= observed + rounding).sum())) / (1 + DRAWS)
+    return (1 + int((drawn <= observed + ROUNDING).sum())) / (1 + DRAWS)

@@ -30,7 +30,7 @@ class Patience:
     were too many. The next release puts both back.
 
     A candidate that is refused for being no better (`release.rule` at `better`) is no reason to give up what was
-    learned.
+    learned: half of those that are as good are below the last release by chance.
     """
 
     def __init__(self, limit: int | None):
@@ -44,8 +44,7 @@ class Patience:
         if decision.released:
             self._refusals, self.learning_rate_factor = 0, 1.0
             return False
-        lost = decision.old_class_drop is not None and decision.old_class_drop > 0
-        self._refusals += lost or (decision.candidate or 0.0) < (decision.last or 0.0)
+        self._refusals += decision.worse
         if self._limit is None or self._refusals < self._limit:
             return False
         self._refusals, self.learning_rate_factor = 0, max(FLOOR, self.learning_rate_factor * CUT)

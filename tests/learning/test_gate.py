@@ -56,6 +56,32 @@ def test_without_an_allowance_the_candidate_must_be_as_good():
     assert not verdict(of_128(63, 64), max_drop=0).released
 
 
+def test_rounding_is_no_drop():
+    # Of ten samples each: the sum of these recalls depends on their order, and that of their differences is not 0.
+    assert verdict((7, 0, 3, 0), (9, 0, 0, 1), (7, 3, 0, 0), max_drop=0, min_held_out=1).released
+    old = (3, 2, 0, 5), (8, 0, 0, 2), (3, 0, 7, 0), (5, 5, 0, 0)
+    assert verdict(*old, max_drop=0, max_old_class_drop=0, min_held_out=1).released
+
+
+@pytest.mark.parametrize(
+    ("last", "candidate", "settings", "worse"),
+    [
+        (64, 60, {"max_drop": 0.02}, True),
+        (64, 63, {"max_drop": 0.02}, False),
+        (64, 48, {"rule": "not_worse"}, True),
+        (64, 62, {"rule": "not_worse"}, False),
+        (64, 48, {"rule": "better"}, True),
+        (64, 62, {"rule": "better"}, False),  # refused, for being no better
+        (64, 62, {"max_old_class_drop": 0.01}, True),
+        (64, 62, {"rule": "better", "max_old_class_drop": 0.01}, True),
+    ],
+)
+def test_a_candidate_is_worse_by_what_the_settings_call_a_drop(last, candidate, settings, worse):
+    decision = verdict(of_128(candidate, last), **settings)
+    assert decision.worse == worse
+    assert decision.released == (not worse and settings.get("rule") != "better")
+
+
 def test_it_abstains_when_nothing_was_released_before():
     targets = np.zeros(128, np.int64)
     decision = decide(targets, None, targets, 0, ReleaseSettings(rule="better", max_old_class_drop=0))

@@ -64,6 +64,13 @@ def trainer(snapshot: Snapshot) -> dict[str, Tensor]:
     return {name: t for name, t in snapshot.tensors.items() if name.startswith("trainer/")}
 
 
+def restore_released(learner: Learner, release: Snapshot) -> None:
+    """What a restart does with the state that was saved with the last release."""
+    saved = as_bytes(release)
+    assert release.candidate
+    learner.restore_released(release.candidate.model, state.decode_tensors(saved), state.decode_document(saved))
+
+
 def first_roll_back(snapshots: list[Snapshot]) -> tuple[Snapshot, Snapshot]:
     """The release that training went back to, and where it went back."""
     back = next(number for number, s in enumerate(snapshots) if s.discarded)
@@ -108,11 +115,8 @@ def test_a_run_stopped_and_resumed_around_it_ends_like_one_that_was_not(unbroken
             learner.decide_release()
             snapshots.append(learner.snapshot())
     latest = learner.snapshot()
-    release = [s for s in snapshots if s.decision and s.decision.released][-1]
     learner = resumed(settings(**RUN), latest)
-    saved = as_bytes(release)
-    assert release.candidate
-    learner.restore_released(release.candidate.model, state.decode_tensors(saved), state.decode_document(saved))
+    restore_released(learner, [s for s in snapshots if s.decision and s.decision.released][-1])
     end = decided(learner, after=stop)[-1]
     assert as_bytes(end) == as_bytes(unbroken[-1])
     assert end.positions == unbroken[-1].positions
@@ -124,7 +128,8 @@ def test_snapshots_in_between_change_nothing(unbroken):
 
 def test_what_was_discarded_once_is_not_discarded_again():
     run = settings(**RUN | {"release__patience": 1})
-    learner, end, discarded, release = Learner(run), 0, [], b""
+    learner, end, discarded = Learner(run), 0, []
+    released: list[Snapshot] = []
     for number, b in enumerate(batches()):
         learner.learn(b)
         if number % 2:
@@ -134,11 +139,10 @@ def test_what_was_discarded_once_is_not_discarded_again():
                 discarded.append(snapshot.discarded)
                 assert snapshot.discarded == {"images": {0: Span(end, position(learner))}}
             else:
-                assert snapshot.candidate
-                model, release = snapshot.candidate.model, as_bytes(snapshot)
+                released.append(snapshot)
             end = position(learner)
             learner = resumed(run, snapshot)
-            learner.restore_released(model, state.decode_tensors(release), state.decode_document(release))
+            restore_released(learner, released[-1])
     assert len(discarded) > 1
 
 
@@ -146,8 +150,9 @@ def test_without_patience_training_goes_on():
     assert not any(s.discarded for s in decided(Learner(settings(**RUN | {"release__patience": None}))))
 
 
-def verdict(released: bool, candidate: float = 0.5, last: float = 0.6) -> Decision:
-    return Decision(released=released, abstained=False, candidate=candidate, last=last, samples=100, reason="")
+def verdict(released: bool, worse: bool = True) -> Decision:
+    figures = {"candidate": 0.5, "last": 0.6, "samples": 100, "reason": ""}
+    return Decision(released=released, worse=worse and not released, abstained=False, **figures)
 
 
 def test_the_learning_rate_falls_to_a_floor_and_returns_with_a_release():
@@ -164,7 +169,7 @@ def test_the_learning_rate_falls_to_a_floor_and_returns_with_a_release():
 def test_a_release_starts_the_count_anew_and_a_candidate_that_is_no_worse_does_not_add_to_it():
     patience = Patience(2)
     assert not patience.decided(verdict(False))
-    assert not patience.decided(verdict(False, candidate=0.6))
+    assert not patience.decided(verdict(False, worse=False))
     assert not patience.decided(verdict(True))
     assert not patience.decided(verdict(False))
     assert patience.decided(verdict(False))
