@@ -104,6 +104,8 @@ def learn(
         # Time stands still, so that a batch closes when it is full and for no other reason.
         for batch in batches(source, decoder, {TOPIC: {0: 0}}, settings.batch, Event(), clock=lambda: 0.0):
             report = learner.learn(batch)
+            if learner.release_due:
+                learner.decide_release()  # nothing is held out, so that all are released: `novelty` looks at the last
             records += batch.records
             prequential_views += sum(seen for _, seen in report.prequential.values())
             outcome.steps += report.steps

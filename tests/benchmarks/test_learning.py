@@ -111,6 +111,15 @@ def test_retraining_is_measured_beside_increments(digits: Path, tmp_path: Path):
     assert incremented["views"] == 2 * 160 - 32
 
 
+def test_novelty_has_a_last_release_to_look_at(digits: Path, tmp_path: Path):
+    options = ("shuffled", "--data", digits, "--model", "mlp", "--runs", tmp_path, "--set", "release.every_records=60")
+    (without,) = run(*options, "--set", "weights.policies=[]")
+    (novelty,) = run(*options, "--set", "weights.policies=['novelty']")
+    assert without["teacher_views"] == 0
+    assert novelty["teacher_views"] == 190 - 60  # the stream's, from the first release on
+    assert novelty["views"] == without["views"]
+
+
 def test_an_unknown_strategy_ends_with_a_hint(digits: Path, tmp_path: Path):
     arguments = ["increments", "--data", digits, "--model", "mlp", "--runs", tmp_path, "--strategy", "err"]
     result = CliRunner().invoke(app, list(map(str, arguments)))
