@@ -27,7 +27,8 @@ class LogitAdjustedReplay(Strategy):
 
     def _log_prior(self, latest: Minibatch, classes: int) -> Tensor:
         known = F.pad(self._frequencies, (0, classes - len(self._frequencies))).to(latest.labels.device)
-        counts = torch.zeros_like(known).index_add_(0, latest.labels, latest.weights)
+        # Not index_add_, which on a GPU adds in an order of its own.
+        counts = latest.weights @ F.one_hot(latest.labels, classes).float()
         self._frequencies = DECAY * known + (1 - DECAY) * counts
         return (self._frequencies / self._frequencies.sum()).clamp(min=1e-8).log()
 
