@@ -280,7 +280,7 @@ class MemorySettings(Section):
     max_bytes: NonNegativeInt = 256 * MIB
     """Bytes of the encoded images kept for replay, over all classes; those given up take as much again at
     most."""
-    segment_bytes: PositiveInt = 16 * MIB
+    segment_bytes: Annotated[PositiveInt, Field(le=1024 * MIB)] = 16 * MIB
     """Bytes of images after which a checkpoint writes them into an object of their own, once; what is newer is written
     with each checkpoint. Also for the held-out sets."""
     replay_size: PositiveInt | None = None
