@@ -327,8 +327,9 @@ def check_release(log: Log) -> Iterator[Violation]:
 
 def check_roll_backs(log: Log) -> Iterator[Violation]:
     """Training goes back to the last release, and only when a candidate is refused; it discards what was read since
-    that release, and says so."""
+    that release and was not discarded before, and says so."""
     last = None
+    starts: dict[Place, int] = {}
     for manifest in log.manifests:
         where = f"manifest {manifest['sequence']}"
         last = manifest if manifest["released"] else last
@@ -341,12 +342,13 @@ def check_roll_backs(log: Log) -> Iterator[Violation]:
                 yield Violation(f"{where} went back and refused nothing")
             if last is None or manifest["rolled_back_to"] != last["sequence"]:
                 yield Violation(f"{where} went back to another release than the last")
-            starts = places(last["positions"]) if last else {}
             for place, end in places(manifest["positions"]).items():
                 if (start := starts.get(place, 0)) < end:
                     expected[place] = [start, end]
         if places(manifest["discarded"]) != expected:
             yield Violation(f"{where} discards {manifest['discarded']}, not {expected}")
+        if manifest["released"] or manifest["rolled_back_to"] is not None:
+            starts = places(manifest["positions"])
 
 
 def roll_backs(log: Log) -> list[dict[str, Any]]:
@@ -355,7 +357,7 @@ def roll_backs(log: Log) -> list[dict[str, Any]]:
 
 
 def discarded(log: Log) -> int:
-    """Offsets discarded, each as often as it was."""
+    """Offsets discarded."""
     spans = [span for manifest in log.manifests for span in places(manifest["discarded"]).values()]
     return sum(end - start for start, end in spans)
 
