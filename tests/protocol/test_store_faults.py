@@ -129,6 +129,12 @@ def path_of(reference: dict[str, str]) -> Path:
     return Path(reference["url"].removeprefix("file://"))
 
 
+def released_state(log: Log) -> dict[str, str]:
+    """The state that was saved with the last release."""
+    release = log.manifest["release"]["sequence"]
+    return next(kept["object"] for kept in log.manifest["kept"] if kept["sequence"] == release)
+
+
 def truncated(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
@@ -139,16 +145,16 @@ def flipped(data: bytes) -> bytes:
 
 def test_what_a_start_needs_is_damaged(finished: tuple[Run, Log]) -> None:
     run, log = finished
-    state, release = path_of(log.manifest["state"]), path_of(log.manifest["release"]["object"])
+    state, released = path_of(log.manifest["state"]), path_of(released_state(log))
     marker = run.store / run.id / "run.json"
-    another = path_of(log.manifest["kept"][0]["object"]).read_bytes()
+    newest, another = state.read_bytes(), released.read_bytes()
     cases = [
         (state, truncated, "is not the one"),
         (state, lambda _: another, "is not the one"),
-        (release, truncated, "is not the one"),
-        (release, flipped, "is not the one"),
-        (release, lambda _: another, "is not the one"),
-        (release, None, "is missing"),
+        (released, truncated, "is not the one"),
+        (released, flipped, "is not the one"),
+        (released, lambda _: newest, "is not the one"),
+        (released, None, "is missing"),
         (marker, truncated, "is damaged"),
         (marker, lambda _: b'{"cluster_id":"another","checkpoints_topic_id":"one"}', "of another cluster"),
     ]
@@ -169,10 +175,11 @@ def test_what_a_start_needs_is_damaged(finished: tuple[Run, Log]) -> None:
 
 def test_what_a_start_does_not_need_is_damaged(finished: tuple[Run, Log]) -> None:
     run, log = finished
-    older = [path_of(kept["object"]) for kept in log.manifest["kept"] if kept["object"] != log.manifest["state"]]
-    others = [*older, path_of(log.manifest["release"]["evaluation"])]
+    needed = log.manifest["state"], released_state(log)
+    older = [path_of(kept["object"]) for kept in log.manifest["kept"] if kept["object"] not in needed]
+    others = [*older, *(path_of(log.manifest["release"][name]) for name in ("object", "evaluation"))]
     before = {path: path.read_bytes() for path in others}
-    assert len(before) > 1
+    assert len(before) > 2
     try:
         for path in others:
             path.unlink()
