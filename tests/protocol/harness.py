@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.request import urlopen
@@ -263,19 +263,23 @@ class Run:
         return self.check()
 
     def learned(self, worker: Worker) -> None:
-        """Returns once the worker has learned all that was fed."""
+        """Returns once the worker has learned all that was fed; however long it takes, as long as it gets on."""
         # A partition that had no news since the worker's start has no series, but a saved position.
-        saved = self.saved()
+        saved, ends = self.saved(), self.ends()
 
-        def at_the_end() -> bool:
+        def further_than(reached: float) -> float:
+            """Where the worker is, over all partitions; 0 while that is no further."""
             series = worker.metric("position")
-            return all(
-                max(saved.get((topic, p), 0), series.get(f'{{partition="{p}",topic="{topic}"}}', 0)) >= end
-                for (topic, p), end in self.ends().items()
+            now = sum(
+                min(end, max(saved.get((topic, p), 0), series.get(f'{{partition="{p}",topic="{topic}"}}', 0)))
+                for (topic, p), end in ends.items()
             )
+            return now if now > reached else 0
 
         worker.learning()
-        worker.until("end of the input", at_the_end)
+        reached = 0.0
+        while reached < sum(ends.values()):
+            reached = worker.until("progress in the input", partial(further_than, reached))
 
     def ends(self) -> dict[checker.Place, int]:
         """End of each partition, as far as it was fed through this object."""
