@@ -42,7 +42,7 @@ def retrain(
     accuracy on 2,000 images."""
     keep_freed_memory()
     augmentations = [lookup(AUGMENTATIONS, name, "learning.augment") for name in settings.learning.augment]
-    placement = place(settings.learning, models.MODELS[settings.model.name])
+    placement = place(settings.learning, models.factory(settings.model.name))
     pixels_NHWC = torch.from_numpy(decoded((data.train.images[i] for i in stream.indices.tolist()), settings.model))
     outcome = Outcome()
     for number, end in enumerate(stream.ends, 1):

@@ -119,7 +119,7 @@ def bare_torch(overrides: list[str], examples: list[Example]) -> Iterator[float]
 
     del examples
     settings = config.load(None, overrides)
-    placement = place(settings.learning, models.MODELS[settings.model.name])
+    placement = place(settings.learning, models.factory(settings.model.name))
     arguments = settings.model.model_dump(exclude={"name", "max_classes"}) | {"classes": CLASSES}
     model = models.build(ModelSpec(settings.model.name, arguments))
     model.to(placement.device, memory_format=placement.memory_format)  # pyright: ignore

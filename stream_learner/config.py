@@ -165,8 +165,9 @@ class ModelSettings(Section):
     weights: Path | None = None
     """A pretrained backbone to begin with: a file of safetensors whose names are those of the network's state dict, or
     of its body's as torchvision and timm have them; a head in it is ignored. A run stays with one file, by digest."""
-    freeze: bool = False
-    """Whether the backbone stays as it is, batch normalisation included, and only the head learns."""
+    freeze: bool | None = None
+    """Whether the backbone stays as it is, batch normalisation included, and only the head learns. When unset it does
+    under a head that is solved, which needs that, and learns under another."""
     head: str = "linear"
     """What classifies the backbone's features: `linear`, trained by the strategy, or a head that is solved from sums
     over all samples and forgets nothing, under a frozen backbone: `prototype` (nearest class mean), `ridge` (ridge
@@ -196,12 +197,17 @@ class ModelSettings(Section):
 
     @model_validator(mode="after")
     def _a_solved_head_has_a_frozen_backbone(self) -> "ModelSettings":
-        if self.head != "linear" and not self.freeze:
+        if self.head != "linear" and self.freeze is False:
             raise ValueError(
-                f'head = "{self.head}" adds up features, which a backbone that learns would change behind it: set '
-                'freeze = true (and weights to a pretrained backbone), or head = "linear"'
+                f'head = "{self.head}" adds up features, which a backbone that learns would change behind it: leave '
+                'freeze out (and set weights to a pretrained backbone), or set head = "linear"'
             )
         return self
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the backbone stays as it is."""
+        return self.freeze or self.head != "linear"
 
 
 class LearningSettings(Section):
@@ -276,7 +282,7 @@ MAX_SEGMENTS = 1024
 
 class MemorySettings(Section):
     max_items: NonNegativeInt = 10_000
-    """Samples kept for replay, over all classes."""
+    """Samples kept for replay, over all classes; of small images far fewer than `max_bytes` would hold."""
     max_bytes: NonNegativeInt = 256 * MIB
     """Bytes of the encoded images kept for replay, over all classes; those given up take as much again at
     most."""

@@ -425,7 +425,7 @@ def identity(settings: Settings) -> dict[str, Any]:
     model = settings.model
     return {
         "format": STATE_FORMAT,
-        "model": model.model_dump(exclude={"max_classes", "weights"}),
+        "model": model.model_dump(exclude={"max_classes", "weights", "freeze"}) | {"frozen": model.frozen},
         "model.weights": file_digest(model.weights) if model.weights else None,
         "strategy": settings.learning.strategy,
         "optimizer": settings.learning.optimizer,

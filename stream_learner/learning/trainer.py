@@ -185,7 +185,7 @@ class Trainer:
 
     def _build(self, classes: int) -> models.ImageClassifier:
         model = models.build(self._spec(classes))
-        if self._settings.model.freeze:
+        if self._settings.model.frozen:
             model.freeze()
         return model.to(self._placement.device, memory_format=self._placement.memory_format)  # pyright: ignore
 

@@ -180,7 +180,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return [self.parts[place] for place in state.parts]
 
     def released_state(self) -> State | None:
-        """The state that was saved with the last release; None before the first, or when it was given up."""
+        """The state that was saved with the last release; None before the first."""
         wanted = self.release.sequence if self.release else None
         return next((state for state in self.kept if state.sequence == wanted), None)
 

@@ -35,9 +35,7 @@ from stream_learner.learning.snapshot import Snapshot
 from stream_learner.learning.strategies import STRATEGIES, Losses, Step, Strategy
 from stream_learner.records.record import Reason
 
-SOLVED = [
-    {"model__head": head, "model__freeze": True, "model__random_features": 80} for head in HEADS if head != "linear"
-]
+SOLVED = [{"model__head": head, "model__random_features": 80} for head in HEADS if head != "linear"]
 # Strategies meet networks in batch normalisation at most: every one with the one that has it and one that has not.
 MET = [
     *product(STRATEGIES, ("mlp", "resnet18_slim")),

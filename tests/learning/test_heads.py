@@ -195,7 +195,7 @@ def test_without_samples_nothing_is_preferred(name):
 
 
 def frozen(name: str, **overrides) -> Settings:
-    return settings(**{"model__head": name, "model__freeze": True, "model__random_features": 80} | overrides)
+    return settings(**{"model__head": name, "model__random_features": 80} | overrides)
 
 
 def candidate_of(learner: Learner) -> Candidate:
@@ -363,12 +363,14 @@ def test_random_features_are_drawn_from_the_seed():
     assert not list(layer.parameters())
 
 
-def test_a_head_that_is_solved_needs_a_frozen_backbone(tmp_path):
+def test_a_head_that_is_solved_has_a_frozen_backbone(tmp_path):
     path = tmp_path / "worker.toml"
     path.write_text('run.id = "r"\ninput.topics = ["t"]\nmodel.head = "ridge"\n')
-    with pytest.raises(UsageError, match=r'head = "ridge" adds up features.* set freeze = true'):
-        load(path)
-    assert load(path, ["model.freeze=true"]).model.head == "ridge"
+    assert load(path).model.frozen
+    assert load(path, ["model.freeze=true"]).model.frozen
+    assert not load(path, ["model.head=linear"]).model.frozen
+    with pytest.raises(UsageError, match=r'head = "ridge" adds up features.* leave freeze out'):
+        load(path, ["model.freeze=false"])
 
 
 def test_a_head_that_is_not_there_is_refused():
