@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, tzinfo
@@ -73,7 +74,8 @@ def signalled(log: Path, arguments: list[str], point: Point, number: signal.Sign
     """The command line in a process that sends itself a signal at a point of the protocol."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
-    _at(point, lambda: os.kill(os.getpid(), number))
+    # To this thread: the process's first one, which would get it otherwise, may wake when this one is past the point.
+    _at(point, lambda: signal.pthread_kill(threading.get_ident(), number))
     command(log, arguments)
 
 
