@@ -331,7 +331,7 @@ class Learner:
         self, tensors: dict[str, Tensor], document: dict[str, Any], parts: dict[str, bytes], positions: Positions
     ) -> None:
         """Goes on from a snapshot's state. Raises ValueError when it belongs to other settings, or lacks a part."""
-        check_fits(document, self._settings)
+        check_fits(document, self._identity)
         for label in document["labels"]:
             self._index_of[label] = len(self.labels)
             self.labels.append(label)
@@ -434,11 +434,12 @@ def identity(settings: Settings) -> dict[str, Any]:
     }
 
 
-def check_fits(document: dict[str, Any], settings: Settings) -> None:
-    """Raises ValueError, which names what differs, when a state belongs to other settings."""
-    for name, wanted in identity(settings).items():
-        if document.get(name) != wanted:
-            raise ValueError(f"its {name} is {document.get(name)!r}, the settings say {wanted!r}")
+def check_fits(document: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises ValueError, which names what differs, when a state belongs to settings of another identity than
+    `wanted`."""
+    for name, value in wanted.items():
+        if document.get(name) != value:
+            raise ValueError(f"its {name} is {document.get(name)!r}, the settings say {value!r}")
 
 
 def _not_finite(sample: Sample) -> Rejection:

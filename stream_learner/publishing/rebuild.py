@@ -12,7 +12,7 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.errors import InputError, MismatchError, StateError, UsageError
 from stream_learner.learning.batch import Batch
-from stream_learner.learning.learner import Learner, check_fits
+from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Snapshot
 from stream_learner.records import ledger
 from stream_learner.records.decoder import Decoder
@@ -57,7 +57,7 @@ def rebuild(
     learner = Learner(settings)
     learner.begin(_begins(before, path))
     if before:
-        _restore(learner, settings, store, before, start)
+        _restore(learner, store, before, start)
     total = sum(_offsets(manifest.spans) for manifest in path)
     batches = records = done = 0
     decode = Decoder.from_settings(settings)
@@ -167,12 +167,11 @@ def _begins(before: Manifest | None, path: list[Manifest]) -> Positions:
     return begins
 
 
-def _restore(learner: Learner, settings: Settings, store: Store, before: Manifest, start: str) -> None:
+def _restore(learner: Learner, store: Store, before: Manifest, start: str) -> None:
     from_file = not start.isdigit() and "://" not in start
     data = _bytes_of(start) if from_file else store.fetch(before.state)
     try:
         document = state.decode_document(data)
-        check_fits(document, settings)
         parts = store.fetch_all(before.parts_of(before.kept[-1]), known={})
         learner.restore(state.decode_tensors(data), document, parts, learner.progress.positions)
     except ValueError as error:

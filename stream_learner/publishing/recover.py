@@ -9,7 +9,7 @@ from stream_learner.checkpoints.state import Tensors
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.errors import InputError, StateError
-from stream_learner.learning.learner import check_fits
+from stream_learner.learning.learner import check_fits, identity
 from stream_learner.publishing.marker import check_marker, delete_marker, fenced_folder, write_marker
 from stream_learner.records.manifest import Manifest, ModelSpec, Object, decode_manifest, digest
 from stream_learner.records.spans import Positions
@@ -50,6 +50,7 @@ class Recovery:
         self._settings = settings
         self._store = store
         self._topic = Names.of(settings).checkpoints
+        self._identity = identity(settings)  # once: it reads the file of `model.weights`
         self._seen: Checkpoint | None = None
 
     def look(self) -> None:
@@ -119,7 +120,7 @@ class Recovery:
         data = self._store.fetch(reference)
         try:
             document = state.decode_document(data)
-            check_fits(document, self._settings)
+            check_fits(document, self._identity)
             return state.decode_tensors(data), document
         except ValueError as error:
             raise StateError(
