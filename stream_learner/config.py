@@ -220,14 +220,14 @@ class LearningSettings(Section):
     `stream_learner.learning.augmentation.AUGMENTATIONS`, or `package.module:name`."""
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of the moving average of weights and buffers that predicts and is released; 0 keeps none."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """Optimizer: Adam (Kingma and Ba 2015) or SGD."""
+    optimizer: Literal["muon", "adam", "sgd"] = "adam"
+    """Optimizer: Muon (Jordan et al. 2024), Adam (Kingma and Ba 2015) or SGD."""
     learning_rate: PositiveFloat = 0.001
     """Learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of SGD; Adam ignores it."""
+    """Momentum of Muon and SGD; Adam ignores it."""
     weight_decay: NonNegativeFloat = 0.0
-    """L2 penalty of the optimizer."""
+    """L2 penalty of Adam and SGD; decoupled decay of Muon."""
     on_drift: Literal["none", "boost"] = "none"
     """What a drift changes, beside being reported: nothing, or rate and replay for a while, as `[drift]` says."""
     device: str = "auto"

@@ -38,7 +38,7 @@ def start_moments(optimizer: Optimizer, layer: nn.Linear, first_row: int) -> Non
     Adam divides its moments by 1 - beta^t, t counted from the parameter's first step (Kingma and Ba 2015, algorithm
     1). Rows that join at step t with zero moments would be corrected as if t gradients had been seen, and move about
     three times too far. With gradient g, m = (1 - beta1^(t-1)) g and v = (1 - beta2^(t-1)) g^2 give the update of
-    t = 1.
+    t = 1. AdamW, whose decay is no gradient, likewise.
     Call between backward and step. Does nothing for SGD, whose momentum starts at its first gradient by itself.
     """
     for parameter in (layer.weight, layer.bias):
@@ -48,6 +48,7 @@ def start_moments(optimizer: Optimizer, layer: nn.Linear, first_row: int) -> Non
         group = optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
         steps_before = float(moments["step"])
-        gradient = parameter.grad[first_row:] + group["weight_decay"] * parameter.detach()[first_row:]
+        penalty = 0 if group["decoupled_weight_decay"] else group["weight_decay"]
+        gradient = parameter.grad[first_row:] + penalty * parameter.detach()[first_row:]
         moments["exp_avg"][first_row:] = (1 - beta1**steps_before) * gradient
         moments["exp_avg_sq"][first_row:] = (1 - beta2**steps_before) * gradient**2

@@ -15,6 +15,7 @@ from stream_learner.learning.averaging import Average
 from stream_learner.learning.growth import grow_head, start_moments
 from stream_learner.learning.heads import HEADS, Accumulator, silence
 from stream_learner.learning.models.weights import load_body
+from stream_learner.learning.muon import Muon
 from stream_learner.learning.placement import Placement
 from stream_learner.learning.strategies import STRATEGIES, Minibatch, Step
 from stream_learner.learning.weighting import WeightedLoss
@@ -196,6 +197,9 @@ class Trainer:
             return torch.optim.SGD(
                 parameters, learning.learning_rate, learning.momentum, weight_decay=learning.weight_decay, fused=True
             )
+        if learning.optimizer == "muon":
+            matrices = [p for name, p in self.model.named_parameters() if p.ndim in (2, 4) and name != "head.weight"]
+            return Muon(parameters, matrices, learning.learning_rate, learning.momentum, learning.weight_decay)
         return torch.optim.Adam(parameters, learning.learning_rate, weight_decay=learning.weight_decay, fused=True)
 
 

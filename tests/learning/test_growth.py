@@ -5,6 +5,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from stream_learner.learning.growth import grow_head, start_moments
 from stream_learner.learning.models import MLP
+from stream_learner.learning.muon import Muon
 
 OLD, NEW = 3, 7
 LR = 0.01
@@ -18,6 +19,8 @@ def network(classes: int = OLD) -> MLP:
 def optimizer(kind: str, parameters, **options) -> Optimizer:
     if kind == "sgd":
         return SGD(parameters, LR, momentum=0.9, fused=True, **options)
+    if kind == "muon":  # which heads of networks are not moved by
+        return Muon(parameters, [], LR, momentum=0.9, **{"weight_decay": 0.0} | options)
     return Adam(parameters, LR, fused=True, **options)
 
 
@@ -35,7 +38,7 @@ def moments(by: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
     return {key: moment.clone() for key, moment in by.state[parameter].items()}
 
 
-@pytest.mark.parametrize("kind", ["adam", "sgd"])
+@pytest.mark.parametrize("kind", ["adam", "sgd", "muon"])
 def test_old_rows_keep_their_values_and_moments_and_new_rows_start_at_zero(kind):
     model = network()
     opt = optimizer(kind, model.parameters())
@@ -62,7 +65,7 @@ def test_old_rows_keep_their_values_and_moments_and_new_rows_start_at_zero(kind)
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("steps_before", [1, 2, 50])
-@pytest.mark.parametrize("kind", ["adam", "sgd"])
+@pytest.mark.parametrize("kind", ["adam", "sgd", "muon"])
 def test_the_first_update_of_new_rows_is_that_of_a_new_optimizer(kind, steps_before, weight_decay):
     model = network()
     opt = optimizer(kind, model.parameters(), weight_decay=weight_decay)
@@ -81,7 +84,7 @@ def test_the_first_update_of_new_rows_is_that_of_a_new_optimizer(kind, steps_bef
         assert torch.allclose(grown[OLD:], new, rtol=0, atol=LR * 1e-3)
 
 
-@pytest.mark.parametrize("kind", ["adam", "sgd"])
+@pytest.mark.parametrize("kind", ["adam", "sgd", "muon"])
 def test_old_rows_go_on_as_if_nothing_had_grown(kind):
     grown, plain = network(), network()
     grown_opt, plain_opt = (optimizer(kind, model.parameters()) for model in (grown, plain))

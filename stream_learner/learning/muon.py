@@ -1,0 +1,73 @@
+"""Muon, an optimizer for kernels and matrices."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+ITERATIONS = 5
+A, B, C = 3.4445, -4.7750, 2.0315
+
+
+class Muon(AdamW):
+    """Moves matrices by their momentum made orthogonal, so that what few images say counts as much as what each batch
+    says; AdamW moves the other parameters.
+
+    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks" (kellerjordan.github.io/posts/muon),
+    with Nesterov's momentum. The updates of matrices have the size of AdamW's, so that one learning rate serves both:
+    Liu et al. 2025, "Muon is Scalable for LLM Training" (arXiv:2502.16982). A kernel [out, in, height, width] is the
+    matrix [out, in * height * width], which torch's own Muon does not take.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        matrices: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+    ):
+        """`matrices` are those of `parameters` that AdamW does not move."""
+        super().__init__(parameters, lr, weight_decay=weight_decay, fused=True)
+        self._matrices = list(matrices)
+        self._momentum = momentum
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of the parameters that have gradients; those of the matrices are used up."""
+        (group,) = self.param_groups
+        for matrix in self._matrices:
+            if matrix.grad is not None:
+                self._step(matrix, matrix.grad, group["lr"], group["weight_decay"])
+                matrix.grad = None
+        super().step(closure)
+
+    def _step(self, matrix: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
+        state = self.state[matrix]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(matrix)
+        mean = state["momentum_buffer"].lerp_(gradient, 1 - self._momentum)
+        update = orthogonal(gradient.lerp(mean, self._momentum).flatten(1))
+        matrix.mul_(1 - lr * weight_decay)
+        matrix.add_(update.reshape(matrix.shape), alpha=-lr * 0.2 * max(update.shape) ** 0.5)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """About U V^T of a matrix U S V^T, float32 [rows, columns]: singular values from 0.7 to 1.2, by Newton-Schulz
+    iterations X <- (A + B G + C G^2) X with G = X X^T.
+
+    G is of the shorter side, which is several times smaller than X where kernels are the matrices: what multiplies X
+    is gathered from the Gs alone.
+    """
+    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = x / (x.norm() + 1e-7)
+    gram = x @ x.T
+    product = torch.eye(len(gram), device=gram.device)
+    for _ in range(ITERATIONS):
+        factor = torch.addmm(gram, gram, gram, beta=B, alpha=C)
+        factor.diagonal().add_(A)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    x = product @ x
+    return x if matrix.shape[0] <= matrix.shape[1] else x.T

@@ -1,0 +1,67 @@
+import pytest
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch.optim import Muon as TorchsMuon
+
+from stream_learner.learning.muon import Muon, orthogonal
+
+
+@pytest.mark.parametrize("shape", [(20, 27), (160, 1440), (160, 80), (7, 7), (1, 9)])
+def test_orthogonal_keeps_the_directions_and_makes_their_sizes_alike(shape):
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    sizes = (u.T @ orthogonal(matrix) @ vh.T).diagonal()
+    large = s > 0.05 * s.norm()  # the smallest have not all arrived after five iterations
+    assert large.any()
+    assert sizes[large].min() > 0.65
+    assert sizes.max() < 1.25
+    off = u.T @ orthogonal(matrix) @ vh.T - sizes.diag()
+    assert off.abs().max() < 1e-3
+
+
+def test_a_matrix_of_zeros_stays_where_it_is():
+    assert torch.equal(orthogonal(torch.zeros(3, 5)), torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize("shape", [(20, 60), (60, 20)])
+def test_matrices_move_as_by_torchs_own_muon_and_the_others_as_by_adamw(shape):
+    torch.manual_seed(0)
+    matrix, bias = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.randn(9))
+    their_matrix, their_bias = (nn.Parameter(p.detach().clone()) for p in (matrix, bias))
+    ours = Muon([matrix, bias], [matrix], lr=0.01, momentum=0.9, weight_decay=0.1)
+    theirs = [
+        TorchsMuon([their_matrix], lr=0.01, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        AdamW([their_bias], lr=0.01, weight_decay=0.1, fused=True),
+    ]
+    for _ in range(5):
+        before = matrix.detach().clone()
+        for mine, their in ((matrix, their_matrix), (bias, their_bias)):
+            mine.grad = torch.randn_like(mine)
+            their.grad = mine.grad.clone()
+        for optimizer in (ours, *theirs):
+            optimizer.step()
+        moved = (matrix - before).norm()
+        assert (matrix - their_matrix).norm() < 0.05 * moved  # torch iterates in bfloat16
+        assert torch.equal(bias, their_bias)
+        with torch.no_grad():
+            their_matrix.copy_(matrix)
+
+
+def test_a_kernel_moves_as_the_matrix_of_its_outputs():
+    torch.manual_seed(0)
+    kernel = nn.Parameter(torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last))
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    kernel.grad = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
+    matrix.grad = kernel.grad.flatten(1).clone()
+    for parameter in (kernel, matrix):
+        Muon([parameter], [parameter], lr=0.01, momentum=0.9, weight_decay=0.1).step()
+    assert torch.allclose(kernel.flatten(1), matrix, atol=1e-6)
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_parameter_without_a_gradient_stays_where_it_is():
+    matrix = nn.Parameter(torch.ones(2, 3))
+    Muon([matrix], [matrix], lr=0.01, momentum=0.9, weight_decay=0.1).step()
+    assert torch.equal(matrix, torch.ones(2, 3))
