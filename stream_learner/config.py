@@ -211,19 +211,20 @@ class ModelSettings(Section):
 
 
 class LearningSettings(Section):
-    strategy: str = "er"
+    strategy: str = "er_la"
     """How a batch is learned: a name from `stream_learner.learning.strategies.STRATEGIES`, or `package.module:name`."""
     steps_per_batch: PositiveInt = 1
     """Optimizer updates made with each batch."""
-    augment: list[str] = []
+    augment: list[str] = ["crop", "flip"]
     """How images are varied each time they are learned, in this order: names from
-    `stream_learner.learning.augmentation.AUGMENTATIONS`, or `package.module:name`."""
-    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    `stream_learner.learning.augmentation.AUGMENTATIONS`, or `package.module:name`. Leave `flip` out where left and
+    right mean something, as in text."""
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.997
     """Decay per step of the moving average of weights and buffers that predicts and is released; 0 keeps none."""
-    optimizer: Literal["muon", "adam", "sgd"] = "adam"
+    optimizer: Literal["muon", "adam", "sgd"] = "muon"
     """Optimizer: Muon (Jordan et al. 2024), Adam (Kingma and Ba 2015) or SGD."""
-    learning_rate: PositiveFloat = 0.001
-    """Learning rate."""
+    learning_rate: PositiveFloat = 0.002
+    """Learning rate. Muon's and Adam's are of one size; SGD wants more."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of Muon and SGD; Adam ignores it."""
     weight_decay: NonNegativeFloat = 0.0

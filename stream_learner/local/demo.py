@@ -208,7 +208,7 @@ width = {dataset.width}
 channels = {dataset.channels}
 
 [learning]
-strategy = "er"
+augment = {'["crop"]' if digits else '["crop", "flip"]'}
 steps_per_batch = {3 if digits else 1}
 
 [release]

@@ -34,7 +34,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "input": {"topics": ["images"]},
     "model": {"name": "mlp", "height": SIDE, "width": SIDE, "channels": 1},
     "batch": {"size": 8},
-    "learning": {"device": "cpu", "threads": 1},
+    "learning": {"device": "cpu", "threads": 1, "augment": []},
     "release": {"min_held_out": 1},
 }
 

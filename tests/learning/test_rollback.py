@@ -16,6 +16,7 @@ from stream_learner.records.manifest import Decision
 from stream_learner.records.spans import Span
 
 RUN = {
+    "learning__optimizer": "adam",
     "learning__average_decay": 0.9,
     "learning__augment": ("crop",),
     "learning__steps_per_batch": 8,

@@ -334,7 +334,7 @@ def test_novelty_asks_the_last_release_and_not_the_model():
 
 def test_hardness_is_of_the_model_as_it_predicted():
     """What it has learned is easier than the stream was on average, a class that has just arrived is harder."""
-    learner = Learner(settings(weights__policies=["hardness"], learning__steps_per_batch=20))
+    learner = Learner(settings(weights__policies=["hardness"], learning__steps_per_batch=20, learning__learning_rate=0.01))
     for i in range(3):
         learner.learn(batch(digits_of([3, 4], 8, skip=8 * i), position(learner)))
     factors = learner.learn(batch(digits_of([3, 5], 8, skip=60), position(learner))).weights["hardness"]
@@ -368,7 +368,7 @@ def test_a_memory_that_fades_at_once_leaves_plain_steps_on_the_stream():
 
     def weights_after(**given: Any) -> dict[str, torch.Tensor]:
         batches = [batch(digits_of([0, 1], 8, skip=8 * i), first=8 * i) for i in range(4)]
-        tensors = learned(settings(learning__precision="fp32", **given), batches).snapshot().tensors
+        tensors = learned(settings(**{"learning__strategy": "er"} | given), batches).snapshot().tensors
         return {name: tensor for name, tensor in tensors.items() if "model/" in name}
 
     plain = weights_after(learning__strategy="finetune")
