@@ -8,31 +8,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stream_learner.config import ModelSettings, Settings
-from stream_learner.learning import evaluation, gate, models
+from stream_learner.learning import evaluation, models
 from stream_learner.learning.augmentation import AUGMENTATIONS
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.drift import DriftMonitor
-from stream_learner.learning.forgetting import BestRecalls
+from stream_learner.learning.identity import check_fits, identity
 from stream_learner.learning.memory import BalancedMemory
-from stream_learner.learning.models.weights import file_digest
 from stream_learner.learning.placement import place
 from stream_learner.learning.prequential import Prequential
-from stream_learner.learning.rollback import Patience, Released
-from stream_learner.learning.snapshot import Candidate, Snapshot
+from stream_learner.learning.releases import Releases
+from stream_learner.learning.snapshot import Snapshot
 from stream_learner.learning.strategies import Minibatch
-from stream_learner.learning.trainer import Trainer, copies, prefixed, under
+from stream_learner.learning.trainer import Trainer, prefixed, under
 from stream_learner.learning.weighting import Arrivals, Times, Weighed, Weights
-from stream_learner.records.manifest import Decision, ModelSpec, Preprocessing
+from stream_learner.records.manifest import Decision, ModelSpec
 from stream_learner.records.progress import Progress
 from stream_learner.records.record import Label, Reason, Rejection, Sample, Split
 from stream_learner.records.report import Report
-from stream_learner.records.spans import Positions, Spans, between, each
+from stream_learner.records.spans import Positions
 from stream_learner.registry import lookup
 
-STATE_FORMAT = 2
 NON_FINITE_IN_A_ROW = 3
 
 
@@ -70,17 +68,12 @@ class Learner:
             )
             for split in (Split.VALIDATION, Split.TEST)
         }
+        self._releases = Releases(settings, self._trainer, self.memory, self._held_out, self._placement.device)
         self.prequential = Prequential()
         self.drift = DriftMonitor(settings)
-        self._best_recalls = BestRecalls()
         self.progress = Progress({})
         self.records = 0
-        self._decided_at = 0
         self._non_finite_in_a_row = 0
-        self._released: Released | None = None
-        self._may_discard_from: Positions = {}  # of the last release or roll-back
-        self._patience = Patience(settings.release.patience)
-        self._outcome: tuple[Candidate, Decision, Spans | None] | None = None
 
     # -- learning
 
@@ -190,9 +183,9 @@ class Learner:
 
     @torch.inference_mode()
     def _predict_as_released(self, images_NHWC: Tensor, labels: Tensor) -> np.ndarray:
-        if self._released is None:
+        if self._releases.network is None:
             return np.zeros(len(labels), np.float32)
-        return evaluation.own_probabilities(self._released.network(images_NHWC), labels)
+        return evaluation.own_probabilities(self._releases.network(images_NHWC), labels)
 
     def _learn(self, stream: Minibatch, features_NF: Tensor, report: Report) -> bool:
         """Adds the batch to a head that is solved, or takes its steps. False when it was not finite and undone."""
@@ -205,7 +198,7 @@ class Learner:
     def _take_steps(self, stream: Minibatch, report: Report) -> bool:
         """The batch's optimizer updates, up to one that is not finite and undone. False when that was the first."""
         self._trainer.scale_learning_rate(
-            self.drift.learning_rate_factor(self.records) * self._patience.learning_rate_factor
+            self.drift.learning_rate_factor(self.records) * self._releases.learning_rate_factor
         )
         for _ in range(self._settings.learning.steps_per_batch):
             loss = self._trainer.step(self._augmented(stream), self._replay)
@@ -245,65 +238,12 @@ class Learner:
     def release_due(self) -> bool:
         """Whether `release.every_records` have been read since the last decision, and there is a class to release: the
         same batch in every run."""
-        return bool(self.labels) and self.records - self._decided_at >= self._settings.release.every_records
+        return bool(self.labels) and self._releases.due(self.records)
 
     def decide_release(self) -> Decision:
-        """Evaluates the model and decides whether it is released; the next snapshot carries the outcome."""
-        self._decided_at = self.records
-        self._trainer.solve()
-        validation, test = self._held_out[Split.VALIDATION], self._held_out[Split.TEST]
-        images_NHWC, test_images_NHWC = (held.pixels_NHWC(np.arange(len(held))) for held in (validation, test))
-        new, confidences = evaluation.predict_with_confidence(
-            self._trainer.evaluated, images_NHWC, self._placement.device
-        )
-        last, known = None, 0
-        if self._released is not None:
-            network = self._released.network
-            last, known = self._predictions(network, images_NHWC), network.head.out_features
-        decision = gate.decide(new, last, validation.labels, known, self._settings.release)
-        predictions = self._predictions(self._trainer.evaluated, test_images_NHWC)
-        test_score = evaluation.score(predictions, test.labels, self.labels)
-        candidate = Candidate(
-            weights=copies(self._trainer.evaluated.state_dict()),
-            model=self._trainer.spec(),
-            labels=list(self.labels),
-            preprocessing=self._preprocessing(),
-            validation=evaluation.score(new, validation.labels, self.labels),
-            test=test_score,
-            calibration_error=evaluation.calibration_error(new == validation.labels, confidences),
-            forgetting=self._best_recalls.forgetting(test_score),
-            evaluation={
-                "images": torch.from_numpy(test_images_NHWC),
-                "labels": torch.from_numpy(test.labels.copy()),
-                "predictions": torch.from_numpy(predictions),
-            },
-        )
-        if decision.released:
-            self._best_recalls.released(test_score)
-            self._released = Released(
-                network=self._build_released(candidate.model, candidate.weights),
-                tensors=self._trainer.tensors(),
-                document=self._trainer.document(),
-                records=self.records,
-            )
-            self._may_discard_from = copy.deepcopy(self.progress.positions)
-        discarded = self._roll_back() if self._patience.decided(decision) else None
-        self._outcome = candidate, decision, discarded
-        return decision
-
-    def _roll_back(self) -> Spans:
-        """Training goes back to the last release; the offsets whose learning is undone. Positions, counters, random
-        draws, labels and held-out samples go on."""
-        assert self._released
-        self._trainer.restore(self._released.tensors, self._released.document)
-        self._trainer.grow(len(self.labels))
-        self.memory.drop_since(self._released.records)
-        discarded = between(self._may_discard_from, self.progress.positions)
-        self._may_discard_from = copy.deepcopy(self.progress.positions)
-        return discarded
-
-    def _predictions(self, model: nn.Module, images_NHWC: np.ndarray) -> np.ndarray:
-        return evaluation.predict(model, images_NHWC, self._placement.device)
+        """Evaluates the model and decides whether it is released, or goes back to the last release; the next snapshot
+        carries the outcome."""
+        return self._releases.decide(self.labels, self.records, self.progress.positions)
 
     # -- state
 
@@ -313,7 +253,7 @@ class Learner:
 
     def snapshot(self) -> Snapshot:
         """A copy of the state and of what was learned since the last snapshot. Changes nothing that is learned."""
-        outcome, self._outcome = self._outcome, None
+        candidate, decision, discarded = self._releases.outcome() or (None, None, None)
         return Snapshot(
             tensors=self._tensors(),
             document=self._document(),
@@ -322,9 +262,9 @@ class Learner:
             closed=self.progress.close(),
             recent=self.prequential.recent(self.labels),
             arithmetic=self._placement.arithmetic(),
-            candidate=outcome[0] if outcome else None,
-            decision=outcome[1] if outcome else None,
-            discarded=outcome[2] if outcome else None,
+            candidate=candidate,
+            decision=decision,
+            discarded=discarded,
         )
 
     def restore(
@@ -341,12 +281,8 @@ class Learner:
         self._weights.restore(document["weights"])
         self.prequential.restore(under("prequential", tensors), document["prequential"])
         self.drift.restore(document["drift"])
-        self._best_recalls.restore(document["best_recalls"])
-        self._patience.restore(document["patience"])
-        for topic, partition, offset in document["may_discard_from"]:
-            self._may_discard_from.setdefault(topic, {})[partition] = offset
+        self._releases.restore(document["releases"])
         self.records = document["records"]
-        self._decided_at = document["decided_at"]
         self._non_finite_in_a_row = document["non_finite_in_a_row"]
         self.begin(positions)
         torch.set_rng_state(tensors["rng/cpu"])
@@ -355,11 +291,7 @@ class Learner:
 
     def restore_released(self, spec: ModelSpec, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
         """Takes the last release from the state that was saved with it."""
-        trainer = under("trainer", tensors)
-        weights = under("average", trainer) or under("model", trainer)
-        self._released = Released(
-            self._build_released(spec, weights), trainer, document["trainer"], document["records"]
-        )
+        self._releases.restore_released(spec, under("trainer", tensors), document["trainer"], document["records"])
 
     @property
     def _memories(self) -> dict[str, BalancedMemory]:
@@ -382,26 +314,13 @@ class Learner:
             "weights": self._weights.state(),
             "prequential": self.prequential.document(),
             "drift": self.drift.document(),
-            "best_recalls": self._best_recalls.document(),
-            "patience": self._patience.document(),
-            "may_discard_from": [*each(self._may_discard_from)],
+            "releases": self._releases.document(),
             "records": self.records,
-            "decided_at": self._decided_at,
             # A run that stopped after three gets past them.
             "non_finite_in_a_row": self._non_finite_in_a_row % NON_FINITE_IN_A_ROW,
         }
 
     # -- building
-
-    def _preprocessing(self) -> Preprocessing:
-        model = self._settings.model
-        return Preprocessing(model.height, model.width, model.channels, model.mean, model.std)
-
-    def _build_released(self, spec: ModelSpec, weights: dict[str, Tensor]) -> models.ImageClassifier:
-        with torch.random.fork_rng(devices=[]):  # initialising it must not move the state's generator
-            model = models.build(spec)
-        model.load_state_dict(weights)
-        return model.to(self._placement.device).eval()
 
     def _build_memory(self, max_items: int, max_bytes: int, stores_logits: bool = False) -> BalancedMemory:
         model = self._settings.model
@@ -417,29 +336,6 @@ class Learner:
 
 def _pixel_bytes(model: ModelSettings) -> int:
     return model.height * model.width * model.channels
-
-
-def identity(settings: Settings) -> dict[str, Any]:
-    """What a state must agree on with the settings to be gone on from. Raises UsageError when the file of
-    `model.weights` cannot be read."""
-    model = settings.model
-    return {
-        "format": STATE_FORMAT,
-        "model": model.model_dump(exclude={"max_classes", "weights", "freeze"}) | {"frozen": model.frozen},
-        "model.weights": file_digest(model.weights) if model.weights else None,
-        "strategy": settings.learning.strategy,
-        "optimizer": settings.learning.optimizer,
-        "average": settings.learning.average_decay > 0,
-        "seed": settings.run.seed,
-    }
-
-
-def check_fits(document: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises ValueError, which names what differs, when a state belongs to settings of another identity than
-    `wanted`."""
-    for name, value in wanted.items():
-        if document.get(name) != value:
-            raise ValueError(f"its {name} is {document.get(name)!r}, the settings say {value!r}")
 
 
 def _not_finite(sample: Sample) -> Rejection:

@@ -43,6 +43,7 @@ def place(settings: LearningSettings, model: Callable[..., ImageClassifier]) -> 
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"learning.device = {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    torch.backends.cudnn.deterministic = True  # a run that was stopped and resumed is to end like one that was not
     convolutional = getattr(model, "convolutional", False)
     autocast = settings.precision == "bf16"
     if settings.precision == "auto":

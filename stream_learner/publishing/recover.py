@@ -9,7 +9,7 @@ from stream_learner.checkpoints.state import Tensors
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.errors import InputError, StateError
-from stream_learner.learning.learner import check_fits, identity
+from stream_learner.learning.identity import check_fits, identity
 from stream_learner.publishing.marker import check_marker, delete_marker, fenced_folder, write_marker
 from stream_learner.records.manifest import Manifest, ModelSpec, Object, decode_manifest, digest
 from stream_learner.records.spans import Positions

@@ -11,7 +11,8 @@ from PIL import Image
 
 from stream_learner.config import Settings
 from stream_learner.learning.batch import batches
-from stream_learner.learning.learner import Learner, check_fits, identity
+from stream_learner.learning.identity import check_fits, identity
+from stream_learner.learning.learner import Learner
 from stream_learner.records.decoder import Decoder
 from stream_learner.records.record import Gap, Record
 
@@ -84,7 +85,7 @@ def test_a_state_of_other_settings_is_refused(changed, value):
     name = changed.split("__")[changed.startswith(("learning", "run"))]
     with pytest.raises(ValueError, match=f"its {name} is .*, the settings say .*"):
         resumed(settings(**{changed: value}), snapshot)
-    with pytest.raises(ValueError, match="its format is 0, the settings say 2"):
+    with pytest.raises(ValueError, match="its format is 0, the settings say 3"):
         check_fits(snapshot.document | {"format": 0}, identity(settings()))
 
 

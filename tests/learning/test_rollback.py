@@ -10,7 +10,7 @@ from torch import Tensor
 from stream_learner.checkpoints import state
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.learner import Learner
-from stream_learner.learning.rollback import CUT, FLOOR, Patience
+from stream_learner.learning.patience import CUT, FLOOR, Patience
 from stream_learner.learning.snapshot import Snapshot
 from stream_learner.records.manifest import Decision
 from stream_learner.records.spans import Span

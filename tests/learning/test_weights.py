@@ -334,7 +334,9 @@ def test_novelty_asks_the_last_release_and_not_the_model():
 
 def test_hardness_is_of_the_model_as_it_predicted():
     """What it has learned is easier than the stream was on average, a class that has just arrived is harder."""
-    learner = Learner(settings(weights__policies=["hardness"], learning__steps_per_batch=20, learning__learning_rate=0.01))
+    learner = Learner(
+        settings(weights__policies=["hardness"], learning__steps_per_batch=20, learning__learning_rate=0.01)
+    )
     for i in range(3):
         learner.learn(batch(digits_of([3, 4], 8, skip=8 * i), position(learner)))
     factors = learner.learn(batch(digits_of([3, 5], 8, skip=60), position(learner))).weights["hardness"]

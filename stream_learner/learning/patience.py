@@ -1,28 +1,11 @@
 """Going back to the last release when what was learned since is refused again and again."""
 
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from stream_learner.learning.models import ImageClassifier
 from stream_learner.records.manifest import Decision
 
 CUT = 0.5
 FLOOR = 0.1
-
-
-@dataclass(frozen=True)
-class Released:
-    """The last release: the network that the gate compares with, and what training goes back to.
-
-    `tensors` and `document` are the trainer's state; `records` counts the run's input records up to there.
-    """
-
-    network: ImageClassifier
-    tensors: dict[str, Tensor]
-    document: dict[str, Any]
-    records: int
 
 
 class Patience:

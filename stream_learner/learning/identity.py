@@ -1,0 +1,31 @@
+"""What a state and the settings must agree on."""
+
+from typing import Any
+
+from stream_learner.config import Settings
+from stream_learner.learning.models.weights import file_digest
+
+STATE_FORMAT = 3
+
+
+def identity(settings: Settings) -> dict[str, Any]:
+    """What a state must agree on with the settings to be gone on from. Raises UsageError when the file of
+    `model.weights` cannot be read."""
+    model = settings.model
+    return {
+        "format": STATE_FORMAT,
+        "model": model.model_dump(exclude={"max_classes", "weights", "freeze"}) | {"frozen": model.frozen},
+        "model.weights": file_digest(model.weights) if model.weights else None,
+        "strategy": settings.learning.strategy,
+        "optimizer": settings.learning.optimizer,
+        "average": settings.learning.average_decay > 0,
+        "seed": settings.run.seed,
+    }
+
+
+def check_fits(document: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises ValueError, which names what differs, when a state belongs to settings of another identity than
+    `wanted`."""
+    for name, value in wanted.items():
+        if document.get(name) != value:
+            raise ValueError(f"its {name} is {document.get(name)!r}, the settings say {value!r}")

@@ -1,0 +1,168 @@
+"""What is released, and what happens when it is not."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stream_learner.config import Settings
+from stream_learner.learning import evaluation, gate, models
+from stream_learner.learning.forgetting import BestRecalls
+from stream_learner.learning.memory import BalancedMemory
+from stream_learner.learning.models import ImageClassifier
+from stream_learner.learning.patience import Patience
+from stream_learner.learning.snapshot import Candidate
+from stream_learner.learning.trainer import Trainer, copies, under
+from stream_learner.records.manifest import Decision, ModelSpec, Preprocessing
+from stream_learner.records.record import Label, Split
+from stream_learner.records.spans import Positions, Spans, between, each
+
+
+@dataclass(frozen=True)
+class Released:
+    """The last release: the network that the gate compares with, and what training goes back to.
+
+    `tensors` and `document` are the trainer's state; `records` counts the run's input records up to there.
+    """
+
+    network: ImageClassifier
+    tensors: dict[str, Tensor]
+    document: dict[str, Any]
+    records: int
+
+
+class Releases:
+    """Decides whether the trainer's network is released, and takes the trainer back to the last release when too many
+    were refused."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        trainer: Trainer,
+        memory: BalancedMemory,
+        held_out: dict[Split, BalancedMemory],
+        device: torch.device,
+    ):
+        self._settings = settings
+        self._trainer = trainer
+        self._memory = memory
+        self._held_out = held_out
+        self._device = device
+        self._decided_at = 0  # records
+        self._released: Released | None = None
+        self._may_discard_from: Positions = {}  # of the last release or roll-back
+        self._best_recalls = BestRecalls()
+        self._patience = Patience(settings.release.patience)
+        self._outcome: tuple[Candidate, Decision, Spans | None] | None = None
+
+    @property
+    def network(self) -> ImageClassifier | None:
+        """The last release's, in evaluation mode."""
+        return self._released and self._released.network
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """What roll-backs since the last release have left of the learning rate, 0..1."""
+        return self._patience.learning_rate_factor
+
+    def due(self, records: int) -> bool:
+        """Whether `release.every_records` have been read since the last decision, of `records` in all."""
+        return records - self._decided_at >= self._settings.release.every_records
+
+    def decide(self, labels: list[Label], records: int, positions: Positions) -> Decision:
+        """Evaluates the network, which knows `labels` after `records` input records, up to `positions`, and decides."""
+        self._decided_at = records
+        self._trainer.solve()
+        candidate, decision = self._judged(labels)
+        if decision.released:
+            self._best_recalls.released(candidate.test)
+            self._released = Released(
+                network=self._build(candidate.model, candidate.weights),
+                tensors=self._trainer.tensors(),
+                document=self._trainer.document(),
+                records=records,
+            )
+            self._may_discard_from = copy.deepcopy(positions)
+        discarded = self._roll_back(len(labels), positions) if self._patience.decided(decision) else None
+        self._outcome = candidate, decision, discarded
+        return decision
+
+    def _judged(self, labels: list[Label]) -> tuple[Candidate, Decision]:
+        """The network as a release would have it, beside the last release on the same samples."""
+        network = self._trainer.evaluated
+        validation, test = self._held_out[Split.VALIDATION], self._held_out[Split.TEST]
+        images_NHWC, test_images_NHWC = (held.pixels_NHWC(np.arange(len(held))) for held in (validation, test))
+        new, confidences = evaluation.predict_with_confidence(network, images_NHWC, self._device)
+        last, known = None, 0
+        if self.network is not None:
+            last = evaluation.predict(self.network, images_NHWC, self._device)
+            known = self.network.head.out_features
+        decision = gate.decide(new, last, validation.labels, known, self._settings.release)
+        predictions = evaluation.predict(network, test_images_NHWC, self._device)
+        test_score = evaluation.score(predictions, test.labels, labels)
+        model = self._settings.model
+        candidate = Candidate(
+            weights=copies(network.state_dict()),
+            model=self._trainer.spec(),
+            labels=list(labels),
+            preprocessing=Preprocessing(model.height, model.width, model.channels, model.mean, model.std),
+            validation=evaluation.score(new, validation.labels, labels),
+            test=test_score,
+            calibration_error=evaluation.calibration_error(new == validation.labels, confidences),
+            forgetting=self._best_recalls.forgetting(test_score),
+            evaluation={
+                "images": torch.from_numpy(test_images_NHWC),
+                "labels": torch.from_numpy(test.labels.copy()),
+                "predictions": torch.from_numpy(predictions),
+            },
+        )
+        return candidate, decision
+
+    def _roll_back(self, classes: int, positions: Positions) -> Spans:
+        """Training goes back to the last release; the offsets whose learning is undone. Positions, counters, random
+        draws, labels and held-out samples go on."""
+        assert self._released
+        self._trainer.restore(self._released.tensors, self._released.document)
+        self._trainer.grow(classes)
+        self._memory.drop_since(self._released.records)
+        discarded = between(self._may_discard_from, positions)
+        self._may_discard_from = copy.deepcopy(positions)
+        return discarded
+
+    def outcome(self) -> tuple[Candidate, Decision, Spans | None] | None:
+        """The last decision's candidate and what was discarded with it, once; None when none was taken since."""
+        outcome, self._outcome = self._outcome, None
+        return outcome
+
+    # -- state
+
+    def document(self) -> dict[str, Any]:
+        """The state, as JSON; the last release itself is in the state that was saved with it."""
+        return {
+            "decided_at": self._decided_at,
+            "may_discard_from": [*each(self._may_discard_from)],
+            "best_recalls": self._best_recalls.document(),
+            "patience": self._patience.document(),
+        }
+
+    def restore(self, document: dict[str, Any]) -> None:
+        """Takes over what `document()` gave."""
+        self._decided_at = document["decided_at"]
+        for topic, partition, offset in document["may_discard_from"]:
+            self._may_discard_from.setdefault(topic, {})[partition] = offset
+        self._best_recalls.restore(document["best_recalls"])
+        self._patience.restore(document["patience"])
+
+    def restore_released(self, spec: ModelSpec, tensors: dict[str, Tensor], document: dict[str, Any], records: int):
+        """Takes the last release from the trainer's state after so many records."""
+        weights = under("average", tensors) or under("model", tensors)
+        self._released = Released(self._build(spec, weights), tensors, document, records)
+
+    def _build(self, spec: ModelSpec, weights: dict[str, Tensor]) -> ImageClassifier:
+        with torch.random.fork_rng(devices=[]):  # initialising it must not move the state's generator
+            model = models.build(spec)
+        model.load_state_dict(weights)
+        return model.to(self._device).eval()
