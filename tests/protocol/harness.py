@@ -44,6 +44,7 @@ DEFAULTS: dict[str, Any] = {
     "model.channels": 1,
     "model.max_classes": feed.MAX_CLASSES,
     "learning.threads": 1,
+    "learning.augment": [],  # a digit in a mirror is none
     "batch.linger_s": 0.2,
     # So small that they are sealed, rewritten and dropped all the time.
     "memory.segment_bytes": 4096,

@@ -15,7 +15,7 @@ BATCH = 8
 PERIOD = 1400
 SETTINGS: dict[str, Any] = {
     "model__name": "cnn",
-    "learning__strategy": "er",
+    "learning__learning_rate": 0.01,
     "learning__threads": 1,
     # Only full batches close, wherever a run begins.
     "batch__size": BATCH,

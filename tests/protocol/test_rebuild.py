@@ -102,7 +102,7 @@ def test_files_and_urls(restarted: tuple[Run, Log], tmp_path: Path) -> None:
 def test_other_settings_give_other_bytes(restarted: tuple[Run, Log]) -> None:
     run, log = restarted
     changed = Run.__new__(Run)
-    changed.__dict__ |= run.__dict__ | {"overrides": SETTINGS | {"learning.learning_rate": 0.002}}
+    changed.__dict__ |= run.__dict__ | {"overrides": SETTINGS | {"learning.learning_rate": 0.001}}
     said = rebuild(changed, 1, 3, ExitCode.MISMATCH)
     assert log.manifests[2]["state"]["digest"] in said
     assert "1 threads" in said

@@ -367,7 +367,8 @@ def torture(
     settings = pictures.settings | {
         "run.seed": seed,
         # Learns fast, and goes back as soon as it learned what is wrong.
-        "learning.learning_rate": 0.01,
+        "learning.learning_rate": 0.03,
+        "learning.average_decay": 0.5,
         "learning.steps_per_batch": 2,
         "release.every_records": max(50, share // 4),
         "release.max_drop": 0.05,
