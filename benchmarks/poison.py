@@ -52,7 +52,6 @@ DIGITS_OVERRIDES = [  # they are few: all that can be learned from each, and eno
     "learning.steps_per_batch=5",
     "learning.augment=['crop']",
     "learning.average_decay=0.9",
-    "learning.learning_rate=0.005",
     "split.validation=0.3",
     "split.test=0",
     "release.min_held_out=50",

@@ -223,8 +223,8 @@ class LearningSettings(Section):
     """Decay per step of the moving average of weights and buffers that predicts and is released; 0 keeps none."""
     optimizer: Literal["muon", "adam", "sgd"] = "muon"
     """Optimizer: Muon (Jordan et al. 2024), Adam (Kingma and Ba 2015) or SGD."""
-    learning_rate: PositiveFloat = 0.002
-    """Learning rate. Muon's and Adam's are of one size; SGD wants more."""
+    learning_rate: PositiveFloat = 0.005
+    """Learning rate. Muon and Adam take rates of one size, SGD greater ones; a pretrained network wants less."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of Muon and SGD; Adam ignores it."""
     weight_decay: NonNegativeFloat = 0.0
