@@ -30,7 +30,8 @@ def new_run(broker: Broker, tmp_path: Path) -> Iterator[NewRun]:
 def finished(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Log]:
     """A run that nothing disturbed, and what it published. Wrong labels made it go back to a release."""
     settings = {
-        "learning.learning_rate": 0.003,
+        "learning.learning_rate": 0.02,
+        "learning.average_decay": 0.5,
         "release.every_records": 350,
         "release.patience": 1,
         "release.max_drop": 0.02,
