@@ -120,8 +120,8 @@ def bare_torch(overrides: list[str], examples: list[Example]) -> Iterator[float]
     del examples
     settings = config.load(None, overrides)
     placement = place(settings.learning, models.factory(settings.model.name))
-    arguments = settings.model.model_dump(exclude={"name", "max_classes"}) | {"classes": CLASSES}
-    model = models.build(ModelSpec(settings.model.name, arguments))
+    arguments = settings.model.model_dump(include={"height", "width", "channels", "mean", "std"})
+    model = models.build(ModelSpec(settings.model.name, arguments | {"classes": CLASSES}))
     model.to(placement.device, memory_format=placement.memory_format)  # pyright: ignore
     optimizer = torch.optim.Adam(model.parameters(), settings.learning.learning_rate, fused=True)
     samples = settings.batch.size + settings.replay_size

@@ -16,10 +16,17 @@ def identity(settings: Settings) -> dict[str, Any]:
         "format": STATE_FORMAT,
         "model": model.model_dump(exclude={"max_classes", "weights", "freeze"}) | {"frozen": model.frozen},
         "model.weights": file_digest(model.weights) if model.weights else None,
-        "strategy": settings.learning.strategy,
-        "optimizer": settings.learning.optimizer,
-        "average": settings.learning.average_decay > 0,
         "seed": settings.run.seed,
+    } | (_steps(settings) if model.head == "linear" else {})
+
+
+def _steps(settings: Settings) -> dict[str, Any]:
+    """Of what takes steps; a head that is solved takes none."""
+    learning = settings.learning
+    return {
+        "strategy": learning.strategy,
+        "optimizer": learning.optimizer,
+        "average": learning.average_decay > 0,
     }
 
 

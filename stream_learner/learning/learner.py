@@ -253,7 +253,7 @@ class Learner:
 
     def snapshot(self) -> Snapshot:
         """A copy of the state and of what was learned since the last snapshot. Changes nothing that is learned."""
-        candidate, decision, discarded = self._releases.outcome() or (None, None, None)
+        candidate, decision, discarded = self._releases.take_outcome() or (None, None, None)
         return Snapshot(
             tensors=self._tensors(),
             document=self._document(),

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+ADAMS_SIZE = 0.2
+"""Root mean square of Adam's updates, of the learning rate."""
 ITERATIONS = 5
 A, B, C = 3.4445, -4.7750, 2.0315
 
@@ -28,34 +30,47 @@ class Muon(AdamW):
         momentum: float,
         weight_decay: float,
     ):
-        """`matrices` are those of `parameters` that AdamW does not move."""
+        """`matrices`, [rows, columns] or [out, in, height, width], are those of `parameters` that AdamW does not
+        move."""
         super().__init__(parameters, lr, weight_decay=weight_decay, fused=True)
         self._matrices = list(matrices)
         self._momentum = momentum
+        self.share = 1.0
+        """What the next step of the matrices counts, 0..1. Its size is not the gradient's: samples of low weight would
+        move the network as far as others."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update of the parameters that have gradients; those of the matrices are used up."""
+        """One update of the parameters that have gradients. Leaves the matrices none, or AdamW would move them too."""
         (group,) = self.param_groups
         for matrix in self._matrices:
             if matrix.grad is not None:
-                self._step(matrix, matrix.grad, group["lr"], group["weight_decay"])
+                self._move(matrix, matrix.grad, self.share * group["lr"], group["weight_decay"])
                 matrix.grad = None
         super().step(closure)
 
-    def _step(self, matrix: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
+    def _move(self, matrix: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
         state = self.state[matrix]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(matrix)
         mean = state["momentum_buffer"].lerp_(gradient, 1 - self._momentum)
         update = orthogonal(gradient.lerp(mean, self._momentum).flatten(1))
         matrix.mul_(1 - lr * weight_decay)
-        matrix.add_(update.reshape(matrix.shape), alpha=-lr * 0.2 * max(update.shape) ** 0.5)
+        matrix.add_(update.reshape(matrix.shape), alpha=-lr * ADAMS_SIZE * max(update.shape) ** 0.5)
+
+
+def matrices_of(body: nn.Module) -> list[nn.Parameter]:
+    """The weights of linear, recurrent and convolutional layers; none of a table's or of a convolution by groups of
+    channels, whose rows have nothing to do with one another."""
+    apart = [m for m in body.modules() if isinstance(m, nn.Embedding) or getattr(m, "groups", 1) > 1]
+    rows = {id(parameter) for module in apart for parameter in module.parameters(recurse=False)}
+    return [p for p in body.parameters() if p.ndim in (2, 4) and id(p) not in rows]
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About U V^T of a matrix U S V^T, float32 [rows, columns]: singular values from 0.7 to 1.2, by Newton-Schulz
-    iterations X <- (A + B G + C G^2) X with G = X X^T.
+    """About U V^T of a matrix U S V^T, float32 [rows, columns], by Newton-Schulz iterations
+    X <- (A + B G + C G^2) X with G = X X^T. Singular values from 0.7 to 1.2 but for those that were under a few
+    percent of the norm, which stay lower.
 
     G is of the shorter side, which is several times smaller than X where kernels are the matrices: what multiplies X
     is gathered from the Gs alone.

@@ -1,4 +1,4 @@
-"""Going back to the last release when what was learned since is refused again and again."""
+"""When what was learned is refused so often that training is to go back."""
 
 from typing import Any
 

@@ -33,7 +33,7 @@ class Placement:
 def place(settings: LearningSettings, model: Callable[..., ImageClassifier]) -> Placement:
     """Resolves `auto`: measured, convolutions gain from bf16 and channels_last, small dense layers lose.
 
-    Raises UsageError when the device is not there.
+    Makes cuDNN's convolutions deterministic, in the whole process. Raises UsageError when the device is not there.
     """
     name = settings.device
     if name == "auto":

@@ -46,6 +46,7 @@ class Releases:
         held_out: dict[Split, BalancedMemory],
         device: torch.device,
     ):
+        """`trainer` and `memory` are changed when training goes back; `held_out` samples are read."""
         self._settings = settings
         self._trainer = trainer
         self._memory = memory
@@ -132,7 +133,7 @@ class Releases:
         self._may_discard_from = copy.deepcopy(positions)
         return discarded
 
-    def outcome(self) -> tuple[Candidate, Decision, Spans | None] | None:
+    def take_outcome(self) -> tuple[Candidate, Decision, Spans | None] | None:
         """The last decision's candidate and what was discarded with it, once; None when none was taken since."""
         outcome, self._outcome = self._outcome, None
         return outcome
@@ -156,12 +157,15 @@ class Releases:
         self._best_recalls.restore(document["best_recalls"])
         self._patience.restore(document["patience"])
 
-    def restore_released(self, spec: ModelSpec, tensors: dict[str, Tensor], document: dict[str, Any], records: int):
+    def restore_released(
+        self, spec: ModelSpec, tensors: dict[str, Tensor], document: dict[str, Any], records: int
+    ) -> None:
         """Takes the last release from the trainer's state after so many records."""
         weights = under("average", tensors) or under("model", tensors)
         self._released = Released(self._build(spec, weights), tensors, document, records)
 
     def _build(self, spec: ModelSpec, weights: dict[str, Tensor]) -> ImageClassifier:
+        """In evaluation mode, on the device."""
         with torch.random.fork_rng(devices=[]):  # initialising it must not move the state's generator
             model = models.build(spec)
         model.load_state_dict(weights)

@@ -15,7 +15,7 @@ from stream_learner.learning.averaging import Average
 from stream_learner.learning.growth import grow_head, start_moments
 from stream_learner.learning.heads import HEADS, Accumulator, silence
 from stream_learner.learning.models.weights import load_body
-from stream_learner.learning.muon import Muon
+from stream_learner.learning.muon import Muon, matrices_of
 from stream_learner.learning.placement import Placement
 from stream_learner.learning.strategies import STRATEGIES, Minibatch, Step
 from stream_learner.learning.weighting import WeightedLoss
@@ -112,6 +112,8 @@ class Trainer:
         if self._new_rows_from is not None:
             start_moments(self._optimizer, self.model.head, self._new_rows_from)
             self._new_rows_from = None
+        if isinstance(self._optimizer, Muon):
+            self._optimizer.share = self._weighted_loss.share
         self._optimizer.step()
         if self._average:
             self._average.update(self.model)
@@ -198,7 +200,7 @@ class Trainer:
                 parameters, learning.learning_rate, learning.momentum, weight_decay=learning.weight_decay, fused=True
             )
         if learning.optimizer == "muon":
-            matrices = [p for name, p in self.model.named_parameters() if p.ndim in (2, 4) and name != "head.weight"]
+            matrices = matrices_of(self.model.body)
             return Muon(parameters, matrices, learning.learning_rate, learning.momentum, learning.weight_decay)
         return torch.optim.Adam(parameters, learning.learning_rate, weight_decay=learning.weight_decay, fused=True)
 

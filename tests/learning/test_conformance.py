@@ -48,7 +48,8 @@ PAIRS = [
 VARIANTS = [
     {"learning__optimizer": "sgd", "learning__steps_per_batch": 3},
     {"learning__optimizer": "sgd", "learning__momentum": 0.0},
-    {"learning__optimizer": "muon"},
+    {"learning__optimizer": "adam", "learning__average_decay": 0.0},
+    {"learning__optimizer": "adam", "learning__weight_decay": 0.01, "model__name": "resnet18_slim"},
     {"learning__optimizer": "muon", "learning__weight_decay": 0.01, "model__name": "resnet18_slim"},
     {"learning__optimizer": "muon", "model__name": "rnn", "learning__steps_per_batch": 2},
     {"memory__max_items": 7, "held_out__max_items": 3},  # under pressure: classes give items up

@@ -4,7 +4,7 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim import Muon as TorchsMuon
 
-from stream_learner.learning.muon import Muon, orthogonal
+from stream_learner.learning.muon import Muon, matrices_of, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(20, 27), (160, 1440), (160, 80), (7, 7), (1, 9)])
@@ -65,3 +65,22 @@ def test_a_parameter_without_a_gradient_stays_where_it_is():
     matrix = nn.Parameter(torch.ones(2, 3))
     Muon([matrix], [matrix], lr=0.01, momentum=0.9, weight_decay=0.1).step()
     assert torch.equal(matrix, torch.ones(2, 3))
+
+
+def test_what_is_a_matrix():
+    dense, first, grouped, recurrent = nn.Linear(3, 4), nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.GRU(3, 4)
+    body = nn.Sequential(first, nn.BatchNorm2d(8), grouped, dense, nn.Embedding(5, 3), recurrent)
+    expected = first.weight, dense.weight, recurrent.weight_ih_l0, recurrent.weight_hh_l0
+    assert [id(matrix) for matrix in matrices_of(body)] == [id(parameter) for parameter in expected]
+
+
+def test_a_step_of_a_lower_share_moves_matrices_less():
+    moved = []
+    for share in (1.0, 0.1):
+        matrix = nn.Parameter(torch.zeros(2, 3))
+        matrix.grad = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]])
+        optimizer = Muon([matrix], [matrix], lr=0.01, momentum=0.9, weight_decay=0.0)
+        optimizer.share = share
+        optimizer.step()
+        moved.append(matrix.detach())
+    assert torch.allclose(moved[1], 0.1 * moved[0])

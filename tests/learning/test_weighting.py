@@ -1,6 +1,6 @@
 import pytest
 import torch
-from digit_stream import batch, digits_of, learned, position, settings
+from digit_stream import TARGETS, batch, digits_of, learned, position, settings
 from torch import nn
 from torch.nn import functional as F
 
@@ -71,6 +71,24 @@ def test_a_batch_of_low_weight_moves_the_model_less():
 
     assert move(0.1) == pytest.approx(0.1 * move(1.0), rel=0.02)
     assert move(0.1) < move(0.5) < move(1.0)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "sgd", "adam"])
+def test_a_producer_of_low_weight_moves_the_model_less_for_as_long_as_it_is_alone(optimizer):
+    rate = {"muon": 0.005, "sgd": 0.05, "adam": 0.001}[optimizer]
+    given = settings(learning__strategy="finetune", learning__optimizer=optimizer, learning__learning_rate=rate)
+
+    def move(weight: float) -> float:
+        learner = learned(given, [batch(digits_of(range(10), 8, skip=i), first=8 * i) for i in range(25)])
+        before = learner.snapshot().tensors
+        for i in range(20):
+            drawn = digits_of(range(10), 8, skip=40 + i)
+            labels = [str((TARGETS[digit] + 1) % 10) for digit in drawn]
+            learner.learn(batch(drawn, position(learner), labels, weights=[weight]))
+        after = learner.snapshot().tensors
+        return sum(float((after[k] - before[k]).norm()) for k in after if k.startswith("trainer/model/body"))
+
+    assert move(0.01) < 0.6 * move(1.0)  # Adam coasts on what came before
 
 
 def test_half_precision_logits_are_scored_in_single():
