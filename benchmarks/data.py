@@ -30,13 +30,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Data:
-    """`height`, `width` (px) and `channels` are what a model sees of the images: their own size, or 32 px."""
+    """`height`, `width` (px) and `channels` are what a model sees of the images: their own size, or 32 px; `mirrored`,
+    whether they mean the same seen in a mirror."""
 
     name: str
     labels: list[str]
     height: int
     width: int
     channels: Literal[1, 3]
+    mirrored: bool
     train: Part
     test: Part
 
@@ -50,6 +52,7 @@ def open_data(folder: Path | None) -> Data:
         min(train.height, MAX_MODEL_PX),
         min(train.width, MAX_MODEL_PX),
         train.channels,
+        folder is not None,
         _part(train, train.labels),
         _part(test, train.labels),
     )

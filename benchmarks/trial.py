@@ -99,6 +99,7 @@ class Trial:
             f"batch.size={self.batch}",
             f"memory.max_items={round(self.memory_share * images) if self.memory_share else 1_000}",
             f"memory.replay_size={self.batch}",
+            *([] if data.mirrored else ["learning.augment=['crop']"]),
             *([] if self.strategy in (DEFAULT, RETRAIN) else [f"learning.strategy={self.strategy}"]),
             *self.overrides,
         ]

@@ -16,16 +16,15 @@ from stream_learner.records.manifest import Decision
 from stream_learner.records.spans import Span
 
 RUN = {
-    "learning__optimizer": "adam",
     "learning__average_decay": 0.9,
     "learning__augment": ("crop",),
     "learning__steps_per_batch": 8,
-    "learning__learning_rate": 0.01,
     "release__patience": 2,
     "release__max_drop": 0.0,
     "memory__max_items": 16,
     "memory__replay_size": 8,
 }
+OPTIMIZERS = {"adam": 0.01, "muon": 0.02}
 NONSENSE = ["1", "2", "3", "4"]
 
 
@@ -56,9 +55,14 @@ def decided(learner: Learner, after: int = 0, snapshots: bool = False) -> list[S
     return found
 
 
+@pytest.fixture(scope="module", params=OPTIMIZERS)
+def run(request: pytest.FixtureRequest) -> dict:
+    return RUN | {"learning__optimizer": request.param, "learning__learning_rate": OPTIMIZERS[request.param]}
+
+
 @pytest.fixture(scope="module")
-def unbroken() -> list[Snapshot]:
-    return decided(Learner(settings(**RUN)))
+def unbroken(run) -> list[Snapshot]:
+    return decided(Learner(settings(**run)))
 
 
 def trainer(snapshot: Snapshot) -> dict[str, Tensor]:
@@ -105,8 +109,8 @@ def test_everything_else_goes_on(unbroken):
 
 
 @pytest.mark.parametrize("stop", [11, 13, 14, 16, 20])
-def test_a_run_stopped_and_resumed_around_it_ends_like_one_that_was_not(unbroken, stop):
-    learner = Learner(settings(**RUN))
+def test_a_run_stopped_and_resumed_around_it_ends_like_one_that_was_not(run, unbroken, stop):
+    learner = Learner(settings(**run))
     snapshots = []
     for number, b in enumerate(batches()):
         if number == stop:
@@ -116,20 +120,20 @@ def test_a_run_stopped_and_resumed_around_it_ends_like_one_that_was_not(unbroken
             learner.decide_release()
             snapshots.append(learner.snapshot())
     latest = learner.snapshot()
-    learner = resumed(settings(**RUN), latest)
+    learner = resumed(settings(**run), latest)
     restore_released(learner, [s for s in snapshots if s.decision and s.decision.released][-1])
     end = decided(learner, after=stop)[-1]
     assert as_bytes(end) == as_bytes(unbroken[-1])
     assert end.positions == unbroken[-1].positions
 
 
-def test_snapshots_in_between_change_nothing(unbroken):
-    assert as_bytes(decided(Learner(settings(**RUN)), snapshots=True)[-1]) == as_bytes(unbroken[-1])
+def test_snapshots_in_between_change_nothing(run, unbroken):
+    assert as_bytes(decided(Learner(settings(**run)), snapshots=True)[-1]) == as_bytes(unbroken[-1])
 
 
-def test_what_was_discarded_once_is_not_discarded_again():
-    run = settings(**RUN | {"release__patience": 1})
-    learner, end, discarded = Learner(run), 0, []
+def test_what_was_discarded_once_is_not_discarded_again(run):
+    once = settings(**run | {"release__patience": 1})
+    learner, end, discarded = Learner(once), 0, []
     released: list[Snapshot] = []
     for number, b in enumerate(batches()):
         learner.learn(b)
@@ -142,13 +146,13 @@ def test_what_was_discarded_once_is_not_discarded_again():
             else:
                 released.append(snapshot)
             end = position(learner)
-            learner = resumed(run, snapshot)
+            learner = resumed(once, snapshot)
             restore_released(learner, released[-1])
     assert len(discarded) > 1
 
 
-def test_without_patience_training_goes_on():
-    assert not any(s.discarded for s in decided(Learner(settings(**RUN | {"release__patience": None}))))
+def test_without_patience_training_goes_on(run):
+    assert not any(s.discarded for s in decided(Learner(settings(**run | {"release__patience": None}))))
 
 
 def verdict(released: bool, worse: bool = True) -> Decision:
