@@ -3,21 +3,24 @@
 import copy
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.data import Data, decoded
 from benchmarks.exam import Exam
 from benchmarks.outcome import Moment, Outcome
 from benchmarks.scenarios import Stream
-from benchmarks.scores import accuracy_of_seen
+from benchmarks.scores import Point, accuracy_of_seen
 from stream_learner.config import Settings
 from stream_learner.learning import models
 from stream_learner.learning.allocator import keep_freed_memory
 from stream_learner.learning.augmentation import AUGMENTATIONS
-from stream_learner.learning.placement import place
+from stream_learner.learning.placement import Placement, place
 from stream_learner.records.manifest import ModelSpec
 from stream_learner.registry import lookup
 
@@ -28,60 +31,98 @@ PATIENCE = 2
 """Epochs without a better validation accuracy after which training stops."""
 
 
+Trained = dict[str, Any]
+"""What an increment gave and cost, as JSON."""
+
+
 def retrain(
     settings: Settings,
     stream: Stream,
     data: Data,
     exam: Exam,
     validation: Exam,
+    once: Callable[[int, Callable[[], Trained]], Trained],
     say: Callable[[str], None],
     on_progress: Callable[[int], None],
 ) -> Outcome:
     """Trains anew at each of `stream.ends`: Adam, rate 0.001, batches of 32, at most 10 epochs, the
     learner's augmentation; the epoch that is best on the validation images counts. Says a line for each, its test
-    accuracy on 2,000 images."""
+    accuracy on 2,000 images. `once(number, train)` is what `train()` returns, or returned when it was called before."""
     keep_freed_memory()
-    augmentations = [lookup(AUGMENTATIONS, name, "learning.augment") for name in settings.learning.augment]
     placement = place(settings.learning, models.factory(settings.model.name))
     pixels_NHWC = torch.from_numpy(decoded((data.train.images[i] for i in stream.indices.tolist()), settings.model))
     outcome = Outcome()
     for number, end in enumerate(stream.ends, 1):
-        torch.manual_seed(settings.run.seed)
         classes = np.unique(stream.labels[:end])
         rows = torch.from_numpy(np.searchsorted(classes, stream.labels[:end]))
-        arguments = settings.model.model_dump(include={"height", "width", "channels", "mean", "std"})
-        model = models.build(ModelSpec(settings.model.name, arguments | {"classes": len(classes)}))
-        model.to(placement.device, memory_format=placement.memory_format)  # pyright: ignore
-        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
         say(f"Increment {number}: {end} images, {len(classes)} classes")
-        best, best_accuracy, best_epoch = copy.deepcopy(model), -1.0, 0
-        for epoch in range(1, EPOCHS + 1):
-            began = time.monotonic()
-            model.train()
-            losses = []
-            for drawn in torch.randperm(end).split(BATCH):
-                images_NHWC = pixels_NHWC[drawn].to(placement.device)
-                for augment in augmentations:
-                    images_NHWC = augment(images_NHWC)
-                optimizer.zero_grad()
-                with placement.training():
-                    loss = F.cross_entropy(model(images_NHWC).float(), rows[drawn].to(placement.device))
-                loss.backward()
-                optimizer.step()
-                losses.append(float(loss.detach()))
-                outcome.views += len(drawn)
-                on_progress(outcome.views)
-            outcome.seconds += time.monotonic() - began
-            outcome.steps += len(losses)
-            valid = validation.take(model, placement.device, classes.tolist())
-            test = exam.take(model, placement.device, classes.tolist(), sample=True)
-            outcome.evaluation_views += int(valid.total.sum() + test.total.sum())
-            say(f"Epoch {epoch} - Train Loss: {np.mean(losses):.4f}, Test Acc: {accuracy_of_seen(test):.4f}")
-            if accuracy_of_seen(valid) > best_accuracy:
-                best, best_accuracy, best_epoch = copy.deepcopy(model), accuracy_of_seen(valid), epoch
-            elif epoch - best_epoch >= PATIENCE:
-                break
-        point = exam.take(best, placement.device, classes.tolist())
-        outcome.evaluation_views += int(point.total.sum())
+        progress = partial(lambda before, views: on_progress(before + views), outcome.views)
+        training = partial(
+            train, settings, placement, pixels_NHWC[:end], rows, classes.tolist(), exam, validation, say, progress
+        )
+        trained = once(number, training)
+        outcome.views += trained["views"]
+        outcome.steps += trained["steps"]
+        outcome.seconds += trained["seconds"]
+        outcome.evaluation_views += trained["evaluation_views"]
+        point = Point(*(np.array(trained["point"][name]) for name in Point._fields))
         outcome.moments.append(Moment(end, outcome.views, outcome.seconds, point))
     return outcome
+
+
+def train(
+    settings: Settings,
+    placement: Placement,
+    pixels_NHWC: Tensor,
+    rows: Tensor,
+    classes: list[int],
+    exam: Exam,
+    validation: Exam,
+    say: Callable[[str], None],
+    on_progress: Callable[[int], None],
+) -> Trained:
+    """Trains one network on images, uint8 [N, H, W, C], whose `rows`, int64 [N], are indices into `classes`."""
+    torch.manual_seed(settings.run.seed)
+    augmentations = [lookup(AUGMENTATIONS, name, "learning.augment") for name in settings.learning.augment]
+    arguments = settings.model.model_dump(include={"height", "width", "channels", "mean", "std"})
+    model = models.build(ModelSpec(settings.model.name, arguments | {"classes": len(classes)}))
+    model.to(placement.device, memory_format=placement.memory_format)  # pyright: ignore
+    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
+    best, best_accuracy, best_epoch = copy.deepcopy(model), -1.0, 0
+    views = steps = evaluation_views = 0
+    seconds = 0.0
+    for epoch in range(1, EPOCHS + 1):
+        began = time.monotonic()
+        model.train()
+        losses = []
+        for drawn in torch.randperm(len(rows)).split(BATCH):
+            images_NHWC = pixels_NHWC[drawn].to(placement.device)
+            for augment in augmentations:
+                images_NHWC = augment(images_NHWC)
+            optimizer.zero_grad()
+            with placement.training():
+                loss = F.cross_entropy(model(images_NHWC).float(), rows[drawn].to(placement.device))
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+            views += len(drawn)
+            on_progress(views)
+        seconds += time.monotonic() - began
+        steps += len(losses)
+        valid = validation.take(model, placement.device, classes)
+        test = exam.take(model, placement.device, classes, sample=True)
+        evaluation_views += int(valid.total.sum() + test.total.sum())
+        say(f"Epoch {epoch} - Train Loss: {np.mean(losses):.4f}, Test Acc: {accuracy_of_seen(test):.4f}")
+        if accuracy_of_seen(valid) > best_accuracy:
+            best, best_accuracy, best_epoch = copy.deepcopy(model), accuracy_of_seen(valid), epoch
+        elif epoch - best_epoch >= PATIENCE:
+            break
+    point = exam.take(best, placement.device, classes)
+    evaluation_views += int(point.total.sum())
+    return {
+        "views": views,
+        "steps": steps,
+        "seconds": seconds,
+        "evaluation_views": evaluation_views,
+        "point": {name: figures.tolist() for name, figures in point._asdict().items()},
+    }

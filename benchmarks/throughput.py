@@ -9,8 +9,8 @@ Each contender is a process of its own, and they take turns, round after round:
 - `worker`: `python -m stream_learner run` on a topic that was filled before, without checkpoints;
 - `worker_saving`: the same, with a checkpoint every 10 s.
 
-All of them learn by Adam, without an average or augmentation, so that the ratios say what reading, decoding and counting
-cost. `learning.py` says what the default's way of learning costs, and is worth.
+All of them learn by Adam, without an average or augmentation, so that the ratios say what reading, decoding and
+counting cost. `learning.py` says what the default's way of learning costs, and is worth.
 
 The default data are made up: JPEG images of 32 x 32 pixels, about as costly to decode as CIFAR-10's. The last line is
 one JSON object; each of its figures is the least, the median and the greatest of the rounds, and each ratio is taken

@@ -1,5 +1,7 @@
 """One run of one contender, from what was asked for to its scores."""
 
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,6 +64,11 @@ class Trial:
             "settings": settings.model_dump(mode="json", include=SECTIONS),
         }
 
+        increments = folder / runs.key(asked)  # of retraining, which takes hours
+
+        def increment(number: int, train: Callable[[], Run]) -> Run:
+            return runs.once(increments, asked | {"increment": number}, train)
+
         def run() -> Run:
             total = retraining.EPOCHS * sum(stream.ends) if self.strategy == RETRAIN else len(stream)
             bar = progress.add_task(f"{self.scenario} {self.strategy} x{self.budget} seed {self.seed}", total=total)
@@ -76,7 +83,7 @@ class Trial:
             if self.strategy == RETRAIN:
                 valid = Exam(decoded(held_out.images, settings.model), held_out.targets)
                 say = partial(progress.console.print, highlight=False)
-                outcome = retraining.retrain(settings, stream, data, exam, valid, say, on_progress)
+                outcome = retraining.retrain(settings, stream, data, exam, valid, increment, say, on_progress)
             elif self.kafka:
                 outcome = through_kafka.learn(overrides, stream, data, exam, on_progress)
             else:
@@ -85,7 +92,9 @@ class Trial:
             progress.remove_task(bar)
             return outcome.scored()
 
-        return runs.once(folder, asked, run)
+        made = runs.once(folder, asked, run)
+        shutil.rmtree(increments, ignore_errors=True)
+        return made
 
     def _overrides(self, data: Data, images: int) -> list[str]:
         overrides = [

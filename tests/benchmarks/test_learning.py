@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
-from benchmarks import incremental
+from benchmarks import incremental, retraining
 from benchmarks.learning import app
 from benchmarks.scenarios import FLIPPED_SHARE, LOW_WEIGHT, NOISY_SHARE, SCENARIOS, corrupted
 from stream_learner.errors import ExitCode
@@ -109,6 +109,30 @@ def test_retraining_is_measured_beside_increments(digits: Path, tmp_path: Path):
     assert ", Test Acc: " in epochs[0]
     assert retrained["views"] > 5 * incremented["views"]
     assert incremented["views"] == 2 * 160 - 32
+
+
+def test_retraining_goes_on_where_it_was_stopped(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = ("--data", digits, "--model", "mlp", "--strategy", "retrain", "--runs")
+    (whole,) = run("retrain", *options, tmp_path / "whole")
+    trained: list[int] = []
+    train = retraining.train
+
+    def stops_once(*arguments: Any) -> retraining.Trained:
+        if len(trained) == 3:
+            trained.append(0)
+            raise KeyboardInterrupt
+        trained.append(len(arguments[2]))
+        return train(*arguments)
+
+    monkeypatch.setattr(retraining, "train", stops_once)
+    stopped = CliRunner().invoke(app, ["retrain", *map(str, options), str(tmp_path / "parts")])
+    assert stopped.exit_code != 0
+    (in_parts,) = run("retrain", *options, tmp_path / "parts")
+    assert (trained.index(0), len(trained)) == (3, 11)
+    assert trained[4] > trained[2]
+    for figure in ("final", "anytime", "views", "steps", "evaluation_views"):
+        assert in_parts[figure] == whole[figure]
+    assert [file.suffix for file in (tmp_path / "parts").iterdir()] == [".json"]
 
 
 def test_novelty_has_a_last_release_to_look_at(digits: Path, tmp_path: Path):
