@@ -28,4 +28,26 @@ def flip(images_NHWC: Tensor) -> Tensor:
     return torch.where(mirrored, images_NHWC.flip(2), images_NHWC)
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {"crop": crop, "flip": flip}
+def color_jitter(images_NHWC: Tensor) -> Tensor:
+    """Changes contrast, saturation and brightness of each image by up to 40 % each (Howard 2013, arXiv:1312.5402)."""
+    contrast, saturation, brightness = 0.6 + 0.8 * torch.rand(3, len(images_NHWC), 1, 1, 1, device=images_NHWC.device)
+    pixels = images_NHWC.float()
+    pixels = torch.lerp(pixels.mean((1, 2, 3), keepdim=True), pixels, contrast)
+    pixels = torch.lerp(pixels.mean(3, keepdim=True), pixels, saturation)
+    return (pixels * brightness).clamp(0, 255).byte()
+
+
+def cutout(images_NHWC: Tensor) -> Tensor:
+    """Blackens, with probability 1/2, a rectangle of half an image's height and width, wherever its centre falls
+    (DeVries and Taylor 2017, arXiv:1708.04552)."""
+    n, height, width, _ = images_NHWC.shape
+    device = images_NHWC.device
+    top = torch.randint(height, (n, 1, 1), device=device) - height // 4
+    left = torch.randint(width, (n, 1, 1), device=device) - width // 4
+    rows, columns = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+    inside = (rows >= top) & (rows < top + height // 2) & (columns >= left) & (columns < left + width // 2)
+    chosen = torch.rand(n, 1, 1, device=device) < 0.5
+    return images_NHWC.masked_fill((inside & chosen)[..., None], 0)
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {"crop": crop, "flip": flip, "color_jitter": color_jitter, "cutout": cutout}
