@@ -34,5 +34,5 @@ def test_the_gate_keeps_it_from_being_released(guard):
     candidates = [outcome.accuracy for outcome in guarded if outcome.flipped]
     worst = worst_release(guarded)
     assert before > 0.8
-    assert min(candidates) < before - 0.1
+    assert min(candidates) < before - 2 * NOISE
     assert worst is None or worst >= before - NOISE

@@ -1,3 +1,4 @@
+import contextlib
 import signal
 import socket
 import subprocess
@@ -111,4 +112,5 @@ def test_it_does_not_outlive_a_parent_that_is_killed(tmp_path: Path):
         host, port = parent.stdout.readline().strip().split(":")
         with socket.create_connection((host, int(port)), timeout=60) as connection:
             parent.send_signal(signal.SIGKILL)
-            assert connection.recv(1) == b""
+            with contextlib.suppress(ConnectionResetError):  # says the same, if not as politely
+                assert connection.recv(1) == b""
