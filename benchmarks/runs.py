@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 Run = dict[str, Any]
+WITHOUT = {"augment": "unaugmented", "bf16": "fp32"}
+"""What to call a run of the reference that lacks these."""
 
 
 def key(asked: Run) -> str:
@@ -38,12 +40,13 @@ def read_all(folder: Path) -> list[Run]:
 
 def _of_reference(run: Run) -> Run:
     """What `reference/avalanche_replay.py` printed, in our words: it knows one network, one budget, one scenario."""
+    settings = [f"{name}={run[name]}" for name in ("lr", "momentum", "weight_decay") if run[name]]
     return run | {
         "model": "resnet18_slim",
         "part": "validation" if run["validation"] else "test",
         "through": "memory",
         "strategy": f"avalanche {run['strategy']}",
-        "overrides": [f"{name}={run[name]}" for name in ("lr", "momentum", "weight_decay", "augment")],
+        "overrides": [*settings, *(without for name, without in WITHOUT.items() if not run[name])],
         "budget": 1,
         "curve": [{"records": 10 * step, "accuracy": accuracy} for step, accuracy in run["curve"]],
     }

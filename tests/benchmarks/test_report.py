@@ -20,7 +20,7 @@ def made_up(strategy: str, seed: int, final: float, **rest: Any) -> runs.Run:
 def avalanche(seed: int, final: float) -> runs.Run:
     """The last line of `reference/avalanche_replay.py`."""
     ours = made_up("er_ace", seed, final, curve=[[10, 0.5], [20, final]], validation=False)
-    tuned = {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "augment": True}
+    tuned = {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "augment": True, "bf16": False}
     strange = ("settings", "budget", "overrides", "part", "through", "model")
     return {name: value for name, value in (ours | tuned).items() if name not in strange}
 
@@ -63,7 +63,7 @@ def test_the_reference_is_a_contender_like_others(tmp_path: Path):
     write(tmp_path / "runs", ours, avalanche(0, 0.5), avalanche(1, 0.5))
     (group,) = report.grouped(runs.read_all(tmp_path / "runs"))
     _, reference = report.table(group)
-    assert reference["contender"] == "avalanche er_ace 1x lr=0.1 momentum=0.0 weight_decay=0.0 augment=True"
+    assert reference["contender"] == "avalanche er_ace 1x lr=0.1 fp32"
     assert reference["seeds"] == [0, 1]
     assert reference["default_minus_this"] == {"mean": pytest.approx(0.2), "interval": None}
     assert "+20.0 |" in report.markdown([reference])
