@@ -67,12 +67,13 @@ class ReadBack:
         self._place = TopicPartition(Names.of(settings).checkpoints, 0)
         with kafka_failures(settings.kafka, "opening the checkpoints topic"):
             self._consumer: KafkaConsumer = reader(settings.kafka)
-            self._consumer.assign([self._place])
 
     def verify(self, offset: int, value: bytes, deadline: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Returns once the record at `offset` is committed and equals `value`. Raises PublishError otherwise."""
         manifest = f"the manifest at offset {offset} of {self._place.topic}"
         try:
+            # Not sooner: the consumer would log that a topic is missing before the start's checks say what to do.
+            self._consumer.assign([self._place])
             self._consumer.seek(self._place, offset)
             while clock() < deadline:
                 for messages in self._consumer.poll(timeout_ms=200).values():
