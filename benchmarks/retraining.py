@@ -56,11 +56,9 @@ def retrain(
         classes = np.unique(stream.labels[:end])
         rows = torch.from_numpy(np.searchsorted(classes, stream.labels[:end]))
         say(f"Increment {number}: {end} images, {len(classes)} classes")
-        progress = partial(lambda before, views: on_progress(before + views), outcome.views)
-        training = partial(
-            train, settings, placement, pixels_NHWC[:end], rows, classes.tolist(), exam, validation, say, progress
-        )
-        trained = once(number, training)
+        before = outcome.views
+        arguments = settings, placement, pixels_NHWC[:end], rows, classes.tolist(), exam, validation, say
+        trained = once(number, partial(train, *arguments, lambda views, before=before: on_progress(before + views)))
         outcome.views += trained["views"]
         outcome.steps += trained["steps"]
         outcome.seconds += trained["seconds"]
