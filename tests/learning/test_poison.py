@@ -21,18 +21,23 @@ def outcomes(guard: str) -> list[Outcome]:
     return list(learn(config.load(None, overrides_for(DIGITS, SEED) + rest), DIGITS, SEED))
 
 
-def test_without_the_gate_the_poison_is_released():
-    unguarded = outcomes("no gate")
+@pytest.fixture(scope="module")
+def unguarded() -> list[Outcome]:
+    return outcomes("no gate")
+
+
+def test_without_the_gate_the_poison_is_released(unguarded):
     assert served(unguarded, flipped=0.0) > 0.85
     assert served(unguarded, flipped=0.6) < 0.75
 
 
 @pytest.mark.parametrize("guard", ["max_drop", "better", "max_drop, trusted"])
-def test_the_gate_keeps_it_from_being_released(guard):
+def test_the_gate_keeps_it_from_being_released(guard, unguarded):
     guarded = outcomes(guard)
     before = served(guarded, flipped=0.0)
-    candidates = [outcome.accuracy for outcome in guarded if outcome.flipped]
+    # Of the run without a guard: going back to a release keeps those of this one from getting as bad.
+    candidates = [outcome.accuracy for outcome in unguarded if outcome.flipped]
     worst = worst_release(guarded)
     assert before > 0.8
-    assert min(candidates) < before - 2 * NOISE
+    assert min(candidates) < before - 0.1
     assert worst is None or worst >= before - NOISE
