@@ -50,6 +50,7 @@ DIGITS_OVERRIDES = [  # they are few: all that can be learned from each, and eno
     "model.name=mlp",
     "batch.size=8",
     "learning.steps_per_batch=5",
+    "learning.learning_rate=0.005",
     "learning.augment=['crop']",
     "learning.average_decay=0.9",
     "split.validation=0.3",

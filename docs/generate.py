@@ -63,8 +63,10 @@ def settings_page() -> str:
             "| setting | default | meaning |",
             "|---|---|---|",
         ]
+        defaults: dict[str, object] = {}
         for key, setting in section.model_fields.items():
-            default = "required" if setting.is_required() else f"`{toml(setting.default)}`"
+            defaults[key] = setting.get_default(call_default_factory=True, validated_data=defaults)
+            default = "required" if setting.is_required() else f"`{toml(defaults[key])}`"
             parts.append(f"| `{key}` | {default} | {one_line(setting.description)} |")
     return "\n".join(parts) + "\n"
 

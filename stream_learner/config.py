@@ -8,7 +8,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -210,21 +210,33 @@ class ModelSettings(Section):
         return self.freeze or self.head != "linear"
 
 
+# Of another setting's error: pydantic's type of it.
+CONSEQUENCE = "default_factory_not_called"
+
+
+def _left_out(value: Callable[[int], Any]) -> Any:
+    """A field that, left out, has its value by `steps_per_batch`."""
+    return Field(default_factory=lambda earlier: value(earlier["steps_per_batch"]))
+
+
 class LearningSettings(Section):
     strategy: str = "er_la"
     """How a batch is learned: a name from `stream_learner.learning.strategies.STRATEGIES`, or `package.module:name`."""
     steps_per_batch: PositiveInt = 1
-    """Optimizer updates made with each batch."""
-    augment: list[str] = ["crop", "flip"]
+    """Optimizer updates made with each batch. More of them learn more from it, each costing as much as one; what is
+    left out of `augment`, `average_decay` and `learning_rate` follows."""
+    augment: list[str] = _left_out(lambda steps: ["crop", "flip", *(["color_jitter", "cutout"] if steps > 1 else [])])
     """How images are varied each time they are learned, in this order: names from
     `stream_learner.learning.augmentation.AUGMENTATIONS`, or `package.module:name`. Leave `flip` out where left and
-    right mean something, as in text."""
-    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.997
-    """Decay per step of the moving average of weights and buffers that predicts and is released; 0 keeps none."""
+    right mean something, as in text. Left out, several steps per batch add `color_jitter` and `cutout`."""
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = _left_out(lambda steps: 0.997 ** (1 / steps))
+    """Decay per step of the moving average of weights and buffers that predicts and is released; 0 keeps none. Left
+    out, it averages over as many batches whatever the number of steps for each."""
     optimizer: Literal["muon", "adam", "sgd"] = "muon"
     """Optimizer: Muon (Jordan et al. 2024), Adam (Kingma and Ba 2015) or SGD."""
-    learning_rate: PositiveFloat = 0.005
-    """Learning rate. Muon and Adam take rates of one size, SGD greater ones; a pretrained network wants less."""
+    learning_rate: PositiveFloat = _left_out(lambda steps: 0.005 / steps**0.5)
+    """Learning rate. Muon and Adam take rates of one size, SGD greater ones; a pretrained network wants less. Left out,
+    it is divided by the square root of the steps per batch."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of Muon and SGD; Adam ignores it."""
     weight_decay: NonNegativeFloat = 0.0
@@ -493,7 +505,7 @@ def load(path: Path | None, overrides: list[str] | None = None) -> Settings:
             f'the environment holds a setting that cannot be read; a list is written as ["a", "b"]: {error}'
         ) from None
     except ValidationError as error:
-        raise UsageError("; ".join(map(_explain, error.errors()))) from None
+        raise UsageError("; ".join(_explain(e) for e in error.errors() if e["type"] != CONSEQUENCE)) from None
     return settings
 
 

@@ -158,6 +158,20 @@ def test_a_bad_value_names_its_field(file, override, field):
     assert "\n" not in message
 
 
+def test_a_bad_value_on_which_defaults_depend_is_told_once(file):
+    assert problem(file, "learning.steps_per_batch=0") == "learning.steps_per_batch: Input should be greater than 0"
+
+
+def test_several_steps_per_batch_are_smaller_ones_and_see_images_more_varied(file):
+    one, four = (config.load(file, [f"learning.steps_per_batch={steps}"]).learning for steps in (1, 4))
+    assert four.learning_rate == one.learning_rate / 2
+    assert four.average_decay**4 == pytest.approx(one.average_decay)
+    assert set(four.augment) > set(one.augment)
+    given = ["learning.steps_per_batch=4", "learning.learning_rate=0.1", "learning.average_decay=0.5"]
+    chosen = config.load(file, [*given, "learning.augment=['flip']"]).learning
+    assert (chosen.learning_rate, chosen.average_decay, chosen.augment) == (0.1, 0.5, ["flip"])
+
+
 def test_a_bad_value_in_the_environment_names_its_field(file, monkeypatch):
     monkeypatch.setenv("STREAM_LEARNER_BATCH__SIZE", "many")
     assert problem(file).startswith("batch.size: ")

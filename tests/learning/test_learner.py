@@ -10,11 +10,17 @@ from digit_stream import EIGHT_NHW, TARGETS, as_bytes, batch, digits_of, learned
 from PIL import Image
 
 from stream_learner.config import Settings
+from stream_learner.errors import UsageError
 from stream_learner.learning.batch import batches
 from stream_learner.learning.identity import check_fits, identity
 from stream_learner.learning.learner import Learner
 from stream_learner.records.decoder import Decoder
 from stream_learner.records.record import Gap, Record
+
+
+def test_a_teacher_that_is_not_kept_is_refused():
+    with pytest.raises(UsageError, match=r"'mkd' has the average for a teacher; set learning.average_decay above 0"):
+        Learner(settings(learning__strategy="mkd", learning__average_decay=0.0))
 
 
 class Topic:
