@@ -21,6 +21,7 @@ DEFAULT = "default"
 RETRAIN = "retrain"
 # The rest of the settings says how records and models come and go.
 SECTIONS = {"batch", "model", "learning", "memory", "weights"}
+USED_BY_RETRAINING = {"model": True, "learning": {"augment", "device", "precision", "channels_last", "threads"}}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ class Trial:
             "budget": self.budget,
             "seed": self.seed,
             "images": len(stream),
-            "settings": settings.model_dump(mode="json", include=SECTIONS),
+            "settings": settings.model_dump(
+                mode="json", include=USED_BY_RETRAINING if self.strategy == RETRAIN else SECTIONS
+            ),
         }
 
         increments = folder / runs.key(asked)  # of retraining, which takes hours
@@ -97,6 +100,8 @@ class Trial:
         return made
 
     def _overrides(self, data: Data, images: int) -> list[str]:
+        against_retraining = self.memory_share is not None  # all sides of which vary images alike
+        augment = ["crop", "flip"] if data.mirrored else ["crop"]
         overrides = [
             "run.id=benchmark",
             f"run.seed={self.seed}",
@@ -108,7 +113,7 @@ class Trial:
             f"batch.size={self.batch}",
             f"memory.max_items={round(self.memory_share * images) if self.memory_share else 1_000}",
             f"memory.replay_size={self.batch}",
-            *([] if data.mirrored else ["learning.augment=['crop']"]),
+            *([f"learning.augment={augment}"] if against_retraining or not data.mirrored else []),
             *([] if self.strategy in (DEFAULT, RETRAIN) else [f"learning.strategy={self.strategy}"]),
             *self.overrides,
         ]
