@@ -100,7 +100,6 @@ class Trial:
         return made
 
     def _overrides(self, data: Data, images: int) -> list[str]:
-        against_retraining = self.memory_share is not None  # all sides of which vary images alike
         augment = ["crop", "flip"] if data.mirrored else ["crop"]
         overrides = [
             "run.id=benchmark",
@@ -113,7 +112,8 @@ class Trial:
             f"batch.size={self.batch}",
             f"memory.max_items={round(self.memory_share * images) if self.memory_share else 1_000}",
             f"memory.replay_size={self.batch}",
-            *([f"learning.augment={augment}"] if against_retraining or not data.mirrored else []),
+            # Retraining and what is compared with it, which has a share, vary images alike.
+            *([f"learning.augment={augment}"] if self.memory_share or not data.mirrored else []),
             *([] if self.strategy in (DEFAULT, RETRAIN) else [f"learning.strategy={self.strategy}"]),
             *self.overrides,
         ]

@@ -33,6 +33,8 @@ from stream_learner.errors import UsageError
 
 MIB = 1024 * 1024
 ENV_PREFIX = "STREAM_LEARNER_"
+# What pydantic calls the error of a default that depends on a value with an error of its own.
+CONSEQUENCE = "default_factory_not_called"
 # Kafka's own rule for topic names; run ids and prefixes become parts of them.
 KafkaName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,200}$")]
 
@@ -210,11 +212,7 @@ class ModelSettings(Section):
         return self.freeze or self.head != "linear"
 
 
-# Of another setting's error: pydantic's type of it.
-CONSEQUENCE = "default_factory_not_called"
-
-
-def _left_out(value: Callable[[int], Any]) -> Any:
+def _by_steps(value: Callable[[int], Any]) -> Any:
     """A field that, left out, has its value by `steps_per_batch`."""
     return Field(default_factory=lambda earlier: value(earlier["steps_per_batch"]))
 
@@ -225,16 +223,16 @@ class LearningSettings(Section):
     steps_per_batch: PositiveInt = 1
     """Optimizer updates made with each batch. More of them learn more from it, each costing as much as one; what is
     left out of `augment`, `average_decay` and `learning_rate` follows."""
-    augment: list[str] = _left_out(lambda steps: ["crop", "flip", *(["color_jitter", "cutout"] if steps > 1 else [])])
+    augment: list[str] = _by_steps(lambda steps: ["crop", "flip", *(["color_jitter", "cutout"] if steps > 1 else [])])
     """How images are varied each time they are learned, in this order: names from
     `stream_learner.learning.augmentation.AUGMENTATIONS`, or `package.module:name`. Leave `flip` out where left and
     right mean something, as in text. Left out, several steps per batch add `color_jitter` and `cutout`."""
-    average_decay: Annotated[float, Field(ge=0, lt=1)] = _left_out(lambda steps: 0.997 ** (1 / steps))
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = _by_steps(lambda steps: 0.997 ** (1 / steps))
     """Decay per step of the moving average of weights and buffers that predicts and is released; 0 keeps none. Left
     out, it averages over as many batches whatever the number of steps for each."""
     optimizer: Literal["muon", "adam", "sgd"] = "muon"
     """Optimizer: Muon (Jordan et al. 2024), Adam (Kingma and Ba 2015) or SGD."""
-    learning_rate: PositiveFloat = _left_out(lambda steps: 0.005 / steps**0.5)
+    learning_rate: PositiveFloat = _by_steps(lambda steps: 0.005 / steps**0.5)
     """Learning rate. Muon and Adam take rates of one size, SGD greater ones; a pretrained network wants less. Left out,
     it is divided by the square root of the steps per batch."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -95,8 +95,8 @@ def test_retraining_is_measured_beside_increments(digits: Path, tmp_path: Path):
         "mlp",
         "--runs",
         tmp_path,
-        "--views",
-        2,
+        "--set",
+        "learning.augment=['crop']",
     ]
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
@@ -107,8 +107,14 @@ def test_retraining_is_measured_beside_increments(digits: Path, tmp_path: Path):
     assert len(epochs) > 10
     assert epochs[0].startswith("Epoch 1 - Train Loss: ")
     assert ", Test Acc: " in epochs[0]
-    assert retrained["views"] > 2.5 * incremented["views"]
+    assert retrained["views"] > 5 * incremented["views"]
+    assert incremented["views"] == 2 * 160 - 32
+
+
+def test_retraining_and_increments_vary_images_alike(digits: Path, tmp_path: Path):
+    retrained, incremented = run("retrain", "--data", digits, "--model", "mlp", "--runs", tmp_path, "--views", 2)
     assert incremented["views"] == 2 * (2 * 160 - 32)
+    assert retrained["strategy"] == "retrain"
     settings = [json.loads(file.read_text())["settings"] for file in tmp_path.glob("*.json")]
     assert [used["learning"]["augment"] for used in settings] == [["crop", "flip"]] * 2
 
