@@ -34,15 +34,9 @@ class Outcome:
     seconds: float = 0.0
 
     def scored(self) -> dict[str, Any]:
-        """As JSON: final, anytime and worst-case accuracy (0..1), the spread over the last 100 steps, the costs, and
-        the `curve` of accuracy on the classes seen so far. None is what the examinations do not tell."""
-        points = [moment.point for moment in self.moments]
-        along = len(points) > 1
+        """As JSON: `scores.summary`, the costs, and the `curve` of accuracy on the classes seen so far."""
         return {
-            "final": scores.accuracy(points[-1]),
-            "anytime": scores.anytime(points) if along else None,
-            "worst": scores.worst(points) if along else None,
-            "last_100_steps": scores.spread(self.last_steps) if len(self.last_steps) > 1 else None,
+            **scores.summary([moment.point for moment in self.moments], self.last_steps),
             "steps": self.steps,
             "views": self.views,
             "teacher_views": self.teacher_views,

@@ -1,7 +1,7 @@
 """What a benchmark says about a learner, from how many images of each class it got right at points of its stream."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,20 +19,19 @@ class Point(NamedTuple):
     seen: NDArray[np.bool_]
 
 
-class Scores(NamedTuple):
-    """Accuracies are shares, 0..1."""
+def summary(points: Sequence[Point], last: Sequence[Point]) -> dict[str, Any]:
+    """As JSON: final (all classes), anytime and worst-case accuracy (0..1), and the spread over the last 100 steps.
 
-    final: float
-    """Of the last point, over all classes."""
-    anytime: float
-    worst: float
-    last_100_steps: dict[str, float]
-    """See `spread`."""
-
-
-def scores(points: Sequence[Point], last: Sequence[Point]) -> Scores:
-    """`points` are spread evenly over the stream and end with it, `last` over its last 100 steps."""
-    return Scores(accuracy(points[-1]), anytime(points), worst(points), spread(last))
+    `points` are spread evenly over the stream and end with it, `last` over its last 100 steps. None is what fewer than
+    two of them do not tell.
+    """
+    along = len(points) > 1
+    return {
+        "final": accuracy(points[-1]),
+        "anytime": anytime(points) if along else None,
+        "worst": worst(points) if along else None,
+        "last_100_steps": spread(last) if len(last) > 1 else None,
+    }
 
 
 def evaluate(predictions: NDArray[np.int64], targets: NDArray[np.int64], seen: NDArray[np.bool_]) -> Point:

@@ -183,7 +183,7 @@ def main() -> None:
         if step > last_step - LAST_STEPS and (last_step - step) % LAST_EVERY == 0:
             last.append(evaluation.point(model, shown, FEW_IMAGES))
     figures = {
-        **scores.scores(points, last)._asdict(),
+        **scores.summary(points, last),
         "curve": curve,
         "views": views,
         "teacher_views": 0,

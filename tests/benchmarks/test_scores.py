@@ -23,8 +23,12 @@ def test_an_evaluation_counts_per_class():
 
 
 def test_final_is_the_accuracy_at_the_end_over_all_classes():
-    assert scores.scores(POINTS, POINTS).final == 32 / 40
+    assert scores.summary(POINTS, POINTS)["final"] == 32 / 40
     assert scores.accuracy(POINTS[1]) == 11 / 40
+
+
+def test_a_single_point_tells_the_end_only():
+    assert scores.summary(POINTS[-1:], []) == {"final": 0.8, "anytime": None, "worst": None, "last_100_steps": None}
 
 
 def test_anytime_is_the_mean_accuracy_on_the_classes_seen():
