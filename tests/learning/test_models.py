@@ -148,6 +148,13 @@ def test_placement_resolves_auto_by_the_model():
         assert place(chosen, models.factory("cnn")).memory_format is torch.contiguous_format
 
 
+def test_denormal_numbers_count_as_zero():
+    torch.set_flush_denormal(False)
+    assert (torch.full((8,), 1e-39) * 1.0).all()
+    place(settings(learning__device="cpu").learning, models.factory("mlp"))
+    assert not (torch.full((8,), 1e-39) * 1.0).any()
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_predicting_draws_nothing_and_leaves_the_mode_as_it_was(name):
     network = models.build(spec(name))
