@@ -281,8 +281,8 @@ class DriftSettings(Section):
     boost_records: PositiveInt = 2_000
     """Input records after a drift during which learning is boosted, where `learning.on_drift` is `boost`."""
     boost_learning_rate: PositiveFloat = 1.5
-    """What the learning rate is multiplied by meanwhile. Muon's default rate bears little more: at 2 a CNN ended lower than
-    without, at 3 its units died."""
+    """What the learning rate is multiplied by meanwhile. Muon's default rate bears little more: at 2 a CNN ended lower
+    than without, at 3 its units died."""
     boost_replay: PositiveFloat = 1.0
     """What the replay size is multiplied by meanwhile: above 1 guards what was known, which helps where new classes
     arrive; below 1 unlearns it sooner, which helps where labels have changed their meaning."""
