@@ -160,7 +160,7 @@ def test_a_stop_that_cannot_save(new_run: NewRun) -> None:
         run.learned(worker)
         worker.signal(signal.SIGTERM)
         worker.ends(ExitCode.WATCHDOG)
-    run.finish(run.start())
+    run.finish(run.start("--set", "run.stop_deadline_s=60"))
 
 
 def test_too_many_rejects(new_run: NewRun) -> None:

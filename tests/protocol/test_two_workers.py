@@ -106,6 +106,7 @@ def test_an_idle_worker_that_wakes_up_after_it_was_replaced_ends_too(new_run: Ne
     run = new_run(**STANDBY)
     run.feed(mixed(1000))
     active, standby = pair(run)
+    active.until("its only save", lambda: run.saved() == run.ends())
     active.signal(signal.SIGSTOP)
     standby.learning()
     active.signal(signal.SIGCONT)

@@ -159,8 +159,9 @@ def test_envelopes_may_carry_typed_fields():
 
 
 header_names = st.one_of(st.sampled_from(["label", "weight", "split", "id"]), st.text(max_size=5))
+numbers = st.floats(allow_subnormal=False)  # which a learner in this process does without
 header_values = st.one_of(
-    st.none(), st.binary(max_size=20), st.floats().map(lambda number: str(number).encode()), st.text().map(str.encode)
+    st.none(), st.binary(max_size=20), numbers.map(lambda number: str(number).encode()), st.text().map(str.encode)
 )
 
 
