@@ -21,7 +21,7 @@ from benchmarks.retraining import EPOCHS
 from benchmarks.runs import Run
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.trial import DEFAULT, RETRAIN, Trial
-from stream_learner.errors import StreamLearnerError
+from stream_learner.errors import ExitCode, StreamLearnerError
 from stream_learner.learning.weighting import WEIGHTS
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
@@ -144,8 +144,14 @@ def ablation(
 def report_command(
     runs: RunsOption = RUNS, output: Annotated[Path, typer.Option(help="Folder of tables and plots.")] = DOCS
 ) -> None:
-    """Tables (Markdown, JSON) and plots (PNG) of all finished runs; needs `stream-learner[bench]`."""
-    from benchmarks import report
+    """Tables (Markdown, JSON) and plots (PNG) of all finished runs; needs the extra `bench` (`make test` brings it)."""
+    try:
+        from benchmarks import report
+    except ModuleNotFoundError as error:
+        console.print(
+            f"error: {error}; `make test` installs it, or `pip install -e '.[bench]'`", style="red", markup=False
+        )
+        raise typer.Exit(ExitCode.USAGE) from None
 
     for file in report.write(runs, output):
         console.print(str(file))

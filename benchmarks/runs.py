@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ def key(asked: Run) -> str:
 
 
 def once(folder: Path, asked: Run, run: Callable[[], Run]) -> Run:
-    """What `run` returns, beside what was asked for; from its file when it was run before."""
+    """What `run` returns, beside what was asked for; from its file, which is then said, when it was run before."""
     file = folder / f"{key(asked)}.json"
-    if not file.exists():
+    if file.exists():
+        print(f"was run before, delete it to run again: {file}", file=sys.stderr)
+    else:
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(f".{os.getpid()}")  # a run that is cut off leaves no half of a file
         unfinished.write_text(json.dumps(asked | run(), indent=1) + "\n")

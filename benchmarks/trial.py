@@ -14,8 +14,8 @@ from benchmarks.exam import Exam
 from benchmarks.runs import Run
 from benchmarks.scenarios import SCENARIOS, corrupted
 from stream_learner import config
-from stream_learner.learning.strategies import STRATEGIES
-from stream_learner.registry import lookup
+from stream_learner.errors import UsageError
+from stream_learner.learning.strategies import strategy
 
 DEFAULT = "default"
 RETRAIN = "retrain"
@@ -48,7 +48,10 @@ class Trial:
     def once(self, folder: Path, data: Data, progress: Progress) -> Run:
         """The run, scored, from its file in `folder` when it was made before. Raises UsageError."""
         train, validation = streams.split(data.train.targets, self.seed)
-        stream = SCENARIOS[self.scenario](data.train.targets, train, self.seed).whole_batches(self.batch)
+        try:
+            stream = SCENARIOS[self.scenario](data.train.targets, train, self.seed).whole_batches(self.batch)
+        except ValueError as error:  # too few classes
+            raise UsageError(f"{error}; `shuffled` takes any number") from None
         overrides = self._overrides(data, len(stream))
         settings = config.load(None, overrides)
         asked = {
@@ -117,7 +120,6 @@ class Trial:
             *([] if self.strategy in (DEFAULT, RETRAIN) else [f"learning.strategy={self.strategy}"]),
             *self.overrides,
         ]
-        strategy = config.load(None, overrides).learning.strategy
-        replays = lookup(STRATEGIES, strategy, "learning.strategy").replays
+        replays = strategy(config.load(None, overrides).learning.strategy).replays
         # Who replays nothing makes twice the steps of half the size: equal views.
         return [f"learning.steps_per_batch={self.budget if replays else 2 * self.budget}", *overrides]

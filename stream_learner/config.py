@@ -319,9 +319,9 @@ class ReleaseSettings(Section):
     rule: Literal["max_drop", "not_worse", "better"] = "max_drop"
     """What a candidate must be to be released, by mean recall on the same validation samples: at most `max_drop` below
     the last release; not significantly worse; significantly better (McNemar's exact test, one-sided, at 0.05)."""
-    max_drop: NonNegativeFloat = 0.02
+    max_drop: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Mean recall (0..1) that a candidate may lack of the last release under the rule `max_drop`."""
-    max_old_class_drop: NonNegativeFloat | None = None
+    max_old_class_drop: Annotated[float, Field(ge=0, le=1)] | None = None
     """Mean recall (0..1) that a candidate may lack of the last release over the classes that the latter knows, whatever
     the rule; any when unset. What new classes gain does not make up for it."""
     patience: PositiveInt | None = 5

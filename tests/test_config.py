@@ -147,6 +147,8 @@ def test_an_unknown_override_is_refused_with_the_nearest_name(file, override, me
         ("split.held_out_from=['images', 'imges']", "split.held_out_from: imges is not in input.topics"),
         ("split.held_out_from=[]", "split.held_out_from"),
         ("release.rule=best", "release.rule"),
+        ("release.max_drop=2", "release.max_drop"),
+        ("release.max_old_class_drop=5", "release.max_old_class_drop"),
         ("rejects.max_share=1.5", "rejects.max_share"),
         ("monitoring.port=70000", "monitoring.port"),
         ("kafka.security_protocol=SASL_SSL", "kafka: SASL_SSL needs sasl_mechanism, sasl_username and sasl_password"),

@@ -1,5 +1,6 @@
 """What a state and the settings must agree on."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from stream_learner.config import Settings
@@ -33,6 +34,13 @@ def _steps(settings: Settings) -> dict[str, Any]:
 def check_fits(document: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises ValueError, which names what differs, when a state belongs to settings of another identity than
     `wanted`."""
-    for name, value in wanted.items():
-        if document.get(name) != value:
-            raise ValueError(f"its {name} is {document.get(name)!r}, the settings say {value!r}")
+    if differing := [line for name, value in wanted.items() for line in _differing(name, document.get(name), value)]:
+        raise ValueError("; ".join(differing))
+
+
+def _differing(name: str, found: Any, wanted: Any) -> Iterator[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in found | wanted:
+            yield from _differing(f"{name}.{key}", found.get(key), wanted.get(key))
+    elif found != wanted:
+        yield f"its {name} is {found!r}, the settings say {wanted!r}"

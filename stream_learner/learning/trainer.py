@@ -17,7 +17,7 @@ from stream_learner.learning.heads import HEADS, Accumulator, silence
 from stream_learner.learning.models.weights import load_body
 from stream_learner.learning.muon import Muon, matrices_of
 from stream_learner.learning.placement import Placement
-from stream_learner.learning.strategies import STRATEGIES, Minibatch, Step
+from stream_learner.learning.strategies import Minibatch, Step, strategy
 from stream_learner.learning.weighting import WeightedLoss
 from stream_learner.records.manifest import ModelSpec
 from stream_learner.registry import lookup
@@ -36,7 +36,7 @@ class Trainer:
         self._settings = settings
         self._placement = placement
         learning = settings.learning
-        self.strategy = lookup(STRATEGIES, learning.strategy, "learning.strategy")()
+        self.strategy = strategy(learning.strategy)()
         if self.strategy.distils and not learning.average_decay:
             raise UsageError(
                 f"learning.strategy = {learning.strategy!r} has the average for a teacher; "
@@ -91,7 +91,8 @@ class Trainer:
             group["lr"] = factor * self._settings.learning.learning_rate
 
     def step(self, stream: Minibatch, replay: Callable[[], Minibatch]) -> float:
-        """One update; the loss, or NaN when the loss or a gradient was not finite and nothing was changed."""
+        """One update; the loss, or NaN when the loss or a gradient was not finite and nothing was changed. Raises
+        UsageError when the strategy's losses are not one a sample."""
         self.model.train()
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         normaliser, kept = copy.copy(self._weighted_loss), self.strategy.state()
@@ -99,6 +100,11 @@ class Trainer:
         teacher = self._average.model if self._average else None
         with self._placement.training():
             losses, weights = self.strategy.losses(Step(self.model, teacher, stream, replay))
+        if losses.ndim != 1 or losses.shape != weights.shape:
+            raise UsageError(
+                f"learning.strategy = {self._settings.learning.strategy!r} gives losses of shape {list(losses.shape)}, "
+                f"weights of {list(weights.shape)}; both are to be [N], one a sample (reduction='none')"
+            )
         loss = self._weighted_loss(losses, weights)
         loss.backward()
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])

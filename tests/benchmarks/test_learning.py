@@ -1,3 +1,4 @@
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -6,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.progress import Progress
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from benchmarks import incremental, retraining
+from benchmarks.data import open_data
 from benchmarks.learning import app
 from benchmarks.scenarios import FLIPPED_SHARE, LOW_WEIGHT, NOISY_SHARE, SCENARIOS, corrupted
+from benchmarks.trial import Trial
 from stream_learner.errors import ExitCode
 from stream_learner.learning import models
 from stream_learner.learning.weighting import WEIGHTS
@@ -73,6 +77,28 @@ def test_a_second_start_skips_what_is_there(digits: Path, tmp_path: Path, monkey
     assert [one["seed"] for one in again] == [0, 1]
     assert len(made) == 2  # other settings are another run
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_second_start_says_where_its_figures_are_from(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    trial = Trial("shuffled", "finetune", 0, 1, "mlp", 10, None, True, ())
+    data = open_data(digits)
+    with Progress(disable=True) as progress:
+        for said in ("", f"was run before, delete it to run again: {tmp_path}"):
+            trial.once(tmp_path, data, progress)
+            assert capsys.readouterr().err.startswith(said)
+
+
+def test_too_few_classes_for_the_increments_are_told(tmp_path: Path):
+    for part, label in itertools.product(("train", "test"), ("a", "b")):
+        (tmp_path / part / label).mkdir(parents=True)
+        for number in range(10):
+            Image.new("L", (8, 8), number).save(tmp_path / part / label / f"{number}.png")
+    arguments = ["increments", "--data", str(tmp_path), "--model", "mlp", "--runs", str(tmp_path / "runs")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == ExitCode.USAGE
+    assert "error: 2 classes do not make 5 increments; `shuffled` takes any number" in result.output
 
 
 def test_one_seed_gives_one_result(digits: Path, tmp_path: Path):

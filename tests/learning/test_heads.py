@@ -383,5 +383,5 @@ def test_a_head_that_is_not_there_is_refused():
 )
 def test_a_state_of_another_head_is_refused(name, setting):
     snapshot = learned(frozen(name), stream()[:2]).snapshot()
-    with pytest.raises(ValueError, match="its model is"):
+    with pytest.raises(ValueError, match=f"its {setting.replace('__', '.')} is"):
         resumed(frozen(name, **{setting: "ridge" if setting == "model__head" else 81}), snapshot)

@@ -14,6 +14,8 @@ from stream_learner.errors import UsageError
 from stream_learner.learning.batch import batches
 from stream_learner.learning.identity import check_fits, identity
 from stream_learner.learning.learner import Learner
+from stream_learner.learning.strategies import Losses, Step
+from stream_learner.learning.strategies.finetune import FineTune
 from stream_learner.records.decoder import Decoder
 from stream_learner.records.record import Gap, Record
 
@@ -21,6 +23,33 @@ from stream_learner.records.record import Gap, Record
 def test_a_teacher_that_is_not_kept_is_refused():
     with pytest.raises(UsageError, match=r"'mkd' has the average for a teacher; set learning.average_decay above 0"):
         Learner(settings(learning__strategy="mkd", learning__average_decay=0.0))
+
+
+class Alone:
+    """A strategy that is none by its class."""
+
+    def losses(self, step: Step) -> Losses:
+        return FineTune().losses(step)
+
+
+class MeanLoss(FineTune):
+    """`reduction="none"` was forgotten."""
+
+    def losses(self, step: Step) -> Losses:
+        losses, weights = super().losses(step)
+        return Losses(losses.mean(), weights)
+
+
+def test_a_class_of_ones_own_that_is_no_strategy_is_refused():
+    with pytest.raises(
+        UsageError, match=r"Alone' is no class derived from stream_learner.learning.strategies.Strategy"
+    ):
+        Learner(settings(learning__strategy=f"{__name__}:Alone"))
+
+
+def test_losses_that_are_not_one_a_sample_are_refused():
+    with pytest.raises(UsageError, match=r"gives losses of shape \[\], weights of \[8\]; both are to be \[N\]"):
+        learned(settings(learning__strategy=f"{__name__}:MeanLoss"), stream()[:1])
 
 
 class Topic:
@@ -88,7 +117,7 @@ def test_digits_are_learned_from_records_to_a_release():
 )
 def test_a_state_of_other_settings_is_refused(changed, value):
     snapshot = learned(settings(), stream()[:2]).snapshot()
-    name = changed.split("__")[changed.startswith(("learning", "run"))]
+    name = changed.removeprefix("learning__").removeprefix("run__").replace("__", ".")
     with pytest.raises(ValueError, match=f"its {name} is .*, the settings say .*"):
         resumed(settings(**{changed: value}), snapshot)
     with pytest.raises(ValueError, match="its format is 0, the settings say 3"):

@@ -30,7 +30,7 @@ def test_a_starter_that_does_not_fit_fences_nobody(new_run: NewRun) -> None:
     worker = run.start()
     worker.reaches("checkpoint_sequence", 1)
     run.overrides["model.height"] = 9
-    assert "its model is" in run.start().ends(ExitCode.STATE)
+    assert "its model.height is" in run.start().ends(ExitCode.STATE)
     run.feed(mixed(1000))
     run.finish(worker)
 

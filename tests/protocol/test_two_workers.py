@@ -128,7 +128,7 @@ def test_a_standby_that_does_not_fit_ends_and_disturbs_nobody(new_run: NewRun) -
     active = run.start()
     active.reaches("checkpoint_sequence", 1)
     run.overrides["model.height"] = 9
-    assert "its model is" in run.start().ends(ExitCode.STATE)
+    assert "its model.height is" in run.start().ends(ExitCode.STATE)
     del run.overrides["model.height"]
     run.feed(mixed(1000))
     run.finish(active)

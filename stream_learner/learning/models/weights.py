@@ -37,12 +37,15 @@ def load_body(network: ImageClassifier, path: Path) -> None:
         if prefix + name not in file:
             if name.endswith(COUNTER):
                 continue
-            raise UsageError(f"model.weights: {path} has no {prefix}{name}, which this model.name needs")
+            raise UsageError(
+                f"model.weights: {path} has no {prefix}{name}, which this model.name needs, "
+                f"but {', '.join(sorted(file)[:3])}"
+            )
         found = file[prefix + name]
         if found.shape != tensor.shape:
             raise UsageError(
-                f"model.weights: {prefix}{name} is {list(found.shape)} in {path}, this model.name and model.channels "
-                f"need {list(tensor.shape)}"
+                f"model.weights: {prefix}{name} is {list(found.shape)} in {path}, this model.name, model.height, "
+                f"model.width and model.channels need {list(tensor.shape)}"
             )
         tensor.copy_(found)
     surplus = [name for name in file if name.startswith(prefix) and name.removeprefix(prefix) not in body]
