@@ -271,8 +271,10 @@ def status(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
 ) -> None:
-    """Show the newest checkpoint, how many records of each partition came since (lag) and the newest metrics, from Kafka
-    alone."""
+    """Show the newest checkpoint, how many records of each partition came since (lag) and the newest metrics.
+
+    From Kafka alone.
+    """
     from stream_learner.streams.status import read_status
 
     found = read_status(config.load(config_file, overrides))
