@@ -8,7 +8,8 @@ makes tables and plots of all files in that folder. Options that say so may be r
 
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +22,9 @@ from benchmarks.retraining import EPOCHS
 from benchmarks.runs import Run
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.trial import DEFAULT, RETRAIN, Trial
-from stream_learner.errors import ExitCode, StreamLearnerError
+from stream_learner.errors import StreamLearnerError
 from stream_learner.learning.weighting import WEIGHTS
+from stream_learner.local import extra
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
 RUNS = DOCS / "runs"
@@ -58,14 +60,21 @@ RunsOption = Annotated[Path, typer.Option(help="Folder of finished runs.")]
 def go(trials: Iterable[Trial], data: Path | None, runs: Path) -> None:
     """Makes the runs that are missing, and prints every one's figures as a line of JSON."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    try:
+    with errors_told():
         opened = open_data(data)
         for trial in dict.fromkeys(trials):
             with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
                 run = trial.once(runs, opened, progress)
             print(json.dumps(summary(run)), flush=True)
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """Ends the program with the message and the code of what is not a bug."""
+    try:
+        yield
     except StreamLearnerError as error:
-        console.print(f"error: {error}", style="red")
+        console.print(f"error: {error}", style="red", markup=False)  # brackets are no markup
         raise typer.Exit(error.code) from None
 
 
@@ -145,13 +154,8 @@ def report_command(
     runs: RunsOption = RUNS, output: Annotated[Path, typer.Option(help="Folder of tables and plots.")] = DOCS
 ) -> None:
     """Tables (Markdown, JSON) and plots (PNG) of all finished runs; needs the extra `bench` (`make test` brings it)."""
-    try:
+    with errors_told(), extra("bench"):
         from benchmarks import report
-    except ModuleNotFoundError as error:
-        console.print(
-            f"error: {error}; `make test` installs it, or `pip install -e '.[bench]'`", style="red", markup=False
-        )
-        raise typer.Exit(ExitCode.USAGE) from None
 
     for file in report.write(runs, output):
         console.print(str(file))

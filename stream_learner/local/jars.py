@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from stream_learner.errors import KafkaUnavailableError
-from stream_learner.local import demo_extra
+from stream_learner.local import extra
 
 # Kafka's own dependencies name no logger; without the second one it would fail without a word.
 ARTIFACTS = (("org.apache.kafka", "kafka_2.13", "4.1.0"), ("org.slf4j", "slf4j-simple", "1.7.36"))
@@ -89,7 +89,7 @@ def _resolve(scratch: Path) -> list[Path]:
 
 
 def _resolve_once(repository: Path) -> list[Path]:
-    with demo_extra():
+    with extra("demo"):
         from jgo.maven import MavenContext
         from jgo.parse import Coordinate
 

@@ -103,7 +103,8 @@ def test_a_file_of_torchvision_or_timm_gives_its_predictions(path, name, origina
         (without("0.weight"), "has no 0.weight, which this model.name needs, but 1.bias, 1.num_batches_tracked, 1.run"),
         (
             lambda tensors: tensors | {"0.weight": torch.zeros(20, 3, 3, 3)},
-            r"0.weight is \[20, 3, 3, 3\] in .*, this .*, model.height, .* need \[20, 1, 3, 3\]",
+            r"0.weight is \[20, 3, 3, 3\] in .*, this model.name, model.height, model.width and model.channels need "
+            r"\[20, 1, 3, 3\]",
         ),
         (
             lambda tensors: tensors | {"3.residual.6.weight": torch.zeros(20), "fc.weight": torch.zeros(7, 160)},
