@@ -1,5 +1,6 @@
 """A data set for the learning benchmarks: encoded images to learn from and to be tested on."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from stream_learner.config import ModelSettings
 from stream_learner.errors import DataError
 from stream_learner.local.datasets import Dataset
 from stream_learner.records import images
+from stream_learner.records.record import RejectError
 
 MAX_MODEL_PX = 32
 MAX_IMAGE_PIXELS = 50_000_000
@@ -30,10 +32,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Data:
-    """`height`, `width` (px) and `channels` are what a model sees of the images: their own size, or 32 px; `mirrored`,
-    whether they mean the same seen in a mirror."""
+    """`digest` tells it from others of its name. `height`, `width` (px) and `channels` are what a model sees of the
+    images: their own size, or 32 px; `mirrored`, whether they mean the same seen in a mirror."""
 
     name: str
+    digest: str
     labels: list[str]
     height: int
     width: int
@@ -44,28 +47,38 @@ class Data:
 
 
 def open_data(folder: Path | None) -> Data:
-    """Reads both parts of a data set, scikit-learn's digits when there is no folder. Raises DataError, UsageError."""
+    """Reads both parts of a data set, scikit-learn's digits when there is no folder. Raises DataError, also where an
+    image cannot be decoded, and UsageError."""
     train, test = open_parts(folder)
-    return Data(
-        folder.resolve().name if folder else train.name,
-        train.labels,
-        min(train.height, MAX_MODEL_PX),
-        min(train.width, MAX_MODEL_PX),
-        train.channels,
-        folder is not None,
-        _part(train, train.labels),
-        _part(test, train.labels),
-    )
+    size = min(train.height, MAX_MODEL_PX), min(train.width, MAX_MODEL_PX), train.channels
+    parts = _part(train, train.labels, size), _part(test, train.labels, size)
+    name = folder.resolve().name if folder else train.name
+    return Data(name, _digest(parts), train.labels, *size, folder is not None, *parts)
 
 
-def _part(dataset: Dataset, labels: list[str]) -> Part:
+def _digest(parts: Iterable[Part]) -> str:
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(part.targets.tobytes())
+        for image in part.images:
+            hashed.update(hashlib.sha256(image).digest())
+    return hashed.hexdigest()[:8]
+
+
+def _part(dataset: Dataset, labels: list[str], size: tuple[int, int, int]) -> Part:
     if unknown := sorted(set(dataset.labels) - set(labels)):
         raise DataError(f"the test images of {dataset.name} have classes that the training images lack: {unknown}")
+    encoded = [dataset.read(index) for index in range(len(dataset))]
+    for image, place in zip(encoded, dataset.ids, strict=True):
+        try:
+            images.decode(image, *size, MAX_IMAGE_PIXELS)
+        except RejectError as error:
+            raise DataError(f"{place} in {dataset.name}: {error}; leave it out or make it a JPEG or PNG") from None
     index_of = np.array([labels.index(label) for label in dataset.labels])
-    return Part([dataset.read(index) for index in range(len(dataset))], index_of[dataset.targets])
+    return Part(encoded, index_of[dataset.targets])
 
 
 def decoded(encoded: Iterable[bytes], model: ModelSettings) -> np.ndarray:
-    """What the model sees of the images, uint8 [N, H, W, C]. Raises RejectError when one cannot be decoded."""
+    """What the model sees of the images, uint8 [N, H, W, C]."""
     pixels = [images.decode(image, model.height, model.width, model.channels, MAX_IMAGE_PIXELS) for image in encoded]
     return np.stack(pixels)

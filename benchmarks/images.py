@@ -1,28 +1,27 @@
 """The images of a benchmark: a training and a test part, from any folder that `stream-learner feed` reads."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import streams
-from stream_learner.errors import DataError
-from stream_learner.local.datasets import Dataset, open_dataset
+from stream_learner.local.datasets import Dataset, NoTestSplitError, open_dataset
 
 TEST_SHARE = 1 / 6  # CIFAR's and MNIST's, near enough
 
 
 def open_parts(path: Path | None) -> tuple[Dataset, Dataset]:
-    """(training part, test part) of a data set: folders `train` and `test`, or parquet files named so.
+    """(training part, test part) of a data set, as `open_dataset` tells them apart.
 
-    Where there is no test part, a sixth of each class is it, always the same. Raises DataError.
+    Where there is no test part, a sixth of each class is it, always the same, which is said. Raises DataError.
     """
-    if path and all((path / part).is_dir() for part in ("train", "test")):
-        return open_dataset(path / "train"), open_dataset(path / "test")
+    dataset = open_dataset(path, "train")
     try:
-        return open_dataset(path, "train"), open_dataset(path, "test")
-    except DataError:
-        dataset = open_dataset(path)
+        return dataset, open_dataset(path, "test")
+    except NoTestSplitError as error:
+        print(f"{error}; a sixth of each class is it", file=sys.stderr)
         train, test = streams.split(np.array(dataset.targets), 0, TEST_SHARE)
         return subset(dataset, train), subset(dataset, test)
 

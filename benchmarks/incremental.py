@@ -14,6 +14,7 @@ from benchmarks.exam import Exam
 from benchmarks.outcome import Moment, Outcome
 from benchmarks.scenarios import Stream, corrupted
 from stream_learner.config import Settings
+from stream_learner.errors import DataError
 from stream_learner.learning.allocator import keep_freed_memory
 from stream_learner.learning.batch import batches
 from stream_learner.learning.learner import Learner
@@ -104,6 +105,8 @@ def learn(
         # Time stands still, so that a batch closes when it is full and for no other reason.
         for batch in batches(source, decoder, {TOPIC: {0: 0}}, settings.batch, Event(), clock=lambda: 0.0):
             report = learner.learn(batch)
+            if report.rejections:  # more classes than settings allow, say; a batch would span more than its size
+                raise DataError(f"{report.rejections[0].message}; a benchmark learns every record of its stream")
             if learner.release_due:
                 learner.decide_release()  # nothing is held out, so that all are released: `novelty` looks at the last
             records += batch.records

@@ -28,7 +28,7 @@ from stream_learner.local import extra
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
 RUNS = DOCS / "runs"
-DETAILS = ("settings", "curve")
+DETAILS = ("settings", "curve", "arithmetic")
 SLIM = "resnet18_slim"
 MODELS = ["mlp", "cnn", SLIM]
 BATCH, SEED_BATCH = 10, 32
@@ -114,7 +114,7 @@ def retrain(
         list[str], typer.Option(help="`retrain`, and incremental ones to compare; may be repeated.")
     ] = [RETRAIN, DEFAULT],  # noqa: B006
     seed: SeedOption = [0],  # noqa: B006
-    views: ViewsOption = [1],  # noqa: B006
+    views: ViewsOption = [4],  # noqa: B006
     model: Annotated[list[str], typer.Option(help="Network; may be repeated.")] = MODELS,
     classes: Annotated[bool, typer.Option("--classes", help="Each increment has classes of its own.")] = False,
     validation: ValidationOption = False,

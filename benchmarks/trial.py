@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
 from rich.progress import Progress
 
 from benchmarks import incremental, retraining, runs, streams, through_kafka
@@ -15,12 +16,14 @@ from benchmarks.runs import Run
 from benchmarks.scenarios import SCENARIOS, corrupted
 from stream_learner import config
 from stream_learner.errors import UsageError
+from stream_learner.learning import models
+from stream_learner.learning.placement import place
 from stream_learner.learning.strategies import strategy
 
 DEFAULT = "default"
 RETRAIN = "retrain"
 # The rest of the settings says how records and models come and go.
-SECTIONS = {"batch", "model", "learning", "memory", "weights"}
+SECTIONS = {"batch", "model", "learning", "memory", "weights", "drift", "release"}
 USED_BY_RETRAINING = {"model": True, "learning": {"augment", "device", "precision", "channels_last", "threads"}}
 
 
@@ -54,9 +57,11 @@ class Trial:
             raise UsageError(f"{error}; `shuffled` takes any number") from None
         overrides = self._overrides(data, len(stream))
         settings = config.load(None, overrides)
+        part = data.train.at(validation) if self.validation else data.test
         asked = {
             "benchmark": self.scenario,
             "data": data.name,
+            "digest": data.digest,
             "model": self.model,
             "part": "validation" if self.validation else "test",
             "through": "kafka" if self.kafka else "memory",
@@ -65,6 +70,7 @@ class Trial:
             "budget": self.budget,
             "seed": self.seed,
             "images": len(stream),
+            "examined": len(part.images),
             "settings": settings.model_dump(
                 mode="json", include=USED_BY_RETRAINING if self.strategy == RETRAIN else SECTIONS
             ),
@@ -82,11 +88,10 @@ class Trial:
             def on_progress(images: int) -> None:
                 progress.update(bar, completed=images)
 
-            held_out = data.train.at(validation)
-            part = held_out if self.validation else data.test
             pixels_NHWC = decoded(part.images, settings.model)
             exam = Exam(pixels_NHWC, part.targets)
             if self.strategy == RETRAIN:
+                held_out = data.train.at(validation)
                 valid = Exam(decoded(held_out.images, settings.model), held_out.targets)
                 say = partial(progress.console.print, highlight=False)
                 outcome = retraining.retrain(settings, stream, data, exam, valid, increment, say, on_progress)
@@ -96,7 +101,8 @@ class Trial:
                 later = Exam(corrupted(pixels_NHWC, seed=0), part.targets) if stream.changes else exam
                 outcome = incremental.learn(settings, stream, data, (exam, later), on_progress)
             progress.remove_task(bar)
-            return outcome.scored()
+            arithmetic = place(settings.learning, models.factory(settings.model.name)).arithmetic()
+            return outcome.scored() | {"arithmetic": msgspec.structs.asdict(arithmetic)}
 
         made = runs.once(folder, asked, run)
         shutil.rmtree(increments, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,15 +15,30 @@ from stream_learner.errors import DataError
 from stream_learner.local import extra
 
 LAYOUTS = (
-    "a data set is a folder of Hugging Face parquet files (columns `img` or `image`, and `label`) or a folder with one "
-    "folder of JPEG or PNG images for each class"
+    "a data set is a folder of Hugging Face parquet files (a column of images, and `label`) or a folder with one "
+    "folder of JPEG or PNG images for each class, each in parts `train` and `test` or in one"
 )
+LABELS = ("label", "fine_label", "labels")
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
 DIGITS = "handwritten digits"
 SUFFIXES = (".jpg", ".jpeg", ".png")
 SAMPLED_IMAGES = 100
 MAX_MODEL_PX = 64
 
 SplitName = Literal["train", "test", "all"]
+
+
+class NoTestSplitError(DataError):
+    """A data set has no images set apart for the test."""
 
 
 class Example(NamedTuple):
@@ -67,20 +83,22 @@ class Dataset:
 def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
     """The data set in a folder, or scikit-learn's handwritten digits when there is none.
 
-    `split` chooses among parquet files by how their names start; `train` takes all of them when none starts so. Images
-    of class folders are read when they are asked for, those of parquet files at once. Raises DataError, UsageError.
+    `split` chooses among the files by the words `train`, `test` and `validation` (or `valid`, `val`, `dev`) in their
+    names and in those of the folders around them, a class's own folder apart. Where none says `train`, those that say
+    nothing are that, or else all; where none says `test`, those of `validation` are. Images of class folders are read
+    when they are asked for, those of parquet files at once. Raises NoTestSplitError when there is neither, DataError,
+    UsageError.
     """
     if path is None:
-        dataset = _digits()
-    elif not path.is_dir():
+        if split == "test":
+            raise NoTestSplitError(f"{DIGITS} have no test split of their own")
+        return _digits()
+    if not path.is_dir():
         raise DataError(f"there is no folder {path}; {LAYOUTS}")
-    elif parquet_files := _visible(path.rglob("*.parquet")):
-        return _parquet(path, _of_split(parquet_files, path, split))
-    else:
-        dataset = _class_folders(path)
-    if split == "test":
-        raise DataError(f"{dataset.name} has no test split of its own")
-    return dataset
+    if parquet_files := _visible(path, "*.parquet"):
+        return _parquet(path, _of_split({file: file.relative_to(path).parts for file in parquet_files}, path, split))
+    pictures = [file for file in _visible(path, "*/*") if file.suffix.lower() in SUFFIXES]
+    return _class_folders(path, _of_split({file: file.relative_to(path).parts[:-2] for file in pictures}, path, split))
 
 
 def _digits() -> Dataset:
@@ -101,11 +119,28 @@ def _png(pixels_HW: Any) -> bytes:
     return file.getvalue()
 
 
-def _of_split(files: list[Path], root: Path, split: SplitName) -> list[Path]:
-    chosen = [file for file in files if split == "all" or file.name.startswith(split)]
-    if not chosen and split == "test":
-        raise DataError(f"no parquet file in {root} has a name that starts with `test`")
-    return chosen or files
+def _of_split(told_by: dict[Path, tuple[str, ...]], root: Path, split: SplitName) -> list[Path]:
+    """Those of a split, by the names that tell of each file."""
+    part_of = {file: _part(names) for file, names in told_by.items()}
+    parts = set(part_of.values())
+    if split == "train":
+        wanted = parts & {"train"} or parts & {None} or parts
+    elif split == "test":
+        wanted = parts & {"test"} or parts & {"validation"}
+        if not wanted:
+            raise NoTestSplitError(f"there is no test split in {root}: no file or folder has `test` in its name")
+    else:
+        wanted = parts
+    return [file for file, part in part_of.items() if part in wanted]
+
+
+def _part(names: tuple[str, ...]) -> str | None:
+    """What the innermost name says that has a word for it."""
+    for name in reversed(names):
+        for word in re.split("[^a-z]+", name.lower()):
+            if word in PARTS:
+                return PARTS[word]
+    return None
 
 
 def _parquet(root: Path, files: list[Path]) -> Dataset:
@@ -122,31 +157,48 @@ def _parquet(root: Path, files: list[Path]) -> Dataset:
     for file in files:
         try:
             schema = pq.read_schema(file)
-            column = next(name for name in ("img", "image") if name in schema.names)
-            table = pq.read_table(file, columns=[column, "label"])
-            images += pc.struct_field(table[column], "bytes").to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
-            values += table["label"].to_pylist()
-        # StopIteration: neither column; KeyError: no label; ArrowException: no such field, or not parquet at all.
-        except (StopIteration, KeyError, OSError, pa.ArrowException) as error:
-            raise DataError(f"{file} is not in the image layout ({error or 'no image column'}); {LAYOUTS}") from None
-        names = names or _class_names(schema.metadata or {})
+            image, label = _columns(schema)
+            table = pq.read_table(file, columns=[image, label])
+            images += pc.struct_field(table[image], "bytes").to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+            values += table[label].to_pylist()
+        except (ValueError, OSError, pa.ArrowException) as error:
+            raise DataError(f"{file} is not in the image layout ({error}); {LAYOUTS}") from None
+        names = names or _class_names(schema.metadata or {}, label)
         ids += [f"{file.relative_to(root).as_posix()}/{row}" for row in range(len(table))]
+    if len(kinds := {type(value).__name__ for value in values if value is not None}) > 1:
+        raise DataError(f"the labels in {root} are of several types ({', '.join(sorted(kinds))}); make them of one")
+    names = names if int in map(type, values) else None  # what is text is a name already
     for place, image, value in zip(ids, images, values, strict=True):
         if image is None or value is None or (names and not 0 <= value < len(names)):
             raise DataError(f"{place} has no {'image bytes' if image is None else 'known label'}; leave such rows out")
     return _dataset(root.resolve().name, names, values, ids, images.__getitem__)
 
 
-def _class_names(metadata: dict[bytes, bytes]) -> list[str] | None:
+def _columns(schema: Any) -> tuple[str, str]:
+    """Names of the columns of images and of labels. Raises ValueError when there is none."""
+    import pyarrow as pa
+
+    images = [
+        field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+    ]
+    labels = [name for name in LABELS if name in schema.names]
+    if not (images and labels):
+        missing = f"none is {' or '.join(LABELS)}" if images else "none has structs with a field `bytes`"
+        raise ValueError(f"of its columns {', '.join(schema.names)} {missing}")
+    if pa.types.is_nested(schema.field(labels[0]).type):
+        raise ValueError(f"`{labels[0]}` has several labels for an image")
+    return images[0], labels[0]
+
+
+def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str] | None:
     """Names of the integer labels, where a parquet file's schema knows them."""
     if b"huggingface" in metadata:
         features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
-        return features.get("label", {}).get("names")
+        return features.get(label, {}).get("names")
     return json.loads(metadata.get(b"classes", b"null"))
 
 
-def _class_folders(root: Path) -> Dataset:
-    files = [file for file in _visible(root.glob("*/*")) if file.suffix.lower() in SUFFIXES]
+def _class_folders(root: Path, files: list[Path]) -> Dataset:
     ids = [file.relative_to(root).as_posix() for file in files]
     classes = [file.parent.name for file in files]
     return _dataset(root.resolve().name, None, classes, ids, lambda index: files[index].read_bytes())
@@ -171,9 +223,11 @@ def _dataset(
     )
 
 
-def _visible(files: Iterator[Path]) -> list[Path]:
-    """Sorted, without hidden files such as those that a Mac leaves in archives."""
-    return sorted(file for file in files if not file.name.startswith("."))
+def _visible(root: Path, pattern: str) -> list[Path]:
+    """Sorted, without what is hidden, such as files that a Mac leaves in archives."""
+    hidden = (".", "__MACOSX")
+    found = root.rglob(pattern)
+    return sorted(f for f in found if not any(name.startswith(hidden) for name in f.relative_to(root).parts))
 
 
 def _header(image: bytes) -> tuple[tuple[int, int], str] | None:

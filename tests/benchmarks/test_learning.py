@@ -1,5 +1,6 @@
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from benchmarks.data import open_data
 from benchmarks.learning import app
 from benchmarks.scenarios import FLIPPED_SHARE, LOW_WEIGHT, NOISY_SHARE, SCENARIOS, corrupted
 from benchmarks.trial import Trial
-from stream_learner.errors import ExitCode
+from stream_learner.errors import DataError, ExitCode
 from stream_learner.learning import models
 from stream_learner.learning.weighting import WEIGHTS
 from stream_learner.records.manifest import ModelSpec
@@ -101,6 +102,58 @@ def test_too_few_classes_for_the_increments_are_told(tmp_path: Path):
     assert "error: 2 classes do not make 5 increments; `shuffled` takes any number" in result.output
 
 
+def test_an_image_that_cannot_be_decoded_is_told_before_anything_is_learned(digits: Path, tmp_path: Path):
+    shutil.copytree(digits, tmp_path / "digits")
+    (tmp_path / "digits" / "train" / "3" / "7.png").write_bytes(b"cut off")
+    result = CliRunner().invoke(
+        app, ["increments", "--data", str(tmp_path / "digits"), "--runs", str(tmp_path / "runs")]
+    )
+    assert result.exit_code == ExitCode.DATA
+    assert "error: train/3/7.png in digits: " in result.output
+    assert "leave it out" in result.output
+
+
+def test_a_record_that_the_learner_refuses_ends_the_run(digits: Path, tmp_path: Path):
+    arguments = ["--data", str(digits), "--runs", str(tmp_path), "--model", "mlp", "--set", "model.max_classes=9"]
+    result = CliRunner().invoke(app, ["shuffled", *arguments])
+    assert result.exit_code == ExitCode.DATA
+    assert "a benchmark learns every record" in result.output
+
+
+def test_a_run_is_known_by_its_images(digits: Path, tmp_path: Path):
+    options = ("--model", "mlp", "--strategy", "finetune", "--runs", tmp_path / "runs")
+    (first,) = run("shuffled", "--data", digits, *options)
+    assert (first["images"], first["examined"]) == (190, 40)
+    other = tmp_path / "other" / digits.name
+    shutil.copytree(digits, other)
+    (other / "test" / "3" / "20.png").unlink()
+    (second,) = run("shuffled", "--data", other, *options)
+    assert (second["images"], second["examined"]) == (190, 39)
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_what_a_drift_changes_makes_another_run(digits: Path, tmp_path: Path):
+    options = ("--data", digits, "--model", "mlp", "--strategy", "finetune", "--runs", tmp_path)
+    for rate in (1.5, 3):
+        run("drifting", *options, "--set", "learning.on_drift=boost", "--set", f"drift.boost_learning_rate={rate}")
+    kept = [json.loads(file.read_text()) for file in tmp_path.iterdir()]
+    assert sorted(made["settings"]["drift"]["boost_learning_rate"] for made in kept) == [1.5, 3]
+    assert all(made["arithmetic"]["threads"] >= 1 for made in kept)
+
+
+def test_without_a_test_part_a_sixth_of_each_class_is_it(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data = open_data(digits / "train")
+    assert (len(data.train.images), len(data.test.images)) == (170, 30)
+    assert "there is no test split in" in capsys.readouterr().err
+    shutil.copytree(digits, tmp_path / "digits")
+    for file in (tmp_path / "digits" / "test").glob("*/*"):
+        file.write_bytes(b"damaged")
+    with pytest.raises(DataError, match="there is no image in"):  # and no other part takes its place
+        open_data(tmp_path / "digits")
+
+
 def test_one_seed_gives_one_result(digits: Path, tmp_path: Path):
     def scores(runs: str, seed: int) -> tuple[float, ...]:
         options = ("--data", digits, "--model", "mlp", "--runs", tmp_path / runs, "--validation")
@@ -123,6 +176,8 @@ def test_retraining_is_measured_beside_increments(digits: Path, tmp_path: Path):
         tmp_path,
         "--set",
         "learning.augment=['crop']",
+        "--views",
+        1,
     ]
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 0, result.output

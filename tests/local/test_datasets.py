@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from stream_learner.errors import DataError
-from stream_learner.local.datasets import open_dataset
+from stream_learner.local.datasets import NoTestSplitError, open_dataset
 
 
 def encoded(value: int, width: int = 6, height: int = 4, mode: str = "RGB", format: str = "PNG") -> bytes:  # noqa: A002
@@ -81,8 +81,65 @@ def test_class_folders(tmp_path: Path):
     assert (data.labels, data.ids) == (["a", "b"], ["a/1.jpeg", "b/10.jpg", "b/2.PNG"])
     assert data[2] == ((tmp_path / "b" / "2.PNG").read_bytes(), "b", "b/2.PNG")
     assert (data.height, data.width, data.channels) == (64, 64, 3)
-    with pytest.raises(DataError, match="has no test split"):
+    with pytest.raises(NoTestSplitError):
         open_dataset(tmp_path, "test")
+
+
+def test_class_folders_in_parts(tmp_path: Path):
+    for name in (
+        "train/test/1.png",
+        "train/val/2.png",
+        "valid/val/3.png",
+        "train/.cache/4.png",
+        "__MACOSX/train/val/5.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encoded(0))
+    data = open_dataset(tmp_path)
+    assert (data.labels, data.ids) == (["test", "val"], ["train/test/1.png", "train/val/2.png"])
+    assert open_dataset(tmp_path, "test").ids == ["valid/val/3.png"]
+    assert len(open_dataset(tmp_path, "all")) == 3
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "other"),
+    [
+        ("train/0000.parquet", "test/0000.parquet", "extra/0000.parquet"),
+        ("digits/partial-train/0.parquet", "digits/partial-test/0.parquet", "digits/partial-validation/0.parquet"),
+        ("mine-Train.parquet", "mine-Test.parquet", "mine-Val.parquet"),
+        ("training_1.parquet", "valid_1.parquet", "strain_1.parquet"),
+        ("test-data/train.parquet", "test-data/test.parquet", "test-data/dev.parquet"),
+        ("a.parquet", "a-test.parquet", None),
+    ],
+)
+def test_parquet_files_say_their_split(tmp_path: Path, train: str, test: str, other: str | None):
+    for index, name in enumerate(name for name in (train, test, other) if name):
+        write_parquet(tmp_path / name, [index] * 2)
+    assert open_dataset(tmp_path).ids == [f"{train}/0", f"{train}/1"]
+    assert open_dataset(tmp_path, "test").ids == [f"{test}/0", f"{test}/1"]
+    assert len(open_dataset(tmp_path, "all")) == (6 if other else 4)
+
+
+@pytest.mark.parametrize("label", ["fine_label", "labels"])
+def test_other_names_of_the_columns(tmp_path: Path, label: str):
+    features = {label: {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"pic": [{"bytes": encoded(0), "path": None}], label: [1], "coarse_label": [0]})
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "a.parquet")
+    assert [example.label for example in open_dataset(tmp_path)] == ["dog"]
+
+
+def test_labels_that_are_text_are_names_themselves(tmp_path: Path):
+    metadata = {"classes": '["cat", "dog"]'}
+    write_parquet(tmp_path / "a.parquet", ["dog", "00", "0"], metadata=metadata)
+    assert open_dataset(tmp_path).labels == ["0", "00", "dog"]
+
+
+def test_labels_of_several_types(tmp_path: Path):
+    write_parquet(tmp_path / "a.parquet", [1])
+    write_parquet(tmp_path / "b.parquet", ["1"])
+    with pytest.raises(DataError, match=r"of several types \(int, str\); make them of one"):
+        open_dataset(tmp_path)
 
 
 def test_no_such_folder(tmp_path: Path):
@@ -111,12 +168,13 @@ def test_files_that_are_no_images(tmp_path: Path):
         {"image": [{"bytes": b"x", "path": None}]},
         {"image": [b"x"], "label": [1]},
         {"image": [{"file": "x"}], "label": [1]},
+        {"image": [{"bytes": b"x", "path": None}], "label": [[1, 2]]},
     ],
-    ids=["no image", "no label", "plain bytes", "no bytes in the image"],
+    ids=["no image", "no label", "plain bytes", "no bytes in the image", "several labels"],
 )
 def test_parquet_with_other_columns(tmp_path: Path, columns: dict):
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet is not in the image layout"):
+    with pytest.raises(DataError, match=r"a\.parquet is not in the image layout \(.*label.*\); a data set"):
         open_dataset(tmp_path)
 
 
@@ -134,5 +192,5 @@ def test_parquet_rows_that_cannot_be_used(tmp_path: Path):
 
 def test_no_test_files(tmp_path: Path):
     write_parquet(tmp_path / "train-0.parquet", [0])
-    with pytest.raises(DataError, match="starts with `test`"):
+    with pytest.raises(NoTestSplitError, match=r"there is no test split in .*: no file or folder has `test`"):
         open_dataset(tmp_path, "test")
