@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import AdamW
 
 ADAMS_SIZE = 0.2
@@ -60,11 +61,12 @@ class Muon(AdamW):
 
 
 def matrices_of(body: nn.Module) -> list[nn.Parameter]:
-    """The weights of linear, recurrent and convolutional layers; none of a table's or of a convolution by groups of
-    channels, whose rows have nothing to do with one another."""
-    apart = [m for m in body.modules() if isinstance(m, nn.Embedding) or getattr(m, "groups", 1) > 1]
-    rows = {id(parameter) for module in apart for parameter in module.parameters(recurse=False)}
-    return [p for p in body.parameters() if p.ndim in (2, 4) and id(p) not in rows]
+    """The weights of linear, convolutional, recurrent and attention layers; none of a table's or of a convolution by
+    groups of channels, whose rows have nothing to do with one another."""
+    layers = nn.Linear, _ConvNd, nn.RNNBase, nn.MultiheadAttention
+    together = [m for m in body.modules() if isinstance(m, layers) and getattr(m, "groups", 1) == 1]
+    inside = {id(parameter) for module in together for parameter in module.parameters(recurse=False)}
+    return [p for p in body.parameters() if p.ndim in (2, 4) and id(p) in inside]
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

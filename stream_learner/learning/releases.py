@@ -54,7 +54,7 @@ class Releases:
         self._device = device
         self._decided_at = 0  # records
         self._released: Released | None = None
-        self._may_discard_from: Positions = {}  # of the last release or roll-back
+        self._may_discard_from: Positions = {}  # of the last release or roll-back, or where a partition began since
         self._best_recalls = BestRecalls()
         self._patience = Patience(settings.release.patience)
         self._outcome: tuple[Candidate, Decision, Spans | None] | None = None
@@ -72,6 +72,11 @@ class Releases:
     def due(self, records: int) -> bool:
         """Whether `release.every_records` have been read since the last decision, of `records` in all."""
         return records - self._decided_at >= self._settings.release.every_records
+
+    def learned(self, spans: Spans) -> None:
+        """Takes note of a batch's offsets."""
+        for topic, partition, span in each(spans):
+            self._may_discard_from.setdefault(topic, {}).setdefault(partition, span.start)
 
     def decide(self, labels: list[Label], records: int, positions: Positions) -> Decision:
         """Evaluates the network, which knows `labels` after `records` input records, up to `positions`, and decides."""

@@ -17,7 +17,7 @@ from stream_learner.learning.heads import HEADS, Accumulator, silence
 from stream_learner.learning.models.weights import load_body
 from stream_learner.learning.muon import Muon, matrices_of
 from stream_learner.learning.placement import Placement
-from stream_learner.learning.strategies import Minibatch, Step, strategy
+from stream_learner.learning.strategies import Minibatch, Step, Strategy, strategy
 from stream_learner.learning.weighting import WeightedLoss
 from stream_learner.records.manifest import ModelSpec
 from stream_learner.registry import lookup
@@ -36,13 +36,14 @@ class Trainer:
         self._settings = settings
         self._placement = placement
         learning = settings.learning
-        self.strategy = strategy(learning.strategy)()
+        self._head = lookup(HEADS, settings.model.head, "model.head")
+        # A head that is solved takes no steps: nothing of a strategy's is kept or saved.
+        self.strategy = Strategy() if self._head else strategy(learning.strategy)()
         if self.strategy.distils and not learning.average_decay:
             raise UsageError(
                 f"learning.strategy = {learning.strategy!r} has the average for a teacher; "
                 "set learning.average_decay above 0"
             )
-        self._head = lookup(HEADS, settings.model.head, "model.head")
         model = self._build(classes=0)
         if settings.model.weights:
             load_body(model, settings.model.weights)

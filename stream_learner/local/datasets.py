@@ -31,6 +31,7 @@ PARTS = {
 }
 DIGITS = "handwritten digits"
 SUFFIXES = (".jpg", ".jpeg", ".png")
+OTHER_SUFFIXES = (".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
 SAMPLED_IMAGES = 100
 MAX_MODEL_PX = 64
 
@@ -97,7 +98,10 @@ def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
         raise DataError(f"there is no folder {path}; {LAYOUTS}")
     if parquet_files := _visible(path, "*.parquet"):
         return _parquet(path, _of_split({file: file.relative_to(path).parts for file in parquet_files}, path, split))
-    pictures = [file for file in _visible(path, "*/*") if file.suffix.lower() in SUFFIXES]
+    files = _visible(path, "*/*")
+    if others := [file for file in files if file.suffix.lower() in OTHER_SUFFIXES]:
+        raise DataError(f"{len(others)} files such as {others[0]} are neither JPEG nor PNG: convert or remove them")
+    pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
     return _class_folders(path, _of_split({file: file.relative_to(path).parts[:-2] for file in pictures}, path, split))
 
 

@@ -48,10 +48,10 @@ def advance(positions: Positions, spans: Spans) -> None:
 
 
 def between(start: Positions, end: Positions) -> Spans:
-    """Offsets from `start` on, up to `end`; those of a partition that `start` lacks from its first."""
+    """Offsets from `start` on, up to `end`, of the partitions that both know."""
     spans: Spans = {}
-    for topic, partition, stop in each(end):
-        first = start.get(topic, {}).get(partition, 0)
+    for topic, partition, first in each(start):
+        stop = end.get(topic, {}).get(partition, first)
         if first < stop:
             spans.setdefault(topic, {})[partition] = Span(first, stop)
     return spans

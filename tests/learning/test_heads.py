@@ -1,6 +1,7 @@
 """Heads that are solved from sums: by themselves, and in a learner."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from stream_learner.learning.heads.ridge import PENALTIES
 from stream_learner.learning.heads.statistics import NEVER
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Candidate, Snapshot
+from stream_learner.learning.strategies import STRATEGIES
 from stream_learner.records.record import Reason
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "models.md"
@@ -385,3 +387,13 @@ def test_a_state_of_another_head_is_refused(name, setting):
     snapshot = learned(frozen(name), stream()[:2]).snapshot()
     with pytest.raises(ValueError, match=f"its {setting.replace('__', '.')} is"):
         resumed(frozen(name, **{setting: "ridge" if setting == "model__head" else 81}), snapshot)
+
+
+@for_every_head
+@pytest.mark.parametrize("before", STRATEGIES)
+def test_a_strategy_has_no_effect_on_it_and_may_change(name, before):
+    of = partial(settings, model__head=name, model__random_features=80)
+    snapshot = learned(of(learning__strategy=before, learning__average_decay=0.9), stream()[:4]).snapshot()
+    for after in STRATEGIES:
+        learner = resumed(of(learning__strategy=after, learning__average_decay=0), snapshot)
+        assert as_bytes(learner.snapshot()) == as_bytes(snapshot)

@@ -1,12 +1,25 @@
 """What does not depend on the strategy or the model."""
 
 import io
-from itertools import islice
+from itertools import combinations, islice
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from digit_stream import EIGHT_NHW, TARGETS, as_bytes, batch, digits_of, learned, position, resumed, settings, stream
+from digit_stream import (
+    DIGITS_NHWC,
+    EIGHT_NHW,
+    TARGETS,
+    as_bytes,
+    batch,
+    digits_of,
+    learned,
+    position,
+    resumed,
+    settings,
+    stream,
+)
 from PIL import Image
 
 from stream_learner.config import Settings
@@ -14,7 +27,8 @@ from stream_learner.errors import UsageError
 from stream_learner.learning.batch import batches
 from stream_learner.learning.identity import check_fits, identity
 from stream_learner.learning.learner import Learner
-from stream_learner.learning.strategies import Losses, Step
+from stream_learner.learning.strategies import Losses, Minibatch, Step
+from stream_learner.learning.strategies.er import ExperienceReplay
 from stream_learner.learning.strategies.finetune import FineTune
 from stream_learner.records.decoder import Decoder
 from stream_learner.records.record import Gap, Record
@@ -50,6 +64,52 @@ def test_a_class_of_ones_own_that_is_no_strategy_is_refused():
 def test_losses_that_are_not_one_a_sample_are_refused():
     with pytest.raises(UsageError, match=r"gives losses of shape \[\], weights of \[8\]; both are to be \[N\]"):
         learned(settings(learning__strategy=f"{__name__}:MeanLoss"), stream()[:1])
+
+
+class Recorded(ExperienceReplay):
+    """Keeps what each step was given."""
+
+    steps: ClassVar[list[tuple[Minibatch, Minibatch]]] = []
+
+    def losses(self, step: Step) -> Losses:
+        replayed = step.replay()
+        self.steps.append((step.stream, replayed))
+        return super().losses(step._replace(replay=lambda: replayed))
+
+
+def test_each_step_with_a_batch_has_its_own_variants_and_its_own_draw_from_the_memory():
+    run = settings(
+        learning__strategy=f"{__name__}:Recorded",
+        learning__steps_per_batch=3,
+        learning__augment=("crop", "flip"),
+        memory__replay_size=6,
+    )
+    learner = learned(run, stream()[:6])
+    Recorded.steps.clear()
+    indices = digits_of(range(10), 12, skip=100)
+    learner.learn(batch(indices, first=position(learner)))
+    streams, replays = zip(*Recorded.steps, strict=True)
+    assert len(streams) == 3
+    for one, other in combinations(streams, 2):
+        assert torch.equal(one.labels, other.labels)
+        assert not torch.equal(one.images_NHWC, other.images_NHWC)
+    for one, other in combinations(replays, 2):
+        assert len(one.labels) == 6
+        assert not torch.equal(one.labels, other.labels) or not torch.equal(one.images_NHWC, other.images_NHWC)
+    assert len({tuple(replayed.labels.tolist()) for replayed in replays}) > 1
+    originals = {image.tobytes() for image in DIGITS_NHWC}
+    for seen in (*streams, *replays):  # 25 places, mirrored or not: some stay as they are
+        assert sum(image.numpy().tobytes() not in originals for image in seen.images_NHWC) > len(seen.labels) / 2
+
+
+def test_logits_are_kept_of_classes_that_were_known_before_the_batch():
+    learner = Learner(settings(learning__strategy="derpp"))
+    for labels in ([0, 1], [2, 0]):
+        learner.learn(batch(digits_of(labels, 6), first=position(learner)))
+    known = [2 if offset >= 6 else 0 for offset in learner.memory.admitted]
+    kept = learner.memory.logits
+    assert kept.shape[1] == 2
+    assert (np.isfinite(kept).sum(1) == known).all()
 
 
 class Topic:

@@ -74,6 +74,18 @@ def test_what_is_a_matrix():
     assert [id(matrix) for matrix in matrices_of(body)] == [id(parameter) for parameter in expected]
 
 
+def test_a_table_that_a_module_has_by_itself_is_none():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.position_bias_table = nn.Parameter(torch.zeros(25, 4))
+            self.attention = nn.MultiheadAttention(4, 2)
+
+    body = Attention()
+    expected = body.attention.in_proj_weight, body.attention.out_proj.weight
+    assert [id(matrix) for matrix in matrices_of(body)] == [id(parameter) for parameter in expected]
+
+
 def test_a_step_of_a_lower_share_moves_matrices_less():
     moved = []
     for share in (1.0, 0.1):

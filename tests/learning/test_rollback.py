@@ -151,6 +151,18 @@ def test_what_was_discarded_once_is_not_discarded_again(run):
     assert len(discarded) > 1
 
 
+def test_of_a_topic_that_came_later_only_what_was_read_is_discarded(run):
+    learner, discarded = Learner(settings(**run)), []
+    for number, b in enumerate(batches()):
+        if number == 10:  # the first of nonsense; its first records have long fallen off retention
+            b.spans |= {"later": {0: Span(5_000, 5_010)}}
+        learner.learn(b)
+        if number % 2:
+            learner.decide_release()
+            discarded.append(learner.snapshot().discarded)
+    assert [spans["later"] for spans in filter(None, discarded) if "later" in spans] == [{0: Span(5_000, 5_010)}]
+
+
 def test_without_patience_training_goes_on(run):
     assert not any(s.discarded for s in decided(Learner(settings(**run | {"release__patience": None}))))
 

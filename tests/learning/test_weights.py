@@ -287,6 +287,16 @@ def test_a_step_that_is_not_finite_is_undone_and_leaves_the_statistics_alone(run
     assert trained_by(learner) == before
 
 
+@pytest.mark.parametrize("head", ["prototype", "ridge"])
+def test_nothing_that_is_not_finite_is_added_to_a_head_that_is_solved(head):
+    given = settings(model__head=head, weights__policies=[f"{__name__}:NotANumber"])
+    learner = learned(given, stream()[:2])
+    before = trained_by(learner)
+    report = learner.learn(batch(digits_of([0, 1, 2], 9, skip=50), position(learner), weights=[7.0]))
+    assert {r.reason for r in report.rejections} == {Reason.NON_FINITE_STEP}
+    assert trained_by(learner) == before
+
+
 @for_every_policy
 def test_its_state_is_a_json_document_and_may_be_absent(run):
     learner = learned(settings(**run), stream())

@@ -329,8 +329,10 @@ def check_roll_backs(log: Log) -> Iterator[Violation]:
     """Training goes back to the last release, and only when a candidate is refused; it discards what was read since
     that release and was not discarded before, and says so."""
     last = None
-    starts: dict[Place, int] = {}
+    read: dict[Place, list[int]] = {}
     for manifest in log.manifests:
+        for place, (start, end) in places(manifest["spans"]).items():
+            read[place] = [read[place][0] if place in read else start, end]
         where = f"manifest {manifest['sequence']}"
         last = manifest if manifest["released"] else last
         if manifest["release"] and (last is None or manifest["release"]["sequence"] != last["sequence"]):
@@ -342,13 +344,11 @@ def check_roll_backs(log: Log) -> Iterator[Violation]:
                 yield Violation(f"{where} went back and refused nothing")
             if last is None or manifest["rolled_back_to"] != last["sequence"]:
                 yield Violation(f"{where} went back to another release than the last")
-            for place, end in places(manifest["positions"]).items():
-                if (start := starts.get(place, 0)) < end:
-                    expected[place] = [start, end]
+            expected = read
         if places(manifest["discarded"]) != expected:
             yield Violation(f"{where} discards {manifest['discarded']}, not {expected}")
         if manifest["released"] or manifest["rolled_back_to"] is not None:
-            starts = places(manifest["positions"])
+            read = {}
 
 
 def roll_backs(log: Log) -> list[dict[str, Any]]:

@@ -20,8 +20,9 @@ class Accumulator:
 
     @torch.no_grad()
     def add(self, features_NF: Tensor, labels_N: Tensor, weights_N: Tensor, layer: nn.Linear) -> bool:
-        """Adds a batch: float32, int64, float32. False when a feature is not finite; then nothing is added."""
-        if not features_NF.isfinite().all():
+        """Adds a batch: float32, int64, float32. False when a feature or weight is not finite; then nothing is
+        added."""
+        if not (features_NF.isfinite().all() and weights_N.isfinite().all()):
             return False
         self.head.observe(features_NF, labels_N, weights_N)
         before, self.samples = self.samples, self.samples + int((weights_N > 0).sum())

@@ -30,7 +30,7 @@ class LogitAdjustedReplay(Strategy):
         # Not index_add_, which on a GPU adds in an order of its own; no product of matrices, which autocast rounds.
         counts = (latest.weights[:, None] * F.one_hot(latest.labels, classes)).sum(0)
         self._frequencies = DECAY * known + (1 - DECAY) * counts
-        return (self._frequencies / self._frequencies.sum()).clamp(min=1e-8).log()
+        return (self._frequencies / self._frequencies.sum().clamp(min=1e-30)).clamp(min=1e-8).log()
 
     def state(self) -> dict[str, Tensor]:
         return {"frequencies": self._frequencies.clone()}
