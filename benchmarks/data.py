@@ -68,6 +68,8 @@ def _digest(parts: Iterable[Part]) -> str:
 def _part(dataset: Dataset, labels: list[str], size: tuple[int, int, int]) -> Part:
     if unknown := sorted(set(dataset.labels) - set(labels)):
         raise DataError(f"the test images of {dataset.name} have classes that the training images lack: {unknown}")
+    if not len(dataset):
+        raise DataError(f"{dataset.name} has too few images to set some apart for the test")
     encoded = [dataset.read(index) for index in range(len(dataset))]
     for image, place in zip(encoded, dataset.ids, strict=True):
         try:

@@ -10,6 +10,7 @@ from benchmarks.scores import Point, evaluate
 from stream_learner.learning import evaluation
 
 SAMPLE = 2_000
+UNKNOWN = -1
 
 
 class Exam:
@@ -22,9 +23,10 @@ class Exam:
 
     def take(self, model: nn.Module, device: torch.device, classes: Sequence[int], sample: bool = False) -> Point:
         """Asks about the images of `classes`, which are what the rows of the model's head stand for: those that were
-        seen. Of all images about the same 2,000 when a `sample` will do."""
-        asked = self._sample if sample else np.arange(len(self._targets))
-        asked = asked[np.isin(self._targets[asked], classes)]
-        targets = self._targets[asked]
-        predictions = np.asarray(classes, np.int64)[evaluation.predict(model, self._pixels[asked], device)]
+        seen; the others count as not known. Of all images about the same 2,000 when a `sample` will do."""
+        among = self._sample if sample else np.arange(len(self._targets))
+        targets = self._targets[among]
+        seen = np.isin(targets, classes)
+        predictions = np.full(len(targets), UNKNOWN)
+        predictions[seen] = np.asarray(classes, np.int64)[evaluation.predict(model, self._pixels[among[seen]], device)]
         return evaluate(predictions, targets, np.isin(np.arange(self._targets.max() + 1), classes))

@@ -37,6 +37,7 @@ HALF_LIFE = "weights.half_life_records=5000"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 console = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 DataOption = Annotated[
     Path | None, typer.Option(help="Folder in a layout that `stream-learner feed` reads; digits when left out.")
@@ -65,7 +66,7 @@ def go(trials: Iterable[Trial], data: Path | None, runs: Path) -> None:
         for trial in dict.fromkeys(trials):
             with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
                 run = trial.once(runs, opened, progress)
-            print(json.dumps(summary(run)), flush=True)
+            print(json.dumps(summary(run), allow_nan=False), flush=True)
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def errors_told() -> Iterator[None]:
     try:
         yield
     except StreamLearnerError as error:
-        console.print(f"error: {error}", style="red", markup=False)  # brackets are no markup
+        err.print(f"error: {error}", style="red", markup=False)  # brackets are no markup
         raise typer.Exit(error.code) from None
 
 

@@ -47,8 +47,9 @@ class Outcome:
                     "records": moment.records,
                     "views": moment.views,
                     "seconds": round(moment.seconds, 1),
-                    "accuracy": scores.accuracy_of_seen(moment.point),
+                    "accuracy": accuracy,
                 }
                 for moment in self.moments
+                if (accuracy := scores.accuracy_of_seen(moment.point)) is not None
             ],
         }

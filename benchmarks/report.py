@@ -11,6 +11,7 @@ from scipy import stats
 from benchmarks import plots
 from benchmarks.runs import Run, read_all
 from benchmarks.trial import DEFAULT, RETRAIN
+from stream_learner.errors import DataError
 
 LEVEL = 0.95
 TITLES = {
@@ -89,13 +90,13 @@ def write(folder: Path, output: Path) -> list[Path]:
 
 
 def grouped(found: Sequence[Run]) -> list[Group]:
-    """Runs by what they share. Raises ValueError when a contender has two runs of one seed."""
+    """Runs by what they share. Raises DataError when a contender has two runs of one seed."""
     groups: dict[tuple[str, ...], Group] = {}
     for run in found:
         shared = (run["benchmark"], run["data"], run["model"], run["part"])
         seeds = groups.setdefault(shared, Group(*shared, {})).contenders.setdefault(contender(run), {})
         if run["seed"] in seeds:
-            raise ValueError(
+            raise DataError(
                 f"two runs of {contender(run)}, seed {run['seed']}, in {', '.join(shared)}, whose settings differ; "
                 "remove the file of one"
             )

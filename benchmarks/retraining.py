@@ -109,14 +109,15 @@ def train(
         steps += len(losses)
         valid = validation.take(model, placement.device, classes)
         test = exam.take(model, placement.device, classes, sample=True)
-        evaluation_views += int(valid.total.sum() + test.total.sum())
-        say(f"Epoch {epoch} - Train Loss: {np.mean(losses):.4f}, Test Acc: {accuracy_of_seen(test):.4f}")
-        if accuracy_of_seen(valid) > best_accuracy:
-            best, best_accuracy, best_epoch = copy.deepcopy(model), accuracy_of_seen(valid), epoch
+        evaluation_views += sum(int(point.total[point.seen].sum()) for point in (valid, test))
+        say(f"Epoch {epoch} - Train Loss: {np.mean(losses):.4f}, Test Acc: {accuracy_of_seen(test) or 0:.4f}")
+        accuracy = accuracy_of_seen(valid)
+        if accuracy is None or accuracy > best_accuracy:  # the last epoch counts where nothing tells them apart
+            best, best_accuracy, best_epoch = copy.deepcopy(model), accuracy or 0.0, epoch
         elif epoch - best_epoch >= PATIENCE:
             break
     point = exam.take(best, placement.device, classes)
-    evaluation_views += int(point.total.sum())
+    evaluation_views += int(point.total[point.seen].sum())
     return {
         "views": views,
         "steps": steps,

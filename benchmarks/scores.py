@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 class Point(NamedTuple):
     """One evaluation: per class, over its evaluation images.
 
-    `correct` and `total` are int64 [classes]; `seen`, bool [classes], tells the classes of which the learner had been
-    shown an image by then. `total` may differ between points: a few images do where many points are wanted.
+    `correct` and `total`, the images of classes that were not seen included, are int64 [classes]; `seen`, bool
+    [classes], tells the classes of which the learner had been shown an image by then. `total` may differ between
+    points: a few images do where many points are wanted.
     """
 
     correct: NDArray[np.int64]
@@ -45,14 +46,17 @@ def accuracy(point: Point) -> float:
     return float(point.correct.sum() / point.total.sum())
 
 
-def accuracy_of_seen(point: Point) -> float:
-    """Share of right answers (0..1) among the images of the classes seen so far."""
-    return float(point.correct[point.seen].sum() / point.total[point.seen].sum())
+def accuracy_of_seen(point: Point) -> float | None:
+    """Share of right answers (0..1) among the images of the classes seen so far; None when there is none of them."""
+    total = point.total[point.seen].sum()
+    return float(point.correct[point.seen].sum() / total) if total else None
 
 
 def anytime(points: Sequence[Point]) -> float:
-    """Average anytime accuracy (Caccia et al. 2020): the mean over the points of the accuracy on the classes seen."""
-    return float(np.mean([accuracy_of_seen(point) for point in points]))
+    """Average anytime accuracy (Caccia et al. 2020): the mean over the points of the accuracy on the classes seen,
+    without points at which there was no image of them."""
+    accuracies = [accuracy_of_seen(point) for point in points]
+    return float(np.mean([accuracy for accuracy in accuracies if accuracy is not None]))
 
 
 def worst(points: Sequence[Point]) -> float:

@@ -17,6 +17,7 @@ from stream_learner import config
 from stream_learner.checkpoints import state
 from stream_learner.checkpoints.store import Store
 from stream_learner.learning import models
+from stream_learner.learning.strategies import strategy
 from stream_learner.local.broker import Broker
 from stream_learner.local.datasets import Dataset
 from stream_learner.local.feeder import feed
@@ -31,7 +32,8 @@ NEVER = 10**9
 
 def learn(overrides: list[str], stream: Stream, data: Data, exam: Exam, on_progress: Callable[[int], None]) -> Outcome:
     """Feeds the stream, runs `stream-learner run` until it has released what it learned of all of it, and examines
-    the release, the one moment of the outcome. Raises ChildError when the worker ends."""
+    the release, the one moment of the outcome. Views are those of full steps: the first finds nothing to replay. Raises
+    ChildError when the worker ends."""
     with TemporaryDirectory() as name, Broker(Path(name) / "kafka") as broker:
         folder = Path(name)
         overrides = [
@@ -67,10 +69,16 @@ def learn(overrides: list[str], stream: Stream, data: Data, exam: Exam, on_progr
         model.load_state_dict(state.decode_tensors(Store(settings.checkpoint.store).fetch(manifest.release.object)))
     classes = [data.labels.index(str(label)) for label in manifest.release.labels]
     point = exam.take(model.eval(), torch.device("cpu"), classes)
-    views = steps * (settings.batch.size + settings.replay_size)
-    moment = Moment(len(stream), views, seconds, point)
-    evaluation_views = int(point.total.sum())
-    return Outcome([moment], steps=steps, views=views, evaluation_views=evaluation_views, seconds=seconds)
+    learned_by = strategy(settings.learning.strategy)
+    views = steps * (settings.batch.size + (settings.replay_size if learned_by.replays else 0))
+    return Outcome(
+        [Moment(len(stream), views, seconds, point)],
+        steps=steps,
+        views=views,
+        teacher_views=views if learned_by.distils else 0,
+        evaluation_views=int(point.total[point.seen].sum()),
+        seconds=seconds,
+    )
 
 
 def _as_dataset(stream: Stream, data: Data) -> Dataset:

@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 
 from benchmarks import incremental, retraining
 from benchmarks.data import open_data
+from benchmarks.exam import Exam
 from benchmarks.learning import app
 from benchmarks.scenarios import FLIPPED_SHARE, LOW_WEIGHT, NOISY_SHARE, SCENARIOS, corrupted
+from benchmarks.scores import accuracy, accuracy_of_seen
 from benchmarks.trial import Trial
 from stream_learner.errors import DataError, ExitCode
 from stream_learner.learning import models
@@ -152,6 +154,26 @@ def test_without_a_test_part_a_sixth_of_each_class_is_it(
         file.write_bytes(b"damaged")
     with pytest.raises(DataError, match="there is no image in"):  # and no other part takes its place
         open_data(tmp_path / "digits")
+
+
+def test_classes_without_test_images_are_left_out_of_what_is_said_along_the_way(digits: Path, tmp_path: Path):
+    shutil.copytree(digits, tmp_path / "digits")
+    for label in range(1, 10):
+        shutil.rmtree(tmp_path / "digits" / "test" / str(label))
+    options = ("--data", tmp_path / "digits", "--model", "mlp", "--strategy", "er", "--runs", tmp_path / "runs")
+    for seed in range(3):  # in one of them the class comes late
+        (one,) = run("increments", *options, "--seed", seed)
+        assert one["examined"] == 4
+        assert 0 <= one["anytime"] <= 1
+
+
+def test_a_class_that_was_not_seen_counts_as_not_known():
+    pixels_NHWC, targets = np.zeros((20, 8, 8, 1), np.uint8), np.arange(20) % 10
+    arguments = {"height": 8, "width": 8, "channels": 1, "mean": [0.5], "std": [0.25], "classes": 1}
+    only_three = models.build(ModelSpec("mlp", arguments))
+    point = Exam(pixels_NHWC, targets).take(only_three, torch.device("cpu"), [3])
+    assert accuracy(point) == 0.1
+    assert accuracy_of_seen(point) == 1
 
 
 def test_one_seed_gives_one_result(digits: Path, tmp_path: Path):

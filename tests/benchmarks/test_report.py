@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import report, runs
+from stream_learner.errors import DataError
 
 
 def made_up(strategy: str, seed: int, final: float, **rest: Any) -> runs.Run:
@@ -78,7 +79,7 @@ def test_what_a_run_does_not_tell_is_left_empty():
 
 
 def test_two_runs_of_one_seed_are_refused():
-    with pytest.raises(ValueError, match="two runs of er 1x, seed 0"):
+    with pytest.raises(DataError, match="two runs of er 1x, seed 0"):
         report.grouped([made_up("er", 0, 0.5), made_up("er", 0, 0.6, images=3)])
 
 

@@ -142,6 +142,16 @@ def test_labels_of_several_types(tmp_path: Path):
         open_dataset(tmp_path)
 
 
+def test_images_in_other_formats_are_told(tmp_path: Path):
+    for name in ("a/1.png", "a/2.webp", "b/3.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encoded(0))
+    with pytest.raises(
+        DataError, match=r"2 files such as .*a/2\.webp are neither JPEG nor PNG: convert or remove them"
+    ):
+        open_dataset(tmp_path)
+
+
 def test_no_such_folder(tmp_path: Path):
     with pytest.raises(
         DataError, match=r"there is no folder .*nowhere; a data set is a folder of Hugging Face parquet"
