@@ -192,6 +192,7 @@ def main(
         "benchmark": "poison",
         "data": dataset.name,
         "seed": seed,
+        "overrides": overrides or [],
         "guards": {name: [asdict(outcome) for outcome in outcomes] for name, outcomes in found.items()},
     }
     print(json.dumps(document))

@@ -51,7 +51,7 @@ def test_means_and_paired_differences(tmp_path: Path):
     assert gain["interval"] == pytest.approx([expected.low, expected.high])
     assert (validation["part"], len(validation["contenders"])) == ("validation", 1)
     page = (tmp_path / "out" / "learning.md").read_text()
-    assert "| default 1x | 3 | 73.0 ± 3.6 | 83.0 ± 3.6 | 0.0 ± 0.0 | 2.0 | 400 | 7 | 2 |  |" in page
+    assert "| default 1x | 3 | 73.0 ± 3.6 | 83.0 ± 3.6 | 0.0 ± 0.0 | 2.0 | 400 | 7 | 1 | 2 |  |" in page
     assert "| +11.0 [+8.5, +13.5] |" in page
     plots = [file for file in files if file.suffix == ".png"]
     assert [plot.name for plot in plots] == ["increments-shapes-mlp-test.png"]
@@ -76,6 +76,17 @@ def test_what_a_run_does_not_tell_is_left_empty():
     row = report.table(group)[1]
     assert row["default_minus_this"]["mean"] == 0
     assert report.cells(row)[:6] == ("default 1x through Kafka", "1", "70.0", "", "", "")
+
+
+def test_retraining_is_compared_with_the_default_of_the_least_budget():
+    found = [made_up("retrain", 0, 0.8, budget=10), made_up("default", 0, 0.7, budget=10)]
+    (group,) = report.grouped([*found, made_up("default", 0, 0.75, budget=4)])
+    rows = {row["contender"]: row.get("default_minus_this", {}).get("mean") for row in report.table(group)}
+    assert rows == {
+        "retrain": pytest.approx(-0.05),
+        "default 4x": None,
+        "default 10x": pytest.approx(0.05),
+    }
 
 
 def test_two_runs_of_one_seed_are_refused():

@@ -1,43 +1,48 @@
 """A producer that sends ever more wrong labels gets no worse model released.
 
-Worse is judged on a clean test set that the worker never sees. The strategy has no memory, so that it learns
-whatever it is told last.
+Worse is judged on a clean test set that the worker never sees: 359 images, whose accuracy is known to a few points,
+so that what counts is the mean over seeds. The strategy has no memory, so that it learns whatever it is told last.
 """
 
+import numpy as np
 import pytest
 from poison import GUARDS, Outcome, learn, overrides_for, served, worst_release
 
 from stream_learner import config
 from stream_learner.local.datasets import open_dataset
 
-SEED = 1
+SEEDS = range(3)
 DIGITS = open_dataset(None)
-# A test set of 359 images cannot tell less.
-NOISE = 0.03
+NOISE = 0.04
 
 
-def outcomes(guard: str) -> list[Outcome]:
+def outcomes(guard: str, seed: int) -> list[Outcome]:
     rest = ["learning.strategy=finetune", "learning.device=cpu", "learning.threads=1", *GUARDS[guard]]
-    return list(learn(config.load(None, overrides_for(DIGITS, SEED) + rest), DIGITS, SEED))
+    return list(learn(config.load(None, overrides_for(DIGITS, seed) + rest), DIGITS, seed))
 
 
-@pytest.fixture(scope="module")
-def unguarded() -> list[Outcome]:
-    return outcomes("no gate")
+def fall(outcomes: list[Outcome]) -> float:
+    """From what was served before the first flip to the worst that was released since; none without a release."""
+    worst = worst_release(outcomes)
+    return 0.0 if worst is None else served(outcomes, flipped=0.0) - worst
+
+
+@pytest.fixture(scope="module", params=["no gate", "no gate, trusted"])
+def unguarded(request: pytest.FixtureRequest) -> list[list[Outcome]]:
+    return [outcomes(request.param, seed) for seed in SEEDS]
 
 
 def test_without_the_gate_the_poison_is_released(unguarded):
-    assert served(unguarded, flipped=0.0) > 0.85
-    assert served(unguarded, flipped=0.6) < 0.75
+    assert np.mean([served(run, flipped=0.0) for run in unguarded]) > 0.8
+    assert all(outcome.released for run in unguarded for outcome in run)
+    assert np.mean([fall(run) for run in unguarded]) > 0.15
 
 
-@pytest.mark.parametrize("guard", ["max_drop", "better", "max_drop, trusted"])
-def test_the_gate_keeps_it_from_being_released(guard, unguarded):
-    guarded = outcomes(guard)
-    before = served(guarded, flipped=0.0)
-    # Of the run without a guard: going back to a release keeps those of this one from getting as bad.
-    candidates = [outcome.accuracy for outcome in unguarded if outcome.flipped]
-    worst = worst_release(guarded)
-    assert before > 0.8
-    assert min(candidates) < before - 0.1
-    assert worst is None or worst >= before - NOISE
+@pytest.mark.parametrize("guard", ["max_drop", "not_worse", "better", "max_drop, trusted"])
+def test_the_gate_keeps_it_from_being_released(guard):
+    runs = [outcomes(guard, seed) for seed in SEEDS]
+    assert np.mean([served(run, flipped=0.0) for run in runs]) > 0.8
+    assert all(any(outcome.released for outcome in run[1:]) for run in runs)
+    assert any(outcome.released for run in runs for outcome in run if outcome.flipped)  # what is good may pass
+    assert np.mean([fall(run) for run in runs]) < NOISE
+    assert np.mean([served(run, flipped=0.6) for run in runs]) > 0.8
