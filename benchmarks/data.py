@@ -8,13 +8,14 @@ from typing import Literal
 
 import numpy as np
 
-from benchmarks.images import open_parts
+from benchmarks.images import mirrored, open_parts
 from stream_learner.config import ModelSettings
 from stream_learner.errors import DataError
 from stream_learner.local.datasets import Dataset
 from stream_learner.records import images
 from stream_learner.records.record import RejectError
 
+MIN_MODEL_PX = 16
 MAX_MODEL_PX = 32
 MAX_IMAGE_PIXELS = 50_000_000
 
@@ -33,7 +34,7 @@ class Part:
 @dataclass(frozen=True)
 class Data:
     """`digest` tells it from others of its name. `height`, `width` (px) and `channels` are what a model sees of the
-    images: their own size, or 32 px; `mirrored`, whether they mean the same seen in a mirror."""
+    images: their own size, between 16 and 32 px; `mirrored`, whether they mean the same seen in a mirror."""
 
     name: str
     digest: str
@@ -50,10 +51,11 @@ def open_data(folder: Path | None) -> Data:
     """Reads both parts of a data set, scikit-learn's digits when there is no folder. Raises DataError, also where an
     image cannot be decoded, and UsageError."""
     train, test = open_parts(folder)
-    size = min(train.height, MAX_MODEL_PX), min(train.width, MAX_MODEL_PX), train.channels
+    height, width = (min(max(side, MIN_MODEL_PX), MAX_MODEL_PX) for side in (train.height, train.width))
+    size = height, width, train.channels
     parts = _part(train, train.labels, size), _part(test, train.labels, size)
     name = folder.resolve().name if folder else train.name
-    return Data(name, _digest(parts), train.labels, *size, folder is not None, *parts)
+    return Data(name, _digest(parts), train.labels, *size, mirrored(train), *parts)
 
 
 def _digest(parts: Iterable[Part]) -> str:

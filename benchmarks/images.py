@@ -26,6 +26,12 @@ def open_parts(path: Path | None) -> tuple[Dataset, Dataset]:
         return subset(dataset, train), subset(dataset, test)
 
 
+def mirrored(dataset: Dataset) -> bool:
+    """Whether images are taken to mean the same seen in a mirror: not where the classes are called by one character
+    each, as digits and letters are."""
+    return not (dataset.named and all(len(label) == 1 for label in dataset.labels))
+
+
 def subset(dataset: Dataset, indices: streams.Indices) -> Dataset:
     """The examples at these indices, in this order."""
     chosen = indices.tolist()

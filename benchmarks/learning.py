@@ -45,7 +45,7 @@ DataOption = Annotated[
 StrategyOption = Annotated[
     list[str], typer.Option(help="A strategy, or `default` for the recommended settings; may be repeated.")
 ]
-SeedOption = Annotated[list[int], typer.Option(help="Seed of split, stream and learner; may be repeated.")]
+SeedOption = Annotated[list[int], typer.Option(min=0, help="Seed of split, stream and learner; may be repeated.")]
 ViewsOption = Annotated[
     list[int],
     typer.Option(min=1, help="Views of each image, and as many of replayed ones; may be repeated."),
@@ -155,11 +155,12 @@ def report_command(
     runs: RunsOption = RUNS, output: Annotated[Path, typer.Option(help="Folder of tables and plots.")] = DOCS
 ) -> None:
     """Tables (Markdown, JSON) and plots (PNG) of all finished runs; needs the extra `bench` (`make test` brings it)."""
-    with errors_told(), extra("bench"):
-        from benchmarks import report
+    with errors_told():
+        with extra("bench"):
+            from benchmarks import report
 
-    for file in report.write(runs, output):
-        console.print(str(file))
+        for file in report.write(runs, output):
+            console.print(str(file))
 
 
 if __name__ == "__main__":

@@ -81,7 +81,10 @@ def write(folder: Path, output: Path) -> list[Path]:
     """Writes `learning.md`, `learning.json`, and a plot for each group of runs on test images; returns the files."""
     output.mkdir(parents=True, exist_ok=True)
     pages, tables, files = [INTRODUCTION], [], []
-    for group in grouped(read_all(folder)):
+    found = read_all(folder)
+    if not found:
+        raise DataError(f"there is no finished run in {folder}; make some, or name another folder with --runs")
+    for group in grouped(found):
         rows = table(group)
         page = f"## {group.title}\n\n{markdown(rows)}"
         if group.part == "test":

@@ -93,7 +93,7 @@ def noisy(targets: np.ndarray, train: np.ndarray, seed: int) -> Stream:
     flipped = unreliable & (rng.random(len(stream)) < FLIPPED_SHARE)
     classes = int(targets.max()) + 1
     if classes < 2:
-        raise ValueError("one class has no wrong label")
+        raise ValueError("one class has no wrong labels")
     others = (stream.labels + rng.integers(1, classes, len(stream))) % classes
     weights = np.where(unreliable, LOW_WEIGHT, 1.0).astype(np.float32)
     return replace(stream, labels=np.where(flipped, others, stream.labels), weights=weights)

@@ -14,10 +14,11 @@ SPLIT, CLASSES, ARRIVAL, TIMES, COUNTS = range(5)
 
 
 def split(targets: Indices, seed: int, validation: float = 0.05) -> tuple[Indices, Indices]:
-    """(train, validation), ascending: of each class the share `validation` is set apart, at random."""
+    """(train, validation), ascending: of each class the share `validation` is set apart, at random; of two images or
+    more one at least, but never all."""
     random = np.random.default_rng((seed, SPLIT))
     held_out = [
-        random.permutation(members)[: round(validation * len(members))]
+        random.permutation(members)[: min(len(members) - 1, max(1, round(validation * len(members))))]
         for members in (np.flatnonzero(targets == label) for label in np.unique(targets))
     ]
     chosen = np.isin(np.arange(len(targets)), np.concatenate(held_out))

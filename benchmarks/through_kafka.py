@@ -86,6 +86,7 @@ def _as_dataset(stream: Stream, data: Data) -> Dataset:
     return Dataset(
         data.name,
         data.labels,
+        True,
         stream.labels.tolist(),
         [str(index) for index in indices],
         data.height,

@@ -255,7 +255,7 @@ def made_up() -> Dataset:
         Image.fromarray(pixels_HWC).resize((32, 32), Image.Resampling.BICUBIC).save(file, "jpeg", quality=90)
         images.append(file.getvalue())
     labels, ids = [str(label) for label in range(CLASSES)], [str(index) for index in range(IMAGES)]
-    return Dataset("made-up images", labels, targets, ids, 32, 32, 3, images.__getitem__)
+    return Dataset("made-up images", labels, True, targets, ids, 32, 32, 3, images.__getitem__)
 
 
 def mixed_sample(dataset: Dataset) -> Dataset:

@@ -15,7 +15,7 @@ from benchmarks.exam import Exam
 from benchmarks.runs import Run
 from benchmarks.scenarios import SCENARIOS, corrupted
 from stream_learner import config
-from stream_learner.errors import UsageError
+from stream_learner.errors import DataError, UsageError
 from stream_learner.learning import models
 from stream_learner.learning.placement import place
 from stream_learner.learning.strategies import strategy
@@ -49,12 +49,15 @@ class Trial:
     kafka: bool = False
 
     def once(self, folder: Path, data: Data, progress: Progress) -> Run:
-        """The run, scored, from its file in `folder` when it was made before. Raises UsageError."""
+        """The run, scored, from its file in `folder` when it was made before. Raises UsageError, DataError."""
         train, validation = streams.split(data.train.targets, self.seed)
         try:
             stream = SCENARIOS[self.scenario](data.train.targets, train, self.seed).whole_batches(self.batch)
         except ValueError as error:  # too few classes
-            raise UsageError(f"{error}; `shuffled` takes any number") from None
+            advice = "leave --classes out" if self.scenario == "class_tenths" else "`shuffled` takes any number"
+            raise UsageError(f"{error}; {advice}") from None
+        if not len(stream):
+            raise DataError(f"the {len(train)} training images of {data.name} do not fill a batch of {self.batch}")
         overrides = self._overrides(data, len(stream))
         settings = config.load(None, overrides)
         part = data.train.at(validation) if self.validation else data.test

@@ -78,8 +78,9 @@ class Worker:
             )
         if learner.diverged:
             raise DivergedError(
-                "three batches in a row gave a loss or gradient that is not finite; their records are dead letters. "
-                "Lower learning.learning_rate or set learning.precision to fp32; if it goes on, choose a new run.id"
+                "three batches in a row gave a loss or gradient that is not finite; records that no step learned are "
+                "dead letters. Lower learning.learning_rate or set learning.precision to fp32; if it goes on, choose "
+                "a new run.id"
             )
 
     def save_due(self) -> bool:

@@ -48,14 +48,14 @@ LAST_STEPS = 100
 LAST_EVERY = 10
 FEW_IMAGES = 2_000  # where many points are wanted
 
-AUGMENTATION = v2.Compose([v2.RandomCrop(SIDE, padding=4), v2.RandomHorizontalFlip()])
+CROP, FLIP = v2.RandomCrop(SIDE, padding=4), v2.RandomHorizontalFlip()
 
 
 class Shown(Dataset[tuple[Tensor, int]]):
-    """Float images [3, 32, 32] and their classes, in the order of `indices`; augmented anew each time one is shown."""
+    """Float images [3, 32, 32] and their classes, in the order of `indices`; varied anew each time one is shown."""
 
-    def __init__(self, x_NCHW: Tensor, targets: streams.Indices, indices: streams.Indices, augment: bool):
-        self._x_NCHW, self._indices, self._augment = x_NCHW, indices.tolist(), augment
+    def __init__(self, x_NCHW: Tensor, targets: streams.Indices, indices: streams.Indices, vary: v2.Transform):
+        self._x_NCHW, self._indices, self._vary = x_NCHW, indices.tolist(), vary
         self.targets = targets[indices].tolist()
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class Shown(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         x_CHW = self._x_NCHW[self._indices[position]]
-        return AUGMENTATION(x_CHW) if self._augment else x_CHW, self.targets[position]
+        return self._vary(x_CHW), self.targets[position]
 
 
 def decode(files: Files) -> Tensor:
@@ -129,7 +129,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--momentum", type=float, default=0.0)
     parser.add_argument("--weight-decay", type=float, default=0.0)
-    parser.add_argument("--augment", action="store_true", help="crop and flip at random")
+    parser.add_argument(
+        "--augment", action="store_true", help="crop, and flip unless classes are characters, at random"
+    )
     parser.add_argument("--bf16", action="store_true", help="channels_last and bf16 autocast, as our learner does")
     parser.add_argument("--memory", type=int, default=1_000, help="images kept")
     parser.add_argument("--increments", type=int, default=5)
@@ -168,10 +170,11 @@ def main() -> None:
 
     model.register_forward_hook(count)
     strategy = strategy_of(arguments, model)
+    variants = [CROP, *([FLIP] if images.mirrored(train) else [])] if arguments.augment else [v2.Identity()]
     last_step, ends = steps(stream)
     points, curve, last = [], [], []
     seconds = 0.0
-    for step, experience in enumerate(experiences(Shown(x_NCHW, targets, order, arguments.augment)), 1):
+    for step, experience in enumerate(experiences(Shown(x_NCHW, targets, order, v2.Compose(variants))), 1):
         began_s = time.perf_counter()
         strategy.train(experience)
         seconds += time.perf_counter() - began_s

@@ -54,12 +54,14 @@ class Example(NamedTuple):
 class Dataset:
     """Examples in a fixed order; `dataset[i]` reads the image of one, all else is at hand.
 
-    `labels` are the classes in their own order, `targets` the index into them of each example. `height`, `width` (px)
+    `labels` are the classes in their own order, `named` where they came with the data, and are not its numbers or
+    folders; `targets` the index into them of each example. `height`, `width` (px)
     and `channels` suit a model for these images.
     """
 
     name: str
     labels: list[str]
+    named: bool
     targets: list[int]
     ids: list[str]
     height: int
@@ -167,7 +169,10 @@ def _parquet(root: Path, files: list[Path]) -> Dataset:
             values += table[label].to_pylist()
         except (ValueError, OSError, pa.ArrowException) as error:
             raise DataError(f"{file} is not in the image layout ({error}); {LAYOUTS}") from None
-        names = names or _class_names(schema.metadata or {}, label)
+        own = _class_names(schema.metadata or {}, label)
+        if names and own and own != names:
+            raise DataError(f"{file} has other classes than {files[0]}; name the folder of one configuration alone")
+        names = names or own
         ids += [f"{file.relative_to(root).as_posix()}/{row}" for row in range(len(table))]
     if len(kinds := {type(value).__name__ for value in values if value is not None}) > 1:
         raise DataError(f"the labels in {root} are of several types ({', '.join(sorted(kinds))}); make them of one")
@@ -212,6 +217,7 @@ def _dataset(
     name: str, labels: list[str] | None, values: list[Any], ids: list[str], read: Callable[[int], bytes]
 ) -> Dataset:
     """`values` are indices into `labels`, or, where there are none, what makes them: its text, in its order."""
+    named = labels is not None
     if labels is None:
         known = sorted(set(values))
         index = {value: position for position, value in enumerate(known)}
@@ -222,9 +228,8 @@ def _dataset(
         raise DataError(f"there is no image in {name} that can be opened; {LAYOUTS}")
     (width, height), _ = Counter(size for size, _ in headers).most_common(1)[0]
     grey = all(mode in ("1", "L", "LA") or mode.startswith("I") for _, mode in headers)
-    return Dataset(
-        name, labels, values, ids, min(height, MAX_MODEL_PX), min(width, MAX_MODEL_PX), 1 if grey else 3, read
-    )
+    size = min(height, MAX_MODEL_PX), min(width, MAX_MODEL_PX)
+    return Dataset(name, labels, named, values, ids, *size, 1 if grey else 3, read)
 
 
 def _visible(root: Path, pattern: str) -> list[Path]:

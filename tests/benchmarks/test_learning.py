@@ -102,6 +102,8 @@ def test_too_few_classes_for_the_increments_are_told(tmp_path: Path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == ExitCode.USAGE
     assert "error: 2 classes do not make 5 increments; `shuffled` takes any number" in result.output
+    result = CliRunner().invoke(app, ["retrain", "--classes", *arguments[1:]])
+    assert "error: 2 classes do not make 10 increments; leave --classes out" in result.output
 
 
 def test_an_image_that_cannot_be_decoded_is_told_before_anything_is_learned(digits: Path, tmp_path: Path):
@@ -120,6 +122,27 @@ def test_a_record_that_the_learner_refuses_ends_the_run(digits: Path, tmp_path: 
     result = CliRunner().invoke(app, ["shuffled", *arguments])
     assert result.exit_code == ExitCode.DATA
     assert "a benchmark learns every record" in result.output
+
+
+def test_characters_are_not_mirrored(digits: Path):
+    assert not open_data(None).mirrored
+    assert open_data(digits).mirrored  # of folders called 0 to 9 nobody knows what is in them
+
+
+def test_images_that_fill_no_batch_are_told(digits: Path, tmp_path: Path):
+    for part, number in itertools.product(("train", "test"), range(5)):
+        (tmp_path / "few" / part / str(number)).mkdir(parents=True)
+        source = digits / part / str(number) / f"{number if part == 'train' else EACH - 1}.png"
+        shutil.copy(source, tmp_path / "few" / part / str(number) / "1.png")
+    result = CliRunner().invoke(app, ["shuffled", "--data", str(tmp_path / "few"), "--runs", str(tmp_path / "runs")])
+    assert result.exit_code == ExitCode.DATA
+    assert "error: the 5 training images of few do not fill a batch of 10" in result.output
+
+
+def test_a_folder_without_runs_is_no_report(tmp_path: Path):
+    result = CliRunner().invoke(app, ["report", "--runs", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert result.exit_code == ExitCode.DATA
+    assert "there is no finished run in" in result.output
 
 
 def test_a_run_is_known_by_its_images(digits: Path, tmp_path: Path):

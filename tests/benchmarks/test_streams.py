@@ -20,6 +20,12 @@ def test_a_split_parts_all_images_and_takes_the_same_share_of_each_class():
     assert np.abs(shares - 0.05).max() < 0.005
 
 
+def test_a_split_of_few_images_leaves_some_on_both_sides():
+    train, validation = streams.split(np.array([0, 1, 1, *[2] * 9]), 0)
+    assert np.bincount(np.array([0, 1, 1, *[2] * 9])[validation], minlength=3).tolist() == [0, 1, 1]
+    assert len(train) == 10
+
+
 @pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
 def test_a_seed_gives_one_order_in_which_no_image_comes_twice(stream):
     once, again, other = (np.concatenate(stream(seed)) for seed in (1, 1, 2))

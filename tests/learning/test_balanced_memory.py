@@ -199,6 +199,12 @@ def test_a_class_that_gave_items_up_never_grows_back_in_a_larger_memory():
     assert larger.counts.tolist() == [5, 5, 30]
 
 
+def test_a_memory_that_was_switched_off_begins_anew():
+    off = copy(offer(memory(10), [(i, i % 2) for i in range(100)]), max_items=0)
+    assert len(offer(off, [(100, 0)])) == 0
+    assert offer(copy(off, max_items=8), [(200 + i, i % 2) for i in range(20)]).counts.tolist() == [4, 4]
+
+
 @given(items, st.integers(0, 300), st.integers(1, 40))
 def test_what_was_admitted_since_is_dropped(items, records, capacity):
     held = offer(memory(capacity), items)

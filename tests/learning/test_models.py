@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from digit_stream import DIGITS_NHWC, LARGE, MODELS, settings
+from torch import nn
 
 from stream_learner.errors import UsageError
 from stream_learner.learning import models
@@ -180,3 +181,21 @@ def test_own_probabilities_are_0_where_nothing_can_be_said():
     own = own_probabilities(logits.bfloat16(), torch.tensor([0, 1, 2, 0, 1]))
     assert own.tolist() == pytest.approx([0.5, 1 / (1 + np.exp(-2)), 0, 0, 0])
     assert own.dtype == np.float32
+
+
+def by_a_function(**arguments) -> models.ImageClassifier:
+    return models.MLP(**arguments)
+
+
+def by_mistake(**arguments) -> nn.Module:
+    return nn.Linear(arguments["height"], arguments["classes"])
+
+
+def test_a_function_of_ones_own_makes_a_classifier_or_is_refused():
+    arguments = {"classes": 2, "height": 8, "width": 8, "channels": 1, "mean": [0.5], "std": [0.25]}
+    network = models.build(ModelSpec(f"{__name__}:by_a_function", arguments))
+    assert network(torch.zeros(3, 8, 8, 1, dtype=torch.uint8)).shape == (3, 2)
+    with pytest.raises(UsageError, match=r"by_mistake' makes no stream_learner.learning.models.ImageClassifier"):
+        models.build(ModelSpec(f"{__name__}:by_mistake", arguments))
+    with pytest.raises(UsageError, match="cannot be imported"):
+        models.build(ModelSpec(":by_a_function", arguments))

@@ -50,6 +50,7 @@ def test_parquet_with_the_class_names_of_hugging_face(tmp_path: Path):
     write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [0, 1], metadata=metadata)
     data = open_dataset(tmp_path)
     assert (data.name, data.labels, data.targets) == (tmp_path.name, ["cat", "dog"], [1, 0, 1, 0])
+    assert data.named
     assert [example.image for example in data] == images
     assert [example.label for example in data] == ["dog", "cat", "dog", "cat"]
     assert data.ids[-1] == "data/train-00001-of-00002.parquet/0"
@@ -65,10 +66,21 @@ def test_parquet_with_class_names_in_its_own_metadata(tmp_path: Path):
     assert data.channels == 1
 
 
+def test_files_of_two_configurations_are_told_apart(tmp_path: Path):
+    write_parquet(tmp_path / "a" / "train.parquet", [0], metadata={"classes": '["cat", "dog"]'})
+    write_parquet(tmp_path / "b" / "train.parquet", [0], metadata={"classes": '["one", "two"]'})
+    with pytest.raises(
+        DataError, match=r"b/train.parquet has other classes than .*a/train.parquet; name the folder of"
+    ):
+        open_dataset(tmp_path)
+    assert open_dataset(tmp_path / "b").labels == ["one", "two"]
+
+
 def test_parquet_without_class_names(tmp_path: Path):
     write_parquet(tmp_path / "a.parquet", [10, 9, 10])
     data = open_dataset(tmp_path)
     assert (data.labels, data.targets) == (["9", "10"], [1, 0, 1])
+    assert not data.named
 
 
 def test_class_folders(tmp_path: Path):

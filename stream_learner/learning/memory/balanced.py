@@ -167,6 +167,8 @@ class BalancedMemory:
         self._limits = state["limits"].numpy().copy()
         self._index()
         self._shrink()
+        if not self._max_items:  # switched off, it has refused nothing: on again, it begins anew
+            self._limits[:] = UNLIMITED
 
     def _key(self, record: Record) -> int:
         place = f"{self._seed}/{record.topic}/{record.partition}/{record.offset}".encode()

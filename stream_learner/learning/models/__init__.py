@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from stream_learner.errors import UsageError
 from stream_learner.learning.models.classifier import ImageClassifier, head
 from stream_learner.learning.models.foreign import ResNet18, ResNet50, Timm
 from stream_learner.learning.models.resnet import ResNet18Slim
@@ -43,11 +44,13 @@ def factory(name: str) -> Callable[..., ImageClassifier]:
 
 
 def build(spec: ModelSpec) -> ImageClassifier:
-    """The network that a manifest describes, freshly initialised. Raises UsageError when its name is unknown, or its
-    images are too small."""
+    """The network that a manifest describes, freshly initialised. Raises UsageError when its name is unknown or makes
+    something else, or its images are too small."""
     arguments = dict(spec.arguments)
     random_features = arguments.pop("random_features", 0)
     model = factory(spec.name)(**arguments)
+    if not isinstance(model, ImageClassifier):
+        raise UsageError(f"model.name = {spec.name!r} makes no {__name__}.ImageClassifier, as it is to")
     if random_features:
         model.expand(random_features)
     return model
