@@ -4,6 +4,8 @@
 
 A finished run is a file in the folder of runs; a second start skips it. Every run prints one line of JSON. `report`
 makes tables and plots of all files in that folder. Options that say so may be repeated: all combinations run.
+Images are mirrored at random unless the data set calls its classes by one character each, as digits and letters are;
+`--set "learning.augment=['crop']"` says otherwise.
 """
 
 import itertools

@@ -112,7 +112,6 @@ class Trial:
         return made
 
     def _overrides(self, data: Data, images: int) -> list[str]:
-        augment = ["crop", "flip"] if data.mirrored else ["crop"]
         overrides = [
             "run.id=benchmark",
             f"run.seed={self.seed}",
@@ -124,11 +123,15 @@ class Trial:
             f"batch.size={self.batch}",
             f"memory.max_items={round(self.memory_share * images) if self.memory_share else 1_000}",
             f"memory.replay_size={self.batch}",
-            # Retraining and what is compared with it, which has a share, vary images alike.
-            *([f"learning.augment={augment}"] if self.memory_share or not data.mirrored else []),
             *([] if self.strategy in (DEFAULT, RETRAIN) else [f"learning.strategy={self.strategy}"]),
             *self.overrides,
         ]
         replays = strategy(config.load(None, overrides).learning.strategy).replays
         # Who replays nothing makes twice the steps of half the size: equal views.
-        return [f"learning.steps_per_batch={self.budget if replays else 2 * self.budget}", *overrides]
+        steps = f"learning.steps_per_batch={self.budget if replays else 2 * self.budget}"
+        # Retraining and what is compared with it, which has a share, vary images alike.
+        alike = ["learning.augment=['crop', 'flip']"] if self.memory_share else []
+        augment = config.load(None, [steps, *alike, *overrides]).learning.augment
+        if not data.mirrored:
+            alike = [f"learning.augment={[name for name in augment if name != 'flip']}"]
+        return [steps, *alike, *overrides]

@@ -129,6 +129,14 @@ def test_characters_are_not_mirrored(digits: Path):
     assert open_data(digits).mirrored  # of folders called 0 to 9 nobody knows what is in them
 
 
+@pytest.mark.parametrize(("budget", "more"), [(1, []), (2, ["color_jitter", "cutout"])])
+def test_characters_are_varied_like_others_but_for_mirrors(budget: int, more: list[str], tmp_path: Path):
+    options = ("--model", "mlp", "--strategy", "er", "--views", budget)
+    run("shuffled", *options, "--runs", tmp_path / "runs")
+    (file,) = (tmp_path / "runs").iterdir()
+    assert json.loads(file.read_text())["settings"]["learning"]["augment"] == ["crop", *more]
+
+
 def test_images_that_fill_no_batch_are_told(digits: Path, tmp_path: Path):
     for part, number in itertools.product(("train", "test"), range(5)):
         (tmp_path / "few" / part / str(number)).mkdir(parents=True)
