@@ -1,7 +1,6 @@
 """Tables and plots of finished runs: means over seeds, and differences that are paired by seed."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +72,10 @@ class Group(NamedTuple):
         return f"{TITLES.get(self.benchmark, self.benchmark)}: {self.data}, {self.model}{examined}"
 
     @property
+    def runs(self) -> list[Run]:
+        return [run for seeds in self.contenders.values() for run in seeds.values()]
+
+    @property
     def name(self) -> str:
         return "-".join(self[:4]).replace(" ", "_").replace("/", "_")
 
@@ -122,15 +125,10 @@ def contender(run: Run) -> str:
 def table(group: Group) -> list[dict[str, Any]]:
     """A row for each contender, the best first: mean and deviation of each figure, and the difference to the default,
     of its budgets the least."""
-    defaults = [name for name in group.contenders if re.fullmatch(rf"{DEFAULT} \d+x", name)]
-    default = group.contenders[min(defaults, key=budget)] if defaults else None
+    plain = (f"{DEFAULT} {budget}x" for budget in sorted({run["budget"] for run in group.runs}))
+    default = next((group.contenders[name] for name in plain if name in group.contenders), None)
     rows = [row(name, seeds, default) for name, seeds in group.contenders.items()]
     return sorted(rows, key=lambda row: -row["final"]["mean"])
-
-
-def budget(name: str) -> int:
-    """Of a contender's name."""
-    return int(re.findall(r"(\d+)x", name)[0])
 
 
 def row(name: str, seeds: dict[int, Run], default: dict[int, Run] | None) -> dict[str, Any]:

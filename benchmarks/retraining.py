@@ -109,7 +109,7 @@ def train(
         steps += len(losses)
         valid = validation.take(model, placement.device, classes)
         test = exam.take(model, placement.device, classes, sample=True)
-        evaluation_views += sum(int(point.total[point.seen].sum()) for point in (valid, test))
+        evaluation_views += valid.asked + test.asked
         say(f"Epoch {epoch} - Train Loss: {np.mean(losses):.4f}, Test Acc: {accuracy_of_seen(test) or 0:.4f}")
         accuracy = accuracy_of_seen(valid)
         if accuracy is None or accuracy > best_accuracy:  # the last epoch counts where nothing tells them apart
@@ -117,7 +117,7 @@ def train(
         elif epoch - best_epoch >= PATIENCE:
             break
     point = exam.take(best, placement.device, classes)
-    evaluation_views += int(point.total[point.seen].sum())
+    evaluation_views += point.asked
     return {
         "views": views,
         "steps": steps,

@@ -19,6 +19,11 @@ class Point(NamedTuple):
     total: NDArray[np.int64]
     seen: NDArray[np.bool_]
 
+    @property
+    def asked(self) -> int:
+        """How many images the model was asked about: those of the classes seen."""
+        return int(self.total[self.seen].sum())
+
 
 def summary(points: Sequence[Point], last: Sequence[Point]) -> dict[str, Any]:
     """As JSON: final (all classes), anytime and worst-case accuracy (0..1), and the spread over the last 100 steps.
@@ -48,8 +53,7 @@ def accuracy(point: Point) -> float:
 
 def accuracy_of_seen(point: Point) -> float | None:
     """Share of right answers (0..1) among the images of the classes seen so far; None when there is none of them."""
-    total = point.total[point.seen].sum()
-    return float(point.correct[point.seen].sum() / total) if total else None
+    return float(point.correct[point.seen].sum() / point.asked) if point.asked else None
 
 
 def anytime(points: Sequence[Point]) -> float:

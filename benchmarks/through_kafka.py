@@ -76,7 +76,7 @@ def learn(overrides: list[str], stream: Stream, data: Data, exam: Exam, on_progr
         steps=steps,
         views=views,
         teacher_views=views if learned_by.distils else 0,
-        evaluation_views=int(point.total[point.seen].sum()),
+        evaluation_views=point.asked,
         seconds=seconds,
     )
 
