@@ -178,7 +178,9 @@ def feed(
     config_file: ConfigFile = None,
     overrides: Overrides = None,
     data: DataFolder = None,
-    split: Annotated[DataSplit, typer.Option(help="Which parquet files, by how their names start.")] = DataSplit.TRAIN,
+    split: Annotated[
+        DataSplit, typer.Option(help="Which part, by the words in names of files and folders.")
+    ] = DataSplit.TRAIN,
     topic: Annotated[str | None, typer.Option(help="Topic to feed; the first input topic when left out.")] = None,
     order: Annotated[
         Order, typer.Option(help="All classes mixed, one class after the other, or a mix that changes smoothly.")

@@ -18,6 +18,7 @@ LAYOUTS = (
     "a data set is a folder of Hugging Face parquet files (a column of images, and `label`) or a folder with one "
     "folder of JPEG or PNG images for each class, each in parts `train` and `test` or in one"
 )
+IMAGES = ("img", "image")
 LABELS = ("label", "fine_label", "labels")
 PARTS = {
     "train": "train",
@@ -88,9 +89,9 @@ def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
 
     `split` chooses among the files by the words `train`, `test` and `validation` (or `valid`, `val`, `dev`) in their
     names and in those of the folders around them, a class's own folder apart. Where none says `train`, those that say
-    nothing are that, or else all; where none says `test`, those of `validation` are. Images of class folders are read
-    when they are asked for, those of parquet files at once. Raises NoTestSplitError when there is neither, DataError,
-    UsageError.
+    nothing are that, or else `validation`, or else all; where none but those says `test`, `validation` is. Images of
+    class folders are read when they are asked for, those of parquet files at once. Raises NoTestSplitError when there
+    is no other part for `test`, DataError, UsageError.
     """
     if path is None:
         if split == "test":
@@ -100,11 +101,17 @@ def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
         raise DataError(f"there is no folder {path}; {LAYOUTS}")
     if parquet_files := _visible(path, "*.parquet"):
         return _parquet(path, _of_split({file: file.relative_to(path).parts for file in parquet_files}, path, split))
-    files = _visible(path, "*/*")
+    files = [file for file in _visible(path, "*/*") if _is_in_class_folder(file.relative_to(path).parts)]
     if others := [file for file in files if file.suffix.lower() in OTHER_SUFFIXES]:
         raise DataError(f"{len(others)} files such as {others[0]} are neither JPEG nor PNG: convert or remove them")
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
     return _class_folders(path, _of_split({file: file.relative_to(path).parts[:-2] for file in pictures}, path, split))
+
+
+def _is_in_class_folder(names: tuple[str, ...]) -> bool:
+    """Whether a file's folder is one of the data set's own or of one that says a part; deeper ones are no class's."""
+    *around, _, _ = names
+    return all(_part((name,)) for name in around)
 
 
 def _digits() -> Dataset:
@@ -129,14 +136,13 @@ def _of_split(told_by: dict[Path, tuple[str, ...]], root: Path, split: SplitName
     """Those of a split, by the names that tell of each file."""
     part_of = {file: _part(names) for file, names in told_by.items()}
     parts = set(part_of.values())
-    if split == "train":
-        wanted = parts & {"train"} or parts & {None} or parts
-    elif split == "test":
-        wanted = parts & {"test"} or parts & {"validation"}
-        if not wanted:
-            raise NoTestSplitError(f"there is no test split in {root}: no file or folder has `test` in its name")
-    else:
-        wanted = parts
+    train = parts & {"train"} or parts & {None} or parts & {"validation"} or parts
+    test = parts & {"test"} - train or parts & {"validation"} - train
+    wanted = {"train": train, "test": test, "all": parts}[split]
+    if split == "test" and not test:
+        raise NoTestSplitError(
+            f"there is no test split in {root}: beside what is learned nothing has `test` in its name"
+        )
     return [file for file, part in part_of.items() if part in wanted]
 
 
@@ -187,9 +193,9 @@ def _columns(schema: Any) -> tuple[str, str]:
     """Names of the columns of images and of labels. Raises ValueError when there is none."""
     import pyarrow as pa
 
-    images = [
-        field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-    ]
+    structs = [field for field in schema if pa.types.is_struct(field.type)]
+    images = [field.name for field in structs if field.type.get_field_index("bytes") >= 0]
+    images.sort(key=lambda name: name not in IMAGES)
     labels = [name for name in LABELS if name in schema.names]
     if not (images and labels):
         missing = f"none is {' or '.join(LABELS)}" if images else "none has structs with a field `bytes`"

@@ -132,6 +132,34 @@ def test_parquet_files_say_their_split(tmp_path: Path, train: str, test: str, ot
     assert len(open_dataset(tmp_path, "all")) == (6 if other else 4)
 
 
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_what_is_learned_is_not_the_test_part_too(tmp_path: Path, part: str):
+    write_parquet(tmp_path / f"{part}.parquet", [0, 1])
+    assert len(open_dataset(tmp_path)) == 2
+    with pytest.raises(NoTestSplitError):
+        open_dataset(tmp_path, "test")
+
+
+def test_a_validation_part_is_learned_where_there_is_only_a_test_part_beside_it(tmp_path: Path):
+    for part in ("test", "validation"):
+        write_parquet(tmp_path / f"{part}.parquet", [0, 1])
+    assert open_dataset(tmp_path).ids == ["validation.parquet/0", "validation.parquet/1"]
+    assert open_dataset(tmp_path, "test").ids == ["test.parquet/0", "test.parquet/1"]
+
+
+def test_folders_in_a_classs_folder_are_no_classes(tmp_path: Path):
+    for name in ("train/cat/1.png", "train/cat/thumbs/1.png", "test/cat/2.png", "notes/old/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encoded(0))
+    assert open_dataset(tmp_path, "all").ids == ["test/cat/2.png", "train/cat/1.png"]
+
+
+def test_of_several_columns_of_images_the_one_that_is_called_so_is_taken(tmp_path: Path):
+    mask, image = ([{"bytes": encoded(value), "path": None}] for value in (0, 1))
+    pq.write_table(pa.table({"mask": mask, "image": image, "label": [0]}), tmp_path / "a.parquet")
+    assert open_dataset(tmp_path)[0].image == encoded(1)
+
+
 @pytest.mark.parametrize("label", ["fine_label", "labels"])
 def test_other_names_of_the_columns(tmp_path: Path, label: str):
     features = {label: {"names": ["cat", "dog"], "_type": "ClassLabel"}}
@@ -214,5 +242,7 @@ def test_parquet_rows_that_cannot_be_used(tmp_path: Path):
 
 def test_no_test_files(tmp_path: Path):
     write_parquet(tmp_path / "train-0.parquet", [0])
-    with pytest.raises(NoTestSplitError, match=r"there is no test split in .*: no file or folder has `test`"):
+    with pytest.raises(
+        NoTestSplitError, match=r"there is no test split in .*: beside what is learned nothing has `test`"
+    ):
         open_dataset(tmp_path, "test")
