@@ -21,7 +21,7 @@ from stream_learner.learning.learner import Learner
 from stream_learner.learning.models import ImageClassifier
 from stream_learner.records import images
 from stream_learner.records.decoder import Decoder
-from stream_learner.records.record import Gap, Record
+from stream_learner.records.record import Gap, Reason, Record
 
 TOPIC = "images"
 POLLED = 500
@@ -105,8 +105,9 @@ def learn(
         # Time stands still, so that a batch closes when it is full and for no other reason.
         for batch in batches(source, decoder, {TOPIC: {0: 0}}, settings.batch, Event(), clock=lambda: 0.0):
             report = learner.learn(batch)
-            if report.rejections:  # more classes than settings allow, say; a batch would span more than its size
-                raise DataError(f"{report.rejections[0].message}; a benchmark learns every record of its stream")
+            # More classes than settings allow, say; steps that are not finite are the learner's own affair.
+            if refused := [r for r in report.rejections if r.reason is not Reason.NON_FINITE_STEP]:
+                raise DataError(f"{refused[0].message}; a benchmark learns every record of its stream")
             if learner.release_due:
                 learner.decide_release()  # nothing is held out, so that all are released: `novelty` looks at the last
             records += batch.records
