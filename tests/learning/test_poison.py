@@ -11,7 +11,7 @@ from poison import GUARDS, Outcome, learn, overrides_for, served, worst_release
 from stream_learner import config
 from stream_learner.local.datasets import open_dataset
 
-SEEDS = range(3)
+SEEDS = range(5)
 DIGITS = open_dataset(None)
 NOISE = 0.04
 
