@@ -18,7 +18,7 @@ def lookup(registry: Mapping[str, T], name: str, setting: str) -> T:
     if colon:
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise UsageError(f"{setting} = {name!r} cannot be imported: {error}") from None
     near = difflib.get_close_matches(name, registry, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(registry))}"

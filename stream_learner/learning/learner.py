@@ -89,11 +89,11 @@ class Learner:
             poll_s=batch.poll_s,
             decode_s=batch.decode_s,
         )
-        began, known = time.monotonic(), len(self.labels)
+        began = time.monotonic()
         train = self._sort(batch.samples, report)
         if train:
             before = self._weights.state()
-            stream, features_NF, weighed = self._weighed(train, known, report)
+            stream, features_NF, weighed = self._weighed(train, report)
             if not weighed.now.any():
                 self._weights.restore(before)  # learned, by no step: nothing changes
             elif self._learn(stream, features_NF, report):
@@ -141,9 +141,8 @@ class Learner:
         self._trainer.grow(len(self.labels))
         return train
 
-    def _weighed(self, samples: list[Sample], known: int, report: Report) -> tuple[Minibatch, Tensor, Weighed]:
-        """Predicts training samples, before whose batch the first `known` classes were there, and weighs them; their
-        features [N, F] are in the middle."""
+    def _weighed(self, samples: list[Sample], report: Report) -> tuple[Minibatch, Tensor, Weighed]:
+        """Predicts training samples and weighs them; their features [N, F] are in the middle."""
         labels = np.array([self._index_of[sample.label] for sample in samples], np.int64)
         images_on_device = self._to_device(np.stack([sample.pixels_HWC for sample in samples]))
         labels_on_device = self._to_device(labels)
@@ -160,8 +159,7 @@ class Learner:
         )
         weighed = self._weights.weigh(arrivals)
         report.weights = weighed.factors
-        # Rows of the head that came with this batch say nothing yet.
-        kept = logits.float()[:, :known] if self._trainer.strategy.stores_logits else None
+        kept = logits.float()[:, : self._trainer.trained_rows] if self._trainer.strategy.stores_logits else None
         stream = Minibatch(images_on_device, labels_on_device, self._to_device(weighed.now), kept)
         return stream, features_NF, weighed
 

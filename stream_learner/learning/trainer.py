@@ -37,8 +37,9 @@ class Trainer:
         self._placement = placement
         learning = settings.learning
         self._head = lookup(HEADS, settings.model.head, "model.head")
+        chosen = strategy(learning.strategy)
         # A head that is solved takes no steps: nothing of a strategy's is kept or saved.
-        self.strategy = Strategy() if self._head else strategy(learning.strategy)()
+        self.strategy = Strategy() if self._head else chosen()
         if self.strategy.distils and not learning.average_decay:
             raise UsageError(
                 f"learning.strategy = {learning.strategy!r} has the average for a teacher; "
@@ -72,6 +73,11 @@ class Trainer:
     def replays(self) -> bool:
         """Whether a memory is kept."""
         return self.strategy.replays and not self.accumulates
+
+    @property
+    def trained_rows(self) -> int:
+        """Rows of the head that were there in some step; those after them say nothing yet."""
+        return self.model.head.out_features if self._new_rows_from is None else self._new_rows_from
 
     def grow(self, classes: int) -> None:
         """Gives the head rows up to `classes`."""

@@ -390,6 +390,12 @@ def test_a_state_of_another_head_is_refused(name, setting):
 
 
 @for_every_head
+def test_a_strategy_that_is_not_there_is_refused_all_the_same(name):
+    with pytest.raises(UsageError, match=r"learning.strategy = 'err' is unknown; did you mean er\?"):
+        Learner(settings(model__head=name, learning__strategy="err"))
+
+
+@for_every_head
 @pytest.mark.parametrize("before", STRATEGIES)
 def test_a_strategy_has_no_effect_on_it_and_may_change(name, before):
     of = partial(settings, model__head=name, model__random_features=80)

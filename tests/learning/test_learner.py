@@ -110,6 +110,9 @@ def test_logits_are_kept_of_classes_that_were_known_before_the_batch():
     kept = learner.memory.logits
     assert kept.shape[1] == 2
     assert (np.isfinite(kept).sum(1) == known).all()
+    learner.learn(batch(digits_of([3], 6), first=position(learner), weights=[0]))  # makes a row and no step
+    learner.learn(batch(digits_of([0], 6), first=position(learner)))
+    assert learner.memory.logits.shape[1] == 3
 
 
 class Topic:

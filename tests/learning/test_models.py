@@ -197,5 +197,6 @@ def test_a_function_of_ones_own_makes_a_classifier_or_is_refused():
     assert network(torch.zeros(3, 8, 8, 1, dtype=torch.uint8)).shape == (3, 2)
     with pytest.raises(UsageError, match=r"by_mistake' makes no stream_learner.learning.models.ImageClassifier"):
         models.build(ModelSpec(f"{__name__}:by_mistake", arguments))
-    with pytest.raises(UsageError, match="cannot be imported"):
-        models.build(ModelSpec(":by_a_function", arguments))
+    for name in (":by_a_function", ".relative:by_a_function"):
+        with pytest.raises(UsageError, match="cannot be imported"):
+            models.build(ModelSpec(name, arguments))

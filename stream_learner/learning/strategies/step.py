@@ -12,7 +12,7 @@ class Minibatch(NamedTuple):
     """Images uint8 [N, H, W, C], class indices int64 [N] and weights float32 [N], on the learner's device.
 
     `logits` float32 [N, classes] are what the network said of the samples when they arrived, NaN for classes that it
-    did not know before their batch, for which columns may lack as well; only for a strategy that `stores_logits`.
+    had taken no step with, for which columns may lack as well; only for a strategy that `stores_logits`.
     """
 
     images_NHWC: Tensor
