@@ -6,6 +6,7 @@ Nothing of the worker's is used: another Kafka client, plain JSON, plain files a
 import hashlib
 import json
 import os
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,14 @@ from urllib.request import urlopen
 
 import numpy as np
 import safetensors.numpy
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._listoffsets import LatestSpec, OffsetSpec
 from feed import LOST, MAX_RECORD_BYTES, Draft, Fed, Headers, client
 
 READ_DEADLINE_S = 30.0
+MARKERS_DEADLINE_S = 200.0  # brokers end a dead worker's transaction after its time-out, 102 s by the defaults
+POLL_S = 0.01
 SPLITS = ("train", "validation", "test")
 ERRORS = "__connect.errors."
 
@@ -70,16 +75,41 @@ class Log:
 
 def read(bootstrap_servers: str, run_id: str, inputs: Iterable[Place]) -> Log:
     """Reads a run whose topics' prefix is its id."""
-    topics = ("metrics", "checkpoints", "history", "weights", "dead-letters")
-    records = {topic: read_topic(bootstrap_servers, f"{run_id}.{topic}") for topic in topics}
+    topics = [f"{run_id}.{name}" for name in ("metrics", "checkpoints", "history", "weights", "dead-letters")]
+    _await_markers(bootstrap_servers, topics)
+    metrics, checkpoints, history, weights, dead_letters = (read_topic(bootstrap_servers, topic) for topic in topics)
     group = Consumer(client(bootstrap_servers) | {"group.id": f"stream-learner.{run_id}.{run_id}"})
     committed = group.committed([TopicPartition(*place) for place in inputs], timeout=READ_DEADLINE_S)
     group.close()
     return Log(
-        *records.values(),
+        metrics,
+        checkpoints,
+        history,
+        weights,
+        dead_letters,
         group={(place.topic, place.partition): place.offset for place in committed},
-        objects=objects(json.loads(read.value or b"") for read in records["history"]),
+        objects=objects(json.loads(read.value or b"") for read in history),
     )
+
+
+def _await_markers(bootstrap_servers: str, topics: Iterable[str]) -> None:
+    """Returns once no transaction hides what stands in these topics now, each of one partition.
+
+    The brokers write the end of a transaction to one partition after the other: for a moment some show it and others
+    do not (KIP-98).
+    """
+    admin = AdminClient(client(bootstrap_servers))
+    latest: dict[TopicPartition, OffsetSpec] = {TopicPartition(topic, 0): LatestSpec() for topic in topics}
+
+    def ends(isolation_level: IsolationLevel) -> list[int]:
+        found = admin.list_offsets(latest, isolation_level=isolation_level)
+        return [found[place].result(READ_DEADLINE_S).offset for place in latest]
+
+    written = ends(IsolationLevel.READ_UNCOMMITTED)
+    deadline = time.monotonic() + MARKERS_DEADLINE_S
+    while any(seen < end for seen, end in zip(ends(IsolationLevel.READ_COMMITTED), written, strict=True)):
+        assert time.monotonic() < deadline, f"a transaction stays open in one of {', '.join(topics)}"
+        time.sleep(POLL_S)
 
 
 def read_topic(bootstrap_servers: str, topic: str, start: int = 0) -> list[Read]:
