@@ -77,18 +77,14 @@ def read(bootstrap_servers: str, run_id: str, inputs: Iterable[Place]) -> Log:
     """Reads a run whose topics' prefix is its id."""
     topics = [f"{run_id}.{name}" for name in ("metrics", "checkpoints", "history", "weights", "dead-letters")]
     _await_markers(bootstrap_servers, topics)
-    metrics, checkpoints, history, weights, dead_letters = (read_topic(bootstrap_servers, topic) for topic in topics)
+    records = {topic: read_topic(bootstrap_servers, topic) for topic in topics}
     group = Consumer(client(bootstrap_servers) | {"group.id": f"stream-learner.{run_id}.{run_id}"})
     committed = group.committed([TopicPartition(*place) for place in inputs], timeout=READ_DEADLINE_S)
     group.close()
     return Log(
-        metrics,
-        checkpoints,
-        history,
-        weights,
-        dead_letters,
+        *records.values(),
         group={(place.topic, place.partition): place.offset for place in committed},
-        objects=objects(json.loads(read.value or b"") for read in history),
+        objects=objects(json.loads(read.value or b"") for read in records[f"{run_id}.history"]),
     )
 
 

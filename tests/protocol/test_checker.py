@@ -5,14 +5,16 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from threading import Timer
 from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from checker import ERRORS, Log, Read, check, check_drained, compare_states, roll_backs, violations
-from feed import Draft, Fed
-from harness import Run
+from confluent_kafka import Producer
+from feed import Draft, Fed, client
+from harness import NewRun, Run
 
 
 def other_byte(data: bytes) -> bytes:
@@ -458,6 +460,19 @@ def test_damage_is_seen(finished: tuple[Run, Log], damage: Damage) -> None:
     damage(damaged)
     with pytest.raises(AssertionError, match=DAMAGE[damage]):
         check(damaged, run.fed)
+
+
+def test_what_an_open_transaction_hides_is_waited_for(new_run: NewRun) -> None:
+    run = new_run()
+    stranger = Producer(client(run.broker.bootstrap_servers) | {"transactional.id": f"{run.id}.stranger"})
+    stranger.init_transactions()
+    stranger.begin_transaction()
+    stranger.produce(f"{run.id}.metrics", b"late")
+    stranger.flush()
+    commit = Timer(0.5, stranger.commit_transaction)
+    commit.start()
+    assert [read.value for read in run.published().metrics] == [b"late"]
+    commit.join()
 
 
 def test_damage_of_several_kinds_is_seen_at_once(finished: tuple[Run, Log]) -> None:

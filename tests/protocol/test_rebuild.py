@@ -126,8 +126,7 @@ def test_what_is_not_there(restarted: tuple[Run, Log], start: Any, target: Any, 
 def test_records_that_were_lost_are_passed_over_again(new_run: NewRun) -> None:
     run = new_run(2, input__on_lost="continue", checkpoint__keep=1000)
     run.feed(mixed(1000))
-    run.finish(run.start())
-    before = len(run.read("history"))
+    before = len(run.finish(run.start()).history)
     run.feed(mixed(2000))
     run.lose(0, 800)
     log = run.finish(run.start())

@@ -1,13 +1,14 @@
 """Stopped, killed, started again: everything fed is accounted for exactly once."""
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
 from checker import Log
 from child import Point
 from feed import mixed
-from harness import NewRun, Run
+from harness import DEADLINE_S, NewRun, Run
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.publishing import recover
@@ -36,8 +37,12 @@ POINTS = [
 ]
 
 
-def manifests(run: Run) -> int:
-    return len(run.read("history"))
+def manifests(run: Run, at_least: int = 0) -> int:
+    """How many are published, once there are so many: what a commit has written may show a moment later."""
+    deadline = time.monotonic() + DEADLINE_S
+    while (found := len(run.read("history"))) < at_least:
+        assert time.monotonic() < deadline, f"{found} manifests instead of {at_least}"
+    return found
 
 
 def test_a_stopped_run_goes_on(new_run: NewRun) -> None:
@@ -65,7 +70,7 @@ def test_kills_after_each_effect(new_run: NewRun) -> None:
     for point, added in FIRST_POINTS + POINTS:
         before = manifests(run)
         run.start_signalled(point).ends(-signal.SIGKILL)
-        assert manifests(run) == before + added, f"killed {point}"
+        assert manifests(run, before + added) == before + added, f"killed {point}"
     run.finish(run.start())
 
 

@@ -47,7 +47,7 @@ def test_a_lost_manifest(new_run: NewRun) -> None:
     worker = run.start("--fresh")
     run.learned(worker)
     worker.stop()
-    first, *_, newest = (json.loads(read.value or b"") for read in run.read("history")[lost:])
+    first, *_, newest = run.published().manifests[lost:]
     assert (first["sequence"], first["predecessor"]) == (1, None)
     worker = run.start()
     worker.learning()
