@@ -15,15 +15,20 @@ TEST_SHARE = 1 / 6  # CIFAR's and MNIST's, near enough
 def open_parts(path: Path | None) -> tuple[Dataset, Dataset]:
     """(training part, test part) of a data set, as `open_dataset` tells them apart.
 
-    Where there is no test part, a sixth of each class is it, always the same, which is said. Raises DataError.
+    Where there is no test part, or nothing beside it, a sixth of each class is it, always the same, which is said.
+    Raises DataError.
     """
     dataset = open_dataset(path, "train")
     try:
-        return dataset, open_dataset(path, "test")
+        test = open_dataset(path, "test")
+        if test.ids != dataset.ids:
+            return dataset, test
+        missing = f"there is one part in {path}"
     except NoTestSplitError as error:
-        print(f"{error}; a sixth of each class is it", file=sys.stderr)
-        train, test = streams.split(np.array(dataset.targets), 0, TEST_SHARE)
-        return subset(dataset, train), subset(dataset, test)
+        missing = str(error)
+    print(f"{missing}; a sixth of each class is the test part", file=sys.stderr)
+    learned, examined = streams.split(np.array(dataset.targets), 0, TEST_SHARE)
+    return subset(dataset, learned), subset(dataset, examined)
 
 
 def mirrored(dataset: Dataset) -> bool:

@@ -89,9 +89,9 @@ def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
 
     `split` chooses among the files by the words `train`, `test` and `validation` (or `valid`, `val`, `dev`) in their
     names and in those of the folders around them, a class's own folder apart. Where none says `train`, those that say
-    nothing are that, or else `validation`, or else all; where none but those says `test`, `validation` is. Images of
+    nothing are that, or else `validation`, or else `test`; where none says `test`, those of `validation` are. Images of
     class folders are read when they are asked for, those of parquet files at once. Raises NoTestSplitError when there
-    is no other part for `test`, DataError, UsageError.
+    is neither, DataError, UsageError.
     """
     if path is None:
         if split == "test":
@@ -101,10 +101,15 @@ def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
         raise DataError(f"there is no folder {path}; {LAYOUTS}")
     if parquet_files := _visible(path, "*.parquet"):
         return _parquet(path, _of_split({file: file.relative_to(path).parts for file in parquet_files}, path, split))
-    files = [file for file in _visible(path, "*/*") if _is_in_class_folder(file.relative_to(path).parts)]
+    files = _visible(path, "*/*")
     if others := [file for file in files if file.suffix.lower() in OTHER_SUFFIXES]:
         raise DataError(f"{len(others)} files such as {others[0]} are neither JPEG nor PNG: convert or remove them")
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
+    if astray := [file for file in pictures if not _is_in_class_folder(file.relative_to(path).parts)]:
+        raise DataError(
+            f"{len(astray)} images such as {astray[0]} are in no class's folder: those are in {path} itself or in "
+            "folders that say a part, such as `train`; move them, remove them, or name the folder above the classes"
+        )
     return _class_folders(path, _of_split({file: file.relative_to(path).parts[:-2] for file in pictures}, path, split))
 
 
@@ -137,12 +142,10 @@ def _of_split(told_by: dict[Path, tuple[str, ...]], root: Path, split: SplitName
     part_of = {file: _part(names) for file, names in told_by.items()}
     parts = set(part_of.values())
     train = parts & {"train"} or parts & {None} or parts & {"validation"} or parts
-    test = parts & {"test"} - train or parts & {"validation"} - train
-    wanted = {"train": train, "test": test, "all": parts}[split]
+    test = parts & {"test"} or parts & {"validation"}
     if split == "test" and not test:
-        raise NoTestSplitError(
-            f"there is no test split in {root}: beside what is learned nothing has `test` in its name"
-        )
+        raise NoTestSplitError(f"there is no test split in {root}: no file or folder has `test` in its name")
+    wanted = {"train": train, "test": test, "all": parts}[split]
     return [file for file, part in part_of.items() if part in wanted]
 
 
@@ -190,7 +193,8 @@ def _parquet(root: Path, files: list[Path]) -> Dataset:
 
 
 def _columns(schema: Any) -> tuple[str, str]:
-    """Names of the columns of images and of labels. Raises ValueError when there is none."""
+    """Names of the columns of images, `img` and `image` before others, and of labels. Raises ValueError when there is
+    none."""
     import pyarrow as pa
 
     structs = [field for field in schema if pa.types.is_struct(field.type)]

@@ -133,11 +133,10 @@ def test_parquet_files_say_their_split(tmp_path: Path, train: str, test: str, ot
 
 
 @pytest.mark.parametrize("part", ["test", "validation"])
-def test_what_is_learned_is_not_the_test_part_too(tmp_path: Path, part: str):
+def test_a_part_alone_is_any_split(tmp_path: Path, part: str):
     write_parquet(tmp_path / f"{part}.parquet", [0, 1])
-    assert len(open_dataset(tmp_path)) == 2
-    with pytest.raises(NoTestSplitError):
-        open_dataset(tmp_path, "test")
+    for split in ("train", "test", "all"):
+        assert len(open_dataset(tmp_path, split)) == 2
 
 
 def test_a_validation_part_is_learned_where_there_is_only_a_test_part_beside_it(tmp_path: Path):
@@ -147,16 +146,20 @@ def test_a_validation_part_is_learned_where_there_is_only_a_test_part_beside_it(
     assert open_dataset(tmp_path, "test").ids == ["test.parquet/0", "test.parquet/1"]
 
 
-def test_folders_in_a_classs_folder_are_no_classes(tmp_path: Path):
-    for name in ("train/cat/1.png", "train/cat/thumbs/1.png", "test/cat/2.png", "notes/old/3.png"):
+@pytest.mark.parametrize("astray", ["train/cat/thumbs/1.png", "training/images/cat/1.png", "animals/cat/1.png"])
+def test_images_in_no_classs_folder_are_refused(tmp_path: Path, astray: str):
+    for name in ("train/cat/1.png", "test/cat/2.png", astray):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(encoded(0))
-    assert open_dataset(tmp_path, "all").ids == ["test/cat/2.png", "train/cat/1.png"]
+    for split in ("train", "test", "all"):
+        with pytest.raises(DataError, match=f"1 images such as .*{astray} are in no class's folder"):
+            open_dataset(tmp_path, split)
 
 
-def test_of_several_columns_of_images_the_one_that_is_called_so_is_taken(tmp_path: Path):
+@pytest.mark.parametrize("name", ["img", "image"])
+def test_of_several_columns_of_images_the_one_that_is_called_so_is_taken(tmp_path: Path, name: str):
     mask, image = ([{"bytes": encoded(value), "path": None}] for value in (0, 1))
-    pq.write_table(pa.table({"mask": mask, "image": image, "label": [0]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"a_mask": mask, name: image, "mask": mask, "label": [0]}), tmp_path / "a.parquet")
     assert open_dataset(tmp_path)[0].image == encoded(1)
 
 
@@ -242,7 +245,5 @@ def test_parquet_rows_that_cannot_be_used(tmp_path: Path):
 
 def test_no_test_files(tmp_path: Path):
     write_parquet(tmp_path / "train-0.parquet", [0])
-    with pytest.raises(
-        NoTestSplitError, match=r"there is no test split in .*: beside what is learned nothing has `test`"
-    ):
+    with pytest.raises(NoTestSplitError, match=r"there is no test split in .*: no file or folder has `test`"):
         open_dataset(tmp_path, "test")
