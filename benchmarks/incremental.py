@@ -14,7 +14,7 @@ from benchmarks.exam import Exam
 from benchmarks.outcome import Moment, Outcome
 from benchmarks.scenarios import Stream, corrupted
 from stream_learner.config import Settings
-from stream_learner.errors import DataError
+from stream_learner.errors import DataError, DivergedError
 from stream_learner.learning.allocator import keep_freed_memory
 from stream_learner.learning.batch import batches
 from stream_learner.learning.learner import Learner
@@ -105,9 +105,14 @@ def learn(
         # Time stands still, so that a batch closes when it is full and for no other reason.
         for batch in batches(source, decoder, {TOPIC: {0: 0}}, settings.batch, Event(), clock=lambda: 0.0):
             report = learner.learn(batch)
-            # More classes than settings allow, say; steps that are not finite are the learner's own affair.
+            # More classes than settings allow, say; the learner gets past a single step that is not finite.
             if refused := [r for r in report.rejections if r.reason is not Reason.NON_FINITE_STEP]:
                 raise DataError(f"{refused[0].message}; a benchmark learns every record of its stream")
+            if learner.diverged:
+                raise DivergedError(
+                    f"three batches in a row gave a loss or gradient that is not finite, at {records} records; "
+                    "lower learning.learning_rate"
+                )
             if learner.release_due:
                 learner.decide_release()  # nothing is held out, so that all are released: `novelty` looks at the last
             records += batch.records

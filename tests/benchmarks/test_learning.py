@@ -153,10 +153,13 @@ def test_a_folder_without_runs_is_no_report(tmp_path: Path):
     assert "there is no finished run in" in result.output
 
 
-def test_steps_that_are_not_finite_end_no_run(digits: Path, tmp_path: Path):
+def test_a_run_that_diverges_is_none(digits: Path, tmp_path: Path):
     options = ("--data", digits, "--runs", tmp_path, "--model", "mlp", "--strategy", "finetune")
-    (one,) = run("shuffled", *options, "--set", "learning.learning_rate=1e30", "--set", "learning.optimizer=sgd")
-    assert one["steps"] < 38
+    sets = ("--set", "learning.learning_rate=1e30", "--set", "learning.optimizer=sgd")
+    result = CliRunner().invoke(app, ["shuffled", *map(str, options), *sets])
+    assert result.exit_code == ExitCode.DIVERGED
+    assert "lower learning.learning_rate" in result.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_is_known_by_its_images(digits: Path, tmp_path: Path):
