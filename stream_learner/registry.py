@@ -16,9 +16,11 @@ def lookup(registry: Mapping[str, T], name: str, setting: str) -> T:
         return registry[name]
     module, colon, attribute = name.partition(":")
     if colon:
+        if not module or module.startswith("."):
+            raise UsageError(f"{setting} = {name!r} is no `package.module:name`")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
+        except (ImportError, AttributeError) as error:
             raise UsageError(f"{setting} = {name!r} cannot be imported: {error}") from None
     near = difflib.get_close_matches(name, registry, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(registry))}"

@@ -198,5 +198,5 @@ def test_a_function_of_ones_own_makes_a_classifier_or_is_refused():
     with pytest.raises(UsageError, match=r"by_mistake' makes no stream_learner.learning.models.ImageClassifier"):
         models.build(ModelSpec(f"{__name__}:by_mistake", arguments))
     for name in (":by_a_function", ".relative:by_a_function"):
-        with pytest.raises(UsageError, match="cannot be imported"):
+        with pytest.raises(UsageError, match=r"is no `package\.module:name`"):
             models.build(ModelSpec(name, arguments))
