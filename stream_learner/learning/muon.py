@@ -61,8 +61,8 @@ class Muon(AdamW):
 
 
 def matrices_of(body: nn.Module) -> list[nn.Parameter]:
-    """The weights of linear, convolutional, recurrent and attention layers; none of a table's or of a convolution by
-    groups of channels, whose rows have nothing to do with one another."""
+    """The weights of linear, recurrent, attention and two-dimensional convolutional layers; none of a table's or of a
+    convolution by groups of channels, whose rows have nothing to do with one another."""
     layers = nn.Linear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention
     together = [m for m in body.modules() if isinstance(m, layers) and getattr(m, "groups", 1) == 1]
     inside = {id(parameter) for module in together for parameter in module.parameters(recurse=False)}

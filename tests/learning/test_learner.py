@@ -102,7 +102,7 @@ def test_each_step_with_a_batch_has_its_own_variants_and_its_own_draw_from_the_m
         assert sum(image.numpy().tobytes() not in originals for image in seen.images_NHWC) > len(seen.labels) / 2
 
 
-def test_logits_are_kept_of_classes_that_were_known_before_the_batch():
+def test_logits_are_kept_of_classes_that_came_before_the_batch():
     learner = Learner(settings(learning__strategy="derpp"))
     for labels in ([0, 1], [2, 0]):
         learner.learn(batch(digits_of(labels, 6), first=position(learner)))
@@ -110,9 +110,14 @@ def test_logits_are_kept_of_classes_that_were_known_before_the_batch():
     kept = learner.memory.logits
     assert kept.shape[1] == 2
     assert (np.isfinite(kept).sum(1) == known).all()
-    learner.learn(batch(digits_of([3], 6), first=position(learner), weights=[0]))  # makes a row and no step
+
+
+def test_no_logits_are_kept_of_a_class_that_no_step_has_learned_with():
+    learner = Learner(settings(learning__strategy="derpp"))
+    learner.learn(batch(digits_of([0, 1], 6)))
+    learner.learn(batch(digits_of([2], 6), first=position(learner), weights=[0]))  # makes a row and no step
     learner.learn(batch(digits_of([0], 6), first=position(learner)))
-    assert learner.memory.logits.shape[1] == 3
+    assert learner.memory.logits.shape[1] == 2
 
 
 class Topic:

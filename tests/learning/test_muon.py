@@ -69,8 +69,16 @@ def test_a_parameter_without_a_gradient_stays_where_it_is():
 
 def test_what_is_a_matrix():
     dense, first, grouped, recurrent = nn.Linear(3, 4), nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.GRU(3, 4)
-    body = nn.Sequential(first, nn.BatchNorm2d(8), grouped, dense, nn.Embedding(5, 3), recurrent)
-    expected = first.weight, dense.weight, recurrent.weight_ih_l0, recurrent.weight_hh_l0
+    cell = nn.GRUCell(3, 4)
+    body = nn.Sequential(first, nn.BatchNorm2d(8), grouped, dense, nn.Embedding(5, 3), recurrent, cell)
+    expected = (
+        first.weight,
+        dense.weight,
+        recurrent.weight_ih_l0,
+        recurrent.weight_hh_l0,
+        cell.weight_ih,
+        cell.weight_hh,
+    )
     assert [id(matrix) for matrix in matrices_of(body)] == [id(parameter) for parameter in expected]
 
 

@@ -1,7 +1,7 @@
 """What each strategy minimises, beside the formula of its paper, written out sample by sample."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -82,8 +82,16 @@ def test_er_la_gives_a_class_that_has_not_come_next_to_no_chance():
     assert losses(strategy, (0, 1), (0, 1)) == pytest.approx(cross_entropies([0, 1, 0, 1], adjusted))
 
 
+@pytest.fixture
+def no_denormals() -> Iterator[None]:
+    """What is next to nothing counts as 0, as in a learner's process."""
+    torch.set_flush_denormal(True)
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.usefixtures("no_denormals")
 def test_er_la_learns_from_weights_next_to_nothing():
-    torch.set_flush_denormal(True)  # as a learner does: what is next to nothing counts as 0
     light = minibatch([0, 1], [0, 1])._replace(weights=torch.full((2,), 1e-37))
     step = Step(Answers(LOGITS), None, light, lambda: light)
     assert STRATEGIES["er_la"]().losses(step).losses.isfinite().all()

@@ -99,7 +99,7 @@ class BalancedMemory:
 
     @property
     def logits(self) -> np.ndarray:
-        """float32 [N, classes]; NaN where a class was not known yet. Only with `stores_logits`."""
+        """float32 [N, classes]; NaN where no step had learned with the class yet. Only with `stores_logits`."""
         return self._column("logits")
 
     @property
