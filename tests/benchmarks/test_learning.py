@@ -1,3 +1,4 @@
+import copy
 import itertools
 import json
 import shutil
@@ -17,10 +18,12 @@ from benchmarks.data import open_data
 from benchmarks.exam import Exam
 from benchmarks.learning import app
 from benchmarks.scenarios import FLIPPED_SHARE, LOW_WEIGHT, NOISY_SHARE, SCENARIOS, corrupted
-from benchmarks.scores import accuracy, accuracy_of_seen
+from benchmarks.scores import Point, accuracy, accuracy_of_seen
 from benchmarks.trial import Trial
+from stream_learner import config
 from stream_learner.errors import DataError, ExitCode
 from stream_learner.learning import models
+from stream_learner.learning.placement import place
 from stream_learner.learning.weighting import WEIGHTS
 from stream_learner.records.manifest import ModelSpec
 
@@ -57,7 +60,9 @@ def test_increments_prints_scores_and_costs(digits: Path, tmp_path: Path):
     assert 0 <= er["worst"] <= er["final"] <= 1
     assert 0.1 < er["anytime"] <= 1
     (file,) = tmp_path.glob("*.json")
-    curve = json.loads(file.read_text())["curve"]
+    kept = json.loads(file.read_text())
+    assert (kept["examined"], kept["settings"]["memory"]["max_items"]) == (40, 1000)
+    curve = kept["curve"]
     assert [moment["records"] for moment in curve] == [40, 80, 120, 160, 190]
     assert np.mean([moment["accuracy"] for moment in curve]) == pytest.approx(er["anytime"])
 
@@ -220,7 +225,7 @@ def test_one_seed_gives_one_result(digits: Path, tmp_path: Path):
     def scores(runs: str, seed: int) -> tuple[float, ...]:
         options = ("--data", digits, "--model", "mlp", "--runs", tmp_path / runs, "--validation")
         (one,) = run("blurry", *options, "--seed", seed)
-        assert one["part"] == "validation"
+        assert (one["part"], one["examined"]) == ("validation", 10)  # 5 % of the training images, not the 40 of test
         return one["final"], one["anytime"], one["worst"]
 
     assert scores("first", 3) == scores("second", 3)
@@ -260,6 +265,34 @@ def test_retraining_and_increments_vary_images_alike(digits: Path, tmp_path: Pat
     assert retrained["strategy"] == "retrain"
     settings = [json.loads(file.read_text())["settings"] for file in tmp_path.glob("*.json")]
     assert [used["learning"]["augment"] for used in settings] == [["crop", "flip"]] * 2
+    assert [used["memory"]["max_items"] for used in settings if "memory" in used] == [16]  # a tenth of 160
+
+
+class Scripted(Exam):
+    """Gives these accuracies, in %, one after the other, and keeps what it has examined."""
+
+    def __init__(self, *accuracies: int):
+        self.accuracies = list(accuracies)
+        self.examined: list[dict[str, torch.Tensor]] = []
+
+    def take(self, model: torch.nn.Module, *_: Any, **__: Any) -> Point:
+        self.examined.append(copy.deepcopy(model.state_dict()))
+        return Point(np.array([self.accuracies.pop(0)]), np.array([100]), np.array([True]))
+
+
+def test_retraining_stops_and_chooses_by_validation_images():
+    settings = config.load(
+        None, ["run.id=a", "input.topics=['a']", "model.name=mlp", "model.height=8", "model.width=8"]
+    )
+    placement = place(settings.learning, models.factory("mlp"))
+    pixels_NHWC = torch.zeros(40, 8, 8, 3, dtype=torch.uint8)
+    test, validation = Scripted(10, 20, 30, 40), Scripted(90, 80, 70)
+    trained = retraining.train(
+        settings, placement, pixels_NHWC, torch.zeros(40, dtype=torch.int64), [0], test, validation, print, print
+    )
+    assert trained["views"] == 3 * 40
+    first, *_, chosen = test.examined
+    assert all(torch.equal(chosen[name], tensor) for name, tensor in first.items())
 
 
 def test_retraining_goes_on_where_it_was_stopped(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -77,6 +77,24 @@ class Recorded(ExperienceReplay):
         return super().losses(step._replace(replay=lambda: replayed))
 
 
+class Taught(ExperienceReplay):
+    """Keeps what is given for a teacher."""
+
+    teachers: ClassVar[list[torch.nn.Module | None]] = []
+
+    def losses(self, step: Step) -> Losses:
+        self.teachers.append(step.average)
+        return super().losses(step)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_a_strategy_is_given_the_average_where_one_is_kept(decay):
+    Taught.teachers.clear()
+    learner = learned(settings(learning__strategy=f"{__name__}:Taught", learning__average_decay=decay), stream()[:2])
+    (teacher,) = set(Taught.teachers)
+    assert teacher is (learner.network if decay else None)
+
+
 def test_each_step_with_a_batch_has_its_own_variants_and_its_own_draw_from_the_memory():
     run = settings(
         learning__strategy=f"{__name__}:Recorded",

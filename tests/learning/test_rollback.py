@@ -1,5 +1,6 @@
 """Training goes back to the last release when too many candidates were refused."""
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -165,6 +166,22 @@ def test_of_a_topic_that_came_later_only_what_was_read_is_discarded(run):
 
 def test_without_patience_training_goes_on(run):
     assert not any(s.discarded for s in decided(Learner(settings(**run | {"release__patience": None}))))
+
+
+def test_it_goes_on_at_the_lowered_rate(run, unbroken):
+    _, back = first_roll_back(unbroken)
+    usual = copy.deepcopy(back)
+    assert usual.document["releases"]["patience"]["learning_rate_factor"] == CUT
+    usual.document["releases"]["patience"]["learning_rate_factor"] = 1.0
+    slower = run | {"learning__learning_rate": CUT * run["learning__learning_rate"]}
+    moved, expected = (after_a_batch(resumed(settings(**s), start)) for s, start in ((run, back), (slower, usual)))
+    for name, tensor in expected.items():
+        assert torch.equal(moved[name], tensor), name
+
+
+def after_a_batch(learner: Learner) -> dict[str, Tensor]:
+    learner.learn(batch(digits_of(range(4), 24), first=position(learner)))
+    return trainer(learner.snapshot())
 
 
 def verdict(released: bool, worse: bool = True) -> Decision:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stream_learner.learning.strategies import STRATEGIES, Minibatch, Step, Strategy
 
-LOGITS = [[1.0, -2.0, 0.5], [0.3, 0.2, -1.0], [2.0, 1.0, 0.0], [-0.5, 1.5, 0.7]]
+LOGITS = [[1.0, -2.0, 0.5], [0.3, 0.2, -1.0], [2.0, 1.0, -0.4], [-0.5, 1.5, 0.7]]
 TAUGHT = [[0.5, 0.0, 1.0], [1.0, -1.0, 0.0], [0.0, 2.0, 0.0], [0.2, 0.4, 0.9]]
 
 
