@@ -1,6 +1,5 @@
 """A data set for the learning benchmarks: encoded images to learn from and to be tested on."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from benchmarks.images import mirrored, open_parts
+from benchmarks.images import digest, mirrored, open_parts
 from stream_learner.config import ModelSettings
 from stream_learner.errors import DataError
 from stream_learner.local.datasets import Dataset
@@ -55,16 +54,8 @@ def open_data(folder: Path | None) -> Data:
     size = height, width, train.channels
     parts = _part(train, train.labels, size), _part(test, train.labels, size)
     name = folder.resolve().name if folder else train.name
-    return Data(name, _digest(parts), train.labels, *size, mirrored(train), *parts)
-
-
-def _digest(parts: Iterable[Part]) -> str:
-    hashed = hashlib.sha256()
-    for part in parts:
-        hashed.update(part.targets.tobytes())
-        for image in part.images:
-            hashed.update(hashlib.sha256(image).digest())
-    return hashed.hexdigest()[:8]
+    known_by = digest((part.targets, part.images) for part in parts)
+    return Data(name, known_by, train.labels, *size, mirrored(train), *parts)
 
 
 def _part(dataset: Dataset, labels: list[str], size: tuple[int, int, int]) -> Part:

@@ -1,6 +1,8 @@
 """The images of a benchmark: a training and a test part, from any folder that `stream-learner feed` reads."""
 
+import hashlib
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +31,16 @@ def open_parts(path: Path | None) -> tuple[Dataset, Dataset]:
     print(f"{missing}; a sixth of each class is the test part", file=sys.stderr)
     learned, examined = streams.split(np.array(dataset.targets), 0, TEST_SHARE)
     return subset(dataset, learned), subset(dataset, examined)
+
+
+def digest(parts: Iterable[tuple[np.ndarray, Iterable[bytes]]]) -> str:
+    """What tells a data set from others of its name; of each part its classes, int64 [N], and its encoded images."""
+    hashed = hashlib.sha256()
+    for targets, encoded in parts:
+        hashed.update(targets.tobytes())
+        for image in encoded:
+            hashed.update(hashlib.sha256(image).digest())
+    return hashed.hexdigest()[:8]
 
 
 def mirrored(dataset: Dataset) -> bool:

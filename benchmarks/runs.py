@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 Run = dict[str, Any]
-WITHOUT = {"augment": "unaugmented", "bf16": "fp32"}
-"""What to call a run of the reference that lacks these."""
 
 
 def key(asked: Run) -> str:
@@ -36,20 +34,5 @@ def once(folder: Path, asked: Run, run: Callable[[], Run]) -> Run:
 
 
 def read_all(folder: Path) -> list[Run]:
-    """All finished runs in a folder, those of the reference too, in the order of their names."""
-    found = (json.loads(file.read_text()) for file in sorted(folder.glob("*.json")))
-    return [run if "settings" in run else _of_reference(run) for run in found]
-
-
-def _of_reference(run: Run) -> Run:
-    """What `reference/avalanche_replay.py` printed, in our words: it knows one network, one budget, one scenario."""
-    settings = [f"{name}={run[name]}" for name in ("lr", "momentum", "weight_decay") if run[name]]
-    return run | {
-        "model": "resnet18_slim",
-        "part": "validation" if run["validation"] else "test",
-        "through": "memory",
-        "strategy": f"avalanche {run['strategy']}",
-        "overrides": [*settings, *(without for name, without in WITHOUT.items() if not run[name])],
-        "budget": 1,
-        "curve": [{"records": 10 * step, "accuracy": accuracy} for step, accuracy in run["curve"]],
-    }
+    """All finished runs in a folder, in the order of their names."""
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]

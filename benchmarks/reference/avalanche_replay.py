@@ -7,7 +7,8 @@ It runs in an environment of its own, from the root of the repository:
     PYTHONPATH=. /tmp/avalanche/bin/python benchmarks/reference/avalanche_replay.py --data DIR --strategy er --seed 0
 
 Network, strategies, memory and training loop are Avalanche's (Lomonaco et al. 2021). The stream is one experience, cut
-into experiences of ten images, so that no strategy is told where an increment ends. The last line is one JSON object.
+into experiences of ten images, so that no strategy is told where an increment ends. The last line is one JSON object,
+which `--runs` keeps beside our learner's runs, for `benchmarks/learning.py report`.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +40,7 @@ with warnings.catch_warnings():
     from avalanche.training.templates import SupervisedTemplate
 from torchvision.transforms import v2
 
-from benchmarks import images, scores, streams
+from benchmarks import images, runs, scores, streams
 from stream_learner.local.datasets import Dataset as Files
 
 SIDE = 32  # pixels; what SlimResNet18 is made for
@@ -47,6 +49,10 @@ POINT_STEPS = 475
 LAST_STEPS = 100
 LAST_EVERY = 10
 FEW_IMAGES = 2_000  # where many points are wanted
+RUNS = Path("docs/benchmarks/runs")
+USUAL = {"momentum": 0.0, "weight_decay": 0.0, "memory": 1_000, "increments": 5}
+WITHOUT = {"augment": "unaugmented", "bf16": "fp32"}
+"""What to call a run that lacks these."""
 
 CROP, FLIP = v2.RandomCrop(SIDE, padding=4), v2.RandomHorizontalFlip()
 
@@ -119,45 +125,34 @@ def experiences(dataset: Shown) -> Iterator:
     return iter(split_online_stream(whole.train_stream, STEP, shuffle=False))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=Path, required=True, help="data set, in a layout that `stream-learner feed` reads"
-    )
-    parser.add_argument("--strategy", choices=("er", "er_ace", "naive"), required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--momentum", type=float, default=0.0)
-    parser.add_argument("--weight-decay", type=float, default=0.0)
-    parser.add_argument(
-        "--augment", action="store_true", help="crop, and flip unless classes are characters, at random"
-    )
-    parser.add_argument("--bf16", action="store_true", help="channels_last and bf16 autocast, as our learner does")
-    parser.add_argument("--memory", type=int, default=1_000, help="images kept")
-    parser.add_argument("--increments", type=int, default=5)
-    parser.add_argument("--validation", action="store_true", help="evaluate on the validation images instead of test")
-    arguments = parser.parse_args()
-    logging.captureWarnings(True)  # Avalanche warns of calls of its own at each step
+class Data(NamedTuple):
+    """Both parts of a data set and their classes, indices into the training part's labels."""
 
-    train, test = images.open_parts(arguments.data)
-    targets = np.array(train.targets)
-    learned, validation = streams.split(targets, arguments.seed)
-    stream = streams.increments(targets, learned, arguments.seed, arguments.increments)
+    train: Files
+    targets: streams.Indices
+    test: Files
+    test_targets: streams.Indices
+
+
+def replay(arguments: argparse.Namespace, data: Data) -> runs.Run:
+    """What a run gives, and what it costs."""
+    learned, validation = streams.split(data.targets, arguments.seed)
+    stream = streams.increments(data.targets, learned, arguments.seed, arguments.increments)
     order = np.concatenate(stream)
 
-    pixels_NCHW = decode(train)
+    pixels_NCHW = decode(data.train)
     mean, std = (figure(pixels_NCHW[learned] / 255.0, (0, 2, 3)) for figure in (torch.mean, torch.std))
     normalize = v2.Normalize(mean.tolist(), std.tolist())
     x_NCHW = normalize(pixels_NCHW / 255.0)
+    classes = len(data.train.labels)
     if arguments.validation:
-        evaluation = Evaluation(x_NCHW[validation], targets[validation], len(train.labels))
+        evaluation = Evaluation(x_NCHW[validation], data.targets[validation], classes)
     else:
-        test_targets = np.array([train.labels.index(test.labels[target]) for target in test.targets])
-        evaluation = Evaluation(normalize(decode(test) / 255.0), test_targets, len(train.labels))
+        evaluation = Evaluation(normalize(decode(data.test) / 255.0), data.test_targets, classes)
 
     random.seed(arguments.seed)
     torch.manual_seed(arguments.seed)
-    model = SlimResNet18(len(train.labels))
+    model = SlimResNet18(classes)
     if arguments.bf16:
         model.to(memory_format=torch.channels_last)
         model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
@@ -170,30 +165,76 @@ def main() -> None:
 
     model.register_forward_hook(count)
     strategy = strategy_of(arguments, model)
-    variants = [CROP, *([FLIP] if images.mirrored(train) else [])] if arguments.augment else [v2.Identity()]
+    variants = [CROP, *([FLIP] if images.mirrored(data.train) else [])] if arguments.augment else [v2.Identity()]
     last_step, ends = steps(stream)
     points, curve, last = [], [], []
     seconds = 0.0
-    for step, experience in enumerate(experiences(Shown(x_NCHW, targets, order, v2.Compose(variants))), 1):
+    for step, experience in enumerate(experiences(Shown(x_NCHW, data.targets, order, v2.Compose(variants))), 1):
         began_s = time.perf_counter()
         strategy.train(experience)
         seconds += time.perf_counter() - began_s
-        shown = targets[order[: step * STEP]]
+        shown = data.targets[order[: step * STEP]]
         if step in ends or step % POINT_STEPS == 0:
             points.append(evaluation.point(model, shown, None if step in ends else FEW_IMAGES))
             curve.append((step, scores.accuracy_of_seen(points[-1])))
             print(f"step {step} of {last_step}: accuracy on the classes seen {curve[-1][1]:.3f}", flush=True)
         if step > last_step - LAST_STEPS and (last_step - step) % LAST_EVERY == 0:
             last.append(evaluation.point(model, shown, FEW_IMAGES))
-    figures = {
+    return {
         **scores.summary(points, last),
-        "curve": curve,
+        "curve": [{"records": step * STEP, "accuracy": accuracy} for step, accuracy in curve],
         "views": views,
         "teacher_views": 0,
         "evaluation_views": evaluation.forwards,
         "seconds": round(seconds, 1),
     }
-    print(json.dumps({"benchmark": "increments", **vars(arguments), "data": train.name, **figures}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, required=True, help="data set, in a layout that `stream-learner feed` reads"
+    )
+    parser.add_argument("--strategy", choices=("er", "er_ace", "naive"), required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--momentum", type=float, default=USUAL["momentum"])
+    parser.add_argument("--weight-decay", type=float, default=USUAL["weight_decay"])
+    parser.add_argument(
+        "--augment", action="store_true", help="crop, and flip unless classes are characters, at random"
+    )
+    parser.add_argument("--bf16", action="store_true", help="channels_last and bf16 autocast, as our learner does")
+    parser.add_argument("--memory", type=int, default=USUAL["memory"], help="images kept")
+    parser.add_argument("--increments", type=int, default=USUAL["increments"])
+    parser.add_argument("--validation", action="store_true", help="evaluate on the validation images instead of test")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of finished runs")
+    arguments = parser.parse_args()
+    logging.captureWarnings(True)  # Avalanche warns of calls of its own at each step
+
+    train, test = images.open_parts(arguments.data)
+    test_targets = np.array([train.labels.index(test.labels[target]) for target in test.targets])
+    data = Data(train, np.array(train.targets), test, test_targets)
+    parts = (data.targets, train), (test_targets, test)
+    learned, validation = streams.split(data.targets, arguments.seed)
+    lacks = [word for name, word in WITHOUT.items() if not getattr(arguments, name)]
+    changed = [
+        f"{name}={getattr(arguments, name)}" for name, usual in USUAL.items() if getattr(arguments, name) != usual
+    ]
+    asked = {
+        "benchmark": "increments",
+        "data": train.name,
+        "digest": images.digest((targets, (example.image for example in files)) for targets, files in parts),
+        "model": "resnet18_slim",
+        "part": "validation" if arguments.validation else "test",
+        "through": "memory",
+        "strategy": f"avalanche {arguments.strategy}",
+        "overrides": [f"lr={arguments.lr}", *changed, *lacks],
+        "budget": 1,
+        "seed": arguments.seed,
+        "images": len(learned),
+        "examined": len(validation if arguments.validation else test_targets),
+    }
+    print(json.dumps(runs.once(arguments.runs, asked, lambda: replay(arguments, data))))
 
 
 if __name__ == "__main__":

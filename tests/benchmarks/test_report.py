@@ -18,14 +18,6 @@ def made_up(strategy: str, seed: int, final: float, **rest: Any) -> runs.Run:
     return asked | scores | costs | named | rest
 
 
-def avalanche(seed: int, final: float) -> runs.Run:
-    """The last line of `reference/avalanche_replay.py`."""
-    ours = made_up("er_ace", seed, final, curve=[[10, 0.5], [20, final]], validation=False)
-    tuned = {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "augment": True, "bf16": False}
-    strange = ("settings", "budget", "overrides", "part", "through", "model")
-    return {name: value for name, value in (ours | tuned).items() if name not in strange}
-
-
 def write(folder: Path, *found: runs.Run) -> None:
     folder.mkdir(exist_ok=True)
     for number, run in enumerate(found):
@@ -59,9 +51,9 @@ def test_means_and_paired_differences(tmp_path: Path):
     assert plots[0].name in page
 
 
-def test_the_reference_is_a_contender_like_others(tmp_path: Path):
-    ours = made_up("default", 0, 0.7, model="resnet18_slim")
-    write(tmp_path / "runs", ours, avalanche(0, 0.5), avalanche(1, 0.5))
+def test_a_contender_is_called_by_its_settings_and_paired_with_the_defaults_seeds(tmp_path: Path):
+    reference = [made_up("avalanche er_ace", seed, 0.5, overrides=["lr=0.1", "fp32"]) for seed in (0, 1)]
+    write(tmp_path / "runs", made_up("default", 0, 0.7), *reference)
     (group,) = report.grouped(runs.read_all(tmp_path / "runs"))
     _, reference = report.table(group)
     assert reference["contender"] == "avalanche er_ace 1x lr=0.1 fp32"
