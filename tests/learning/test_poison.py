@@ -22,9 +22,9 @@ def outcomes(guard: str, seed: int) -> list[Outcome]:
 
 
 def fall(outcomes: list[Outcome]) -> float:
-    """From what was served before the first flip to the worst that was released since; none without a release."""
+    """From what was served before the first flip to the worst that was released since, if that is worse."""
     worst = worst_release(outcomes)
-    return 0.0 if worst is None else served(outcomes, flipped=0.0) - worst
+    return 0.0 if worst is None else max(0.0, served(outcomes, flipped=0.0) - worst)
 
 
 @pytest.fixture(scope="module", params=["no gate", "no gate, trusted"])
