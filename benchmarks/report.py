@@ -31,12 +31,14 @@ Made by `python benchmarks/learning.py report` from the files in `runs/`, where 
 Accuracies are in % of the images asked about, mean ± standard deviation over seeds. *Final*: at the end, all classes.
 *Anytime*: mean along the stream, on the classes seen so far. *Worst*: the least that a class ever had since it was
 first seen, mean over classes. *Last 100 steps*: standard deviation of the accuracy over them. *Views*: images forward
-and backward through the trained network; forwards of teachers and of evaluation are apart, and that each image of the
-stream is predicted before it is learned is in no column. *Seconds*: learning without evaluation, on whatever machine,
-beside whatever else it ran. The last column is paired by seed, in points, with a 95 % interval (t).
+and backward through the trained network; forwards of teachers and of evaluation are apart. That our learner predicts
+each image of the stream before it is learned, one forward more for each, is in no column. *Seconds*: learning without
+evaluation, on whatever machine, beside whatever else it ran. The last column is paired by seed, in points, with a 95 %
+interval (t).
 
 * Who replays nothing makes two steps with a batch where the others make one, for equal views; with several steps rate
   and augmentation are others, unless they are set. Avalanche's `naive` makes one.
+* Retraining and what is compared with it vary images alike, by crop and flip, whatever the number of steps.
 * Where class sizes go from 100 to 1 by Zipf's law, the largest of ten classes has two thirds of the stream: who replays
   nothing answers with it most of the time.
 * Of `weights.policies`, `record` does nothing where all records weigh 1.

@@ -294,7 +294,8 @@ MAX_SEGMENTS = 1024
 
 class MemorySettings(Section):
     max_items: NonNegativeInt = 10_000
-    """Samples kept for replay, over all classes; of small images far fewer than `max_bytes` would hold."""
+    """Samples kept for replay, over all classes; of small images far fewer than `max_bytes` would hold. With more
+    classes than that, those that came first keep none."""
     max_bytes: NonNegativeInt = 256 * MIB
     """Bytes of the encoded images kept for replay, over all classes; those given up take as much again at
     most."""

@@ -11,8 +11,9 @@ class DarkExperienceReplay(Strategy):
     """DER++: replayed samples are to give the logits that they gave when they arrived, beside their labels.
 
     Buzzega et al. 2020, "Dark Experience for General Continual Learning: a Strong, Simple Baseline"
-    (arXiv:2004.07211). Only logits of classes that some step had learned with by then are compared. One draw from
-    the memory serves both terms, where the paper takes two, so that a step costs what it costs other strategies.
+    (arXiv:2004.07211). Only logits of classes that some step had learned with by then are compared; they are the
+    average's where one is kept. One draw from the memory serves both terms, where the paper takes two, so that a step
+    costs what it costs other strategies.
     """
 
     stores_logits: ClassVar[bool] = True
