@@ -104,9 +104,14 @@ def write(folder: Path, output: Path) -> list[Path]:
 
 
 def grouped(found: Sequence[Run]) -> list[Group]:
-    """Runs by what they share. Raises DataError when a contender has two runs of one seed."""
+    """Runs by what they share. Raises DataError when a contender has two runs of one seed, or two data sets one name."""
     groups: dict[tuple[str, ...], Group] = {}
+    digests: dict[str, str] = {}
     for run in found:
+        if digests.setdefault(run["data"], run["digest"]) != run["digest"]:
+            raise DataError(
+                f"there are runs on two data sets called {run['data']}; keep those of one in another folder (--runs)"
+            )
         shared = (run["benchmark"], run["data"], run["model"], run["part"])
         seeds = groups.setdefault(shared, Group(*shared, {})).contenders.setdefault(contender(run), {})
         if run["seed"] in seeds:

@@ -11,7 +11,14 @@ from stream_learner.errors import DataError
 
 def made_up(strategy: str, seed: int, final: float, **rest: Any) -> runs.Run:
     curve = [{"records": 100 * k, "views": 200 * k, "seconds": k, "accuracy": final} for k in (1, 2)]
-    asked = {"benchmark": "increments", "data": "shapes", "model": "mlp", "part": "test", "through": "memory"}
+    asked = {
+        "benchmark": "increments",
+        "data": "shapes",
+        "model": "mlp",
+        "part": "test",
+        "through": "memory",
+        "digest": "0",
+    }
     scores = {"final": final, "anytime": final + 0.1, "worst": 0.0, "last_100_steps": {"std": 0.02}, "curve": curve}
     costs = {"views": 400, "teacher_views": 7, "evaluation_views": 1, "seconds": 2.0}
     named = {"strategy": strategy, "budget": 1, "seed": seed, "overrides": [], "settings": {}}
@@ -60,6 +67,11 @@ def test_a_contender_is_called_by_its_settings_and_paired_with_the_defaults_seed
     assert reference["seeds"] == [0, 1]
     assert reference["default_minus_this"] == {"mean": pytest.approx(0.2), "interval": None}
     assert "+20.0 |" in report.markdown([reference])
+
+
+def test_two_data_sets_of_one_name_are_told():
+    with pytest.raises(DataError, match="two data sets called shapes"):
+        report.grouped([made_up("default", 0, 0.7), made_up("er", 0, 0.7, digest="1")])
 
 
 def test_what_a_run_does_not_tell_is_left_empty():
