@@ -104,7 +104,8 @@ def write(folder: Path, output: Path) -> list[Path]:
 
 
 def grouped(found: Sequence[Run]) -> list[Group]:
-    """Runs by what they share. Raises DataError when a contender has two runs of one seed, or two data sets one name."""
+    """Runs by what they share. Raises DataError when a contender has two runs of one seed, or two data sets have one
+    name."""
     groups: dict[tuple[str, ...], Group] = {}
     digests: dict[str, str] = {}
     for run in found:
