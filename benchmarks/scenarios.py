@@ -19,8 +19,8 @@ LOW_WEIGHT = 0.1
 @dataclass(frozen=True)
 class Stream:
     """Records in order. `indices` int64 [N] are the training images, `labels` int64 [N] the classes the records
-    claim, `weights` float32 [N] what their headers say; `ends` the number of records after which the model is examined
-    on all test images; images from record `changes_at` on are corrupted."""
+    claim, `weights` float32 [N] what their headers say; `ends` the numbers of records after which, as far as they fill
+    batches, the model is examined on all test images; images from record `changes_at` on are corrupted."""
 
     indices: np.ndarray
     labels: np.ndarray

@@ -15,6 +15,7 @@ import argparse
 import io
 import json
 import logging
+import math
 import random
 import time
 import warnings
@@ -114,9 +115,10 @@ class Evaluation:
 
 
 def steps(stream: list[streams.Indices]) -> tuple[int, set[int]]:
-    """How many steps the stream takes, and those after which an increment has been learned."""
-    ends = [-(-int(images) // STEP) for images in np.cumsum([len(increment) for increment in stream])]
-    return ends[-1], set(ends)
+    """How many steps the stream takes, and those after which an increment has been learned, as far as it fills steps."""
+    *inner, whole = (int(images) for images in np.cumsum([len(increment) for increment in stream]))
+    last = math.ceil(whole / STEP)
+    return last, {images // STEP for images in inner} | {last}
 
 
 def experiences(dataset: Shown) -> Iterator:

@@ -63,8 +63,28 @@ def test_increments_prints_scores_and_costs(digits: Path, tmp_path: Path):
     kept = json.loads(file.read_text())
     assert (kept["examined"], kept["settings"]["memory"]["max_items"]) == (40, 1000)
     curve = kept["curve"]
-    assert [moment["records"] for moment in curve] == [40, 80, 120, 160, 190]
+    assert [moment["records"] for moment in curve] == [30, 70, 110, 150, 190]
     assert np.mean([moment["accuracy"] for moment in curve]) == pytest.approx(er["anytime"])
+
+
+def test_at_the_end_of_an_increment_the_model_is_asked_about_its_classes_and_no_later_ones(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked, take = [], Exam.take
+
+    def spied(exam: Exam, model: Any, device: Any, classes: Any, sample: bool = False) -> Point:
+        asked.append((len(classes), sample))
+        return take(exam, model, device, classes, sample)
+
+    monkeypatch.setattr(Exam, "take", spied)
+    run("increments", "--data", digits, "--model", "mlp", "--strategy", "finetune", "--runs", tmp_path)
+    assert [classes for classes, sample in asked if not sample] == [
+        2,
+        4,
+        6,
+        8,
+        10,
+    ]  # of 38 records each
 
 
 def test_contenders_get_equal_views(digits: Path, tmp_path: Path):
