@@ -115,7 +115,7 @@ class Evaluation:
 
 
 def steps(stream: list[streams.Indices]) -> tuple[int, set[int]]:
-    """How many steps the stream takes, and those after which an increment has been learned, as far as it fills steps."""
+    """How many steps the stream takes, and those after which an increment has been learned, as far as it fills them."""
     *inner, whole = (int(images) for images in np.cumsum([len(increment) for increment in stream]))
     last = math.ceil(whole / STEP)
     return last, {images // STEP for images in inner} | {last}

@@ -4,7 +4,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -101,22 +101,25 @@ def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
         raise DataError(f"there is no folder {path}; {LAYOUTS}")
     if parquet_files := _visible(path, "*.parquet"):
         return _parquet(path, _of_split({file: file.relative_to(path).parts for file in parquet_files}, path, split))
-    files = _visible(path, "*/*")
+    files = _visible(path, "*")
     if others := [file for file in files if file.suffix.lower() in OTHER_SUFFIXES]:
         raise DataError(f"{len(others)} files such as {others[0]} are neither JPEG nor PNG: convert or remove them")
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
-    if astray := [file for file in pictures if not _is_in_class_folder(file.relative_to(path).parts)]:
+    if astray := _astray(path, pictures):
         raise DataError(
-            f"{len(astray)} images such as {astray[0]} are in no class's folder: those are in {path} itself or in "
-            "folders that say a part, such as `train`; move them, remove them, or name the folder above the classes"
+            f"images such as {astray[0]}, {len(astray)} in all, are in no class's folder: those are in {path} itself "
+            "or in folders that say a part, such as `train`; move the images, remove them, or name the folder above "
+            "the classes"
         )
     return _class_folders(path, _of_split({file: file.relative_to(path).parts[:-2] for file in pictures}, path, split))
 
 
-def _is_in_class_folder(names: tuple[str, ...]) -> bool:
-    """Whether a file's folder is one of the data set's own or of one that says a part; deeper ones are no class's."""
-    *around, _, _ = names
-    return all(_part((name,)) for name in around)
+def _astray(root: Path, pictures: Sequence[Path]) -> list[Path]:
+    """Those beside classes' folders, or deeper than these: a class's folder is in the root, or in one that says a
+    part."""
+    placed = {p for p in pictures if all(_part((name,)) for name in p.relative_to(root).parts[:-2])}
+    above = {root, *(picture.parent.parent for picture in placed)}
+    return [picture for picture in pictures if picture not in placed or picture.parent in above]
 
 
 def _digits() -> Dataset:

@@ -146,13 +146,15 @@ def test_a_validation_part_is_learned_where_there_is_only_a_test_part_beside_it(
     assert open_dataset(tmp_path, "test").ids == ["test.parquet/0", "test.parquet/1"]
 
 
-@pytest.mark.parametrize("astray", ["train/cat/thumbs/1.png", "training/images/cat/1.png", "animals/cat/1.png"])
+@pytest.mark.parametrize(
+    "astray", ["train/cat/thumbs/1.png", "training/images/cat/1.png", "animals/cat/1.png", "1.png", "train/1.png"]
+)
 def test_images_in_no_classs_folder_are_refused(tmp_path: Path, astray: str):
     for name in ("train/cat/1.png", "test/cat/2.png", astray):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(encoded(0))
     for split in ("train", "test", "all"):
-        with pytest.raises(DataError, match=f"1 images such as .*{astray} are in no class's folder"):
+        with pytest.raises(DataError, match=f"images such as .*{astray}, 1 in all, are in no class's folder"):
             open_dataset(tmp_path, split)
 
 
