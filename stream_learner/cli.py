@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import sysconfig
 import threading
 import traceback
 from collections.abc import Callable
@@ -373,7 +374,18 @@ def _exit_with(command: Callable[[], object], debug: bool) -> None:
     except Exception as error:  # noqa: BLE001 (the last resort, and the place for it)
         if explained := out_of_memory(error):
             _fail(error, explained.code, str(explained), debug)
-        _fail(error, ExitCode.INTERNAL, f"{type(error).__name__}: {error} (a bug; `--debug` shows where)", debug)
+        what = f"{type(error).__name__}: {error}"
+        if place := _own_code(error):
+            _fail(error, ExitCode.INTERNAL, f"{place} failed: {what} (`--debug` shows the way there)", debug)
+        _fail(error, ExitCode.INTERNAL, f"{what} (a bug; `--debug` shows where)", debug)
+
+
+def _own_code(error: Exception) -> str | None:
+    """Where code failed that is neither ours nor a library's, `file:line`: a strategy, say, or a model of one's own."""
+    others = Path(__file__).parent, *map(Path, sysconfig.get_paths().values())
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_absolute()]
+    own = [frame for frame in frames if not any(Path(frame.filename).is_relative_to(other) for other in others)]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else None
 
 
 def _fail(error: Exception, code: ExitCode, message: str, debug: bool) -> NoReturn:

@@ -14,7 +14,8 @@ class ExitCode(IntEnum):
     OK = 0
     """Done, or stopped on request after a last save."""
     INTERNAL = 1
-    """A bug in stream_learner: please report it with the output of `--debug`."""
+    """A bug in stream_learner: please report it with the output of `--debug`; or in code of yours, which the message
+    names."""
     USAGE = 2
     """The command line or the settings are wrong; nothing was started."""
     KAFKA = 3

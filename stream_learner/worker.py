@@ -57,6 +57,9 @@ class Worker:
             report = learner.learn(batch)  # predict, then weighted step(s) with memory
             self.metrics.observe(report)
             self.breaker.observe(report)
+            for drift in report.drifts:
+                before, after = (round(error, 3) for error in (drift.error_before, drift.error_after))
+                log.warning("drift: predictions go wrong more often", before=before, after=after, records=drift.records)
             self.newest_ms |= batch.newest_timestamp_ms
             self.tend()
             if learner.release_due:
@@ -73,8 +76,8 @@ class Worker:
         if self.breaker.tripped:
             raise RejectsError(
                 f"{self.breaker.share:.0%} of the last records were rejected, over rejects.max_share = "
-                f"{self.settings.rejects.max_share:.0%}; see why in the dead-letter topic, then repair the producer or "
-                "go on with `run --accept-rejects`"
+                f"{self.settings.rejects.max_share:.0%} ({self.breaker.reasons}); see them in the dead-letter topic, "
+                "then repair the producer or go on with `run --accept-rejects`"
             )
         if learner.diverged:
             raise DivergedError(

@@ -300,6 +300,25 @@ def test_debug_shows_the_traceback_and_the_same_line(tmp_path: Path, arguments: 
         assert debug.err.endswith("\n" + plain.err)
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            "lambda: nothing",
+            "own.py:4 failed: NameError: name 'nothing' is not defined (`--debug` shows the way there)",
+        ),
+        ("partial(json.loads, '{')", "(a bug; `--debug` shows where)"),
+    ],
+)
+def test_what_fails_in_code_of_ones_own_is_no_bug(tmp_path: Path, command: str, said: str):
+    own = tmp_path / "own.py"
+    imports = "import json\nfrom functools import partial\nfrom stream_learner import cli\n"
+    own.write_text(f"{imports}cli._exit_with({command}, False)")
+    done = subprocess.run([sys.executable, str(own)], capture_output=True, text=True)
+    assert done.returncode == ExitCode.INTERNAL
+    assert done.stderr.strip().endswith(said)
+
+
 def test_ctrl_c_ends_a_command_that_waits(run: Run):
     with socket.create_server((HOST, 0)) as silent:
         silent.settimeout(60)

@@ -78,9 +78,14 @@ class Publisher:
             manifest = self._commit(prepared)
             self._committed(manifest, time.monotonic() - began)
             verdict = manifest.decision and {"released": manifest.released, "why": manifest.decision.reason}
-            log.info("checkpoint", sequence=manifest.sequence, bytes=prepared.state.size, **verdict or {})
+            window = snapshot.closed.tally
+            counts = {"records": window.records, "rejected": sum(window.rejected.values())}
+            log.info("checkpoint", sequence=manifest.sequence, bytes=prepared.state.size, **counts, **verdict or {})
             if manifest.rolled_back_to is not None:
-                log.warning("training went back to the last release", sequence=manifest.rolled_back_to)
+                log.warning(
+                    "too many candidates were refused (release.patience): training went back to the last release",
+                    sequence=manifest.rolled_back_to,
+                )
             self._clean()
         except StreamLearnerError as error:
             log.error(str(error))

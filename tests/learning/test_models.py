@@ -191,12 +191,18 @@ def by_mistake(**arguments) -> nn.Module:
     return nn.Linear(arguments["height"], arguments["classes"])
 
 
+def of_other_arguments(height: int) -> models.ImageClassifier:
+    raise NotImplementedError(height)
+
+
 def test_a_function_of_ones_own_makes_a_classifier_or_is_refused():
     arguments = {"classes": 2, "height": 8, "width": 8, "channels": 1, "mean": [0.5], "std": [0.25]}
     network = models.build(ModelSpec(f"{__name__}:by_a_function", arguments))
     assert network(torch.zeros(3, 8, 8, 1, dtype=torch.uint8)).shape == (3, 2)
     with pytest.raises(UsageError, match=r"by_mistake' makes no stream_learner.learning.models.ImageClassifier"):
         models.build(ModelSpec(f"{__name__}:by_mistake", arguments))
+    with pytest.raises(UsageError, match=r"of_other_arguments' is called with classes, height, .*std: .*'classes'"):
+        models.build(ModelSpec(f"{__name__}:of_other_arguments", arguments))
     for name in (":by_a_function", ".relative:by_a_function"):
         with pytest.raises(UsageError, match=r"is no `package\.module:name`"):
             models.build(ModelSpec(name, arguments))

@@ -43,6 +43,14 @@ def test_what_left_the_window_is_forgotten():
     assert b.share == 0
 
 
+def test_it_says_why_of_what_is_in_the_window():
+    b = breaker()
+    b.observe(batch(10, 10))
+    other = REJECTION._replace(reason=Reason.OVERSIZED_IMAGE)
+    b.observe(Report(spans={}, records=100, rejections=[REJECTION, other, other]))
+    assert b.reasons == "oversized_image: 2, no_image: 1"
+
+
 def test_it_can_be_told_to_go_on():
     b = breaker(enabled=False)
     b.observe(batch(1000, 1000))

@@ -1,5 +1,6 @@
 """Networks: a registry from name to class. Each takes uint8 images [N, H, W, C] and gives logits [N, classes]."""
 
+import inspect
 from collections.abc import Callable
 
 from stream_learner.errors import UsageError
@@ -48,7 +49,12 @@ def build(spec: ModelSpec) -> ImageClassifier:
     something else, or its images are too small."""
     arguments = dict(spec.arguments)
     random_features = arguments.pop("random_features", 0)
-    model = factory(spec.name)(**arguments)
+    make = factory(spec.name)
+    try:
+        inspect.signature(make).bind(**arguments)
+    except TypeError as error:
+        raise UsageError(f"model.name = {spec.name!r} is called with {', '.join(arguments)}: {error}") from None
+    model = make(**arguments)
     if not isinstance(model, ImageClassifier):
         raise UsageError(f"model.name = {spec.name!r} makes no {__name__}.ImageClassifier, as it is to")
     if random_features:
