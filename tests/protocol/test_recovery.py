@@ -57,6 +57,18 @@ def test_a_stopped_run_goes_on(new_run: NewRun) -> None:
     assert len(log.history) > stopped_at
 
 
+def test_a_run_with_a_head_that_is_solved_goes_on(new_run: NewRun) -> None:
+    run = new_run(model__head="ridge")
+    run.feed(mixed(1000))
+    worker = run.start()
+    run.learned(worker)
+    worker.stop()
+    assert "the body of the network is random and stays so; set model.weights" in worker.text()
+    run.feed(mixed(1000))
+    log = run.finish(run.start())
+    assert {window["steps"] for window in log.windows} == {0}
+
+
 def test_only_what_is_kept_stays(finished: tuple[Run, Log]) -> None:
     run, log = finished
     kept = {Path(kept["object"]["url"]).parent.name for kept in log.manifest["kept"]}
