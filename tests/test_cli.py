@@ -257,7 +257,7 @@ def test_a_store_that_cannot_be_used(ready: Run):
     [
         ("missing", "there is no folder missing; a data set is"),
         ("empty", "there is no image in empty that can be opened; a data set is"),
-        ("flat", "there is no image in flat that can be opened; a data set is"),
+        ("flat", r"images such as flat/image\.png, 1 in all, are in no class's folder"),
         ("broken", r"train\.parquet is not in the image layout"),
     ],
 )
