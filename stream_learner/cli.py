@@ -382,10 +382,15 @@ def _exit_with(command: Callable[[], object], debug: bool) -> None:
 
 def _own_code(error: Exception) -> str | None:
     """Where code failed that is neither ours nor a library's, `file:line`: a strategy, say, or a model of one's own."""
-    others = Path(__file__).parent, *map(Path, sysconfig.get_paths().values())
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_absolute()]
-    own = [frame for frame in frames if not any(Path(frame.filename).is_relative_to(other) for other in others)]
-    return f"{own[-1].filename}:{own[-1].lineno}" if own else None
+    others = Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
+    places = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        places.append((Path(error.filename), error.lineno))
+    for path, line in reversed(places):
+        installed = {"site-packages", "dist-packages"} & set(path.parts) or any(map(path.is_relative_to, others))
+        if path.is_absolute() and not installed:
+            return f"{path}:{line}"
+    return None
 
 
 def _fail(error: Exception, code: ExitCode, message: str, debug: bool) -> NoReturn:

@@ -175,7 +175,9 @@ def run(
     metrics.follow(health)
     decoder, learner = Decoder.from_settings(settings), Learner(settings)
     if settings.model.frozen and not settings.model.weights:
-        log.warning("the body of the network is random and stays so; set model.weights to that of a pretrained one")
+        log.warning(
+            "nothing trains the network's body, which is random unless its factory loads one; see model.weights"
+        )
     end_process = leaving_a_mark(settings, store, end_process)
     recovery = Recovery(settings, store)
     store.check_writable()

@@ -319,6 +319,14 @@ def test_what_fails_in_code_of_ones_own_is_no_bug(tmp_path: Path, command: str, 
     assert done.stderr.strip().endswith(said)
 
 
+def test_a_module_of_ones_own_that_python_cannot_read_is_named(tmp_path: Path):
+    (tmp_path / "own.py").write_text("def network(:")
+    script = "from stream_learner import cli\ncli._exit_with(lambda: __import__('own'), False)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == ExitCode.INTERNAL
+    assert f"{tmp_path / 'own.py'}:1 failed: SyntaxError: invalid syntax" in done.stderr
+
+
 def test_ctrl_c_ends_a_command_that_waits(run: Run):
     with socket.create_server((HOST, 0)) as silent:
         silent.settimeout(60)

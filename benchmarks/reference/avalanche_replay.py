@@ -4,7 +4,8 @@ It runs in an environment of its own, from the root of the repository:
 
     python -m venv /tmp/avalanche
     /tmp/avalanche/bin/pip install --no-deps --require-hashes -r benchmarks/reference/requirements.txt
-    PYTHONPATH=. /tmp/avalanche/bin/python benchmarks/reference/avalanche_replay.py --data DIR --strategy er --seed 0
+    PYTHONPATH=. /tmp/avalanche/bin/python benchmarks/reference/avalanche_replay.py --data DIR --strategy er \\
+        --seed 0 --lr 0.05 --augment --bf16
 
 Network, strategies, memory and training loop are Avalanche's (Lomonaco et al. 2021). The stream is one experience, cut
 into experiences of ten images, so that no strategy is told where an increment ends. The last line is one JSON object,
@@ -184,7 +185,7 @@ def replay(arguments: argparse.Namespace, data: Data) -> runs.Run:
             last.append(evaluation.point(model, shown, FEW_IMAGES))
     return {
         **scores.summary(points, last),
-        "curve": [{"records": step * STEP, "accuracy": accuracy} for step, accuracy in curve],
+        "curve": [{"records": min(step * STEP, len(order)), "accuracy": accuracy} for step, accuracy in curve],
         "views": views,
         "teacher_views": 0,
         "evaluation_views": evaluation.forwards,

@@ -107,9 +107,9 @@ def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
     if astray := _astray(path, pictures):
         raise DataError(
-            f"images such as {astray[0]}, {len(astray)} in all, are in no class's folder: those are in {path} itself "
-            "or in folders that say a part, such as `train`; move the images, remove them, or name the folder above "
-            "the classes"
+            f"images such as {astray[0]}, {len(astray)} in all, are in no class's folder: classes' folders are in "
+            f"{path} itself or in folders that say a part, such as `train`; move the images, remove them, or name the "
+            "folder above the classes"
         )
     return _class_folders(path, _of_split({file: file.relative_to(path).parts[:-2] for file in pictures}, path, split))
 
@@ -118,7 +118,10 @@ def _astray(root: Path, pictures: Sequence[Path]) -> list[Path]:
     """Those beside classes' folders, or deeper than these: a class's folder is in the root, or in one that says a
     part."""
     placed = {p for p in pictures if all(_part((name,)) for name in p.relative_to(root).parts[:-2])}
-    above = {root, *(picture.parent.parent for picture in placed)}
+    folders = {picture.parent for picture in placed} - {root}
+    flat = {folder for folder in folders if folder.parent == root and _part((folder.name,))}
+    # A class may well be called `train`, among others, but not where classes are in parts or nothing else is there.
+    above = {root, *(flat if flat == folders or any(folder.parent != root for folder in folders) else ())}
     return [picture for picture in pictures if picture not in placed or picture.parent in above]
 
 

@@ -158,6 +158,26 @@ def test_images_in_no_classs_folder_are_refused(tmp_path: Path, astray: str):
             open_dataset(tmp_path, split)
 
 
+@pytest.mark.parametrize(
+    ("names", "astray"),
+    [
+        (["train/1.png", "test/2.png"], ["train/1.png", "test/2.png"]),
+        (["train/1.png", "test/cat/2.png"], ["train/1.png"]),
+        (["train/1.png", "car/2.png"], []),  # a class of its own
+        (["train/dev/1.png", "test/car/2.png"], []),
+    ],
+)
+def test_a_folder_that_says_a_part_is_a_class_among_others_alone(tmp_path: Path, names: list[str], astray: list[str]):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encoded(0))
+    if not astray:
+        assert len(open_dataset(tmp_path, "all")) == 2
+        return
+    with pytest.raises(DataError, match=f"{len(astray)} in all, are in no class's folder"):
+        open_dataset(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["img", "image"])
 def test_of_several_columns_of_images_the_one_that_is_called_so_is_taken(tmp_path: Path, name: str):
     mask, image = ([{"bytes": encoded(value), "path": None}] for value in (0, 1))

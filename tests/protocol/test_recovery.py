@@ -63,7 +63,7 @@ def test_a_run_with_a_head_that_is_solved_goes_on(new_run: NewRun) -> None:
     worker = run.start()
     run.learned(worker)
     worker.stop()
-    assert "the body of the network is random and stays so; set model.weights" in worker.text()
+    assert "nothing trains the network's body, which is random" in worker.text()
     run.feed(mixed(1000))
     log = run.finish(run.start())
     assert {window["steps"] for window in log.windows} == {0}

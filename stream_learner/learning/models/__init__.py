@@ -54,6 +54,8 @@ def build(spec: ModelSpec) -> ImageClassifier:
         inspect.signature(make).bind(**arguments)
     except TypeError as error:
         raise UsageError(f"model.name = {spec.name!r} is called with {', '.join(arguments)}: {error}") from None
+    except ValueError:  # there is no telling: a function of C's
+        pass
     model = make(**arguments)
     if not isinstance(model, ImageClassifier):
         raise UsageError(f"model.name = {spec.name!r} makes no {__name__}.ImageClassifier, as it is to")
