@@ -129,27 +129,29 @@ def experiences(dataset: Shown) -> Iterator:
 
 
 class Data(NamedTuple):
-    """Both parts of a data set and their classes, indices into the training part's labels."""
+    """Both parts of a data set and their classes, indices into the training part's labels; of the training part, the
+    images that are learned and those set apart for validation."""
 
     train: Files
     targets: streams.Indices
     test: Files
     test_targets: streams.Indices
+    learned: streams.Indices
+    validation: streams.Indices
 
 
 def replay(arguments: argparse.Namespace, data: Data) -> runs.Run:
     """What a run gives, and what it costs."""
-    learned, validation = streams.split(data.targets, arguments.seed)
-    stream = streams.increments(data.targets, learned, arguments.seed, arguments.increments)
+    stream = streams.increments(data.targets, data.learned, arguments.seed, arguments.increments)
     order = np.concatenate(stream)
 
     pixels_NCHW = decode(data.train)
-    mean, std = (figure(pixels_NCHW[learned] / 255.0, (0, 2, 3)) for figure in (torch.mean, torch.std))
+    mean, std = (figure(pixels_NCHW[data.learned] / 255.0, (0, 2, 3)) for figure in (torch.mean, torch.std))
     normalize = v2.Normalize(mean.tolist(), std.tolist())
     x_NCHW = normalize(pixels_NCHW / 255.0)
     classes = len(data.train.labels)
     if arguments.validation:
-        evaluation = Evaluation(x_NCHW[validation], data.targets[validation], classes)
+        evaluation = Evaluation(x_NCHW[data.validation], data.targets[data.validation], classes)
     else:
         evaluation = Evaluation(normalize(decode(data.test) / 255.0), data.test_targets, classes)
 
@@ -216,9 +218,9 @@ def main() -> None:
 
     train, test = images.open_parts(arguments.data)
     test_targets = np.array([train.labels.index(test.labels[target]) for target in test.targets])
-    data = Data(train, np.array(train.targets), test, test_targets)
+    targets = np.array(train.targets)
+    data = Data(train, targets, test, test_targets, *streams.split(targets, arguments.seed))
     parts = (data.targets, train), (test_targets, test)
-    learned, validation = streams.split(data.targets, arguments.seed)
     lacks = [word for name, word in WITHOUT.items() if not getattr(arguments, name)]
     changed = [
         f"{name}={getattr(arguments, name)}" for name, usual in USUAL.items() if getattr(arguments, name) != usual
@@ -234,8 +236,8 @@ def main() -> None:
         "overrides": [f"lr={arguments.lr}", *changed, *lacks],
         "budget": 1,
         "seed": arguments.seed,
-        "images": len(learned),
-        "examined": len(validation if arguments.validation else test_targets),
+        "images": len(data.learned),
+        "examined": len(data.validation if arguments.validation else test_targets),
     }
     print(json.dumps(runs.once(arguments.runs, asked, lambda: replay(arguments, data))))
 
