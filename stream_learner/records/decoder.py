@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from stream_learner.config import Settings
 from stream_learner.records import images, splits
 from stream_learner.records.formats import FORMATS, Format
-from stream_learner.records.record import Label, Reason, Record, RejectError, Sample, Split
+from stream_learner.records.labels import parse_label
+from stream_learner.records.record import Reason, Record, RejectError, Sample, Split
 from stream_learner.registry import lookup
-
-MAX_LABEL_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -65,21 +64,6 @@ class Decoder:
             split = splits.assign(identity, self.validation, self.test)
         pixels_HWC = images.decode(fields.image, self.height, self.width, self.channels, self.max_image_pixels)
         return Sample(record, fields.image, pixels_HWC, label, weight, split)
-
-
-def parse_label(raw: Label | bytes | None) -> Label:
-    """A label is a string or an integer; bytes are UTF-8 text. Raises RejectError (`no_label`, `bad_label`)."""
-    if raw is None or raw in (b"", ""):
-        raise RejectError(Reason.NO_LABEL, "the record has no label")
-    if isinstance(raw, int) and not isinstance(raw, bool):
-        return raw
-    try:
-        text = raw.decode() if isinstance(raw, bytes) else raw
-        if isinstance(text, str) and len(text.encode()) <= MAX_LABEL_BYTES:
-            return text
-    except UnicodeError:
-        pass
-    raise RejectError(Reason.BAD_LABEL, f"the label is not UTF-8 text of at most {MAX_LABEL_BYTES} bytes")
 
 
 def parse_weight(raw: float | bytes | None) -> float:

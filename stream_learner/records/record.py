@@ -26,9 +26,10 @@ class Reason(StrEnum):
     OVERSIZED_IMAGE = "oversized_image"
     """The record is over `input.max_record_bytes`, or the image over `input.max_image_pixels`."""
     NO_LABEL = "no_label"
-    """There is no label, or an empty one."""
+    """There is no label, or one without text."""
     BAD_LABEL = "bad_label"
-    """The label is not UTF-8 text of at most 256 bytes."""
+    """The label is not UTF-8 text of at most 256 bytes (in Unicode NFC), contains a control or formatting character, or
+    is an integer of more than 64 bits."""
     BAD_WEIGHT = "bad_weight"
     """The weight is not a number, or negative, NaN or infinite."""
     UNKNOWN_SPLIT = "unknown_split"

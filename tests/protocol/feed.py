@@ -74,6 +74,7 @@ def bad(image: bytes, label: bytes) -> list[Draft]:
         draft("no_label", image, [("label", b"")]),
         draft("bad_label", image, [("label", b"\xff\xfe")]),
         draft("bad_label", image, [("label", b"x" * 257)]),
+        draft("bad_label", image, [("label", b"\0\0\0\7")]),
         *(draft("bad_weight", image, [*labelled, ("weight", w)]) for w in (b"-1", b"nan", b"inf", b"heavy")),
         draft("unknown_split", image, [*labelled, ("split", b"holdout")]),
         draft("too_many_classes", image, [("label", b"eleven")]),
