@@ -21,7 +21,6 @@ from stream_learner.learning import models
 from stream_learner.learning.allocator import keep_freed_memory
 from stream_learner.learning.augmentation import AUGMENTATIONS
 from stream_learner.learning.placement import Placement, place
-from stream_learner.records.manifest import ModelSpec
 from stream_learner.registry import lookup
 
 BATCH = 32
@@ -82,8 +81,7 @@ def train(
     """Trains one network on images, uint8 [N, H, W, C], whose `rows`, int64 [N], are indices into `classes`."""
     torch.manual_seed(settings.run.seed)
     augmentations = [lookup(AUGMENTATIONS, name, "learning.augment") for name in settings.learning.augment]
-    arguments = settings.model.model_dump(include={"height", "width", "channels", "mean", "std"})
-    model = models.build(ModelSpec(settings.model.name, arguments | {"classes": len(classes)}))
+    model = models.build(models.spec_of(settings.model, len(classes)), own=settings.model.name)
     model.to(placement.device, memory_format=placement.memory_format)  # pyright: ignore
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
     best, best_accuracy, best_epoch = copy.deepcopy(model), -1.0, 0

@@ -65,7 +65,7 @@ def learn(overrides: list[str], stream: Stream, data: Data, exam: Exam, on_progr
         manifest = read_status(settings).manifest
         assert manifest is not None
         assert manifest.release is not None  # a worker that is stopped in order publishes what it has decided
-        model = models.build(manifest.release.model)
+        model = models.build(manifest.release.model, own=settings.model.name)
         model.load_state_dict(state.decode_tensors(Store(settings.checkpoint.store).fetch(manifest.release.object)))
     classes = [data.labels.index(str(label)) for label in manifest.release.labels]
     point = exam.take(model.eval(), torch.device("cpu"), classes)

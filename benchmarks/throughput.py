@@ -118,13 +118,11 @@ def bare_torch(overrides: list[str], examples: list[Example]) -> Iterator[float]
 
     from stream_learner.learning import models
     from stream_learner.learning.placement import place
-    from stream_learner.records.manifest import ModelSpec
 
     del examples
     settings = config.load(None, overrides)
     placement = place(settings.learning, models.factory(settings.model.name))
-    arguments = settings.model.model_dump(include={"height", "width", "channels", "mean", "std"})
-    model = models.build(ModelSpec(settings.model.name, arguments | {"classes": CLASSES}))
+    model = models.build(models.spec_of(settings.model, CLASSES), own=settings.model.name)
     model.to(placement.device, memory_format=placement.memory_format)  # pyright: ignore
     optimizer = torch.optim.Adam(model.parameters(), settings.learning.learning_rate, fused=True)
     samples = settings.batch.size + settings.replay_size

@@ -33,6 +33,10 @@ from stream_learner.errors import UsageError
 
 MIB = 1024 * 1024
 ENV_PREFIX = "STREAM_LEARNER_"
+# Bounds of what a manifest may ask to be built, so of the settings too.
+MAX_SIDE_PIXELS = 4096
+MAX_CLASSES = 65_536
+MAX_RANDOM_FEATURES = 65_536
 # What pydantic calls the error of a default that depends on a value with an error of its own.
 CONSEQUENCE = "default_factory_not_called"
 # Kafka's own rule for topic names; run ids and prefixes become parts of them.
@@ -175,11 +179,11 @@ class ModelSettings(Section):
     over all samples and forgets nothing, under a frozen backbone: `prototype` (nearest class mean), `ridge` (ridge
     regression), `random_features` (ridge regression on random features, RanPAC); or `package.module:name`. A solved
     head uses neither strategy nor optimizer nor replay memory."""
-    random_features: PositiveInt = 2_000
+    random_features: Annotated[PositiveInt, Field(le=MAX_RANDOM_FEATURES)] = 2_000
     """Random features under the head `random_features`; the state holds 8 bytes for each pair of them."""
-    height: PositiveInt = 32
+    height: Annotated[PositiveInt, Field(le=MAX_SIDE_PIXELS)] = 32
     """Height in pixels to which images are resized."""
-    width: PositiveInt = 32
+    width: Annotated[PositiveInt, Field(le=MAX_SIDE_PIXELS)] = 32
     """Width in pixels to which images are resized."""
     channels: Literal[1, 3] = 3
     """1 for grey, 3 for RGB."""
@@ -187,7 +191,7 @@ class ModelSettings(Section):
     """Mean subtracted from pixels in 0..1: one for all channels or one for each."""
     std: list[PositiveFloat] = [0.25]
     """Standard deviation that pixels are divided by: one for all channels or one for each."""
-    max_classes: PositiveInt = 1000
+    max_classes: Annotated[PositiveInt, Field(le=MAX_CLASSES)] = 1000
     """Labels the head may grow to; records with a label beyond become dead letters."""
 
     @model_validator(mode="after")

@@ -3,8 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
-from stream_learner.config import Settings
+import msgspec
+
+from stream_learner.config import ModelSettings, Settings
+from stream_learner.errors import StateError
+from stream_learner.learning import models
 from stream_learner.learning.models.weights import file_digest
+from stream_learner.records.manifest import ModelSpec
 
 STATE_FORMAT = 3
 
@@ -36,6 +41,16 @@ def check_fits(document: dict[str, Any], wanted: dict[str, Any]) -> None:
     `wanted`."""
     if differing := [line for name, value in wanted.items() for line in _differing(name, document.get(name), value)]:
         raise ValueError("; ".join(differing))
+
+
+def check_network(found: ModelSpec, settings: ModelSettings) -> None:
+    """Raise StateError, which names what differs, when a manifest's release has another network than the settings."""
+    wanted = models.spec_of(settings, found.arguments.classes)
+    if differing := [*_differing("model", msgspec.to_builtins(found), msgspec.to_builtins(wanted))]:
+        raise StateError(
+            f"the release that the manifest names does not fit the settings: {'; '.join(differing)}. Set them back, or "
+            "choose a new run.id"
+        )
 
 
 def _differing(name: str, found: Any, wanted: Any) -> Iterator[str]:

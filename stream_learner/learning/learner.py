@@ -24,7 +24,7 @@ from stream_learner.learning.snapshot import Snapshot
 from stream_learner.learning.strategies import Minibatch
 from stream_learner.learning.trainer import Trainer, prefixed, under
 from stream_learner.learning.weighting import Arrivals, Times, Weighed, Weights
-from stream_learner.records.manifest import Decision, ModelSpec
+from stream_learner.records.manifest import Decision
 from stream_learner.records.progress import Progress
 from stream_learner.records.record import Label, Reason, Rejection, Sample, Split
 from stream_learner.records.report import Report
@@ -290,9 +290,9 @@ class Learner:
         if "rng/cuda" in tensors and self._placement.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["rng/cuda"], self._placement.device)
 
-    def restore_released(self, spec: ModelSpec, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
-        """Takes the last release from the state that was saved with it."""
-        self._releases.restore_released(spec, under("trainer", tensors), document["trainer"], document["records"])
+    def restore_released(self, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
+        """Take the last release from the state that was saved with it."""
+        self._releases.restore_released(under("trainer", tensors), document["trainer"], document["records"])
 
     @property
     def _memories(self) -> dict[str, BalancedMemory]:

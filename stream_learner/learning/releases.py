@@ -16,7 +16,7 @@ from stream_learner.learning.models import ImageClassifier
 from stream_learner.learning.patience import Patience
 from stream_learner.learning.snapshot import Candidate
 from stream_learner.learning.trainer import Trainer, copies, under
-from stream_learner.records.manifest import Decision, ModelSpec, Preprocessing
+from stream_learner.records.manifest import Decision, Preprocessing
 from stream_learner.records.record import Label, Split
 from stream_learner.records.spans import Positions, Spans, between, each
 
@@ -86,7 +86,7 @@ class Releases:
         if decision.released:
             self._best_recalls.released(candidate.test)
             self._released = Released(
-                network=self._build(candidate.model, candidate.weights),
+                network=self._build(candidate.weights),
                 tensors=self._trainer.tensors(),
                 document=self._trainer.document(),
                 records=records,
@@ -162,16 +162,15 @@ class Releases:
         self._best_recalls.restore(document["best_recalls"])
         self._patience.restore(document["patience"])
 
-    def restore_released(
-        self, spec: ModelSpec, tensors: dict[str, Tensor], document: dict[str, Any], records: int
-    ) -> None:
-        """Takes the last release from the trainer's state after so many records."""
+    def restore_released(self, tensors: dict[str, Tensor], document: dict[str, Any], records: int) -> None:
+        """Take the last release from the trainer's state after `records` input records."""
         weights = under("average", tensors) or under("model", tensors)
-        self._released = Released(self._build(spec, weights), tensors, document, records)
+        self._released = Released(self._build(weights), tensors, document, records)
 
-    def _build(self, spec: ModelSpec, weights: dict[str, Tensor]) -> ImageClassifier:
-        """In evaluation mode, on the device."""
+    def _build(self, weights: dict[str, Tensor]) -> ImageClassifier:
+        """Build the settings' network with these weights, in evaluation mode, on the device."""
+        spec = models.spec_of(self._settings.model, len(weights["head.bias"]))
         with torch.random.fork_rng(devices=[]):  # initialising it must not move the state's generator
-            model = models.build(spec)
+            model = models.build(spec, own=spec.name)
         model.load_state_dict(weights)
         return model.to(self._device).eval()

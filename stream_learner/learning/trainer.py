@@ -190,17 +190,11 @@ class Trainer:
     # -- building
 
     def spec(self) -> ModelSpec:
-        """What builds the network as it is now."""
-        return self._spec(self.model.head.out_features)
-
-    def _spec(self, classes: int) -> ModelSpec:
-        arguments = self._settings.model.model_dump(include={"height", "width", "channels", "mean", "std"})
-        if self._head and self._head.expands:
-            arguments["random_features"] = self._settings.model.random_features
-        return ModelSpec(name=self._settings.model.name, arguments={"classes": classes, **arguments})
+        """Describe the network as it is now."""
+        return models.spec_of(self._settings.model, self.model.head.out_features)
 
     def _build(self, classes: int) -> models.ImageClassifier:
-        model = models.build(self._spec(classes))
+        model = models.build(models.spec_of(self._settings.model, classes), own=self._settings.model.name)
         if self._settings.model.frozen:
             model.freeze()
         return model.to(self._placement.device, memory_format=self._placement.memory_format)  # pyright: ignore

@@ -12,6 +12,7 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.errors import InputError, MismatchError, StateError, UsageError
 from stream_learner.learning.batch import Batch
+from stream_learner.learning.identity import check_network
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Snapshot
 from stream_learner.records import ledger
@@ -57,7 +58,7 @@ def rebuild(
     learner = Learner(settings)
     learner.begin(_begins(before, path))
     if before:
-        _restore(learner, store, before, start)
+        _restore(settings, learner, store, before, start)
     total = sum(_offsets(manifest.spans) for manifest in path)
     batches = records = done = 0
     decode = Decoder.from_settings(settings)
@@ -167,7 +168,7 @@ def _begins(before: Manifest | None, path: list[Manifest]) -> Positions:
     return begins
 
 
-def _restore(learner: Learner, store: Store, before: Manifest, start: str) -> None:
+def _restore(settings: Settings, learner: Learner, store: Store, before: Manifest, start: str) -> None:
     from_file = not start.isdigit() and "://" not in start
     data = _bytes_of(start) if from_file else store.fetch(before.state)
     try:
@@ -178,9 +179,10 @@ def _restore(learner: Learner, store: Store, before: Manifest, start: str) -> No
         raise StateError(f"the state of checkpoint {before.sequence} does not fit the settings: {error}") from None
     saved = before.released_state()
     if before.release and saved:
+        check_network(before.release.model, settings.model)
         if saved.object != before.state:
             data = _released(store, saved)
-        learner.restore_released(before.release.model, state.decode_tensors(data), state.decode_document(data))
+        learner.restore_released(state.decode_tensors(data), state.decode_document(data))
 
 
 def _released(store: Store, saved: State) -> bytes:

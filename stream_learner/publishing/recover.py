@@ -9,9 +9,9 @@ from stream_learner.checkpoints.state import Tensors
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.errors import InputError, StateError
-from stream_learner.learning.identity import check_fits, identity
+from stream_learner.learning.identity import check_fits, check_network, identity
 from stream_learner.publishing.marker import check_marker, delete_marker, fenced_folder, write_marker
-from stream_learner.records.manifest import Manifest, ModelSpec, Object, decode_manifest, digest
+from stream_learner.records.manifest import Manifest, Object, decode_manifest, digest
 from stream_learner.records.spans import Positions
 from stream_learner.streams import offsets, topics
 from stream_learner.streams.journal import read_newest
@@ -27,7 +27,7 @@ class Checkpoint:
     document: dict[str, Any]
     tensors: Tensors
     parts: dict[str, bytes]
-    released: tuple[ModelSpec, Tensors, dict[str, Any]] | None
+    released: tuple[Tensors, dict[str, Any]] | None
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,13 @@ class Recovery:
         return Recovered(positions, ids, self._seen)
 
     def _fetched(self, manifest: Manifest, manifest_digest: str) -> Checkpoint:
+        if manifest.release:
+            # Never built from the manifest's own words: those of the settings are.
+            check_network(manifest.release.model, self._settings.model)
         tensors, document = self._state(manifest.state)
         released = None
         if manifest.release and (saved := manifest.released_state()):
-            state_then = (tensors, document) if saved.object == manifest.state else self._state(saved.object)
-            released = manifest.release.model, *state_then
+            released = (tensors, document) if saved.object == manifest.state else self._state(saved.object)
         known = self._seen.parts if self._seen else {}
         parts = self._store.fetch_all(manifest.parts_of(manifest.kept[-1]), known)
         return Checkpoint(manifest, manifest_digest, document, tensors, parts, released)

@@ -1,10 +1,12 @@
 """The JSON record that names a checkpoint's state and the last released model."""
 
 import hashlib
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
+from stream_learner.config import MAX_CLASSES, MAX_RANDOM_FEATURES, MAX_SIDE_PIXELS
 from stream_learner.records.ledger import Ledger
 from stream_learner.records.record import Label
 from stream_learner.records.spans import Positions, Spans, Stretches
@@ -38,11 +40,26 @@ class Chunk(msgspec.Struct, frozen=True):
     offset: int
 
 
+Side = Annotated[int, Meta(ge=1, le=MAX_SIDE_PIXELS)]
+
+
+class ModelArguments(msgspec.Struct, frozen=True, kw_only=True):
+    """Arguments of a network's class. `random_features` above 0 puts that many between the body and the head."""
+
+    classes: Annotated[int, Meta(ge=0, le=MAX_CLASSES)]
+    height: Side
+    width: Side
+    channels: Literal[1, 3]
+    mean: Annotated[list[float], Meta(min_length=1, max_length=3)]
+    std: Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=1, max_length=3)]
+    random_features: Annotated[int, Meta(ge=0, le=MAX_RANDOM_FEATURES)] = 0
+
+
 class ModelSpec(msgspec.Struct, frozen=True):
     """What builds the network: an entry of the model registry (or `package.module:name`) and its arguments."""
 
-    name: str
-    arguments: dict[str, Any]
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    arguments: ModelArguments
 
 
 class Preprocessing(msgspec.Struct, frozen=True):

@@ -25,7 +25,7 @@ from stream_learner.errors import DataError, ExitCode
 from stream_learner.learning import models
 from stream_learner.learning.placement import place
 from stream_learner.learning.weighting import WEIGHTS
-from stream_learner.records.manifest import ModelSpec
+from stream_learner.records.manifest import ModelArguments, ModelSpec
 
 EACH = 24  # images of a class; of these the last four are the test part
 
@@ -234,7 +234,7 @@ def test_classes_without_test_images_are_left_out_of_what_is_said_along_the_way(
 
 def test_a_class_that_was_not_seen_counts_as_not_known():
     pixels_NHWC, targets = np.zeros((20, 8, 8, 1), np.uint8), np.arange(20) % 10
-    arguments = {"height": 8, "width": 8, "channels": 1, "mean": [0.5], "std": [0.25], "classes": 1}
+    arguments = ModelArguments(classes=1, height=8, width=8, channels=1, mean=[0.5], std=[0.25])
     only_three = models.build(ModelSpec("mlp", arguments))
     point = Exam(pixels_NHWC, targets).take(only_three, torch.device("cpu"), [3])
     assert accuracy(point) == 0.1
@@ -394,9 +394,7 @@ def test_corruption_takes_contrast_and_adds_noise():
 
 
 def test_views_are_counted_apart_from_forwards():
-    model = models.build(
-        ModelSpec("mlp", {"classes": 2, "height": 8, "width": 8, "channels": 1, "mean": [0], "std": [1]})
-    )
+    model = models.build(ModelSpec("mlp", ModelArguments(classes=2, height=8, width=8, channels=1, mean=[0], std=[1])))
     images = torch.zeros(5, 8, 8, 1, dtype=torch.uint8)
     with incremental.counted() as count:
         model(images)

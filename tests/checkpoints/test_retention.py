@@ -12,6 +12,7 @@ from stream_learner.records.ledger import Ledger
 from stream_learner.records.manifest import (
     Arithmetic,
     Manifest,
+    ModelArguments,
     ModelSpec,
     Object,
     Preprocessing,
@@ -35,7 +36,7 @@ def release(sequence: int) -> Release:
         created_at="",
         object=state(sequence).object,
         chunks=[],
-        model=ModelSpec("mlp", {}),
+        model=ModelSpec("mlp", ModelArguments(classes=0, height=8, width=8, channels=1, mean=[0.5], std=[0.25])),
         labels=[],
         preprocessing=Preprocessing(8, 8, 1, [0.5], [0.25]),
         dtype="float32",

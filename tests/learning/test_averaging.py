@@ -5,14 +5,14 @@ from torch import nn
 
 from stream_learner.learning import models
 from stream_learner.learning.averaging import Average
-from stream_learner.records.manifest import ModelSpec
+from stream_learner.records.manifest import ModelArguments, ModelSpec
 
 DECAY = 0.3
 
 
 def network(classes: int) -> models.ImageClassifier:
     torch.manual_seed(0)
-    arguments = {"height": 16, "width": 16, "channels": 1, "mean": [0.5], "std": [0.25], "classes": classes}
+    arguments = ModelArguments(classes=classes, height=16, width=16, channels=1, mean=[0.5], std=[0.25])
     return models.build(ModelSpec("resnet18_slim", arguments))
 
 

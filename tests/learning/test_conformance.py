@@ -133,7 +133,7 @@ def test_a_large_network_resumes_grows_and_releases_like_the_others(model):
     assert all(torch.isfinite(t).all() for t in unbroken.tensors.values())
     candidate = unbroken.candidate
     assert candidate
-    assert candidate.model.arguments["classes"] == len(candidate.labels) == 3
+    assert candidate.model.arguments.classes == len(candidate.labels) == 3
     network = models.build(candidate.model)
     network.load_state_dict(candidate.weights)
     predictions = predict(network, candidate.evaluation["images"].numpy(), torch.device("cpu"))

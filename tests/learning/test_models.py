@@ -1,24 +1,27 @@
+import re
 import sys
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from digit_stream import DIGITS_NHWC, LARGE, MODELS, settings
+from msgspec.structs import replace
 from torch import nn
 
-from stream_learner.errors import UsageError
+from stream_learner.errors import StateError, UsageError
 from stream_learner.learning import models
 from stream_learner.learning.evaluation import own_probabilities, predict, score
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.placement import place
-from stream_learner.records.manifest import ModelSpec
+from stream_learner.records.manifest import ModelArguments, ModelSpec
 
 CPU = torch.device("cpu")
 
 
-def spec(name: str, height: int = 9, width: int = 9, channels: int = 1, classes: int = 10) -> ModelSpec:
-    arguments = {"classes": classes, "height": height, "width": width, "channels": channels}
-    return ModelSpec(name, arguments | {"mean": [0.5], "std": [0.25]})
+def spec(name: str, height: int = 9, width: int = 9, channels: Literal[1, 3] = 1, classes: int = 10) -> ModelSpec:
+    arguments = ModelArguments(classes=classes, height=height, width=width, channels=channels, mean=[0.5], std=[0.25])
+    return ModelSpec(name, arguments)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -71,7 +74,7 @@ def test_networks_of_timm_take_the_models_images(height, width):
 def test_a_model_normalises_by_its_own_constants(name):
     one = spec(name, channels=3)
     network = models.build(one)
-    each = models.build(ModelSpec(name, one.arguments | {"mean": [0.5] * 3, "std": [0.25] * 3}))
+    each = models.build(ModelSpec(name, replace(one.arguments, mean=[0.5] * 3, std=[0.25] * 3)))
     each.load_state_dict(network.state_dict() | {"mean": each.mean, "std": each.std})
     images = torch.randint(0, 256, (4, 9, 9, 3), dtype=torch.uint8)
     assert torch.equal(network.eval()(images), each.eval()(images))
@@ -133,7 +136,8 @@ class Flat(models.MLP):
 
 
 def test_a_model_of_ones_own_is_reached_by_its_path():
-    assert isinstance(models.build(spec(f"{__name__}:Flat")), Flat)
+    own = f"{__name__}:Flat"
+    assert isinstance(models.build(spec(own), own=own), Flat)
     assert Learner(settings(model__name=f"{__name__}:Flat")).snapshot().document["model"]["name"].endswith(":Flat")
 
 
@@ -195,14 +199,35 @@ def of_other_arguments(height: int) -> models.ImageClassifier:
     raise NotImplementedError(height)
 
 
+def never_called(**_) -> models.ImageClassifier:
+    pytest.fail("a manifest's name was called")
+
+
 def test_a_function_of_ones_own_makes_a_classifier_or_is_refused():
-    arguments = {"classes": 2, "height": 8, "width": 8, "channels": 1, "mean": [0.5], "std": [0.25]}
-    network = models.build(ModelSpec(f"{__name__}:by_a_function", arguments))
+    def build(own: str) -> models.ImageClassifier:
+        return models.build(spec(own, 8, 8, classes=2), own=own)
+
+    network = build(f"{__name__}:by_a_function")
     assert network(torch.zeros(3, 8, 8, 1, dtype=torch.uint8)).shape == (3, 2)
     with pytest.raises(UsageError, match=r"by_mistake' makes no stream_learner.learning.models.ImageClassifier"):
-        models.build(ModelSpec(f"{__name__}:by_mistake", arguments))
+        build(f"{__name__}:by_mistake")
     with pytest.raises(UsageError, match=r"of_other_arguments' is called with classes, height, .*std: .*'classes'"):
-        models.build(ModelSpec(f"{__name__}:of_other_arguments", arguments))
+        build(f"{__name__}:of_other_arguments")
     for name in (":by_a_function", ".relative:by_a_function"):
         with pytest.raises(UsageError, match=r"is no `package\.module:name`"):
-            models.build(ModelSpec(name, arguments))
+            build(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        (f"{__name__}:never_called", None),
+        (f"{__name__}:never_called", f"{__name__}:by_a_function"),
+        ("os:system", "cnn"),
+        ("not_there", None),
+        ("", None),
+    ],
+)
+def test_a_name_from_outside_the_registry_is_not_imported(name, own):
+    with pytest.raises(StateError, match=re.escape(f"the network {name!r} is not one of this program's")):
+        models.build(spec(name), own=own)

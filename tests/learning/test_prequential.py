@@ -253,8 +253,7 @@ def test_forgetting_is_the_best_recall_at_an_earlier_release_less_that_of_now():
             best |= {label: max(best.get(label, 0), recall) for label, recall in recalls.items()}
         last = snapshot if released[-1] or last is None else last
         learner = resumed(given, snapshot)
-        assert last.candidate
-        learner.restore_released(last.candidate.model, last.tensors, last.document)
+        learner.restore_released(last.tensors, last.document)
         assert as_bytes(learner.snapshot()) == as_bytes(snapshot)
     assert seen == [[], ["0", "1"], ["0", "1", "2", "3"], ["0", "1", "2", "3"]]
     assert False in released

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import timm
@@ -15,14 +16,14 @@ from stream_learner.errors import UsageError
 from stream_learner.learning import models
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.models.weights import load_body
-from stream_learner.records.manifest import ModelSpec
+from stream_learner.records.manifest import ModelArguments, ModelSpec
 
 Tensors = dict[str, Tensor]
 
 
-def build(name: str, side: int = 9, channels: int = 1, classes: int = 10) -> models.ImageClassifier:
-    arguments = {"classes": classes, "height": side, "width": side, "channels": channels}
-    return models.build(ModelSpec(name, arguments | {"mean": [0.5], "std": [0.25]})).eval()
+def build(name: str, side: int = 9, channels: Literal[1, 3] = 1, classes: int = 10) -> models.ImageClassifier:
+    arguments = ModelArguments(classes=classes, height=side, width=side, channels=channels, mean=[0.5], std=[0.25])
+    return models.build(ModelSpec(name, arguments), own=name).eval()
 
 
 def without(name: str) -> Callable[[Tensors], Tensors]:

@@ -73,8 +73,7 @@ def trainer(snapshot: Snapshot) -> dict[str, Tensor]:
 def restore_released(learner: Learner, release: Snapshot) -> None:
     """What a restart does with the state that was saved with the last release."""
     saved = as_bytes(release)
-    assert release.candidate
-    learner.restore_released(release.candidate.model, state.decode_tensors(saved), state.decode_document(saved))
+    learner.restore_released(state.decode_tensors(saved), state.decode_document(saved))
 
 
 def first_roll_back(snapshots: list[Snapshot]) -> tuple[Snapshot, Snapshot]:

@@ -9,7 +9,16 @@ from prometheus_client import CollectorRegistry, generate_latest
 from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import Metrics
 from stream_learner.records.ledger import Ledger
-from stream_learner.records.manifest import Arithmetic, Decision, Manifest, ModelSpec, Object, Preprocessing, Release
+from stream_learner.records.manifest import (
+    Arithmetic,
+    Decision,
+    Manifest,
+    ModelArguments,
+    ModelSpec,
+    Object,
+    Preprocessing,
+    Release,
+)
 from stream_learner.records.record import Reason, Record, Rejection, Split
 from stream_learner.records.report import Drift, Report
 from stream_learner.records.spans import Span
@@ -43,7 +52,7 @@ def release(validation: tuple[int, int], test: tuple[int, int]) -> Release:
         created_at=CREATED.isoformat(),
         object=OBJECT,
         chunks=[],
-        model=ModelSpec("mlp", {}),
+        model=ModelSpec("mlp", ModelArguments(classes=2, height=8, width=8, channels=1, mean=[0.5], std=[0.25])),
         labels=["cat"],
         preprocessing=Preprocessing(32, 32, 3, [0.5], [0.25]),
         dtype="float32",

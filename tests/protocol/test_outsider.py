@@ -3,6 +3,7 @@
 import hashlib
 from typing import Any
 
+import msgspec
 import safetensors.torch
 from checker import Log
 from harness import Run
@@ -22,7 +23,7 @@ def test_an_outsider_gets_the_manifests_accuracy(finished: tuple[Run, Log]) -> N
     weights = safetensors.torch.load(verified(log.release(), release["object"]))
     evaluation = safetensors.torch.load(verified(log.objects[release["evaluation"]["url"]], release["evaluation"]))
 
-    model = build(ModelSpec(release["model"]["name"], release["model"]["arguments"])).eval()
+    model = build(msgspec.convert(release["model"], ModelSpec)).eval()
     model.load_state_dict(weights)
     predictions = model(evaluation["images"]).argmax(1)
     hits = predictions == evaluation["labels"]
