@@ -21,6 +21,7 @@ from rich.table import Column, Table
 from stream_learner import __version__, config
 from stream_learner.config import Settings
 from stream_learner.errors import ExitCode, StreamLearnerError, out_of_memory
+from stream_learner.records.rejects import describe
 from stream_learner.records.spans import Stretches
 
 app = typer.Typer(
@@ -93,7 +94,7 @@ def _run_worker(settings: Settings, *, fresh: bool, accept_rejects: bool) -> Non
         Store(settings.checkpoint.store),
         Transaction(settings),
         ReadBack(settings),
-        Metrics(REGISTRY, __version__),
+        Metrics(REGISTRY, __version__, settings.input.topics),
         health,
         stop,
         _end_process,
@@ -299,6 +300,8 @@ def status(
             f"{sum(window.rejected.values())} rejected, {_offsets(window.lost)} lost, "
             f"prequential accuracy {_percent(window.prequential.accuracy)}"
         )
+        if window.rejected_by_topic:
+            _say(f"rejected: {describe(window.rejected_by_topic)}")
     table = Table(Column("topic", overflow="fold"), "partition", "position", "lag")
     for topic, partitions in found.lag.items():
         for partition, lag in partitions.items():

@@ -365,7 +365,9 @@ class RejectsSettings(Section):
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Share of rejected records among the last `window` that stops the worker."""
     window: PositiveInt = 1_000
-    """Records over which the share is taken; nothing stops before so many were seen."""
+    """Records over which the share is taken, once the process has read that many."""
+    max_in_a_row: PositiveInt = 200
+    """Rejected records, one after the other over all topics, that stop the worker, however few it has read."""
 
 
 class MonitoringSettings(Section):

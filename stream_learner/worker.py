@@ -69,15 +69,14 @@ class Worker:
             elif self.save_due():
                 self.wait()
                 self.save()
-            if self.breaker.tripped or learner.diverged:
+            if self.breaker.why or learner.diverged:
                 break
         self.save_the_rest()
         # Only now: the save has published the dead letters, so that a restart gets past them.
-        if self.breaker.tripped:
+        if why := self.breaker.why:
             raise RejectsError(
-                f"{self.breaker.share:.0%} of the last records were rejected, over rejects.max_share = "
-                f"{self.settings.rejects.max_share:.0%} ({self.breaker.reasons}); see them in the dead-letter topic, "
-                "then repair the producer or go on with `run --accept-rejects`"
+                f"{why}. See them in the dead-letter topic and repair the producer. A restart continues behind them; "
+                "`run --accept-rejects` never stops for rejected records"
             )
         if learner.diverged:
             raise DivergedError(

@@ -32,7 +32,8 @@ class StopEvent(Protocol):
 class Batch:
     """Up to N training samples, the held-out samples between them, and the offsets all of it covers.
 
-    May hold no training sample: a stretch of test records still moves the position.
+    May hold no training sample: a stretch of test records still moves the position. `places` are topic, partition and
+    offset of each record, in the order of reading.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -41,6 +42,7 @@ class Batch:
     pieces: list[Piece] = field(default_factory=list)
     lost: list[tuple[str, int, Span]] = field(default_factory=list)
     records: int = 0
+    places: list[tuple[str, int, int]] = field(default_factory=list)
     bytes: int = 0
     training: int = 0
     newest_timestamp_ms: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -63,6 +65,7 @@ class Batch:
             self.samples.append(sample)
             self.training += sample.split is Split.TRAIN
         self.records += 1
+        self.places.append((record.topic, record.partition, record.offset))
         self.bytes += len(record.value or b"")
         self.newest_timestamp_ms[record.topic, record.partition] = record.timestamp_ms
 

@@ -104,6 +104,8 @@ class Learner:
                 report.rejections += [_not_finite(sample) for sample in train]
                 del report.samples[Split.TRAIN]
             report.learned = report.samples.get(Split.TRAIN, 0)
+        rejected = {rejection.record[:3] for rejection in report.rejections}  # topic, partition, offset
+        report.used = [place not in rejected for place in batch.places]
         report.step_s = time.monotonic() - began
         self.progress.add(report)
         self._releases.learned(report.spans)

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,12 +114,11 @@ class View:
 
 def rejected(figures: Figures) -> str:
     """How many records were rejected, and why."""
-    counts = {
-        dict(labels)["reason"]: value
-        for (name, labels), value in figures.samples.items()
-        if name == "stream_learner_records_rejected_total" and value
-    }
-    return f"{sum(counts.values()):.0f}" + (f" ({', '.join(sorted(counts))})" if counts else "")
+    counts: Counter[str] = Counter()
+    for (name, labels), value in figures.samples.items():
+        if name == "stream_learner_records_rejected_total" and value:
+            counts[dict(labels)["reason"]] += int(value)
+    return str(counts.total()) + (f" ({', '.join(sorted(counts))})" if counts else "")
 
 
 def near(path: str) -> str:

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from datetime import datetime
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.metrics_core import HistogramMetricFamily
@@ -33,7 +33,8 @@ WEIGHT_BUCKETS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0
 class Metrics:
     """The worker's metrics in `registry`. Methods may be called from any thread, `observe` from one only."""
 
-    def __init__(self, registry: CollectorRegistry, version: str):
+    def __init__(self, registry: CollectorRegistry, version: str, topics: Iterable[str] = ()):
+        """`topics` are those that are read."""
         counter = partial(Counter, namespace=NAMESPACE, registry=registry)
         gauge = partial(Gauge, namespace=NAMESPACE, registry=registry)
         histogram = partial(Histogram, namespace=NAMESPACE, registry=registry)
@@ -42,7 +43,9 @@ class Metrics:
         self._records_in = counter("records_in_total", "Input records read, in records.")
         self._learned = counter("records_learned_total", "Training samples learned, in records.")
         self._held_out = counter("records_held_out_total", "Samples held out, by split, in records.", ("split",))
-        self._rejected = counter("records_rejected_total", "Dead letters, by reason, in records.", ("reason",))
+        self._rejected = counter(
+            "records_rejected_total", "Dead letters, by input topic and reason, in records.", ("topic", "reason")
+        )
         self._lost = counter(
             "records_lost_total", "Offsets that fell off retention before they were read, in offsets.", partition
         )
@@ -147,8 +150,8 @@ class Metrics:
         # A rate over a series that appears with its first event misses that event.
         for split in (Split.VALIDATION, Split.TEST):
             self._held_out.labels(split)
-        for reason in Reason:
-            self._rejected.labels(reason)
+        for topic, reason in product(topics, Reason):
+            self._rejected.labels(topic, reason)
         self._classes_shown: set[Label] = set()
 
     def follow(self, health: Health) -> None:
@@ -164,7 +167,7 @@ class Metrics:
         for split in (Split.VALIDATION, Split.TEST):
             self._held_out.labels(split).inc(report.samples.get(split, 0))
         for rejection in report.rejections:
-            self._rejected.labels(rejection.reason).inc()
+            self._rejected.labels(rejection.record.topic, rejection.reason).inc()
         for topic, number, span in report.lost:
             self._lost.labels(topic, number).inc(span.end - span.start)
         if report.spans:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import structlog
 
@@ -13,6 +14,7 @@ from stream_learner.errors import ExitCode, KafkaUnavailableError, StoreError, S
 from stream_learner.learning.snapshot import Snapshot
 from stream_learner.publishing.publish import Prepared, Publish
 from stream_learner.records.manifest import Manifest
+from stream_learner.records.rejects import describe
 
 log = structlog.get_logger()
 
@@ -79,7 +81,9 @@ class Publisher:
             self._committed(manifest, time.monotonic() - began)
             verdict = manifest.decision and {"released": manifest.released, "why": manifest.decision.reason}
             window = snapshot.closed.tally
-            counts = {"records": window.records, "rejected": sum(window.rejected.values())}
+            counts: dict[str, Any] = {"records": window.records, "rejected": len(snapshot.closed.dead_letters)}
+            if window.rejects:
+                counts["rejects"] = describe(window.rejects)
             log.info("checkpoint", sequence=manifest.sequence, bytes=prepared.state.size, **counts, **verdict or {})
             if manifest.rolled_back_to is not None:
                 log.warning(

@@ -3,28 +3,35 @@
 from collections import Counter, deque
 
 from stream_learner.config import RejectsSettings
-from stream_learner.records.record import Reason
+from stream_learner.records.rejects import Rejects, describe
 from stream_learner.records.report import Report
 
 
 class Breaker:
-    """Trips when more than `rejects.max_share` of the last `rejects.window` records were rejected.
+    """Trips when more than `rejects.max_share` of the last `rejects.window` records were rejected, or
+    `rejects.max_in_a_row` records one after the other.
 
-    Counts by batch; does not trip before a whole window was seen since the start, so that a restart gets past what
-    tripped it.
+    The share counts whole batches and needs a whole window. Both counts begin with the process, so that a restart gets
+    past the records that tripped it.
     """
 
     def __init__(self, settings: RejectsSettings, enabled: bool = True):
         self._settings = settings
         self._enabled = enabled
-        self._batches: deque[tuple[int, Counter[Reason]]] = deque()
+        self._batches: deque[tuple[int, Counter[tuple[str, str]]]] = deque()
         self._records = 0
-        self._rejected: Counter[Reason] = Counter()
+        self._rejected: Counter[tuple[str, str]] = Counter()  # by topic and reason
+        self._in_a_row = 0
+        self._longest_row = 0
 
     def observe(self, report: Report) -> None:
+        """Count a batch."""
         if not report.records:
             return  # an idle turn of the loop
-        rejected = Counter(rejection.reason for rejection in report.rejections)
+        for used in report.used:
+            self._in_a_row = 0 if used else self._in_a_row + 1
+            self._longest_row = max(self._longest_row, self._in_a_row)
+        rejected = Counter((rejection.record.topic, rejection.reason.value) for rejection in report.rejections)
         self._batches.append((report.records, rejected))
         self._records += report.records
         self._rejected += rejected
@@ -34,9 +41,19 @@ class Breaker:
             self._rejected -= rejected
 
     @property
-    def tripped(self) -> bool:
-        seen_enough = self._records >= self._settings.window
-        return self._enabled and seen_enough and self._rejected.total() > self._settings.max_share * self._records
+    def why(self) -> str | None:
+        """What tripped it, with the topics and reasons of the last records; None while input is good enough."""
+        if not self._enabled:
+            return None
+        most = self._settings.max_in_a_row
+        if self._longest_row >= most:
+            return f"{self._longest_row} records in a row were rejected (rejects.max_in_a_row = {most}): {self._named}"
+        if self._records >= self._settings.window and self.share > self._settings.max_share:
+            return (
+                f"{self.share:.0%} of the last records were rejected, over rejects.max_share = "
+                f"{self._settings.max_share:.0%}: {self._named}"
+            )
+        return None
 
     @property
     def share(self) -> float:
@@ -44,6 +61,8 @@ class Breaker:
         return self._rejected.total() / self._records if self._records else 0.0
 
     @property
-    def reasons(self) -> str:
-        """Why records were rejected and how many, the most frequent first."""
-        return ", ".join(f"{reason.value}: {count}" for reason, count in self._rejected.most_common())
+    def _named(self) -> str:
+        rejects: Rejects = {}
+        for (topic, reason), number in self._rejected.items():
+            rejects.setdefault(topic, {})[reason] = number
+        return describe(rejects)

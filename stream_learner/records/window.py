@@ -4,11 +4,13 @@ from collections.abc import Iterable
 
 import msgspec
 
+from stream_learner.records import rejects
 from stream_learner.records.record import Label
+from stream_learner.records.rejects import Rejects
 from stream_learner.records.report import Drift, Report
 from stream_learner.records.spans import Spans, Stretches, extend_all
 
-WINDOW_SCHEMA_VERSION = 1
+WINDOW_SCHEMA_VERSION = 2
 RECENT_SAMPLES = 1_000
 
 
@@ -115,6 +117,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """Records used, by split."""
     rejected: dict[str, int]
     """Records in the dead letters, by reason."""
+    rejected_by_topic: dict[str, dict[str, int]]
+    """The same records, by input topic and reason."""
     learned: int
     """Training samples that were learned."""
     steps: int
@@ -150,7 +154,7 @@ class Tally:
         self.lost: Stretches = {}
         self.records = 0
         self.splits: dict[str, int] = {}
-        self.rejected: dict[str, int] = {}
+        self.rejects: Rejects = {}
         self.learned = 0
         self.steps = 0
         self.loss_sum = 0.0
@@ -166,8 +170,7 @@ class Tally:
         self.records += report.records
         for split, count in report.samples.items():
             self.splits[split.value] = self.splits.get(split.value, 0) + count
-        for rejection in report.rejections:
-            self.rejected[rejection.reason.value] = self.rejected.get(rejection.reason.value, 0) + 1
+        rejects.count(self.rejects, report.rejections)
         self.learned += report.learned
         self.steps += report.steps
         self.loss_sum += report.loss_sum
@@ -185,7 +188,8 @@ class Tally:
             lost=self.lost,
             records=self.records,
             splits=self.splits,
-            rejected=self.rejected,
+            rejected=rejects.by_reason(self.rejects),
+            rejected_by_topic=self.rejects,
             learned=self.learned,
             steps=self.steps,
             loss=self.loss_sum / self.steps if self.steps else None,

@@ -78,6 +78,7 @@ def batch(
         samples=samples,
         spans={"images": {0: Span(first, first + len(samples))}},
         records=len(samples),
+        places=[sample.record[:3] for sample in samples],
         training=sum(sample.split is TRAIN for sample in samples),
     )
 

@@ -310,6 +310,7 @@ def test_labels_beyond_the_most_allowed_are_rejected(run):
     assert {r.reason for r in report.rejections} == {Reason.TOO_MANY_CLASSES}
     assert report.samples == {TRAIN: 4, TEST: 2}
     assert report.learned == 4
+    assert report.used == [sample.label != "3" for sample in b.samples]
 
 
 @for_every_pair

@@ -267,7 +267,7 @@ def test_an_enormous_learning_rate_diverges_and_is_noticed(model, precision):
             break
     assert learner.diverged
     tally = learner.snapshot().closed.tally
-    assert tally.rejected["non_finite_step"] + tally.learned == tally.records
+    assert tally.rejects["images"]["non_finite_step"] + tally.learned == tally.records
 
 
 def test_the_number_of_threads_is_the_settings():

@@ -285,6 +285,11 @@ def _check_counts(window: dict[str, Any], expected: Counter[str | None]) -> Iter
     rejected = {reason: count for reason, count in expected.items() if reason not in (None, *SPLITS)}
     if window["rejected"] != rejected:
         yield Violation(f"{where} rejects {window['rejected']}, not {rejected}")
+    by_topic: Counter[str] = Counter()
+    for reasons in window["rejected_by_topic"].values():
+        by_topic.update(reasons)
+    if by_topic != rejected:
+        yield Violation(f"{where} rejects {dict(by_topic)} by topic, not {rejected}")
     surplus = {split: window["splits"].get(split, 0) - expected[split] for split in SPLITS}
     if min(surplus.values()) < 0:
         yield Violation(f"{where} has too few of a split: {surplus}")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 from checker import ERRORS, Log
 from confluent_kafka import Producer
-from feed import client, feed, good, mixed, send
+from feed import Draft, client, digits, feed, good, mixed, send
 from harness import NewRun, Run
 
 from stream_learner.checkpoints.store import Store
@@ -173,6 +173,20 @@ def test_too_many_rejects(new_run: NewRun) -> None:
     run.start().ends(ExitCode.REJECTS)
     assert len(run.check().dead_letters) > len(first.dead_letters)
     run.finish(run.start("--accept-rejects"))
+
+
+def test_rejects_in_a_row(new_run: NewRun) -> None:
+    """Few records are enough, whatever stands before and behind them; topic and reasons are named."""
+    run = new_run(checkpoint__every_records=10_000, checkpoint__every_s=3600.0)
+    unlabelled = [Draft(None, digits()[0][0], [], "no_label")] * 200
+    run.feed([*good(100), *unlabelled, *good(40)])
+    log = run.start().ends(ExitCode.REJECTS)
+    assert f"200 records in a row were rejected (rejects.max_in_a_row = 200): {run.input}: no_label 200" in log
+    assert f'"rejected":200,"rejects":"{run.input}: no_label 200"' in log
+    assert f"rejected: {run.input}: no_label 200" in run.call("status").ends(ExitCode.OK)
+    worker = run.start()
+    run.feed(good(40))
+    assert run.finish(worker).windows[0]["rejected_by_topic"] == {run.input: {"no_label": 200}}
 
 
 def test_a_model_that_diverges(new_run: NewRun) -> None:

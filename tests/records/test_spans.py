@@ -145,6 +145,7 @@ def test_a_window_sums_its_batches():
     assert window.records == 16
     assert window.splits == {"train": 10, "test": 2, "validation": 1}
     assert window.rejected == {"no_label": 2, "bad_weight": 1}
+    assert window.rejected_by_topic == {"images": {"no_label": 2, "bad_weight": 1}}
     assert (window.learned, window.steps, window.loss) == (10, 4, 7 / 4)
     assert [(c.label, c.correct, c.total) for c in window.prequential.per_class] == [
         ("cat", 3, 4),
