@@ -143,6 +143,10 @@ class SplitSettings(Section):
     """Share of the records held out to decide releases."""
     test: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the records held out for the reported accuracy."""
+    by: Literal["id", "key"] = "id"
+    """What the split is drawn from: `id` is the `id` header, or else the image's bytes. `key` is the record's key
+    first: records with the same key are in the same split. Choose it where keys name groups whose images resemble one
+    another (a patient, a camera), so that no group is both learned and tested on."""
     held_out_from: Annotated[list[KafkaName], Field(min_length=1)] | None = None
     """Input topics whose records may be held out; all when unset. Name those of trusted producers, and no other can
     make the gate take a bad model for a good one. Records of other topics are training samples; one whose header says

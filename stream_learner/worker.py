@@ -22,6 +22,7 @@ from stream_learner.publishing.recover import Recovered, Recovery
 from stream_learner.records.breaker import Breaker
 from stream_learner.records.decoder import Decoder
 from stream_learner.records.manifest import Manifest
+from stream_learner.records.record import Split
 from stream_learner.records.spans import Positions
 from stream_learner.streams.election import Election
 from stream_learner.streams.journal import ReadBack
@@ -49,6 +50,7 @@ class Worker:
     tended_at: float = 0.0
     saved_at: float = field(default_factory=time.monotonic)
     newest_ms: dict[tuple[str, int], int] = field(default_factory=dict)
+    warned_of: set[Split] = field(default_factory=set)
 
     def loop(self) -> None:
         """Learns until the stream ends, then saves once more. Raises RejectsError, DivergedError (after that save)."""
@@ -65,6 +67,7 @@ class Worker:
             if learner.release_due:
                 self.wait()  # falls on the same batch in every execution, so training waits
                 learner.decide_release()
+                self.warn_of_few_groups()
                 self.save()
             elif self.save_due():
                 self.wait()
@@ -84,6 +87,19 @@ class Worker:
                 "dead letters. Lower learning.learning_rate or set learning.precision to fp32; if it goes on, choose "
                 "a new run.id"
             )
+
+    def warn_of_few_groups(self) -> None:
+        """Log once that few groups dominate a held-out set, and again only if that ceased meanwhile."""
+        few = self.learner.few_groups()
+        for split, share in few.items():
+            if split not in self.warned_of:
+                log.warning(
+                    "10 groups hold most of a held-out set, so its figures say little about others: give each record "
+                    "an id of its own, or hold out more groups (split.validation, split.test, held_out.max_items)",
+                    split=split.value,
+                    share=round(share, 2),
+                )
+        self.warned_of = set(few)
 
     def save_due(self) -> bool:
         """Whether a save is due and possible, or so overdue that training must wait for it."""

@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from stream_learner.config import Settings
 from stream_learner.errors import DivergedError, ExitCode, FencedError, RejectsError
@@ -44,6 +45,7 @@ class Learner:
         self.labels = ["cat", "dog"]
         self.memory = SimpleNamespace(counts=np.array([3]), nbytes=12)
         self.diverged = False
+        self.few: list[dict[Split, float]] = []  # of each decision to come
         self._events = events
         self._release_every = release_every
         self._since_decision = 0
@@ -62,6 +64,9 @@ class Learner:
     def decide_release(self) -> None:
         self._events.append("decide")
         self._since_decision = 0
+
+    def few_groups(self) -> dict[Split, float]:
+        return self.few.pop(0) if self.few else {}
 
     def snapshot(self) -> Closed:
         return self.progress.close()
@@ -189,6 +194,18 @@ def test_a_release_falls_on_its_batch_and_the_save_follows():
 def test_a_release_waits_for_the_publisher():
     loop = Loop(stream(2), release_every=10, busy=True)
     assert loop.run() == ["learn", "decide", "save", "learn", "wait", "decide", "save", "wait"]
+
+
+def test_a_held_out_set_of_few_groups_is_warned_of_once_until_it_changes():
+    loop = Loop(stream(5), release_every=10)
+    loop.learner.few = [{Split.TEST: 0.9}, {Split.TEST: 0.8}, {}, {Split.TEST: 0.7, Split.VALIDATION: 0.6}]
+    with capture_logs() as logs:
+        loop.run()
+    assert [(entry["log_level"], entry["split"], entry["share"]) for entry in logs] == [
+        ("warning", "test", 0.9),
+        ("warning", "test", 0.7),
+        ("warning", "validation", 0.6),
+    ]
 
 
 def test_saves_by_count():

@@ -11,7 +11,7 @@ from stream_learner.learning import models
 from stream_learner.learning.models.weights import file_digest
 from stream_learner.records.manifest import ModelSpec
 
-STATE_FORMAT = 3
+STATE_FORMAT = 4
 
 
 def identity(settings: Settings) -> dict[str, Any]:

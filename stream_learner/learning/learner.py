@@ -15,6 +15,7 @@ from stream_learner.learning import evaluation, models
 from stream_learner.learning.augmentation import AUGMENTATIONS
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.drift import DriftMonitor
+from stream_learner.learning.groups import few_groups_share
 from stream_learner.learning.identity import check_fits, identity
 from stream_learner.learning.memory import BalancedMemory
 from stream_learner.learning.placement import place
@@ -65,6 +66,7 @@ class Learner:
             split: self._build_memory(
                 min(settings.held_out.max_items, settings.held_out.max_bytes // _pixel_bytes(settings.model)),
                 settings.held_out.max_bytes,
+                stores_groups=True,
             )
             for split in (Split.VALIDATION, Split.TEST)
         }
@@ -248,6 +250,11 @@ class Learner:
         carries the outcome."""
         return self._releases.decide(self.labels, self.records, self.progress.positions)
 
+    def few_groups(self) -> dict[Split, float]:
+        """Return the held-out sets that few groups dominate, and the share (0..1) of the 10 largest groups in each."""
+        shares = {split: few_groups_share(held_out.groups) for split, held_out in self._held_out.items()}
+        return {split: share for split, share in shares.items() if share is not None}
+
     # -- state
 
     def begin(self, positions: Positions) -> None:
@@ -325,7 +332,7 @@ class Learner:
 
     # -- building
 
-    def _build_memory(self, max_items: int, max_bytes: int, stores_logits: bool = False) -> BalancedMemory:
+    def _build_memory(self, max_items: int, max_bytes: int, **columns: bool) -> BalancedMemory:
         model = self._settings.model
         return BalancedMemory(
             (model.height, model.width, model.channels),
@@ -333,7 +340,7 @@ class Learner:
             max_bytes,
             self._settings.memory.segment_bytes,
             self._settings.run.seed,
-            stores_logits=stores_logits,
+            **columns,
         )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from stream_learner.config import Settings
 from stream_learner.records import images, splits
@@ -24,6 +25,7 @@ class Decoder:
     max_image_pixels: int
     validation: float
     test: float
+    split_by: Literal["id", "key"]
     held_out_from: list[str] | None
 
     @classmethod
@@ -38,6 +40,7 @@ class Decoder:
             max_image_pixels=settings.input.max_image_pixels,
             validation=settings.split.validation,
             test=settings.split.test,
+            split_by=settings.split.by,
             held_out_from=settings.split.held_out_from,
         )
 
@@ -59,11 +62,18 @@ class Decoder:
                 message = f"split.held_out_from does not name {record.topic}; its records cannot be {split} samples"
                 raise RejectError(Reason.UNTRUSTED_HELD_OUT, message)
             split = Split.TRAIN
-        if split is None:
-            identity = fields.id or record.key or hashlib.sha256(fields.image).digest()
-            split = splits.assign(identity, self.validation, self.test)
+        group = 0
+        if split is not Split.TRAIN:
+            identity = self._identity(record, fields.id, fields.image)
+            split = split or splits.assign(identity, self.validation, self.test)
+            group = splits.group(identity)
         pixels_HWC = images.decode(fields.image, self.height, self.width, self.channels, self.max_image_pixels)
-        return Sample(record, fields.image, pixels_HWC, label, weight, split)
+        return Sample(record, fields.image, pixels_HWC, label, weight, split, group)
+
+    def _identity(self, record: Record, id_: bytes | None, image: bytes) -> bytes:
+        """Return what the split is drawn from. Records that share it are in the same split."""
+        key = record.key if self.split_by == "key" else None
+        return key or id_ or hashlib.sha256(image).digest()
 
 
 def parse_weight(raw: float | bytes | None) -> float:

@@ -77,7 +77,11 @@ class Fields(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image, as it came and decoded. `pixels_HWC` is uint8 of the model's height, width and channels."""
+    """An image, as it came and decoded. `pixels_HWC` is uint8 of the model's height, width and channels.
+
+    `group` is a hash (int64) of what the split is drawn from, shared by samples that are always in one split; 0 for
+    records that say `train` themselves.
+    """
 
     record: Record
     image: bytes
@@ -85,6 +89,7 @@ class Sample(NamedTuple):
     label: Label
     weight: float
     split: Split
+    group: int
 
 
 class Rejection(NamedTuple):

@@ -5,8 +5,14 @@ import hashlib
 from stream_learner.records.record import Split
 
 
+def group(identity: bytes) -> int:
+    """Hash an identity to an int64, at least 0. Records with the same identity are in the same split."""
+    digest = hashlib.blake2b(identity, digest_size=8, person=b"group").digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
 def assign(identity: bytes, validation: float, test: float) -> Split:
-    """Split of a record by a stable hash of its identity: the same on every machine and in every run.
+    """Draw a record's split by a stable hash of its identity: the same on every machine and in every run.
 
     `validation` and `test` are shares (0..1) of all records; the rest is train.
     """

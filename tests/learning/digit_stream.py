@@ -71,7 +71,9 @@ def batch(
         encodings, pixels_NHWC, cycle(labels), cycle(weights), cycle(splits), cycle(timestamps_ms), strict=False
     )
     samples = [
-        Sample(Record("images", 0, offset, timestamp_ms, None, b"", []), encoded, pixels_HWC, label, weight, split)
+        Sample(
+            Record("images", 0, offset, timestamp_ms, None, b"", []), encoded, pixels_HWC, label, weight, split, offset
+        )
         for offset, (encoded, pixels_HWC, label, weight, split, timestamp_ms) in enumerate(parts, first)
     ]
     return Batch(

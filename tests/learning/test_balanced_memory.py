@@ -26,7 +26,7 @@ def memory(max_items: int = PLENTY, seed: int = 0, max_bytes: int = PLENTY, **op
 def sample(offset: int, topic: str = "images", partition: int = 0) -> Sample:
     record = Record(topic, partition, offset, 1000 + offset, None, None, [])
     digit = offset % len(ENCODED)
-    return Sample(record, ENCODED[digit], DIGITS_NHWC[digit], "a digit", 1.0, Split.TRAIN)
+    return Sample(record, ENCODED[digit], DIGITS_NHWC[digit], "a digit", 1.0, Split.TRAIN, 0)
 
 
 def offer(to: BalancedMemory, items: Items) -> BalancedMemory:

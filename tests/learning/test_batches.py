@@ -48,7 +48,7 @@ class Script:
         if record.value == b"bad":
             raise RejectError(Reason.UNDECODABLE_IMAGE, "bad")
         assert record.value
-        return Sample(record, record.value, PIXELS_HWC, "label", 1.0, Split(record.value.decode()))
+        return Sample(record, record.value, PIXELS_HWC, "label", 1.0, Split(record.value.decode()), 0)
 
 
 def record(offset: int, value: bytes = b"train", partition: int = 0) -> Record:

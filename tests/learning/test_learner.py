@@ -31,12 +31,21 @@ from stream_learner.learning.strategies import Losses, Minibatch, Step
 from stream_learner.learning.strategies.er import ExperienceReplay
 from stream_learner.learning.strategies.finetune import FineTune
 from stream_learner.records.decoder import Decoder
-from stream_learner.records.record import Gap, Record
+from stream_learner.records.record import Gap, Record, Split
 
 
 def test_a_teacher_that_is_not_kept_is_refused():
     with pytest.raises(UsageError, match=r"'mkd' has the average for a teacher; set learning.average_decay above 0"):
         Learner(settings(learning__strategy="mkd", learning__average_decay=0.0))
+
+
+@pytest.mark.parametrize(("groups", "few"), [(10, {Split.VALIDATION: 1.0}), (120, {})])
+def test_held_out_sets_of_few_groups_are_found_also_after_a_restart(groups, few):
+    held_out = batch(digits_of(range(10), 120), splits=[Split.VALIDATION])
+    held_out.samples = [sample._replace(group=i % groups) for i, sample in enumerate(held_out.samples)]
+    learner = learned(settings(), [held_out])
+    assert learner.few_groups() == few
+    assert resumed(settings(), learner.snapshot()).few_groups() == few
 
 
 class Alone:
@@ -206,7 +215,7 @@ def test_a_state_of_other_settings_is_refused(changed, value):
     name = changed.removeprefix("learning__").removeprefix("run__").replace("__", ".")
     with pytest.raises(ValueError, match=f"its {name} is .*, the settings say .*"):
         resumed(settings(**{changed: value}), snapshot)
-    with pytest.raises(ValueError, match="its format is 0, the settings say 3"):
+    with pytest.raises(ValueError, match="its format is 0, the settings say 4"):
         check_fits(snapshot.document | {"format": 0}, identity(settings()))
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from stream_learner.records.formats import plain
 from stream_learner.records.record import Fields, Reason, Record, RejectError, Split
 
 
-def decoder(format: str = "plain", held_out_from: list[str] | None = None) -> Decoder:  # noqa: A002 (the setting's name)
+def decoder(format: str = "plain", **split: Any) -> Decoder:  # noqa: A002 (the setting's name)
     return Decoder.from_settings(
         Settings(
             run=RunSettings(id="digits"),
@@ -20,7 +22,7 @@ def decoder(format: str = "plain", held_out_from: list[str] | None = None) -> De
                 topics=["images", "more"], format=format, max_record_bytes=10_000, max_image_pixels=10_000
             ),
             model=ModelSettings(height=8, width=8, channels=1),
-            split=SplitSettings(validation=0.25, test=0.25, held_out_from=held_out_from),
+            split=SplitSettings(validation=0.25, test=0.25, **split),
         )
     )
 
@@ -92,18 +94,42 @@ def test_labels_are_normalised():
     assert DECODE(record(digit(0), label=" cafe\u0301 ")).label == "caf\u00e9"
 
 
-def splits(records: list[Record]) -> list[Split]:
-    return [DECODE(r).split for r in records]
+def splits(records: list[Record], decode: Decoder = DECODE) -> list[Split]:
+    return [decode(r).split for r in records]
 
 
-def test_the_id_header_decides_the_split_before_key_and_image():
-    by_id = splits([record(digit(i), label="0", key=bytes([i]), id="same") for i in range(40)])
-    by_key = splits([record(digit(i), label="0", key=b"same") for i in range(40)])
-    assert len(set(by_id)) == len(set(by_key)) == 1
-    many_ids = splits([record(digit(0), label="0", key=b"same", id=f"{i}") for i in range(40)])
-    many_keys = splits([record(digit(0), label="0", key=f"{i}".encode()) for i in range(40)])
-    assert many_ids == many_keys  # the identity alone decides, wherever it stood
-    assert set(many_ids) == set(Split)
+def test_the_split_is_drawn_from_the_id_header_before_the_image():
+    assert len(set(splits([record(digit(i), label="0", id="same") for i in range(40)]))) == 1
+    assert set(splits([record(digit(0), label="0", id=f"{i}") for i in range(40)])) == set(Split)
+
+
+def test_a_key_that_all_records_share_decides_no_split():
+    one_key = splits([record(digit(i), label="0", key=b"producer-1") for i in range(60)])
+    assert set(one_key) == set(Split)
+    assert one_key == splits([record(digit(i), label="0") for i in range(60)])
+
+
+def test_with_split_by_key_a_group_is_in_one_split_whatever_its_ids_and_images():
+    by_key = decoder(by="key")
+    patient = [record(digit(i), label="0", key=b"patient", id=f"{i}") for i in range(40)]
+    assert len(set(splits(patient, by_key))) == 1
+    many_keys = splits([record(digit(0), label="0", key=f"{i}".encode(), id="same") for i in range(40)], by_key)
+    many_ids = [record(digit(0), label="0", id=f"{i}") for i in range(40)]
+    assert many_keys == splits(many_ids)  # the identity alone decides, wherever it stood
+    assert splits(many_ids, by_key) == splits(many_ids)  # without a key
+    assert set(many_keys) == set(Split)
+
+
+@pytest.mark.parametrize("by", ["id", "key"])
+def test_samples_of_one_group_share_their_split(by):
+    decode = decoder(by=by)
+    ids = [{"id": f"{i % 8}"} if by == "id" else {"key": f"{i % 8}".encode()} for i in range(80)]
+    samples = [decode(record(digit(i), label="0", **identity)) for i, identity in enumerate(ids)]
+    assert len({sample.group for sample in samples}) == 8
+    assert len({(sample.group, sample.split) for sample in samples}) == 8
+    said = [decode(record(digit(0), label="0", split=split, **ids[0])).group for split in ("validation", "test")]
+    assert said == [samples[0].group] * 2  # also where the record names the split itself
+    assert all(0 < sample.group < 2**63 for sample in samples)
 
 
 def test_the_same_image_lands_in_the_same_split_wherever_it_is_read():

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_learner.records.record import Split
-from stream_learner.records.splits import assign
+from stream_learner.records.splits import assign, group
 
 RECORDS = 20_000
 CHI_SQUARE_2_DOF = 13.8  # exceeded by one fair draw in a thousand
@@ -23,6 +23,10 @@ def test_splits_never_change_from_version_to_version():
     # A changed hash would put samples that were learned into the test set.
     splits = [assign(f"{i}".encode(), 0.3, 0.3)[:2] for i in range(12)]
     assert splits == ["va", "te", "va", "te", "va", "va", "tr", "tr", "te", "te", "te", "te"]
+
+
+def test_groups_never_change_from_version_to_version():
+    assert [group(b""), group(b"patient")] == [2649525323220522685, 8003844133041966009]
 
 
 @given(st.binary())

@@ -25,7 +25,8 @@ class BalancedMemory:
     again. Where `max_bytes` binds, an item's own size moves its chance by about its share of the bound.
 
     Items have slots 0..N-1. Their images are in segments, as `records.images.stored` gives them; the rest is in
-    columns: key, class index, weight, how many input records had been read before its batch, event time, place.
+    columns: key, class index, weight, how many input records had been read before its batch, event time, place, and
+    logits or group where they are stored.
     """
 
     def __init__(
@@ -37,9 +38,11 @@ class BalancedMemory:
         seed: int,
         *,
         stores_logits: bool = False,
+        stores_groups: bool = False,
     ):
         """Of images of `shape` (height, width, channels). `max_bytes` bounds the encoded bytes that are live; with what
-        is dead in the segments it is at most twice as much. `stores_logits` adds a column for `logits`."""
+        is dead in the segments it is at most twice as much. `stores_logits` and `stores_groups` add columns for
+        `logits` and `groups`."""
         self._shape = shape
         self._max_items = max_items
         self._max_bytes = max_bytes
@@ -58,6 +61,8 @@ class BalancedMemory:
         }
         if stores_logits:
             self._columns["logits"] = np.empty((0, 0), np.float32)
+        if stores_groups:
+            self._columns["groups"] = np.empty(0, np.int64)
         self._slot_of: dict[int, int] = {}
         self._heaps: list[list[int]] = []  # per class, keys negated: the largest on top
         self._counts = np.empty(0, np.int64)
@@ -103,6 +108,11 @@ class BalancedMemory:
         return self._column("logits")
 
     @property
+    def groups(self) -> np.ndarray:
+        """Hashes of what the samples' split was drawn from, int64 [N]. Only with `stores_groups`."""
+        return self._column("groups")
+
+    @property
     def parts(self) -> dict[str, bytes]:
         """Immutable bytes that belong to the state, by digest (`sha256:` and 64 hex digits)."""
         return self._segments.parts
@@ -134,6 +144,8 @@ class BalancedMemory:
         if "logits" in self._columns:
             assert logits is not None
             row["logits"] = self._wide(logits)
+        if "groups" in self._columns:
+            row["groups"] = sample.group
         slot = self._insert(row, image)
         self._cache.put(slot, key, sample.pixels_HWC)
         if len(heap) > self._limits[label]:
