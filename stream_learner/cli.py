@@ -297,7 +297,8 @@ def status(
         window = found.window
         _say(
             f"last window: {window.records} records, {window.learned} learned, "
-            f"{sum(window.rejected.values())} rejected, {_offsets(window.lost)} lost, "
+            f"{sum(window.rejected.values())} rejected, {window.tombstones} deletion markers, "
+            f"{_offsets(window.lost)} lost, "
             f"prequential accuracy {_percent(window.prequential.accuracy)}"
         )
         if window.rejected_by_topic:

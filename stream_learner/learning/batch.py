@@ -18,6 +18,10 @@ TURN_S = 1.0
 MAX_BATCH_BYTES = 64 * MIB
 
 
+Decode = Callable[[Record], Sample | None]
+"""Returns None for a deletion marker that is skipped. Raises RejectError when a record cannot be used."""
+
+
 class Source(Protocol):
     def poll(self, timeout_s: float) -> list[Record | Gap]:
         """The next records in order, an empty list when none came in time."""
@@ -33,7 +37,7 @@ class Batch:
     """Up to N training samples, the held-out samples between them, and the offsets all of it covers.
 
     May hold no training sample: a stretch of test records still moves the position. `places` are topic, partition and
-    offset of each record, in the order of reading.
+    offset of each record but the `tombstones`, in the order of reading.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -43,6 +47,7 @@ class Batch:
     lost: list[tuple[str, int, Span]] = field(default_factory=list)
     records: int = 0
     places: list[tuple[str, int, int]] = field(default_factory=list)
+    tombstones: int = 0
     bytes: int = 0
     training: int = 0
     newest_timestamp_ms: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -56,23 +61,26 @@ class Batch:
             self.pieces.pop()
         self.pieces.append(Piece(topic, partition, end))
 
-    def add(self, record: Record, decode: Callable[[Record], Sample]) -> None:
+    def add(self, record: Record, decode: Decode) -> None:
+        self.records += 1
+        self.bytes += len(record.value or b"")
+        self.newest_timestamp_ms[record.topic, record.partition] = record.timestamp_ms
         try:
             sample = decode(record)
         except RejectError as reject:
             self.rejections.append(Rejection(record, reject.reason, "decode", reject.message))
         else:
+            if sample is None:
+                self.tombstones += 1
+                return
             self.samples.append(sample)
             self.training += sample.split is Split.TRAIN
-        self.records += 1
         self.places.append((record.topic, record.partition, record.offset))
-        self.bytes += len(record.value or b"")
-        self.newest_timestamp_ms[record.topic, record.partition] = record.timestamp_ms
 
 
 def batches(
     source: Source,
-    decode: Callable[[Record], Sample],
+    decode: Decode,
     positions: Positions,
     settings: BatchSettings,
     stop: StopEvent,

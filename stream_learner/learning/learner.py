@@ -86,6 +86,7 @@ class Learner:
             pieces=batch.pieces,
             lost=batch.lost,
             records=batch.records,
+            tombstones=batch.tombstones,
             rejections=list(batch.rejections),
             newest_timestamp_ms=batch.newest_timestamp_ms,
             poll_s=batch.poll_s,

@@ -46,6 +46,7 @@ class Metrics:
         self._rejected = counter(
             "records_rejected_total", "Dead letters, by input topic and reason, in records.", ("topic", "reason")
         )
+        self._tombstones = counter("tombstones_total", "Deletion markers that were skipped, in records.")
         self._lost = counter(
             "records_lost_total", "Offsets that fell off retention before they were read, in offsets.", partition
         )
@@ -168,6 +169,7 @@ class Metrics:
             self._held_out.labels(split).inc(report.samples.get(split, 0))
         for rejection in report.rejections:
             self._rejected.labels(rejection.record.topic, rejection.reason).inc()
+        self._tombstones.inc(report.tombstones)
         for topic, number, span in report.lost:
             self._lost.labels(topic, number).inc(span.end - span.start)
         if report.spans:

@@ -12,7 +12,7 @@ class Breaker:
     `rejects.max_in_a_row` records one after the other.
 
     The share counts whole batches and needs a whole window. Both counts begin with the process, so that a restart gets
-    past the records that tripped it.
+    past the records that tripped it. Deletion markers count neither way.
     """
 
     def __init__(self, settings: RejectsSettings, enabled: bool = True):
@@ -26,14 +26,15 @@ class Breaker:
 
     def observe(self, report: Report) -> None:
         """Count a batch."""
-        if not report.records:
-            return  # an idle turn of the loop
+        records = report.records - report.tombstones
+        if not records:
+            return
         for used in report.used:
             self._in_a_row = 0 if used else self._in_a_row + 1
             self._longest_row = max(self._longest_row, self._in_a_row)
         rejected = Counter((rejection.record.topic, rejection.reason.value) for rejection in report.rejections)
-        self._batches.append((report.records, rejected))
-        self._records += report.records
+        self._batches.append((records, rejected))
+        self._records += records
         self._rejected += rejected
         while self._records - self._batches[0][0] >= self._settings.window:
             records, rejected = self._batches.popleft()

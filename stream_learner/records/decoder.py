@@ -18,6 +18,7 @@ class Decoder:
     """Turns records into samples of one size. Stateless: the same record gives the same sample anywhere."""
 
     format: Format
+    skips_tombstones: bool
     height: int
     width: int
     channels: int
@@ -33,6 +34,7 @@ class Decoder:
         """Raises UsageError when `input.format` is unknown."""
         return cls(
             format=lookup(FORMATS, settings.input.format, "input.format"),
+            skips_tombstones=settings.input.tombstones == "skip",
             height=settings.model.height,
             width=settings.model.width,
             channels=settings.model.channels,
@@ -44,8 +46,10 @@ class Decoder:
             held_out_from=settings.split.held_out_from,
         )
 
-    def __call__(self, record: Record) -> Sample:
-        """Raises RejectError when the record cannot be used."""
+    def __call__(self, record: Record) -> Sample | None:
+        """Return the sample, or None for a deletion marker to skip. Raises RejectError for what cannot be used."""
+        if record.value is None and record.key is not None and self.skips_tombstones:
+            return None
         if record.value and len(record.value) > self.max_record_bytes:
             raise RejectError(
                 Reason.OVERSIZED_IMAGE,

@@ -26,8 +26,9 @@ class Drift(msgspec.Struct, frozen=True):
 class Report:
     """Figures of one batch.
 
+    `tombstones` of its `records` are deletion markers that were skipped; `used` says of each other record, in the order of
+    reading, whether it became a sample that was not rejected later;
     `pieces` are its offsets in the order of reading; `lost` (topic, partition, span) those that fell off retention;
-    `used` says of each record, in the order of reading, whether it became a sample that was not rejected later;
     `learned` counts training samples whose batch was learned (weight 0 included); `loss_sum` is the sum over `steps`
     of each step's weighted loss; `prequential` counts, by label, (correct, seen) of training samples predicted before
     they were learned; `weights` are the factors that each policy gave the samples learned, and their `combined`
@@ -37,6 +38,7 @@ class Report:
     spans: Spans
     records: int
     used: list[bool] = field(default_factory=list)
+    tombstones: int = 0
     pieces: list[Piece] = field(default_factory=list)
     lost: list[tuple[str, int, Span]] = field(default_factory=list)
     samples: dict[Split, int] = field(default_factory=dict)

@@ -98,7 +98,8 @@ class Forgetting(msgspec.Struct, frozen=True, kw_only=True):
 class Window(msgspec.Struct, frozen=True, kw_only=True):
     """A record of the metrics topic. Offsets are half-open, times ISO 8601 in UTC, accuracies 0..1.
 
-    Every input record is counted in exactly one window, and there in exactly one of `splits` and `rejected`.
+    Every input record is counted in exactly one window, and there in exactly one of `splits`, `rejected` and
+    `tombstones`.
     """
 
     schema_version: int = WINDOW_SCHEMA_VERSION
@@ -119,6 +120,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """Records in the dead letters, by reason."""
     rejected_by_topic: dict[str, dict[str, int]]
     """The same records, by input topic and reason."""
+    tombstones: int
+    """Deletion markers (null values with a key) that were skipped."""
     learned: int
     """Training samples that were learned."""
     steps: int
@@ -155,6 +158,7 @@ class Tally:
         self.records = 0
         self.splits: dict[str, int] = {}
         self.rejects: Rejects = {}
+        self.tombstones = 0
         self.learned = 0
         self.steps = 0
         self.loss_sum = 0.0
@@ -171,6 +175,7 @@ class Tally:
         for split, count in report.samples.items():
             self.splits[split.value] = self.splits.get(split.value, 0) + count
         rejects.count(self.rejects, report.rejections)
+        self.tombstones += report.tombstones
         self.learned += report.learned
         self.steps += report.steps
         self.loss_sum += report.loss_sum
@@ -190,6 +195,7 @@ class Tally:
             splits=self.splits,
             rejected=rejects.by_reason(self.rejects),
             rejected_by_topic=self.rejects,
+            tombstones=self.tombstones,
             learned=self.learned,
             steps=self.steps,
             loss=self.loss_sum / self.steps if self.steps else None,

@@ -43,8 +43,10 @@ class Script:
         self.now += self.poll_s if polled else timeout_s
         return polled
 
-    def decode(self, record: Record) -> Sample:
+    def decode(self, record: Record) -> Sample | None:
         self.now += self.decode_s
+        if record.value == b"marker":
+            return None
         if record.value == b"bad":
             raise RejectError(Reason.UNDECODABLE_IMAGE, "bad")
         assert record.value
@@ -72,11 +74,12 @@ def test_a_batch_closes_when_it_is_full():
 
 
 def test_only_training_samples_fill_a_batch():
-    values = [b"train", b"test", b"bad", b"validation", b"train", b"test"]
+    values = [b"train", b"test", b"bad", b"validation", b"marker", b"train", b"test"]
     (got,) = read(Script([[record(i, value) for i, value in enumerate(values)]]), size=2)
-    assert (got.records, got.training, len(got.samples)) == (5, 2, 4)
+    assert (got.records, got.training, len(got.samples), got.tombstones) == (6, 2, 4, 1)
+    assert got.places == [("images", 0, offset) for offset in (0, 1, 2, 3, 5)]  # none for the deletion marker
     assert [(r.record.offset, r.reason, r.stage) for r in got.rejections] == [(2, Reason.UNDECODABLE_IMAGE, "decode")]
-    assert spans([got]) == [{0: (0, 5)}]
+    assert spans([got]) == [{0: (0, 6)}]
 
 
 def test_a_batch_closes_after_max_span_records_even_if_none_is_for_training():

@@ -113,6 +113,7 @@ def test_a_batch_is_counted(registry, metrics):
         metrics.observe(
             report(
                 spans={"images": {0: Span(4, 10), 1: Span(0, 4)}},
+                tombstones=3,
                 samples={Split.TRAIN: 6, Split.VALIDATION: 2, Split.TEST: 1},
                 rejections=[Rejection(record, Reason.NO_LABEL, "decode", "the record has no label")],
                 learned=6,
@@ -128,6 +129,7 @@ def test_a_batch_is_counted(registry, metrics):
     assert value(registry, "records_learned_total") == 12
     assert value(registry, "records_held_out_total", split="validation") == 4
     assert value(registry, "records_held_out_total", split="test") == 2
+    assert value(registry, "tombstones_total") == 6
     assert value(registry, "records_rejected_total", topic="images", reason="no_label") == 2
     assert value(registry, "steps_total") == 4
     assert value(registry, "loss") == 1.5

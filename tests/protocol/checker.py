@@ -21,7 +21,7 @@ import safetensors.numpy
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import LatestSpec, OffsetSpec
-from feed import LOST, MAX_RECORD_BYTES, Draft, Fed, Headers, client
+from feed import LOST, MAX_RECORD_BYTES, TOMBSTONE, Draft, Fed, Headers, client
 
 READ_DEADLINE_S = 30.0
 MARKERS_DEADLINE_S = 200.0  # brokers end a dead worker's transaction after its time-out, 102 s by the defaults
@@ -282,7 +282,7 @@ def _check_counts(window: dict[str, Any], expected: Counter[str | None]) -> Iter
         what = f"{where} counts {window['records']}, not {expected.total()}"
         yield Violation(what, lost=max(0, -more), twice=max(0, more))
     hashed = expected[None]
-    rejected = {reason: count for reason, count in expected.items() if reason not in (None, *SPLITS)}
+    rejected = {reason: count for reason, count in expected.items() if reason not in (None, TOMBSTONE, *SPLITS)}
     if window["rejected"] != rejected:
         yield Violation(f"{where} rejects {window['rejected']}, not {rejected}")
     by_topic: Counter[str] = Counter()
@@ -290,6 +290,8 @@ def _check_counts(window: dict[str, Any], expected: Counter[str | None]) -> Iter
         by_topic.update(reasons)
     if by_topic != rejected:
         yield Violation(f"{where} rejects {dict(by_topic)} by topic, not {rejected}")
+    if window["tombstones"] != expected[TOMBSTONE]:
+        yield Violation(f"{where} counts {window['tombstones']} deletion markers, not {expected[TOMBSTONE]}")
     surplus = {split: window["splits"].get(split, 0) - expected[split] for split in SPLITS}
     if min(surplus.values()) < 0:
         yield Violation(f"{where} has too few of a split: {surplus}")
@@ -399,7 +401,7 @@ def check_dead_letters(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
     rejected = {
         (r.topic, r.partition, r.offset): r.draft
         for r in fed
-        if r.draft.fate not in (None, LOST, *SPLITS) and r.offset < positions.get((r.topic, r.partition), 0)
+        if r.draft.fate not in (None, LOST, TOMBSTONE, *SPLITS) and r.offset < positions.get((r.topic, r.partition), 0)
     }
     letters: dict[tuple[str, int, int], Read] = {}
     for letter in log.dead_letters:

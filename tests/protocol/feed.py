@@ -16,12 +16,14 @@ Images = list[tuple[bytes, bytes]]  # encoded image, label
 MAX_RECORD_BYTES = 20_000
 MAX_IMAGE_PIXELS = 10_000
 LOST = "lost"
+TOMBSTONE = "tombstone"
 MAX_CLASSES = 10
 BAD_EVERY = 40
 
 
 class Draft(NamedTuple):
-    """A record to feed. `fate` is a split, a reason to reject, or None: used, in a split that a hash decides."""
+    """A record to feed. `fate` is a split, a reason to reject, a deletion marker, or None: used, in a split that a hash
+    decides."""
 
     key: bytes | None
     value: bytes | None
@@ -56,14 +58,15 @@ def digits() -> Images:
 
 
 def bad(image: bytes, label: bytes) -> list[Draft]:
-    """A record for every reason to reject one: each has a single flaw."""
+    """A record for every reason to reject one, each with a single flaw, and deletion markers."""
     labelled = [("label", label)]
 
     def draft(fate: str, value: bytes | None, headers: Headers, key: bytes | None = b"key") -> Draft:
         return Draft(key, value, headers, fate)
 
     return [
-        draft("no_image", None, labelled),
+        draft(TOMBSTONE, None, []),
+        draft(TOMBSTONE, None, labelled, key=b""),
         draft("no_image", None, labelled, key=None),
         draft("no_image", b"", labelled),
         draft("undecodable_image", b"\xff\xd8 not a JPEG", labelled),

@@ -80,6 +80,10 @@ def miscount_rejected_of_a_topic(log: Log) -> None:
     rewrite_window(log, lambda window: window.update(rejected_by_topic={}))
 
 
+def miscount_tombstones(log: Log) -> None:
+    rewrite_window(log, lambda window: window.update(tombstones=window["tombstones"] + 1))
+
+
 def miscount_learned(log: Log) -> None:
     rewrite_window(log, lambda window: window.update(learned=window["learned"] - 1))
 
@@ -397,6 +401,7 @@ DAMAGE: dict[Damage, str] = {
     miscount_split: "window 2 has",
     miscount_rejected: "window 2 rejects",
     miscount_rejected_of_a_topic: "window 2 rejects .* by topic",
+    miscount_tombstones: "deletion markers, not",
     miscount_learned: "window 2 did not learn",
     move_records_to_another_split: "window 2 has too few",
     lose_in_window: "window 2 lost other offsets than its manifest",

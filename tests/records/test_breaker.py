@@ -95,6 +95,16 @@ def test_it_can_be_told_to_go_on():
     assert b.why is None
 
 
+def test_deletion_markers_count_neither_as_rejected_nor_as_good():
+    b = breaker()
+    b.observe(Report(spans={}, records=1000, tombstones=1000))
+    b.observe(Report(spans={}, records=990, tombstones=900, rejections=[REJECTION] * 45))
+    assert b.share == 0.5
+    assert b.why is None  # 90 records are no window
+    b.observe(batch(10, 5))
+    assert b.why
+
+
 def test_idle_turns_change_nothing_and_pile_up_nowhere():
     b = breaker()
     b.observe(batch(100, 50))

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ def test_a_record_becomes_a_sample():
     ("reason", "value", "headers"),
     [
         (Reason.NO_IMAGE, None, {"label": "0"}),
+        (Reason.NO_IMAGE, None, {}),
         (Reason.NO_IMAGE, b"", {"label": "0"}),
         (Reason.UNDECODABLE_IMAGE, b"not an image", {"label": "0"}),
         (Reason.UNDECODABLE_IMAGE, digit(0)[:60], {"label": "0"}),
@@ -68,6 +70,25 @@ def test_what_cannot_be_used_is_rejected_with_its_reason(reason, value, headers)
     assert caught.value.reason is reason
     assert caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("key", [b"patient", b""])
+@pytest.mark.parametrize("headers", [{}, {"label": "0"}, {"label": "\0", "weight": "nan"}])
+def test_a_null_value_with_a_key_is_a_deletion_marker(key, headers):
+    marker = record(None, key=key, **headers)
+    assert DECODE(marker) is None
+    with pytest.raises(RejectError) as caught:
+        dataclasses.replace(DECODE, skips_tombstones=False)(marker)
+    assert caught.value.reason is Reason.NO_IMAGE
+    with pytest.raises(RejectError) as caught:
+        DECODE(marker._replace(value=b""))  # empty is not null
+    assert caught.value.reason is Reason.NO_IMAGE
+
+
+@pytest.mark.parametrize(("tombstones", "skipped"), [("skip", True), ("reject", False)])
+def test_what_becomes_of_deletion_markers_is_a_setting(tombstones, skipped):
+    given = Settings.model_validate({"run": {"id": "a"}, "input": {"topics": ["images"], "tombstones": tombstones}})
+    assert Decoder.from_settings(given).skips_tombstones is skipped
 
 
 @pytest.mark.parametrize(("text", "weight"), [("0", 0.0), ("-0.0", 0.0), ("1e300", 1e300), (" 3\n", 3.0)])
@@ -200,6 +221,9 @@ def test_any_record_is_a_sample_or_a_rejection(value, key, headers):
     try:
         sample = DECODE(Record("images", 0, 0, 0, key, value, headers))
     except RejectError:
+        return
+    if sample is None:
+        assert value is None
         return
     assert sample.pixels_HWC.shape == (8, 8, 1)
     assert 0 <= sample.weight < float("inf")
