@@ -199,7 +199,8 @@ class ModelSettings(Section):
     std: list[PositiveFloat] = [0.25]
     """Standard deviation that pixels are divided by: one for all channels or one for each."""
     max_classes: Annotated[PositiveInt, Field(le=MAX_CLASSES)] = 1000
-    """Labels the head may grow to; records with a label beyond become dead letters."""
+    """Labels the head may grow to; records with a label beyond become dead letters. It may be raised later; a worker
+    does not start with fewer than its run knows."""
 
     @model_validator(mode="after")
     def _constants_fit_the_channels(self) -> "ModelSettings":

@@ -36,11 +36,13 @@ def _steps(settings: Settings) -> dict[str, Any]:
     }
 
 
-def check_fits(document: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises ValueError, which names what differs, when a state belongs to settings of another identity than
-    `wanted`."""
+def check_fits(document: dict[str, Any], wanted: dict[str, Any], max_classes: int) -> None:
+    """Raise ValueError, which names what differs, when a state belongs to settings of another identity than `wanted`,
+    or knows more than `max_classes` classes."""
     if differing := [line for name, value in wanted.items() for line in _differing(name, document.get(name), value)]:
         raise ValueError("; ".join(differing))
+    if (known := len(document["labels"])) > max_classes:
+        raise ValueError(f"it knows {known} classes, more than model.max_classes = {max_classes}")
 
 
 def check_network(found: ModelSpec, settings: ModelSettings) -> None:

@@ -100,6 +100,7 @@ class Learner:
             if not weighed.now.any():
                 self._weights.restore(before)  # learned, by no step: nothing changes
             elif self._learn(stream, features_NF, report):
+                self._releases.taught()
                 self._remember(train, weighed.stored, stream.logits)
             else:
                 self._weights.restore(before)
@@ -242,9 +243,9 @@ class Learner:
 
     @property
     def release_due(self) -> bool:
-        """Whether `release.every_records` have been read since the last decision, and there is a class to release: the
-        same batch in every run."""
-        return bool(self.labels) and self._releases.due(self.records)
+        """Return whether `release.every_records` have been read since the last decision and something was learned from
+        them: the same batch in every run."""
+        return self._releases.due(self.records)
 
     def decide_release(self) -> Decision:
         """Evaluates the model and decides whether it is released, or goes back to the last release; the next snapshot
@@ -282,7 +283,7 @@ class Learner:
         self, tensors: dict[str, Tensor], document: dict[str, Any], parts: dict[str, bytes], positions: Positions
     ) -> None:
         """Goes on from a snapshot's state. Raises ValueError when it belongs to other settings, or lacks a part."""
-        check_fits(document, self._identity)
+        check_fits(document, self._identity, self._settings.model.max_classes)
         for label in document["labels"]:
             self._index_of[label] = len(self.labels)
             self.labels.append(label)

@@ -53,6 +53,7 @@ class Releases:
         self._held_out = held_out
         self._device = device
         self._decided_at = 0  # records
+        self._taught = False  # whether something was learned since
         self._released: Released | None = None
         self._may_discard_from: Positions = {}  # of the last release or roll-back, or where a partition began since
         self._best_recalls = BestRecalls()
@@ -70,8 +71,13 @@ class Releases:
         return self._patience.learning_rate_factor
 
     def due(self, records: int) -> bool:
-        """Whether `release.every_records` have been read since the last decision, of `records` in all."""
-        return records - self._decided_at >= self._settings.release.every_records
+        """Return whether `release.every_records` have been read since the last decision, of `records` in all, and
+        something was learned from them: what learned nothing is not released."""
+        return self._taught and records - self._decided_at >= self._settings.release.every_records
+
+    def taught(self) -> None:
+        """Note that a batch with a weight above 0 was learned."""
+        self._taught = True
 
     def learned(self, spans: Spans) -> None:
         """Takes note of a batch's offsets."""
@@ -80,7 +86,7 @@ class Releases:
 
     def decide(self, labels: list[Label], records: int, positions: Positions) -> Decision:
         """Evaluates the network, which knows `labels` after `records` input records, up to `positions`, and decides."""
-        self._decided_at = records
+        self._decided_at, self._taught = records, False
         self._trainer.solve()
         candidate, decision = self._judged(labels)
         if decision.released:
@@ -149,6 +155,7 @@ class Releases:
         """The state, as JSON; the last release itself is in the state that was saved with it."""
         return {
             "decided_at": self._decided_at,
+            "taught": self._taught,
             "may_discard_from": [*each(self._may_discard_from)],
             "best_recalls": self._best_recalls.document(),
             "patience": self._patience.document(),
@@ -156,7 +163,7 @@ class Releases:
 
     def restore(self, document: dict[str, Any]) -> None:
         """Takes over what `document()` gave."""
-        self._decided_at = document["decided_at"]
+        self._decided_at, self._taught = document["decided_at"], document["taught"]
         for topic, partition, offset in document["may_discard_from"]:
             self._may_discard_from.setdefault(topic, {})[partition] = offset
         self._best_recalls.restore(document["best_recalls"])

@@ -26,8 +26,8 @@ class Drift(msgspec.Struct, frozen=True):
 class Report:
     """Figures of one batch.
 
-    `tombstones` of its `records` are deletion markers that were skipped; `used` says of each other record, in the order of
-    reading, whether it became a sample that was not rejected later;
+    `tombstones` of its `records` are deletion markers that were skipped; `used` says of each other record, in the
+    order of reading, whether it became a sample that was not rejected later;
     `pieces` are its offsets in the order of reading; `lost` (topic, partition, span) those that fell off retention;
     `learned` counts training samples whose batch was learned (weight 0 included); `loss_sum` is the sum over `steps`
     of each step's weighted loss; `prequential` counts, by label, (correct, seen) of training samples predicted before

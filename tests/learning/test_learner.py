@@ -216,12 +216,18 @@ def test_a_state_of_other_settings_is_refused(changed, value):
     with pytest.raises(ValueError, match=f"its {name} is .*, the settings say .*"):
         resumed(settings(**{changed: value}), snapshot)
     with pytest.raises(ValueError, match="its format is 0, the settings say 4"):
-        check_fits(snapshot.document | {"format": 0}, identity(settings()))
+        check_fits(snapshot.document | {"format": 0}, identity(settings()), 1000)
+
+
+def test_fewer_classes_than_are_known_are_refused():
+    snapshot = learned(settings(), stream()).snapshot()
+    with pytest.raises(ValueError, match=r"it knows 10 classes, more than model.max_classes = 9"):
+        resumed(settings(model__max_classes=9), snapshot)
 
 
 @pytest.mark.parametrize(
     ("changed", "value"),
-    [("learning__learning_rate", 0.1), ("learning__steps_per_batch", 2), ("model__max_classes", 50), ("run__id", "b")],
+    [("learning__learning_rate", 0.1), ("learning__steps_per_batch", 2), ("model__max_classes", 10), ("run__id", "b")],
 )
 def test_what_may_be_tuned_does_not_part_a_run_from_its_state(changed, value):
     snapshot = learned(settings(), stream()).snapshot()

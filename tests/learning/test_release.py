@@ -13,6 +13,8 @@ from stream_learner.learning.batch import Batch
 from stream_learner.learning.evaluation import predict
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Candidate
+from stream_learner.learning.strategies import STRATEGIES, Losses, Step
+from stream_learner.learning.strategies.er import ExperienceReplay
 from stream_learner.records.record import Split
 from stream_learner.records.spans import Span
 
@@ -191,6 +193,37 @@ def test_a_restart_compares_with_the_release_it_is_given_back():
     teach(restarted, 1)
     assert restarted.decide_release() == unbroken
     assert unbroken.last is not None
+
+
+@pytest.mark.parametrize("run", [{}, {"model__head": "ridge"}])
+def test_what_learned_nothing_is_not_released(run):
+    given = settings(release__every_records=5, **run)
+
+    def due_after(learner: Learner, count: int, **rest) -> bool:
+        learner.learn(batch(digits_of([0, 1], count), first=position(learner), **rest))
+        assert resumed(given, learner.snapshot()).release_due is learner.release_due
+        return learner.release_due
+
+    learner = Learner(given)
+    assert not due_after(learner, 10, splits=[VALIDATION, TEST])
+    assert not due_after(learner, 10, weights=[0.0])
+    assert due_after(learner, 2, weights=[0.0, 1.0])  # at once: enough records were read
+    learner.decide_release()
+    assert not due_after(learner, 10, splits=[TEST])
+    assert not due_after(learner, 10, weights=[0.0])
+    assert due_after(learner, 10)
+
+
+def test_batches_that_were_undone_are_not_released(monkeypatch):
+    class NotFinite(ExperienceReplay):
+        def losses(self, step: Step) -> Losses:
+            losses, weights = super().losses(step)
+            return Losses(losses * torch.nan, weights)
+
+    monkeypatch.setitem(STRATEGIES, "not_finite", NotFinite)
+    learner = learned(settings(release__every_records=5, learning__strategy="not_finite"), stream())
+    assert learner.labels
+    assert not learner.release_due
 
 
 def test_before_a_first_label_there_is_nothing_to_release():
