@@ -1,86 +1,153 @@
-"""`/metrics`, `/startupz`, `/livez` and `/readyz` on one port."""
+"""The monitoring port: a small HTTP server that slow or many clients cannot keep from answering.
 
+One thread serves all connections. At most 64 are open; a new one closes the oldest, so that a probe is answered while
+thousands of clients hold sockets open. Each connection has one request, and ten seconds from its start to its end.
+Servers in libraries (waitress, uvicorn, aiohttp) stop to accept at their limit, or answer 503.
+"""
+
+import asyncio
 import socket
-from collections.abc import Callable, Iterable
-from socketserver import ThreadingMixIn
+import struct
+from contextlib import closing
 from threading import Thread
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import structlog
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry
 
 from stream_learner.errors import UsageError
 from stream_learner.monitoring.health import Health
+from stream_learner.monitoring.pages import TEXT, Answer, Pages
 
 log = structlog.get_logger()
 
-Application = Callable[[dict[str, Any], Callable], Iterable[bytes]]
+MAX_CONNECTIONS = 64
+MAX_HEAD_BYTES = 8 * 1024
+TIMEOUT_S = 10.0
+BACKLOG = 1024
+ACCEPT_RETRY_S = 0.5
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing discards what was not sent
 
 
 class Server:
-    """Answers on daemon threads until closed; `port` is the one it got."""
+    """Answers on a daemon thread until closed; `port` is the one it got."""
 
-    def __init__(self, http: WSGIServer):
-        self.port = http.server_port
-        self._http = http
-        self._thread = Thread(target=http.serve_forever, args=(0.1,), name="monitoring", daemon=True)
+    def __init__(self, listener: socket.socket, pages: Pages):
+        self.port = listener.getsockname()[1]
+        self._listener = listener
+        self._pages = pages
+        self._open: dict[asyncio.Task[None], None] = {}  # oldest first
+        self._loop = asyncio.new_event_loop()
+        self._closing = asyncio.Event()
+        self._thread = Thread(target=self._run, name="monitoring", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        self._http.shutdown()
+        self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
-        self._http.server_close()
+
+    def _run(self) -> None:
+        with self._listener, closing(self._loop):
+            self._loop.run_until_complete(self._serve_until_closed())
+
+    async def _serve_until_closed(self) -> None:
+        accepting = self._loop.create_task(self._accept())
+        await self._closing.wait()
+        tasks = [accepting, *self._open]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = await self._loop.sock_accept(self._listener)
+            except OSError as error:  # the client is gone already, or the process is out of file descriptors
+                log.debug("could not accept a connection", error=str(error))
+                await asyncio.sleep(ACCEPT_RETRY_S)
+                continue
+            client.setblocking(False)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if len(self._open) >= MAX_CONNECTIONS:
+                oldest = next(iter(self._open))
+                oldest.cancel()
+                await asyncio.wait([oldest])
+            task = self._loop.create_task(self._serve(client))
+            self._open[task] = None
+            task.add_done_callback(self._open.pop)
+            await asyncio.sleep(0)  # a request that has arrived is answered before the next connection is accepted
+
+    async def _serve(self, client: socket.socket) -> None:
+        with client:
+            try:
+                async with asyncio.timeout(TIMEOUT_S):
+                    head = await self._head(client)
+                    if head is not None:
+                        for part in _encoded(*self._answer(head)):
+                            await self._loop.sock_sendall(client, part)
+            except (TimeoutError, OSError, asyncio.CancelledError):
+                # Too slow, gone or pushed out: the kernel must not keep what it did not take.
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+
+    async def _head(self, client: socket.socket) -> bytes | None:
+        """Read a request up to the empty line after its headers; None when the client leaves before."""
+        head = b""
+        while b"\r\n\r\n" not in head and len(head) <= MAX_HEAD_BYTES:
+            data = await self._loop.sock_recv(client, MAX_HEAD_BYTES)
+            if not data:
+                return None
+            head += data
+        return head
+
+    def _answer(self, head: bytes) -> tuple[Answer, bool]:
+        """The answer, and whether its body is to be sent."""
+        request, *lines = head.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+        words = request.split(" ")
+        if len(head) > MAX_HEAD_BYTES or len(words) != 3 or not words[2].startswith("HTTP/"):
+            return Answer("400 Bad Request", {"Content-Type": TEXT}, b"not an HTTP request of at most 8 KiB\n"), True
+        method, target, _ = words
+        if method not in ("GET", "HEAD"):
+            return Answer(
+                "405 Method Not Allowed", {"Content-Type": TEXT, "Allow": "GET, HEAD"}, b"GET or HEAD\n"
+            ), True
+        named = (line.partition(":") for line in lines)
+        headers = {name.strip().lower(): value.strip() for name, _, value in named}
+        try:
+            return self._pages.answer(target.partition("?")[0], headers), method == "GET"
+        except Exception:  # one page must not end the server
+            log.warning("a page could not be made", path=target, exc_info=True)
+            return Answer("500 Internal Server Error", {"Content-Type": TEXT}, b"see the log\n"), True
+
+
+def _encoded(answer: Answer, with_body: bool) -> tuple[bytes, bytes]:
+    # Two parts: connections whose clients are slow share one body.
+    headers = answer.headers | {"Content-Length": str(len(answer.body)), "Connection": "close"}
+    lines = [f"HTTP/1.1 {answer.status}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode(), answer.body if with_body else b""
 
 
 def serve(host: str, port: int, registry: CollectorRegistry, health: Health) -> Server:
-    """Starts the pages; port 0 picks a free one. Raises UsageError when the address cannot be had."""
+    """Start the pages; port 0 picks a free one. Raises UsageError when the address cannot be used."""
     try:
-        http = _HTTPServer(host, port)
+        listener = _listener(host, port)
     except OSError as error:
         raise UsageError(
             f"cannot listen on {host}:{port} ({error.strerror}); change monitoring.host or monitoring.port"
         ) from None
-    http.set_app(_application(registry, health))
-    log.info("monitoring", host=host, port=http.server_port)
-    return Server(http)
+    server = Server(listener, Pages(registry, health))
+    log.info("monitoring", host=host, port=server.port)
+    return server
 
 
-def _application(registry: CollectorRegistry, health: Health) -> Application:
-    metrics = make_wsgi_app(registry)
-    pages = {"/startupz": health.why_not_started, "/livez": health.why_not_live, "/readyz": health.why_not_ready}
-
-    def application(environ: dict[str, Any], start_response: Callable) -> Iterable[bytes]:
-        path = environ["PATH_INFO"]
-        if path == "/metrics":
-            return metrics(environ, start_response)
-        if path in pages:
-            problem = pages[path]()
-            status, text = ("503 Service Unavailable", problem) if problem else ("200 OK", "ok")
-        else:
-            status, text = "404 Not Found", f"here are /metrics, {', '.join(pages)}"
-        start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")])
-        return [f"{text}\n".encode()]
-
-    return application
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = 10  # seconds of silence; a client that never finishes its request must not hold a thread for ever
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's signature)
-        """Probes and scrapes come every few seconds: nothing is written about them."""
-
-
-class _HTTPServer(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    allow_reuse_port = False  # newer Pythons default to sharing the port: a second worker would go unnoticed
-
-    def __init__(self, host: str, port: int):
-        # The standard server is for IPv4 alone.
-        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        super().__init__((host, port), _Handler)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 (the base class's signature)
-        # Clients hang up and time out; the default prints a traceback.
-        log.debug("request failed", client=client_address[0], exc_info=True)
+def _listener(host: str, port: int) -> socket.socket:
+    # Not SO_REUSEPORT: a second worker on the same port must fail.
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener

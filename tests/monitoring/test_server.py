@@ -1,8 +1,13 @@
 import gzip
+import os
 import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -10,8 +15,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from stream_learner.errors import UsageError
+from stream_learner.monitoring import server
 from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import Metrics
+from stream_learner.monitoring.pages import Pages
 from stream_learner.monitoring.server import serve
 from stream_learner.records.report import Report
 
@@ -69,8 +76,8 @@ def port(health: Health) -> Iterator[int]:
     metrics = Metrics(registry, version="1.2.3")
     metrics.follow(health)
     metrics.observe(Report(spans={}, records=32))
-    with closing(serve("127.0.0.1", 0, registry, health)) as server:
-        yield server.port
+    with closing(serve("127.0.0.1", 0, registry, health)) as served:
+        yield served.port
 
 
 def get(port: int, path: str, **headers: str) -> tuple[HTTPResponse, bytes]:
@@ -132,6 +139,123 @@ def test_nothing_is_written_about_requests(port, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def ask(port: int, request: bytes) -> bytes:
+    """What the server sends until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(request)
+        received = b""
+        while data := client.recv(65536):
+            received += data
+        return received
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /livez HTTP/1.1\r\n\r\n", b"200 OK"),
+        (b"GET /livez?verbose HTTP/1.0\r\nHost: x\r\n\r\n", b"200 OK"),
+        (b"POST /livez HTTP/1.1\r\n\r\n", b"405 Method Not Allowed"),
+        (b"no request\r\n\r\n", b"400 Bad Request"),
+        (b"\x00\xff\r\n\r\n", b"400 Bad Request"),
+        (b"GET /livez HTTP/1.1\r\nX: " + bytes(8 * 1024), b"400 Bad Request"),
+    ],
+)
+def test_whatever_is_asked_has_an_answer(port, request_: bytes, status: bytes):
+    assert ask(port, request_).startswith(b"HTTP/1.1 " + status + b"\r\n")
+
+
+def test_a_head_request_gets_the_length_alone(port):
+    head, _, body = ask(port, b"HEAD /startupz HTTP/1.1\r\n\r\n").partition(b"\r\n\r\n")
+    assert b"Content-Length: 71" in head
+    assert body == b""
+
+
+def test_a_request_in_pieces_is_put_together(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        for piece in (b"GET /li", b"vez HTTP/1.1\r\n", b"\r", b"\n"):
+            client.sendall(piece)
+        assert client.recv(1024).startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /livez"])
+def test_a_client_that_does_not_ask_is_closed(health, monkeypatch, sent: bytes):
+    monkeypatch.setattr(server, "TIMEOUT_S", 0.1)
+    with (
+        closing(serve("127.0.0.1", 0, CollectorRegistry(), health)) as served,
+        socket.create_connection(("127.0.0.1", served.port), timeout=30) as client,
+    ):
+        client.sendall(sent)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
+def test_two_thousand_slow_clients_keep_nobody_from_an_answer(port, health):
+    health.enter(Phase.LEARNING)
+    busy = threading.Event()
+
+    def train() -> None:
+        while not busy.is_set():
+            sum(range(1000))
+
+    threading.Thread(target=train, daemon=True).start()
+    files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    command = [sys.executable, Path(__file__).with_name("slow_clients.py"), str(port), "2000"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as clients:
+        assert clients.stdin
+        assert clients.stdout
+        assert clients.stdout.readline() == b"connected\n"
+        for _ in range(20):
+            response, body = get(port, "/livez")
+            assert (response.status, body) == (200, b"ok\n")
+            assert b"stream_learner_build_info" in get(port, "/metrics")[1]
+            assert len(os.listdir("/proc/self/fd")) < files + server.MAX_CONNECTIONS + 10
+            assert threading.active_count() == threads
+        clients.stdin.close()
+    busy.set()
+    assert clients.returncode == 0
+
+
+def test_metrics_are_rendered_for_a_twentieth_of_the_time():
+    class Clocks:
+        now = cpu = 0.0
+        rendered = 0
+
+        def collect(self):
+            self.cpu += 0.1  # seconds for one page
+            self.rendered += 1
+            return []
+
+    clocks, registry = Clocks(), CollectorRegistry()
+    registry.register(clocks)  # collects once itself
+    clocks.rendered = 0
+    pages = Pages(registry, Health(10), clock=lambda: clocks.now, cpu_clock=lambda: clocks.cpu)
+    for _ in range(100):
+        clocks.now += 0.1
+        assert pages.answer("/metrics", {}).status == "200 OK"
+    assert clocks.rendered == 5  # in ten seconds
+    for accept in ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text; version=9.9.9", "x"):
+        assert pages.answer("/metrics", {"accept": accept}).status == "200 OK"
+    assert clocks.rendered == 6  # a page in each format, whatever version is asked for
+
+
+def test_a_page_that_cannot_be_made_does_not_end_the_server(health, capsys):
+    class Broken:
+        fails = False
+
+        def collect(self):
+            if self.fails:
+                raise RuntimeError("dictionary changed size during iteration")
+            return []
+
+    registry, broken = CollectorRegistry(), Broken()
+    registry.register(broken)
+    broken.fails = True
+    with closing(serve("127.0.0.1", 0, registry, health)) as served:
+        assert get(served.port, "/metrics")[0].status == 500
+        assert get(served.port, "/livez")[0].status == 200
+    assert "dictionary changed size" in capsys.readouterr().out
+
+
 def test_a_taken_port_names_the_setting_to_change(port, health):
     with pytest.raises(UsageError, match=rf"127\.0\.0\.1:{port} .*change monitoring.host or monitoring.port"):
         serve("127.0.0.1", port, CollectorRegistry(), health)
@@ -143,6 +267,6 @@ def test_an_address_that_is_not_this_machines_names_the_setting_too(health):
 
 
 def test_after_closing_the_port_is_free(health):
-    server = serve("127.0.0.1", 0, CollectorRegistry(), health)
-    server.close()
-    serve("127.0.0.1", server.port, CollectorRegistry(), health).close()
+    served = serve("127.0.0.1", 0, CollectorRegistry(), health)
+    served.close()
+    serve("127.0.0.1", served.port, CollectorRegistry(), health).close()
