@@ -130,8 +130,9 @@ class InputSettings(Section):
     """What to do with deletion markers, which are records with a key and a null value in a compacted topic: count and
     skip them, or send them to the dead letters as `no_image`. What was learned of the key is not unlearned."""
     on_lost: Literal["stop", "continue"] = "stop"
-    """What to do when records have fallen off the topic's retention before they were read: end with code 7, or go on
-    behind them, and say so in the metrics topic, the manifest and `stream_learner_records_lost_total`."""
+    """What to do when records have fallen off the topic's retention before they were read, or are damaged on the
+    brokers' disks: end with code 7, or continue behind them, and say so in the metrics topic, the manifest and
+    `stream_learner_records_lost_total`."""
 
 
 class TopicsSettings(Section):

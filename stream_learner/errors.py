@@ -27,7 +27,8 @@ class ExitCode(IntEnum):
     STATE = 6
     """The saved state is missing, damaged or belongs to another model, strategy or cluster."""
     INPUT = 7
-    """The input topic was recreated, or records that were not read yet have fallen off its retention."""
+    """The input topic was recreated, or records that were not read yet are gone: they have fallen off its retention, or
+    are damaged on the brokers' disks."""
     FENCED = 8
     """Another worker of the same run took over (or a transaction outlived its time-out); a restart recovers."""
     PUBLISH = 9

@@ -63,7 +63,7 @@ class Batch:
 
     def add(self, record: Record, decode: Decode) -> None:
         self.records += 1
-        self.bytes += len(record.value or b"")
+        self.bytes += record.nbytes
         self.newest_timestamp_ms[record.topic, record.partition] = record.timestamp_ms
         try:
             sample = decode(record)
@@ -89,8 +89,9 @@ def batches(
     """Yields batches until `stop` is set; the open one is then dropped, its records will be read again.
 
     `positions` are where the source begins. A batch closes when it holds `batch.size` training samples, after
-    `batch.linger_s`, after `batch.max_span` records, or at 64 MiB. Yields an empty batch now and then
-    meanwhile, so that the loop keeps turning. Raises what the source does, InputError after the open batch.
+    `batch.linger_s`, after `batch.max_span` records, or at 64 MiB. Yields an empty batch at least every second
+    meanwhile, between two records too, so that the loop turns however long they take to decode. Raises what the source
+    does, InputError after the open batch.
     """
     next_offset = {(topic, p): offset for topic, partitions in positions.items() for p, offset in partitions.items()}
     batch = Batch()
@@ -125,6 +126,9 @@ def batches(
                 yield batch
                 batch = Batch()
                 opened = turned = clock()
+            elif clock() - turned >= TURN_S:
+                yield Batch()
+                turned = clock()
         if stop.is_set():
             return
         if clock() - opened >= settings.linger_s:

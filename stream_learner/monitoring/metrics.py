@@ -48,7 +48,9 @@ class Metrics:
         )
         self._tombstones = counter("tombstones_total", "Deletion markers that were skipped, in records.")
         self._lost = counter(
-            "records_lost_total", "Offsets that fell off retention before they were read, in offsets.", partition
+            "records_lost_total",
+            "Offsets that fell off retention or were damaged before they were read, in offsets.",
+            partition,
         )
         self._steps = counter("steps_total", "Optimizer updates, in steps.")
         self._loss = gauge("loss", "Weighted loss of the last batch that was learned, mean over its steps, in nats.")

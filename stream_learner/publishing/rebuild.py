@@ -198,27 +198,28 @@ def _released(store: Store, saved: State) -> bytes:
 
 def _batches(manifest: Manifest, replays: dict[tuple[str, int], Replay], decode: Decoder) -> Iterator[Batch]:
     """The batches between a manifest and the one before, read again."""
-    lost = {
-        (topic, p, span.start): span.end
-        for topic, ps in manifest.lost.items()
-        for p, spans in ps.items()
-        for span in spans
-    }
     at = {(topic, partition): span.start for topic, partition, span in each(manifest.spans)}
     try:
         for pieces in ledger.decode(manifest.ledger, manifest.spans):
             batch = Batch()
             for topic, partition, end in pieces:
                 replay, start = replays[topic, partition], at[topic, partition]
-                if (behind := lost.get((topic, partition, start))) is not None:
-                    replay.skip(behind)
-                for record in replay.read(end):
-                    batch.add(record, decode)
+                for lost in manifest.lost.get(topic, {}).get(partition, ()):
+                    if start <= lost.start < end:
+                        _read(replay, lost.start, batch, decode)
+                        replay.skip(lost.end)
+                _read(replay, end, batch, decode)
                 batch.cover(topic, partition, start, end)
                 at[topic, partition] = end
             yield batch
     except ValueError as error:
         raise StateError(f"checkpoint {manifest.sequence} cannot be rebuilt: {error}") from None
+
+
+def _read(replay: Replay, end: int, batch: Batch, decode: Decoder) -> None:
+    """Adds the records up to the offset `end` to the batch."""
+    for record in replay.read(end):
+        batch.add(record, decode)
 
 
 def _offsets(spans: Spans) -> int:

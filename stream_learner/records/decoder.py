@@ -48,6 +48,8 @@ class Decoder:
 
     def __call__(self, record: Record) -> Sample | None:
         """Return the sample, or None for a deletion marker to skip. Raises RejectError for what cannot be used."""
+        if record.unreadable is not None:
+            raise RejectError(Reason.UNREADABLE_RECORD, record.unreadable)
         if record.value is None and record.key is not None and self.skips_tombstones:
             return None
         if record.value and len(record.value) > self.max_record_bytes:

@@ -167,7 +167,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     spans: Spans
     """Offsets learned since the previous manifest."""
     lost: Stretches
-    """Offsets among them whose records had fallen off retention before they were read."""
+    """Offsets among them whose records had fallen off retention before they were read, or were damaged on the brokers'
+    disks."""
     ledger: Ledger
     """Which of them made each batch."""
     arithmetic: Arithmetic

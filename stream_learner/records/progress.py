@@ -10,8 +10,8 @@ from stream_learner.records.window import Tally
 
 # What a piece takes in memory, roughly; in the manifest it takes a byte or two.
 PIECE_BYTES = 100
-# Kafka's record overhead and the error headers of a dead letter, roughly; only bounds memory.
-DEAD_LETTER_OVERHEAD_BYTES = 1024
+# The error headers of a dead letter, roughly; only bounds memory.
+ERROR_HEADERS_BYTES = 1024
 
 
 @dataclass(slots=True)
@@ -44,8 +44,7 @@ class Progress:
         self.open.batches.append(report.pieces)
         self.open.dead_letters += report.rejections
         self.open.pending_bytes += PIECE_BYTES * len(report.pieces) + sum(
-            DEAD_LETTER_OVERHEAD_BYTES + len(r.record.value or b"") + len(r.record.key or b"")
-            for r in report.rejections
+            ERROR_HEADERS_BYTES + rejection.record.nbytes for rejection in report.rejections
         )
 
     @property

@@ -7,6 +7,10 @@ import numpy as np
 
 Label = str | int
 
+# What a record and a header take in memory beside their bytes, roughly.
+RECORD_BYTES = 500
+HEADER_BYTES = 200
+
 
 class Split(StrEnum):
     """Where a sample goes: learned, or held out to decide releases (validation) or to report accuracy (test)."""
@@ -19,6 +23,9 @@ class Split(StrEnum):
 class Reason(StrEnum):
     """Why a record cannot be used. The docstring under each member is its line in the documentation."""
 
+    UNREADABLE_RECORD = "unreadable_record"
+    """Kafka holds bytes that are no readable record: a header name that is not UTF-8, a malformed record or batch, or a
+    batch that decompresses to more than its bound."""
     NO_IMAGE = "no_image"
     """The record holds no image bytes."""
     UNDECODABLE_IMAGE = "undecodable_image"
@@ -45,7 +52,8 @@ class Reason(StrEnum):
 
 
 class Record(NamedTuple):
-    """One Kafka message. `timestamp_ms` is milliseconds since 1970, UTC."""
+    """One Kafka message. `timestamp_ms` is milliseconds since 1970, UTC. `unreadable` says why there is no more of it
+    than its offset; None for a record that was read."""
 
     topic: str
     partition: int
@@ -54,11 +62,18 @@ class Record(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: list[tuple[str, bytes]]
+    unreadable: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, roughly. A header value may be null in Kafka."""
+        headers = sum(HEADER_BYTES + len(name) + len(value or b"") for name, value in self.headers)
+        return RECORD_BYTES + len(self.key or b"") + len(self.value or b"") + headers
 
 
 class Gap(NamedTuple):
-    """Offsets that give no record: reading goes on at `next_offset`. They never held one (control records,
-    compaction), or it is `lost`: it has fallen off retention."""
+    """Offsets that give no record: reading continues at `next_offset`. They never held one (control records,
+    compaction), or it is `lost`: it fell off retention, or its batch is damaged on the brokers' disks."""
 
     topic: str
     partition: int

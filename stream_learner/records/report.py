@@ -28,7 +28,8 @@ class Report:
 
     `tombstones` of its `records` are deletion markers that were skipped; `used` says of each other record, in the
     order of reading, whether it became a sample that was not rejected later;
-    `pieces` are its offsets in the order of reading; `lost` (topic, partition, span) those that fell off retention;
+    `pieces` are its offsets in the order of reading; `lost` (topic, partition, span) those that were lost before they
+    were read;
     `learned` counts training samples whose batch was learned (weight 0 included); `loss_sum` is the sum over `steps`
     of each step's weighted loss; `prequential` counts, by label, (correct, seen) of training samples predicted before
     they were learned; `weights` are the factors that each policy gave the samples learned, and their `combined`

@@ -110,8 +110,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     spans: Spans
     """Start and end offset per topic and partition."""
     lost: Stretches = {}
-    """Offsets among them whose records had fallen off retention before they were read, with `input.on_lost` at
-    `continue`."""
+    """Offsets among them whose records had fallen off retention before they were read, or were damaged on the brokers'
+    disks, with `input.on_lost` at `continue`."""
     records: int
     """Input records read."""
     splits: dict[str, int]

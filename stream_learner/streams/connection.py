@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from kafka import KafkaAdminClient, KafkaConsumer
+from kafka import KafkaAdminClient
 from kafka import errors as kafka_errors
 
 from stream_learner.config import KafkaSettings
 from stream_learner.errors import KafkaUnavailableError, TopicsError, UsageError
+from stream_learner.streams.reader import Reader
 
 FETCH_BYTES = 8 * 1024 * 1024
 RETRY_PAUSE_S = 0.2
@@ -87,8 +88,8 @@ def connect(kind: Callable[..., Client], config: dict[str, Any]) -> Client:
         log.removeHandler(lost)
 
 
-def reader(kafka: KafkaSettings, *, committed_only: bool = True, **more: Any) -> KafkaConsumer:
-    """A consumer, outside any group unless given one. It commits nothing and never jumps by itself."""
+def reader(kafka: KafkaSettings, *, committed_only: bool = True, **more: Any) -> Reader:
+    """Open a consumer, outside any group unless given one. It commits nothing and never jumps by itself."""
     config = client_config(kafka) | {
         "group_id": None,
         "enable_auto_commit": False,
@@ -99,7 +100,7 @@ def reader(kafka: KafkaSettings, *, committed_only: bool = True, **more: Any) ->
         "max_partition_fetch_bytes": FETCH_BYTES,
         "metrics_enabled": False,
     }
-    return connect(KafkaConsumer, config | more)
+    return connect(Reader, config | more)
 
 
 @contextmanager

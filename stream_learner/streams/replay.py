@@ -1,10 +1,9 @@
-"""The input once more: given offsets, in an order that the caller chooses."""
+"""The input read again: given offsets, in an order that the caller chooses."""
 
 import time
 from collections import deque
 from collections.abc import Callable
 
-from kafka import KafkaConsumer
 from kafka.errors import LogTruncationError, OffsetOutOfRangeError
 from kafka.structs import TopicPartition
 
@@ -12,13 +11,14 @@ from stream_learner.config import KafkaSettings
 from stream_learner.errors import InputError, KafkaUnavailableError
 from stream_learner.records.record import Record
 from stream_learner.streams.connection import kafka_failures, reader
+from stream_learner.streams.reader import Damaged, Reader, to_record
 
 POLL_MS = 200
 
 
 class Replay:
-    """Reads a partition on from where it stands, as far as it is told. A client for each partition: what is read ahead
-    in one must not fill the memory while another is read."""
+    """Reads one partition in steps. Each partition has a client of its own: what is read ahead in one must not fill the
+    memory while another is read."""
 
     def __init__(
         self,
@@ -33,16 +33,20 @@ class Replay:
         self._clock = clock
         self._place = TopicPartition(topic, partition)
         self._name = f"{topic}[{partition}]"
-        self._ahead: deque[Record] = deque()
+        self._ahead: deque[Record | Damaged] = deque()
         with kafka_failures(kafka, "opening the input"):
-            self._consumer: KafkaConsumer = reader(kafka)
+            self._consumer: Reader = reader(kafka)
             self._consumer.assign([self._place])
-        self.skip(offset)
-
-    def skip(self, offset: int) -> None:
-        """Goes on at `offset`."""
         self._at = offset
         self._consumer.seek(self._place, offset)
+
+    def skip(self, offset: int) -> None:
+        """Continue at `offset`, whatever stands before it."""
+        while self._ahead and self._ahead[0].offset < offset:
+            self._ahead.popleft()
+        if self._at < offset:
+            self._at = offset
+            self._consumer.seek(self._place, offset)
 
     def read(self, end: int) -> list[Record]:
         """Records up to the offset `end`.
@@ -54,7 +58,13 @@ class Replay:
         deadline = self._clock() + self._kafka.request_timeout_s
         while True:
             while self._ahead and self._ahead[0].offset < end:
-                records.append(self._ahead.popleft())
+                item = self._ahead.popleft()
+                if isinstance(item, Damaged):
+                    raise InputError(
+                        f"records of {self._name} from offset {item.offset} to {item.end} are needed, and their batch "
+                        "is damaged on the broker (wrong checksum); begin with a later state"
+                    )
+                records.append(item)
             if self._ahead or self._at >= end:
                 return records
             if self._poll():
@@ -78,9 +88,6 @@ class Replay:
                     f"records of {self._name} from offset {self._at} on are needed, and are not there any more "
                     f"({error}); begin with a later state, or give the topic a longer retention"
                 ) from error
-            self._ahead += [
-                Record(m.topic, m.partition, m.offset, m.timestamp, m.key, m.value, list(m.headers))
-                for m in polled.get(self._place, ())
-            ]
+            self._ahead += [m if isinstance(m, Damaged) else to_record(m) for m in polled.get(self._place, ())]
             before, self._at = self._at, self._consumer.position(self._place) or self._at
         return self._at > before

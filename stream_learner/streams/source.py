@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 
 import structlog
-from kafka import KafkaConsumer
 from kafka.errors import LogTruncationError, OffsetOutOfRangeError
 from kafka.structs import TopicPartition
 
@@ -13,6 +12,7 @@ from stream_learner.errors import InputError
 from stream_learner.records.record import Gap, Record
 from stream_learner.records.spans import Positions
 from stream_learner.streams.connection import kafka_failures, reader
+from stream_learner.streams.reader import Damaged, Reader, to_record
 
 PARTITION_CHECK_S = 5.0
 MAX_POLL_RECORDS = 5000
@@ -40,9 +40,10 @@ class Source:
         self._kafka = kafka
         self._settings = settings
         self._clock = clock
+        self._ends_with: InputError | None = None
         self._next = {TopicPartition(t, p): offset for t, ps in positions.items() for p, offset in ps.items()}
         with kafka_failures(kafka, "opening the input"):
-            self._consumer: KafkaConsumer = reader(
+            self._consumer: Reader = reader(
                 kafka,
                 max_poll_records=MAX_POLL_RECORDS,
                 metadata_max_age_ms=int(PARTITION_CHECK_S * 1000),
@@ -54,9 +55,11 @@ class Source:
     def poll(self, timeout_s: float) -> list[Record | Gap]:
         """The next records in order, none when none came in time. While Kafka is away it gives none.
 
-        Raises InputError when the next record is not there any more and `input.on_lost` is `stop`, or never was there;
-        KafkaUnavailableError.
+        Raises InputError when the next record is not there any more or its batch is damaged, and `input.on_lost` is
+        `stop`, or never was there; KafkaUnavailableError.
         """
+        if self._ends_with:
+            raise self._ends_with
         if self._clock() >= self._check_partitions_at:
             self._assign()
         with kafka_failures(self._kafka, "reading the input"):
@@ -100,16 +103,34 @@ class Source:
         polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
         items: list[Record | Gap] = []
         for place, messages in polled.items():
-            items += [
-                Record(m.topic, m.partition, m.offset, m.timestamp, m.key, m.value, list(m.headers)) for m in messages
-            ]
-            self._next[place] = messages[-1].offset + 1
+            for message in messages:
+                if isinstance(message, Damaged):
+                    if not self._pass_over(message):
+                        return items
+                    items.append(Gap(place.topic, place.partition, message.end, lost=True))
+                    self._next[place] = message.end
+                else:
+                    items.append(to_record(message))
+                    self._next[place] = message.offset + 1
         for place, offset in self._next.items():
             position = self._consumer.position(place, timeout_ms=0)
             if position is not None and position > offset:  # control records, compacted offsets
                 items.append(Gap(place.topic, place.partition, position))
                 self._next[place] = position
         return items
+
+    def _pass_over(self, damaged: Damaged) -> bool:
+        """Whether reading continues behind a damaged batch; if not, the next poll raises why."""
+        where = f"{damaged.topic}[{damaged.partition}]"
+        what = f"the batch of {where} that holds offset {damaged.offset} is damaged on the broker (wrong checksum)"
+        if self._settings.on_lost == "continue":
+            log.warning(f"{what}; offsets {damaged.offset} to {damaged.end} are lost")
+            return True
+        self._ends_with = InputError(
+            f"{what}. What was read before it is saved: repair the topic (another replica may be intact), or pass over "
+            f"offsets {damaged.offset} to {damaged.end} with input.on_lost = continue"
+        )
+        return False
 
     def ends(self) -> Positions:
         """End offset of each partition as far as its last fetch told."""

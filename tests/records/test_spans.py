@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_learner.records.ledger import Piece
-from stream_learner.records.progress import DEAD_LETTER_OVERHEAD_BYTES, PIECE_BYTES, Progress
+from stream_learner.records.progress import ERROR_HEADERS_BYTES, PIECE_BYTES, Progress
 from stream_learner.records.record import Reason, Record, Rejection, Split
 from stream_learner.records.report import Drift, Report
 from stream_learner.records.spans import Span, Spans, advance, between, each, extend, extend_all
@@ -106,7 +106,7 @@ def test_an_idle_turn_leaves_nothing_to_publish():
 def test_pending_bytes_bound_what_waits_for_a_save():
     progress = Progress({})
     progress.add(report({"images": {0: Span(0, 2)}}, rejections=[rejection(0), rejection(1)]))
-    assert progress.open.pending_bytes == 2 * (DEAD_LETTER_OVERHEAD_BYTES + len(b"key" + b"value"))
+    assert progress.open.pending_bytes == 2 * (ERROR_HEADERS_BYTES + rejection(0).record.nbytes)
     assert [r.record.offset for r in progress.close().dead_letters] == [0, 1]
     assert progress.open.pending_bytes == 0
 

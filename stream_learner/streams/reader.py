@@ -1,0 +1,192 @@
+"""A consumer that no record stops: what cannot be read comes as an item of its own, in bounded memory.
+
+kafka-python raises at a record that it cannot read, again at each try, and decompresses a batch whatever it becomes.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from kafka import KafkaConsumer
+from kafka.consumer.fetcher import ConsumerRecord, Fetcher
+from kafka.errors import CorruptRecordError
+from kafka.protocol.consumer import IsolationLevel
+from kafka.record.default_records import DefaultRecordBatch
+from kafka.structs import TopicPartition
+
+from stream_learner.config import MIB
+from stream_learner.records.record import HEADER_BYTES, RECORD_BYTES, Record
+from stream_learner.streams.record_batch import Batch, Parsed
+
+# Of the records that one poll gives, and of what is decompressed for them; the last record may exceed it.
+MAX_POLL_BYTES = 64 * MIB
+
+
+class Unreadable(ConsumerRecord):
+    """An offset whose record cannot be read, and why; a null value to whoever does not look."""
+
+    why: str
+
+
+class Damaged(ConsumerRecord):
+    """Offsets from `offset` to `end`, whose batch does not have its checksum: it is not what a producer sent."""
+
+    end: int
+
+
+def to_record(message: Any) -> Record:
+    """A consumer's message as the program knows it."""
+    why = message.why if isinstance(message, Unreadable) else None
+    headers = list(message.headers)
+    return Record(
+        message.topic, message.partition, message.offset, message.timestamp, message.key, message.value, headers, why
+    )
+
+
+class Reader(KafkaConsumer):
+    """A KafkaConsumer whose `poll` also gives Unreadable and Damaged, and at most MAX_POLL_BYTES at a time."""
+
+    def __init__(self, **config: Any):
+        super().__init__(**config)
+        self._budget = _Budget()
+        # The class that takes a fetched response apart; the fetcher looks it up at each response.
+        self._fetcher.PartitionRecords = partial(_Records, budget=self._budget, highwater=self.highwater)
+
+    def poll(self, *args: Any, **kwargs: Any) -> dict[TopicPartition, list[ConsumerRecord]]:
+        self._budget.left = MAX_POLL_BYTES
+        try:
+            return super().poll(*args, **kwargs)
+        except _FullPollError:  # kept by the fetcher since the last poll, whose records came first
+            return {}
+        except _NoBatchError as error:
+            place, offset = error.args
+            self.seek(place, offset + 1)
+            return {place: [_damaged(place, offset, offset + 1)]}
+
+
+class _Budget:
+    """Bytes that may still be read in this poll."""
+
+    left = MAX_POLL_BYTES
+
+
+class _FullPollError(Exception):
+    """Ends a poll: the fetcher returns what it has, and raises this at the next one."""
+
+
+class _NoBatchError(Exception):
+    """The bytes at a place and an offset are no batch. How far that goes is not known."""
+
+
+class _Records(Fetcher.PartitionRecords):
+    def __init__(
+        self, fetch_offset: int, tp: TopicPartition, records: Any, *, budget: _Budget, highwater: Any, **kwargs: Any
+    ):
+        if records.size_in_bytes() and not records.has_next():
+            raise _NoBatchError(tp, fetch_offset)  # brokers send the first batch whole (KIP-74)
+        self._budget = budget
+        self._highwater: Callable[[TopicPartition], int | None] = highwater
+        super().__init__(fetch_offset, tp, records, **kwargs)
+
+    def take(self, n: int | None = None) -> list[ConsumerRecord]:
+        if self._budget.left <= 0:
+            raise _FullPollError
+        taken = []
+        for record in islice(self.record_iterator, n):
+            taken.append(record)
+            if self._budget.left <= 0:
+                break
+        return taken
+
+    def _unpack_records(self, tp: TopicPartition, records: Any, *_: Any) -> Iterator[ConsumerRecord]:
+        """As kafka-python's, but for what becomes of the unreadable."""
+        batch = _next_batch(records)
+        while batch is not None:
+            following = _next_batch(records)
+            if batch is NO_BATCH or not batch.validate_crc():
+                start, self.next_fetch_offset = self.next_fetch_offset, self._end_of_damage(batch, following)
+                yield _damaged(tp, start, self.next_fetch_offset)
+                break  # the next fetch: the brokers say which transactions were aborted behind a marker that is lost
+            if batch.magic < 2:
+                yield from self._legacy(batch)
+            else:
+                if self._holds_data(batch):
+                    yield from self._readable(batch)
+                self.next_fetch_offset = batch.next_offset
+            batch = following
+        self.drain()
+
+    def _holds_data(self, batch: DefaultRecordBatch) -> bool:
+        """Whether the batch has records for the consumer, neither aborted nor control records (KIP-98)."""
+        self.leader_epoch = batch.leader_epoch
+        if self.isolation_level == IsolationLevel.READ_COMMITTED and batch.has_producer_id():
+            self._consume_aborted_transactions_up_to(batch.last_offset)
+            # Compaction may leave a control batch without its record.
+            if batch.records_count and self._contains_abort_marker(batch):
+                self.aborted_producer_ids.discard(batch.producer_id)
+            elif self._is_batch_aborted(batch):
+                return False
+        return not batch.is_control_batch
+
+    def _readable(self, batch: DefaultRecordBatch) -> Iterator[ConsumerRecord]:
+        parsed = Batch(batch)
+        self._budget.left -= parsed.cost_bytes
+        for record in parsed:
+            size = len(record.key or b"") + len(record.value or b"") + len(record.headers) * HEADER_BYTES
+            self._budget.left -= size + RECORD_BYTES
+            self.bytes_read += size
+            self.next_fetch_offset = record.offset + 1
+            yield self._message(record, batch.timestamp_type)
+
+    def _legacy(self, batch: Any) -> Iterator[ConsumerRecord]:
+        """Records of before Kafka 0.11."""
+        if batch.compression_type:
+            why = "its batch is of a message format before Kafka 0.11, and compressed"
+            parsed = [Parsed(batch.base_offset, -1, unreadable=why)]
+        else:
+            parsed = [Parsed(r.offset, -1 if r.timestamp is None else r.timestamp, r.key, r.value) for r in batch]
+        for record in parsed:
+            self.next_fetch_offset = record.offset + 1
+            yield self._message(record, 0)
+
+    def _end_of_damage(self, batch: Any, following: Any) -> int:
+        """Where reading goes on behind a damaged batch, whose own word is not worth much."""
+        next_offset = self.next_fetch_offset + 1
+        if batch is NO_BATCH:
+            return next_offset
+        if following not in (None, NO_BATCH):
+            return max(next_offset, following.base_offset)
+        if batch.magic == 2:
+            # Two fields that agree are likely right; if not, the batch is likely the topic's last.
+            agree = batch.records_count == batch.last_offset_delta + 1
+            return max(next_offset, batch.next_offset if agree else self._highwater(self.topic_partition) or 0)
+        return max(next_offset, batch.base_offset + 1)
+
+    def _message(self, record: Parsed, timestamp_type: int) -> ConsumerRecord:
+        kind = ConsumerRecord if record.unreadable is None else Unreadable
+        content = record.timestamp_ms, timestamp_type, record.key, record.value, record.headers
+        message = kind(*self.topic_partition, self.leader_epoch, record.offset, *content, *NOT_KEPT)
+        if isinstance(message, Unreadable):
+            message.why = record.unreadable or ""
+        return message
+
+
+# A record's checksum and sizes, which nobody asks for.
+NOT_KEPT = (None, -1, -1, -1)
+NO_BATCH = object()
+
+
+def _next_batch(records: Any) -> Any:
+    """The next batch of a fetched response, None at its end, NO_BATCH where its bytes are none."""
+    try:
+        return records.next_batch()
+    except (CorruptRecordError, struct.error, AssertionError):
+        return NO_BATCH
+
+
+def _damaged(place: TopicPartition, start: int, end: int) -> Damaged:
+    lost = Damaged(*place, -1, start, -1, 0, None, None, [], *NOT_KEPT)
+    lost.end = end
+    return lost

@@ -1,0 +1,133 @@
+"""Records of a batch, read so that a bad one costs its own offset and nothing else.
+
+The format is KIP-98's, magic 2. kafka-python's own reader gives up the whole partition at the first bad record.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from kafka.record.default_records import DefaultRecordBatch
+from kafka.record.util import decode_varint
+
+from stream_learner.config import MIB
+from stream_learner.streams.decompression import decompress
+
+# A batch may decompress to this size, or to this multiple of its compressed size if that is more.
+MAX_DECOMPRESSED_BYTES = 64 * MIB
+MAX_RATIO = 4
+# Records and headers cost memory and time of their own, however few bytes they have.
+MAX_RECORDS = 500_000
+MAX_HEADERS = 1_000
+INT64 = range(-(2**63), 2**63)
+
+
+class Parsed(NamedTuple):
+    """One record. `unreadable` says why there is nothing but an offset; None where the record is there."""
+
+    offset: int
+    timestamp_ms: int
+    key: bytes | None = None
+    value: bytes | None = None
+    headers: Sequence[tuple[str, bytes | None]] = ()
+    unreadable: str | None = None
+
+
+class Batch:
+    """A record batch whose CRC is right, and whose content is not trusted."""
+
+    def __init__(self, batch: DefaultRecordBatch):
+        self._batch = batch
+        compressed = memoryview(batch._buffer)[batch._pos :].tobytes()
+        self._why: str | None = None
+        self._data = b""
+        try:
+            if not 0 <= batch.records_count <= MAX_RECORDS:
+                raise ValueError(f"its batch has {batch.records_count} records, not 0 to {MAX_RECORDS}")
+            limit = max(MAX_DECOMPRESSED_BYTES, MAX_RATIO * len(compressed))
+            self._data = decompress(batch.compression_type, compressed, limit)
+        except ValueError as error:
+            self._why = str(error)
+
+    @property
+    def cost_bytes(self) -> int:
+        """Bytes that were decompressed to read it."""
+        if not self._batch.compression_type:
+            return 0
+        return MAX_DECOMPRESSED_BYTES if self._why else len(self._data)
+
+    def __iter__(self) -> Iterator[Parsed]:
+        """Every record in the order of offsets; those that cannot be read one by one."""
+        batch = self._batch
+        expected, at = batch.base_offset, 0
+        why = self._why
+        for _ in range(0 if why else batch.records_count):
+            try:
+                record = _record(self._data, at)
+            except (ValueError, IndexError) as error:
+                why = f"its batch is malformed from here on ({error})"
+                break
+            offset = batch.base_offset + record.offset_delta
+            if not expected <= offset <= batch.last_offset:
+                why = f"its batch is malformed from here on (offset {offset} does not come next)"
+                break
+            timestamp_ms = batch.first_timestamp + record.timestamp_delta
+            if batch.timestamp_type == DefaultRecordBatch.LOG_APPEND_TIME or timestamp_ms not in INT64:
+                timestamp_ms = batch.max_timestamp
+            try:
+                yield Parsed(offset, timestamp_ms, *_content(self._data, record.content_at, record.end))
+            except (ValueError, IndexError) as error:
+                yield Parsed(offset, timestamp_ms, unreadable=f"the record is malformed ({error})")
+            expected, at = offset + 1, record.end
+        if why:
+            for offset in range(expected, batch.last_offset + 1):
+                yield Parsed(offset, batch.max_timestamp, unreadable=why)
+
+
+class _Record(NamedTuple):
+    timestamp_delta: int
+    offset_delta: int
+    content_at: int
+    end: int
+
+
+def _record(data: bytes, at: int) -> _Record:
+    """What a record says about itself. Raises ValueError, IndexError when the next one cannot be found behind it."""
+    length, at = decode_varint(data, at)
+    end = at + length
+    if length < 0 or end > len(data):
+        raise ValueError(f"a record of {length} bytes")
+    timestamp_delta, at = decode_varint(data, at + 1)  # behind the attributes, which are not used
+    offset_delta, at = decode_varint(data, at)
+    return _Record(timestamp_delta, offset_delta, at, end)
+
+
+def _content(data: bytes, at: int, end: int) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]:
+    """Key, value and headers. Raises ValueError, IndexError."""
+    key, at = _bytes(data, at, end)
+    value, at = _bytes(data, at, end)
+    count, at = decode_varint(data, at)
+    if not 0 <= count <= MAX_HEADERS:
+        raise ValueError(f"{count} headers")
+    headers = []
+    for _ in range(count):
+        raw_name, at = _bytes(data, at, end)
+        if raw_name is None:
+            raise ValueError("a header without a name")
+        try:
+            name = raw_name.decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"the header name {raw_name[:100]!r} is not UTF-8") from None
+        content, at = _bytes(data, at, end)
+        headers.append((name, content))
+    if at != end:
+        raise ValueError(f"{end - at} bytes too many")
+    return key, value, headers
+
+
+def _bytes(data: bytes, at: int, end: int) -> tuple[bytes | None, int]:
+    size, at = decode_varint(data, at)
+    if size < 0:
+        return None, at
+    if size > end - at:
+        raise ValueError(f"a field of {size} bytes where {end - at} are left")
+    return data[at : at + size], at + size
