@@ -110,7 +110,8 @@ def learn(settings: Settings, dataset: Dataset, seed: int) -> Iterator[Outcome]:
     order = rng.permutation(len(dataset))
     apart = min(MAX_TEST, len(order) // 5)
     decode = Decoder.from_settings(settings)
-    clean = [decode(record(dataset, index, dataset.targets[index], HONEST, 0)) for index in order[:apart]]
+    records = (record(dataset, index, dataset.targets[index], HONEST, 0) for index in order[:apart])
+    clean = [sample for sample in map(decode, records) if sample]
     stream = Stream(dataset, order[apart:], rng)
     learner, start = Learner(settings), {topic: {0: 0} for topic in TOPICS}
     learner.begin(start)

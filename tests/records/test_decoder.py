@@ -12,7 +12,7 @@ from stream_learner.config import InputSettings, ModelSettings, RunSettings, Set
 from stream_learner.errors import UsageError
 from stream_learner.records.decoder import Decoder, parse_split, parse_weight
 from stream_learner.records.formats import plain
-from stream_learner.records.record import Fields, Reason, Record, RejectError, Split
+from stream_learner.records.record import Fields, Reason, Record, RejectError, Sample, Split
 
 
 def decoder(format: str = "plain", **split: Any) -> Decoder:  # noqa: A002 (the setting's name)
@@ -31,9 +31,16 @@ def decoder(format: str = "plain", **split: Any) -> Decoder:  # noqa: A002 (the 
 DECODE = decoder()
 
 
+def sample_of(given_record: Record, decode: Decoder = DECODE) -> Sample:
+    """The sample of a record that is no deletion marker."""
+    sample = decode(given_record)
+    assert sample is not None
+    return sample
+
+
 def test_a_record_becomes_a_sample():
     given_record = record(digit(0), offset=7, label="zero", weight="2.5", split="validation")
-    sample = DECODE(given_record)
+    sample = sample_of(given_record)
     assert sample.record is given_record
     assert (sample.label, sample.weight, sample.split) == ("zero", 2.5, Split.VALIDATION)
     assert np.array_equal(sample.pixels_HWC, DIGITS_NHW[0][:, :, None])
@@ -93,30 +100,30 @@ def test_what_becomes_of_deletion_markers_is_a_setting(tombstones, skipped):
 
 @pytest.mark.parametrize(("text", "weight"), [("0", 0.0), ("-0.0", 0.0), ("1e300", 1e300), (" 3\n", 3.0)])
 def test_weights_are_finite_and_not_negative(text, weight):
-    assert DECODE(record(digit(0), label="0", weight=text)).weight == weight
+    assert sample_of(record(digit(0), label="0", weight=text)).weight == weight
 
 
 def test_without_a_weight_it_is_one():
-    assert DECODE(record(digit(0), label="0")).weight == 1.0
+    assert sample_of(record(digit(0), label="0")).weight == 1.0
 
 
 @pytest.mark.parametrize("split", Split)
 def test_the_split_header_is_honoured(split):
-    assert {DECODE(record(digit(i), label="0", split=split.value)).split for i in range(20)} == {split}
+    assert {sample_of(record(digit(i), label="0", split=split.value)).split for i in range(20)} == {split}
 
 
 def test_of_a_header_that_stands_twice_the_last_counts():
     twice = record(digit(0), label="first")
     twice.headers.append(("label", b"last"))
-    assert DECODE(twice).label == "last"
+    assert sample_of(twice).label == "last"
 
 
 def test_labels_are_normalised():
-    assert DECODE(record(digit(0), label=" cafe\u0301 ")).label == "caf\u00e9"
+    assert sample_of(record(digit(0), label=" cafe\u0301 ")).label == "caf\u00e9"
 
 
 def splits(records: list[Record], decode: Decoder = DECODE) -> list[Split]:
-    return [decode(r).split for r in records]
+    return [sample_of(r, decode).split for r in records]
 
 
 def test_the_split_is_drawn_from_the_id_header_before_the_image():
@@ -144,11 +151,13 @@ def test_with_split_by_key_a_group_is_in_one_split_whatever_its_ids_and_images()
 @pytest.mark.parametrize("by", ["id", "key"])
 def test_samples_of_one_group_share_their_split(by):
     decode = decoder(by=by)
-    ids = [{"id": f"{i % 8}"} if by == "id" else {"key": f"{i % 8}".encode()} for i in range(80)]
-    samples = [decode(record(digit(i), label="0", **identity)) for i, identity in enumerate(ids)]
+    ids: list[dict[str, Any]] = [{"id": f"{i % 8}"} if by == "id" else {"key": f"{i % 8}".encode()} for i in range(80)]
+    samples = [sample_of(record(digit(i), label="0", **identity), decode) for i, identity in enumerate(ids)]
     assert len({sample.group for sample in samples}) == 8
     assert len({(sample.group, sample.split) for sample in samples}) == 8
-    said = [decode(record(digit(0), label="0", split=split, **ids[0])).group for split in ("validation", "test")]
+    said = [
+        sample_of(record(digit(0), label="0", split=split, **ids[0]), decode).group for split in ("validation", "test")
+    ]
     assert said == [samples[0].group] * 2  # also where the record names the split itself
     assert all(0 < sample.group < 2**63 for sample in samples)
 
@@ -164,19 +173,19 @@ def test_the_same_image_lands_in_the_same_split_wherever_it_is_read():
 def test_only_records_of_trusted_topics_are_held_out():
     decode = decoder(held_out_from=["more"])
     images = [record(digit(i), label="0") for i in range(60)]
-    assert {decode(image).split for image in images} == {Split.TRAIN}
-    assert [decode(image._replace(topic="more")).split for image in images] == splits(images)
+    assert {sample_of(image, decode).split for image in images} == {Split.TRAIN}
+    assert [sample_of(image._replace(topic="more"), decode).split for image in images] == splits(images)
 
 
 @pytest.mark.parametrize("split", [Split.VALIDATION, Split.TEST])
 def test_a_record_of_another_topic_cannot_ask_to_be_held_out(split):
     asking = record(digit(0), label="0", split=split.value)
     decode = decoder(held_out_from=["more"])
-    assert decode(asking._replace(topic="more")).split is split
+    assert sample_of(asking._replace(topic="more"), decode).split is split
     with pytest.raises(RejectError, match=r"split\.held_out_from does not name images") as caught:
         decode(asking)
     assert caught.value.reason is Reason.UNTRUSTED_HELD_OUT
-    assert decode(record(digit(0), label="0", split="train")).split is Split.TRAIN
+    assert sample_of(record(digit(0), label="0", split="train"), decode).split is Split.TRAIN
 
 
 def test_what_the_record_says_is_checked_before_its_image_is_decoded():
@@ -196,7 +205,7 @@ def labelled_by_key(given_record: Record) -> Fields:
 
 
 def test_a_format_of_ones_own_is_reached_by_its_path():
-    sample = decoder(f"{__name__}:labelled_by_key")(record(digit(0), key=b"seven"))
+    sample = sample_of(record(digit(0), key=b"seven"), decoder(f"{__name__}:labelled_by_key"))
     assert sample.label == "seven"
 
 
