@@ -289,9 +289,9 @@ def status(
         _say("no checkpoint yet")
     else:
         manifest, release = found.manifest, found.manifest.release
-        _say(f"checkpoint {manifest.sequence} of {manifest.created_at}: {manifest.state.url}")
+        _say(f"checkpoint {manifest.sequence} of {manifest.created_at}: {manifest.url(manifest.state)}")
         if release:
-            _say(f"release {release.sequence} of {release.created_at}: {release.object.url}")
+            _say(f"release {release.sequence} of {release.created_at}: {manifest.url(release.object)}")
             _say(f"test accuracy {_percent(release.test.accuracy)} on {release.test.total} samples")
     if found.window:
         window = found.window
@@ -318,7 +318,9 @@ def rebuild(
     start: Annotated[
         str,
         typer.Option(
-            "--from", metavar="STATE", help="State to begin with: a checkpoint's sequence, a URL or a file; 0: none."
+            "--from",
+            metavar="STATE",
+            help="State to begin with: a checkpoint's sequence, a key, a URL or a file; 0: none.",
         ),
     ],
     target: Annotated[

@@ -53,8 +53,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+def _not_a_parent(text: str) -> str:
+    if text in (".", ".."):
+        raise ValueError("is a folder's name for itself or its parent; choose another")
+    return text
+
+
 class RunSettings(Section):
-    id: KafkaName
+    id: Annotated[KafkaName, AfterValidator(_not_a_parent)]
     """Identity of one model's life: key of its manifests, folder of its objects, part of its transactional id."""
     seed: NonNegativeInt = 0
     """Seed of the first weights, of dropout and of what the memory keeps."""

@@ -36,12 +36,12 @@ def delete_dropped(store: Store, before: Manifest, after: Manifest) -> None:
     A worker that was replaced never gets here with a manifest of its own, so it cannot delete what the new owner
     names: parts that `after` names, and others that it wrote itself. Raises StoreError.
     """
-    kept = {state.sequence for state in after.kept}
+    kept = {folder(state.object.key) for state in after.kept}
     for state in before.kept:
-        if state.sequence not in kept:
-            store.delete(list(store.times(folder(store.key(state.object)))))
-    parts = set(after.parts)
-    store.delete([store.key(part) for part in before.parts if part not in parts])
+        if folder(state.object.key) not in kept:
+            store.delete(list(store.times(folder(state.object.key))))
+    parts = {part.key for part in after.parts}
+    store.delete([part.key for part in before.parts if part.key not in parts])
 
 
 def sweep_orphans(store: Store, run_id: str, manifest: Manifest) -> None:
@@ -50,12 +50,14 @@ def sweep_orphans(store: Store, run_id: str, manifest: Manifest) -> None:
     The age is taken by the store's clock against the newest manifest's own state, never by this machine's. Raises
     StoreError.
     """
-    kept = {folder(store.key(state.object)) for state in manifest.kept}
-    parts = {store.key(part) for part in manifest.parts}
+    kept = {folder(state.object.key) for state in manifest.kept}
+    parts = {part.key for part in manifest.parts}
     objects = store.times(f"{run_id}/")
-    now = objects.get(store.key(manifest.state))
+    now = objects.get(manifest.state.key)
     if now is None:
-        raise StoreError(f"object {manifest.state.url}, just written, is not listed; no orphans are looked for")
+        raise StoreError(
+            f"object {store.url}/{manifest.state.key}, just written, is not listed; no orphans are looked for"
+        )
 
     def is_orphan(key: str) -> bool:
         name = key.removeprefix(f"{run_id}/")

@@ -1,13 +1,14 @@
-"""Objects by URL: written once, verified when read."""
+"""Objects by key: written once, verified when read."""
 
 import os
-import re
+import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
 from urllib.request import url2pathname
 
 import obstore
@@ -26,32 +27,32 @@ FAILURES = (BaseError, OSError)
 # Of one request to a bucket: a hiccup goes unnoticed, and what lasts longer is the caller's to see, to count and to try
 # again. obstore's own would hide a failing store for three minutes.
 RETRIES: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
-# What obstore writes before it is linked to its key; a killed process leaves it, and obstore does not list it.
-STAGED = re.compile(r"#\d+$")
 
 
 class Store:
-    """A folder or a bucket. Keys are relative; URLs, in manifests, are absolute."""
+    """A folder or a bucket. Keys are relative to it, so that it can move. No key leads out of it: neither by its
+    segments nor, in a folder, by a symbolic link; such a key raises StateError, whatever is asked of it."""
 
     def __init__(self, location: str):
         """`location` is a folder or a URL (`file://`, `s3://`, `gs://`, `az://`). Raises UsageError, StoreError."""
         if "://" not in location:
             location = Path(location).expanduser().resolve().as_uri()
-        self.url = location.rstrip("/")
+        location = location.rstrip("/")
+        self.url = _without_credentials(location)
         self._folder: Path | None = None
         try:
-            if self.url.startswith("file://"):
-                self._folder = Path(url2pathname(self.url.removeprefix("file://")))
-                self._folder.mkdir(parents=True, exist_ok=True)
+            if location.startswith("file://"):
+                folder = Path(url2pathname(location.removeprefix("file://")))
+                folder.mkdir(parents=True, exist_ok=True)
+                self._folder = folder.resolve()
                 self._store = LocalStore(self._folder)
             else:
-                self._store = from_url(self.url, retry_config=RETRIES)
+                self._store = from_url(location, retry_config=RETRIES)
         except OSError as error:
             raise StoreError(f"checkpoint.store {self.url} cannot be used: {error.strerror or error}") from error
         except BaseError as error:
-            raise UsageError(
-                f"checkpoint.store = {location!r} is not a folder or a known URL: {_line(error)}"
-            ) from error
+            why = _line(error).replace(location, self.url)
+            raise UsageError(f"checkpoint.store = {self.url!r} is not a folder or a known URL: {why}") from error
 
     def check_writable(self) -> None:
         """Raises StoreError when the folder cannot be written. A bucket is not asked: only an object would tell."""
@@ -63,18 +64,20 @@ class Store:
 
     def put(self, key: str, data: bytes) -> Object:
         """Writes an object that must not exist yet, durably. Raises StoreError."""
+        path = self._checked(key)
         try:
             obstore.put(self._store, key, data, mode="create")
-            if self._folder is not None:
-                _flush(self._folder / key, self._folder)
+            if path and self._folder:
+                _flush(path, self._folder)
         except AlreadyExistsError as error:
             raise StoreError(f"object {self.url}/{key} exists already; objects are written once") from error
         except FAILURES as error:
             raise StoreError(f"object {self.url}/{key} cannot be written: {_line(error)}") from error
-        return Object(f"{self.url}/{key}", len(data), digest(data))
+        return Object(key, len(data), digest(data))
 
     def get(self, key: str) -> bytes | None:
         """An object's bytes, None when there is none. Raises StoreError."""
+        self._checked(key)
         try:
             return bytes(obstore.get(self._store, key).bytes())
         except FileNotFoundError:
@@ -84,16 +87,17 @@ class Store:
 
     def fetch(self, reference: Object) -> bytes:
         """The bytes a manifest names. Raises StateError when they are missing or others, StoreError."""
-        data = self.get(self.key(reference))
+        data = self.get(reference.key)
         if data is None:
             raise StateError(
-                f"object {reference.url}, which a manifest names, is missing; bring it back from a backup. "
-                "Nothing was changed"
+                f"object {self.url}/{reference.key}, which a manifest names, is missing; bring it back from a backup, "
+                "or set checkpoint.store to where the run's objects are. Nothing was changed"
             )
         if len(data) != reference.size or digest(data) != reference.digest:
             raise StateError(
-                f"object {reference.url} is not the one a manifest names ({len(data)} bytes with {digest(data)}, not "
-                f"{reference.size} with {reference.digest}); bring it back from a backup. Nothing was changed"
+                f"object {self.url}/{reference.key} is not the one a manifest names ({len(data)} bytes with "
+                f"{digest(data)}, not {reference.size} with {reference.digest}); bring it back from a backup. Nothing "
+                "was changed"
             )
         return data
 
@@ -101,36 +105,55 @@ class Store:
         """The bytes of objects by digest; those known already are not read again. Raises as `fetch` does."""
         return {r.digest: known[r.digest] if r.digest in known else self.fetch(r) for r in references}
 
-    def key(self, reference: Object) -> str:
-        """An object's key. Raises StateError when it lies in another store."""
-        if not reference.url.startswith(self.url + "/"):
-            raise StateError(
-                f"the newest manifest names {reference.url}, which is not in checkpoint.store {self.url}; "
-                "set checkpoint.store to where the run's objects are"
-            )
-        return reference.url.removeprefix(self.url + "/")
-
     def times(self, prefix: str) -> dict[str, datetime]:
         """Keys under a folder, each with the time of its writing by the store's clock; also what a killed process left
-        half written. Raises StoreError."""
+        half written. Symbolic links and what lies behind them are not listed. Raises StoreError."""
+        path = self._checked(prefix.removesuffix("/"))
         try:
-            listed = {o["path"]: o["last_modified"] for chunk in obstore.list(self._store, prefix) for o in chunk}
-            return listed if self._folder is None else listed | _staged(self._folder, prefix)
+            if path and self._folder:
+                return _times(path, self._folder)
+            return {o["path"]: o["last_modified"] for chunk in obstore.list(self._store, prefix) for o in chunk}
         except FAILURES as error:
             raise StoreError(f"objects under {self.url}/{prefix} cannot be listed: {_line(error)}") from error
 
     def delete(self, keys: list[str]) -> None:
         """Deletes objects; one that is gone already is no error. Raises StoreError."""
         for key in keys:
+            path = self._checked(key)
             try:
-                if self._folder is None:
-                    obstore.delete(self._store, key)
+                if path and self._folder:
+                    _delete(path, self._folder)
                 else:
-                    _delete(self._folder / key, self._folder)
+                    obstore.delete(self._store, key)
             except FileNotFoundError:
                 continue
             except FAILURES as error:
                 raise StoreError(f"object {self.url}/{key} cannot be deleted: {_line(error)}") from error
+
+    def _checked(self, key: str) -> Path | None:
+        """The file of a key, in a folder. Raises StateError when the key would lead out of the store."""
+        segments = key.split("/")
+        if not all(segments) or {".", ".."} & {*segments} or "\\" in key or not key.isprintable():
+            raise StateError(f"{key!r} is no key of an object in checkpoint.store {self.url}. Nothing was changed")
+        if self._folder is None:
+            return None
+        path = self._folder / key
+        if os.path.realpath(path) != str(path):
+            raise StateError(
+                f"{self.url}/{key} is a symbolic link or lies behind one; objects are neither read nor deleted through "
+                "links. Put the run's own folder there, or set checkpoint.store to where it is"
+            )
+        return path
+
+
+def _without_credentials(url: str) -> str:
+    """The URL without user, password and query, which may hold keys."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url  # it is refused later
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=host if ":" in user else parts.netloc, query="", fragment=""))
 
 
 def _flush(path: Path, root: Path) -> None:
@@ -143,13 +166,21 @@ def _flush(path: Path, root: Path) -> None:
             os.close(descriptor)
 
 
-def _staged(root: Path, prefix: str) -> dict[str, datetime]:
-    """Keys, with their times, of files that became no object."""
+def _times(folder: Path, root: Path) -> dict[str, datetime]:
+    """Keys of the files below a folder, with their times. Also of those that obstore does not list: what it writes
+    before it links it to its key, which a killed process leaves behind."""
+
+    def failed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
     times = {}
-    for path in (root / prefix).rglob("*#*"):
-        with suppress(FileNotFoundError):  # it has become one meanwhile
-            if STAGED.search(path.name):
-                times[path.relative_to(root).as_posix()] = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    for parent, _, names in os.walk(folder, onerror=failed, followlinks=False):
+        for path in (Path(parent, name) for name in names):
+            with suppress(FileNotFoundError):  # it is gone meanwhile
+                found = path.lstat()
+                if stat.S_ISREG(found.st_mode):
+                    times[path.relative_to(root).as_posix()] = datetime.fromtimestamp(found.st_mtime, UTC)
     return times
 
 

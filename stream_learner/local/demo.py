@@ -145,7 +145,7 @@ def _summary(settings: Settings, folder: Path, before: Manifest | None, began: f
         rejected=sum(sum(w.rejected.values()) for w in windows),
         test_accuracy_before=earlier or 0.0,
         test_accuracy_after=after.release.test.accuracy or 0.0,
-        release=after.release.object.url,
+        release=after.url(after.release.object),
         topics=[*settings.input.topics, *(plan.name for plan in topics.output_plan(settings))],
         folder=str(folder),
         seconds=round(time.monotonic() - began, 1),

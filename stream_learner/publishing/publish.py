@@ -1,7 +1,6 @@
 """The numbered effects that make a snapshot public: objects first, then one short transaction."""
 
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from stream_learner.config import Settings
 from stream_learner.errors import InputError, StoreError
 from stream_learner.learning.snapshot import Snapshot
 from stream_learner.publishing.marker import write_marker
-from stream_learner.records import ledger
+from stream_learner.records import keys, ledger
 from stream_learner.records.manifest import Chunk, Manifest, Object, Release, State, digest, encode
 from stream_learner.records.record import Rejection
 from stream_learner.records.spans import Positions
@@ -96,7 +95,7 @@ class Publish:
                 "Nothing more is published: start a new run.id for the new topic"
             )
         sequence = self._last.sequence + 1 if self._last else 1
-        folder = f"{self._settings.run.id}/{sequence:012d}-{uuid.uuid4()}"
+        folder = keys.new_folder(self._settings.run.id, sequence)
         try:
             return self._put(folder, sequence, snapshot, lag)
         except StoreError:
@@ -110,18 +109,16 @@ class Publish:
         # and flushed to disk: a worker that was replaced can add objects, but never change one.
         for name, data in snapshot.parts.items():
             if name not in self._parts:
-                # Not called by its digest: what one worker names, another could then write, or delete.
-                key = f"{self._settings.run.id}/memory/{sequence:012d}-{uuid.uuid4()}"
-                self._parts[name] = self._store.put(key, data)
+                self._parts[name] = self._store.put(keys.new_part(self._settings.run.id, sequence), data)
         parts = [self._parts[name] for name in snapshot.parts]
         encoded = state.encode(snapshot.tensors, snapshot.document)
-        state_object = self._store.put(f"{folder}/state.safetensors", encoded)
+        state_object = self._store.put(f"{folder}/{keys.STATE}", encoded)
         weights, weights_object, evaluation_object = b"", None, None
         if snapshot.candidate and snapshot.decision and snapshot.decision.released:
             weights = state.encode(snapshot.candidate.weights)
-            weights_object = self._store.put(f"{folder}/release.safetensors", weights)
+            weights_object = self._store.put(f"{folder}/{keys.RELEASE}", weights)
             evaluation = state.encode(snapshot.candidate.evaluation)
-            evaluation_object = self._store.put(f"{folder}/evaluation.safetensors", evaluation)
+            evaluation_object = self._store.put(f"{folder}/{keys.EVALUATION}", evaluation)
         return Prepared(snapshot, lag, sequence, state_object, parts, weights, weights_object, evaluation_object)
 
     def commit(self, prepared: Prepared) -> Manifest:
@@ -216,6 +213,7 @@ class Publish:
             lost=snapshot.closed.tally.lost,
             ledger=ledger.encode(snapshot.closed.batches, snapshot.closed.tally.spans),
             arithmetic=snapshot.arithmetic,
+            store=self._store.url,
             topic_ids=self._topic_ids,
             state=prepared.state,
             kept=kept,

@@ -15,7 +15,7 @@ from stream_learner.learning.batch import Batch
 from stream_learner.learning.identity import check_network
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Snapshot
-from stream_learner.records import ledger
+from stream_learner.records import keys, ledger
 from stream_learner.records.decoder import Decoder
 from stream_learner.records.manifest import Arithmetic, Manifest, State, decode_manifest, digest
 from stream_learner.records.spans import Positions, Spans, each
@@ -47,13 +47,13 @@ def rebuild(
 ) -> Rebuilt:
     """Learns again what made a checkpoint and compares the bytes.
 
-    `start` is a checkpoint's sequence (0: before the first), its state's URL or a file with the state's bytes; `target`
-    is a sequence or a file with a manifest. `on_progress(offsets, total)` is told how far it is. Raises MismatchError
-    when the bytes differ, UsageError, StateError, InputError, StoreError, KafkaUnavailableError.
+    `start` is a checkpoint's sequence (0: before the first), its state's key or URL, or a file with the state's bytes;
+    `target` is a sequence or a file with a manifest. `on_progress(offsets, total)` is told how far it is. Raises
+    MismatchError when the bytes differ, UsageError, StateError, InputError, StoreError, KafkaUnavailableError.
     """
     history = _history(settings)
     end = _target(history, target)
-    before, path = _path(history, start, end)
+    before, path = _path(history, store, start, end)
     _check_topics(settings, end)
     learner = Learner(settings)
     learner.begin(_begins(before, path))
@@ -96,7 +96,7 @@ def _history(settings: Settings) -> dict[str, Manifest]:
 
 def _target(history: dict[str, Manifest], target: str) -> Manifest:
     try:
-        if not target.isdigit():
+        if not target.isdecimal():
             return decode_manifest(Path(target).read_bytes())
         # After `run --fresh` there are two chains: the newer one's.
         return [manifest for manifest in history.values() if manifest.sequence == int(target)][-1]
@@ -111,9 +111,11 @@ def _target(history: dict[str, Manifest], target: str) -> Manifest:
         raise UsageError(f"--to {target} is {error}") from None
 
 
-def _path(history: dict[str, Manifest], start: str, end: Manifest) -> tuple[Manifest | None, list[Manifest]]:
+def _path(
+    history: dict[str, Manifest], store: Store, start: str, end: Manifest
+) -> tuple[Manifest | None, list[Manifest]]:
     """The manifest whose state is the start (None: the beginning), and those from there to the end."""
-    is_start = _matches(start)
+    is_start = _matches(start, store)
     path = [end]
     while (predecessor := path[0].predecessor) is not None:
         before = history.get(predecessor)
@@ -126,19 +128,24 @@ def _path(history: dict[str, Manifest], start: str, end: Manifest) -> tuple[Mani
         path.insert(0, before)
     if start != BEGINNING:
         raise UsageError(
-            f"--from {start} is not the state of a checkpoint before {end.sequence}; give a sequence, the URL of a "
-            f"state, a file with its bytes, or {BEGINNING} for the beginning"
+            f"--from {start} is not the state of a checkpoint before {end.sequence}; give a sequence, the key or URL "
+            f"of a state, a file with its bytes, or {BEGINNING} for the beginning"
         )
     return None, path
 
 
-def _matches(start: str) -> Callable[[Manifest], bool]:
-    if start.isdigit():
+def _matches(start: str, store: Store) -> Callable[[Manifest], bool]:
+    if start.isdecimal():
         return lambda manifest: manifest.sequence == int(start)
-    if "://" in start:
-        return lambda manifest: manifest.state.url == start
-    name = digest(_bytes_of(start))
-    return lambda manifest: manifest.state.digest == name
+    if _is_file(start):
+        name = digest(_bytes_of(start))
+        return lambda manifest: manifest.state.digest == name
+    # The store may have moved since the manifest was written.
+    return lambda m: start in (m.state.key, m.url(m.state), f"{store.url}/{m.state.key}")
+
+
+def _is_file(start: str) -> bool:
+    return not (start.isdecimal() or "://" in start or keys.is_key(start))
 
 
 def _bytes_of(start: str) -> bytes:
@@ -146,7 +153,7 @@ def _bytes_of(start: str) -> bytes:
         return Path(start).read_bytes()
     except OSError as error:
         raise UsageError(
-            f"--from {start} is neither a sequence, a URL nor a file that can be read: {error.strerror}"
+            f"--from {start} is neither a sequence, a key, a URL nor a file that can be read: {error.strerror}"
         ) from None
 
 
@@ -169,8 +176,9 @@ def _begins(before: Manifest | None, path: list[Manifest]) -> Positions:
 
 
 def _restore(settings: Settings, learner: Learner, store: Store, before: Manifest, start: str) -> None:
-    from_file = not start.isdigit() and "://" not in start
-    data = _bytes_of(start) if from_file else store.fetch(before.state)
+    if before.release:
+        check_network(before.release.model, settings.model)
+    data = _bytes_of(start) if _is_file(start) else store.fetch(before.state)
     try:
         document = state.decode_document(data)
         parts = store.fetch_all(before.parts_of(before.kept[-1]), known={})
@@ -179,7 +187,6 @@ def _restore(settings: Settings, learner: Learner, store: Store, before: Manifes
         raise StateError(f"the state of checkpoint {before.sequence} does not fit the settings: {error}") from None
     saved = before.released_state()
     if before.release and saved:
-        check_network(before.release.model, settings.model)
         if saved.object != before.state:
             data = _released(store, saved)
         learner.restore_released(state.decode_tensors(data), state.decode_document(data))

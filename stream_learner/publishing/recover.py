@@ -126,7 +126,8 @@ class Recovery:
             return state.decode_tensors(data), document
         except ValueError as error:
             raise StateError(
-                f"the state {reference.url} does not fit the settings: {error}. Set them back, or choose a new run.id"
+                f"the state {self._store.url}/{reference.key} does not fit the settings: {error}. Set them back, or "
+                "choose a new run.id"
             ) from None
 
     def _fresh_start(self, ids: dict[str, str], fresh: bool) -> Recovered:

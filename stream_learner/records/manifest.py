@@ -7,20 +7,25 @@ import msgspec
 from msgspec import Meta
 
 from stream_learner.config import MAX_CLASSES, MAX_RANDOM_FEATURES, MAX_SIDE_PIXELS
+from stream_learner.records import keys
 from stream_learner.records.ledger import Ledger
 from stream_learner.records.record import Label
 from stream_learner.records.spans import Positions, Spans, Stretches
 from stream_learner.records.window import Accuracy, Forgetting
 
-MANIFEST_SCHEMA_VERSION = 3
+MANIFEST_SCHEMA_VERSION = 4
+
+Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Digest = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$")]
 
 
 class Object(msgspec.Struct, frozen=True):
-    """An object of the store: its URL, size in bytes and digest (`sha256:` and 64 hex digits)."""
+    """An object of the store: its key, size in bytes and digest (`sha256:` and 64 hex digits)."""
 
-    url: str
-    size: int
-    digest: str
+    key: Annotated[str, Meta(pattern=keys.PATTERN, max_length=300)]
+    """Relative to `store`, and always under `<run_id>/`."""
+    size: Size
+    digest: Digest
 
 
 class State(msgspec.Struct, frozen=True):
@@ -174,6 +179,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     arithmetic: Arithmetic
     """What computed the state. Where it is the same, the ledger's batches learned again from the state before give the
     same bytes."""
+    store: Annotated[str, Meta(max_length=4096)]
+    """URL of the store when this manifest was written, without credentials. An object's URL is `<store>/<key>`. For
+    readers that know of no other place: the store may have moved since."""
     topic_ids: dict[str, str]
     """Kafka's id of each input topic and of the checkpoints topic."""
     state: Object
@@ -192,6 +200,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     (`release.patience`)."""
     discarded: Spans = {}
     """Offsets whose learning was undone by that. They are not read again."""
+
+    def url(self, reference: Object) -> str:
+        """The object's URL when this manifest was written."""
+        return f"{self.store}/{reference.key}"
 
     def parts_of(self, state: State) -> list[Object]:
         """The parts of one of the states kept."""
@@ -219,9 +231,24 @@ def decode_manifest(data: bytes) -> Manifest:
         version = msgspec.json.decode(data, type=_Versioned).schema_version
         if version != MANIFEST_SCHEMA_VERSION:
             raise ValueError(f"manifest schema version {version}; this program reads {MANIFEST_SCHEMA_VERSION}")
-        return msgspec.json.decode(data, type=Manifest)
+        manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.DecodeError as error:
         raise ValueError(f"not a manifest: {error}") from None
+    _check_keys(manifest)
+    return manifest
+
+
+def _check_keys(manifest: Manifest) -> None:
+    """Raise ValueError when the manifest names an object that the program itself would not have written for it."""
+    run_id = manifest.run_id
+    keys.check_object(manifest.state.key, run_id, manifest.sequence, keys.STATE)
+    for kept in manifest.kept:
+        keys.check_object(kept.object.key, run_id, kept.sequence, keys.STATE)
+    for part in manifest.parts:
+        keys.check_part(part.key, run_id)
+    if manifest.release:
+        keys.check_object(manifest.release.object.key, run_id, manifest.release.sequence, keys.RELEASE)
+        keys.check_object(manifest.release.evaluation.key, run_id, manifest.release.sequence, keys.EVALUATION)
 
 
 class _Versioned(msgspec.Struct):

@@ -27,7 +27,7 @@ NOW_S = time.time()
 
 
 def state(sequence: int) -> State:
-    return State(sequence, Object(f"file:///store/digits/{sequence}/state", 0, digest(b"")))
+    return State(sequence, Object(f"digits/{sequence}/state", 0, digest(b"")))
 
 
 def release(sequence: int) -> Release:
@@ -59,6 +59,7 @@ def manifest(kept: list[State], parts: list[Object] | None = None) -> Manifest:
         lost={},
         ledger=Ledger(0, [], ""),
         arithmetic=Arithmetic("2.5.0", "cpu", "AVX2", 1),
+        store="file:///store",
         topic_ids={},
         state=kept[-1].object,
         kept=kept,
@@ -90,7 +91,7 @@ def test_the_newest_states_stay_and_that_of_the_last_release(existing, released,
 
 
 def test_states_share_their_parts():
-    a, b, c = (Object(f"file:///store/digits/memory/{name}", 1, digest(name.encode())) for name in "abc")
+    a, b, c = (Object(f"digits/memory/{name}", 1, digest(name.encode())) for name in "abc")
     kept, parts = share([state(2), state(4)], {1: [c], 2: [a, b], 4: [b, c, b]})
     shared = manifest(kept, parts)
     assert parts == [a, b, c]
@@ -193,16 +194,51 @@ def test_age_is_taken_by_the_stores_clock_not_by_this_machines(run):
 def test_without_the_newest_state_there_is_no_clock_and_nothing_is_swept(run):
     newest = run.checkpoint(2)
     run.checkpoint(1, attempt="killed-long-ago", age_s=10 * ORPHAN_AGE.total_seconds())
-    run.store.delete([run.store.key(newest.object)])
+    run.store.delete([newest.object.key])
     with pytest.raises(StoreError, match="just written, is not listed"):
         sweep_orphans(run.store, "digits", manifest([newest]))
     assert "000000000001-killed-long-ago" in run.folders()
 
 
-def test_nothing_of_another_store_is_deleted(run, tmp_path):
-    before = manifest([run.checkpoint(1), run.checkpoint(2)])
-    elsewhere = Store(str(tmp_path / "elsewhere"))
-    after = msgspec.structs.replace(before, kept=before.kept[1:])
-    with pytest.raises(StateError):
-        delete_dropped(elsewhere, before, after)
-    assert {"000000000001-a", "000000000002-a"} <= run.folders()
+def test_a_folder_that_is_kept_is_not_deleted_whatever_the_manifest_before_called_it(run):
+    first, second = run.checkpoint(1), run.checkpoint(2)
+    part = run.part("000000000001-a")
+    elsewhere = msgspec.structs.replace(part, digest=digest(b"another"))
+    before = manifest([State(1, second.object), second], [elsewhere])
+    delete_dropped(run.store, before, manifest([first, second], [part]))
+    assert run.folders() >= {"000000000001-a", "000000000002-a"}
+    assert run.parts() == {"000000000001-a"}
+
+
+@pytest.mark.parametrize("key", ["digits/../victim", "../victim", "digits/000000000001-a/../../victim", "/victim"])
+def test_what_lies_outside_of_the_run_is_not_deleted(tmp_path, key):
+    run = Run(tmp_path / "store")
+    for folder_of in ("store/victim", "victim"):
+        (tmp_path / folder_of).mkdir()
+        (tmp_path / folder_of / "file").write_text("")
+    newest = run.checkpoint(2)
+    for name in (key, f"{key}/file"):
+        for before in (
+            manifest([newest], [Object(name, 0, digest(b""))]),
+            manifest([State(1, Object(name, 0, digest(b"")))]),
+        ):
+            with pytest.raises(StateError, match="is no key of an object"):
+                delete_dropped(run.store, before, manifest([newest]))
+    assert (tmp_path / "store/victim/file").exists()
+    assert (tmp_path / "victim/file").exists()
+
+
+def test_what_lies_behind_a_link_survives_the_sweep(run, tmp_path, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    old = outside / "000000000001-old" / "state.safetensors"
+    old.parent.mkdir()
+    old.write_text("of somebody else")
+    os.utime(old, (0, 0))
+    (tmp_path / "digits" / "000000000001-linked").symlink_to(old.parent)
+    newest = run.checkpoint(2)
+    (tmp_path / "digits" / newest.object.key.split("/")[1] / "linked").symlink_to(old)
+    (tmp_path / "digits" / "memory").symlink_to(outside)
+    sweep_orphans(run.store, "digits", manifest([newest]))
+    assert old.exists()
+    run.store.delete(list(run.store.times("digits/")))
+    assert old.exists()

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,9 +24,8 @@ def store(folder: Path) -> Store:
 def test_an_object_comes_back_as_it_was(store, folder):
     written = store.put(KEY, b"bytes")
     assert (folder / KEY).read_bytes() == b"bytes"
-    assert written == Object((folder / KEY).as_uri(), 5, digest(b"bytes"))
+    assert written == Object(KEY, 5, digest(b"bytes"))
     assert store.fetch(written) == store.get(KEY) == b"bytes"
-    assert store.key(written) == KEY
     assert store.get("digits/missing") is None
 
 
@@ -74,14 +74,73 @@ def test_a_missing_object_is_named(store, folder):
         store.fetch(written)
 
 
-def test_an_object_of_another_store_is_refused(store, tmp_path):
-    elsewhere = Store(str(tmp_path / "elsewhere")).put(KEY, b"bytes")
-    for use in (store.fetch, store.key):
-        with pytest.raises(StateError, match=r"is not in checkpoint\.store .*; set checkpoint\.store to where"):
-            use(elsewhere)
-    beside = Object(f"{store.url}-2/{KEY}", 5, digest(b"bytes"))
-    with pytest.raises(StateError):
-        store.key(beside)
+def test_a_store_may_move(store, folder, tmp_path):
+    written = store.put(KEY, b"bytes")
+    folder.rename(tmp_path / "elsewhere")
+    assert Store(str(tmp_path / "elsewhere")).fetch(written) == b"bytes"
+    with pytest.raises(StateError, match=r"is missing; .* or set checkpoint\.store to where the run's objects are"):
+        Store(str(folder)).fetch(written)
+
+
+def uses(store: Store, key: str) -> list[Callable[[], object]]:
+    return [
+        lambda: store.get(key),
+        lambda: store.fetch(Object(key, 0, digest(b""))),
+        lambda: store.put(key, b""),
+        lambda: store.delete([key]),
+        lambda: store.times(key),
+    ]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["..", ".", "", "../victim", "digits/../../victim", "digits/./run.json", "digits//run.json", "/victim", "digits/..",
+     "digits\\..\\victim", "digits/a\nb", "digits/\x1b[2J", "digits/\u202e", "digits/\0"],
+)  # fmt: skip
+@pytest.mark.parametrize("bucket", [False, True])
+def test_no_key_leads_out_of_the_store(store, folder, bucket, key):
+    store.put("digits/run.json", b"{}")
+    victim = folder.parent / "victim"
+    victim.write_bytes(b"")
+    for use in uses(Store("s3://bucket/objects") if bucket else store, key):
+        with pytest.raises(StateError, match="is no key of an object") as caught:
+            use()
+        assert str(caught.value).isprintable()
+    assert victim.exists()
+    assert store.get("digits/run.json") == b"{}"
+
+
+@pytest.mark.parametrize("linked", ["digits", KEY.rsplit("/", 1)[0], KEY])
+@pytest.mark.parametrize("outside", [False, True])
+def test_no_link_is_followed(store, folder, tmp_path, linked, outside):
+    behind = tmp_path / "outside" if outside else folder / "another"
+    target = behind / (KEY.removeprefix(linked).removeprefix("/") or "file")
+    target.parent.mkdir(parents=True)
+    target.write_bytes(b"of somebody else")
+    link = folder / linked
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target if linked == KEY else behind)
+    for use in uses(store, KEY):
+        with pytest.raises(StateError, match=r"is a symbolic link or lies behind one; .* checkpoint\.store"):
+            use()
+    assert target.read_bytes() == b"of somebody else"
+
+
+def test_the_store_itself_may_be_a_link(store, folder, tmp_path):
+    written = store.put(KEY, b"bytes")
+    (tmp_path / "link").symlink_to(folder)
+    for location in (str(tmp_path / "link"), (tmp_path / "link").as_uri()):
+        linked = Store(location)
+        assert linked.fetch(written) == b"bytes"
+        assert linked.times("digits").keys() == {KEY}
+
+
+def test_credentials_in_a_url_are_not_told():
+    store = Store("s3://user:secret@bucket/objects?token=secret#secret")
+    assert store.url == "s3://bucket/objects"
+    with pytest.raises(UsageError) as caught:
+        Store("nonsense://user:secret@host?secret")
+    assert "secret" not in str(caught.value)
 
 
 def test_times_are_those_of_the_writing(store):

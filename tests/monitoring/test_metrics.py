@@ -25,7 +25,7 @@ from stream_learner.records.report import Drift, Report
 from stream_learner.records.spans import Span
 from stream_learner.records.window import ClassForgetting, Confusion, Forgetting, Recent, accuracy
 
-OBJECT = Object(url="file:///objects/1", size=100, digest="sha256:00")
+OBJECT = Object(key="digits/memory/1", size=100, digest="sha256:00")
 CREATED = datetime(2025, 3, 1, 12, tzinfo=UTC)
 
 
@@ -81,6 +81,7 @@ def manifest(sequence: int, decided: Decision | None, last: Release | None) -> M
         lost={},
         ledger=Ledger(0, [], ""),
         arithmetic=Arithmetic("2.5.0", "cpu", "AVX2", 1),
+        store="file:///objects",
         topic_ids={},
         state=OBJECT,
         parts=[],

@@ -43,7 +43,7 @@ class Read(NamedTuple):
 
 @dataclass
 class Log:
-    """What a run published: the output topics' committed records, the group offsets, and the objects by URL that a
+    """What a run published: the output topics' committed records, the group offsets, and the objects by key that a
     manifest names; one that is not there is missing."""
 
     metrics: list[Read]
@@ -84,7 +84,7 @@ def read(bootstrap_servers: str, run_id: str, inputs: Iterable[Place]) -> Log:
     return Log(
         *records.values(),
         group={(place.topic, place.partition): place.offset for place in committed},
-        objects=objects(json.loads(read.value or b"") for read in records[f"{run_id}.history"]),
+        objects=objects([json.loads(read.value or b"") for read in records[f"{run_id}.history"]]),
     )
 
 
@@ -138,10 +138,10 @@ def _read(message: Message) -> Read:
     return Read(message.offset() or 0, message.key(), message.value(), headers)  # pyright: ignore
 
 
-def objects(manifests: Iterable[dict[str, Any]]) -> dict[str, bytes]:
-    """The objects by URL that any of the manifests names and that are there."""
-    urls = {reference["url"] for manifest in manifests for reference in _named(manifest)}
-    return {url: data for url in urls if (data := _bytes(url)) is not None}
+def objects(manifests: Sequence[dict[str, Any]]) -> dict[str, bytes]:
+    """The objects by key that any of the manifests names and that are in the last one's store."""
+    keys = {reference["key"] for manifest in manifests for reference in _named(manifest)}
+    return {key: data for key in keys if (data := _bytes(f"{manifests[-1]['store']}/{key}")) is not None}
 
 
 def _bytes(url: str) -> bytes | None:
@@ -305,16 +305,18 @@ def check_objects(manifest: dict[str, Any], objects: dict[str, bytes]) -> Iterat
     """Every object that the newest manifest names is there, has its digest, and holds tensors, or is a part of a state;
     of each state kept, all parts are named, and the last release's is among them: training may go back to it."""
     for reference in _named(manifest):
-        url = reference["url"]
-        if url not in objects:
-            yield Violation(f"{url} is missing")
-        elif not _matches(objects[url], reference):
-            yield Violation(f"{url} has another digest")
-        elif reference not in manifest["parts"] and not safetensors.numpy.load(objects[url]):
-            yield Violation(f"{url} holds no tensors")
+        key = reference["key"]
+        if not key.startswith(f"{manifest['run_id']}/") or {"", ".", ".."} & {*key.split("/")}:
+            yield Violation(f"{key} is not in the run's folder")
+        elif key not in objects:
+            yield Violation(f"{key} is missing")
+        elif not _matches(objects[key], reference):
+            yield Violation(f"{key} has another digest")
+        elif reference not in manifest["parts"] and not safetensors.numpy.load(objects[key]):
+            yield Violation(f"{key} holds no tensors")
     for kept in manifest["kept"]:
         named = {manifest["parts"][place]["digest"] for place in kept["parts"]}
-        if needed := _parts(objects.get(kept["object"]["url"], b"")) - named:
+        if needed := _parts(objects.get(kept["object"]["key"], b"")) - named:
             yield Violation(f"state {kept['sequence']} needs {', '.join(sorted(needed))}, which it does not name")
     if {place for kept in manifest["kept"] for place in kept["parts"]} != {*range(len(manifest["parts"]))}:
         yield Violation("the manifest names parts of no state, or states name others")
@@ -334,11 +336,11 @@ def _parts(state: bytes) -> set[str]:
 
 def check_overwritten(log: Log) -> Iterator[Violation]:
     """Objects that older manifests name and that are still there are what they were."""
-    named = {reference["url"]: reference for manifest in log.manifests for reference in _named(manifest)}
-    newest = {reference["url"] for reference in _named(log.manifest)}
-    for url in named.keys() & log.objects.keys() - newest:
-        if not _matches(log.objects[url], named[url]):
-            yield Violation(f"{url} was overwritten")
+    named = {reference["key"]: reference for manifest in log.manifests for reference in _named(manifest)}
+    newest = {reference["key"] for reference in _named(log.manifest)}
+    for key in named.keys() & log.objects.keys() - newest:
+        if not _matches(log.objects[key], named[key]):
+            yield Violation(f"{key} was overwritten")
 
 
 def _matches(data: bytes, reference: dict[str, Any]) -> bool:
@@ -480,7 +482,7 @@ def compare_states(log: Log, expected: Log) -> Iterator[Violation]:
 def _tensors(log: Log) -> dict[str, np.ndarray]:
     """Of the newest state; none when it is missing or damaged, which `check_objects` says."""
     reference = log.manifest["state"]
-    data = log.objects.get(reference["url"], b"")
+    data = log.objects.get(reference["key"], b"")
     return safetensors.numpy.load(data) if _matches(data, reference) else {}
 
 

@@ -176,24 +176,30 @@ def drop_newest(log: Log) -> None:
 
 
 def drop_state(log: Log) -> None:
-    del log.objects[log.manifest["state"]["url"]]
+    del log.objects[log.manifest["state"]["key"]]
 
 
 def drop_kept(log: Log) -> None:
-    del log.objects[log.manifest["kept"][0]["object"]["url"]]
+    del log.objects[log.manifest["kept"][0]["object"]["key"]]
 
 
 def drop_part(log: Log) -> None:
-    del log.objects[log.manifest["parts"][0]["url"]]
+    del log.objects[log.manifest["parts"][0]["key"]]
 
 
 def change_part(log: Log) -> None:
-    url = log.manifest["parts"][-1]["url"]
-    log.objects[url] = other_byte(log.objects[url])
+    key = log.manifest["parts"][-1]["key"]
+    log.objects[key] = other_byte(log.objects[key])
 
 
 def forget_part(log: Log) -> None:
     rewrite_newest(log, lambda manifest: manifest["kept"][-1]["parts"].pop())
+
+
+def name_a_file_elsewhere(log: Log) -> None:
+    key = f"{log.manifest['run_id']}/../victim"
+    log.objects[key] = b""
+    rewrite_newest(log, lambda manifest: manifest["parts"].append({**manifest["parts"][0], "key": key}))
 
 
 def add_part(log: Log) -> None:
@@ -201,21 +207,21 @@ def add_part(log: Log) -> None:
 
 
 def drop_release(log: Log) -> None:
-    del log.objects[log.manifest["release"]["object"]["url"]]
+    del log.objects[log.manifest["release"]["object"]["key"]]
 
 
 def change_evaluation(log: Log) -> None:
-    url = log.manifest["release"]["evaluation"]["url"]
-    log.objects[url] = other_byte(log.objects[url])
+    key = log.manifest["release"]["evaluation"]["key"]
+    log.objects[key] = other_byte(log.objects[key])
 
 
 def cut_state(log: Log) -> None:
-    url = log.manifest["state"]["url"]
-    log.objects[url] = log.objects[url][:-1]
+    key = log.manifest["state"]["key"]
+    log.objects[key] = log.objects[key][:-1]
 
 
 def overwrite_old_state(log: Log) -> None:
-    log.objects[log.manifests[0]["state"]["url"]] = b"another's"
+    log.objects[log.manifests[0]["state"]["key"]] = b"another's"
 
 
 def rewrite_roll_back(log: Log, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -280,7 +286,7 @@ def give_up_released_state(log: Log) -> None:
 def drop_released_state(log: Log) -> None:
     release = log.manifest["release"]["sequence"]
     (state,) = (kept["object"] for kept in log.manifest["kept"] if kept["sequence"] == release)
-    del log.objects[state["url"]]
+    del log.objects[state["key"]]
 
 
 def keep_another_state(log: Log) -> None:
@@ -422,6 +428,7 @@ DAMAGE: dict[Damage, str] = {
     drop_part: "is missing",
     change_part: "has another digest",
     forget_part: "needs sha256:.*, which it does not name",
+    name_a_file_elsewhere: "is not in the run's folder",
     add_part: "names parts of no state",
     change_evaluation: "has another digest",
     cut_state: "has another digest",
@@ -551,17 +558,17 @@ def change_document(log: Log) -> None:
 def rewrite_state(log: Log, change: Callable[[dict[str, np.ndarray], dict[str, str]], None]) -> None:
     """Changes the newest state, and the manifest that names it."""
     reference = log.manifest["state"]
-    data = log.objects[reference["url"]]
+    data = log.objects[reference["key"]]
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     tensors, metadata = safetensors.numpy.load(data), header["__metadata__"]
     change(tensors, metadata)
-    data = log.objects[reference["url"]] = safetensors.numpy.save(tensors, metadata)
+    data = log.objects[reference["key"]] = safetensors.numpy.save(tensors, metadata)
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     rewrite_newest(log, lambda manifest: manifest["state"].update(size=len(data), digest=digest))
 
 
 def name_another_state(log: Log) -> None:
-    rewrite_newest(log, lambda manifest: manifest["state"].update(url="file:///nowhere", digest="sha256:0"))
+    rewrite_newest(log, lambda manifest: manifest["state"].update(key="nowhere", digest="sha256:0"))
 
 
 def name_another_release(log: Log) -> None:

@@ -62,7 +62,7 @@ def test_stopped_and_killed_runs_equal_an_undisturbed_one(new_run: NewRun) -> No
 
 def state(log: Log) -> dict[str, Any]:
     """Every tensor's bytes, the document and the release."""
-    data = log.objects[log.manifest["state"]["url"]]
+    data = log.objects[log.manifest["state"]["key"]]
     tensors = {name: (t.dtype.str, t.shape, t.tobytes()) for name, t in safetensors.numpy.load(data).items()}
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     document = json.loads(header["__metadata__"]["document"])

@@ -1,6 +1,7 @@
 """Manifests written by somebody else: nothing of theirs is imported, read, deleted or resumed."""
 
 import json
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -32,14 +33,44 @@ def write(run: Run, topic: str, value: bytes, key: bytes | None = None) -> None:
 
 
 def forge(run: Run, change: Change) -> dict[str, Any]:
-    """Write a manifest that would be the run's next one, with a change; the manifest."""
+    """Write a manifest that could be the run's next one, with a change; the manifest. Its state is not there."""
     manifest = run.published().manifest
+    manifest["predecessor"] = digest(run.read("history")[-1].value or b"")
     manifest["sequence"] += 1
+    manifest["state"]["key"] = f"{run.id}/{manifest['sequence']:012d}-{uuid.uuid4()}/state.safetensors"
+    manifest["kept"].append({**manifest["kept"][-1], "sequence": manifest["sequence"], "object": manifest["state"]})
     change(manifest)
     value = json.dumps(manifest).encode()
     write(run, "history", value, str(manifest["sequence"]).encode())
     write(run, "checkpoints", value)
     return manifest
+
+
+def test_a_path_in_a_manifest_does_not_lead_out_of_the_runs_folder(published: Run) -> None:
+    run = published
+    victim = run.store / "victim"
+    victim.write_text("of somebody else")
+    keys = [f"{run.id}/../victim", "victim", "../objects/victim", victim.as_uri()]
+    for key in keys:
+        forge(run, lambda manifest, key=key: manifest["parts"].append({**manifest["state"], "key": key}))
+        text = run.start().ends(ExitCode.STATE)
+        assert repr(key) in text or "matching regex" in text
+    assert victim.exists()
+
+
+def test_what_is_behind_a_link_is_neither_read_nor_deleted(published: Run) -> None:
+    run = published
+    kept = run.published().manifest["kept"]
+    folder = (run.store / kept[0]["object"]["key"]).parent
+    outside = folder.rename(run.folder / "outside")
+    folder.symlink_to(outside)
+    files = {path: path.read_bytes() for path in outside.iterdir()}
+    # An old state that is not kept any longer is deleted, but not through a link.
+    run.overrides["checkpoint.keep"] = 1
+    run.feed(mixed(1500))
+    text = run.start().ends(ExitCode.STATE)
+    assert f"{folder.name} is a symbolic link or lies behind one" in text
+    assert {path: path.read_bytes() for path in outside.iterdir()} == files
 
 
 def test_a_name_in_a_manifest_is_not_imported(published: Run) -> None:
@@ -49,7 +80,6 @@ def test_a_name_in_a_manifest_is_not_imported(published: Run) -> None:
 
     def rename(manifest: dict[str, Any]) -> None:
         manifest["release"]["model"]["name"] = "this:d"
-        manifest["predecessor"] = digest(run.read("history")[-1].value or b"")
 
     forge(run, rename)
     text = run.start().ends(ExitCode.STATE)

@@ -15,7 +15,7 @@ MEMORIES = 3  # for replay, validation and test
 
 def written(part: dict) -> int:
     """The sequence of the checkpoint that wrote a part."""
-    return int(Path(part["url"]).name.split("-")[0])
+    return int(Path(part["key"]).name.split("-")[0])
 
 
 def test_a_checkpoint_writes_what_is_new_and_no_more(finished: tuple[Run, Log]) -> None:
@@ -29,11 +29,11 @@ def test_a_checkpoint_writes_what_is_new_and_no_more(finished: tuple[Run, Log]) 
             # A roll-back drops what came since a release; a part stays as long as a state from before needs it.
             rolled_back = range(written(part), after["sequence"] + 1)
             assert part in after["parts"] or any(back["sequence"] in rolled_back for back in roll_backs(log))
-    parts = b"".join(log.objects[part["url"]] for part in log.manifest["parts"])
+    parts = b"".join(log.objects[part["key"]] for part in log.manifest["parts"])
     assert len(parts) > 20 * SEGMENT_BYTES
     kept = [image for record in run.fed if (image := record.draft.value) and image in parts]
     assert len(kept) > 1000
-    state = log.objects[log.manifest["state"]["url"]]  # holds what is not sealed yet
+    state = log.objects[log.manifest["state"]["key"]]  # holds what is not sealed yet
     assert sum(len(image) for image in set(kept) if image in state) < MEMORIES * SEGMENT_BYTES
 
 
@@ -41,9 +41,9 @@ def test_what_no_state_needs_is_deleted(new_run: NewRun) -> None:
     run = new_run(memory__max_items=200, held_out__max_items=50, checkpoint__keep=2)
     run.feed(good(3000))
     log = run.finish(run.start())
-    named = {part["url"] for part in log.manifest["parts"]}
-    assert {path.as_uri() for path in (run.store / run.id / "memory").iterdir()} == named
-    assert {part["url"] for manifest in log.manifests for part in manifest["parts"]} > named
+    named = {part["key"] for part in log.manifest["parts"]}
+    assert {f"{run.id}/memory/{path.name}" for path in (run.store / run.id / "memory").iterdir()} == named
+    assert {part["key"] for manifest in log.manifests for part in manifest["parts"]} > named
 
 
 def test_without_one_of_them_nothing_is_changed(new_run: NewRun) -> None:

@@ -21,7 +21,7 @@ def test_an_outsider_gets_the_manifests_accuracy(finished: tuple[Run, Log]) -> N
     _, log = finished
     release = log.manifest["release"]
     weights = safetensors.torch.load(verified(log.release(), release["object"]))
-    evaluation = safetensors.torch.load(verified(log.objects[release["evaluation"]["url"]], release["evaluation"]))
+    evaluation = safetensors.torch.load(verified(log.objects[release["evaluation"]["key"]], release["evaluation"]))
 
     model = build(msgspec.convert(release["model"], ModelSpec)).eval()
     model.load_state_dict(weights)

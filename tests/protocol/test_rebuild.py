@@ -4,7 +4,6 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from checker import Log, roll_backs
@@ -72,7 +71,7 @@ def test_a_roll_back_needs_the_state_of_the_release(restarted: tuple[Run, Log], 
     start, end = back["sequence"] - 1, back["sequence"]
     assert f"state {back['state']['digest']}, as published" in rebuild(run, start, end)
     release = log.manifests[back["rolled_back_to"] - 1]
-    path, backup = Path(urlsplit(release["state"]["url"]).path), tmp_path / "backup"
+    path, backup = run.store / release["state"]["key"], tmp_path / "backup"
     shutil.move(path, backup)
     said = rebuild(run, start, end, ExitCode.STATE)
     shutil.move(backup, path)
@@ -87,14 +86,14 @@ def test_any_state_that_is_kept_will_do(finished: tuple[Run, Log]) -> None:
         assert f"rebuilt from {kept['sequence']}" in rebuild(run, kept["sequence"], log.manifest["sequence"])
 
 
-def test_files_and_urls(restarted: tuple[Run, Log], tmp_path: Path) -> None:
+def test_files_and_keys(restarted: tuple[Run, Log], tmp_path: Path) -> None:
     run, log = restarted
     first, second, third, *_ = log.manifests
     manifest = tmp_path / "manifest.json"
     manifest.write_bytes(log.history[2].value or b"")
-    assert "from 1" in rebuild(run, first["state"]["url"], manifest)
+    assert "from 1" in rebuild(run, first["state"]["key"], manifest)
     backup = tmp_path / "backup"
-    backup.write_bytes(log.objects[second["state"]["url"]])
+    backup.write_bytes(log.objects[second["state"]["key"]])
     said = rebuild(run, backup, manifest)
     assert f"checkpoint {third['sequence']} rebuilt from {second['sequence']}" in said
 
@@ -114,7 +113,7 @@ def test_other_settings_give_other_bytes(restarted: tuple[Run, Log]) -> None:
         (3, 3, "not the state of a checkpoint before 3"),
         (9999, 3, "not the state of a checkpoint before 3"),
         ("file:///nowhere", 3, "not the state of a checkpoint before 3"),
-        ("nowhere", 3, "neither a sequence, a URL nor a file"),
+        ("nowhere", 3, "neither a sequence, a key, a URL nor a file"),
         (0, 9999, "is no manifest in the history topic"),
         (0, "nowhere", "neither a sequence nor a file"),
     ],

@@ -1,5 +1,6 @@
 """Stopped, killed, started again: everything fed is accounted for exactly once."""
 
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from feed import mixed
 from harness import DEADLINE_S, NewRun, Run
 
 from stream_learner.checkpoints.store import Store
+from stream_learner.errors import ExitCode
 from stream_learner.publishing import recover
 from stream_learner.publishing.recover import Recovery
 
@@ -57,6 +59,24 @@ def test_a_stopped_run_goes_on(new_run: NewRun) -> None:
     assert len(log.history) > stopped_at
 
 
+def test_a_run_whose_store_has_moved_goes_on(new_run: NewRun) -> None:
+    run = new_run(checkpoint__keep=1000)
+    run.feed(mixed(1500))
+    before = run.finish(run.start())
+    moved = run.store.rename(run.folder / "elsewhere")
+    assert "or set checkpoint.store to where the run's objects are" in run.start().ends(ExitCode.STATE)
+    shutil.rmtree(run.store)  # the start made it
+    run.overrides["checkpoint.store"] = str(moved)
+    run.feed(mixed(500))
+    log = run.finish(run.start())
+    assert len(log.history) > len(before.history)
+    assert (before.manifest["store"], log.manifest["store"]) == (run.store.as_uri(), moved.as_uri())
+    assert not run.store.exists()
+    start, end = log.manifests[-2], log.manifest
+    url = f"{run.store.as_uri()}/{start['state']['key']}"  # of a place where it is not any more
+    run.call("rebuild", "--from", url, "--to", str(end["sequence"])).ends(ExitCode.OK)
+
+
 def test_a_run_with_a_head_that_is_solved_goes_on(new_run: NewRun) -> None:
     run = new_run(model__head="ridge")
     run.feed(mixed(1000))
@@ -71,7 +91,7 @@ def test_a_run_with_a_head_that_is_solved_goes_on(new_run: NewRun) -> None:
 
 def test_only_what_is_kept_stays(finished: tuple[Run, Log]) -> None:
     run, log = finished
-    kept = {Path(kept["object"]["url"]).parent.name for kept in log.manifest["kept"]}
+    kept = {Path(kept["object"]["key"]).parent.name for kept in log.manifest["kept"]}
     assert {path.name for path in (run.store / run.id).iterdir()} == kept | {"run.json", "memory"}
     assert len(kept) < len(log.history)
 

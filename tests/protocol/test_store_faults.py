@@ -125,8 +125,8 @@ def test_a_disk_that_fills_up_and_one_that_turns_read_only(new_run: NewRun, disk
     run.check()
 
 
-def path_of(reference: dict[str, str]) -> Path:
-    return Path(reference["url"].removeprefix("file://"))
+def path_of(run: Run, reference: dict[str, str]) -> Path:
+    return run.store / reference["key"]
 
 
 def released_state(log: Log) -> dict[str, str]:
@@ -145,7 +145,7 @@ def flipped(data: bytes) -> bytes:
 
 def test_what_a_start_needs_is_damaged(finished: tuple[Run, Log]) -> None:
     run, log = finished
-    state, released = path_of(log.manifest["state"]), path_of(released_state(log))
+    state, released = path_of(run, log.manifest["state"]), path_of(run, released_state(log))
     marker = run.store / run.id / "run.json"
     newest, another = state.read_bytes(), released.read_bytes()
     cases = [
@@ -176,8 +176,8 @@ def test_what_a_start_needs_is_damaged(finished: tuple[Run, Log]) -> None:
 def test_what_a_start_does_not_need_is_damaged(finished: tuple[Run, Log]) -> None:
     run, log = finished
     needed = log.manifest["state"], released_state(log)
-    older = [path_of(kept["object"]) for kept in log.manifest["kept"] if kept["object"] not in needed]
-    others = [*older, *(path_of(log.manifest["release"][name]) for name in ("object", "evaluation"))]
+    older = [path_of(run, kept["object"]) for kept in log.manifest["kept"] if kept["object"] not in needed]
+    others = [*older, *(path_of(run, log.manifest["release"][name]) for name in ("object", "evaluation"))]
     before = {path: path.read_bytes() for path in others}
     assert len(before) > 2
     try:
@@ -204,6 +204,6 @@ def test_what_a_killed_writer_leaves_is_swept(new_run: NewRun) -> None:
         age_s = 2 * ORPHAN_AGE.total_seconds()
         os.utime(path, (path.stat().st_atime - age_s, path.stat().st_mtime - age_s))
     log = run.finish(run.start())
-    kept = {path_of(kept["object"]).parent.name for kept in log.manifest["kept"]}
+    kept = {path_of(run, kept["object"]).parent.name for kept in log.manifest["kept"]}
     assert {path.name for path in (run.store / run.id).iterdir()} == kept | {"run.json", "memory"}
-    assert {*(run.store / run.id / "memory").iterdir()} == {path_of(part) for part in log.manifest["parts"]}
+    assert {*(run.store / run.id / "memory").iterdir()} == {path_of(run, part) for part in log.manifest["parts"]}

@@ -1,7 +1,6 @@
 """Two workers of one run: one learns, the other stands by, and whoever was replaced publishes nothing."""
 
 import signal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,7 +61,7 @@ def test_a_standby_has_fetched_the_state_already(new_run: NewRun) -> None:
     active.until("its only save", lambda: run.saved() == run.ends())
     standby = run.start()
     stands_by(standby)
-    state = Path(run.published().manifest["state"]["url"].removeprefix("file://"))
+    state = run.store / run.published().manifest["state"]["key"]
     active.kill()
     aside = state.rename(run.folder / "aside")
     standby.learning()

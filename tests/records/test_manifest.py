@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, ValidationError
+from msgspec.structs import replace
 
 from stream_learner.records import ledger
 from stream_learner.records.ledger import Piece
@@ -35,13 +36,15 @@ from stream_learner.records.window import (
     accuracy,
 )
 
-OBJECT = Object("file:///objects/digits/000000000002-1/state.safetensors", 100, digest(b"state"))
+FIRST, SECOND = (f"digits/{sequence:012d}-6f1c1ad0-8f5b-4b0a-9d55-0a4f7c1b2e3d" for sequence in (1, 2))
+STATES = [Object(f"{folder}/state.safetensors", 100, digest(b"state")) for folder in (FIRST, SECOND)]
+PART = Object("digits/memory/000000000001-6f1c1ad0-8f5b-4b0a-9d55-0a4f7c1b2e3d", 100, digest(b"part"))
 ACCURACY = accuracy([("cat", 3, 4), (7, 0, 0), ("é", 0, 2)])
 FORGETTING = Forgetting(mean=-0.25, per_class=[ClassForgetting(label=7, best=0.5, forgetting=-0.25)])
 RELEASE = Release(
     sequence=1,
     created_at="2025-01-01T00:00:00.000Z",
-    object=OBJECT,
+    object=Object(f"{FIRST}/release.safetensors", 100, digest(b"release")),
     chunks=[Chunk("digits.weights", 0, 12), Chunk("digits.weights", 0, 13)],
     model=ModelSpec("cnn", ModelArguments(classes=3, height=8, width=8, channels=1, mean=[0.5], std=[0.25])),
     labels=["cat", 7, "é"],
@@ -51,7 +54,7 @@ RELEASE = Release(
     test=accuracy([]),
     calibration_error=0.25,
     forgetting=FORGETTING,
-    evaluation=OBJECT,
+    evaluation=Object(f"{FIRST}/evaluation.safetensors", 100, digest(b"evaluation")),
 )
 SPANS = {"images": {0: Span(4, 10), 11: Span(0, 2**40)}}
 WHOLE = Manifest(
@@ -65,10 +68,11 @@ WHOLE = Manifest(
     lost={"images": {0: [Span(4, 6)]}},
     ledger=ledger.encode([[Piece("images", 0, 10)], [Piece("images", 11, 2**40)]], SPANS),
     arithmetic=Arithmetic("2.5.0", "cpu", "AVX2", 2),
+    store="file:///objects",
     topic_ids={"images": "a", "digits.checkpoints": "b"},
-    state=OBJECT,
-    kept=[State(1, OBJECT), State(2, OBJECT, [0])],
-    parts=[OBJECT],
+    state=STATES[1],
+    kept=[State(1, STATES[0]), State(2, STATES[1], [0])],
+    parts=[PART],
     released=False,
     decision=Decision(
         released=False,
@@ -86,7 +90,16 @@ WHOLE = Manifest(
     ),
     release=RELEASE,
 )
-FIRST_SAVE = msgspec.structs.replace(WHOLE, sequence=1, predecessor=None, decision=None, release=None)
+FIRST_SAVE = replace(
+    WHOLE,
+    sequence=1,
+    predecessor=None,
+    state=STATES[0],
+    kept=[State(1, STATES[0])],
+    parts=[],
+    decision=None,
+    release=None,
+)
 WINDOW = Window(
     run_id="digits",
     sequence=2,
@@ -169,9 +182,9 @@ def test_partitions_and_spans_have_their_plainest_json():
 
 
 def test_another_schema_version_is_refused_even_if_it_looks_alike():
-    for version in (1, 2, 4):
-        with pytest.raises(ValueError, match=f"manifest schema version {version}; this program reads 3"):
-            decode_manifest(encode(msgspec.structs.replace(WHOLE, schema_version=version)))
+    for version in (1, 2, 3, 5):
+        with pytest.raises(ValueError, match=f"manifest schema version {version}; this program reads 4"):
+            decode_manifest(encode(replace(WHOLE, schema_version=version)))
     with pytest.raises(ValueError, match="manifest schema version 9"):
         decode_manifest(b'{"schema_version": 9, "everything": "else"}')
 
@@ -180,6 +193,44 @@ def test_another_schema_version_is_refused_even_if_it_looks_alike():
 def test_what_is_no_manifest_is_refused(data):
     with pytest.raises(ValueError, match=r"."):
         decode_manifest(data)
+
+
+@pytest.mark.parametrize(
+    ("field", "key"),
+    [
+        ("parts", "digits/../victim"),
+        ("parts", "another/memory/000000000001-6f1c1ad0-8f5b-4b0a-9d55-0a4f7c1b2e3d"),
+        ("parts", "digits/memory/000000000001-6f1c1ad0-8f5b-4b0a-9d55-0a4f7c1b2e3d/more"),
+        ("parts", "digits/memory/000000000001-6f1c1ad0-8f5b-4b0a-9d55-0a4f7c1b2e3d\n"),
+        ("parts", f"{SECOND}/state.safetensors"),
+        ("parts", "digits/run.json"),
+        ("state", f"{FIRST}/state.safetensors"),
+        ("state", f"{SECOND}/release.safetensors"),
+        ("state", "digits/000000000002-..-4b0a-9d55-0a4f7c1b2e3d/state.safetensors"),
+        ("state", f"/{SECOND}/state.safetensors"),
+        ("state", "file:///etc/passwd"),
+        ("kept", f"{SECOND.replace('digits', '..')}/state.safetensors"),
+        ("kept", f"{SECOND}/../state.safetensors"),
+        ("release", f"{SECOND}/release.safetensors"),
+        ("evaluation", f"{FIRST}/release.safetensors"),
+    ],
+)
+def test_a_key_that_the_program_would_not_have_written_is_refused(field, key):
+    document = json.loads(encode(WHOLE))
+    places = {
+        "parts": document["parts"][0],
+        "state": document["state"],
+        "kept": document["kept"][0]["object"],
+        "release": document["release"]["object"],
+        "evaluation": document["release"]["evaluation"],
+    }
+    places[field]["key"] = key
+    with pytest.raises(ValueError, match=r"key|matching regex"):
+        decode_manifest(json.dumps(document).encode())
+
+
+def test_an_objects_url_is_that_of_the_store_when_it_was_written():
+    assert WHOLE.url(WHOLE.state) == f"file:///objects/{SECOND}/state.safetensors"
 
 
 def test_fields_a_newer_program_added_are_passed_over():
