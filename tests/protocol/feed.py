@@ -2,13 +2,16 @@
 
 import io
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import raw_batches
 from confluent_kafka import KafkaError, Message, Producer
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from stream_learner.config import KafkaSettings
 
 Headers = list[tuple[str, bytes]]
 Images = list[tuple[bytes, bytes]]  # encoded image, label
@@ -16,6 +19,7 @@ Images = list[tuple[bytes, bytes]]  # encoded image, label
 MAX_RECORD_BYTES = 20_000
 MAX_IMAGE_PIXELS = 10_000
 LOST = "lost"
+UNREADABLE = "unreadable_record"
 TOMBSTONE = "tombstone"
 MAX_CLASSES = 10
 BAD_EVERY = 40
@@ -81,6 +85,8 @@ def bad(image: bytes, label: bytes) -> list[Draft]:
         *(draft("bad_weight", image, [*labelled, ("weight", w)]) for w in (b"-1", b"nan", b"inf", b"heavy")),
         draft("unknown_split", image, [*labelled, ("split", b"holdout")]),
         draft("too_many_classes", image, [("label", b"eleven")]),
+        # A header name that is not UTF-8: the byte 0xE9, which no producer library lets through.
+        draft(UNREADABLE, image, [*labelled, ("\udce9tat", b"x")]),
     ]
 
 
@@ -145,13 +151,21 @@ def client(bootstrap_servers: str) -> dict[str, Any]:
 def feed(bootstrap_servers: str, topic: str, drafts: Iterable[Draft], partitions: int = 1) -> list[Fed]:
     """Writes records to the partitions in turn; each as it stands there, in the order of offsets."""
     producer = Producer(client(bootstrap_servers) | {"linger.ms": 5})
-    fed = send(producer, topic, drafts, partitions)
+    raw = partial(raw_batches.send, KafkaSettings(bootstrap_servers=bootstrap_servers), topic)
+    fed = send(producer, topic, drafts, partitions, raw)
     producer.flush()
     return fed
 
 
-def send(producer: Producer, topic: str, drafts: Iterable[Draft], partitions: int = 1) -> list[Fed]:
-    """As `feed`, through a producer of the caller's; the list is filled as the broker answers."""
+def send(
+    producer: Producer,
+    topic: str,
+    drafts: Iterable[Draft],
+    partitions: int = 1,
+    raw: Callable[[bytes, int], int] | None = None,
+) -> list[Fed]:
+    """As `feed`, through a producer of the caller's; the list is filled as the broker answers. `raw` sends a batch to a
+    partition and returns its offset; unreadable records need it."""
     fed: list[Fed] = []
 
     def delivered(draft: Draft) -> Callable[[KafkaError | None, Message], None]:
@@ -162,8 +176,21 @@ def send(producer: Producer, topic: str, drafts: Iterable[Draft], partitions: in
         return on_delivery
 
     for i, draft in enumerate(drafts):
+        partition = i % partitions
+        if draft.fate == UNREADABLE:
+            assert raw
+            producer.flush()
+            fed.append(Fed(topic, partition, raw(_raw_batch(draft), partition), draft))
+            continue
         producer.produce(
-            topic, draft.value, draft.key, i % partitions, headers=[*draft.headers], on_delivery=delivered(draft)
+            topic, draft.value, draft.key, partition, headers=[*draft.headers], on_delivery=delivered(draft)
         )
         producer.poll(0)
     return fed
+
+
+def _raw_batch(draft: Draft) -> bytes:
+    headers: list[tuple[bytes, bytes | None]] = [
+        (name.encode(errors="surrogateescape"), value) for name, value in draft.headers
+    ]
+    return raw_batches.batch(raw_batches.payload([raw_batches.Raw(draft.value, headers, draft.key)]), 1)
