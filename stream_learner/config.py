@@ -130,8 +130,9 @@ class InputSettings(Section):
     """How a record carries an image: a name from `stream_learner.records.formats.FORMATS`, or `package.module:name`."""
     max_record_bytes: PositiveInt = 8 * MIB
     """Largest record taken; a larger one goes to the dead letters as `oversized_image`, its value left out."""
-    max_image_pixels: PositiveInt = 50_000_000
-    """Largest image decoded, height x width in pixels; a larger one becomes a dead letter."""
+    max_image_pixels: PositiveInt = 4096 * 4096
+    """Largest image decoded, height x width in pixels (those of 16 bits count twice); a larger one becomes a dead
+    letter as `oversized_image`. It bounds the time and memory that one record can take."""
     tombstones: Literal["skip", "reject"] = "skip"
     """What to do with deletion markers, which are records with a key and a null value in a compacted topic: count and
     skip them, or send them to the dead letters as `no_image`. What was learned of the key is not unlearned."""

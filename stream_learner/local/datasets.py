@@ -13,6 +13,8 @@ from PIL import Image
 
 from stream_learner.errors import DataError
 from stream_learner.local import extra
+from stream_learner.records.images import Header, header
+from stream_learner.records.record import RejectError
 
 LAYOUTS = (
     "a data set is a folder of Hugging Face parquet files (a column of images, and `label`) or a folder with one "
@@ -239,11 +241,11 @@ def _dataset(
         index = {value: position for position, value in enumerate(known)}
         labels, values = [str(value) for value in known], [index[value] for value in values]
     sample = [read(index) for index in range(0, len(ids), max(1, len(ids) // SAMPLED_IMAGES))]
-    headers = [header for header in map(_header, sample) if header]
+    headers = [found for found in map(_header, sample) if found]
     if not headers:
         raise DataError(f"there is no image in {name} that can be opened; {LAYOUTS}")
-    (width, height), _ = Counter(size for size, _ in headers).most_common(1)[0]
-    grey = all(mode in ("1", "L", "LA") or mode.startswith("I") for _, mode in headers)
+    (height, width), _ = Counter(found[:2] for found in headers).most_common(1)[0]
+    grey = all(found.grey for found in headers)
     size = min(height, MAX_MODEL_PX), min(width, MAX_MODEL_PX)
     return Dataset(name, labels, named, values, ids, *size, 1 if grey else 3, read)
 
@@ -255,10 +257,8 @@ def _visible(root: Path, pattern: str) -> list[Path]:
     return sorted(f for f in found if not any(name.startswith(hidden) for name in f.relative_to(root).parts))
 
 
-def _header(image: bytes) -> tuple[tuple[int, int], str] | None:
-    """(width, height) and Pillow's mode, read without decoding any pixel."""
+def _header(image: bytes) -> Header | None:
     try:
-        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as picture:
-            return picture.size, picture.mode
-    except OSError:
+        return header(image)
+    except RejectError:
         return None

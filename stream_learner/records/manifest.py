@@ -70,8 +70,9 @@ class ModelSpec(msgspec.Struct, frozen=True):
 class Preprocessing(msgspec.Struct, frozen=True):
     """How an image becomes the network's input.
 
-    Decode, convert to `channels` (1: grey, 3: RGB), resize to `height` x `width` with the `resize` filter, keep
-    uint8 in layout NHWC. The network itself computes (pixels / 255 - mean) / std.
+    Decode, turn upright, composite over `background`, convert to `channels` (1: grey, 3: RGB), resize to `height` x
+    `width` with the `resize` filter, keep uint8 in layout NHWC. The network itself computes
+    (pixels / 255 - mean) / std.
     """
 
     height: int
@@ -82,6 +83,11 @@ class Preprocessing(msgspec.Struct, frozen=True):
     resize: str = "bilinear, antialiased (Pillow Image.resize)"
     layout: str = "NHWC"
     dtype: str = "uint8"
+    orientation: str = "EXIF orientation applied (JPEG and PNG)"
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Color behind transparent pixels."""
+    color_space: str = "sRGB (ICC profiles and gamma are not applied)"
+    sample_depth: str = "16 bits: the high byte (fewer by sBIT: scaled); 1, 2 and 4 bits: scaled to 0..255"
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):

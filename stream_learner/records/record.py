@@ -29,9 +29,10 @@ class Reason(StrEnum):
     NO_IMAGE = "no_image"
     """The record holds no image bytes."""
     UNDECODABLE_IMAGE = "undecodable_image"
-    """The bytes are not an image that can be decoded."""
+    """The bytes are not a JPEG or PNG, or the image is not complete and undamaged."""
     OVERSIZED_IMAGE = "oversized_image"
-    """The record is over `input.max_record_bytes`, or the image over `input.max_image_pixels`."""
+    """The record is over `input.max_record_bytes`, or the image over `input.max_image_pixels` or another bound on
+    images."""
     NO_LABEL = "no_label"
     """There is no label, or one without text."""
     BAD_LABEL = "bad_label"
