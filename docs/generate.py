@@ -1,4 +1,5 @@
-"""Writes what the documentation takes from the code: settings, exit codes, reject reasons, metrics, JSON Schemas.
+"""Writes what the documentation takes from the code: settings, exit codes, reject reasons, metrics, rights on
+Kafka, JSON Schemas.
 
 `python docs/generate.py` rewrites the files; `--check` changes nothing and exits 1 when one is out of date.
 """
@@ -22,6 +23,7 @@ from stream_learner.monitoring.metrics import Metrics
 from stream_learner.records.manifest import Manifest
 from stream_learner.records.record import Reason
 from stream_learner.records.window import Window
+from stream_learner.streams.rights import RIGHTS, Role
 
 ROOT = Path(__file__).parent.parent
 SCHEMAS = ROOT / "stream_learner" / "records" / "schemas"
@@ -29,11 +31,12 @@ SCHEMAS = ROOT / "stream_learner" / "records" / "schemas"
 
 def pages() -> dict[Path, str]:
     """Every generated file and what it must hold."""
-    operations, topics = ROOT / "docs" / "operations.md", ROOT / "docs" / "topics.md"
+    operations, topics, security = (ROOT / "docs" / f"{name}.md" for name in ("operations", "topics", "security"))
     return {
         ROOT / "docs" / "settings.md": settings_page(),
         operations: filled(operations, {"exit codes": exit_codes(), "metrics": metrics()}),
         topics: filled(topics, {"reject reasons": reasons()}),
+        security: filled(security, {f"rights of {role}": rights(role) for role in Role}),
         SCHEMAS / "manifest.schema.json": schema(Manifest),
         SCHEMAS / "window.schema.json": schema(Window),
     }
@@ -95,6 +98,11 @@ def metrics() -> str:
     suffix = {"counter": "_total", "info": "_info"}
     rows = [f"| `{m.name}{suffix.get(m.type, '')}` | {m.type} | {m.documentation} |" for m in registry.collect()]
     return "\n".join(["| metric | type | meaning |", "|---|---|---|", *rows])
+
+
+def rights(role: Role) -> str:
+    rows = [f"| {right.operation} | {right.resource} | `{right.name}` | {right.purpose} |" for right in RIGHTS[role]]
+    return "\n".join(["| operation | on | name | needed to |", "|---|---|---|---|", *rows])
 
 
 def member_docs(enum: type[Enum]) -> dict[str, str]:

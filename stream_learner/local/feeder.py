@@ -74,7 +74,7 @@ def feed(
     """
     offsets.bounds(kafka, [topic])  # refuses a topic that is missing before anything is read
     indices = itertools.islice(_schedule(dataset, order, seed, epochs), limit)
-    with kafka_failures(kafka, f"feeding {topic}"):
+    with kafka_failures(kafka, f"feeding {topic}", "Write"):
         records = _produce(dataset, indices, kafka, topic, rate, on_progress, stop or Event())
     return Fed(records, offsets.bounds(kafka, [topic])[1][topic])
 

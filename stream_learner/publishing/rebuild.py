@@ -22,6 +22,7 @@ from stream_learner.records.spans import Positions, Spans, each
 from stream_learner.streams import topics
 from stream_learner.streams.journal import read_committed
 from stream_learner.streams.replay import Replay
+from stream_learner.streams.rights import Role
 from stream_learner.streams.topics import Names
 
 BEGINNING = "0"
@@ -83,7 +84,7 @@ def rebuild(
 
 def _history(settings: Settings) -> dict[str, Manifest]:
     """Every manifest by its digest, in the order of their commits."""
-    topics.check(settings)
+    topics.check(settings, role=Role.REBUILD)
     topic = Names.of(settings).history
     try:
         found = {digest(v): decode_manifest(v) for v in read_committed(settings, topic, wait=False)}

@@ -15,6 +15,7 @@ from stream_learner.records.manifest import Manifest, Object, decode_manifest, d
 from stream_learner.records.spans import Positions
 from stream_learner.streams import offsets, topics
 from stream_learner.streams.journal import read_newest
+from stream_learner.streams.rights import Role
 from stream_learner.streams.topics import Names
 
 
@@ -85,7 +86,7 @@ class Recovery:
         return recovered
 
     def _topic_ids(self) -> dict[str, str]:
-        topics.check(self._settings)
+        topics.check(self._settings, role=Role.WORKER)
         return topics.topic_ids(self._settings, [self._topic, *self._settings.input.topics])
 
     def _verified(self, value: bytes, ids: dict[str, str]) -> Recovered:

@@ -13,6 +13,7 @@ from kafka import errors as kafka_errors
 from stream_learner.config import KafkaSettings
 from stream_learner.errors import KafkaUnavailableError, TopicsError, UsageError
 from stream_learner.streams.reader import Reader
+from stream_learner.streams.rights import missing_right
 
 FETCH_BYTES = 8 * 1024 * 1024
 RETRY_PAUSE_S = 0.2
@@ -104,14 +105,24 @@ def reader(kafka: KafkaSettings, *, committed_only: bool = True, **more: Any) ->
 
 
 @contextmanager
-def kafka_failures(kafka: KafkaSettings, doing: str) -> Iterator[None]:
-    """Turns kafka-python's errors into KafkaUnavailableError with what was being done and what to check."""
+def kafka_failures(
+    kafka: KafkaSettings, doing: str, operation: str = "Describe", name: str | None = None
+) -> Iterator[None]:
+    """Turn kafka-python's errors into KafkaUnavailableError, which says what was being done and what to check.
+
+    `operation` and `name` are those of `missing_right`.
+    """
     try:
         yield
+    except kafka_errors.AuthorizationError as error:
+        raise KafkaUnavailableError(
+            f"Kafka at {kafka.bootstrap_servers} refused access while {doing}: "
+            f"{missing_right(kafka, error, operation, name)}"
+        ) from error
     except REFUSALS as error:
         raise KafkaUnavailableError(
             f"Kafka at {kafka.bootstrap_servers} refused access while {doing} ({error}); check the credentials in "
-            "[kafka] and the user's ACLs"
+            "[kafka]"
         ) from error
     except (kafka_errors.KafkaError, OSError) as error:
         raise KafkaUnavailableError(
@@ -134,7 +145,7 @@ def describe(client: KafkaAdminClient, names: list[str]) -> list[dict[str, Any]]
         )
     for topic in described:
         if topic["error_code"]:
-            raise kafka_errors.for_code(topic["error_code"])(f"topic {topic['name']}")
+            raise kafka_errors.for_code(topic["error_code"])({topic["name"]})
     return described
 
 
@@ -148,13 +159,13 @@ def _relevant(kafka: KafkaSettings) -> list[str]:
     return relevant
 
 
-def ask(kafka: KafkaSettings, doing: str, question: Callable[[KafkaAdminClient], T]) -> T:
-    """The answer of an admin client, asked again while Kafka is still electing or loading what it needs to answer.
+def ask(kafka: KafkaSettings, doing: str, question: Callable[[KafkaAdminClient], T], operation: str = "Describe") -> T:
+    """Return an admin client's answer. Ask again while Kafka is electing or loading what it needs to answer.
 
-    Raises KafkaUnavailableError once `kafka.request_timeout_s` are over.
+    `operation` is what the question needs of a topic. Raises KafkaUnavailableError after `kafka.request_timeout_s`.
     """
     deadline = time.monotonic() + kafka.request_timeout_s
-    with kafka_failures(kafka, doing):
+    with kafka_failures(kafka, doing, operation):
         client = connect(KafkaAdminClient, client_config(kafka))
         try:
             while True:

@@ -4,13 +4,16 @@ import time
 from collections.abc import Callable, Iterator
 
 from kafka import KafkaAdminClient, KafkaConsumer
-from kafka.errors import KafkaError
+from kafka.errors import AuthorizationError, KafkaError
 from kafka.structs import TopicPartition
 
 from stream_learner.config import Settings
 from stream_learner.errors import KafkaUnavailableError, PublishError
 from stream_learner.streams.connection import ask, kafka_failures, reader
+from stream_learner.streams.rights import missing_right
 from stream_learner.streams.topics import Names
+
+UNKNOWN = "so the outcome is unknown; restart to recover"
 
 
 def read_newest(settings: Settings, topic: str, tail: int | None = None, wait: bool = True) -> bytes | None:
@@ -42,7 +45,7 @@ def read_committed(
     """
     place = TopicPartition(topic, 0)
     deadline = clock() + settings.recovery.timeout_s
-    with kafka_failures(settings.kafka, f"reading topic {topic}"):
+    with kafka_failures(settings.kafka, f"reading topic {topic}", "Read"):
         with reader(settings.kafka, committed_only=not wait) as consumer:
             end = consumer.end_offsets([place])[place]
         with reader(settings.kafka) as consumer:
@@ -63,7 +66,7 @@ class ReadBack:
     """Reads what this process published, as a downstream reader would."""
 
     def __init__(self, settings: Settings):
-        self._settings = settings
+        self._kafka = settings.kafka
         self._place = TopicPartition(Names.of(settings).checkpoints, 0)
         with kafka_failures(settings.kafka, "opening the checkpoints topic"):
             self._consumer: KafkaConsumer = reader(settings.kafka)
@@ -83,9 +86,12 @@ class ReadBack:
                         f"{manifest} is not there after its commit; the process ends, and a restart goes on from the "
                         "last committed checkpoint"
                     )
+        except AuthorizationError as error:
+            why = missing_right(self._kafka, error, "Read")
+            raise PublishError(f"{manifest} could not be read back ({why}), {UNKNOWN}") from error
         except (KafkaError, OSError) as error:
-            raise PublishError(f"{manifest} could not be read back ({error}); a restart finds out") from error
-        raise PublishError(f"{manifest} could not be read back in time; a restart finds out")
+            raise PublishError(f"{manifest} could not be read back ({error}), {UNKNOWN}") from error
+        raise PublishError(f"{manifest} could not be read back in time, {UNKNOWN}")
 
 
 def _open_transactions(settings: Settings, place: TopicPartition) -> str:

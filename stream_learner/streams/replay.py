@@ -80,7 +80,7 @@ class Replay:
 
     def _poll(self) -> bool:
         """Reads ahead. Whether the partition moved."""
-        with kafka_failures(self._kafka, "reading the input"):
+        with kafka_failures(self._kafka, "reading the input", "Read"):
             try:
                 polled = self._consumer.poll(timeout_ms=POLL_MS)
             except (OffsetOutOfRangeError, LogTruncationError) as error:

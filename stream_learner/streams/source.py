@@ -62,7 +62,7 @@ class Source:
             raise self._ends_with
         if self._clock() >= self._check_partitions_at:
             self._assign()
-        with kafka_failures(self._kafka, "reading the input"):
+        with kafka_failures(self._kafka, "reading the input", "Read"):
             try:
                 return self._poll(timeout_s)
             except OffsetOutOfRangeError as error:

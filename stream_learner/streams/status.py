@@ -11,6 +11,7 @@ from stream_learner.records.spans import Positions
 from stream_learner.records.window import Window
 from stream_learner.streams import offsets, topics
 from stream_learner.streams.journal import read_newest
+from stream_learner.streams.rights import Role
 from stream_learner.streams.topics import Names
 
 # Offsets: enough that a committed window is among them, whatever was aborted since.
@@ -29,7 +30,7 @@ class Status:
 
 def read_status(settings: Settings) -> Status:
     """Raises TopicsError, KafkaUnavailableError, StateError when a record is not what it should be."""
-    topics.check(settings)
+    topics.check(settings, role=Role.STATUS)
     names = Names.of(settings)
     checkpoint = read_newest(settings, names.checkpoints, wait=False)
     metrics = read_newest(settings, names.metrics, METRICS_TAIL, wait=False)

@@ -8,12 +8,14 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from stream_learner.config import Settings
 from stream_learner.errors import TopicsError
-from stream_learner.streams.connection import ask, describe
+from stream_learner.streams.connection import ask, describe, kafka_failures
+from stream_learner.streams.rights import Role, check_rights
 
 DAY_MS = 24 * 60 * 60 * 1000
 MIB = 1024 * 1024
 RECORD_OVERHEAD_BYTES = 64 * 1024
 CHUNK_BYTES = 512 * 1024
+HIDDEN = kafka_errors.TopicAuthorizationFailedError.errno
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,18 @@ def create(settings: Settings, input_partitions: int | None = None) -> list[str]
         plans += [TopicPlan(name, input_partitions, limit) for name in settings.input.topics]
 
     def question(client: KafkaAdminClient) -> list[str]:
-        existing = set(client.list_topics())
+        # Asked by name: a topic that the user may not see is in no list, and would be waited for in vain.
+        described = client.describe_topics([plan.name for plan in plans])
+        if hidden := {t["name"] for t in described if t["error_code"] == HIDDEN}:
+            raise kafka_errors.TopicAuthorizationFailedError(hidden)
+        existing = {topic["name"] for topic in described if not topic["error_code"]}
         missing = [plan for plan in plans if plan.name not in existing]
-        for plan in missing:
-            _create(client, plan, settings.topics.replication_factor)
+        with kafka_failures(settings.kafka, "creating topics", "Create"):
+            for plan in missing:
+                _create(client, plan, settings.topics.replication_factor)
         return [plan.name for plan in missing]
 
-    return ask(settings.kafka, "creating topics", question)
+    return ask(settings.kafka, "looking for topics", question)
 
 
 def _create(client: KafkaAdminClient, plan: TopicPlan, replication_factor: int) -> None:
@@ -114,7 +121,9 @@ def _create(client: KafkaAdminClient, plan: TopicPlan, replication_factor: int) 
     # Another process of this run may be faster; differences() has the last word.
     if error in (kafka_errors.NoError, kafka_errors.TopicAlreadyExistsError):
         client.wait_for_topics([plan.name])
-    elif error.retriable or issubclass(error, kafka_errors.AuthorizationError):
+    elif issubclass(error, kafka_errors.AuthorizationError):
+        raise error({plan.name})
+    elif error.retriable:
         raise error(answer["error_message"])
     else:
         raise TopicsError(
@@ -123,14 +132,16 @@ def _create(client: KafkaAdminClient, plan: TopicPlan, replication_factor: int) 
         )
 
 
-def differences(settings: Settings, input_partitions: int | None = None) -> list[str]:
-    """What differs from the plan, a sentence each; nothing when all topics are as they must be. Input topics may have
-    any number of partitions unless one is given.
+def differences(settings: Settings, input_partitions: int | None = None, role: Role | None = None) -> list[str]:
+    """Return what differs from the plan, a sentence each. Input topics may have any number of partitions unless one is
+    given.
 
-    Raises KafkaUnavailableError.
+    Raises KafkaUnavailableError, also when the user lacks a right on a topic that `role` needs.
     """
     plans = output_plan(settings) + [TopicPlan(name, input_partitions) for name in settings.input.topics]
-    partitions, configs = ask(settings.kafka, "checking topics", lambda client: _describe(client, plans))
+    partitions, configs = ask(
+        settings.kafka, "checking topics", lambda client: _describe(settings, client, plans, role)
+    )
     found = [f"topic {plan.name} is missing" for plan in plans if plan.name not in partitions]
     for plan in plans:
         if plan.name not in partitions:
@@ -143,9 +154,9 @@ def differences(settings: Settings, input_partitions: int | None = None) -> list
     return found
 
 
-def check(settings: Settings, input_partitions: int | None = None) -> None:
-    """Raises TopicsError when a topic is missing or differs, KafkaUnavailableError when that cannot be seen."""
-    found = differences(settings, input_partitions)
+def check(settings: Settings, input_partitions: int | None = None, role: Role | None = None) -> None:
+    """Raise TopicsError when a topic is missing or differs, KafkaUnavailableError as `differences`."""
+    found = differences(settings, input_partitions, role)
     if found:
         raise TopicsError(
             f"{'; '.join(found)}. `stream-learner topics` makes missing output topics, and with `--input-partitions N` "
@@ -174,16 +185,22 @@ def _suffices(key: str, actual: str | None, wanted: str) -> bool:
     return key == "segment.bytes" or actual == wanted
 
 
-def _describe(client: KafkaAdminClient, plans: list[TopicPlan]) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
+def _describe(
+    settings: Settings, client: KafkaAdminClient, plans: list[TopicPlan], role: Role | None
+) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
     """Partitions of those topics that exist, and configs of those among them whose plan names any."""
     # Asked by name: a topic that the user may not see is in no list.
     described = client.describe_topics([plan.name for plan in plans])
+    if role:
+        check_rights(settings, role, described)
     missing = kafka_errors.UnknownTopicOrPartitionError.errno
     names = [topic["name"] for topic in described if topic["error_code"] != missing]
     if not names:
         return {}, {}
     configured = [plan.name for plan in plans if plan.name in names and plan.configs]
-    return {t["name"]: len(t["partitions"]) for t in describe(client, names)}, _configs(client, configured)
+    partitions = {t["name"]: len(t["partitions"]) for t in describe(client, names)}
+    with kafka_failures(settings.kafka, "checking the settings of topics", "DescribeConfigs"):
+        return partitions, _configs(client, configured)
 
 
 def _configs(client: KafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:
@@ -191,7 +208,8 @@ def _configs(client: KafkaAdminClient, names: list[str]) -> dict[str, dict[str, 
         return {}
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     described = client.describe_configs(resources, config_filter="all")
-    return {
-        name: {key: entry["value"] for key, entry in configs.items()}
-        for name, configs in described[ConfigResourceType.TOPIC.name.lower()].items()
-    }
+    found = described[ConfigResourceType.TOPIC.name.lower()]
+    # kafka-python drops the error of a topic whose settings the user may not see. Every topic has settings.
+    if hidden := {name for name, configs in found.items() if not configs}:
+        raise kafka_errors.TopicAuthorizationFailedError(hidden)
+    return {name: {key: entry["value"] for key, entry in configs.items()} for name, configs in found.items()}

@@ -12,6 +12,7 @@ from stream_learner.config import MIB, Settings
 from stream_learner.errors import FencedError, KafkaUnavailableError, PublishError
 from stream_learner.records.spans import Positions
 from stream_learner.streams.connection import REFUSALS, client_config, connect, kafka_failures
+from stream_learner.streams.rights import missing_right
 from stream_learner.streams.topics import dead_letter_bytes
 
 FENCED = (
@@ -56,7 +57,7 @@ class Transaction:
 
     def fence(self) -> None:
         """Fences any other worker of this run and aborts what it left open (KIP-98). Raises KafkaUnavailableError."""
-        with kafka_failures(self._kafka, f"taking the transactional id {self._id} over"):
+        with kafka_failures(self._kafka, f"taking over the transactional id {self._id}", name=self._id):
             self._producer.init_transactions()
 
     def begin(self) -> None:
@@ -82,12 +83,12 @@ class Transaction:
             for topic, partitions in positions.items()
             for partition, offset in partitions.items()
         }
-        self._call("the offsets", lambda: self._producer.send_offsets_to_transaction(offsets, self._id))
+        self._call("the offsets", lambda: self._producer.send_offsets_to_transaction(offsets, self._id), "Read")
 
     def commit(self) -> None:
         self._call("the commit", self._producer.commit_transaction)
 
-    def _call(self, what: str, action: Callable[[], Any]) -> Any:
+    def _call(self, what: str, action: Callable[[], Any], operation: str = "Write") -> Any:
         try:
             return action()
         except (kafka_errors.KafkaError, OSError) as error:
@@ -100,9 +101,14 @@ class Transaction:
                 ) from error
             refused = next((cause for cause in (error, *error.args) if isinstance(cause, REFUSALS)), None)
             if refused:
+                why = (
+                    missing_right(self._kafka, refused, operation, self._id)
+                    if isinstance(refused, kafka_errors.AuthorizationError)
+                    else f"{type(refused).__name__}: {refused}; check the credentials in [kafka]"
+                )
                 raise KafkaUnavailableError(
-                    f"Kafka refused {what} ({type(refused).__name__}: {refused}); check the user's ACLs. Nothing is "
-                    "lost: a restart goes on from the last committed checkpoint"
+                    f"Kafka refused {what}: {why}. Nothing is lost: a restart continues from the last committed "
+                    "checkpoint"
                 ) from error
             raise PublishError(
                 f"publishing failed at {what} ({type(error).__name__}: {error}); the process ends, and a restart "

@@ -232,9 +232,9 @@ class Run:
         """A worker, as the command line starts it."""
         return self.call("run", *options)
 
-    def call(self, command: str, *options: str) -> Worker:
-        """A command of the command line, with this run's settings."""
-        return self._child(child.command, [command, *self._sets, *options])
+    def call(self, command: str, *options: str, target: Callable[..., None] = child.command) -> Worker:
+        """A command of the command line, with this run's settings, in a process that runs `target`."""
+        return self._child(target, [command, *self._sets, *options])
 
     def start_signalled(self, point: Point, number: signal.Signals = signal.SIGKILL) -> Worker:
         """A worker that sends itself a signal at a point of its protocol."""

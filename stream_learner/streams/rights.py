@@ -1,0 +1,155 @@
+"""Which rights (ACLs) each program needs on Kafka, and refusals in words that name the missing right.
+
+`docs/security.md` takes its tables from `RIGHTS`; a test takes each right away on a real broker.
+"""
+
+import re
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from kafka import errors as kafka_errors
+
+from stream_learner.config import KafkaSettings, Settings
+from stream_learner.errors import KafkaUnavailableError
+
+OUTPUTS = ("checkpoints", "history", "weights", "metrics", "dead-letters")
+WHERE = "docs/security.md lists the ACLs of each role"
+
+
+class Role(StrEnum):
+    """A program that needs rights of its own."""
+
+    WORKER = "worker"
+    CREATOR = "topic creator"
+    STATUS = "status"
+    FOLLOWER = "follower"
+    REBUILD = "rebuild"
+    PRODUCER = "producer"
+
+
+class Right(NamedTuple):
+    """An operation on a resource, in Kafka's words. Placeholders in `name`: `<input>` (each input topic), `<prefix>`,
+    `<transactional id>`."""
+
+    operation: str
+    resource: str
+    name: str
+    purpose: str
+
+    def __str__(self) -> str:
+        return f"{self.operation} on {self.resource} {self.name}"
+
+    def of(self, settings: Settings) -> list["Right"]:
+        """The right on the resources of one run."""
+        filled = self.name.replace("<prefix>", settings.prefix).replace("<transactional id>", settings.transactional_id)
+        names = settings.input.topics if self.name == "<input>" else [filled]
+        return [self._replace(name=name) for name in names]
+
+
+def _on_topics(operation: str, outputs: tuple[str, ...], purpose: str) -> list[Right]:
+    return [Right(operation, "topic", f"<prefix>.{output}", purpose) for output in outputs]
+
+
+_CHECKED = _on_topics("DescribeConfigs", OUTPUTS, "check the topic's settings")
+
+# Describe is listed only where neither Read nor Write is, which include it.
+RIGHTS: dict[Role, list[Right]] = {
+    Role.WORKER: [
+        Right("Read", "topic", "<input>", "read records"),
+        Right("Read", "topic", "<prefix>.checkpoints", "find the newest manifest, read back what was published"),
+        *_on_topics("Write", OUTPUTS, "publish"),
+        *_CHECKED,
+        Right("Write", "transactional id", "<transactional id>", "publish in transactions, fence a predecessor"),
+        Right("Read", "group", "<transactional id>", "mirror the positions for lag tools"),
+        Right("Read", "group", "<transactional id>.standby", "elect the active worker"),
+    ],
+    Role.CREATOR: [
+        Right("Create", "topic", "<input>", "create the topic"),
+        *_on_topics("Create", OUTPUTS, "create the topic"),
+        Right("Describe", "topic", "<input>", "check the topic"),
+        *_on_topics("Describe", OUTPUTS, "check the topic"),
+        *_CHECKED,
+    ],
+    Role.STATUS: [
+        Right("Describe", "topic", "<input>", "compute the lag"),
+        Right("Read", "topic", "<prefix>.checkpoints", "read the newest manifest"),
+        Right("Read", "topic", "<prefix>.metrics", "read the newest window"),
+        *_on_topics("Describe", ("history", "weights", "dead-letters"), "check the topic"),
+        *_CHECKED,
+    ],
+    Role.FOLLOWER: [
+        Right("Read", "topic", "<prefix>.checkpoints", "read the newest manifest"),
+        Right("Read", "topic", "<prefix>.weights", "read the bytes of the release"),
+    ],
+    Role.REBUILD: [
+        Right("Read", "topic", "<input>", "read the records again"),
+        Right("Read", "topic", "<prefix>.history", "read the manifests"),
+        *_on_topics("Describe", ("checkpoints", "weights", "metrics", "dead-letters"), "check the topic"),
+        *_CHECKED,
+    ],
+    Role.PRODUCER: [Right("Write", "topic", "<input>", "send records")],
+}
+
+# Kafka's own implications (KIP-11).
+INCLUDED_IN = {"Describe": "Read and Write include it", "Create": "Create on the cluster includes it"}
+
+
+def check_rights(settings: Settings, role: Role, described: list[dict[str, Any]]) -> None:
+    """Raise KafkaUnavailableError that names every right on a topic which the role lacks.
+
+    `described` are kafka-python's descriptions of topics: brokers add what the user may do (KIP-430). A right would
+    otherwise be missed when it is first used, on a dead letter or a release, long after the start.
+    """
+    allowed: dict[str, set[str]] = {}
+    for topic in described:
+        if topic["error_code"] == kafka_errors.TopicAuthorizationFailedError.errno:
+            allowed[topic["name"]] = set()
+        elif not topic["error_code"] and topic["authorized_operations"] is not None:
+            allowed[topic["name"]] = {name.title().replace("_", "") for name in topic["authorized_operations"]}
+    lacking = [
+        str(right)
+        for general in RIGHTS[role]
+        for right in general.of(settings)
+        if right.resource == "topic" and right.operation not in allowed.get(right.name, {right.operation})
+    ]
+    if lacking:
+        raise KafkaUnavailableError(
+            f"Kafka at {settings.kafka.bootstrap_servers} refuses what the role {role} needs: {_user(settings.kafka)} "
+            f"lacks {', '.join(lacking)}; {WHERE}"
+        )
+
+
+def missing_right(
+    kafka: KafkaSettings, error: kafka_errors.AuthorizationError, operation: str, name: str | None = None
+) -> str:
+    """Name the right that a refused request lacks: the user, the operation and the resource.
+
+    `operation` is what the request needs of a topic; `name` is the resource where the error names none.
+    """
+    match error:
+        case kafka_errors.TopicAuthorizationFailedError():
+            resource = "topic"
+        case kafka_errors.GroupAuthorizationFailedError():
+            operation, resource = "Read", "group"
+        case kafka_errors.TransactionalIdAuthorizationFailedError():
+            operation, resource = "Write", "transactional id"
+        case _:
+            resource = "the cluster"
+    included = f" ({INCLUDED_IN[operation]})" if operation in INCLUDED_IN else ""
+    return (
+        f"{_user(kafka)} lacks {operation} on {resource} {_named(error) or name or ''}".rstrip()
+        + f"{included}; {WHERE}"
+    )
+
+
+def _named(error: kafka_errors.AuthorizationError) -> str:
+    """The resources that kafka-python's error names: in a set, alone, or quoted in a sentence."""
+    found = error.args[0] if error.args else ""
+    if isinstance(found, (set, frozenset)):
+        return ", ".join(sorted(found))
+    quoted = re.search("'(.+)'", found)
+    return quoted[1] if quoted else found
+
+
+def _user(kafka: KafkaSettings) -> str:
+    return f"user {kafka.sasl_username}" if kafka.sasl_username else "the user of this connection"
