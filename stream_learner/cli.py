@@ -21,7 +21,6 @@ from rich.table import Column, Table
 from stream_learner import __version__, config
 from stream_learner.config import Settings
 from stream_learner.errors import ExitCode, StreamLearnerError, out_of_memory
-from stream_learner.records.rejects import describe
 from stream_learner.records.spans import Stretches
 
 app = typer.Typer(
@@ -279,6 +278,7 @@ def status(
 
     From Kafka alone.
     """
+    from stream_learner.records.rejects import describe
     from stream_learner.streams.status import read_status
 
     found = read_status(config.load(config_file, overrides))
