@@ -10,7 +10,7 @@ import structlog
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
-from stream_learner.errors import DivergedError, FencedError, InputError, RejectsError
+from stream_learner.errors import DivergedError, FencedError, InputError, RejectsError, StateError
 from stream_learner.learning.batch import Batch, batches
 from stream_learner.learning.learner import Learner
 from stream_learner.monitoring.health import Health, Phase
@@ -230,8 +230,14 @@ def _restore(learner: Learner, recovered: Recovered, metrics: Metrics) -> tuple[
     checkpoint = recovered.checkpoint
     if checkpoint is None:
         return None, None
-    learner.restore(checkpoint.tensors, checkpoint.document, checkpoint.parts, recovered.positions)
-    if checkpoint.released:
-        learner.restore_released(*checkpoint.released)
+    try:
+        learner.restore(checkpoint.tensors, checkpoint.document, checkpoint.parts, recovered.positions)
+        if checkpoint.released:
+            learner.restore_released(*checkpoint.released)
+    except ValueError as error:
+        raise StateError(
+            f"the state of checkpoint {checkpoint.manifest.sequence} cannot be restored: {error}. Bring it back from a "
+            "backup, or choose a new run.id"
+        ) from None
     metrics.recovered(checkpoint.manifest)
     return checkpoint.manifest, checkpoint.manifest_digest

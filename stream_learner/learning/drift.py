@@ -4,14 +4,27 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import Struct
 
 from stream_learner.config import Settings
+from stream_learner.learning.stored import Count, parse
 from stream_learner.records.report import Drift
 from stream_learner.records.spans import Spans
 
 BUCKETS_PER_SIZE = 5
 CHECK_EVERY = 32
 LEAST_PART = 5
+SIZES = 53  # of buckets; more samples than any stream has
+
+
+class StoredAdwin(Struct):
+    seen: Count
+    buckets: list[list[Count]]
+
+
+class StoredMonitor(Struct):
+    adwin: dict[str, Any]
+    boost_until: Count
 
 
 class Change(NamedTuple):
@@ -62,8 +75,13 @@ class Adwin:
         return {"seen": self._seen, "buckets": [list(buckets) for buckets in self._buckets]}
 
     def restore(self, document: dict[str, Any]) -> None:
-        self._seen = document["seen"]
-        self._buckets = [list(buckets) for buckets in document["buckets"]]
+        stored = parse(document, StoredAdwin)
+        full = all(len(of_size) <= BUCKETS_PER_SIZE for of_size in stored.buckets)
+        if not (full and 1 <= len(stored.buckets) <= SIZES) or any(
+            errors > 1 << size for size, of_size in enumerate(stored.buckets) for errors in of_size
+        ):
+            raise ValueError("buckets is no window of errors")
+        self._seen, self._buckets = stored.seen, stored.buckets
 
     def _shrink(self) -> Change | None:
         samples, errors = self.samples, self.errors
@@ -134,5 +152,6 @@ class DriftMonitor:
         return {"adwin": self._adwin.document(), "boost_until": self._boost_until}
 
     def restore(self, document: dict[str, Any]) -> None:
-        self._adwin.restore(document["adwin"])
-        self._boost_until = document["boost_until"]
+        stored = parse(document, StoredMonitor)
+        self._adwin.restore(stored.adwin)
+        self._boost_until = stored.boost_until

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from stream_learner.learning.stored import Share, parse
 from stream_learner.records.record import Label
 from stream_learner.records.window import Accuracy, ClassForgetting, Forgetting
 
@@ -34,4 +35,4 @@ class BestRecalls:
         return [list(pair) for pair in self._best.items()]
 
     def restore(self, document: list[Any]) -> None:
-        self._best = dict(document)
+        self._best = dict(parse(document, list[tuple[Label, Share]]))

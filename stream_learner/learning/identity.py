@@ -9,7 +9,9 @@ from stream_learner.config import ModelSettings, Settings
 from stream_learner.errors import StateError
 from stream_learner.learning import models
 from stream_learner.learning.models.weights import file_digest
+from stream_learner.learning.stored import parse
 from stream_learner.records.manifest import ModelSpec
+from stream_learner.records.record import Label
 
 STATE_FORMAT = 4
 
@@ -41,7 +43,7 @@ def check_fits(document: dict[str, Any], wanted: dict[str, Any], max_classes: in
     or knows more than `max_classes` classes."""
     if differing := [line for name, value in wanted.items() for line in _differing(name, document.get(name), value)]:
         raise ValueError("; ".join(differing))
-    if (known := len(document["labels"])) > max_classes:
+    if (known := len(parse(document.get("labels"), list[Label]))) > max_classes:
         raise ValueError(f"it knows {known} classes, more than model.max_classes = {max_classes}")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from stream_learner.config import ModelSettings, Settings
@@ -22,6 +23,7 @@ from stream_learner.learning.placement import place
 from stream_learner.learning.prequential import Prequential
 from stream_learner.learning.releases import Releases
 from stream_learner.learning.snapshot import Snapshot
+from stream_learner.learning.stored import Count, parse, part, tensor
 from stream_learner.learning.strategies import Minibatch
 from stream_learner.learning.trainer import Trainer, prefixed, under
 from stream_learner.learning.weighting import Arrivals, Times, Weighed, Weights
@@ -33,6 +35,19 @@ from stream_learner.records.spans import Positions
 from stream_learner.registry import lookup
 
 NON_FINITE_IN_A_ROW = 3
+
+
+class Stored(Struct):
+    """The learner's part of a state's document, beside its identity."""
+
+    labels: list[Label]
+    trainer: dict[str, Any]
+    weights: dict[str, Any]
+    prequential: dict[str, Any]
+    drift: dict[str, Any]
+    releases: dict[str, Any]
+    records: Count
+    non_finite_in_a_row: Count
 
 
 class Learner:
@@ -282,28 +297,46 @@ class Learner:
     def restore(
         self, tensors: dict[str, Tensor], document: dict[str, Any], parts: dict[str, bytes], positions: Positions
     ) -> None:
-        """Goes on from a snapshot's state. Raises ValueError when it belongs to other settings, or lacks a part."""
+        """Continue from a snapshot's state.
+
+        Raises ValueError when it belongs to other settings, lacks a part, or holds what no snapshot would.
+        """
         check_fits(document, self._identity, self._settings.model.max_classes)
-        for label in document["labels"]:
+        stored = parse(document, Stored)
+        for label in stored.labels:
             self._index_of[label] = len(self.labels)
             self.labels.append(label)
-        self._trainer.restore(under("trainer", tensors), document["trainer"])
+        if len(self._index_of) < len(self.labels):
+            raise ValueError("labels holds one twice")
+        with part("trainer"):
+            self._trainer.restore(under("trainer", tensors), stored.trainer, len(self.labels))
         for name, memory in self._memories.items():
-            memory.restore(under(name, tensors), parts)
-        self._weights.restore(document["weights"])
-        self.prequential.restore(under("prequential", tensors), document["prequential"])
-        self.drift.restore(document["drift"])
-        self._releases.restore(document["releases"])
-        self.records = document["records"]
-        self._non_finite_in_a_row = document["non_finite_in_a_row"]
+            with part(name):
+                memory.restore(under(name, tensors), parts, len(self.labels))
+        with part("weights"):
+            self._weights.restore(stored.weights)
+        with part("prequential"):
+            self.prequential.restore(under("prequential", tensors), stored.prequential, len(self.labels))
+        with part("drift"):
+            self.drift.restore(stored.drift)
+        with part("releases"):
+            self._releases.restore(stored.releases)
+        self.records = stored.records
+        self._non_finite_in_a_row = stored.non_finite_in_a_row
         self.begin(positions)
-        torch.set_rng_state(tensors["rng/cpu"])
-        if "rng/cuda" in tensors and self._placement.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["rng/cuda"], self._placement.device)
+        with part("rng"):
+            torch.set_rng_state(tensor(tensors, "rng/cpu", torch.uint8, len(torch.get_rng_state())))
+            if "rng/cuda" in tensors and self._placement.device.type == "cuda":
+                torch.cuda.set_rng_state(tensors["rng/cuda"], self._placement.device)
 
     def restore_released(self, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
-        """Take the last release from the state that was saved with it."""
-        self._releases.restore_released(under("trainer", tensors), document["trainer"], document["records"])
+        """Take the last release from the state that was saved with it. Raises ValueError when it holds none."""
+        stored = parse(document, Stored)
+        classes = len(stored.labels)
+        if stored.labels != self.labels[:classes]:
+            raise ValueError("labels of the last release's state are not those of the run")
+        with part("the last release's trainer"):
+            self._releases.restore_released(under("trainer", tensors), stored.trainer, classes, stored.records)
 
     @property
     def _memories(self) -> dict[str, BalancedMemory]:

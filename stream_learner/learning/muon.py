@@ -34,7 +34,8 @@ class Muon(AdamW):
         """`matrices`, [rows, columns] or [out, in, height, width], are those of `parameters` that AdamW does not
         move."""
         super().__init__(parameters, lr, weight_decay=weight_decay, fused=True)
-        self._matrices = list(matrices)
+        self.matrices = list(matrices)
+        """Parameters that Muon moves."""
         self._momentum = momentum
         self.share = 1.0
         """What the next step of the matrices counts, 0..1. Its size is not the gradient's: samples of low weight would
@@ -44,7 +45,7 @@ class Muon(AdamW):
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update of the parameters that have gradients. Leaves the matrices none, or AdamW would move them too."""
         (group,) = self.param_groups
-        for matrix in self._matrices:
+        for matrix in self.matrices:
             if matrix.grad is not None:
                 self._move(matrix, matrix.grad, self.share * group["lr"], group["weight_decay"])
                 matrix.grad = None

@@ -1,11 +1,19 @@
 """When what was learned is refused so often that training is to go back."""
 
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta, Struct
+
+from stream_learner.learning.stored import Count, parse
 from stream_learner.records.manifest import Decision
 
 CUT = 0.5
 FLOOR = 0.1
+
+
+class Stored(Struct):
+    refusals: Count
+    learning_rate_factor: Annotated[float, Meta(gt=0, le=1)]
 
 
 class Patience:
@@ -37,5 +45,5 @@ class Patience:
         return {"refusals": self._refusals, "learning_rate_factor": self.learning_rate_factor}
 
     def restore(self, document: dict[str, Any]) -> None:
-        self._refusals = document["refusals"]
-        self.learning_rate_factor = document["learning_rate_factor"]
+        stored = parse(document, Stored)
+        self._refusals, self.learning_rate_factor = stored.refusals, stored.learning_rate_factor

@@ -4,13 +4,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from stream_learner.learning.evaluation import calibration_error, score
+from stream_learner.learning.stored import NonNegative, parse, tensor, within
 from stream_learner.records.record import Label
 from stream_learner.records.window import RECENT_SAMPLES, Confusion, Recent
 
 TOP_CONFUSIONS = 10
+ROUNDING = 1e-5  # of a softmax in float32
+
+
+class StoredMean(Struct):
+    mean: NonNegative
+    weight: NonNegative
 
 
 class FadingMean:
@@ -40,7 +48,8 @@ class FadingMean:
         return {"mean": self._mean, "weight": self._weight}
 
     def restore(self, document: dict[str, float]) -> None:
-        self._mean, self._weight = document["mean"], document["weight"]
+        stored = parse(document, StoredMean)
+        self._mean, self._weight = stored.mean, stored.weight
 
 
 class Prequential:
@@ -86,9 +95,21 @@ class Prequential:
     def document(self) -> dict[str, Any]:
         return {"faded": self._faded.document()}
 
-    def restore(self, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
-        """Takes over what `tensors()` and `document()` gave."""
-        self._window = {name: tensors[name].numpy().copy() for name in self._window}
+    def restore(self, tensors: dict[str, Tensor], document: dict[str, Any], classes: int) -> None:
+        """Take over what `tensors()` and `document()` gave, of a learner that knows so many classes.
+
+        Raises ValueError when they are not that.
+        """
+        samples = tensor(tensors, "labels", torch.int64, None)
+        if len(samples) > RECENT_SAMPLES:
+            raise ValueError(f"tensor labels has {len(samples)} elements, over {RECENT_SAMPLES}")
+        for name in ("labels", "predictions"):
+            indices = within(tensor(tensors, name, torch.int64, len(samples)), name, 0, classes)
+            self._window[name] = indices.numpy().copy()
+        confidences = tensor(tensors, "confidences", torch.float32, len(samples)).numpy().copy()
+        if (confidences < 0).any() or (confidences > 1 + ROUNDING).any():
+            raise ValueError("tensor confidences holds no probabilities")
+        self._window["confidences"] = confidences
         self._faded.restore(document["faded"])
 
 

@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,10 +16,19 @@ from stream_learner.learning.memory import BalancedMemory
 from stream_learner.learning.models import ImageClassifier
 from stream_learner.learning.patience import Patience
 from stream_learner.learning.snapshot import Candidate
+from stream_learner.learning.stored import Count, is_finite, load_weights, parse
 from stream_learner.learning.trainer import Trainer, copies, under
 from stream_learner.records.manifest import Decision, Preprocessing
 from stream_learner.records.record import Label, Split
 from stream_learner.records.spans import Positions, Spans, between, each
+
+
+class Stored(msgspec.Struct):
+    decided_at: Count
+    taught: bool
+    may_discard_from: list[tuple[str, Count, Count]]
+    best_recalls: list[Any]
+    patience: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,14 @@ class Releases:
             last = evaluation.predict(self.network, images_NHWC, self._device)
             known = self.network.head.out_features
         decision = gate.decide(new, last, validation.labels, known, self._settings.release)
+        if not is_finite(network):
+            decision = msgspec.structs.replace(
+                decision,
+                released=False,
+                abstained=False,
+                worse=self._released is not None,
+                reason="the candidate has weights that are not finite",
+            )
         predictions = evaluation.predict(network, test_images_NHWC, self._device)
         test_score = evaluation.score(predictions, test.labels, labels)
         model = self._settings.model
@@ -137,7 +155,8 @@ class Releases:
         """Training goes back to the last release; the offsets whose learning is undone. Positions, counters, random
         draws, labels and held-out samples go on."""
         assert self._released
-        self._trainer.restore(self._released.tensors, self._released.document)
+        known = self._released.network.head.out_features
+        self._trainer.restore(self._released.tensors, self._released.document, known)
         self._trainer.grow(classes)
         self._memory.drop_since(self._released.records)
         discarded = between(self._may_discard_from, positions)
@@ -162,15 +181,22 @@ class Releases:
         }
 
     def restore(self, document: dict[str, Any]) -> None:
-        """Takes over what `document()` gave."""
-        self._decided_at, self._taught = document["decided_at"], document["taught"]
-        for topic, partition, offset in document["may_discard_from"]:
+        """Take over what `document()` gave. Raises ValueError when it is not that."""
+        stored = parse(document, Stored)
+        self._decided_at, self._taught = stored.decided_at, stored.taught
+        for topic, partition, offset in stored.may_discard_from:
             self._may_discard_from.setdefault(topic, {})[partition] = offset
-        self._best_recalls.restore(document["best_recalls"])
-        self._patience.restore(document["patience"])
+        self._best_recalls.restore(stored.best_recalls)
+        self._patience.restore(stored.patience)
 
-    def restore_released(self, tensors: dict[str, Tensor], document: dict[str, Any], records: int) -> None:
-        """Take the last release from the trainer's state after `records` input records."""
+    def restore_released(
+        self, tensors: dict[str, Tensor], document: dict[str, Any], classes: int, records: int
+    ) -> None:
+        """Take the last release, of a network with so many classes, from the trainer's state after so many records.
+
+        Raises ValueError when the state is not one of the trainer's.
+        """
+        self._trainer.check(tensors, document, classes)  # now: training may go back to it at any time
         weights = under("average", tensors) or under("model", tensors)
         self._released = Released(self._build(weights), tensors, document, records)
 
@@ -179,5 +205,5 @@ class Releases:
         spec = models.spec_of(self._settings.model, len(weights["head.bias"]))
         with torch.random.fork_rng(devices=[]):  # initialising it must not move the state's generator
             model = models.build(spec, own=spec.name)
-        model.load_state_dict(weights)
+        load_weights(model, weights)
         return model.to(self._device).eval()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from msgspec import Struct
 from torch import Tensor, nn
 
 from stream_learner.config import Settings
@@ -17,10 +18,20 @@ from stream_learner.learning.heads import HEADS, Accumulator, silence
 from stream_learner.learning.models.weights import load_body
 from stream_learner.learning.muon import Muon, matrices_of
 from stream_learner.learning.placement import Placement
+from stream_learner.learning.stored import Count, NonNegative, load_weights, parse, part, tensor
 from stream_learner.learning.strategies import Minibatch, Step, Strategy, strategy
 from stream_learner.learning.weighting import WeightedLoss
 from stream_learner.records.manifest import ModelSpec
 from stream_learner.registry import lookup
+
+MOMENTUM = frozenset({"momentum_buffer"})  # of SGD, and of Muon's matrices
+ADAM = frozenset({"step", "exp_avg", "exp_avg_sq"})
+
+
+class Stored(Struct):
+    loss_normaliser: NonNegative
+    new_rows_from: Count | None
+    averaged_steps: Count
 
 
 class Trainer:
@@ -167,25 +178,66 @@ class Trainer:
         }
 
     @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
-        """Takes over what `tensors()` and `document()` gave."""
-        weights = under("model", tensors)
-        self._begin(self._build(classes=len(weights["head.bias"])))
-        self.model.load_state_dict(weights)
+    def restore(self, tensors: dict[str, Tensor], document: dict[str, Any], classes: int) -> None:
+        """Take over what `tensors()` and `document()` gave of a network with so many classes.
+
+        Raises ValueError when they are not that.
+        """
+        stored = parse(document, Stored)
+        with part("model"):
+            weights = under("model", tensors)
+            tensor(weights, "head.bias", torch.float32, classes)
+            self._begin(self._build(classes))
+            load_weights(self.model, weights)
         if self._average:
-            self._average.model.load_state_dict(under("average", tensors))
-            self._average.steps = document["averaged_steps"]
+            with part("average"):
+                load_weights(self._average.model, under("average", tensors))
+            self._average.steps = stored.averaged_steps
         if self._accumulator:
-            self._accumulator.restore(under("head", tensors))
-        for name, tensor in under("optimizer", tensors).items():
-            index, key = name.split("/")
-            parameter = self._optimizer.param_groups[0]["params"][int(index)]
-            # Moments take their parameter's device and memory layout; Adam's step count is a scalar of its own.
-            moment = torch.empty_like(parameter) if tensor.ndim else torch.empty_like(tensor, device=parameter.device)
-            self._optimizer.state[parameter][key] = moment.copy_(tensor)
-        self.strategy.restore(under("strategy", tensors))
-        self._weighted_loss.mean = document["loss_normaliser"]
-        self._new_rows_from = document["new_rows_from"]
+            with part("head"):
+                self._accumulator.restore(under("head", tensors), classes)
+        with part("optimizer"):
+            self._restore_moments(under("optimizer", tensors))
+        with part("strategy"):
+            self.strategy.restore(under("strategy", tensors))
+        self._weighted_loss.mean = stored.loss_normaliser
+        if (stored.new_rows_from or 0) > classes:
+            raise ValueError(f"new_rows_from is {stored.new_rows_from}, and the head has {classes} rows")
+        self._new_rows_from = stored.new_rows_from
+
+    def check(self, tensors: dict[str, Tensor], document: dict[str, Any], classes: int) -> None:
+        """Raise ValueError when `restore` could not take this over. Changes nothing."""
+        with torch.random.fork_rng(devices=[]):
+            twin = copy.copy(self)
+            twin.strategy = copy.deepcopy(self.strategy)
+            twin.restore(tensors, document, classes)
+
+    def _restore_moments(self, tensors: dict[str, Tensor]) -> None:
+        moments_of: dict[str, set[str]] = {}
+        for name in tensors:
+            index, _, key = name.partition("/")
+            moments_of.setdefault(index, set()).add(key)
+        parameters = {str(i): p for i, p in enumerate(self._optimizer.param_groups[0]["params"])}
+        if surplus := moments_of.keys() - parameters.keys():
+            raise ValueError(f"moments of parameter {min(surplus)} belong to another network")
+        for index, keys in moments_of.items():
+            parameter = parameters[index]
+            if keys != (wanted := self._moments(parameter)):
+                raise ValueError(f"parameter {index} has {', '.join(sorted(keys))}, not {', '.join(sorted(wanted))}")
+            for key in sorted(keys):
+                shape = () if key == "step" else parameter.shape
+                found = tensor(tensors, f"{index}/{key}", torch.float32, *shape)
+                if key in ("step", "exp_avg_sq") and (found < 0).any():
+                    raise ValueError(f"tensor {index}/{key} holds negative numbers")
+                # Moments take their parameter's device and memory layout; Adam's step count is a scalar of its own.
+                moment = torch.empty_like(parameter) if shape else torch.empty_like(found, device=parameter.device)
+                self._optimizer.state[parameter][key] = moment.copy_(found)
+
+    def _moments(self, parameter: nn.Parameter) -> frozenset[str]:
+        """Names of the moments that the optimizer keeps of a parameter."""
+        if isinstance(self._optimizer, Muon):
+            return MOMENTUM if any(parameter is matrix for matrix in self._optimizer.matrices) else ADAM
+        return MOMENTUM if isinstance(self._optimizer, torch.optim.SGD) else ADAM
 
     # -- building
 

@@ -13,6 +13,7 @@ from stream_learner.records.record import Record, Sample, Split
 
 SHAPE = DIGITS_NHWC.shape[1:]
 PLENTY = 10**7
+CLASSES = 100
 SEGMENT_BYTES = 500  # three or four digits
 CHI_SQUARE_39_DOF = 72.1  # exceeded by one fair draw in a thousand
 
@@ -54,7 +55,7 @@ def same(a: BalancedMemory, b: BalancedMemory) -> bool:
 def copy(of: BalancedMemory, **options) -> BalancedMemory:
     """What a restart makes of it."""
     made = memory(**options)
-    made.restore(of.state(), of.parts)
+    made.restore(of.state(), of.parts, CLASSES)
     return made
 
 
@@ -162,7 +163,7 @@ def test_an_old_state_is_whole_whatever_became_of_the_memory():
     offer(held, [(100 + i, 1 + i % 9) for i in range(1000)])
     assert not parts.keys() & held.parts.keys()  # all of them were rewritten since
     restored = memory(40)
-    restored.restore(state, parts)
+    restored.restore(state, parts, CLASSES)
     assert np.array_equal(restored.pixels_NHWC(slots(restored)), DIGITS_NHWC[restored.weights.astype(int)])
 
 
@@ -170,7 +171,9 @@ def test_a_state_without_one_of_its_parts_is_refused():
     held = offer(memory(), [(i, 0) for i in range(20)])
     missing, *_ = held.parts
     with pytest.raises(ValueError, match=f"segment {missing} is missing"):
-        memory().restore(held.state(), {digest: data for digest, data in held.parts.items() if digest != missing})
+        memory().restore(
+            held.state(), {digest: data for digest, data in held.parts.items() if digest != missing}, CLASSES
+        )
 
 
 def test_what_a_state_adds_to_the_last_one_is_what_is_new():

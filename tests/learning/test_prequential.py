@@ -97,7 +97,7 @@ def test_figures_resumed_after_every_batch_go_on_as_if_they_had_not_been():
     for seen in batches_of_predictions(0):
         tensors, document = prequential.tensors(), prequential.document()
         prequential = Prequential()
-        prequential.restore(tensors, document)
+        prequential.restore(tensors, document, len(LABELS))
         add(prequential, seen)
         add(unbroken, seen)
         assert recent(prequential) == recent(unbroken)

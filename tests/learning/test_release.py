@@ -230,3 +230,15 @@ def test_before_a_first_label_there_is_nothing_to_release():
     learner = Learner(settings(release__every_records=1))
     learner.learn(Batch(spans={"t": {0: Span(0, 5)}}, records=5))
     assert not learner.release_due
+
+
+@pytest.mark.parametrize("released_before", [False, True])
+def test_a_candidate_with_weights_that_are_not_finite_is_refused(released_before):
+    learner = learned(settings(), stream())
+    if released_before:
+        assert learner.decide_release().released
+    with torch.no_grad():
+        learner.network.head.weight[0, 0] = torch.inf
+    decision = learner.decide_release()
+    assert (decision.released, decision.worse) == (False, released_before)
+    assert "not finite" in decision.reason

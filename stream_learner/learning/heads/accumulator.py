@@ -4,6 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from stream_learner.learning.heads.statistics import StatisticsHead
+from stream_learner.learning.stored import tensor, within
+
+MAX_SAMPLES = 2**53
 
 
 class Accumulator:
@@ -40,7 +43,7 @@ class Accumulator:
         """Copies of everything, on the CPU."""
         return self.head.state() | {"samples": torch.tensor(self.samples)}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes over what `state()` gave."""
-        self.head.restore(state)
-        self.samples = int(state["samples"])
+    def restore(self, state: dict[str, Tensor], classes: int) -> None:
+        """Take over what `state()` gave, of a network with so many classes. Raises ValueError when it is not that."""
+        self.head.restore(state, classes)
+        self.samples = int(within(tensor(state, "samples", torch.int64), "samples", 0, MAX_SAMPLES))

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from stream_learner.learning.heads.statistics import NEVER
+from stream_learner.learning.stored import tensor
 
 
 class Prototype:
@@ -47,6 +48,10 @@ class Prototype:
     def state(self) -> dict[str, Tensor]:
         return {"sums": self.sums_CF.to("cpu", copy=True), "weights": self.weights_C.to("cpu", copy=True)}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self.sums_CF = state["sums"].to(self.sums_CF.device, copy=True)
-        self.weights_C = state["weights"].to(self.weights_C.device, copy=True)
+    def restore(self, state: dict[str, Tensor], classes: int) -> None:
+        weights_C = tensor(state, "weights", torch.float64, None)
+        if len(weights_C) > classes or (weights_C < 0).any():
+            raise ValueError(f"tensor weights holds no weights of {classes} classes")
+        sums_CF = tensor(state, "sums", torch.float64, len(weights_C), self.sums_CF.shape[1])
+        self.sums_CF = sums_CF.to(self.sums_CF.device, copy=True)
+        self.weights_C = weights_C.to(self.weights_C.device, copy=True)

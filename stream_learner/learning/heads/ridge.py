@@ -2,6 +2,7 @@ import torch
 from torch import Tensor
 
 from stream_learner.learning.heads.prototype import Prototype
+from stream_learner.learning.stored import tensor
 
 # Half decades, relative to the mean of G's diagonal; on a tie the larger penalty is taken.
 PENALTIES = [10.0 ** (exponent / 2) for exponent in range(4, -13, -1)]
@@ -52,6 +53,6 @@ class Ridge(Prototype):
     def state(self) -> dict[str, Tensor]:
         return super().state() | {"gram": self.gram_FF.to("cpu", copy=True)}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        super().restore(state)
-        self.gram_FF = state["gram"].to(self.gram_FF.device, copy=True)
+    def restore(self, state: dict[str, Tensor], classes: int) -> None:
+        super().restore(state, classes)
+        self.gram_FF = tensor(state, "gram", torch.float64, *self.gram_FF.shape).to(self.gram_FF.device, copy=True)

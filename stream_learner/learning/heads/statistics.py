@@ -33,8 +33,8 @@ class StatisticsHead(Protocol):
         """Copies of the sums, on the CPU."""
         ...
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes over what `state()` gave."""
+    def restore(self, state: dict[str, Tensor], classes: int) -> None:
+        """Take over what `state()` gave, of at most so many classes. Raises ValueError when it is not that."""
         ...
 
 

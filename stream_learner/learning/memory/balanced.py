@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stream_learner.errors import StateError
 from stream_learner.learning.memory.pixels import PixelCache
 from stream_learner.learning.memory.segments import Segments
+from stream_learner.learning.stored import tensor, within
 from stream_learner.records import images
-from stream_learner.records.record import Record, Sample
+from stream_learner.records.record import Record, RejectError, Sample
 
 UNLIMITED = np.iinfo(np.int64).max
 
@@ -171,16 +173,45 @@ class BalancedMemory:
         columns = {name: torch.from_numpy(self._column(name).copy()) for name in self._columns}
         return columns | {"limits": torch.from_numpy(self._limits.copy())} | self._segments.state()
 
-    def restore(self, state: dict[str, Tensor], parts: dict[str, bytes]) -> None:
-        """Takes over what `state()` and `parts` gave, as much of it as fits. Raises ValueError when a part is
-        missing."""
+    def restore(self, state: dict[str, Tensor], parts: dict[str, bytes], classes: int) -> None:
+        """Take over what `state()` and `parts` gave, as much of it as fits, of a learner that knows so many classes.
+
+        Raises ValueError when a part is missing, or the state is not one that `state()` gave.
+        """
         self._segments.restore(state, parts)
-        self._columns = {name: state[name].numpy().copy() for name in self._columns}
-        self._limits = state["limits"].numpy().copy()
+        limits = tensor(state, "limits", torch.int64, None)
+        if len(limits) > classes:
+            raise ValueError(f"tensor limits is of {len(limits)} classes, over {classes}")
+        self._limits = within(limits, "limits", 0, UNLIMITED + 1).numpy().copy()
+        self._columns = self._checked(state)
         self._index()
         self._shrink()
         if not self._max_items:  # switched off, it has refused nothing: on again, it begins anew
             self._limits[:] = UNLIMITED
+
+    def _checked(self, state: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        """Copies of the state's columns. Raises ValueError when they do not fit the segments, or each other."""
+        items = len(tensor(state, "keys", torch.int64, None))
+        columns: dict[str, np.ndarray] = {}
+        for name, own in self._columns.items():
+            dtype = torch.from_numpy(own[:0]).dtype
+            found = tensor(state, name, dtype, items, *[None] * (own.ndim - 1), finite=name != "logits")
+            columns[name] = found.numpy().copy()
+        within(state["labels"], "labels", 0, len(self._limits))
+        if len(np.unique(columns["keys"])) != items:
+            raise ValueError("tensor keys holds one twice")
+        if (columns["weights"] < 0).any():
+            raise ValueError("tensor weights holds negative numbers")
+        if "logits" in columns and (
+            columns["logits"].shape[1] > len(self._limits) or np.isinf(columns["logits"]).any()
+        ):
+            raise ValueError("tensor logits holds no logits of the classes known")
+        numbers, places = np.unique(columns["segments"], return_inverse=True)
+        sizes = np.array([self._segments.size(number) or 0 for number in numbers.tolist()], np.int64)
+        starts, lengths = columns["starts"].astype(np.int64), columns["lengths"].astype(np.int64)
+        if (starts < 0).any() or (lengths <= 0).any() or (starts + lengths > sizes[places]).any():
+            raise ValueError("tensors starts and lengths point outside the memory's segments")
+        return columns
 
     def _key(self, record: Record) -> int:
         place = f"{self._seed}/{record.topic}/{record.partition}/{record.offset}".encode()
@@ -192,7 +223,13 @@ class BalancedMemory:
     def _decode(self, slot: int) -> np.ndarray:
         place = (int(self._columns[name][slot]) for name in ("segments", "starts", "lengths"))
         height, width, channels = self._shape
-        return images.decode(self._segments.read(*place), height, width, channels, max_pixels=height * width)
+        try:
+            return images.decode(self._segments.read(*place), height, width, channels, max_pixels=height * width)
+        except RejectError as error:
+            raise StateError(
+                f"an image of the saved memory cannot be decoded ({error}): the state was not written by this program. "
+                "Bring the state back from a backup, or choose a new run.id"
+            ) from None
 
     def _know_class(self, label: int) -> None:
         missing = label + 1 - len(self._heaps)

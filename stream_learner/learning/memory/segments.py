@@ -6,7 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stream_learner.learning.stored import tensor, within
 from stream_learner.records.manifest import digest
+
+# The columns of a memory count segments in int32.
+MAX_NUMBER = 2**31
 
 
 class Sealed(NamedTuple):
@@ -51,6 +55,12 @@ class Segments:
         data = self._tail if number == self._tail_number else self._sealed[number].data
         return bytes(data[start : start + length])
 
+    def size(self, number: int) -> int | None:
+        """Bytes of a segment, live and dead; None when there is none of that number."""
+        if number == self._tail_number:
+            return len(self._tail)
+        return len(self._sealed[number].data) if number in self._sealed else None
+
     def release(self, number: int, length: int) -> bool:
         """So many bytes of a segment are dead from now on; whether it is to be rewritten."""
         self._live[number] -= length
@@ -84,19 +94,24 @@ class Segments:
         }
 
     def restore(self, state: dict[str, Tensor], parts: dict[str, bytes]) -> None:
-        """Takes over what `state` and `parts` gave; `recount` must follow. Raises ValueError when a part is missing."""
-        names = ["sha256:" + bytes(row).hex() for row in state["digests"].tolist()]
+        """Take over what `state` and `parts` gave; `recount` must follow.
+
+        Raises ValueError when a part is missing, or the state is not one that `state` gave.
+        """
+        names = ["sha256:" + bytes(row).hex() for row in tensor(state, "digests", torch.uint8, None, 32).tolist()]
         if missing := set(names) - parts.keys():
             raise ValueError(f"the memory's segment {min(missing)} is missing")
-        *numbers, tail_number = state["numbers"].tolist()
-        self._sealed = {number: Sealed(name, parts[name]) for number, name in zip(numbers, names, strict=True)}
+        numbers = within(tensor(state, "numbers", torch.int64, len(names) + 1), "numbers", 0, MAX_NUMBER).tolist()
+        if numbers != sorted(set(numbers)):
+            raise ValueError("tensor numbers is not in ascending order")
+        *sealed, tail_number = numbers
+        self._sealed = {number: Sealed(name, parts[name]) for number, name in zip(sealed, names, strict=True)}
         self._open(tail_number)
-        self._tail += state["tail"].numpy().tobytes()
+        self._tail += tensor(state, "tail", torch.uint8, None).numpy().tobytes()
 
     def _open(self, number: int) -> None:
         self._tail_number, self._tail = number, bytearray()
         self._live[number] = 0
 
     def _sparse(self, number: int) -> bool:
-        size = len(self._tail if number == self._tail_number else self._sealed[number].data)
-        return 2 * self._live[number] < size
+        return 2 * self._live[number] < (self.size(number) or 0)

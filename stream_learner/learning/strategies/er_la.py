@@ -2,6 +2,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stream_learner.learning.stored import tensor
 from stream_learner.learning.strategies.step import Losses, Minibatch, Step, Strategy, cross_entropy
 
 DECAY = 0.99
@@ -36,4 +37,7 @@ class LogitAdjustedReplay(Strategy):
         return {"frequencies": self._frequencies.clone()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        self._frequencies = state["frequencies"]
+        frequencies = tensor(state, "frequencies", torch.float32, None)
+        if (frequencies < 0).any():
+            raise ValueError("tensor frequencies holds negative numbers")
+        self._frequencies = frequencies

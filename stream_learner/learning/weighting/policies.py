@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
+from msgspec import Struct
 
 from stream_learner.config import WeightsSettings
+from stream_learner.learning.stored import Count, NonNegative, parse
 
 FADE = 1 - 1 / 1000  # of a mean over about the last thousand samples
 LEAST_PROBABILITY = np.finfo(np.float32).tiny
@@ -105,7 +107,7 @@ class ClassBalance(Policy):
         return {"counts": self._counts.tolist()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._counts = np.array(state.get("counts", []), np.int64)
+        self._counts = np.array(parse(state.get("counts", []), list[Count]), np.int64)
 
 
 class Recency(Policy):
@@ -154,6 +156,11 @@ class Novelty(Policy):
         return 1 - arrivals.released_probabilities().astype(np.float64)
 
 
+class StoredHardness(Struct):
+    sum: NonNegative = 0.0
+    count: NonNegative = 0.0
+
+
 class Hardness(Policy):
     """The model's loss on the sample before it is learned, -log p_y, relative to its mean over about the last thousand
     samples, clipped to `weights.max_weight`.
@@ -181,7 +188,8 @@ class Hardness(Policy):
         return {"sum": self._sum, "count": self._count}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._sum, self._count = state.get("sum", 0.0), state.get("count", 0.0)
+        stored = parse(state, StoredHardness)
+        self._sum, self._count = stored.sum, stored.count
 
 
 WEIGHTS: dict[str, type[Policy]] = {

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stream_learner.config import WeightsSettings
+from stream_learner.learning.stored import parse, part
 from stream_learner.learning.weighting.policies import WEIGHTS, Arrivals, Times
 from stream_learner.registry import lookup
 
@@ -52,4 +53,5 @@ class Weights:
     def restore(self, state: dict[str, dict[str, Any]]) -> None:
         """Goes on from what `state()` gave. A policy that it lacks begins."""
         for name, policy in self._policies.items():
-            policy.restore(state.get(name, {}))
+            with part(name):
+                policy.restore(parse(state.get(name, {}), dict[str, Any]))
