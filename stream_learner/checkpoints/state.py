@@ -7,9 +7,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from stream_learner.records import documents
+
 DOCUMENT = "document"
+# The format's own bound.
+MAX_HEADER_BYTES = 100_000_000
 
 Tensors = dict[str, Tensor]
+
+
+class _Header(msgspec.Struct):
+    metadata: dict[str, str] = msgspec.field(name="__metadata__")
 
 
 def encode(tensors: Tensors, document: dict[str, Any] | None = None) -> bytes:
@@ -22,7 +30,8 @@ def decode_tensors(data: bytes) -> Tensors:
     """Raises ValueError when the bytes are not safetensors."""
     try:
         return load(data)
-    except SafetensorError as error:
+    # Beside its own error it raises these for types that torch does not have and shapes that no tensor can have.
+    except (SafetensorError, KeyError, RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise ValueError(f"not safetensors: {error}") from None
 
 
@@ -31,7 +40,9 @@ def decode_document(data: bytes) -> dict[str, Any]:
     # The format: 8 bytes little-endian length, then a JSON header (https://github.com/huggingface/safetensors).
     length = int.from_bytes(data[:8], "little")
     try:
-        header = msgspec.json.decode(data[8 : 8 + length])
-        return msgspec.json.decode(header["__metadata__"][DOCUMENT])
-    except (msgspec.DecodeError, KeyError, TypeError) as error:
+        if length > min(MAX_HEADER_BYTES, len(data) - 8):
+            raise ValueError(f"its header would have {length} bytes")
+        metadata = documents.decode(data[8 : 8 + length], _Header, MAX_HEADER_BYTES).metadata
+        return documents.decode(metadata[DOCUMENT].encode(), dict[str, Any], MAX_HEADER_BYTES)
+    except (ValueError, KeyError) as error:
         raise ValueError(f"no document in the metadata: {error}") from None

@@ -75,11 +75,18 @@ class Store:
             raise StoreError(f"object {self.url}/{key} cannot be written: {_line(error)}") from error
         return Object(key, len(data), digest(data))
 
-    def get(self, key: str) -> bytes | None:
-        """An object's bytes, None when there is none. Raises StoreError."""
+    def get(self, key: str, max_bytes: int | None = None) -> bytes | None:
+        """An object's bytes, None when there is none. Raises StoreError, StateError when there are more than
+        `max_bytes`, which are not read then."""
         self._checked(key)
         try:
-            return bytes(obstore.get(self._store, key).bytes())
+            found = obstore.get(self._store, key)
+            if max_bytes is not None and found.meta["size"] > max_bytes:
+                raise StateError(
+                    f"object {self.url}/{key} is not the one that was written ({found.meta['size']} bytes, more than "
+                    f"{max_bytes}); bring it back from a backup. Nothing was changed"
+                )
+            return bytes(found.bytes())
         except FileNotFoundError:
             return None
         except FAILURES as error:
@@ -87,7 +94,7 @@ class Store:
 
     def fetch(self, reference: Object) -> bytes:
         """The bytes a manifest names. Raises StateError when they are missing or others, StoreError."""
-        data = self.get(reference.key)
+        data = self.get(reference.key, reference.size)
         if data is None:
             raise StateError(
                 f"object {self.url}/{reference.key}, which a manifest names, is missing; bring it back from a backup, "

@@ -8,8 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
 from stream_learner import config
 from stream_learner.config import Settings
 from stream_learner.errors import DataError, UsageError
@@ -21,7 +19,7 @@ from stream_learner.local.view import Summary, View, near
 from stream_learner.records.manifest import Manifest
 from stream_learner.records.record import Split
 from stream_learner.records.spans import Positions
-from stream_learner.records.window import Window
+from stream_learner.records.window import decode_window
 from stream_learner.streams import offsets, topics
 from stream_learner.streams.journal import read_committed
 from stream_learner.streams.status import read_status
@@ -133,7 +131,7 @@ def _summary(settings: Settings, folder: Path, before: Manifest | None, began: f
     if after is None or after.release is None:
         raise DataError("the data set is too small for a release; take more images")
     values = read_committed(settings, Names.of(settings).metrics)
-    all_windows = [msgspec.json.decode(value, type=Window) for value in values]
+    all_windows = [decode_window(value) for value in values]
     windows = [w for w in all_windows if before is None or w.sequence > before.sequence]
     earlier = before.release.test.accuracy if before and before.release else None
     return Summary(

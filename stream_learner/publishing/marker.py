@@ -11,13 +11,15 @@ import msgspec
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.errors import StateError
+from stream_learner.records import documents
+from stream_learner.records.documents import Text
 from stream_learner.records.manifest import encode
 from stream_learner.streams import topics
 
 
 class Marker(msgspec.Struct, frozen=True):
-    cluster_id: str
-    checkpoints_topic_id: str
+    cluster_id: Text
+    checkpoints_topic_id: Text
 
 
 def write_marker(store: Store, settings: Settings, checkpoints_topic_id: str) -> None:
@@ -28,10 +30,10 @@ def write_marker(store: Store, settings: Settings, checkpoints_topic_id: str) ->
 
 def read_marker(store: Store, settings: Settings) -> Marker | None:
     """Raises StateError when it is damaged, StoreError."""
-    data = store.get(_key(settings))
+    data = store.get(_key(settings), documents.MAX_BYTES)
     try:
-        return msgspec.json.decode(data, type=Marker) if data is not None else None
-    except msgspec.DecodeError as error:
+        return documents.decode(data, Marker) if data is not None else None
+    except ValueError as error:
         raise StateError(f"object {store.url}/{_key(settings)} is damaged: {error}") from None
 
 

@@ -184,13 +184,13 @@ def _restore(settings: Settings, learner: Learner, store: Store, before: Manifes
         document = state.decode_document(data)
         parts = store.fetch_all(before.parts_of(before.kept[-1]), known={})
         learner.restore(state.decode_tensors(data), document, parts, learner.progress.positions)
+        saved = before.released_state()
+        if before.release and saved:
+            if saved.object != before.state:
+                data = _released(store, saved)
+            learner.restore_released(state.decode_tensors(data), state.decode_document(data))
     except ValueError as error:
         raise StateError(f"the state of checkpoint {before.sequence} does not fit the settings: {error}") from None
-    saved = before.released_state()
-    if before.release and saved:
-        if saved.object != before.state:
-            data = _released(store, saved)
-        learner.restore_released(state.decode_tensors(data), state.decode_document(data))
 
 
 def _released(store: Store, saved: State) -> bytes:

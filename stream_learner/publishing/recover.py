@@ -1,5 +1,6 @@
 """The mirror of publish: from topics and objects back to a learner that goes on where the last commit stood."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -101,13 +102,15 @@ class Recovery:
                 f"topic {self._topic} belongs to run {manifest.run_id!r}, not to {self._settings.run.id!r}; topics "
                 "belong to one run: set topics.prefix or run.id"
             )
-        _check_topics(manifest, ids)
-        positions = _check_positions(self._settings, manifest)
+        check_topics(manifest, ids)
+        first, end = offsets.bounds(self._settings.kafka, self._settings.input.topics)
+        positions = check_positions(manifest, first, end, self._settings.input.on_lost)
         if self._seen is None or self._seen.manifest_digest != digest(value):
-            self._seen = self._fetched(manifest, digest(value))
+            self._seen = self.fetched(manifest, digest(value))
         return Recovered(positions, ids, self._seen)
 
-    def _fetched(self, manifest: Manifest, manifest_digest: str) -> Checkpoint:
+    def fetched(self, manifest: Manifest, manifest_digest: str) -> Checkpoint:
+        """What a manifest names, once it is there and fits the settings."""
         if manifest.release:
             # Never built from the manifest's own words: those of the settings are.
             check_network(manifest.release.model, self._settings.model)
@@ -154,7 +157,7 @@ def _check_nothing_was_published(settings: Settings, store: Store, checkpoints_t
         )
 
 
-def _check_topics(manifest: Manifest, ids: dict[str, str]) -> None:
+def check_topics(manifest: Manifest, ids: dict[str, str]) -> None:
     for name, topic_id in ids.items():
         if manifest.topic_ids.get(name, topic_id) != topic_id:
             raise InputError(
@@ -163,9 +166,10 @@ def _check_topics(manifest: Manifest, ids: dict[str, str]) -> None:
             )
 
 
-def _check_positions(settings: Settings, manifest: Manifest) -> Positions:
-    """The manifest's positions; a topic that is new begins at the first offsets that are there."""
-    first, end = offsets.bounds(settings.kafka, settings.input.topics)
+def check_positions(manifest: Manifest, first: Positions, end: Positions, on_lost: str) -> Positions:
+    """The manifest's positions; a topic that is new begins at the first offsets that are there. `first` and `end` are
+    the bounds of the input topics' partitions. Raises InputError."""
+    first = copy.deepcopy(first)
     for topic, partitions in manifest.positions.items():
         if topic not in first:
             raise InputError(f"the run has learned from topic {topic}, which is not in input.topics; add it back")
@@ -176,7 +180,7 @@ def _check_positions(settings: Settings, manifest: Manifest) -> Positions:
             )
         for partition in first[topic]:
             position = partitions.get(partition, 0)  # one that was added since begins with its first record ever
-            if position < first[topic][partition] and settings.input.on_lost == "stop":
+            if position < first[topic][partition] and on_lost == "stop":
                 raise InputError(
                     f"records of {topic}[{partition}] from offset {position} to {first[topic][partition]} have fallen "
                     "off retention before they were learned; give the topic a longer retention, and go on behind them "

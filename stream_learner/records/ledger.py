@@ -7,7 +7,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from stream_learner.records.spans import Spans
+from stream_learner.records import documents
+from stream_learner.records.documents import Count
+from stream_learner.records.spans import Partition, Spans, Topic
+
+# Far more than a ledger that fits in a manifest needs, far less than zlib can make of one.
+MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
 class Piece(NamedTuple):
@@ -23,8 +28,8 @@ class Ledger(msgspec.Struct, frozen=True):
     """Which offsets made each batch since the previous manifest: reading them again in this order gives the same
     batches, and learning those from the state before gives the same state."""
 
-    batches: int
-    partitions: list[tuple[str, int]]
+    batches: Count
+    partitions: list[tuple[Topic, Partition]]
     """Topic and partition, by index."""
     pieces: str
     """Base64 of zlib (RFC 1950) of a JSON array of integers. For each batch: the number of its pieces, then for each of
@@ -49,7 +54,7 @@ def decode(ledger: Ledger, spans: Spans) -> Iterator[list[Piece]]:
     """The batches. `spans` are the manifest's. Raises ValueError when the two do not fit."""
     at = {(topic, partition): span.start for topic, ps in spans.items() for partition, span in ps.items()}
     try:
-        numbers = iter(msgspec.json.decode(zlib.decompress(base64.b64decode(ledger.pieces)), type=list[int]))
+        numbers = iter(documents.decode(_decompressed(ledger.pieces), list[Count], MAX_JSON_BYTES))
         for _ in range(ledger.batches):
             batch = []
             for _ in range(next(numbers)):
@@ -57,7 +62,12 @@ def decode(ledger: Ledger, spans: Spans) -> Iterator[list[Piece]]:
                 at[place] += next(numbers)
                 batch.append(Piece(*place, at[place]))
             yield batch
-    except (ValueError, zlib.error, msgspec.DecodeError, IndexError, KeyError, StopIteration) as error:
+    except (ValueError, zlib.error, IndexError, KeyError, StopIteration) as error:
         raise ValueError(f"the ledger is damaged: {error}") from None
     if at != {(topic, partition): span.end for topic, ps in spans.items() for partition, span in ps.items()}:
         raise ValueError("the ledger does not end where the spans do")
+
+
+def _decompressed(pieces: str) -> bytes:
+    """At most one byte more than `MAX_JSON_BYTES`, whatever the ledger would become."""
+    return zlib.decompressobj().decompress(base64.b64decode(pieces), MAX_JSON_BYTES + 1)

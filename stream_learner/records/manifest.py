@@ -1,22 +1,21 @@
 """The JSON record that names a checkpoint's state and the last released model."""
 
 import hashlib
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from stream_learner.config import MAX_CLASSES, MAX_RANDOM_FEATURES, MAX_SIDE_PIXELS
-from stream_learner.records import keys
+from stream_learner.records import documents, keys
+from stream_learner.records.documents import Count, Digest, RunId, Sequence, Text, Time
 from stream_learner.records.ledger import Ledger
 from stream_learner.records.record import Label
-from stream_learner.records.spans import Positions, Spans, Stretches
+from stream_learner.records.spans import Offset, Partition, Positions, Span, Spans, Stretches, Topic, each
 from stream_learner.records.window import Accuracy, Forgetting
 
 MANIFEST_SCHEMA_VERSION = 4
-
-Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Digest = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$")]
 
 
 class Object(msgspec.Struct, frozen=True):
@@ -24,7 +23,7 @@ class Object(msgspec.Struct, frozen=True):
 
     key: Annotated[str, Meta(pattern=keys.PATTERN, max_length=300)]
     """Relative to `store`, and always under `<run_id>/`."""
-    size: Size
+    size: Count
     digest: Digest
 
 
@@ -32,17 +31,17 @@ class State(msgspec.Struct, frozen=True):
     """A saved state and the sequence of the checkpoint that made it. `parts` are objects that belong to it, by their
     places in the manifest's `parts`."""
 
-    sequence: int
+    sequence: Sequence
     object: Object
-    parts: list[int] = []
+    parts: list[Annotated[int, Meta(ge=0, le=2**31 - 1)]] = []
 
 
 class Chunk(msgspec.Struct, frozen=True):
     """Where a part of the release's bytes stands in the weights topic; parts are joined in this order."""
 
-    topic: str
-    partition: int
-    offset: int
+    topic: Topic
+    partition: Partition
+    offset: Offset
 
 
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE_PIXELS)]
@@ -93,9 +92,9 @@ class Preprocessing(msgspec.Struct, frozen=True):
 class Release(msgspec.Struct, frozen=True, kw_only=True):
     """A model that downstream may use."""
 
-    sequence: int
+    sequence: Sequence
     """Sequence of the checkpoint that released it."""
-    created_at: str
+    created_at: Time
     object: Object
     """Weights as safetensors; names are those of the network's state dict."""
     chunks: list[Chunk]
@@ -104,7 +103,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     labels: list[Label]
     """Label of each output, in order."""
     preprocessing: Preprocessing
-    dtype: str
+    dtype: Text
     """Type of the weights."""
     validation: Accuracy
     test: Accuracy
@@ -131,13 +130,13 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     candidate: float | None
     last: float | None
     """Score of the last release, now."""
-    samples: int
-    reason: str
-    both_right: int | None = None
+    samples: Count
+    reason: Text
+    both_right: Count | None = None
     """Samples that both have right; this and what follows is None without a last release."""
-    only_last_right: int | None = None
+    only_last_right: Count | None = None
     """Samples that the last release has right and the candidate has not."""
-    only_candidate_right: int | None = None
+    only_candidate_right: Count | None = None
     p_value: float | None = None
     """One-sided McNemar's exact test of the difference of the scores: the probability of one so great or greater,
     against the candidate (`release.rule` at `not_worse`) or for it (`better`), were both equally good; None when not
@@ -152,27 +151,27 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 class Arithmetic(msgspec.Struct, frozen=True):
     """What the bits of a result depend on beside the data and the settings."""
 
-    torch: str
+    torch: Text
     """Version of PyTorch."""
-    device: str
+    device: Text
     """`cpu` or a GPU's name."""
-    instructions: str
+    instructions: Text
     """The CPU's vector instructions that PyTorch uses."""
-    threads: int
+    threads: Count
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """A record of the checkpoints and history topics. Times are ISO 8601 in UTC."""
 
     schema_version: int = MANIFEST_SCHEMA_VERSION
-    program: str
+    program: Text
     """Name and version of what wrote it."""
-    run_id: str
-    sequence: int
+    run_id: RunId
+    sequence: Sequence
     """1 for the run's first checkpoint, then one more each time."""
-    predecessor: str | None
-    """Digest of the previous manifest's bytes."""
-    created_at: str
+    predecessor: Digest | None
+    """Digest of the previous manifest's bytes; None at sequence 1."""
+    created_at: Time
     positions: Positions
     """Next offset to read, per topic and partition."""
     spans: Spans
@@ -185,13 +184,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     arithmetic: Arithmetic
     """What computed the state. Where it is the same, the ledger's batches learned again from the state before give the
     same bytes."""
-    store: Annotated[str, Meta(max_length=4096)]
+    store: Text
     """URL of the store when this manifest was written, without credentials. An object's URL is `<store>/<key>`. For
     readers that know of no other place: the store may have moved since."""
-    topic_ids: dict[str, str]
+    topic_ids: dict[Topic, Text]
     """Kafka's id of each input topic and of the checkpoints topic."""
     state: Object
-    kept: list[State]
+    kept: Annotated[list[State], Meta(min_length=1)]
     """The states that exist, this one last."""
     parts: list[Object]
     """Objects that several states have in common: sealed segments of the memory."""
@@ -201,7 +200,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The gate's verdict; None when this checkpoint only saved."""
     release: Release | None
     """The last released model."""
-    rolled_back_to: int | None = None
+    rolled_back_to: Sequence | None = None
     """Sequence of the release that training went back to, after this checkpoint's candidate was one refusal too many
     (`release.patience`)."""
     discarded: Spans = {}
@@ -232,29 +231,78 @@ def encode(document: Any) -> bytes:
 
 
 def decode_manifest(data: bytes) -> Manifest:
-    """Raises ValueError when the bytes are not a manifest of a schema version this program knows."""
+    """Decode and check a manifest. Raise ValueError when the bytes are not one of a schema version that this program
+    knows, or when what it says cannot be."""
     try:
-        version = msgspec.json.decode(data, type=_Versioned).schema_version
-        if version != MANIFEST_SCHEMA_VERSION:
-            raise ValueError(f"manifest schema version {version}; this program reads {MANIFEST_SCHEMA_VERSION}")
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+        version = documents.decode(data, _Versioned).schema_version
+    except ValueError as error:
         raise ValueError(f"not a manifest: {error}") from None
-    _check_keys(manifest)
+    if version != MANIFEST_SCHEMA_VERSION:
+        raise ValueError(f"manifest schema version {version}; this program reads {MANIFEST_SCHEMA_VERSION}")
+    try:
+        manifest = documents.decode(data, Manifest)
+        _check_times(manifest)
+        _check_keys(manifest)
+    except ValueError as error:
+        raise ValueError(f"not a manifest: {error}") from None
+    if wrong := next(contradictions(manifest), None):
+        raise ValueError(f"not a manifest: {wrong}")
     return manifest
+
+
+def _check_times(manifest: Manifest) -> None:
+    documents.check_time(manifest.created_at)
+    if manifest.release:
+        documents.check_time(manifest.release.created_at)
 
 
 def _check_keys(manifest: Manifest) -> None:
     """Raise ValueError when the manifest names an object that the program itself would not have written for it."""
-    run_id = manifest.run_id
+    run_id, release = manifest.run_id, manifest.release
     keys.check_object(manifest.state.key, run_id, manifest.sequence, keys.STATE)
     for kept in manifest.kept:
         keys.check_object(kept.object.key, run_id, kept.sequence, keys.STATE)
     for part in manifest.parts:
         keys.check_part(part.key, run_id)
-    if manifest.release:
-        keys.check_object(manifest.release.object.key, run_id, manifest.release.sequence, keys.RELEASE)
-        keys.check_object(manifest.release.evaluation.key, run_id, manifest.release.sequence, keys.EVALUATION)
+    if release:
+        keys.check_object(release.object.key, run_id, release.sequence, keys.RELEASE)
+        keys.check_object(release.evaluation.key, run_id, release.sequence, keys.EVALUATION)
+
+
+def contradictions(manifest: Manifest) -> Iterator[str]:
+    """Yield what cannot be in a manifest although its types allow it; nothing of what the program writes."""
+    release, decision = manifest.release, manifest.decision
+    kept = [state.sequence for state in manifest.kept]
+    if manifest.run_id in (".", ".."):
+        yield "the run's folder would be outside of the store"
+    if (manifest.predecessor is None) != (manifest.sequence == 1):
+        yield "the first manifest, and no other, has no predecessor"
+    if kept != sorted({*kept}) or kept[-1] != manifest.sequence or manifest.kept[-1].object != manifest.state:
+        yield "`kept` does not hold older states and, at its end, `state`"
+    if any(place >= len(manifest.parts) for state in manifest.kept for place in state.parts):
+        yield "a state has parts that are not in `parts`"
+    if any(span.start > span.end for spans in (manifest.spans, manifest.discarded) for _, _, span in each(spans)):
+        yield "a span ends before it starts"
+    for topic, partition, span in each(manifest.spans):
+        if manifest.positions.get(topic, {}).get(partition) != span.end:
+            yield f"the position of {topic}[{partition}] is not where its span ends"
+    for topic, partition, stretches in each(manifest.lost):
+        around = manifest.spans.get(topic, {}).get(partition, Span(0, 0))
+        if not all(around.start <= lost.start <= lost.end <= around.end for lost in stretches):
+            yield f"offsets of {topic}[{partition}] are lost that are not in its span"
+    if manifest.released and not (decision and decision.released and release and release.sequence == manifest.sequence):
+        yield "it releases something else than was decided"
+    if manifest.rolled_back_to is not None and manifest.rolled_back_to != (release and release.sequence):
+        yield "training went back to another release than the last"
+    if release:
+        if release.sequence not in kept:
+            yield "the state of the last release is not kept"
+        arguments, shown = release.model.arguments, release.preprocessing
+        if len({*release.labels}) != len(release.labels) or len(release.labels) != arguments.classes:
+            yield "the labels do not fit the model's classes"
+        names = "height", "width", "channels", "mean", "std"
+        if any(getattr(shown, name) != getattr(arguments, name) for name in names):
+            yield "`preprocessing` does not fit the model's arguments"
 
 
 class _Versioned(msgspec.Struct):

@@ -1,11 +1,12 @@
 """Records as they were read, samples as they are learned, and reasons to reject."""
 
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from msgspec import Meta
 
-Label = str | int
+Label = Annotated[str, Meta(max_length=256)] | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 # What a record and a header take in memory beside their bytes, roughly.
 RECORD_BYTES = 500

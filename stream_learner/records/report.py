@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from stream_learner.records.documents import Count
 from stream_learner.records.ledger import Piece
 from stream_learner.records.record import Label, Rejection, Split
 from stream_learner.records.spans import Span, Spans
@@ -12,7 +13,7 @@ from stream_learner.records.spans import Span, Spans
 class Drift(msgspec.Struct, frozen=True):
     """The prequential error rose."""
 
-    records: int
+    records: Count
     """Input records of the run up to the end of the batch in which it was seen."""
     spans: Spans
     """Offsets of that batch."""

@@ -4,22 +4,28 @@ Both are nested by topic, then partition, as they appear in manifests and window
 """
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
+
+from msgspec import Meta
 
 T = TypeVar("T")
+
+Topic = Annotated[str, Meta(pattern="^[a-zA-Z0-9._-]{1,249}$", max_length=249)]
+Partition = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Offset = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Span(NamedTuple):
     """Half-open range of one partition's offsets: `start` is in it, `end` is not. JSON: `[start, end]`."""
 
-    start: int
-    end: int
+    start: Offset
+    end: Offset
 
 
-Positions = dict[str, dict[int, int]]
-Spans = dict[str, dict[int, Span]]
+Positions = dict[Topic, dict[Partition, Offset]]
+Spans = dict[Topic, dict[Partition, Span]]
 # Some stretches of each partition.
-Stretches = dict[str, dict[int, list[Span]]]
+Stretches = dict[Topic, dict[Partition, list[Span]]]
 
 
 def extend(spans: Spans, topic: str, partition: int, start: int, end: int) -> None:

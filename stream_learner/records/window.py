@@ -4,11 +4,12 @@ from collections.abc import Iterable
 
 import msgspec
 
-from stream_learner.records import rejects
+from stream_learner.records import documents, rejects
+from stream_learner.records.documents import Count, RunId, Sequence, Time
 from stream_learner.records.record import Label
 from stream_learner.records.rejects import Rejects
 from stream_learner.records.report import Drift, Report
-from stream_learner.records.spans import Spans, Stretches, extend_all
+from stream_learner.records.spans import Positions, Spans, Stretches, extend_all
 
 WINDOW_SCHEMA_VERSION = 2
 RECENT_SAMPLES = 1_000
@@ -18,16 +19,16 @@ class ClassAccuracy(msgspec.Struct, frozen=True):
     """One class: how many samples were scored and how many of them were right."""
 
     label: Label
-    correct: int
-    total: int
+    correct: Count
+    total: Count
 
 
 class Accuracy(msgspec.Struct, frozen=True):
     """Accuracy over samples. `accuracy` is correct / total (0..1), None without samples; so is `mean_recall`, the
     mean over classes of the class's own accuracy."""
 
-    correct: int
-    total: int
+    correct: Count
+    total: Count
     accuracy: float | None
     mean_recall: float | None
     per_class: list[ClassAccuracy]
@@ -50,7 +51,7 @@ def accuracy(counts: Iterable[tuple[Label, int, int]]) -> Accuracy:
 class Distribution(msgspec.Struct, frozen=True):
     """Of a policy's factors, or of the weights that come of them; at least one."""
 
-    count: int
+    count: Count
     mean: float
     min: float
     max: float
@@ -61,7 +62,7 @@ class Confusion(msgspec.Struct, frozen=True):
 
     label: Label
     prediction: Label
-    count: int
+    count: Count
 
 
 class Recent(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,28 +104,28 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     schema_version: int = WINDOW_SCHEMA_VERSION
-    run_id: str
-    sequence: int
+    run_id: RunId
+    sequence: Sequence
     """Sequence of the checkpoint that was committed with this window."""
-    created_at: str
+    created_at: Time
     spans: Spans
     """Start and end offset per topic and partition."""
     lost: Stretches = {}
     """Offsets among them whose records had fallen off retention before they were read, or were damaged on the brokers'
     disks, with `input.on_lost` at `continue`."""
-    records: int
+    records: Count
     """Input records read."""
-    splits: dict[str, int]
+    splits: dict[str, Count]
     """Records used, by split."""
-    rejected: dict[str, int]
+    rejected: dict[str, Count]
     """Records in the dead letters, by reason."""
-    rejected_by_topic: dict[str, dict[str, int]]
+    rejected_by_topic: dict[str, dict[str, Count]]
     """The same records, by input topic and reason."""
-    tombstones: int
+    tombstones: Count
     """Deletion markers (null values with a key) that were skipped."""
-    learned: int
+    learned: Count
     """Training samples that were learned."""
-    steps: int
+    steps: Count
     """Optimizer updates."""
     loss: float | None
     """Mean weighted loss of the steps."""
@@ -145,8 +146,20 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     drifts: list[Drift] = []
     """Drifts seen in this window. One change of the stream may be seen more than once, while the detector parts with
     what it remembers of the time before."""
-    lag: dict[str, dict[int, int]]
+    lag: Positions
     """Records behind the end of each partition when the window closed."""
+
+
+def decode_window(data: bytes) -> Window:
+    """Raises ValueError when the bytes are not a window of a schema version this program knows."""
+    try:
+        window = documents.decode(data, Window)
+        documents.check_time(window.created_at)
+    except ValueError as error:
+        raise ValueError(f"not a window: {error}") from None
+    if window.schema_version != WINDOW_SCHEMA_VERSION:
+        raise ValueError(f"window schema version {window.schema_version}; this program reads {WINDOW_SCHEMA_VERSION}")
+    return window
 
 
 class Tally:

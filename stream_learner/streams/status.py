@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-import msgspec
-
 from stream_learner.config import Settings
 from stream_learner.errors import StateError
 from stream_learner.records.manifest import Manifest, decode_manifest
 from stream_learner.records.spans import Positions
-from stream_learner.records.window import Window
+from stream_learner.records.window import Window, decode_window
 from stream_learner.streams import offsets, topics
 from stream_learner.streams.journal import read_newest
 from stream_learner.streams.rights import Role
@@ -36,8 +34,8 @@ def read_status(settings: Settings) -> Status:
     metrics = read_newest(settings, names.metrics, METRICS_TAIL, wait=False)
     try:
         manifest = decode_manifest(checkpoint) if checkpoint else None
-        window = msgspec.json.decode(metrics, type=Window) if metrics else None
-    except (ValueError, msgspec.DecodeError) as error:
+        window = decode_window(metrics) if metrics else None
+    except ValueError as error:
         raise StateError(
             f"the newest record of {names.checkpoints} or {names.metrics} was written by something else: {error}; "
             "topics belong to one run, so set topics.prefix or run.id"

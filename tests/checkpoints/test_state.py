@@ -1,5 +1,9 @@
+import json
+from contextlib import suppress
+
 import pytest
 import torch
+from edits import edited
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
@@ -55,3 +59,36 @@ def test_what_is_no_state_is_refused(data):
 def test_what_holds_no_document_is_refused(data):
     with pytest.raises(ValueError, match="no document in the metadata"):
         decode_document(data)
+
+
+HEADER_END = 8 + int.from_bytes(DATA[:8], "little")
+
+
+def with_header(header: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header + DATA[HEADER_END:]
+
+
+@repeatable
+@given(edited(json.loads(DATA[8:HEADER_END])))
+def test_whatever_a_header_says_it_is_a_state_or_refused(header):
+    data = with_header(json.dumps(header).encode())
+    for decode in (decode_tensors, decode_document):
+        with suppress(ValueError):
+            decode(data)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[" * 1_000_000,
+        b'{"__metadata__": {"document": "' + b"[" * 1_000_000 + b'"}}',
+        b'{"__metadata__": {"document": "[]"}}',
+        b'{"__metadata__": {"document": 1}}',
+        b'{"__metadata__": {"document": "{\\"a\\": "}}',
+    ],
+)
+def test_a_document_is_bounded_before_it_is_parsed(header):
+    with pytest.raises(ValueError, match="no document in the metadata"):
+        decode_document(with_header(header))
+    with pytest.raises(ValueError, match="no document in the metadata: its header would have 18446744073709551615 by"):
+        decode_document(b"\xff" * 8 + header)

@@ -61,10 +61,17 @@ def test_objects_are_written_once(store):
 def test_what_is_not_the_object_of_the_manifest_is_refused(store, folder, other):
     written = store.put(KEY, b"bytes")
     (folder / KEY).write_bytes(other)
-    with pytest.raises(StateError, match="is not the one a manifest names") as caught:
+    with pytest.raises(StateError, match="is not the one") as caught:
         store.fetch(written)
     assert caught.value.code is ExitCode.STATE
     assert str(len(other)) in str(caught.value)
+
+
+def test_an_object_that_is_too_large_is_not_read(store):
+    store.put(KEY, b"bytes")
+    assert store.get(KEY, max_bytes=5) == b"bytes"
+    with pytest.raises(StateError, match=r"is not the one that was written \(5 bytes, more than 4\)"):
+        store.get(KEY, max_bytes=4)
 
 
 def test_a_missing_object_is_named(store, folder):

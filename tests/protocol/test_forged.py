@@ -3,15 +3,22 @@
 import json
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from checker import Log
 from confluent_kafka import Producer
+from edits import edited
 from feed import client, mixed
 from harness import NewRun, Run
+from hypothesis import given, settings
 
-from stream_learner.errors import ExitCode
-from stream_learner.records.manifest import digest
+from stream_learner.checkpoints.store import Store
+from stream_learner.errors import ExitCode, InputError, StateError
+from stream_learner.publishing.recover import Recovery, check_positions, check_topics
+from stream_learner.records.manifest import decode_manifest, digest
+from stream_learner.streams import offsets
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -71,6 +78,28 @@ def test_what_is_behind_a_link_is_neither_read_nor_deleted(published: Run) -> No
     text = run.start().ends(ExitCode.STATE)
     assert f"{folder.name} is a symbolic link or lies behind one" in text
     assert {path: path.read_bytes() for path in outside.iterdir()} == files
+
+
+def test_whatever_a_manifest_says_it_is_resumed_or_refused(finished: tuple[Run, Log]) -> None:
+    """Everything that a start does with a manifest before it restores the state, by random edits of a real one."""
+    run, log = finished
+    recovery = Recovery(run.settings, Store(run.settings.checkpoint.store))
+    first, end = offsets.bounds(run.settings.kafka, run.settings.input.topics)
+    resumed = 0
+
+    @settings(max_examples=500)
+    @given(edited(log.manifest, most=2))
+    def look(document: Any) -> None:
+        nonlocal resumed
+        with suppress(ValueError, StateError, InputError):
+            manifest = decode_manifest(json.dumps(document).encode())
+            check_topics(manifest, manifest.topic_ids)
+            check_positions(manifest, first, end, "stop")
+            recovery.fetched(manifest, "")
+            resumed += 1
+
+    look()
+    assert resumed
 
 
 def test_a_name_in_a_manifest_is_not_imported(published: Run) -> None:

@@ -61,7 +61,13 @@ def packed(numbers: object) -> str:
         {"pieces": packed([1, 0, 8, 0, 3, 1, 3, 0, 5])},  # cut
         {"pieces": packed([1, 0, 8, 0, 3, 1, 3, 0, 5, 2, 7])},  # no such partition
         {"pieces": packed([1, 0, 8, 0, 3, 1, 3, 0, 5, 1, 6])},  # ends before the span
+        {"pieces": packed([1, -1, 8, 0, 3, 1, 3, 0, 5])},
+        {"pieces": packed([1, 0, -8, 0, 3, 1, 3, 0, 5])},
+        {"pieces": packed([2**62, 0, 8])},
+        {"pieces": base64.b64encode(zlib.compress(b"[" * 1_000_000)).decode()},
+        {"pieces": base64.b64encode(zlib.compress(b"[0" + b",0" * ledger.MAX_JSON_BYTES, level=1)).decode()},
         {"batches": 2},
+        {"batches": 2**62},
     ],
 )
 def test_damage_is_noticed(damaged: dict):

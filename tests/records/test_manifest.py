@@ -1,13 +1,15 @@
 import json
+from contextlib import suppress
 
 import msgspec
 import pytest
+from edits import edited
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, ValidationError
 from msgspec.structs import replace
 
-from stream_learner.records import ledger
+from stream_learner.records import documents, ledger
 from stream_learner.records.ledger import Piece
 from stream_learner.records.manifest import (
     Arithmetic,
@@ -34,6 +36,7 @@ from stream_learner.records.window import (
     Recent,
     Window,
     accuracy,
+    decode_window,
 )
 
 FIRST, SECOND = (f"digits/{sequence:012d}-6f1c1ad0-8f5b-4b0a-9d55-0a4f7c1b2e3d" for sequence in (1, 2))
@@ -171,7 +174,7 @@ def test_what_is_published_is_valid_by_its_own_schema(document):
 
 
 def test_a_window_comes_back_as_it_was():
-    assert msgspec.json.decode(encode(WINDOW), type=Window) == WINDOW
+    assert decode_window(encode(WINDOW)) == WINDOW
 
 
 def test_partitions_and_spans_have_their_plainest_json():
@@ -227,6 +230,73 @@ def test_a_key_that_the_program_would_not_have_written_is_refused(field, key):
     places[field]["key"] = key
     with pytest.raises(ValueError, match=r"key|matching regex"):
         decode_manifest(json.dumps(document).encode())
+
+
+@given(edited(json.loads(encode(WHOLE))))
+def test_whatever_a_manifest_says_it_is_one_or_refused(document):
+    with suppress(ValueError):
+        decode_manifest(json.dumps(document).encode())
+
+
+@given(edited(json.loads(encode(WINDOW))))
+def test_whatever_a_window_says_it_is_one_or_refused(document):
+    with suppress(ValueError):
+        decode_window(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize("decode", [decode_manifest, decode_window])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b" " * (documents.MAX_BYTES + 1), "4194305 bytes long; at most 4194304 are read"),
+        (b'{"schema_version": 4, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deep"),
+        (b"[" * 1_000_000, "nested too deep|Expected `object`"),
+        (b'{"run_id": "\xff"}', "utf-8|missing required field"),
+        (b"", "truncated"),
+    ],
+)
+def test_documents_are_bounded_before_they_are_parsed(decode, data, message):
+    with pytest.raises(ValueError, match=message):
+        decode(data)
+
+
+CONTRADICTIONS = {
+    "the first manifest, and no other": {"predecessor": None},
+    "and no other, has no predecessor": {"sequence": 1, "state": STATES[0], "kept": [State(1, STATES[0])]},
+    "kept` does not hold": {"kept": [State(2, STATES[1]), State(1, STATES[0])]},
+    "and, at its end, `state`": {"kept": [State(1, STATES[0])]},
+    "parts that are not in `parts`": {"parts": []},
+    r"position of images\[0\] is not where": {"positions": {"images": {0: 9, 11: 2**40}}},
+    "a span ends before it starts": {"discarded": {"images": {0: Span(4, 3)}}},
+    "are lost that are not in its span": {"lost": {"images": {0: [Span(3, 5)]}}},
+    "releases something else": {"released": True},
+    "went back to another release": {"rolled_back_to": 2},
+    "the state of the last release is not kept": {"kept": [State(2, STATES[1], [0])]},
+    "labels do not fit": {"release": replace(RELEASE, labels=["cat", 7, 7])},
+    "the model's classes": {"release": replace(RELEASE, labels=["cat", 7])},
+    "`preprocessing` does not fit": {"release": replace(RELEASE, preprocessing=Preprocessing(8, 9, 1, [0.5], [0.25]))},
+    "is not a time in UTC": {"created_at": "2025-01-01T00:01:00"},
+    "'yesterday' is not a time in UTC": {"release": replace(RELEASE, created_at="yesterday")},
+    "matching regex": {"predecessor": "sha256:0"},
+    "Expected `int` >= 0": {"positions": {"images": {0: -1}}},
+    "Expected `int` <= 9223372036854775807": {"positions": {"images": {0: 2**63}}},
+    "Expected `int` >= 1": {"sequence": 0},
+    "Expected `array` of length >= 1": {"kept": []},
+    "Expected `int` <= 4096": {
+        "release": replace(RELEASE, model=ModelSpec("cnn", replace(RELEASE.model.arguments, height=2**40)))
+    },
+}
+
+
+@pytest.mark.parametrize("message", CONTRADICTIONS)
+def test_a_manifest_that_cannot_be_is_refused_with_what_is_wrong(message):
+    with pytest.raises(ValueError, match=f"not a manifest: .*{message}"):
+        decode_manifest(encode(replace(WHOLE, **CONTRADICTIONS[message])))
+
+
+def test_a_window_of_another_schema_version_is_refused():
+    with pytest.raises(ValueError, match="window schema version 1; this program reads 2"):
+        decode_window(encode(replace(WINDOW, schema_version=1)))
 
 
 def test_an_objects_url_is_that_of_the_store_when_it_was_written():

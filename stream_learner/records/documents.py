@@ -1,0 +1,40 @@
+"""JSON documents that arrive from outside: bounded in size before they are parsed, and in their values by types."""
+
+from datetime import datetime, timedelta
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+# The limit of the topics that hold manifests and windows.
+MAX_BYTES = 4 * 1024 * 1024
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Sequence = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+Text = Annotated[str, Meta(max_length=4096)]
+RunId = Annotated[str, Meta(pattern="^[a-zA-Z0-9._-]{1,200}$", max_length=200)]
+Digest = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$", max_length=71)]
+Time = Annotated[str, Meta(max_length=40)]
+"""ISO 8601, in UTC."""
+
+T = TypeVar("T")
+
+
+def decode(data: bytes, kind: type[T], max_bytes: int = MAX_BYTES) -> T:
+    """Decode JSON. Raise ValueError when it is too large, nested too deep, or not of this type."""
+    if len(data) > max_bytes:
+        raise ValueError(f"{len(data)} bytes long; at most {max_bytes} are read")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deep") from None
+
+
+def check_time(text: str) -> None:
+    """Raise ValueError when the text is not a time in UTC."""
+    try:
+        in_utc = datetime.fromisoformat(text).utcoffset() == timedelta(0)
+    except ValueError:
+        in_utc = False
+    if not in_utc:
+        raise ValueError(f"{text!r} is not a time in UTC")
