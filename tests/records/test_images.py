@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from record_images import DIGITS_NHW, digit, encode, gradient
+from record_images import DIGITS_NHW, digit, encode, gradient, png_of
 
 from stream_learner.records import images
 from stream_learner.records.record import Reason, RejectError
@@ -108,15 +108,27 @@ def test_a_damaged_image_is_an_image_or_a_rejection(image, damage):
     never_fails(bytes(damaged))
 
 
+def again(image: bytes, pixels_HWC: np.ndarray) -> bytes:
+    """What is stored of an image, after it decoded to the same pixels within their own number."""
+    stored = images.stored(image, pixels_HWC)
+    height, width, channels = pixels_HWC.shape
+    assert np.array_equal(images.decode(stored, height, width, channels, height * width), pixels_HWC)
+    return stored
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("format_", "mode"), FORMATS)
 def test_what_is_stored_gives_the_same_pixels_again(format_, mode, size, channels):
     image = encode(gradient(*size).convert(mode), format_)
-    pixels_HWC = decode(image, channels=channels)
-    stored = images.stored(image, pixels_HWC)
-    assert np.array_equal(decode(stored, channels=channels), pixels_HWC)
+    stored = again(image, decode(image, channels=channels))
     assert (stored == image) == (size == (16, 16))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_what_is_stored_of_sixteen_bits_gives_the_same_pixels_again(channels):
+    image = png_of(np.full((16, 16, channels), 0x1234, np.uint16))
+    assert again(image, decode(image)) != image
 
 
 def test_bytes_that_are_no_picture_are_not_stored():

@@ -1,5 +1,6 @@
 """Encoded image to uint8 pixels of the model's size."""
 
+import contextlib
 import io
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from PIL import Image
 
 from stream_learner.records.images import exif, jpegs, pngs
 from stream_learner.records.images.bounds import MAX_SIDE_PX, undecodable
+from stream_learner.records.record import RejectError
 
 # Of a JPEG: about 600 bytes of tables.
 HEADER_BYTES = 1024
@@ -47,9 +49,9 @@ def decode(image: bytes, height: int, width: int, channels: int, max_pixels: int
     return np.array(picture).reshape(height, width, channels)
 
 
-def header(image: bytes) -> Header:
+def header(image: bytes, max_pixels: int = MAX_SIDE_PX**2) -> Header:
     """Return an image's size and whether it is grey; decode no pixel. Raises RejectError."""
-    parsed = _parse(image, max_pixels=MAX_SIDE_PX**2)
+    parsed = _parse(image, max_pixels)
     grey = parsed.grey if isinstance(parsed, pngs.Png) else parsed.components == 1
     height, width = parsed.height, parsed.width
     return Header(width, height, grey) if parsed.orientation in exif.ON_ITS_SIDE else Header(height, width, grey)
@@ -58,11 +60,14 @@ def header(image: bytes) -> Header:
 def stored(image: bytes, pixels_HWC: np.ndarray) -> bytes:
     """Return what the memory keeps of an image that was decoded to `pixels_HWC`: few bytes that decode to the same.
 
-    These are its own bytes when it has that height and width and at most a header's bytes more than the pixels; else a
-    PNG of the pixels.
+    These are its own bytes when it has that size, `decode` takes it with that size as `max_pixels`, and it has at most
+    a header's bytes more than the pixels; else a PNG of the pixels.
     """
-    if len(image) <= pixels_HWC.nbytes + HEADER_BYTES and header(image)[:2] == pixels_HWC.shape[:2]:
-        return image
+    height, width, _ = pixels_HWC.shape
+    if len(image) <= pixels_HWC.nbytes + HEADER_BYTES:
+        with contextlib.suppress(RejectError):  # pixels of 16 bits count twice
+            if header(image, max_pixels=height * width)[:2] == (height, width):
+                return image
     return png(pixels_HWC)
 
 

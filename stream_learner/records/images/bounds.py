@@ -10,8 +10,6 @@ MAX_PARTS = 1_500
 """Segments of a JPEG or chunks of a PNG; libpng writes 8 KiB in each."""
 MAX_PNG_EXPANSION = 1_032
 """Bytes that one byte of deflate can hold at most."""
-MAX_JPEG_EXPANSION = 512
-"""Pixels that one byte of a JPEG can hold at most: a block of 64 pixels takes at least a bit."""
 
 
 def check_size(height: int, width: int, max_pixels: int, *, bits: int = 8) -> None:

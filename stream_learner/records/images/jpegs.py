@@ -3,6 +3,7 @@
 import io
 import re
 import struct
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,6 @@ from PIL import Image, JpegImagePlugin
 
 from stream_learner.records.images import exif
 from stream_learner.records.images.bounds import (
-    MAX_JPEG_EXPANSION,
     MAX_PARTS,
     MAX_SCANS,
     check_size,
@@ -58,6 +58,8 @@ class _Frame(NamedTuple):
     width: int
     components: bytes
     progressive: bool
+    least_bits: int
+    """Each block of 8 x 8 samples takes a bit for its first coefficient; in a sequential JPEG, one more to end it."""
 
 
 def parse(data: bytes, max_pixels: int) -> Jpeg:
@@ -97,7 +99,7 @@ def parse(data: bytes, max_pixels: int) -> Jpeg:
                 raise undecodable("the JPEG has two frame headers")
             frame = _frame(marker, data[start + 4 : position])
             check_size(frame.height, frame.width, max_pixels)
-            if frame.height * frame.width > MAX_JPEG_EXPANSION * end:
+            if frame.least_bits > 8 * end:
                 raise undecodable(f"{end} bytes cannot hold {frame.height} x {frame.width} pixels: the JPEG is cut off")
             kept.append(data[start:position])
         elif marker == APP0 and data.startswith(b"JFIF\0", start + 4):
@@ -157,7 +159,14 @@ def _frame(marker: int, header: bytes) -> _Frame:
     bits, height, width, count = FRAME.unpack_from(header)
     if bits != 8 or count not in (1, 3, 4):
         raise undecodable(f"JPEGs of {count} components with {bits} bits are not supported")
-    return _Frame(height, width, header[6::3], marker == PROGRESSIVE)
+    across, down = [byte >> 4 for byte in header[7::3]], [byte & 15 for byte in header[7::3]]
+    if min(across + down) < 1 or max(across + down) > 4:
+        raise undecodable("the JPEG's subsampling is damaged")
+    columns = [-(-width * factor // (8 * max(across))) for factor in across]
+    rows = [-(-height * factor // (8 * max(down))) for factor in down]
+    blocks = sum(map(mul, columns, rows))
+    progressive = marker == PROGRESSIVE
+    return _Frame(height, width, header[6::3], progressive, blocks if progressive else 2 * blocks)
 
 
 def _scanned(header: bytes) -> bytes:
