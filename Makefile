@@ -30,6 +30,9 @@ torture: $(VENV)/dev.stamp ## Kill a worker over and over; nothing may be lost o
 fuzz: $(VENV)/dev.stamp ## Damaged images through the decoder: samples or rejections, and soon (COUNT=1000000 SEED=0, DATA=path)
 	@$(BIN)/python tests/fuzz --count $(or $(COUNT),100000) --seed $(or $(SEED),0) $(if $(DATA),--data "$(DATA)")
 
+hostile: $(VENV)/dev.stamp ## A hostile producer beside a good one, whose records must all be learned (MINUTES=10 SEED=0)
+	@PYTHONPATH=tests/protocol $(BIN)/python tests/hostile --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)
+
 acls: $(VENV)/dev.stamp ## Take every documented right on Kafka away, one after the other, on a real broker
 	@$(BIN)/python -m pytest tests/streams/each_right.py
 
@@ -51,4 +54,4 @@ lock: $(VENV)/dev.stamp ## Resolve the lock files anew (names, versions, hashes)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in --extra demo -o locks/demo.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in -o locks/worker.txt
 
-.PHONY: help demo test torture fuzz acls check bench docs lock
+.PHONY: help demo test torture fuzz hostile acls check bench docs lock

@@ -110,6 +110,11 @@ def _await_markers(bootstrap_servers: str, topics: Iterable[str]) -> None:
 
 def read_topic(bootstrap_servers: str, topic: str, start: int = 0) -> list[Read]:
     """Committed records of a topic of one partition, from an offset on."""
+    return [*reads(bootstrap_servers, topic, start)]
+
+
+def reads(bootstrap_servers: str, topic: str, start: int = 0) -> Iterator[Read]:
+    """As `read_topic`, one after the other: a topic may hold more than fits in memory."""
     consumer = Consumer(
         client(bootstrap_servers)
         | {
@@ -122,14 +127,13 @@ def read_topic(bootstrap_servers: str, topic: str, start: int = 0) -> list[Read]
         }
     )
     consumer.assign([TopicPartition(topic, 0, start)])
-    found: list[Read] = []
     while (message := consumer.poll(READ_DEADLINE_S)) is not None:
         error = message.error()
         if error and error.code() == KafkaError._PARTITION_EOF:
             consumer.close()
-            return found
+            return
         assert error is None, error
-        found.append(_read(message))
+        yield _read(message)
     raise AssertionError(f"{topic} could not be read to its end")
 
 

@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import struct
 import sys
 import threading
 import time
@@ -93,6 +94,24 @@ def jumping(log: Path, arguments: list[str], point: Point, seconds: float) -> No
         publish.datetime = Jumped
 
     _at(point, jump)
+    command(log, arguments)
+
+
+def timed(log: Path, arguments: list[str], turns: Path) -> None:
+    """The command line in a process that notes how long each turn of the worker's loop takes: doubles, in seconds."""
+    tend = worker.Worker.tend
+    before: float | None = None
+
+    def timed_tend(self: worker.Worker) -> None:
+        nonlocal before
+        now = time.monotonic()
+        if before is not None:
+            os.write(file, struct.pack("d", now - before))
+        before = now
+        tend(self)
+
+    file = os.open(turns, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    worker.Worker.tend = timed_tend
     command(log, arguments)
 
 
