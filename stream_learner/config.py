@@ -37,6 +37,8 @@ ENV_PREFIX = "STREAM_LEARNER_"
 MAX_SIDE_PIXELS = 4096
 MAX_CLASSES = 65_536
 MAX_RANDOM_FEATURES = 65_536
+# Of the names of all input topics, which manifests and windows name several times: 600 long ones fit.
+MAX_TOPIC_NAMES_BYTES = 150_000
 # What pydantic calls the error of a default that depends on a value with an error of its own.
 CONSEQUENCE = "default_factory_not_called"
 # Kafka's own rule for topic names; run ids and prefixes become parts of them.
@@ -47,6 +49,12 @@ def _servers(text: str) -> str:
     if not re.fullmatch(r"[^,\s]+:\d+(\s*,\s*[^,\s]+:\d+)*", text):
         raise ValueError("needs host:port, several separated by commas")
     return text
+
+
+def _fit_in_manifests(topics: list[str]) -> list[str]:
+    if sum(map(len, topics)) > MAX_TOPIC_NAMES_BYTES:
+        raise ValueError(f"the names of all topics take more than {MAX_TOPIC_NAMES_BYTES} bytes")
+    return topics
 
 
 class Section(BaseModel):
@@ -124,7 +132,7 @@ class KafkaSettings(Section):
 
 
 class InputSettings(Section):
-    topics: Annotated[list[KafkaName], Field(min_length=1)]
+    topics: Annotated[list[KafkaName], Field(min_length=1), AfterValidator(_fit_in_manifests)]
     """Topics to learn from; every partition of each is read."""
     format: str = "plain"
     """How a record carries an image: a name from `stream_learner.records.formats.FORMATS`, or `package.module:name`."""
@@ -308,8 +316,8 @@ class DriftSettings(Section):
     arrive; below 1 unlearns it sooner, which helps where labels have changed their meaning."""
 
 
-# Of a state: the manifest names each of them, and has to fit in a record of Kafka's.
-MAX_SEGMENTS = 1024
+# Objects that one manifest may name: it has to fit in a record of Kafka's.
+MAX_SEGMENTS = 4096
 
 
 class MemorySettings(Section):
@@ -361,8 +369,9 @@ class CheckpointSettings(Section):
     """Input records between two saves, beside those of the clock."""
     every_s: PositiveFloat = 30.0
     """Seconds between two saves."""
-    keep: PositiveInt = 3
-    """States kept; that of the last release is kept beside them."""
+    keep: Annotated[PositiveInt, Field(le=1000)] = 3
+    """States kept; that of the last release is kept beside them. Manifests name all objects of these states, so more of
+    them need a larger `memory.segment_bytes`."""
     max_unsaved_records: PositiveInt = 100_000
     """Input records that may wait for a save when the store is failing; then reading stops."""
     max_pending_bytes: PositiveInt = 64 * MIB
@@ -460,10 +469,11 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _segments_fit_in_a_manifest(self) -> "Settings":
         most = 2 * (self.memory.max_bytes + 2 * self.held_out.max_bytes)
-        if most > MAX_SEGMENTS * self.memory.segment_bytes:
+        states = self.checkpoint.keep + 1
+        if most * states > MAX_SEGMENTS * self.memory.segment_bytes:
             raise ValueError(
-                f"memory.segment_bytes has to be {-(-most // MAX_SEGMENTS)} at least, for memory.max_bytes and "
-                "held_out.max_bytes as they are"
+                f"memory.segment_bytes has to be {-(-most * states // MAX_SEGMENTS)} at least, for memory.max_bytes, "
+                "held_out.max_bytes and checkpoint.keep as they are"
             )
         return self
 

@@ -22,6 +22,7 @@ from stream_learner.publishing.recover import Recovered, Recovery
 from stream_learner.records.breaker import Breaker
 from stream_learner.records.decoder import Decoder
 from stream_learner.records.manifest import Manifest
+from stream_learner.records.progress import MAX_ENTRIES
 from stream_learner.records.record import Split
 from stream_learner.records.spans import Positions
 from stream_learner.streams.election import Election
@@ -108,7 +109,8 @@ class Worker:
             return False
         records = opened.tally.records
         unsaved = records + self.publisher.unsaved_records
-        if unsaved >= settings.max_unsaved_records or opened.pending_bytes >= settings.max_pending_bytes:
+        full = opened.pending_bytes >= settings.max_pending_bytes or opened.entries >= MAX_ENTRIES
+        if full or unsaved >= settings.max_unsaved_records:
             return True
         by_clock = time.monotonic() - self.saved_at >= settings.every_s
         by_count = settings.every_records is not None and records >= settings.every_records

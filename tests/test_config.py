@@ -262,6 +262,10 @@ def test_a_manifest_has_room_for_all_segments(file):
     assert config.load(file, [*bounds, "memory.segment_bytes=4096"]).memory.segment_bytes == 4096
     with pytest.raises(UsageError, match=r"memory\.segment_bytes has to be 4096 at least"):
         config.load(file, [*bounds, "memory.segment_bytes=4095"])
+    with pytest.raises(UsageError, match=r"memory\.segment_bytes has to be 101376 at least.*checkpoint\.keep"):
+        config.load(file, [*bounds, "memory.segment_bytes=4096", "checkpoint.keep=98"])
+    with pytest.raises(UsageError, match=r"input\.topics: the names of all topics take more than 150000 bytes"):
+        config.load(file, [f"input.topics={[f'{n:04d}'.ljust(200, 'x') for n in range(751)]}"])
     with pytest.raises(UsageError, match=r"memory\.segment_bytes: .* less than or equal to 1073741824"):
         config.load(file, ["memory.segment_bytes=1073741825"])  # places in a segment are int32
 

@@ -1,6 +1,7 @@
 """The loop, with stand-ins for what it drives: when it saves, when it waits, and how it ends."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+from stream_learner import worker
 from stream_learner.config import Settings
 from stream_learner.errors import DivergedError, ExitCode, FencedError, RejectsError
 from stream_learner.learning.batch import Batch
@@ -17,6 +19,7 @@ from stream_learner.learning.prequential import Prequential
 from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import Metrics
 from stream_learner.records.breaker import Breaker
+from stream_learner.records.ledger import Piece
 from stream_learner.records.progress import Closed, Progress
 from stream_learner.records.record import Reason, Record, Rejection, Split
 from stream_learner.records.report import Report
@@ -52,7 +55,13 @@ class Learner:
 
     def learn(self, batch: Batch) -> Report:
         self._events.append("learn" if batch.records else "idle")
-        report = Report(batch.spans, batch.records, samples={Split.TRAIN: batch.training}, rejections=batch.rejections)
+        report = Report(
+            batch.spans,
+            batch.records,
+            pieces=batch.pieces,
+            samples={Split.TRAIN: batch.training},
+            rejections=batch.rejections,
+        )
         self.progress.add(report)
         self._since_decision += batch.records
         return report
@@ -237,6 +246,12 @@ def test_dead_letters_that_grow_too_many_force_a_save():
     loop = Loop(stream(4, rejected=1, value=bytes(3000)), busy=True, every_records=10, max_pending_bytes=8000)
     assert loop.run() == ["learn", "save", "learn", "learn", "wait", "save", "learn", "wait", "save", "wait"]
     assert [len(closed.dead_letters) for closed in loop.publisher.published] == [1, 2, 1]
+
+
+def test_a_ledger_that_grows_too_long_forces_a_save(monkeypatch):
+    monkeypatch.setattr(worker, "MAX_ENTRIES", 25)
+    loop = Loop([replace(b, pieces=[Piece("images", 0, 1)] * 10) for b in stream(6)], busy=True)
+    assert loop.run() == ["learn", "learn", "learn", "save", "learn", "learn", "learn", "wait", "save", "wait"]
 
 
 def test_too_many_rejects_are_saved_before_they_stop_it():

@@ -27,6 +27,7 @@ from stream_learner.learning.stored import Count, parse, part, tensor
 from stream_learner.learning.strategies import Minibatch
 from stream_learner.learning.trainer import Trainer, prefixed, under
 from stream_learner.learning.weighting import Arrivals, Times, Weighed, Weights
+from stream_learner.records.labels import MAX_LABELS_BYTES, encoded_bytes
 from stream_learner.records.manifest import Decision
 from stream_learner.records.progress import Progress
 from stream_learner.records.record import Label, Reason, Rejection, Sample, Split
@@ -68,6 +69,7 @@ class Learner:
         torch.manual_seed(settings.run.seed)  # the one generator behind weights, dropout, replay and augmentation
         self.labels: list[Label] = []
         self._index_of: dict[Label, int] = {}
+        self._labels_bytes = 0  # as JSON
         self._trainer = Trainer(settings, self._placement)
         self._weights = Weights(settings.weights)
         self._identity = identity(settings)
@@ -147,12 +149,10 @@ class Learner:
         for sample in samples:
             index = self._index_of.get(sample.label)
             if index is None:
-                if len(self.labels) == self._settings.model.max_classes:
-                    message = f"label {sample.label!r} would be class {len(self.labels) + 1}"
-                    report.rejections.append(Rejection(sample.record, Reason.TOO_MANY_CLASSES, "learn", message))
+                if why := self._no_room_for(sample.label):
+                    report.rejections.append(Rejection(sample.record, Reason.TOO_MANY_CLASSES, "learn", why))
                     continue
-                index = self._index_of[sample.label] = len(self.labels)
-                self.labels.append(sample.label)
+                index = self._add_label(sample.label)
             report.samples[sample.split] = report.samples.get(sample.split, 0) + 1
             if sample.split is Split.TRAIN:
                 train.append(sample)
@@ -161,6 +161,21 @@ class Learner:
                 self._held_out[sample.split].add(sample, index, weight, self.records)
         self._trainer.grow(len(self.labels))
         return train
+
+    def _no_room_for(self, label: Label) -> str | None:
+        """Why a new label cannot become a class; None when it can."""
+        if len(self.labels) >= self._settings.model.max_classes:
+            return f"label {label!r} would be class {len(self.labels) + 1}"
+        if self._labels_bytes + encoded_bytes(label) > MAX_LABELS_BYTES:
+            return f"with label {label!r}, the labels of all classes would take more than {MAX_LABELS_BYTES} bytes"
+        return None
+
+    def _add_label(self, label: Label) -> int:
+        """Give a label its index."""
+        self._index_of[label] = len(self.labels)
+        self.labels.append(label)
+        self._labels_bytes += encoded_bytes(label)
+        return self._index_of[label]
 
     def _weighed(self, samples: list[Sample], report: Report) -> tuple[Minibatch, Tensor, Weighed]:
         """Predicts training samples and weighs them; their features [N, F] are in the middle."""
@@ -304,8 +319,7 @@ class Learner:
         check_fits(document, self._identity, self._settings.model.max_classes)
         stored = parse(document, Stored)
         for label in stored.labels:
-            self._index_of[label] = len(self.labels)
-            self.labels.append(label)
+            self._add_label(label)
         if len(self._index_of) < len(self.labels):
             raise ValueError("labels holds one twice")
         with part("trainer"):

@@ -15,11 +15,12 @@ from stream_learner.errors import InputError, StoreError
 from stream_learner.learning.snapshot import Snapshot
 from stream_learner.publishing.marker import write_marker
 from stream_learner.records import keys, ledger
-from stream_learner.records.manifest import Chunk, Manifest, Object, Release, State, digest, encode
+from stream_learner.records.fit import fit
+from stream_learner.records.manifest import Chunk, Manifest, Object, Release, State, digest
 from stream_learner.records.record import Rejection
 from stream_learner.records.spans import Positions
 from stream_learner.streams import topics
-from stream_learner.streams.topics import CHUNK_BYTES, Names
+from stream_learner.streams.topics import CHUNK_BYTES, MAX_DOCUMENT_BYTES, Names
 
 SWEEP_EVERY_S = 3600.0
 ERROR_HEADER = "__connect.errors."
@@ -133,7 +134,8 @@ class Publish:
         # 3a. Everything the manifest does not depend on, and the chunks whose offsets it names.
         self._transaction.begin()
         run_key = self._settings.run.id.encode()
-        sent = [self._transaction.send(self._names.metrics, encode(self._window(prepared, now)), run_key)]
+        _, window = fit(self._window(prepared, now), MAX_DOCUMENT_BYTES)
+        sent = [self._transaction.send(self._names.metrics, window, run_key)]
         sent += [self._send_dead_letter(rejection) for rejection in closed.dead_letters]
         inline = len(prepared.weights) <= self._settings.release.inline_max_bytes
         chunks = [
@@ -146,8 +148,7 @@ class Publish:
         self._transaction.confirm(sent, deadline)
         places = [Chunk(*place) for place in self._transaction.confirm(chunks, deadline)]
         # 3c. The manifest, to the checkpoints topic and, the same bytes, to the history.
-        manifest = self._manifest(prepared, places, now)
-        value = encode(manifest)
+        manifest, value = fit(self._manifest(prepared, places, now), MAX_DOCUMENT_BYTES)
         futures = [
             self._transaction.send(self._names.checkpoints, value, run_key),
             self._transaction.send(self._names.history, value, str(manifest.sequence).encode()),
@@ -223,6 +224,7 @@ class Publish:
             release=release,
             rolled_back_to=release.sequence if release and snapshot.discarded is not None else None,
             discarded=snapshot.discarded or {},
+            omitted=self._last.omitted if self._last and release is self._last.release else [],
         )
 
     def _release(self, prepared: Prepared, chunks: list[Chunk], now: str) -> Release | None:

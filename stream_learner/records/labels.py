@@ -2,6 +2,8 @@
 
 import unicodedata
 
+import msgspec
+
 from stream_learner.records.record import Label, Reason, RejectError
 
 MAX_LABEL_BYTES = 256
@@ -12,6 +14,8 @@ MAX_RAW_LABEL_CHARACTERS = 4 * MAX_LABEL_BYTES
 # Control characters (NUL and binary integers have them), formatting (bidi marks, zero-width characters, a byte order
 # mark), lone surrogates, line and paragraph separators.
 REFUSED_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# Of all classes, as JSON: manifests name each label. A thousand labels of 256 bytes fit, whatever is in them.
+MAX_LABELS_BYTES = 512 * 1024
 INT64 = range(-(2**63), 2**63)
 
 
@@ -42,3 +46,8 @@ def parse_label(raw: Label | bytes | None) -> Label:
     if len(text.encode()) > MAX_LABEL_BYTES:
         raise RejectError(Reason.BAD_LABEL, TOO_LONG)
     return text
+
+
+def encoded_bytes(label: Label) -> int:
+    """Return the size of a label in a JSON list."""
+    return len(msgspec.json.encode(label)) + len(",")

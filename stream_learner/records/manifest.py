@@ -205,6 +205,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     (`release.patience`)."""
     discarded: Spans = {}
     """Offsets whose learning was undone by that. They are not read again."""
+    omitted: list[str] = []
+    """Lists of the release that are empty because the manifest would not fit in its topic with them."""
 
     def url(self, reference: Object) -> str:
         """The object's URL when this manifest was written."""

@@ -10,18 +10,23 @@ from stream_learner.records.window import Tally
 
 # What a piece takes in memory, roughly; in the manifest it takes a byte or two.
 PIECE_BYTES = 100
+# Pieces of the ledger and stretches lost that force a save: manifests name each, and hostile interleaving makes them
+# incompressible.
+MAX_ENTRIES = 50_000
 # The error headers of a dead letter, roughly; only bounds memory.
 ERROR_HEADERS_BYTES = 1024
 
 
 @dataclass(slots=True)
 class Closed:
-    """What was learned between two snapshots. `batches` has the pieces of each batch."""
+    """What was learned between two snapshots. `batches` has the pieces of each batch; `entries` counts
+    these and the stretches lost."""
 
     tally: Tally = field(default_factory=Tally)
     dead_letters: list[Rejection] = field(default_factory=list)
     batches: list[list[Piece]] = field(default_factory=list)
     pending_bytes: int = 0
+    entries: int = 0
 
 
 class Progress:
@@ -42,6 +47,7 @@ class Progress:
         advance(self.positions, report.spans)
         self.open.tally.add(report)
         self.open.batches.append(report.pieces)
+        self.open.entries += len(report.pieces) + len(report.lost)
         self.open.dead_letters += report.rejections
         self.open.pending_bytes += PIECE_BYTES * len(report.pieces) + sum(
             ERROR_HEADERS_BYTES + rejection.record.nbytes for rejection in report.rejections

@@ -48,7 +48,7 @@ class Reason(StrEnum):
     BAD_ENVELOPE = "bad_envelope"
     """The record does not have the form that `input.format` names."""
     TOO_MANY_CLASSES = "too_many_classes"
-    """The label is new and `model.max_classes` are known already."""
+    """The label is new, and `model.max_classes` are known already or all labels together would take over 512 KiB."""
     NON_FINITE_STEP = "non_finite_step"
     """Learning the record's batch gave a loss or gradient that is not finite; the step was undone."""
 

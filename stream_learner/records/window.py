@@ -13,6 +13,8 @@ from stream_learner.records.spans import Positions, Spans, Stretches, extend_all
 
 WINDOW_SCHEMA_VERSION = 2
 RECENT_SAMPLES = 1_000
+# Each has the spans of all partitions that its batch read.
+MAX_DRIFTS = 20
 
 
 class ClassAccuracy(msgspec.Struct, frozen=True):
@@ -143,11 +145,15 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """Recall on the test samples that earlier releases had and that model lacks."""
     recent: Recent | None = None
     """How the run's last training samples were predicted; None before the first."""
+    drift_count: int
+    """Drifts seen in this window."""
     drifts: list[Drift] = []
-    """Drifts seen in this window. One change of the stream may be seen more than once, while the detector parts with
+    """The first 20 of them. One change of the stream may be seen more than once, while the detector parts with
     what it remembers of the time before."""
     lag: Positions
     """Records behind the end of each partition when the window closed."""
+    omitted: list[str] = []
+    """Lists and maps that are empty because the window would not fit in its topic with them."""
 
 
 def decode_window(data: bytes) -> Window:
@@ -177,6 +183,7 @@ class Tally:
         self.loss_sum = 0.0
         self.prequential: dict[Label, tuple[int, int]] = {}
         self.weights: dict[str, Distribution] = {}
+        self.drift_count = 0
         self.drifts: list[Drift] = []
 
     def add(self, report: Report) -> None:
@@ -192,7 +199,8 @@ class Tally:
         self.learned += report.learned
         self.steps += report.steps
         self.loss_sum += report.loss_sum
-        self.drifts += report.drifts
+        self.drift_count += len(report.drifts)
+        self.drifts += report.drifts[: MAX_DRIFTS - len(self.drifts)]
         for label, (correct, total) in report.prequential.items():
             before = self.prequential.get(label, (0, 0))
             self.prequential[label] = (before[0] + correct, before[1] + total)
@@ -214,6 +222,7 @@ class Tally:
             loss=self.loss_sum / self.steps if self.steps else None,
             weights=self.weights,
             prequential=accuracy((label, *counts) for label, counts in self.prequential.items()),
+            drift_count=self.drift_count,
             drifts=self.drifts,
             **rest,
         )

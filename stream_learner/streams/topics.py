@@ -15,6 +15,8 @@ DAY_MS = 24 * 60 * 60 * 1000
 MIB = 1024 * 1024
 RECORD_OVERHEAD_BYTES = 64 * 1024
 CHUNK_BYTES = 512 * 1024
+# Largest manifest or window; the topic takes as much and room for headers and Kafka's own bytes.
+MAX_DOCUMENT_BYTES = 4 * MIB - RECORD_OVERHEAD_BYTES
 HIDDEN = kafka_errors.TopicAuthorizationFailedError.errno
 
 

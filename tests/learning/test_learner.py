@@ -24,6 +24,7 @@ from PIL import Image
 
 from stream_learner.config import Settings
 from stream_learner.errors import UsageError
+from stream_learner.learning import learner as learner_module
 from stream_learner.learning.batch import batches
 from stream_learner.learning.identity import check_fits, identity
 from stream_learner.learning.learner import Learner
@@ -31,7 +32,7 @@ from stream_learner.learning.strategies import Losses, Minibatch, Step
 from stream_learner.learning.strategies.er import ExperienceReplay
 from stream_learner.learning.strategies.finetune import FineTune
 from stream_learner.records.decoder import Decoder
-from stream_learner.records.record import Gap, Record, Split
+from stream_learner.records.record import Gap, Reason, Record, Split
 
 
 def test_a_teacher_that_is_not_kept_is_refused():
@@ -290,3 +291,15 @@ def test_the_number_of_threads_is_the_settings():
     Learner(settings(learning__threads=2))
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
+
+
+def test_a_label_that_all_labels_together_have_no_room_for_is_rejected(monkeypatch):
+    """Also after a restart: the bound is on what the manifest would have to name."""
+    monkeypatch.setattr(learner_module, "MAX_LABELS_BYTES", len('"aaaa","bb",'))
+    learner = learned(settings(), [batch(digits_of([0], 1), labels=["aaaa"])])
+    for _ in range(2):
+        report = learner.learn(batch(digits_of([1, 2], 2), first=position(learner), labels=["ccc", "bb"]))
+        assert [r.reason for r in report.rejections] == [Reason.TOO_MANY_CLASSES]
+        assert "more than 12 bytes" in report.rejections[0].message
+        assert learner.labels == ["aaaa", "bb"]
+        learner = resumed(settings(), learner.snapshot())

@@ -129,6 +129,7 @@ WINDOW = Window(
         calibration_error=0.125,
         confusions=[Confusion("cat", 7, 2)],
     ),
+    drift_count=1,
     drifts=[Drift(records=64, spans=SPANS, error_before=0.125, error_after=0.5)],
     lag={"images": {0: 3}},
 )
@@ -142,6 +143,7 @@ BARE_WINDOW = Window(
     rejected={},
     rejected_by_topic={},
     tombstones=0,
+    drift_count=0,
     learned=0,
     steps=0,
     loss=None,

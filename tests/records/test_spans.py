@@ -154,6 +154,7 @@ def test_a_window_sums_its_batches():
     ]
     assert (window.prequential.accuracy, window.prequential.mean_recall) == (3 / 10, 0.25)
     assert [drift.records for drift in window.drifts] == [10, 16]
+    assert window.drift_count == 2
     assert sum(window.splits.values()) + sum(window.rejected.values()) == window.records
 
 

@@ -11,6 +11,7 @@ from stream_learner.learning.weighting.policies import WEIGHTS, Arrivals, Times
 from stream_learner.registry import lookup
 
 COMBINED = "combined"
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class Weighed(NamedTuple):
@@ -33,7 +34,8 @@ class Weights:
     def weigh(self, arrivals: Arrivals) -> Weighed:
         """Takes a batch of at least one sample into the statistics and weighs it. When it turns out that the batch is
         not learned, or makes no step, `restore` the state from before."""
-        factors = {name: policy.factors(arrivals) for name, policy in self._policies.items()}
+        # Finite, for windows; what is not a number stays so, and the batch is undone.
+        factors = {n: np.clip(policy.factors(arrivals), 0, LARGEST) for n, policy in self._policies.items()}
         ones = np.ones(len(arrivals.labels))
         now = self._clip(math.prod(factors.values(), start=ones))
         stored = self._clip(math.prod((factors[n] for n, p in self._policies.items() if p.stored), start=ones))

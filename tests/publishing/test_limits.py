@@ -1,0 +1,226 @@
+"""The largest window and manifest that may come about, through the real broker."""
+
+import random
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+
+import msgspec
+import pytest
+import torch
+
+from stream_learner.checkpoints.store import Store
+from stream_learner.config import MAX_SEGMENTS, KafkaSettings, Settings
+from stream_learner.errors import TopicsError
+from stream_learner.learning.snapshot import Candidate, Snapshot
+from stream_learner.publishing import publish as publishing
+from stream_learner.publishing.publish import Publish
+from stream_learner.records.fit import fit
+from stream_learner.records.labels import MAX_LABEL_BYTES, MAX_LABELS_BYTES, encoded_bytes
+from stream_learner.records.ledger import Piece
+from stream_learner.records.manifest import (
+    Arithmetic,
+    Decision,
+    ModelArguments,
+    ModelSpec,
+    Preprocessing,
+    State,
+    digest,
+    encode,
+)
+from stream_learner.records.progress import MAX_ENTRIES, Closed, Progress
+from stream_learner.records.record import Label, Reason, Record, Rejection, Split
+from stream_learner.records.report import Drift, Report
+from stream_learner.records.spans import Span
+from stream_learner.records.window import MAX_DRIFTS, ClassForgetting, Confusion, Forgetting, Recent, Tally, accuracy
+from stream_learner.streams import topics
+from stream_learner.streams.connection import ask
+from stream_learner.streams.journal import ReadBack
+from stream_learner.streams.status import read_status
+from stream_learner.streams.topics import MAX_DOCUMENT_BYTES
+from stream_learner.streams.transaction import Transaction
+
+PARTITIONS = 600
+CLASSES = 1000
+DRIFTS = 3000
+# Quotation marks double in JSON: nothing in a label takes more.
+LABELS: list[Label] = [f"{index:04d}".ljust(256, '"') for index in range(CLASSES)]
+
+
+def long_names(prefix: str) -> list[str]:
+    return [f"{prefix}.{index}.".ljust(200, "x") for index in range(PARTITIONS)]
+
+
+@pytest.fixture
+def settings(kafka: KafkaSettings, unique_name: str) -> Iterator[Settings]:
+    """A run that reads 600 topics with long names."""
+    names = long_names(uuid.uuid4().hex[:8])
+    found = Settings.model_validate(
+        {
+            "run": {"id": unique_name.ljust(200, "x")},
+            "kafka": kafka.model_dump(),
+            "input": {"topics": names},
+            "checkpoint": {"store": "memory:///"},
+        }
+    )
+    one = {"num_partitions": 1, "replication_factor": 1, "configs": {}}
+    ask(kafka, "making topics", lambda admin: admin.create_topics(dict.fromkeys(names, one), wait_for_metadata=True))
+    topics.create(found)
+    yield found
+    ask(kafka, "deleting topics", lambda admin: admin.delete_topics(names))
+
+
+def worst_report(names: list[str], records_each: int) -> Report:
+    """Pieces of all partitions in a random order, which no compression shortens; every reason to reject in every topic;
+    thousands of drifts; all labels."""
+    rng = random.Random(0)
+    ends, pieces = dict.fromkeys(names, 0), []
+    for _ in range(MAX_ENTRIES):
+        name = rng.choice(names)
+        ends[name] += rng.randrange(1, 1000)
+        pieces.append(Piece(name, 0, ends[name]))
+    spans = {name: {0: Span(0, end)} for name, end in ends.items()}
+    rejections = [
+        Rejection(Record(name, 0, 0, 0, None, b"", []), reason, "decode", "") for name in names for reason in Reason
+    ]
+    return Report(
+        spans=spans,
+        records=records_each,
+        pieces=pieces,
+        rejections=rejections,
+        samples={Split.TRAIN: records_each},
+        learned=records_each,
+        prequential=dict.fromkeys(LABELS, (123, 12345)),
+        weights={"record": [1.0]},
+        drifts=[Drift(records_each, spans, 0.1234567891234, 0.987654321)] * DRIFTS,
+    )
+
+
+def worst_snapshot(names: list[str]) -> Snapshot:
+    """A release of a model with all labels; each object that a manifest may name."""
+    scores = accuracy((label, 1234, 123456) for label in LABELS)
+    progress = Progress({})
+    progress.add(worst_report(names, 123456))
+    closed = progress.close()
+    closed.dead_letters.clear()  # records of their own
+    arguments = ModelArguments(classes=CLASSES, height=32, width=32, channels=3, mean=[0.5], std=[0.25])
+    candidate = Candidate(
+        weights={"head": torch.zeros(1)},
+        model=ModelSpec("cnn", arguments),
+        labels=LABELS,
+        preprocessing=Preprocessing(32, 32, 3, [0.5], [0.25]),
+        validation=scores,
+        test=scores,
+        calibration_error=0.1,
+        forgetting=Forgetting(
+            mean=0.1, per_class=[ClassForgetting(label=x, best=1 / 3, forgetting=1 / 7) for x in LABELS]
+        ),
+        evaluation={"labels": torch.zeros(1)},
+    )
+    return Snapshot(
+        tensors={"x": torch.zeros(1)},
+        document={},
+        parts={digest(part): part for part in map(str.encode, map(str, range(MAX_SEGMENTS // 4)))},
+        positions=progress.positions,
+        closed=closed,
+        recent=Recent(
+            accuracy=scores,
+            faded_accuracy=1 / 3,
+            kappa=1 / 3,
+            calibration_error=1 / 3,
+            confusions=[Confusion(LABELS[0], LABELS[index], 100) for index in range(10)],
+        ),
+        arithmetic=Arithmetic("2.9.0", "cpu", "AVX2", 1),
+        candidate=candidate,
+        decision=Decision(released=True, abstained=True, candidate=0.5, last=None, samples=100, reason=""),
+        discarded=closed.tally.spans,
+    )
+
+
+@pytest.fixture
+def publish(settings: Settings) -> Iterator[Publish]:
+    transaction, read_back = Transaction(settings), ReadBack(settings)
+    transaction.fence()
+    ids = topics.topic_ids(settings, [*settings.input.topics, topics.Names.of(settings).checkpoints])
+    yield Publish(settings, Store(settings.checkpoint.store), transaction, read_back, ids, None, None)
+    transaction._producer.close(60)
+    read_back._consumer.close()
+
+
+def test_the_largest_window_and_manifest_fit_in_their_topics(settings: Settings, publish: Publish, monkeypatch):
+    names = settings.input.topics
+    snapshot = worst_snapshot(names)
+    publish.commit(publish.prepare(snapshot, {name: {0: 123456} for name in names}))
+    found = read_status(settings)
+    assert found.window
+    assert found.manifest
+    assert found.manifest.release
+    assert len(msgspec.json.encode(found.window)) <= MAX_DOCUMENT_BYTES
+    assert len(msgspec.json.encode(found.manifest)) <= MAX_DOCUMENT_BYTES
+    # What counts is there; what was left out is named, and nothing else was.
+    assert found.manifest.positions == snapshot.positions
+    assert found.manifest.spans == found.window.spans == snapshot.closed.tally.spans
+    assert found.manifest.ledger.batches == 1
+    assert found.manifest.release.labels == LABELS
+    assert found.window.drift_count == DRIFTS
+    assert found.window.omitted == ["drifts"]
+    assert found.manifest.omitted == []
+    # The same with all that several kept states may add.
+    more = msgspec.structs.replace(
+        found.manifest,
+        parts=4 * found.manifest.parts,
+        kept=[State(1, found.manifest.state, [0, 1, 2, 3]) for _ in range(1000)],
+    )
+    fitted, data = fit(more, MAX_DOCUMENT_BYTES)
+    assert len(data) <= MAX_DOCUMENT_BYTES
+    assert fitted.omitted == ["release.forgetting.per_class", "release.validation.per_class"]
+    assert fitted.release
+    assert fitted.release.test.per_class
+    # What the last release lacks is named as long as it is the last.
+    monkeypatch.setattr(publishing, "MAX_DOCUMENT_BYTES", len(encode(found.manifest)) - 100_000)
+    first = publish.commit(publish.prepare(snapshot, {}))
+    assert first.omitted == ["release.forgetting.per_class"]
+    saved = replace(snapshot, closed=Closed(), candidate=None, decision=None, discarded=None, recent=None)
+    second = publish.commit(publish.prepare(saved, {}))
+    assert second.release == first.release
+    assert second.omitted == first.omitted
+
+
+def test_few_drifts_are_all_in_a_window_and_of_many_the_first():
+    tally = Tally()
+    for records in range(1, DRIFTS):
+        tally.add(Report(spans={}, records=0, drifts=[Drift(records, {}, 0.1, 0.2)]))
+        assert [drift.records for drift in tally.drifts] == list(range(1, min(records, MAX_DRIFTS) + 1))
+        assert tally.drift_count == records
+
+
+def test_lists_are_omitted_one_after_the_other_and_named():
+    scores = accuracy([("cat", 1, 2)])
+    window = Tally().window(
+        run_id="digits",
+        sequence=1,
+        created_at="",
+        validation=scores,
+        test=None,
+        recent=None,
+        lag={"images": {0: 1}},
+    )
+    window = msgspec.structs.replace(window, prequential=scores, rejected_by_topic={"images": {"no_label": 1}})
+    size = len(encode(window))
+    assert fit(window, size) == (window, encode(window))
+    seen = []
+    with pytest.raises(TopicsError, match="fit in its topic"):  # noqa: PT012 (when is what the loop finds out)
+        while True:
+            fitted, data = fit(window, size := size - 1)
+            assert len(data) <= size
+            assert data == encode(fitted)
+            if fitted.omitted not in seen:
+                seen.append(fitted.omitted)
+    assert seen[-1] == ["prequential.per_class", "validation.per_class", "rejected_by_topic", "lag"]
+    assert all(longer[: len(shorter)] == shorter for shorter, longer in pairwise(seen))
+
+
+def test_a_thousand_of_the_longest_labels_are_within_the_bound():
+    assert sum(map(encoded_bytes, LABELS)) <= MAX_LABELS_BYTES
+    assert {len(str(label).encode()) for label in LABELS} == {MAX_LABEL_BYTES}
