@@ -16,6 +16,7 @@ from stream_learner.learning.learner import Learner
 from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import Metrics
 from stream_learner.publishing.ownership import await_turn, fencing, first_look, leaving_a_mark
+from stream_learner.publishing.poison import Lives
 from stream_learner.publishing.publish import Publish
 from stream_learner.publishing.publisher import EndProcess, Publisher
 from stream_learner.publishing.recover import Recovered, Recovery
@@ -48,6 +49,7 @@ class Worker:
     metrics: Metrics
     health: Health
     breaker: Breaker
+    lives: Lives
     tended_at: float = 0.0
     saved_at: float = field(default_factory=time.monotonic)
     newest_ms: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -57,7 +59,8 @@ class Worker:
         """Learns until the stream ends, then saves once more. Raises RejectsError, DivergedError (after that save)."""
         learner = self.learner
         for batch in self.stream:
-            report = learner.learn(batch)  # predict, then weighted step(s) with memory
+            with self.lives.suspecting(batch.places):
+                report = learner.learn(batch)  # predict, then weighted step(s) with memory
             self.metrics.observe(report)
             self.breaker.observe(report)
             for drift in report.drifts:
@@ -127,6 +130,8 @@ class Worker:
     def save(self) -> None:
         self.publisher.submit(self.learner.snapshot(), self.lag())
         self.saved_at = time.monotonic()
+        if self.lives.careful:
+            self.wait()  # or the end of a publication would be blamed on the record that is decoded meanwhile
 
     def save_the_rest(self) -> None:
         """Returns when everything that was learned is published."""
@@ -208,18 +213,26 @@ def run(
             last = _restore(learner, recovered, metrics)
             source = Source(settings.kafka, settings.input, recovered.positions)
             publish = Publish(settings, store, transaction, read_back, recovered.topic_ids, *last)
-            publisher = Publisher(settings, publish, metrics.checkpoint_committed, metrics.store_failed, end_process)
-            stream = batches(source, decoder, recovered.positions, settings.batch, stop)
+            lives = Lives(store, settings)
+
+            def committed(manifest: Manifest, seconds: float) -> None:
+                metrics.checkpoint_committed(manifest, seconds)
+                lives.committed(manifest)
+
+            publisher = Publisher(settings, publish, committed, metrics.store_failed, end_process)
+            decode = lives.guarded(decoder)
+            stream = batches(source, decode, recovered.positions, settings.batch, stop, alone=lives.alone)
             breaker = Breaker(settings.rejects, enabled=not accept_rejects)
-            worker = Worker(settings, stream, learner, source, publisher, election, metrics, health, breaker)
+            worker = Worker(settings, stream, learner, source, publisher, election, metrics, health, breaker, lives)
             del recovery, recovered  # the state it fetched
             log.info("learning", sequence=last[0].sequence if last[0] else 0, classes=len(learner.labels))
             health.enter(Phase.LEARNING)
-            try:
-                worker.loop()
-            except InputError:
-                worker.save_the_rest()  # its records may not be there any more to be learned again
-                raise
+            with lives.watched():
+                try:
+                    worker.loop()
+                except InputError:
+                    worker.save_the_rest()  # its records may not be there any more to be learned again
+                    raise
             log.info("stopped")
         except FencedError as error:
             log.error(str(error))

@@ -1,6 +1,7 @@
 """The loop, with stand-ins for what it drives: when it saves, when it waits, and how it ends."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -155,6 +156,7 @@ class Loop:
             Metrics(self.registry, "1.2.3"),
             self.health,
             Breaker(settings.rejects, enabled=not accept_rejects),
+            cast(Any, SimpleNamespace(careful=False, suspecting=lambda _: nullcontext())),
         )
 
     def run(self) -> list[str]:

@@ -11,6 +11,8 @@ ORPHAN_AGE = timedelta(hours=24)
 # Objects of a checkpoint, by their keys below the run's folder, and parts of states, which outlive the checkpoint that
 # wrote them: `<sequence>-<uuid>/<name>` and `memory/<sequence>-<uuid>`.
 CHECKPOINT = re.compile(r"\d{12,}-[^/]+/")
+# What a process that was killed while writing it has left of an object, in a folder.
+STAGED = re.compile(r"#\d+$")
 PART = re.compile(r"memory/\d{12,}-[^/]+$")
 
 
@@ -61,7 +63,8 @@ def sweep_orphans(store: Store, run_id: str, manifest: Manifest) -> None:
 
     def is_orphan(key: str) -> bool:
         name = key.removeprefix(f"{run_id}/")
-        return bool(CHECKPOINT.match(name) and folder(key) not in kept) or bool(PART.match(name) and key not in parts)
+        of_a_checkpoint = bool(CHECKPOINT.match(name)) and folder(key) not in kept
+        return of_a_checkpoint or (bool(PART.match(name)) and key not in parts) or bool(STAGED.search(name))
 
     store.delete([key for key, written in objects.items() if now - written > ORPHAN_AGE and is_orphan(key)])
 

@@ -75,6 +75,15 @@ class Store:
             raise StoreError(f"object {self.url}/{key} cannot be written: {_line(error)}") from error
         return Object(key, len(data), digest(data))
 
+    def replace(self, key: str, data: bytes) -> None:
+        """Write a small object, whether it exists or not. It is not flushed: a power cut may undo it. Raises
+        StoreError."""
+        self._checked(key)
+        try:
+            obstore.put(self._store, key, data)
+        except FAILURES as error:
+            raise StoreError(f"object {self.url}/{key} cannot be written: {_line(error)}") from error
+
     def get(self, key: str, max_bytes: int | None = None) -> bytes | None:
         """An object's bytes, None when there is none. Raises StoreError, StateError when there are more than
         `max_bytes`, which are not read then."""

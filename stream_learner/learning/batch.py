@@ -1,7 +1,7 @@
 """Mini-batches that know which offsets they cover."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -85,11 +85,14 @@ def batches(
     settings: BatchSettings,
     stop: StopEvent,
     clock: Callable[[], float] = time.monotonic,
+    *,
+    alone: Container[tuple[str, int, int]] = (),
 ) -> Iterator[Batch]:
     """Yields batches until `stop` is set; the open one is then dropped, its records will be read again.
 
     `positions` are where the source begins. A batch closes when it holds `batch.size` training samples, after
-    `batch.linger_s`, after `batch.max_span` records, or at 64 MiB. Yields an empty batch at least every second
+    `batch.linger_s`, after `batch.max_span` records, or at 64 MiB; a record in
+    `alone` (topic, partition, offset) has a batch of its own. Yields an empty batch at least every second
     meanwhile, between two records too, so that the loop turns however long they take to decode. Raises what the source
     does, InputError after the open batch.
     """
@@ -109,6 +112,11 @@ def batches(
             if stop.is_set():
                 return
             place = item.topic, item.partition
+            isolated = isinstance(item, Record) and (*place, item.offset) in alone
+            if isolated and batch.spans:
+                yield batch
+                batch = Batch()
+                opened = turned = clock()
             start = next_offset.get(place, 0)
             if isinstance(item, Gap):
                 end = item.next_offset
@@ -122,7 +130,7 @@ def batches(
             batch.cover(*place, start, end)
             next_offset[place] = end
             full = batch.training >= settings.size or batch.records >= settings.max_span
-            if full or batch.bytes >= MAX_BATCH_BYTES:
+            if full or isolated or batch.bytes >= MAX_BATCH_BYTES:
                 yield batch
                 batch = Batch()
                 opened = turned = clock()

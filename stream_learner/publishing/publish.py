@@ -17,7 +17,7 @@ from stream_learner.publishing.marker import write_marker
 from stream_learner.records import keys, ledger
 from stream_learner.records.fit import fit
 from stream_learner.records.manifest import Chunk, Manifest, Object, Release, State, digest
-from stream_learner.records.record import Rejection
+from stream_learner.records.record import Reason, Rejection
 from stream_learner.records.spans import Positions
 from stream_learner.streams import topics
 from stream_learner.streams.topics import CHUNK_BYTES, MAX_DOCUMENT_BYTES, Names
@@ -222,6 +222,7 @@ class Publish:
             released=bool(snapshot.decision and snapshot.decision.released),
             decision=snapshot.decision,
             release=release,
+            poisoned=_poisoned(snapshot.closed.dead_letters),
             rolled_back_to=release.sequence if release and snapshot.discarded is not None else None,
             discarded=snapshot.discarded or {},
             omitted=self._last.omitted if self._last and release is self._last.release else [],
@@ -267,6 +268,14 @@ class Publish:
             about = [("truncated", b"true"), ("digest", digest(record.value or b"").encode())]
             return self._transaction.send(topic, None, (key or b"")[:1000], about + errors)
         return self._transaction.send(topic, record.value, key, headers + errors)
+
+
+def _poisoned(rejections: list[Rejection]) -> dict[str, dict[int, list[int]]]:
+    offsets: dict[str, dict[int, list[int]]] = {}
+    for record, reason, *_ in rejections:
+        if reason is Reason.POISON:
+            offsets.setdefault(record.topic, {}).setdefault(record.partition, []).append(record.offset)
+    return offsets
 
 
 def _now() -> str:

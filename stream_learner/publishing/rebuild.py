@@ -11,10 +11,11 @@ from stream_learner.checkpoints import state
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.errors import InputError, MismatchError, StateError, UsageError
-from stream_learner.learning.batch import Batch
+from stream_learner.learning.batch import Batch, Decode
 from stream_learner.learning.identity import check_network
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Snapshot
+from stream_learner.publishing.poison import setting_aside
 from stream_learner.records import keys, ledger
 from stream_learner.records.decoder import Decoder
 from stream_learner.records.manifest import Arithmetic, Manifest, State, decode_manifest, digest
@@ -204,8 +205,10 @@ def _released(store: Store, saved: State) -> bytes:
         ) from None
 
 
-def _batches(manifest: Manifest, replays: dict[tuple[str, int], Replay], decode: Decoder) -> Iterator[Batch]:
+def _batches(manifest: Manifest, replays: dict[tuple[str, int], Replay], decode: Decode) -> Iterator[Batch]:
     """The batches between a manifest and the one before, read again."""
+    poisoned = {(t, p, o) for t, partitions in manifest.poisoned.items() for p, os in partitions.items() for o in os}
+    decode = setting_aside(poisoned, decode)
     at = {(topic, partition): span.start for topic, partition, span in each(manifest.spans)}
     try:
         for pieces in ledger.decode(manifest.ledger, manifest.spans):
@@ -224,7 +227,7 @@ def _batches(manifest: Manifest, replays: dict[tuple[str, int], Replay], decode:
         raise StateError(f"checkpoint {manifest.sequence} cannot be rebuilt: {error}") from None
 
 
-def _read(replay: Replay, end: int, batch: Batch, decode: Decoder) -> None:
+def _read(replay: Replay, end: int, batch: Batch, decode: Decode) -> None:
     """Adds the records up to the offset `end` to the batch."""
     for record in replay.read(end):
         batch.add(record, decode)

@@ -12,6 +12,7 @@ from stream_learner.config import Settings
 from stream_learner.errors import InputError, StateError
 from stream_learner.learning.identity import check_fits, check_network, identity
 from stream_learner.publishing.marker import check_marker, delete_marker, fenced_folder, write_marker
+from stream_learner.publishing.poison import lives_key
 from stream_learner.records.manifest import Manifest, Object, decode_manifest, digest
 from stream_learner.records.spans import Positions
 from stream_learner.streams import offsets, topics
@@ -148,7 +149,8 @@ class Recovery:
 def _check_nothing_was_published(settings: Settings, store: Store, checkpoints_topic_id: str) -> None:
     """A first publication that was killed leaves objects of sequence 1 at most; anything else had a manifest."""
     first = f"{1:012d}-"
-    harmless = (f"{settings.run.id}/{first}", f"{settings.run.id}/memory/{first}", fenced_folder(settings))
+    run = settings.run.id
+    harmless = (f"{run}/{first}", f"{run}/memory/{first}", fenced_folder(settings), lives_key(settings))
     traces = [key for key in store.times(f"{settings.run.id}/") if not key.startswith(harmless)]
     if check_marker(store, settings, checkpoints_topic_id) or traces or offsets.mirrored_positions(settings):
         raise StateError(

@@ -49,6 +49,8 @@ class Reason(StrEnum):
     """The record does not have the form that `input.format` names."""
     TOO_MANY_CLASSES = "too_many_classes"
     """The label is new, and `model.max_classes` are known already or all labels together would take over 512 KiB."""
+    POISON = "poison"
+    """Decoding or learning the record ended the process again and again; it was set aside."""
     NON_FINITE_STEP = "non_finite_step"
     """Learning the record's batch gave a loss or gradient that is not finite; the step was undone."""
 

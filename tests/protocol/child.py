@@ -80,6 +80,13 @@ def signalled(log: Path, arguments: list[str], point: Point, number: signal.Sign
     command(log, arguments)
 
 
+def with_modules(log: Path, arguments: list[str], folder: Path) -> None:
+    """The command line in a process that finds modules in a folder too."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.path.insert(0, str(folder))
+    command(log, arguments)
+
+
 def jumping(log: Path, arguments: list[str], point: Point, seconds: float) -> None:
     """The command line in a process whose wall clock jumps at a point of the protocol."""
 

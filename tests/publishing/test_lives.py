@@ -1,0 +1,138 @@
+"""What lives remember of each other, in a real folder; a life that is left behind without its end has died."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from stream_learner.checkpoints.store import Store
+from stream_learner.config import Settings
+from stream_learner.errors import FencedError, InputError
+from stream_learner.publishing.poison import Lives, Place
+from stream_learner.records.record import Reason, Record, RejectError, Sample
+
+A, B, C = ("images", 0, 7), ("images", 0, 8), ("images", 1, 0)
+SETTINGS = Settings.model_validate({"run": {"id": "digits"}, "input": {"topics": ["images"]}})
+
+
+class DiedError(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+def life(store: Store, *died_at: Place) -> Lives:
+    """A life that died while it was working on these records."""
+    lives = Lives(store, SETTINGS)
+    with pytest.raises(DiedError), lives.suspecting([*died_at]):
+        raise DiedError
+    return lives
+
+
+def verdict(lives: Lives, place: Place) -> str:
+    def decode(_: Record) -> Sample | None:
+        return None
+
+    try:
+        lives.guarded(decode)(Record(*place, 0, None, b"", []))
+    except RejectError as reject:
+        return reject.reason
+    return "decoded"
+
+
+def commit(lives: Lives, positions: dict[str, dict[int, int]]) -> None:
+    lives.committed(cast(Any, SimpleNamespace(positions=positions)))
+
+
+def test_the_third_death_at_a_record_sets_it_aside(store: Store):
+    for _ in range(3):
+        life(store, A)
+    fourth = Lives(store, SETTINGS)
+    assert verdict(fourth, A) == Reason.POISON
+    assert verdict(fourth, B) == "decoded"
+    assert not fourth.careful
+
+
+def test_the_first_life_writes_nothing_about_records(store: Store):
+    first = life(store, A)
+    assert not first.careful
+    assert b'"suspects":[]' in (store.get("digits/lives.json") or b"")
+    assert Lives(store, SETTINGS).careful
+
+
+@pytest.mark.parametrize("deaths", [[A, A, B], [A, B, A, B], [A, A], [A], []])
+def test_other_deaths_set_nothing_aside(store: Store, deaths: list[Place]):
+    for place in deaths:
+        life(store, place)
+    assert [verdict(Lives(store, SETTINGS), place) for place in (A, B)] == ["decoded"] * 2
+
+
+def test_a_kill_between_two_records_blames_none(store: Store):
+    for _ in range(5):
+        lives = Lives(store, SETTINGS)
+        with lives.suspecting([A]):
+            pass
+        with pytest.raises(RejectError), lives.suspecting([B]):
+            raise RejectError(Reason.NO_LABEL, "")
+    lives = Lives(store, SETTINGS)
+    assert (verdict(lives, A), verdict(lives, B), lives.alone) == ("decoded", "decoded", frozenset())
+
+
+def test_the_records_of_a_batch_are_learned_one_by_one_until_one_is_found(store: Store):
+    for _ in range(3):
+        assert life(store, A, B, C).alone == frozenset()
+    assert life(store, B).alone == {A, B, C}
+    assert life(store, B).alone == {B}
+    lives = Lives(store, SETTINGS)
+    assert (verdict(lives, B), verdict(lives, A), lives.alone) == (Reason.POISON, "decoded", frozenset())
+
+
+def test_progress_clears_what_was_counted(store: Store):
+    for _ in range(2):
+        life(store, A)
+    commit(Lives(store, SETTINGS), {"images": {0: 5}})
+    life(store, A)
+    assert verdict(Lives(store, SETTINGS), A) == "decoded"
+
+
+def test_what_is_set_aside_stays_so_until_a_commit_is_past_it(store: Store):
+    for _ in range(3):
+        life(store, A)
+    lives = Lives(store, SETTINGS)
+    commit(lives, {"images": {0: 7}})
+    assert verdict(lives, A) == Reason.POISON
+    lives = Lives(store, SETTINGS)
+    with lives.watched():
+        pass
+    lives = Lives(store, SETTINGS)
+    assert (verdict(lives, A), lives.careful) == (Reason.POISON, False)
+    commit(lives, {"images": {0: 8}})
+    assert verdict(Lives(store, SETTINGS), A) == "decoded"
+
+
+@pytest.mark.parametrize(
+    ("error", "dies"), [(InputError(""), False), (KeyError(), True), (MemoryError(), True), (FencedError(""), True)]
+)
+def test_an_end_that_the_program_chose_is_no_death(store: Store, error: Exception, dies: bool):
+    lives = Lives(store, SETTINGS)
+    with pytest.raises(type(error)), lives.watched():
+        raise error
+    assert Lives(store, SETTINGS).careful == dies
+
+
+def test_a_damaged_object_counts_nothing(store: Store):
+    store.replace("digits/lives.json", b'{"lives": "many"}')
+    assert not Lives(store, SETTINGS).careful
+
+
+def test_a_store_that_cannot_be_written_makes_it_careless(store: Store, tmp_path: Path):
+    life(store, A)
+    lives = Lives(store, SETTINGS)
+    (tmp_path / "digits" / "lives.json").unlink()
+    (tmp_path / "digits" / "lives.json").mkdir()
+    with lives.suspecting([A]):
+        assert not lives.careful
