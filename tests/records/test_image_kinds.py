@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 import zlib
 from pathlib import Path
 
@@ -174,8 +175,7 @@ def test_pillow_gives_the_same_pixels(mode, size):
 def test_twelve_bits_in_sixteen_are_scaled_where_the_file_says_so(channels):
     values_HWC = RNG.integers(0, 4096, (6, 9, channels), np.uint16)
     says = png_chunk(b"sBIT", bytes([12] * channels))
-    scaled_HWC = values_HWC.astype(int) * 255 // 4095
-    assert np.array_equal(decode(png_of(values_HWC, says), channels), scaled_HWC)
+    assert np.array_equal(decode(png_of(values_HWC, says), channels), values_HWC >> 4)
     assert np.array_equal(decode(png_of(values_HWC), channels), values_HWC >> 8)  # nothing says so: nearly black
     high_HWC = values_HWC << 4  # as the standard wants it
     assert np.array_equal(decode(png_of(high_HWC, says), channels), values_HWC >> 4)
@@ -188,7 +188,7 @@ def test_significant_bits_of_color_and_alpha(channels):
     colors = channels - 1
     values_HWC = RNG.integers(0, 4096, (6, 9, channels), np.uint16)
     decoded_HWC = decode(png_of(values_HWC, png_chunk(b"sBIT", bytes([12] * channels))), colors)
-    scaled_HWC = values_HWC.astype(int) * 255 // 4095
+    scaled_HWC = values_HWC >> 4
     assert differs_by(decoded_HWC, on_white(scaled_HWC[:, :, :colors], scaled_HWC[:, :, colors:])) <= 1
 
 
@@ -197,6 +197,7 @@ def test_significant_bits_below_eight():
     values_HWC[0, 0] = 31
     image = png_of(values_HWC, png_chunk(b"sBIT", b"\5"))
     assert np.array_equal(decode(image, 1), values_HWC.astype(int) * 255 // 31)
+    assert np.array_equal(decode(png_of(values_HWC.astype(np.uint16), png_chunk(b"sBIT", b"\5")), 1), decode(image, 1))
     for senseless in (b"", b"\0", b"\x09", b"\xff"):
         assert np.array_equal(decode(png_of(GREY_HWC, png_chunk(b"sBIT", senseless)), 1), GREY_HWC)
 
@@ -231,6 +232,7 @@ def test_adobe_says_how_colors_are_coded():
     assert differs_by(decode(bytes(ycck), size=(16, 24)), np.asarray(wanted)) <= 2
 
 
+SHARED = struct.pack(">HHII", 0x9286, 7, 60_000, 8)  # 60,000 bytes of the directory itself
 SAME = {
     "text": lambda j: j[:2] + jpeg_segment(0xFE, b"x" * 60_000) * 30 + j[2:],
     "ICC profile": lambda j: j[:2] + jpeg_segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(5000)) + j[2:],
@@ -240,6 +242,9 @@ SAME = {
     "no JFIF": without_jfif,
     "JFXX thumbnail": lambda j: j[:2] + jpeg_segment(0xE0, b"JFXX\0\x10" + j) + j[2:],
     "EXIF with a thumbnail": lambda j: j[:2] + jpeg_segment(0xE1, b"Exif\0\0" + exif(1) + j) + j[2:],
+    "EXIF whose entries share their values": lambda j: (
+        j[:2] + jpeg_segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 5000) + SHARED * 5000) + j[2:]
+    ),
     "short Adobe": lambda j: j[:2] + jpeg_segment(0xEE, b"Adobe") + j[2:],
     "unknown Adobe transform": lambda j: j[:2] + jpeg_segment(0xEE, b"Adobe\0\x64\0\0\0\0\x07") + j[2:],
     "fill bytes": lambda j: j[:2] + b"\xff" * 20 + j[2:],

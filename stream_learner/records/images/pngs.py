@@ -21,17 +21,8 @@ USED = frozenset((b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"sBIT", b"eXIf")
 GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
 CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGB_ALPHA: 4}
 DEPTHS = {GREY: (1, 2, 4, 8, 16), PALETTE: (1, 2, 4, 8)} | dict.fromkeys((RGB, GREY_ALPHA, RGB_ALPHA), (8, 16))
-# Pillow's mode and its name for the bytes of a row.
-RAW_MODES = {
-    (GREY, 8): ("L", "L"),
-    (GREY, 16): ("I;16", "I;16B"),
-    (RGB, 8): ("RGB", "RGB"),
-    (RGB, 16): ("RGB", "RGB;16B"),
-    (GREY_ALPHA, 8): ("LA", "LA"),
-    (GREY_ALPHA, 16): ("RGBA", "LA;16B"),
-    (RGB_ALPHA, 8): ("RGBA", "RGBA"),
-    (RGB_ALPHA, 16): ("RGBA", "RGBA;16B"),
-}
+MODES = {GREY: "L", RGB: "RGB", GREY_ALPHA: "LA", RGB_ALPHA: "RGBA"}
+HIGH, LOW = 0, 1
 # Adam7: first column and row of each pass, and its steps.
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 BLOCK_BYTES = 0xFFFF
@@ -110,16 +101,14 @@ def parse(data: bytes, max_pixels: int) -> Png:
 
 def picture(png: Png) -> Image.Image:
     """Decode to a grey or RGB picture of 8 bits, on white. Raises RejectError (`undecodable_image`), ValueError."""
-    png = png._replace(compressed=_stored(_inflated(png)))
+    rows = _inflated(png)
     if png.color_type == PALETTE or png.depth < 8:
-        picture = _unpacked(png, "P", "P" if png.depth == 8 else f"P;{png.depth}")
+        picture = _unpacked(png, rows, "P", "P" if png.depth == 8 else f"P;{png.depth}")
         picture.putpalette(_greys(png) if png.grey else _colors(png))
         return picture.convert("L" if png.grey else "RGB")
     if png.transparency or png.significant_bits:
-        return _from_samples(png)
-    picture = _unpacked(png, *RAW_MODES[png.color_type, png.depth])
-    if picture.mode == "I;16":
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        return _from_samples(png, rows)
+    picture = _unpacked(png, rows if png.depth == 8 else _half(png, rows, HIGH), MODES[png.color_type])
     return _on_white(png, picture, picture) if png.color_type in (GREY_ALPHA, RGB_ALPHA) else picture
 
 
@@ -166,15 +155,37 @@ def _stored(rows: bytes) -> bytes:
 
 def _expected_bytes(png: Png) -> int:
     """Bytes of the rows, each with its filter's number."""
-    sizes = [(png.width, png.height)]
-    if png.interlaced:
-        sizes = [(-(-(png.width - x) // dx), -(-(png.height - y) // dy)) for x, y, dx, dy in PASSES]
     bits = png.depth * CHANNELS[png.color_type]
-    return sum(height * (1 + (width * bits + 7) // 8) for width, height in sizes if width > 0 and height > 0)
+    return sum(height * (1 + (width * bits + 7) // 8) for height, width in _passes(png))
 
 
-def _unpacked(png: Png, mode: str, raw_mode: str) -> Image.Image:
-    return Image.frombytes(mode, (png.width, png.height), png.compressed, "zip", raw_mode, png.interlaced)
+def _passes(png: Png) -> list[tuple[int, int]]:
+    """Height and width of each pass; of the picture when it is not interlaced."""
+    if not png.interlaced:
+        return [(png.height, png.width)]
+    sizes = ((-(-(png.height - y) // dy), -(-(png.width - x) // dx)) for x, y, dx, dy in PASSES)
+    return [(height, width) for height, width in sizes if height > 0 and width > 0]
+
+
+def _unpacked(png: Png, rows: bytes, mode: str, raw_mode: str | None = None) -> Image.Image:
+    size = png.width, png.height
+    return Image.frombytes(mode, size, _stored(rows), "zip", raw_mode or mode, png.interlaced)
+
+
+def _half(png: Png, rows: bytes, half: int) -> bytes:
+    """Return rows of 8 bits that hold the high or the low bytes of samples of 16.
+
+    The rows keep their filters, which treat each byte of a pixel by itself.
+    """
+    halves, start = [], 0
+    for height, width in _passes(png):
+        samples = width * CHANNELS[png.color_type]
+        whole = np.frombuffer(rows, np.uint8, height * (1 + 2 * samples), start).reshape(height, -1)
+        kept = np.empty((height, 1 + samples), np.uint8)
+        kept[:, 0], kept[:, 1:] = whole[:, 0], whole[:, 1 + half :: 2]
+        halves.append(kept.tobytes())
+        start += whole.size
+    return b"".join(halves)
 
 
 def _on_white(png: Png, picture: Image.Image, mask: Image.Image) -> Image.Image:
@@ -183,34 +194,31 @@ def _on_white(png: Png, picture: Image.Image, mask: Image.Image) -> Image.Image:
     return white
 
 
-def _from_samples(png: Png) -> Image.Image:
+def _from_samples(png: Png, rows: bytes) -> Image.Image:
     """Decode where the value of each sample matters: a color that is transparent, or bits that are not significant."""
-    samples_HWC, colors = _samples(png), 1 if png.grey else 3
+    samples_HWC, colors = _samples(png, rows), 1 if png.grey else 3
     bits = png.significant_bits.ljust(4, bytes([png.depth]))
     picture = from_pixels(_eight_bits(samples_HWC[:, :, :colors], png.depth, max(bits[:colors])))
     if samples_HWC.shape[2] > colors:
         mask_HW = _eight_bits(samples_HWC[:, :, colors], png.depth, bits[colors])
     elif len(png.transparency) == 2 * colors:
-        transparent = np.frombuffer(png.transparency, ">u2") & ((1 << png.depth) - 1)
-        mask_HW = np.where((samples_HWC == transparent).all(axis=2), np.uint8(0), np.uint8(255))
+        transparent = np.frombuffer(png.transparency, ">u2").astype(samples_HWC.dtype)
+        opaque_HW = np.zeros(samples_HWC.shape[:2], bool)
+        for channel in range(colors):
+            opaque_HW |= samples_HWC[:, :, channel] != transparent[channel]
+        mask_HW = opaque_HW * np.uint8(255)
     else:
         return picture
     return _on_white(png, picture, Image.fromarray(mask_HW))
 
 
-def _samples(png: Png) -> np.ndarray:
-    """Decode to samples as stored: uint8 or uint16 [height, width, channels].
-
-    Pillow keeps the high byte of 16 bits; read as little-endian, it keeps the low one.
-    """
-    mode, raw_mode = RAW_MODES[png.color_type, png.depth]
-    if png.color_type == GREY_ALPHA and png.depth == 16:
-        bytes_HWC = np.asarray(_unpacked(png, "RGBA", "RGBA"))
-        return bytes_HWC[:, :, 0::2].astype(np.uint16) << 8 | bytes_HWC[:, :, 1::2]
-    samples_HWC = np.atleast_3d(np.asarray(_unpacked(png, mode, raw_mode)))
-    if mode in ("RGB", "RGBA") and png.depth == 16:
-        return samples_HWC.astype(np.uint16) << 8 | np.asarray(_unpacked(png, mode, f"{mode};16L"))
-    return samples_HWC
+def _samples(png: Png, rows: bytes) -> np.ndarray:
+    """Decode to samples as stored: uint8 or uint16 [height, width, channels]."""
+    mode = MODES[png.color_type]
+    if png.depth == 8:
+        return np.atleast_3d(np.asarray(_unpacked(png, rows, mode)))
+    high, low = (np.asarray(_unpacked(png, _half(png, rows, half), mode)) for half in (HIGH, LOW))
+    return np.atleast_3d(high.astype(np.uint16) << 8 | low)
 
 
 def _eight_bits(samples: np.ndarray, depth: int, significant: int) -> np.ndarray:
@@ -220,10 +228,14 @@ def _eight_bits(samples: np.ndarray, depth: int, significant: int) -> np.ndarray
     it did not scale them.
     """
     if 0 < significant < depth and samples.max() < 1 << significant:
-        low_bits, levels = (1 << (depth - significant)) - 1, 1 << significant
+        low_bits = (1 << (depth - significant)) - 1
         if (samples & low_bits).any():
-            return (np.arange(levels) * 255 // (levels - 1)).astype(np.uint8)[samples]
-    return (samples >> (depth - 8)).astype(np.uint8)
+            depth = significant
+    if depth < 8:
+        samples = samples.astype(np.uint16) * 255 // ((1 << depth) - 1)
+    elif depth > 8:
+        samples = samples >> (depth - 8)
+    return samples.astype(np.uint8, copy=False)
 
 
 def _greys(png: Png) -> bytes:
