@@ -79,6 +79,8 @@ class Report:
     probe_p99_s: float = 0.0
     rss_mib: float = 0.0
     rss_max_mib: float = 0.0
+    rss_course_mib: list[float] = field(default_factory=list)
+    """Means over twentieths of the run."""
     rss_slope_mib_per_minute: float = 0.0
     rss_slope_error: float = 0.0
     memory_flat: bool = False
@@ -290,6 +292,7 @@ def measure(attack: Attack, report: Report) -> None:
     report.turn_max_s = float(turns_s.max())
     report.probe_p99_s = float(np.percentile(attack.probe_s, 99)) if attack.probe_s else float("nan")
     report.rss_max_mib = max(attack.rss_mib)
+    report.rss_course_mib = [round(float(np.mean(b)), 1) for b in np.array_split(attack.rss_mib, 2 * BLOCKS) if len(b)]
     settled = attack.rss_mib[int(len(attack.rss_mib) * SETTLED) :]
     report.rss_mib = float(np.mean(settled))
     # Means of blocks, which depend on each other less than samples do.

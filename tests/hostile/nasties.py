@@ -1,8 +1,6 @@
 """What a hostile producer sends: each record is made to crash, stop, slow down, fill up or mislead the worker."""
 
 import gzip
-import io
-import struct
 import zlib
 from collections.abc import Iterator
 from functools import cache
@@ -10,11 +8,10 @@ from random import Random
 from typing import NamedTuple
 
 import lz4.frame
-import numpy as np
 import raw_batches
 import zstandard
 from feed import Headers, digits
-from PIL import Image
+from nasty_images import encoded, flipped, jpeg_of_scans, jpeg_that_claims, picture, png_that_claims
 from raw_batches import Raw
 
 MIB = 1024 * 1024
@@ -113,61 +110,33 @@ def _labels(random: Random) -> list[bytes]:
 
 
 def _damaged(image: bytes, random: Random) -> list[bytes]:
-    flipped = bytearray(image)
-    flipped[random.randrange(len(image))] ^= 1 << random.randrange(8)
-    jpeg = bytearray(_encoded("JPEG"))
-    jpeg[random.randrange(len(jpeg))] ^= 1 << random.randrange(8)
-    return [bytes(flipped), bytes(jpeg), image[: random.randrange(len(image))], random.randbytes(100)]
+    jpeg = encoded("JPEG")
+    return [
+        *(flipped(whole, random.randrange(8 * len(whole))) for whole in (image, jpeg)),
+        image[: random.randrange(len(image))],
+        random.randbytes(100),
+    ]
 
 
 @cache
 def _fixed_images() -> list[bytes]:
-    progressive = _encoded("JPEG", progressive=True)
-    scan = progressive.rindex(b"\xff\xda")
-    scans = progressive[:scan] + progressive[scan:-2] * 500 + progressive[-2:]
+    whole = bytes(9 * 8 * 3)
     return [
         b"x",
         b"\xff\xd8",
         b"\x89PNG\r\n\x1a\n",
         b"<svg xmlns='http://www.w3.org/2000/svg' width='99999' height='99999'/>",
-        *(_encoded(form) for form in ("GIF", "WEBP", "TIFF", "BMP")),
-        _encoded("PNG", save_all=True, append_images=(_picture(),) * 20),
-        scans,
-        _jpeg_that_claims(65_000, 65_000),
-        *(
-            _png(height, width, bytes(100))
-            for height, width in ((50_000_000, 1), (1, 50_000_000), (7071, 7071), (0, 0))
-        ),
-        _png(4096, 4096, bytes(4096 * 4097 * 3)[: 40 * MIB]),
-        _png(8, 8, bytes(64 * MIB)),
-        _png(8, 8, bytes(9 * 8 * 3), (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(32 * MIB)))),
-        _png(8, 8, bytes(9 * 8 * 3), (b"iCCP", b"profile\0\0" + zlib.compress(bytes(32 * MIB)))),
-        _png(8, 8, bytes(9 * 8 * 3), *[(b"tEXt", b"a\0b")] * 20_000),
+        *(encoded(form) for form in ("GIF", "WEBP", "TIFF", "BMP")),
+        encoded("PNG", save_all=True, append_images=[picture()] * 20),
+        jpeg_of_scans(500),
+        jpeg_that_claims(65_000, 65_000),
+        *(png_that_claims(*size, bytes(100)) for size in ((50_000_000, 1), (1, 50_000_000), (7071, 7071), (0, 0))),
+        png_that_claims(4096, 4096, bytes(40 * MIB)),
+        png_that_claims(8, 8, bytes(64 * MIB)),
+        png_that_claims(8, 8, whole, (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(32 * MIB)))),
+        png_that_claims(8, 8, whole, (b"iCCP", b"profile\0\0" + zlib.compress(bytes(32 * MIB)))),
+        png_that_claims(8, 8, whole, *[(b"tEXt", b"a\0b")] * 20_000),
     ]
-
-
-def _picture() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
-
-
-def _encoded(form: str, **options) -> bytes:
-    file = io.BytesIO()
-    _picture().save(file, form, **options)
-    return file.getvalue()
-
-
-def _jpeg_that_claims(height: int, width: int) -> bytes:
-    jpeg = _encoded("JPEG")
-    frame = jpeg.index(b"\xff\xc0")
-    return jpeg[: frame + 5] + struct.pack(">HH", height, width) + jpeg[frame + 9 :]
-
-
-def _png(height: int, width: int, pixels: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG that claims a size, with what it has as pixels: 8 bits, RGB."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    every = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(pixels, 9)), (b"IEND", b"")]
-    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in every]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 @cache

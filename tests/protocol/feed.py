@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+import nasty_images
 import numpy as np
 import raw_batches
 from confluent_kafka import KafkaError, Message, Producer
@@ -75,6 +76,12 @@ def bad(image: bytes, label: bytes) -> list[Draft]:
         draft("no_image", b"", labelled),
         draft("undecodable_image", b"\xff\xd8 not a JPEG", labelled),
         draft("undecodable_image", image[: len(image) // 2], labelled, key=None),
+        draft("undecodable_image", nasty_images.flipped(image, 8 * image.index(b"IDAT") + 50), labelled),
+        draft("undecodable_image", nasty_images.encoded("GIF"), labelled),
+        draft("undecodable_image", nasty_images.png_that_claims(0, 0, b""), labelled),
+        draft("oversized_image", nasty_images.png_that_claims(1, 50_000_000, bytes(100)), labelled),
+        draft("oversized_image", nasty_images.jpeg_that_claims(65_000, 65_000), labelled),
+        draft("oversized_image", nasty_images.jpeg_of_scans(50), labelled),
         draft("oversized_image", png(np.zeros((101, 100), np.uint8)), labelled),
         draft("oversized_image", image + bytes(MAX_RECORD_BYTES), labelled),
         draft("no_label", image, []),
@@ -82,7 +89,8 @@ def bad(image: bytes, label: bytes) -> list[Draft]:
         draft("bad_label", image, [("label", b"\xff\xfe")]),
         draft("bad_label", image, [("label", b"x" * 257)]),
         draft("bad_label", image, [("label", b"\0\0\0\7")]),
-        *(draft("bad_weight", image, [*labelled, ("weight", w)]) for w in (b"-1", b"nan", b"inf", b"heavy")),
+        draft("bad_label", image, [("label", "cat\u202e".encode())]),
+        *(draft("bad_weight", image, [*labelled, ("weight", w)]) for w in (b"-1", b"nan", b"inf", b"heavy", b"\xff")),
         draft("unknown_split", image, [*labelled, ("split", b"holdout")]),
         draft("too_many_classes", image, [("label", b"eleven")]),
         # A header name that is not UTF-8: the byte 0xE9, which no producer library lets through.
