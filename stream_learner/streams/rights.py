@@ -126,20 +126,18 @@ def missing_right(
 
     `operation` is what the request needs of a topic; `name` is the resource where the error names none.
     """
+    named = _named(error) or name
     match error:
         case kafka_errors.TopicAuthorizationFailedError():
-            resource = "topic"
+            resource = f"topic {named}"
         case kafka_errors.GroupAuthorizationFailedError():
-            operation, resource = "Read", "group"
+            operation, resource = "Read", f"group {named}"
         case kafka_errors.TransactionalIdAuthorizationFailedError():
-            operation, resource = "Write", "transactional id"
+            operation, resource = "Write", f"transactional id {named}"
         case _:
             resource = "the cluster"
     included = f" ({INCLUDED_IN[operation]})" if operation in INCLUDED_IN else ""
-    return (
-        f"{_user(kafka)} lacks {operation} on {resource} {_named(error) or name or ''}".rstrip()
-        + f"{included}; {WHERE}"
-    )
+    return f"{_user(kafka)} lacks {operation} on {resource}{included}; {WHERE}"
 
 
 def _named(error: kafka_errors.AuthorizationError) -> str:
