@@ -1,6 +1,8 @@
 """Commands, arguments, progress bars, exit codes; no logic."""
 
+import json
 import os
+import re
 import signal
 import sys
 import sysconfig
@@ -14,14 +16,17 @@ from typing import Annotated, NoReturn
 import msgspec
 import typer
 from rich.console import Console
+from rich.highlighter import JSONHighlighter
 from rich.live import Live
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Column, Table
+from rich.text import Text
 
 from stream_learner import __version__, config
 from stream_learner.config import Settings
 from stream_learner.errors import ExitCode, StreamLearnerError, out_of_memory
 from stream_learner.records.spans import Stretches
+from stream_learner.text import printable, printable_lines
 
 app = typer.Typer(
     name="stream-learner",
@@ -40,6 +45,8 @@ DataFolder = Annotated[
         show_default=False,
     ),
 ]
+# A password may be among them, where an option lacks its `=`.
+EXTRA_ARGUMENTS = re.compile(r"(unexpected extra arguments?) \(.*\)", re.DOTALL)
 out = Console()
 err = Console(stderr=True, highlight=False)
 
@@ -128,8 +135,14 @@ def _stop_on_signals(deadline_s: float, at_once: Callable[[], bool] = lambda: Fa
 
 
 def _say(line: str) -> None:
-    """Writes a line as it is: not wrapped where no terminal is, no part of it taken for markup."""
-    out.print(line, soft_wrap=True, markup=False)
+    """Write a line: not wrapped where no terminal is, no part of it taken for markup."""
+    out.print(printable(line), soft_wrap=True, markup=False)
+
+
+def _say_json(document: str) -> None:
+    """Write a JSON document, indented."""
+    text = json.dumps(json.loads(document), indent=2, ensure_ascii=False)
+    out.print(JSONHighlighter()(Text(printable_lines(text))), soft_wrap=True)
 
 
 def _end_process(code: ExitCode) -> NoReturn:
@@ -264,8 +277,7 @@ def show_config(
     schema: Annotated[bool, typer.Option("--schema", help="Print the settings' JSON Schema instead.")] = False,
 ) -> None:
     """Print the effective settings as JSON, secrets redacted."""
-    document = config.schema() if schema else config.load(config_file, overrides).model_dump(mode="json")
-    out.print_json(data=document)
+    _say_json(json.dumps(config.schema()) if schema else config.load(config_file, overrides).model_dump_json())
 
 
 @app.command()
@@ -283,7 +295,7 @@ def status(
 
     found = read_status(config.load(config_file, overrides))
     if as_json:
-        out.print_json(msgspec.json.encode(found).decode())
+        _say_json(msgspec.json.encode(found).decode())
         return
     if found.manifest is None:
         _say("no checkpoint yet")
@@ -306,7 +318,7 @@ def status(
     table = Table(Column("topic", overflow="fold"), "partition", "position", "lag")
     for topic, partitions in found.lag.items():
         for partition, lag in partitions.items():
-            table.add_row(topic, str(partition), str(found.positions[topic][partition]), str(lag))
+            table.add_row(printable(topic), str(partition), str(found.positions[topic][partition]), str(lag))
     out.print(table)
 
 
@@ -375,7 +387,7 @@ def _exit_with(command: Callable[[], object], debug: bool) -> None:
         _fail(error, error.code, str(error), debug)
     except typer.TyperException as error:
         # No command at all has shown the help already.
-        message = error.format_message() or "a command is missing"
+        message = EXTRA_ARGUMENTS.sub(r"\1", error.format_message()) or "a command is missing"
         _fail(error, ExitCode.USAGE, f"{message.rstrip('.')}; `--help` shows what there is", debug)
     except Exception as error:  # noqa: BLE001 (the last resort, and the place for it)
         if explained := out_of_memory(error):
@@ -401,6 +413,6 @@ def _own_code(error: Exception) -> str | None:
 
 def _fail(error: Exception, code: ExitCode, message: str, debug: bool) -> NoReturn:
     if debug:
-        traceback.print_exception(error)
-    err.print(f"error: {' '.join(message.split())}", style="red", soft_wrap=True, markup=False)
+        err.print(printable_lines("".join(traceback.format_exception(error))), soft_wrap=True, markup=False)
+    err.print(f"error: {printable(' '.join(message.split()))}", style="red", soft_wrap=True, markup=False)
     _end_process(code)

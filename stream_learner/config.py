@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     SecretStr,
@@ -30,6 +31,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
 from stream_learner.errors import UsageError
+from stream_learner.text import without_credentials
 
 MIB = 1024 * 1024
 ENV_PREFIX = "STREAM_LEARNER_"
@@ -46,8 +48,8 @@ KafkaName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,200}$")]
 
 
 def _servers(text: str) -> str:
-    if not re.fullmatch(r"[^,\s]+:\d+(\s*,\s*[^,\s]+:\d+)*", text):
-        raise ValueError("needs host:port, several separated by commas")
+    if not re.fullmatch(r"[^,\s@/]+:\d+(\s*,\s*[^,\s@/]+:\d+)*", text):
+        raise ValueError("needs host:port, several separated by commas; credentials have settings of their own")
     return text
 
 
@@ -55,6 +57,13 @@ def _fit_in_manifests(topics: list[str]) -> list[str]:
     if sum(map(len, topics)) > MAX_TOPIC_NAMES_BYTES:
         raise ValueError(f"the names of all topics take more than {MAX_TOPIC_NAMES_BYTES} bytes")
     return topics
+
+
+def _as_shown(path: Path) -> str:
+    return str(path) if path.is_file() else "***"  # which may be the secret itself
+
+
+SecretFile = Annotated[Path, PlainSerializer(_as_shown, when_used="json")]
 
 
 class Section(BaseModel):
@@ -95,15 +104,15 @@ class KafkaSettings(Section):
     """SASL user."""
     sasl_password: SecretStr | None = None
     """SASL password. Better: `sasl_password_file`."""
-    sasl_password_file: Path | None = None
+    sasl_password_file: SecretFile | None = None
     """File that holds the SASL password (a trailing newline is dropped)."""
     ssl_cafile: Path | None = None
     """Certificates of the authorities to trust, PEM; the system's when unset."""
     ssl_certfile: Path | None = None
     """Client certificate, PEM, where the brokers ask for one."""
-    ssl_keyfile: Path | None = None
+    ssl_keyfile: SecretFile | None = None
     """Key of the client certificate, PEM."""
-    ssl_key_password_file: Path | None = None
+    ssl_key_password_file: SecretFile | None = None
     """File that holds the password of `ssl_keyfile`."""
     ssl_check_hostname: bool = True
     """Whether the broker's certificate must name the host that was dialled."""
@@ -123,12 +132,12 @@ class KafkaSettings(Section):
         Raises ValueError when the file cannot be read.
         """
         if self.sasl_password_file is not None:
-            return read_secret(self.sasl_password_file)
+            return read_secret(self.sasl_password_file, "sasl_password_file")
         return self.sasl_password.get_secret_value() if self.sasl_password else None
 
     def key_password(self) -> str | None:
         """Password of the client certificate's key. Raises ValueError when its file cannot be read."""
-        return read_secret(self.ssl_key_password_file) if self.ssl_key_password_file else None
+        return read_secret(self.ssl_key_password_file, "ssl_key_password_file") if self.ssl_key_password_file else None
 
 
 class InputSettings(Section):
@@ -363,7 +372,7 @@ class ReleaseSettings(Section):
 
 
 class CheckpointSettings(Section):
-    store: str = ".stream-learner/objects"
+    store: Annotated[str, PlainSerializer(without_credentials, when_used="json")] = ".stream-learner/objects"
     """Where objects live: a folder, or a URL (`file://`, `s3://`, `gs://`, `az://`)."""
     every_records: PositiveInt | None = None
     """Input records between two saves, beside those of the clock."""
@@ -503,12 +512,17 @@ class Settings(BaseSettings):
         return self.memory.replay_size or 3 * self.batch.size
 
 
-def read_secret(path: Path) -> str:
-    """The text of a secret file without its trailing newline. Raises ValueError when it cannot be read."""
+def read_secret(path: Path, setting: str) -> str:
+    """Return the text of a secret file without its trailing newline.
+
+    Raises ValueError when it cannot be read; `setting` names it then, for what is set may be the secret itself.
+    """
     try:
         return path.read_text(encoding="utf-8").rstrip("\r\n")
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+        raise ValueError(f"cannot read the file that {setting} names: {error.strerror}") from None
+    except ValueError:  # not UTF-8, or NUL in the name
+        raise ValueError(f"the file that {setting} names is not UTF-8 text") from None
 
 
 def load(path: Path | None, overrides: list[str] | None = None) -> Settings:
@@ -518,7 +532,8 @@ def load(path: Path | None, overrides: list[str] | None = None) -> Settings:
     TOML notation (bare words are strings). Raises UsageError, which names the field and what would be right.
     """
     if path is not None and not path.is_file():
-        raise UsageError(f"there is no settings file {path}; deploy/worker.example.toml is one to start from")
+        named = path if path.suffix == ".toml" else "of that name"  # which may be a password
+        raise UsageError(f"there is no settings file {named}; deploy/worker.example.toml is one to start from")
 
     class Merged(Settings):
         @classmethod
@@ -552,13 +567,19 @@ def _nested(overrides: list[str]) -> dict[str, Any]:
         path, separator, text = override.partition("=")
         *sections, key = path.strip().split(".")
         if not separator or len(sections) != 1:
-            raise UsageError(f"--set {override!r} is not of the form section.key=value")
+            raise UsageError(f"--set {_named(path.strip())} is not of the form section.key=value")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
         document.setdefault(sections[0], {})[key] = value
     return document
+
+
+def _named(path: str) -> str:
+    """The name of a setting; nothing else is repeated, for it may be a secret."""
+    known = {*Settings.model_fields, *(key for name in Settings.model_fields for key in _section(name))}
+    return path if set(path.split(".")) <= known else "***"
 
 
 def _reject_unknown_environment() -> None:

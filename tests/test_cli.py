@@ -341,6 +341,26 @@ def test_ctrl_c_ends_a_command_that_waits(run: Run):
     assert (out, err) == ("", "")
 
 
+@pytest.mark.parametrize(
+    "option", [["sesame"], ["two", "sesame"], ["--set", "sesame"], ["--set", "sasl_password=sesame"]]
+)
+def test_no_failure_repeats_a_password_put_in_the_wrong_place(run: Run, option: list[str]):
+    assert "sesame" not in failure(run("config", *option), ExitCode.USAGE)
+    assert "sesame" not in failure(stream_learner("config", "sesame", folder=run.folder), ExitCode.USAGE)
+
+
+HOSTILE = "\x1b[2J\x9b\u202e\u2028"
+
+
+@pytest.mark.parametrize("options", [[], ["--debug"]])
+def test_a_failure_prints_text_from_outside_escaped(run: Run, options: list[str]):
+    done = run("feed", "--data", f"{HOSTILE}s3://me:sesame@bucket", *options)
+    assert done.code == ExitCode.DATA
+    assert r"\u001b[2J\u009b\u202e\u2028s3://***@bucket" in done.err
+    assert not {*"\x1b\x9b\u202e\u2028"} & set(done.err)
+    assert "sesame" not in done.err
+
+
 # Commands that succeed
 
 
@@ -369,6 +389,12 @@ def test_config_prints_the_effective_settings(run: Run):
     assert shown["batch"]["size"] == 5
     assert shown["kafka"]["client_id"] == "set"
     assert shown["release"]["max_drop"] == 0.02
+
+
+def test_config_prints_text_from_outside_escaped(run: Run):
+    shown = run.output("config", "--set", f"kafka.client_id={HOSTILE}")
+    assert not {*"\x1b\x9b\u202e\u2028"} & set(shown)
+    assert json.loads(shown)["kafka"]["client_id"] == HOSTILE
 
 
 def test_config_redacts_secrets(run: Run):

@@ -119,9 +119,9 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(file, monkeypatch,
     [
         ("kafka.client=x", "unknown setting kafka.client; did you mean client_id?"),
         ("kafak.client_id=x", "unknown setting kafak; did you mean kafka?"),
-        ("kafka.client_id", "--set 'kafka.client_id' is not of the form section.key=value"),
-        ("client_id=x", "--set 'client_id=x' is not of the form section.key=value"),
-        ("kafka.sasl.username=x", "--set 'kafka.sasl.username=x' is not of the form section.key=value"),
+        ("kafka.client_id", "--set kafka.client_id is not of the form section.key=value"),
+        ("client_id=x", "--set client_id is not of the form section.key=value"),
+        ("kafka.sasl.username=x", "--set *** is not of the form section.key=value"),
     ],
 )
 def test_an_unknown_override_is_refused_with_the_nearest_name(file, override, message):
@@ -234,7 +234,52 @@ def test_passwords_come_from_files(file, tmp_path):
 
 def test_a_password_file_that_cannot_be_read_is_named(file, tmp_path):
     message = problem(file, *SASL, f"kafka.sasl_password_file={tmp_path / 'missing'}")
-    assert message == f"kafka: cannot read {tmp_path / 'missing'}: No such file or directory"
+    assert message == "kafka: cannot read the file that sasl_password_file names: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["sasl_password=sesame"],
+        ["sesame"],
+        ["sesame="],
+        ["kafka.sasl_password.sesame"],
+        [*SASL, "kafka.sasl_password_file=sesame"],
+        [*SASL, 'kafka.sasl_password_file="sesame\\u0000"'],
+        ["kafka.bootstrap_servers=me:sesame@host:9092"],
+        ["kafka.bootstrap_servers=kafka://me:sesame@host:9092"],
+        ["kafka.security_protocol=sesame"],
+        ["kafka.sasl_password=1", "kafka.request_timeout_s=sesame"],
+        [*SASL, 'kafka.sasl_password=["sesame"]'],
+    ],
+)
+def test_no_message_repeats_a_password_put_in_the_wrong_place(file, overrides):
+    assert "sesame" not in problem(file, *overrides)
+
+
+def test_no_message_repeats_a_password_of_file_or_environment(tmp_path, monkeypatch):
+    assert "sesame" not in problem(tmp_path / "sesame")
+    path = tmp_path / "worker.toml"
+    for line in ("sasl_password = sesame", "sasl_password = 'sesame", "[kafka]\nsasl_password = 'a' sesame"):
+        path.write_text(line)
+        assert "sesame" not in problem(path).removeprefix(str(path))
+    path.write_text(FILE)
+    for name in ("SASL_PASSWORD", "KAFKA__SASL_PASSWORD__X", "KAFKA", "KAFKA__REQUEST_TIMEOUT_S"):
+        monkeypatch.setenv(config.ENV_PREFIX + name, "sesame")
+        assert "sesame" not in problem(path)
+        monkeypatch.delenv(config.ENV_PREFIX + name)
+
+
+def test_what_is_shown_of_the_settings_has_no_password(file, tmp_path):
+    store = "s3://me:sesame@bucket/folder?token=sesame"
+    wrong = [f"kafka.{name}=sesame" for name in ("sasl_password_file", "ssl_keyfile", "ssl_key_password_file")]
+    settings = config.load(file, [f"checkpoint.store={store}", *wrong])
+    assert settings.checkpoint.store == store
+    assert "sesame" not in settings.model_dump_json()
+    assert "s3://***@bucket/folder?***" in settings.model_dump_json()
+    (tmp_path / "password").write_text("sesame")
+    kept = config.load(file, [f"kafka.sasl_password_file={tmp_path / 'password'}"])
+    assert str(tmp_path / "password") in kept.model_dump_json()
 
 
 def test_the_schema_describes_every_field(file):

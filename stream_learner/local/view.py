@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stream_learner.local.scrape import Figures
+from stream_learner.text import printable
 
 SPARKS = " ▁▂▃▄▅▆▇█"
 RATE_WINDOW_S = 3.0
@@ -171,8 +172,8 @@ def summary_table(summary: Summary) -> RenderableType:
     before, after = percent(summary.test_accuracy_before or None), percent(summary.test_accuracy_after)
     accuracy = f"{before} before, [bold]{after} after[/bold]"
     rows.add_row("test accuracy", accuracy)
-    rows.add_row("release", near(summary.release.removeprefix("file://")))
-    rows.add_row("topics", "\n".join(summary.topics))
-    rows.add_row("files", near(summary.folder))
+    rows.add_row("release", Text(printable(near(summary.release.removeprefix("file://")))))
+    rows.add_row("topics", Text("\n".join(map(printable, summary.topics))))
+    rows.add_row("files", Text(printable(near(summary.folder))))
     rows.add_row("time", f"{summary.seconds:.0f} s")
     return Panel(rows, title="[bold]done", border_style="green", padding=(1, 2))

@@ -10,7 +10,10 @@ import msgspec
 import structlog
 from structlog.stdlib import ProcessorFormatter
 
+from stream_learner.text import printable, printable_lines
+
 REPEAT_EVERY_S = 10.0
+MULTILINE = ("exception", "stack")
 
 
 def configure(
@@ -19,11 +22,12 @@ def configure(
 ) -> None:
     """Gives structlog, the standard library's loggers and Python's warnings one level, format and handler."""
     if format == "json":
-        renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_json)]
+        renderer = structlog.processors.JSONRenderer(serializer=_json)
     else:
         # Rich's tracebacks, the default here, show local variables, and secrets among them.
         plain = structlog.dev.plain_traceback
-        renderers = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
+    renderers = [structlog.processors.format_exc_info, _make_printable, renderer]
     shared = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -47,6 +51,23 @@ def configure(
     # Warns when its thread had to wait a tenth of a second for its turn, which beside training is nothing unusual.
     logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
     logging.captureWarnings(True)
+
+
+def _make_printable(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {name: _lines(value) if name in MULTILINE else _printable(value) for name, value in event.items()}
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {_printable(name): _printable(item) for name, item in value.items()}
+    return [*map(_printable, value)] if isinstance(value, list | tuple) else value
+
+
+def _lines(text: Any) -> Any:
+    # Indented: no line of an exception's message looks like a line of the log.
+    return "\n".join(f"  {line}" for line in printable_lines(text).split("\n")) if isinstance(text, str) else text
 
 
 class _Repeats(logging.Filter):

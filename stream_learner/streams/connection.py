@@ -23,7 +23,8 @@ REFUSALS = (
     kafka_errors.UnsupportedSaslMechanismError,
     kafka_errors.AuthorizationError,
 )
-CERTIFICATE_SETTINGS = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_key_password_file")
+CERTIFICATES = ("ssl_cafile", "ssl_certfile")
+KEYS = ("ssl_keyfile", "ssl_key_password_file")
 
 Client = TypeVar("Client")
 T = TypeVar("T")
@@ -58,8 +59,9 @@ def _ssl_context(kafka: KafkaSettings) -> ssl.SSLContext:
         if kafka.ssl_certfile:
             # Without a password OpenSSL would ask for one on the terminal.
             context.load_cert_chain(kafka.ssl_certfile, kafka.ssl_keyfile, kafka.key_password() or "")
-    except OSError as error:
-        named = [f"kafka.{name} = {path}" for name in CERTIFICATE_SETTINGS if (path := getattr(kafka, name))]
+    except (OSError, ValueError) as error:
+        named = [f"kafka.{name} = {path}" for name in CERTIFICATES if (path := getattr(kafka, name))]
+        named += [f"kafka.{name}" for name in KEYS if getattr(kafka, name)]  # what is set may be the secret itself
         raise UsageError(f"the certificates of {', '.join(named)} cannot be loaded: {error}") from None
     return context
 

@@ -42,7 +42,7 @@ def test_json_is_one_object_a_line_whoever_writes(stderr):
     assert committed["logger"] == __name__
     assert (committed["sequence"], committed["loss"]) == (3, None)
     assert datetime.fromisoformat(committed["timestamp"]).utcoffset() == timedelta(0)
-    assert kafka["event"] == "node 1\nis gone"
+    assert kafka["event"] == "node 1\\u000ais gone"
     assert kafka.keys() == {"event", "level", "logger", "timestamp"}
     assert failed["exception"].endswith("ValueError: a password of 6 letters")
     assert "sesame" not in written
@@ -58,8 +58,25 @@ def test_console_is_for_people_and_shows_no_local_variables(stderr):
     first, *trace = written.splitlines()
     assert "failed" in first
     assert "sequence=3" in first
-    assert trace[-1] == "ValueError: a password of 6 letters"
+    assert trace[-1] == "  ValueError: a password of 6 letters"
     assert "'sesame'" not in written
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_text_from_outside_is_escaped_wherever_it_stands(stderr, form):
+    logs.configure("info", form)
+    hostile = "\x1b[2J\u202e\n2026-01-01 [info] all is well s3://me:sesame@bucket"
+    structlog.get_logger().info(hostile, label=hostile, rejects={hostile: [hostile]})
+    logging.getLogger("kafka.client").warning("node %s", hostile)
+    try:
+        raise ValueError(hostile)
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    written = stderr()
+    assert not {"\x1b", "\u202e"} & set(written)
+    assert "sesame" not in written
+    assert not any(line.startswith("2026-01-01") for line in written.splitlines())
+    assert "all is well" in written
 
 
 @pytest.mark.parametrize(
