@@ -17,7 +17,7 @@ PILLOW_MODE = {1: "L", 3: "RGB"}
 
 
 class Header(NamedTuple):
-    """Size of an image as a viewer shows it, in pixels, and whether it has no colours."""
+    """Size of an image as a viewer shows it, in pixels, and whether it is grey."""
 
     height: int
     width: int

@@ -26,6 +26,7 @@ HIGH, LOW = 0, 1
 # Adam7: first column and row of each pass, and its steps.
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 BLOCK_BYTES = 0xFFFF
+# As on a page: dark drawings on a transparent ground, which are many, would vanish on black.
 WHITE = 255
 
 
@@ -144,7 +145,7 @@ def _inflated(png: Png) -> bytes:
 
 
 def _stored(rows: bytes) -> bytes:
-    """Wrap bytes as a zlib stream of stored blocks (RFC 1950, 1951): Pillow undoes the filters of no other rows."""
+    """Wrap rows as a zlib stream of stored blocks (RFC 1950, 1951), the only form in which Pillow undoes filters."""
     view, last = memoryview(rows), len(rows) - BLOCK_BYTES
     parts: list[bytes | memoryview] = [b"\x78\x01"]
     for start in range(0, len(rows), BLOCK_BYTES):
