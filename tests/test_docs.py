@@ -49,7 +49,18 @@ def test_every_setting_named_exists(page: Path):
         field = config.Settings.model_fields.get(section)
         if field is not None and key != "py" and not key.startswith("toml"):
             fields = field.annotation.model_fields  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
-            known = {*fields, "object", "evaluation", "model", "preprocessing", "labels", "chunks", "test"}
+            known = {
+                *fields,
+                "object",
+                "evaluation",
+                "model",
+                "preprocessing",
+                "labels",
+                "chunks",
+                "test",
+                "forgetting",
+                "validation",
+            }
             assert key in known, f"{page.name} names {section}.{key}"
 
 

@@ -51,6 +51,7 @@ MAX_TURN_S = 1.0
 # Of the run, whose memory is looked at: before that caches and memories fill.
 SETTLED = 0.5
 BLOCKS = 10
+# Flat: even the upper estimate of an hour's growth is no more than this share.
 FLAT_SHARE = 0.05
 
 
@@ -301,8 +302,8 @@ def measure(attack: Attack, report: Report) -> None:
     if len(means) > 3:
         (slope, _), covariance = np.polyfit(minutes, means, 1, cov=True)
         report.rss_slope_mib_per_minute, report.rss_slope_error = float(slope), float(covariance[0, 0] ** 0.5)
-    growth_mib = (report.rss_slope_mib_per_minute - 2 * report.rss_slope_error) * float(minutes[-1])
-    report.memory_flat = growth_mib < FLAT_SHARE * report.rss_mib
+    hour_mib = 60 * (report.rss_slope_mib_per_minute + 2 * report.rss_slope_error)
+    report.memory_flat = hour_mib < FLAT_SHARE * report.rss_mib
 
 
 def judge(report: Report) -> None:
