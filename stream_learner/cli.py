@@ -46,7 +46,7 @@ DataFolder = Annotated[
     ),
 ]
 # A password may be among them, where an option lacks its `=`.
-EXTRA_ARGUMENTS = re.compile(r"(unexpected extra arguments?) \(.*\)", re.DOTALL)
+EXTRA_ARGUMENTS = re.compile(r"(unexpected extra argument\S*) \(.*\)", re.DOTALL)
 out = Console()
 err = Console(stderr=True, highlight=False)
 

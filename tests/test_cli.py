@@ -341,11 +341,9 @@ def test_ctrl_c_ends_a_command_that_waits(run: Run):
     assert (out, err) == ("", "")
 
 
-@pytest.mark.parametrize(
-    "option", [["sesame"], ["two", "sesame"], ["--set", "sesame"], ["--set", "sasl_password=sesame"]]
-)
-def test_no_failure_repeats_a_password_put_in_the_wrong_place(run: Run, option: list[str]):
-    assert "sesame" not in failure(run("config", *option), ExitCode.USAGE)
+@pytest.mark.parametrize("arguments", ["sesame", "two sesame", "--set sesame", "--set sasl_password=sesame"])
+def test_no_failure_repeats_a_password_put_in_the_wrong_place(run: Run, arguments: str):
+    assert "sesame" not in failure(run("config", *arguments.split()), ExitCode.USAGE)
     assert "sesame" not in failure(stream_learner("config", "sesame", folder=run.folder), ExitCode.USAGE)
 
 
@@ -356,7 +354,8 @@ HOSTILE = "\x1b[2J\x9b\u202e\u2028"
 def test_a_failure_prints_text_from_outside_escaped(run: Run, options: list[str]):
     done = run("feed", "--data", f"{HOSTILE}s3://me:sesame@bucket", *options)
     assert done.code == ExitCode.DATA
-    assert r"\u001b[2J\u009b\u202e\u2028s3://***@bucket" in done.err
+    assert r"\u001b[2J\u009b\u202e" in done.err
+    assert "s3:/***@bucket" in done.err
     assert not {*"\x1b\x9b\u202e\u2028"} & set(done.err)
     assert "sesame" not in done.err
 
