@@ -23,6 +23,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SecretStr,
+    StrictInt,
     ValidationError,
     model_validator,
 )
@@ -166,6 +167,23 @@ class TopicsSettings(Section):
     """Replicas of the output topics; -1 takes the cluster's default."""
 
 
+INT64 = Field(ge=-(2**63), lt=2**63)
+Label = str | Annotated[StrictInt, INT64]
+
+
+class LabelsSettings(Section):
+    allowed: Annotated[list[Label], Field(min_length=1)] | Path | None = None
+    """Labels to learn, as a list, or as a text file (UTF-8) with one label a line; all when unset. Records with another
+    label become dead letters. A class that exists already and is not among them retires: it is never predicted again,
+    and its samples are dropped from the memory and the held-out sets."""
+    aliases: dict[str, Label] = {}
+    """Other names of labels, as `{ "kitty" = "cat" }`: a record that says `kitty` is learned as `cat`. A class `kitty`
+    that exists already retires, and its samples become those of `cat`. An alias cannot stand for another alias."""
+    min_records: PositiveInt = 1
+    """Records of a new label that make it a class. The ones before the last of them become dead letters (`rare_label`),
+    so that a misspelt label now and then is no class. The circuit breaker does not count them."""
+
+
 class SplitSettings(Section):
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the records held out to decide releases."""
@@ -224,8 +242,8 @@ class ModelSettings(Section):
     std: list[PositiveFloat] = [0.25]
     """Standard deviation that pixels are divided by: one for all channels or one for each."""
     max_classes: Annotated[PositiveInt, Field(le=MAX_CLASSES)] = 1000
-    """Labels the head may grow to; records with a label beyond become dead letters. It may be raised later; a worker
-    does not start with fewer than its run knows."""
+    """Classes that may exist at a time; records with a label beyond become dead letters. It may be raised later; a
+    worker does not start with fewer than its run has. Retired classes do not count."""
 
     @model_validator(mode="after")
     def _constants_fit_the_channels(self) -> "ModelSettings":
@@ -439,6 +457,8 @@ class Settings(BaseSettings):
     """How Kafka is reached; the same for every client of the program."""
     topics: TopicsSettings = TopicsSettings()
     """The topics that are written."""
+    labels: LabelsSettings = LabelsSettings()
+    """Which labels are learned, and under which names."""
     split: SplitSettings = SplitSettings()
     """Shares of the splits, for records without a `split` header."""
     batch: BatchSettings = BatchSettings()

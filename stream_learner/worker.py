@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 
 import structlog
 
@@ -34,6 +35,7 @@ from stream_learner.streams.transaction import Transaction
 log = structlog.get_logger()
 
 TEND_EVERY_S = 1.0
+MOST_SHOWN = 20
 
 
 @dataclass
@@ -254,5 +256,7 @@ def _restore(learner: Learner, recovered: Recovered, metrics: Metrics) -> tuple[
             f"the state of checkpoint {checkpoint.manifest.sequence} cannot be restored: {error}. Bring it back from a "
             "backup, or choose a new run.id"
         ) from None
+    if learner.retired:
+        log.info("classes that [labels] retired", classes=dict(islice(learner.retired.items(), MOST_SHOWN)))
     metrics.recovered(checkpoint.manifest)
     return checkpoint.manifest, checkpoint.manifest_digest

@@ -11,6 +11,7 @@ import typer.main
 
 from stream_learner import config
 from stream_learner.cli import app
+from stream_learner.records.manifest import Release
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md")]
@@ -49,18 +50,7 @@ def test_every_setting_named_exists(page: Path):
         field = config.Settings.model_fields.get(section)
         if field is not None and key != "py" and not key.startswith("toml"):
             fields = field.annotation.model_fields  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
-            known = {
-                *fields,
-                "object",
-                "evaluation",
-                "model",
-                "preprocessing",
-                "labels",
-                "chunks",
-                "test",
-                "forgetting",
-                "validation",
-            }
+            known = {*fields, *(Release.__struct_fields__ if section == "release" else ())}
             assert key in known, f"{page.name} names {section}.{key}"
 
 

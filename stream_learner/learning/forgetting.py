@@ -30,6 +30,10 @@ class BestRecalls:
         for c in test.per_class:
             self._best[c.label] = max(self._best.get(c.label, 0.0), c.correct / c.total)
 
+    def forget(self, label: Label) -> None:
+        """Drop a label that retired."""
+        self._best.pop(label, None)
+
     def document(self) -> list[Any]:
         """Pairs of label and recall: JSON's keys would turn the label 7 into "7"."""
         return [list(pair) for pair in self._best.items()]

@@ -32,8 +32,8 @@ def _grown(moment: Tensor, parameter: Tensor) -> Tensor:
     return grown
 
 
-def start_moments(optimizer: Optimizer, layer: nn.Linear, first_row: int) -> None:
-    """Makes the next Adam update of rows from `first_row` on equal to the first update of a new optimizer.
+def start_moments(optimizer: Optimizer, layer: nn.Linear, rows: list[int]) -> None:
+    """Make the next Adam update of these rows equal to the first update of a new optimizer.
 
     Adam divides its moments by 1 - beta^t, t counted from the parameter's first step (Kingma and Ba 2015, algorithm
     1). Rows that join at step t with zero moments would be corrected as if t gradients had been seen, and move about
@@ -49,6 +49,6 @@ def start_moments(optimizer: Optimizer, layer: nn.Linear, first_row: int) -> Non
         beta1, beta2 = group["betas"]
         steps_before = float(moments["step"])
         penalty = 0 if group["decoupled_weight_decay"] else group["weight_decay"]
-        gradient = parameter.grad[first_row:] + penalty * parameter.detach()[first_row:]
-        moments["exp_avg"][first_row:] = (1 - beta1**steps_before) * gradient
-        moments["exp_avg_sq"][first_row:] = (1 - beta2**steps_before) * gradient**2
+        gradient = parameter.grad[rows] + penalty * parameter.detach()[rows]
+        moments["exp_avg"][rows] = (1 - beta1**steps_before) * gradient
+        moments["exp_avg_sq"][rows] = (1 - beta2**steps_before) * gradient**2

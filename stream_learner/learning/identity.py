@@ -8,10 +8,9 @@ import msgspec
 from stream_learner.config import ModelSettings, Settings
 from stream_learner.errors import StateError
 from stream_learner.learning import models
+from stream_learner.learning.classes import check_room
 from stream_learner.learning.models.weights import file_digest
-from stream_learner.learning.stored import parse
 from stream_learner.records.manifest import ModelSpec
-from stream_learner.records.record import Label
 
 STATE_FORMAT = 4
 
@@ -38,13 +37,12 @@ def _steps(settings: Settings) -> dict[str, Any]:
     }
 
 
-def check_fits(document: dict[str, Any], wanted: dict[str, Any], max_classes: int) -> None:
+def check_fits(document: dict[str, Any], wanted: dict[str, Any], settings: Settings) -> None:
     """Raise ValueError, which names what differs, when a state belongs to settings of another identity than `wanted`,
-    or knows more than `max_classes` classes."""
+    or has more classes than `settings` allow."""
     if differing := [line for name, value in wanted.items() for line in _differing(name, document.get(name), value)]:
         raise ValueError("; ".join(differing))
-    if (known := len(parse(document.get("labels"), list[Label]))) > max_classes:
-        raise ValueError(f"it knows {known} classes, more than model.max_classes = {max_classes}")
+    check_room(document, settings)
 
 
 def check_network(found: ModelSpec, settings: ModelSettings) -> None:

@@ -15,6 +15,7 @@ from stream_learner.config import ModelSettings, Settings
 from stream_learner.learning import evaluation, models
 from stream_learner.learning.augmentation import AUGMENTATIONS
 from stream_learner.learning.batch import Batch
+from stream_learner.learning.classes import Classes
 from stream_learner.learning.drift import DriftMonitor
 from stream_learner.learning.groups import few_groups_share
 from stream_learner.learning.identity import check_fits, identity
@@ -27,10 +28,9 @@ from stream_learner.learning.stored import Count, parse, part, tensor
 from stream_learner.learning.strategies import Minibatch
 from stream_learner.learning.trainer import Trainer, prefixed, under
 from stream_learner.learning.weighting import Arrivals, Times, Weighed, Weights
-from stream_learner.records.labels import MAX_LABELS_BYTES, encoded_bytes
 from stream_learner.records.manifest import Decision
 from stream_learner.records.progress import Progress
-from stream_learner.records.record import Label, Reason, Rejection, Sample, Split
+from stream_learner.records.record import Label, Reason, RejectError, Rejection, Sample, Split
 from stream_learner.records.report import Report
 from stream_learner.records.spans import Positions
 from stream_learner.registry import lookup
@@ -67,9 +67,7 @@ class Learner:
         if settings.model.head != "linear":
             self._placement = replace(self._placement, autocast=False)  # no steps to be made faster
         torch.manual_seed(settings.run.seed)  # the one generator behind weights, dropout, replay and augmentation
-        self.labels: list[Label] = []
-        self._index_of: dict[Label, int] = {}
-        self._labels_bytes = 0  # as JSON
+        self._classes = Classes(settings)
         self._trainer = Trainer(settings, self._placement)
         self._weights = Weights(settings.weights)
         self._identity = identity(settings)
@@ -93,6 +91,17 @@ class Learner:
         self.progress = Progress({})
         self.records = 0
         self._non_finite_in_a_row = 0
+
+    @property
+    def labels(self) -> list[Label]:
+        """Labels by class index, those of retired classes too."""
+        return self._classes.labels
+
+    @property
+    def retired(self) -> dict[Label, Label | None]:
+        """Labels of retired classes, and the labels that took over their samples, if any."""
+        named = [*self._classes.labels]
+        return {named[i]: None if j is None else named[j] for i, j in self._classes.retired.items()}
 
     # -- learning
 
@@ -125,8 +134,9 @@ class Learner:
                 report.rejections += [_not_finite(sample) for sample in train]
                 del report.samples[Split.TRAIN]
             report.learned = report.samples.get(Split.TRAIN, 0)
-        rejected = {rejection.record[:3] for rejection in report.rejections}  # topic, partition, offset
-        report.used = [place not in rejected for place in batch.places]
+        rejected = {r.record[:3]: r.reason for r in report.rejections}  # by topic, partition, offset
+        reasons = (rejected.get(place) for place in batch.places)
+        report.used = [reason is None for reason in reasons if reason is not Reason.RARE_LABEL]
         report.step_s = time.monotonic() - began
         self.progress.add(report)
         self._releases.learned(report.spans)
@@ -147,39 +157,23 @@ class Learner:
         """Gives labels their indices, holds out validation and test samples, returns the training samples."""
         train = []
         for sample in samples:
-            index = self._index_of.get(sample.label)
-            if index is None:
-                if why := self._no_room_for(sample.label):
-                    report.rejections.append(Rejection(sample.record, Reason.TOO_MANY_CLASSES, "learn", why))
-                    continue
-                index = self._add_label(sample.label)
+            try:
+                index = self._classes.admit(sample.label)
+            except RejectError as reject:
+                report.rejections.append(Rejection(sample.record, reject.reason, "learn", reject.message))
+                continue
             report.samples[sample.split] = report.samples.get(sample.split, 0) + 1
             if sample.split is Split.TRAIN:
                 train.append(sample)
             else:
                 weight = min(sample.weight, self._settings.weights.max_weight)
                 self._held_out[sample.split].add(sample, index, weight, self.records)
-        self._trainer.grow(len(self.labels))
+        self._trainer.set_classes(len(self.labels), self._classes.retired)
         return train
-
-    def _no_room_for(self, label: Label) -> str | None:
-        """Why a new label cannot become a class; None when it can."""
-        if len(self.labels) >= self._settings.model.max_classes:
-            return f"label {label!r} would be class {len(self.labels) + 1}"
-        if self._labels_bytes + encoded_bytes(label) > MAX_LABELS_BYTES:
-            return f"with label {label!r}, the labels of all classes would take more than {MAX_LABELS_BYTES} bytes"
-        return None
-
-    def _add_label(self, label: Label) -> int:
-        """Give a label its index."""
-        self._index_of[label] = len(self.labels)
-        self.labels.append(label)
-        self._labels_bytes += encoded_bytes(label)
-        return self._index_of[label]
 
     def _weighed(self, samples: list[Sample], report: Report) -> tuple[Minibatch, Tensor, Weighed]:
         """Predicts training samples and weighs them; their features [N, F] are in the middle."""
-        labels = np.array([self._index_of[sample.label] for sample in samples], np.int64)
+        labels = np.array([self._classes.index_of[sample.label] for sample in samples], np.int64)
         images_on_device = self._to_device(np.stack([sample.pixels_HWC for sample in samples]))
         labels_on_device = self._to_device(labels)
         features_NF, logits = self._predict_first(images_on_device, labels_on_device, report)
@@ -195,7 +189,10 @@ class Learner:
         )
         weighed = self._weights.weigh(arrivals)
         report.weights = weighed.factors
-        kept = logits.float()[:, : self._trainer.trained_rows] if self._trainer.strategy.stores_logits else None
+        kept = None
+        if self._trainer.strategy.stores_logits:
+            kept = logits.float().clone()
+            kept[:, self._trainer.mute_rows] = torch.nan
         stream = Minibatch(images_on_device, labels_on_device, self._to_device(weighed.now), kept)
         return stream, features_NF, weighed
 
@@ -267,7 +264,7 @@ class Learner:
         rows = logits.cpu().numpy() if logits is not None else [None] * len(train)
         for sample, weight, row in zip(train, weights.tolist(), rows, strict=True):
             if weight > 0:
-                self.memory.add(sample, self._index_of[sample.label], weight, self.records, row)
+                self.memory.add(sample, self._classes.index_of[sample.label], weight, self.records, row)
 
     # -- releasing
 
@@ -275,12 +272,12 @@ class Learner:
     def release_due(self) -> bool:
         """Return whether `release.every_records` have been read since the last decision and something was learned from
         them: the same batch in every run."""
-        return self._releases.due(self.records)
+        return self._classes.in_use > 0 and self._releases.due(self.records)
 
     def decide_release(self) -> Decision:
         """Evaluates the model and decides whether it is released, or goes back to the last release; the next snapshot
         carries the outcome."""
-        return self._releases.decide(self.labels, self.records, self.progress.positions)
+        return self._releases.decide(self._classes, self.records, self.progress.positions)
 
     def few_groups(self) -> dict[Split, float]:
         """Return the held-out sets that few groups dominate, and the share (0..1) of the 10 largest groups in each."""
@@ -312,16 +309,13 @@ class Learner:
     def restore(
         self, tensors: dict[str, Tensor], document: dict[str, Any], parts: dict[str, bytes], positions: Positions
     ) -> None:
-        """Continue from a snapshot's state.
+        """Continue from a snapshot's state, and retire the classes that `[labels]` renames or does not allow any more.
 
         Raises ValueError when it belongs to other settings, lacks a part, or holds what no snapshot would.
         """
-        check_fits(document, self._identity, self._settings.model.max_classes)
+        check_fits(document, self._identity, self._settings)
         stored = parse(document, Stored)
-        for label in stored.labels:
-            self._add_label(label)
-        if len(self._index_of) < len(self.labels):
-            raise ValueError("labels holds one twice")
+        self._classes.restore(document)
         with part("trainer"):
             self._trainer.restore(under("trainer", tensors), stored.trainer, len(self.labels))
         for name, memory in self._memories.items():
@@ -342,6 +336,7 @@ class Learner:
             torch.set_rng_state(tensor(tensors, "rng/cpu", torch.uint8, len(torch.get_rng_state())))
             if "rng/cuda" in tensors and self._placement.device.type == "cuda":
                 torch.cuda.set_rng_state(tensors["rng/cuda"], self._placement.device)
+        self._retire()
 
     def restore_released(self, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
         """Take the last release from the state that was saved with it. Raises ValueError when it holds none."""
@@ -351,6 +346,15 @@ class Learner:
             raise ValueError("labels of the last release's state are not those of the run")
         with part("the last release's trainer"):
             self._releases.restore_released(under("trainer", tensors), stored.trainer, classes, stored.records)
+
+    def _retire(self) -> None:
+        for source, target in self._classes.retire():
+            for memory in self._memories.values():
+                memory.retire(source, target)
+            self._weights.retire(source, target)
+            self.prequential.retire(source, target)
+            self._releases.retire(source, self.labels[source])
+        self._trainer.set_classes(len(self.labels), self._classes.retired)
 
     @property
     def _memories(self) -> dict[str, BalancedMemory]:
@@ -367,17 +371,20 @@ class Learner:
         return tensors
 
     def _document(self) -> dict[str, Any]:
-        return self._identity | {
-            "labels": list(self.labels),
-            "trainer": self._trainer.document(),
-            "weights": self._weights.state(),
-            "prequential": self.prequential.document(),
-            "drift": self.drift.document(),
-            "releases": self._releases.document(),
-            "records": self.records,
-            # A run that stopped after three gets past them.
-            "non_finite_in_a_row": self._non_finite_in_a_row % NON_FINITE_IN_A_ROW,
-        }
+        return (
+            self._identity
+            | self._classes.document()
+            | {
+                "trainer": self._trainer.document(),
+                "weights": self._weights.state(),
+                "prequential": self.prequential.document(),
+                "drift": self.drift.document(),
+                "releases": self._releases.document(),
+                "records": self.records,
+                # A run that stopped after three gets past them.
+                "non_finite_in_a_row": self._non_finite_in_a_row % NON_FINITE_IN_A_ROW,
+            }
+        )
 
     # -- building
 

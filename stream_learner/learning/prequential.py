@@ -72,6 +72,15 @@ class Prequential:
             name: np.concatenate([array, new[name]])[-RECENT_SAMPLES:] for name, array in self._window.items()
         }
 
+    def retire(self, source: int, target: int | None) -> None:
+        """Make samples and predictions of class `source` those of class `target`. None: drop its samples."""
+        if target is None:
+            kept = self._window["labels"] != source
+            self._window = {name: array[kept] for name, array in self._window.items()}
+        else:
+            for name in ("labels", "predictions"):
+                self._window[name] = np.where(self._window[name] == source, target, self._window[name])
+
     def recent(self, labels: list[Label]) -> Recent | None:
         """The figures; class indices are those of `labels`. None before the first sample."""
         targets, predictions, confidences = self._window.values()

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from stream_learner.config import Settings
 from stream_learner.learning import evaluation, gate, models
+from stream_learner.learning.classes import Classes
 from stream_learner.learning.forgetting import BestRecalls
+from stream_learner.learning.heads import silence
 from stream_learner.learning.memory import BalancedMemory
 from stream_learner.learning.models import ImageClassifier
 from stream_learner.learning.patience import Patience
@@ -26,6 +28,7 @@ from stream_learner.records.spans import Positions, Spans, between, each
 class Stored(msgspec.Struct):
     decided_at: Count
     taught: bool
+    retired_since: list[Count]
     may_discard_from: list[tuple[str, Count, Count]]
     best_recalls: list[Any]
     patience: dict[str, Any]
@@ -65,6 +68,7 @@ class Releases:
         self._decided_at = 0  # records
         self._taught = False  # whether something was learned since
         self._released: Released | None = None
+        self._retired_since: list[int] = []  # class indices
         self._may_discard_from: Positions = {}  # of the last release or roll-back, or where a partition began since
         self._best_recalls = BestRecalls()
         self._patience = Patience(settings.release.patience)
@@ -94,11 +98,11 @@ class Releases:
         for topic, partition, span in each(spans):
             self._may_discard_from.setdefault(topic, {}).setdefault(partition, span.start)
 
-    def decide(self, labels: list[Label], records: int, positions: Positions) -> Decision:
-        """Evaluates the network, which knows `labels` after `records` input records, up to `positions`, and decides."""
+    def decide(self, classes: Classes, records: int, positions: Positions) -> Decision:
+        """Evaluate the network, which knows `classes` after `records` input records, up to `positions`, and decide."""
         self._decided_at, self._taught = records, False
         self._trainer.solve()
-        candidate, decision = self._judged(labels)
+        candidate, decision = self._judged(classes)
         if decision.released:
             self._best_recalls.released(candidate.test)
             self._released = Released(
@@ -108,13 +112,14 @@ class Releases:
                 records=records,
             )
             self._may_discard_from = copy.deepcopy(positions)
-        discarded = self._roll_back(len(labels), positions) if self._patience.decided(decision) else None
+            self._retired_since = []
+        discarded = self._roll_back(classes, positions) if self._patience.decided(decision) else None
         self._outcome = candidate, decision, discarded
         return decision
 
-    def _judged(self, labels: list[Label]) -> tuple[Candidate, Decision]:
+    def _judged(self, classes: Classes) -> tuple[Candidate, Decision]:
         """The network as a release would have it, beside the last release on the same samples."""
-        network = self._trainer.evaluated
+        network, labels = self._trainer.evaluated, classes.labels
         validation, test = self._held_out[Split.VALIDATION], self._held_out[Split.TEST]
         images_NHWC, test_images_NHWC = (held.pixels_NHWC(np.arange(len(held))) for held in (validation, test))
         new, confidences = evaluation.predict_with_confidence(network, images_NHWC, self._device)
@@ -138,6 +143,7 @@ class Releases:
             weights=copies(network.state_dict()),
             model=self._trainer.spec(),
             labels=list(labels),
+            retired=sorted(classes.retired),
             preprocessing=Preprocessing(model.height, model.width, model.channels, model.mean, model.std),
             validation=evaluation.score(new, validation.labels, labels),
             test=test_score,
@@ -151,13 +157,23 @@ class Releases:
         )
         return candidate, decision
 
-    def _roll_back(self, classes: int, positions: Positions) -> Spans:
+    def retire(self, index: int, label: Label) -> None:
+        """Let the last release never predict a class that retired since, so that it is compared fairly."""
+        self._retired_since.append(index)
+        self._best_recalls.forget(label)
+        if self.network is not None:
+            self._silence(self.network)
+
+    def _silence(self, network: ImageClassifier) -> None:
+        silence(network.head, [row for row in self._retired_since if row < network.head.out_features])
+
+    def _roll_back(self, classes: Classes, positions: Positions) -> Spans:
         """Training goes back to the last release; the offsets whose learning is undone. Positions, counters, random
         draws, labels and held-out samples go on."""
         assert self._released
         known = self._released.network.head.out_features
         self._trainer.restore(self._released.tensors, self._released.document, known)
-        self._trainer.grow(classes)
+        self._trainer.set_classes(len(classes.labels), classes.retired)
         self._memory.drop_since(self._released.records)
         discarded = between(self._may_discard_from, positions)
         self._may_discard_from = copy.deepcopy(positions)
@@ -175,6 +191,7 @@ class Releases:
         return {
             "decided_at": self._decided_at,
             "taught": self._taught,
+            "retired_since": list(self._retired_since),
             "may_discard_from": [*each(self._may_discard_from)],
             "best_recalls": self._best_recalls.document(),
             "patience": self._patience.document(),
@@ -184,6 +201,7 @@ class Releases:
         """Take over what `document()` gave. Raises ValueError when it is not that."""
         stored = parse(document, Stored)
         self._decided_at, self._taught = stored.decided_at, stored.taught
+        self._retired_since = stored.retired_since
         for topic, partition, offset in stored.may_discard_from:
             self._may_discard_from.setdefault(topic, {})[partition] = offset
         self._best_recalls.restore(stored.best_recalls)
@@ -199,6 +217,7 @@ class Releases:
         self._trainer.check(tensors, document, classes)  # now: training may go back to it at any time
         weights = under("average", tensors) or under("model", tensors)
         self._released = Released(self._build(weights), tensors, document, records)
+        self._silence(self._released.network)
 
     def _build(self, weights: dict[str, Tensor]) -> ImageClassifier:
         """Build the settings' network with these weights, in evaluation mode, on the device."""

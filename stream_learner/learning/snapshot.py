@@ -20,6 +20,7 @@ class Candidate:
     weights: dict[str, Tensor]
     model: ModelSpec
     labels: list[Label]
+    retired: list[int]
     preprocessing: Preprocessing
     validation: Accuracy
     test: Accuracy

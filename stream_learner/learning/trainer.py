@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from stream_learner.learning.heads import HEADS, Accumulator, silence
 from stream_learner.learning.models.weights import load_body
 from stream_learner.learning.muon import Muon, matrices_of
 from stream_learner.learning.placement import Placement
+from stream_learner.learning.rows import begin_again, keep_silent, take_over
 from stream_learner.learning.stored import Count, NonNegative, load_weights, parse, part, tensor
 from stream_learner.learning.strategies import Minibatch, Step, Strategy, strategy
 from stream_learner.learning.weighting import WeightedLoss
@@ -30,7 +31,8 @@ ADAM = frozenset({"step", "exp_avg", "exp_avg_sq"})
 
 class Stored(Struct):
     loss_normaliser: NonNegative
-    new_rows_from: Count | None
+    fresh_rows: list[Count]
+    silent_rows: list[Count]
     averaged_steps: Count
 
 
@@ -68,7 +70,8 @@ class Trainer:
         self._average = Average(model, decay) if decay else None
         self._optimizer = self._build_optimizer()
         self._weighted_loss = WeightedLoss(mean=float(self._settings.batch.size))
-        self._new_rows_from: int | None = None
+        self._fresh_rows: list[int] = []  # which no step has seen
+        self._silent_rows: list[int] = []  # of retired classes
 
     @property
     def evaluated(self) -> models.ImageClassifier:
@@ -86,22 +89,62 @@ class Trainer:
         return self.strategy.replays and not self.accumulates
 
     @property
-    def trained_rows(self) -> int:
-        """Rows of the head that were there in some step; those after them say nothing yet."""
-        return self.model.head.out_features if self._new_rows_from is None else self._new_rows_from
+    def mute_rows(self) -> list[int]:
+        """Rows of the head whose logits say nothing: those that no step has seen, and those of retired classes."""
+        return self._fresh_rows + self._silent_rows
 
-    def grow(self, classes: int) -> None:
-        """Gives the head rows up to `classes`."""
+    def set_classes(self, classes: int, retired: Mapping[int, int | None]) -> None:
+        """Give the head rows up to `classes`, and silence exactly those that are `retired`.
+
+        `retired` has indices in the order of retiring, and for each the index that took over its samples, if any.
+        """
+        self._grow(classes)
+        for row in [row for row in self._silent_rows if row not in retired]:
+            self._revive(row)
+        for source, target in retired.items():
+            if source not in self._silent_rows:
+                self._retire(source, target)
+
+    def _grow(self, classes: int) -> None:
         rows = self.model.head.out_features
         if classes <= rows:
             return
-        if self._new_rows_from is None:
-            self._new_rows_from = rows
         grow_head(self.model, self._optimizer, classes)
         if self._average:
             self._average.grow(self.model.head)
         if self._accumulator:
-            silence(self.model.head, rows)
+            silence(self.model.head, [*range(rows, classes)])
+        else:
+            self._fresh_rows += range(rows, classes)
+
+    def _retire(self, source: int, target: int | None) -> None:
+        """A class that no step has learned takes over the row, so that a new name costs nothing that was learned."""
+        if target in self._fresh_rows and source not in self._fresh_rows:
+            take_over(self.model.head, self._optimizer, source, target)
+            if self._average:
+                take_over(self._average.model.head, None, source, target)
+            self._fresh_rows.remove(target)
+        if source in self._fresh_rows:
+            self._fresh_rows.remove(source)
+        self._silent_rows.append(source)
+        self.strategy.retire(source, target)
+        if self._accumulator:
+            self._accumulator.retire(source, target, self.model.head)
+        self._keep_silent()
+
+    def _revive(self, row: int) -> None:
+        self._silent_rows.remove(row)
+        if self._accumulator:
+            return  # solved once it has samples
+        averages = [self._average.model.head] if self._average else []
+        begin_again([self.model.head, *averages], self._optimizer, row)
+        self._fresh_rows.append(row)
+
+    def _keep_silent(self) -> None:
+        if self._silent_rows:
+            keep_silent(self.model.head, self._optimizer, self._silent_rows)
+            if self._average:
+                keep_silent(self._average.model.head, None, self._silent_rows)
 
     def scale_learning_rate(self, factor: float) -> None:
         """Takes the next steps at so many times `learning.learning_rate`; to be said again after a restore."""
@@ -133,12 +176,13 @@ class Trainer:
             self._weighted_loss = normaliser
             self.strategy.restore(kept)
             return math.nan
-        if self._new_rows_from is not None:
-            start_moments(self._optimizer, self.model.head, self._new_rows_from)
-            self._new_rows_from = None
+        if self._fresh_rows:
+            start_moments(self._optimizer, self.model.head, self._fresh_rows)
+            self._fresh_rows = []
         if isinstance(self._optimizer, Muon):
             self._optimizer.share = self._weighted_loss.share
         self._optimizer.step()
+        self._keep_silent()
         if self._average:
             self._average.update(self.model)
         return value
@@ -173,7 +217,8 @@ class Trainer:
         """The rest of the state, as JSON."""
         return {
             "loss_normaliser": self._weighted_loss.mean,
-            "new_rows_from": self._new_rows_from,
+            "fresh_rows": list(self._fresh_rows),
+            "silent_rows": list(self._silent_rows),
             "averaged_steps": self._average.steps if self._average else 0,
         }
 
@@ -201,9 +246,10 @@ class Trainer:
         with part("strategy"):
             self.strategy.restore(under("strategy", tensors))
         self._weighted_loss.mean = stored.loss_normaliser
-        if (stored.new_rows_from or 0) > classes:
-            raise ValueError(f"new_rows_from is {stored.new_rows_from}, and the head has {classes} rows")
-        self._new_rows_from = stored.new_rows_from
+        rows = stored.fresh_rows + stored.silent_rows
+        if len(set(rows)) < len(rows) or max(rows, default=-1) >= classes:
+            raise ValueError(f"fresh_rows and silent_rows are no rows of a head of {classes}, each once")
+        self._fresh_rows, self._silent_rows = stored.fresh_rows, stored.silent_rows
 
     def check(self, tensors: dict[str, Tensor], document: dict[str, Any], classes: int) -> None:
         """Raise ValueError when `restore` could not take this over. Changes nothing."""

@@ -239,6 +239,7 @@ class Publish:
             chunks=chunks,
             model=candidate.model,
             labels=candidate.labels,
+            retired=candidate.retired,
             preprocessing=candidate.preprocessing,
             dtype="float32",
             validation=candidate.validation,

@@ -127,7 +127,7 @@ class Recovery:
         data = self._store.fetch(reference)
         try:
             document = state.decode_document(data)
-            check_fits(document, self._identity, self._settings.model.max_classes)
+            check_fits(document, self._identity, self._settings)
             return state.decode_tensors(data), document
         except ValueError as error:
             raise StateError(

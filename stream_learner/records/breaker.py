@@ -3,6 +3,7 @@
 from collections import Counter, deque
 
 from stream_learner.config import RejectsSettings
+from stream_learner.records.record import Reason
 from stream_learner.records.rejects import Rejects, describe
 from stream_learner.records.report import Report
 
@@ -12,7 +13,8 @@ class Breaker:
     `rejects.max_in_a_row` records one after the other.
 
     The share counts whole batches and needs a whole window. Both counts begin with the process, so that a restart gets
-    past the records that tripped it. Deletion markers count neither way.
+    past the records that tripped it. Deletion markers and rare labels (`labels.min_records`) count
+    neither way.
     """
 
     def __init__(self, settings: RejectsSettings, enabled: bool = True):
@@ -26,13 +28,14 @@ class Breaker:
 
     def observe(self, report: Report) -> None:
         """Count a batch."""
-        records = report.records - report.tombstones
+        rejections = [rejection for rejection in report.rejections if rejection.reason is not Reason.RARE_LABEL]
+        records = report.records - report.tombstones - (len(report.rejections) - len(rejections))
         if not records:
             return
         for used in report.used:
             self._in_a_row = 0 if used else self._in_a_row + 1
             self._longest_row = max(self._longest_row, self._in_a_row)
-        rejected = Counter((rejection.record.topic, rejection.reason.value) for rejection in report.rejections)
+        rejected = Counter((rejection.record.topic, rejection.reason.value) for rejection in rejections)
         self._batches.append((records, rejected))
         self._records += records
         self._rejected += rejected

@@ -8,7 +8,7 @@ from typing import Literal
 from stream_learner.config import Settings
 from stream_learner.records import images, splits
 from stream_learner.records.formats import FORMATS, Format
-from stream_learner.records.labels import parse_label
+from stream_learner.records.labels import LabelRules, parse_label
 from stream_learner.records.record import Reason, Record, RejectError, Sample, Split
 from stream_learner.registry import lookup
 
@@ -18,6 +18,7 @@ class Decoder:
     """Turns records into samples of one size. Stateless: the same record gives the same sample anywhere."""
 
     format: Format
+    rules: LabelRules
     skips_tombstones: bool
     height: int
     width: int
@@ -31,9 +32,10 @@ class Decoder:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Decoder":
-        """Raises UsageError when `input.format` is unknown."""
+        """Raises UsageError when `input.format` is unknown, or `[labels]` contradicts itself."""
         return cls(
             format=lookup(FORMATS, settings.input.format, "input.format"),
+            rules=LabelRules.from_settings(settings.labels),
             skips_tombstones=settings.input.tombstones == "skip",
             height=settings.model.height,
             width=settings.model.width,
@@ -60,7 +62,7 @@ class Decoder:
         fields = self.format(record)
         if not fields.image:
             raise RejectError(Reason.NO_IMAGE, "the record holds no image")
-        label = parse_label(fields.label)
+        label = self.rules.apply(parse_label(fields.label))
         weight = parse_weight(fields.weight)
         split = parse_split(fields.split)
         if self.held_out_from is not None and record.topic not in self.held_out_from:

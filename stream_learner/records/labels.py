@@ -1,9 +1,14 @@
 """Label text in one form: what looks the same to a person is the same label."""
 
 import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
+from stream_learner.config import LabelsSettings
+from stream_learner.errors import UsageError
 from stream_learner.records.record import Label, Reason, RejectError
 
 MAX_LABEL_BYTES = 256
@@ -51,3 +56,68 @@ def parse_label(raw: Label | bytes | None) -> Label:
 def encoded_bytes(label: Label) -> int:
     """Return the size of a label in a JSON list."""
     return len(msgspec.json.encode(label)) + len(",")
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """Which labels are learned, and under which names.
+
+    Labels are looked up by their text, so that `7` in the settings means the integer 7 of a format of your own as well.
+    `allowed` is None when all labels are.
+    """
+
+    allowed: frozenset[str] | None = None
+    aliases: Mapping[str, Label] = field(default_factory=dict)
+
+    @classmethod
+    def from_settings(cls, settings: LabelsSettings) -> "LabelRules":
+        """Raises UsageError when a label is malformed, the file cannot be read, or an alias stands for another alias or
+        for a label that is not allowed."""
+        allowed = settings.allowed
+        if isinstance(allowed, Path):
+            allowed = _read(allowed)
+        names = None if allowed is None else frozenset(str(_parsed(label, "allowed")) for label in allowed)
+        aliases: dict[str, Label] = {}
+        for alias, target in settings.aliases.items():
+            alias, target = str(_parsed(alias, "aliases")), _parsed(target, "aliases")
+            if aliases.setdefault(alias, target) != target:
+                raise UsageError(f"labels.aliases: {alias!r} stands for both {aliases[alias]!r} and {target!r}")
+            if names is not None and str(target) not in names:
+                raise UsageError(f"labels.aliases: {alias!r} stands for {target!r}, which labels.allowed does not name")
+        for alias, target in aliases.items():
+            if str(target) in aliases:
+                message = f"{alias!r} stands for {target!r}, which is itself an alias; let both stand for a label"
+                raise UsageError(f"labels.aliases: {message}")
+        return cls(names, aliases)
+
+    def resolve(self, label: Label) -> Label | None:
+        """Return the label that a parsed label is learned as; None when it is not allowed."""
+        meant = self.aliases.get(str(label), label)
+        return meant if self.allowed is None or str(meant) in self.allowed else None
+
+    def apply(self, label: Label) -> Label:
+        """Return the label that a parsed label is learned as. Raises RejectError (`label_not_allowed`)."""
+        meant = self.resolve(label)
+        if meant is None:
+            raise RejectError(Reason.LABEL_NOT_ALLOWED, f"labels.allowed does not name {label!r}")
+        return meant
+
+
+def _parsed(label: Label, setting: str) -> Label:
+    try:
+        return parse_label(label)
+    except RejectError as reject:
+        raise UsageError(f"labels.{setting}: {label!r}: {reject.message}") from None
+
+
+def _read(path: Path) -> list[str]:
+    """Return the labels of a file with one a line; blank lines and a byte order mark are no labels."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise UsageError(f"labels.allowed: cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"labels.allowed: {path} is not UTF-8 text: {error}") from None
+    if not (labels := [line for line in lines if line.strip()]):
+        raise UsageError(f"labels.allowed: {path} names no label")
+    return labels

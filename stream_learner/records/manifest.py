@@ -102,6 +102,8 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelSpec
     labels: list[Label]
     """Label of each output, in order."""
+    retired: list[Count] = []
+    """Outputs that are never predicted: their labels have become aliases or are not allowed any more."""
     preprocessing: Preprocessing
     dtype: Text
     """Type of the weights."""
@@ -304,6 +306,8 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
         arguments, shown = release.model.arguments, release.preprocessing
         if len({*release.labels}) != len(release.labels) or len(release.labels) != arguments.classes:
             yield "the labels do not fit the model's classes"
+        if release.retired != sorted({*release.retired} & {*range(arguments.classes)}):
+            yield "`retired` holds no outputs of the model"
         names = "height", "width", "channels", "mean", "std"
         if any(getattr(shown, name) != getattr(arguments, name) for name in names):
             yield "`preprocessing` does not fit the model's arguments"

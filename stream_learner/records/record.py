@@ -39,6 +39,10 @@ class Reason(StrEnum):
     BAD_LABEL = "bad_label"
     """The label is not UTF-8 text of at most 256 bytes (in Unicode NFC), contains a control or formatting character, or
     is an integer of more than 64 bits."""
+    LABEL_NOT_ALLOWED = "label_not_allowed"
+    """The label is not in `labels.allowed`."""
+    RARE_LABEL = "rare_label"
+    """The label is new, and fewer than `labels.min_records` records had it so far."""
     BAD_WEIGHT = "bad_weight"
     """The weight is not a number, or negative, NaN or infinite."""
     UNKNOWN_SPLIT = "unknown_split"

@@ -15,6 +15,7 @@ from stream_learner.learning.batch import Batch
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Snapshot
 from stream_learner.records.images import png
+from stream_learner.records.labels import LabelRules
 from stream_learner.records.record import Label, Record, Sample, Split
 from stream_learner.records.report import Report
 from stream_learner.records.spans import Span
@@ -108,6 +109,16 @@ def stream(side: int = SIDE) -> list[Batch]:
     batches: list[Batch] = []
     for indices, rest in parts:
         batches.append(batch(indices, first=sum(b.records for b in batches), side=side, **rest))
+    return batches
+
+
+def as_meant(batches: list[Batch], given: Settings) -> list[Batch]:
+    """The batches as a decoder gives them under `[labels]` of these settings."""
+    rules = LabelRules.from_settings(given.labels)
+    for b in batches:
+        meant = [(sample, rules.resolve(sample.label)) for sample in b.samples]
+        b.samples = [sample._replace(label=label) for sample, label in meant if label is not None]
+        b.training = sum(sample.split is TRAIN for sample in b.samples)
     return batches
 
 

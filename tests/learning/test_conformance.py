@@ -16,6 +16,7 @@ from digit_stream import (
     TRAIN,
     VALIDATION,
     as_bytes,
+    as_meant,
     batch,
     digits_of,
     learn,
@@ -30,10 +31,12 @@ from torch import Tensor
 from stream_learner.learning import models
 from stream_learner.learning.evaluation import predict
 from stream_learner.learning.heads import HEADS
+from stream_learner.learning.heads.statistics import NEVER
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Snapshot
 from stream_learner.learning.strategies import STRATEGIES, Losses, Step, Strategy
 from stream_learner.records.record import Reason
+from stream_learner.records.report import Report
 
 SOLVED = [{"model__head": head, "model__random_features": 80} for head in HEADS if head != "linear"]
 # Strategies meet networks in batch normalisation at most: every one with the one that has it and one that has not.
@@ -311,6 +314,38 @@ def test_labels_beyond_the_most_allowed_are_rejected(run):
     assert report.samples == {TRAIN: 4, TEST: 2}
     assert report.learned == 4
     assert report.used == [sample.label != "3" for sample in b.samples]
+
+
+RETIRING = {"labels__aliases": {"1": "0", "3": "three"}, "labels__allowed": ["0", "three", *"456789"]}
+
+
+@for_every_learner
+def test_classes_retire_at_a_restart_and_a_run_resumed_after_every_batch_learns_the_same(run):
+    before, later = settings(**run), settings(**run, **RETIRING)
+    half = learned(before, stream()[:7]).snapshot()
+
+    def rest(resume: bool) -> tuple[Learner, list[Report]]:
+        learner, reports = resumed(later, half), []
+        for b in as_meant(stream()[7:], later):
+            if resume:
+                learner = resumed(later, learner.snapshot())
+            reports.append(learner.learn(b))
+        return learner, reports
+
+    learner, reports = rest(resume=False)
+    end = learner.snapshot()
+    assert as_bytes(rest(resume=True)[0].snapshot()) == as_bytes(end)
+    assert learner.retired == {"1": "0", "2": None, "3": "three"}
+    assert learner.labels[:6] == [*"01234", "three"]  # indices stay, and are not used again
+    assert {label for report in reports for label in report.prequential} <= {"0", "three", *"456789"}
+    for items in (learner.memory, *learner._held_out.values()):
+        assert not {1, 2, 3} & {*items.labels.tolist()}
+    for name in ("model", "average"):
+        if f"trainer/{name}/head.bias" in end.tensors:
+            assert not end.tensors[f"trainer/{name}/head.weight"][[1, 2, 3]].any()
+            assert (end.tensors[f"trainer/{name}/head.bias"][[1, 2, 3]] == NEVER).all()
+    assert all(torch.isfinite(t).all() for name, t in end.tensors.items() if name.startswith("trainer/"))
+    assert not np.isin(predict(learner.network, DIGITS_NHWC[:200], torch.device("cpu")), [1, 2, 3]).any()
 
 
 @for_every_pair

@@ -77,7 +77,7 @@ def test_the_first_update_of_new_rows_is_that_of_a_new_optimizer(kind, steps_bef
     for new, grown in zip(fresh, (model.head.weight, model.head.bias), strict=True):
         assert grown.grad is not None
         new.grad = grown.grad[OLD:].clone()
-    start_moments(opt, model.head, OLD)
+    start_moments(opt, model.head, [*range(OLD, NEW)])
     opt.step()
     optimizer(kind, fresh, weight_decay=weight_decay).step()
     for new, grown in zip(fresh, (model.head.weight, model.head.bias), strict=True):
@@ -96,7 +96,7 @@ def test_old_rows_go_on_as_if_nothing_had_grown(kind):
         for mine, theirs in zip(plain.parameters(), grown.parameters(), strict=True):
             assert theirs.grad is not None
             mine.grad = theirs.grad[: len(mine)].clone()
-        start_moments(grown_opt, grown.head, first_row)
+        start_moments(grown_opt, grown.head, [*range(first_row, classes)])
         grown_opt.step()
         plain_opt.step()
     for mine, theirs in zip(plain.parameters(), grown.parameters(), strict=True):

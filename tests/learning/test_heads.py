@@ -76,6 +76,49 @@ def same(one: StatisticsHead, other: StatisticsHead) -> bool:
     return np.allclose(weight, weight_, rtol=0, atol=1e-4) and np.allclose(bias, bias_, rtol=0, atol=1e-4)
 
 
+@for_every_head
+def test_samples_of_an_alias_are_those_of_its_label(name):
+    early, late = np.arange(700), np.arange(700, 1500)
+    merged = head_of(name, early)
+    merged.retire(3, 8)
+    observe(merged, late[TARGETS[late] != 3])
+    targets = np.where(TARGETS == 3, 8, TARGETS)
+    wanted = SOLVED[name](F, CPU)
+    for indices in (early, late[TARGETS[late] != 3]):
+        arrays = FEATURES[indices], targets[indices].astype(np.int64), WEIGHTS[indices]
+        wanted.observe(*map(torch.from_numpy, arrays))
+    assert same(merged, wanted)
+    weight, bias = solved(merged)
+    assert not weight[3].any()
+    assert bias[3] == np.float32(NEVER)
+
+
+@for_every_head
+def test_a_class_that_nobody_takes_over_is_silent_and_changes_no_other(name):
+    indices = np.arange(1500)
+    head = head_of(name, indices)
+    weight, bias = solved(head)
+    head.retire(3, None)
+    again = SOLVED[name](F, CPU)
+    again.restore(head.state(), 10)
+    for one in (head, again):
+        weight_, bias_ = solved(one)
+        others = np.arange(10) != 3
+        assert np.allclose(weight_[others], weight[others], rtol=0, atol=1e-6)
+        assert np.allclose(bias_[others], bias[others], rtol=0, atol=1e-6)
+        assert not weight_[3].any()
+        assert bias_[3] == np.float32(NEVER)
+
+
+def test_a_class_that_comes_back_has_the_mean_of_what_came_since():
+    head = head_of("prototype", np.arange(700))
+    head.retire(3, None)
+    late = np.flatnonzero(TARGETS == 3)[-40:]
+    observe(head, late)
+    weight, _ = solved(head)
+    assert np.allclose(weight[3], np.average(FEATURES[late], 0, WEIGHTS[late]), atol=1e-6)
+
+
 def closed_form(indices, penalty: float, weights=WEIGHTS) -> np.ndarray:
     """Logits of the last digits by ridge regression in one piece: rows scaled by the root of their weight, centred."""
     x, y, a = FEATURES[indices].astype(np.float64), np.eye(10)[TARGETS[indices]], weights[indices].astype(np.float64)

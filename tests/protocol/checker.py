@@ -440,7 +440,9 @@ def _check_dead_letter(letter: Read, draft: Draft, origin: tuple[str, int, int])
         return
     if errors["exception.class.name"] != draft.fate:
         yield Violation(f"{origin} has another reason")
-    if errors["stage"] != ("learn" if draft.fate in ("too_many_classes", "non_finite_step") else "decode"):
+    if errors["stage"] != (
+        "learn" if draft.fate in ("too_many_classes", "rare_label", "non_finite_step") else "decode"
+    ):
         yield Violation(f"{origin} has another stage")
     if not errors["exception.message"]:
         yield Violation(f"{origin} has no message")

@@ -32,7 +32,7 @@ def test_a_starter_that_does_not_fit_fences_nobody(new_run: NewRun) -> None:
     run.overrides["model.height"] = 9
     assert "its model.height is" in run.start().ends(ExitCode.STATE)
     fewer = run.start("--set", "model.height=8", "--set", "model.max_classes=9")
-    assert "it knows 10 classes, more than model.max_classes = 9" in fewer.ends(ExitCode.STATE)
+    assert "it has 10 classes, more than model.max_classes = 9" in fewer.ends(ExitCode.STATE)
     run.feed(mixed(1000))
     run.finish(worker)
 

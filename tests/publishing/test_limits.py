@@ -109,6 +109,7 @@ def worst_snapshot(names: list[str]) -> Snapshot:
         weights={"head": torch.zeros(1)},
         model=ModelSpec("cnn", arguments),
         labels=LABELS,
+        retired=list(range(CLASSES)),
         preprocessing=Preprocessing(32, 32, 3, [0.5], [0.25]),
         validation=scores,
         test=scores,

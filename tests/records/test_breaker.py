@@ -105,6 +105,17 @@ def test_deletion_markers_count_neither_as_rejected_nor_as_good():
     assert b.why
 
 
+def test_rare_labels_count_neither_as_rejected_nor_as_good():
+    b = breaker()
+    rare = REJECTION._replace(reason=Reason.RARE_LABEL)
+    b.observe(Report(spans={}, records=1000, rejections=[rare] * 1000))
+    b.observe(Report(spans={}, records=990, rejections=[rare] * 900 + [REJECTION] * 45))
+    assert b.share == 0.5
+    assert b.why is None  # 90 records are no window
+    b.observe(batch(10, 5))
+    assert b.why
+
+
 def test_idle_turns_change_nothing_and_pile_up_nowhere():
     b = breaker()
     b.observe(batch(100, 50))

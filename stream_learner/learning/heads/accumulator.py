@@ -39,6 +39,12 @@ class Accumulator:
         layer.weight.copy_(weight_CF)
         layer.bias.copy_(bias_C)
 
+    @torch.no_grad()
+    def retire(self, source: int, target: int | None, layer: nn.Linear) -> None:
+        """Make the samples of class `source` those of class `target`; None: of no class that is predicted."""
+        self.head.retire(source, target)
+        self.solve(layer)
+
     def state(self) -> dict[str, Tensor]:
         """Copies of everything, on the CPU."""
         return self.head.state() | {"samples": torch.tensor(self.samples)}

@@ -22,10 +22,7 @@ class Prototype:
         self.weights_C = torch.zeros(0, dtype=torch.float64, device=device)
 
     def observe(self, features_NF: Tensor, labels_N: Tensor, weights_N: Tensor) -> None:
-        missing = int(labels_N.max()) + 1 - len(self.weights_C)
-        if missing > 0:
-            self.sums_CF = torch.cat([self.sums_CF, self.sums_CF.new_zeros(missing, self.sums_CF.shape[1])])
-            self.weights_C = torch.cat([self.weights_C, self.weights_C.new_zeros(missing)])
+        self._know(int(labels_N.max()) + 1)
         # A product of one-hot rows, because index_add_ on a GPU adds in an order of its own.
         targets_CN = weights_N.double() * (
             labels_N == torch.arange(len(self.weights_C), device=labels_N.device)[:, None]
@@ -33,9 +30,23 @@ class Prototype:
         self.sums_CF += targets_CN @ features_NF.double()
         self.weights_C += targets_CN.sum(1)
 
+    def retire(self, source: int, target: int | None) -> None:
+        self._know(1 + max(source, target or 0))
+        if target is not None:
+            self.sums_CF[target] += self.sums_CF[source]
+            self.weights_C[target] += self.weights_C[source]
+        self.sums_CF[source] = 0
+        self.weights_C[source] = 0
+
     def solve(self, classes: int) -> tuple[Tensor, Tensor]:
         means_CF = self.sums_CF / self.weights_C.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
         return self._layer(classes, means_CF, -means_CF.square().sum(1) / 2)
+
+    def _know(self, classes: int) -> None:
+        missing = classes - len(self.weights_C)
+        if missing > 0:
+            self.sums_CF = torch.cat([self.sums_CF, self.sums_CF.new_zeros(missing, self.sums_CF.shape[1])])
+            self.weights_C = torch.cat([self.weights_C, self.weights_C.new_zeros(missing)])
 
     def _layer(self, classes: int, weight_CF: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor]:
         """In float32 and with `classes` rows; those of classes without samples are never predicted."""

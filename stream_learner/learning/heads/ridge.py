@@ -22,20 +22,33 @@ class Ridge(Prototype):
     def __init__(self, features: int, device: torch.device):
         super().__init__(features, device)
         self.gram_FF = torch.zeros(features, features, dtype=torch.float64, device=device)
+        # Of samples whose class retired without another one in its place. They stay in G, which cannot lose them.
+        self.rest_F = torch.zeros(features, dtype=torch.float64, device=device)
+        self.rest_weight = torch.zeros((), dtype=torch.float64, device=device)
 
     def observe(self, features_NF: Tensor, labels_N: Tensor, weights_N: Tensor) -> None:
         super().observe(features_NF, labels_N, weights_N)
         features_NF = features_NF.double()
         self.gram_FF += (features_NF * weights_N.double()[:, None]).T @ features_NF
 
+    def retire(self, source: int, target: int | None) -> None:
+        self._know(source + 1)
+        if target is None:
+            self.rest_F += self.sums_CF[source]
+            self.rest_weight += self.weights_C[source]
+        super().retire(source, target)
+
     def solve(self, classes: int) -> tuple[Tensor, Tensor]:
-        total = float(self.weights_C.sum())
+        # The rest is one more class, which is not predicted.
+        sums_CF = torch.cat([self.sums_CF, self.rest_F[None]])
+        weights_C = torch.cat([self.weights_C, self.rest_weight[None]])
+        total = float(weights_C.sum())
         if not total:
             return self._layer(classes, self.sums_CF, self.weights_C)
-        mean_F, shares_C = self.sums_CF.sum(0) / total, self.weights_C / total
+        mean_F, shares_C = sums_CF.sum(0) / total, weights_C / total
         eigenvalues_F, vectors_FF = torch.linalg.eigh(self.gram_FF - total * torch.outer(mean_F, mean_F))
         eigenvalues_F.clamp_(min=0)  # rounding
-        projected_CF = (self.sums_CF - torch.outer(self.weights_C, mean_F)) @ vectors_FF
+        projected_CF = (sums_CF - torch.outer(weights_C, mean_F)) @ vectors_FF
         squares_F = projected_CF.square().sum(0)
         total_squares = total * float(1 - shares_C.square().sum())
 
@@ -48,11 +61,21 @@ class Ridge(Prototype):
         scale = float(self.gram_FF.diagonal().mean()) or 1.0
         penalty = min((scale * relative for relative in PENALTIES), key=score)
         weight_CF = projected_CF / (eigenvalues_F + penalty) @ vectors_FF.T
-        return self._layer(classes, weight_CF, shares_C - weight_CF @ mean_F)
+        bias_C = shares_C - weight_CF @ mean_F
+        return self._layer(classes, weight_CF[:-1], bias_C[:-1])
 
     def state(self) -> dict[str, Tensor]:
-        return super().state() | {"gram": self.gram_FF.to("cpu", copy=True)}
+        return super().state() | {
+            "gram": self.gram_FF.to("cpu", copy=True),
+            "rest": self.rest_F.to("cpu", copy=True),
+            "rest_weight": self.rest_weight.to("cpu", copy=True),
+        }
 
     def restore(self, state: dict[str, Tensor], classes: int) -> None:
         super().restore(state, classes)
-        self.gram_FF = tensor(state, "gram", torch.float64, *self.gram_FF.shape).to(self.gram_FF.device, copy=True)
+        device = self.gram_FF.device
+        self.gram_FF = tensor(state, "gram", torch.float64, *self.gram_FF.shape).to(device, copy=True)
+        self.rest_F = tensor(state, "rest", torch.float64, *self.rest_F.shape).to(device, copy=True)
+        self.rest_weight = tensor(state, "rest_weight", torch.float64).to(device, copy=True)
+        if self.rest_weight < 0:
+            raise ValueError("tensor rest_weight is negative")

@@ -25,6 +25,10 @@ class StatisticsHead(Protocol):
         """Adds samples: float32 features, int64 class indices, float32 weights."""
         ...
 
+    def retire(self, source: int, target: int | None) -> None:
+        """Make the samples of class `source` those of class `target`; None: of no class that is predicted."""
+        ...
+
     def solve(self, classes: int) -> tuple[Tensor, Tensor]:
         """Weight [classes, F] and bias [classes] of the linear layer, float32."""
         ...
@@ -39,7 +43,7 @@ class StatisticsHead(Protocol):
 
 
 @torch.no_grad()
-def silence(layer: nn.Linear, first_row: int) -> None:
-    """Makes the layer never predict the classes from `first_row` on."""
-    layer.weight[first_row:] = 0
-    layer.bias[first_row:] = NEVER
+def silence(layer: nn.Linear, rows: list[int]) -> None:
+    """Make the layer never predict these classes. Their logits are `NEVER`, and a softmax gives them no gradient."""
+    layer.weight[rows] = 0
+    layer.bias[rows] = NEVER

@@ -168,6 +168,31 @@ class BalancedMemory:
         self._columns = {name: column[kept] for name, column in self._columns.items()}
         self._index()
 
+    def retire(self, source: int, target: int | None) -> None:
+        """Make the items of class `source` those of class `target`. None: remove them.
+
+        The q of the target is the sum of both, so it keeps all items; those with large keys give way first.
+        """
+        self._know_class(max(source, target or 0))
+        if target is None:
+            kept = np.flatnonzero(self.labels != source)
+            self._columns = {name: column[kept] for name, column in self._columns.items()}
+        else:
+            self._columns = {name: self._column(name).copy() for name in self._columns}
+            self._columns["labels"][self.labels == source] = target
+            self._limits[target] = self._joint_limit(source, target)
+        if "logits" in self._columns:
+            self._columns["logits"][:, source : source + 1] = np.nan
+        self._limits[source] = UNLIMITED
+        self._index()
+
+    def _joint_limit(self, *classes: int) -> int:
+        """Return the q of classes together. One that has refused nothing counts with its items."""
+        if (self._limits[list(classes)] == UNLIMITED).all():
+            return UNLIMITED
+        unlimited = self._limits == UNLIMITED
+        return int(np.where(unlimited, self._counts, self._limits)[list(classes)].sum())
+
     def state(self) -> dict[str, Tensor]:
         """Copies of the contents in slot order, but for the bytes that `parts` holds."""
         columns = {name: torch.from_numpy(self._column(name).copy()) for name in self._columns}
@@ -183,13 +208,13 @@ class BalancedMemory:
         if len(limits) > classes:
             raise ValueError(f"tensor limits is of {len(limits)} classes, over {classes}")
         self._limits = within(limits, "limits", 0, UNLIMITED + 1).numpy().copy()
-        self._columns = self._checked(state)
+        self._columns = self._checked(state, classes)
         self._index()
         self._shrink()
         if not self._max_items:  # switched off, it has refused nothing: on again, it begins anew
             self._limits[:] = UNLIMITED
 
-    def _checked(self, state: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    def _checked(self, state: dict[str, Tensor], classes: int) -> dict[str, np.ndarray]:
         """Copies of the state's columns. Raises ValueError when they do not fit the segments, or each other."""
         items = len(tensor(state, "keys", torch.int64, None))
         columns: dict[str, np.ndarray] = {}
@@ -202,9 +227,7 @@ class BalancedMemory:
             raise ValueError("tensor keys holds one twice")
         if (columns["weights"] < 0).any():
             raise ValueError("tensor weights holds negative numbers")
-        if "logits" in columns and (
-            columns["logits"].shape[1] > len(self._limits) or np.isinf(columns["logits"]).any()
-        ):
+        if "logits" in columns and (columns["logits"].shape[1] > classes or np.isinf(columns["logits"]).any()):
             raise ValueError("tensor logits holds no logits of the classes known")
         numbers, places = np.unique(columns["segments"], return_inverse=True)
         sizes = np.array([self._segments.size(number) or 0 for number in numbers.tolist()], np.int64)

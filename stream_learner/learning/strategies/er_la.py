@@ -33,6 +33,13 @@ class LogitAdjustedReplay(Strategy):
         self._frequencies = DECAY * known + (1 - DECAY) * counts
         return (self._frequencies / self._frequencies.sum().clamp(min=1e-30)).clamp(min=1e-8).log()
 
+    def retire(self, source: int, target: int | None) -> None:
+        missing = 1 + max(source, target or 0) - len(self._frequencies)
+        self._frequencies = F.pad(self._frequencies, (0, max(0, missing))).clone()
+        if target is not None:
+            self._frequencies[target] += self._frequencies[source]
+        self._frequencies[source] = 0
+
     def state(self) -> dict[str, Tensor]:
         return {"frequencies": self._frequencies.clone()}
 

@@ -59,6 +59,12 @@ class Strategy:
         """What is minimised: their weighted mean."""
         raise NotImplementedError
 
+    def retire(self, source: int, target: int | None) -> None:
+        """Note that class `source` retired, and that its samples are those of class `target` now; None: of no class.
+
+        Its logits are -1e30 from here on, and no sample has it for a label.
+        """
+
     def state(self) -> dict[str, Tensor]:
         """Copies of what it keeps between steps."""
         return {}

@@ -61,6 +61,9 @@ class Policy(Protocol):
         """Factors of samples from the memory that came at `times`, float64 [N], where they are not stored."""
         return np.ones(len(times.admitted))
 
+    def retire(self, source: int, target: int | None) -> None:
+        """Note that class `source` retired, and that its samples are those of class `target` now; None: of no class."""
+
     def state(self) -> dict[str, Any]:
         """A copy of the running statistics."""
         return {}
@@ -102,6 +105,13 @@ class ClassBalance(Policy):
         inverse = np.zeros(classes)
         inverse[seen] = 1 / (1 - self._settings.class_balance_beta ** self._counts[seen])
         return inverse[arrivals.labels] * self._counts.sum() / (inverse @ self._counts)
+
+    def retire(self, source: int, target: int | None) -> None:
+        missing = 1 + max(source, target or 0) - len(self._counts)
+        self._counts = np.pad(self._counts, (0, max(0, missing)))
+        if target is not None:
+            self._counts[target] += self._counts[source]
+        self._counts[source] = 0
 
     def state(self) -> dict[str, Any]:
         return {"counts": self._counts.tolist()}

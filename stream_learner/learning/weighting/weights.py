@@ -48,6 +48,11 @@ class Weights:
     def _clip(self, weights: np.ndarray) -> np.ndarray:
         return np.clip(weights, 0, self._max_weight).astype(np.float32)
 
+    def retire(self, source: int, target: int | None) -> None:
+        """Note that class `source` retired, and that its samples are those of class `target` now; None: of no class."""
+        for policy in self._policies.values():
+            policy.retire(source, target)
+
     def state(self) -> dict[str, dict[str, Any]]:
         """Each policy's running statistics, a JSON document."""
         return {name: policy.state() for name, policy in self._policies.items()}

@@ -1,0 +1,161 @@
+"""Labels and their class indices: which label is a class, when it becomes one, and when it retires."""
+
+from typing import Any
+
+from msgspec import Struct
+
+from stream_learner.config import MAX_CLASSES, Settings
+from stream_learner.learning.stored import Count, parse
+from stream_learner.records.labels import MAX_LABELS_BYTES, LabelRules, encoded_bytes
+from stream_learner.records.record import Label, Reason, RejectError
+
+MAX_PENDING = 2_000
+
+
+class Stored(Struct):
+    labels: list[Label]
+    retired: list[tuple[Count, Count | None]]
+    pending: list[tuple[Label, Count]]
+
+
+class Classes:
+    """Each label keeps its index forever.
+
+    A class retires when the settings make its label an alias or no longer allow it. Its index is not used for another
+    label. A label that comes back gets its own index again and is otherwise like a new one.
+    """
+
+    def __init__(self, settings: Settings):
+        """Raises UsageError when `[labels]` contradicts itself."""
+        self._rules = LabelRules.from_settings(settings.labels)
+        self._max_classes = settings.model.max_classes
+        self._min_records = settings.labels.min_records
+        self.labels: list[Label] = []
+        """By class index."""
+        self.retired: dict[int, int | None] = {}
+        """Retired indices in the order of retiring, and the index that took over each one's samples, if any."""
+        self.index_of: dict[Label, int] = {}
+        """Also of retired classes."""
+        self._pending = Pending()
+        self.labels_bytes = 0
+        """Of all labels as a JSON list, which manifests hold."""
+
+    @property
+    def in_use(self) -> int:
+        """Classes that are not retired."""
+        return len(self.labels) - len(self.retired)
+
+    def admit(self, label: Label) -> int:
+        """Return the index of a record's label, which may become a class now. Raises RejectError (`too_many_classes`,
+        `rare_label`)."""
+        index = self.index_of.get(label)
+        if index is not None and index not in self.retired:
+            return index
+        if why := self._no_room_for(label):
+            raise RejectError(Reason.TOO_MANY_CLASSES, why)
+        if self._min_records > 1 and (seen := self._pending.count(label)) < self._min_records:
+            message = f"label {label!r} is new: {seen} of labels.min_records = {self._min_records} records"
+            raise RejectError(Reason.RARE_LABEL, message)
+        return self._take(label)
+
+    def _no_room_for(self, label: Label) -> str | None:
+        """Return why a label cannot become a class; None when it can."""
+        new = label not in self.index_of
+        if self.in_use >= self._max_classes or (new and len(self.labels) >= MAX_CLASSES):
+            return f"label {label!r} would be class {self.in_use + 1}"
+        if new and self.labels_bytes + encoded_bytes(label) > MAX_LABELS_BYTES:
+            return f"with label {label!r}, the labels of all classes would take more than {MAX_LABELS_BYTES} bytes"
+        return None
+
+    def retire(self) -> list[tuple[int, int | None]]:
+        """Retire the classes whose labels the settings make aliases or do not allow.
+
+        Return the indices that retired just now, and for each the index that takes over its samples, if any.
+        """
+        retiring: dict[int, int | None] = {}
+        for index, label in enumerate(tuple(self.labels)):
+            if index in self.retired or (meant := self._rules.resolve(label)) == label:
+                continue
+            retiring[index] = None if meant is None else self._take(meant)
+        self.retired |= retiring
+        return list(retiring.items())
+
+    def _take(self, label: Label) -> int:
+        """Make the label a class, if it is none."""
+        self._pending.forget(label)
+        if label not in self.index_of:
+            self._add(label)
+        index = self.index_of[label]
+        self.retired.pop(index, None)
+        return index
+
+    def _add(self, label: Label) -> None:
+        self.index_of[label] = len(self.labels)
+        self.labels.append(label)
+        self.labels_bytes += encoded_bytes(label)
+
+    def document(self) -> dict[str, Any]:
+        """Return the state as JSON. Pairs, because JSON's keys would turn the label 7 into "7"."""
+        return {
+            "labels": list(self.labels),
+            "retired": [list(pair) for pair in self.retired.items()],
+            "pending": self._pending.document(),
+        }
+
+    def restore(self, document: dict[str, Any]) -> None:
+        """Take over what `document()` gave. Raises ValueError when it is not that."""
+        stored = parse(document, Stored)
+        for label in stored.labels:
+            self._add(label)
+        if len(self.index_of) < len(self.labels):
+            raise ValueError("labels holds one twice")
+        self.retired = dict(stored.retired)
+        indices = {index for pair in stored.retired for index in pair if index is not None}
+        if len(self.retired) < len(stored.retired) or max(indices, default=-1) >= len(self.labels):
+            raise ValueError(f"retired holds no indices of {len(self.labels)} classes, each once")
+        self._pending.restore(stored.pending)
+
+
+class Pending:
+    """Counts records of labels that are no classes yet, in bounded memory.
+
+    Misra and Gries 1982, "Finding repeated elements": a label that finds no room lowers every count by one. Counts are
+    never too high, so a flood of labels that come once makes no class. They are too low by at most 1/2,000 of the
+    records counted here, so a label that comes more often than that becomes a class whatever else comes.
+    """
+
+    def __init__(self):
+        self._counts: dict[Label, int] = {}
+
+    def count(self, label: Label) -> int:
+        """Count one more record. Return how many there were of this label, at least 1."""
+        if label in self._counts or len(self._counts) < MAX_PENDING:
+            self._counts[label] = self._counts.get(label, 0) + 1
+            return self._counts[label]
+        self._counts = {other: count - 1 for other, count in self._counts.items() if count > 1}
+        return 1
+
+    def forget(self, label: Label) -> None:
+        """Drop the label's count."""
+        self._counts.pop(label, None)
+
+    def document(self) -> list[Any]:
+        return [list(pair) for pair in self._counts.items()]
+
+    def restore(self, counts: list[tuple[Label, Count]]) -> None:
+        """Take over what `document()` gave. Raises ValueError when it is not that."""
+        self._counts = dict(counts)
+        if len(self._counts) < len(counts) or len(counts) > MAX_PENDING or not all(self._counts.values()):
+            raise ValueError("pending holds no counts of new labels")
+
+
+def check_room(document: dict[str, Any], settings: Settings) -> None:
+    """Raise ValueError when a state has more classes than `model.max_classes`, once `[labels]` has retired some, or
+    when its labels take more room than manifests have."""
+    classes = Classes(settings)
+    classes.restore(document)
+    classes.retire()
+    if classes.in_use > settings.model.max_classes:
+        raise ValueError(f"it has {classes.in_use} classes, more than model.max_classes = {settings.model.max_classes}")
+    if classes.labels_bytes > MAX_LABELS_BYTES:
+        raise ValueError(f"its labels and those of labels.aliases take more than {MAX_LABELS_BYTES} bytes")
