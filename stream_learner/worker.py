@@ -12,7 +12,7 @@ import structlog
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.errors import DivergedError, FencedError, InputError, RejectsError, StateError
-from stream_learner.learning.batch import Batch, batches
+from stream_learner.learning.batch import MAX_BATCH_BYTES, Batch, batches
 from stream_learner.learning.learner import Learner
 from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import Metrics
@@ -223,7 +223,16 @@ def run(
 
             publisher = Publisher(settings, publish, committed, metrics.store_failed, end_process)
             decode = lives.guarded(decoder)
-            stream = batches(source, decode, recovered.positions, settings.batch, stop, alone=lives.alone)
+            stream = batches(
+                source,
+                decode,
+                recovered.positions,
+                settings.batch,
+                stop,
+                alone=lives.alone,
+                # All of a batch may become dead letters, and a transaction has time for so many bytes.
+                max_bytes=min(MAX_BATCH_BYTES, settings.checkpoint.max_pending_bytes),
+            )
             breaker = Breaker(settings.rejects, enabled=not accept_rejects)
             worker = Worker(settings, stream, learner, source, publisher, election, metrics, health, breaker, lives)
             del recovery, recovered  # the state it fetched

@@ -87,11 +87,12 @@ def batches(
     clock: Callable[[], float] = time.monotonic,
     *,
     alone: Container[tuple[str, int, int]] = (),
+    max_bytes: int = MAX_BATCH_BYTES,
 ) -> Iterator[Batch]:
     """Yields batches until `stop` is set; the open one is then dropped, its records will be read again.
 
     `positions` are where the source begins. A batch closes when it holds `batch.size` training samples, after
-    `batch.linger_s`, after `batch.max_span` records, or at 64 MiB; a record in
+    `batch.linger_s`, after `batch.max_span` records, or at `max_bytes`; a record in
     `alone` (topic, partition, offset) has a batch of its own. Yields an empty batch at least every second
     meanwhile, between two records too, so that the loop turns however long they take to decode. Raises what the source
     does, InputError after the open batch.
@@ -130,7 +131,7 @@ def batches(
             batch.cover(*place, start, end)
             next_offset[place] = end
             full = batch.training >= settings.size or batch.records >= settings.max_span
-            if full or isolated or batch.bytes >= MAX_BATCH_BYTES:
+            if full or isolated or batch.bytes >= max_bytes:
                 yield batch
                 batch = Batch()
                 opened = turned = clock()

@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 from kafka import KafkaAdminClient
 from kafka import errors as kafka_errors
 
-from stream_learner.config import KafkaSettings
+from stream_learner.config import MIB, KafkaSettings
 from stream_learner.errors import KafkaUnavailableError, TopicsError, UsageError
 from stream_learner.streams.reader import Reader
 from stream_learner.streams.rights import missing_right
 
-FETCH_BYTES = 8 * 1024 * 1024
+# Of one partition, and of all in a broker's response; the first batch may be larger.
+FETCH_BYTES = 8 * MIB
+RESPONSE_BYTES = 50 * MIB
 RETRY_PAUSE_S = 0.2
 
 REFUSALS = (
@@ -101,6 +103,7 @@ def reader(kafka: KafkaSettings, *, committed_only: bool = True, **more: Any) ->
         # 'latest' would jump to the end when an offset is out of range, and lose what lies between.
         "auto_offset_reset": "none",
         "max_partition_fetch_bytes": FETCH_BYTES,
+        "fetch_max_bytes": RESPONSE_BYTES,
         "metrics_enabled": False,
     }
     return connect(Reader, config | more)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stream_learner.config import BatchSettings
 from stream_learner.errors import InputError
-from stream_learner.learning.batch import MAX_BATCH_BYTES, Batch, batches
+from stream_learner.learning.batch import Batch, batches
 from stream_learner.records.record import Gap, Reason, Record, RejectError, Sample, Split
 from stream_learner.records.spans import Positions, Span, each, extend_all
 
@@ -116,8 +116,17 @@ def test_a_stop_is_obeyed_within_one_record():
 
 def test_a_batch_closes_at_its_bytes_headers_counted():
     with_headers = record(0)._replace(headers=[("name", b"")] * 1000)
-    got = read(Script([[with_headers._replace(offset=i) for i in range(800)]]), size=1000)
-    assert spans(got)[0] == {0: (0, MAX_BATCH_BYTES // with_headers.nbytes + 1)}
+    script = Script([[with_headers._replace(offset=i) for i in range(12)]])
+    settings = BatchSettings(size=1000, linger_s=1e6)
+    got = list(batches(script, script.decode, {}, settings, script.stop, max_bytes=4 * with_headers.nbytes))
+    assert spans(got) == [{0: (0, 4)}, {0: (4, 8)}, {0: (8, 12)}]
+
+
+def test_a_record_that_is_to_be_alone_has_a_batch_of_its_own():
+    script = Script([[record(i) for i in range(7)]])
+    alone = {("images", 0, 2), ("images", 0, 3)}
+    got = list(batches(script, script.decode, {}, BatchSettings(size=3, linger_s=1e6), script.stop, alone=alone))
+    assert spans(got) == [{0: (0, 2)}, {0: (2, 3)}, {0: (3, 4)}, {0: (4, 7)}]
 
 
 def test_a_batch_lingers_from_its_own_opening():
