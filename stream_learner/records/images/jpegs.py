@@ -3,6 +3,7 @@
 import io
 import re
 import struct
+from functools import lru_cache
 from operator import mul
 from typing import NamedTuple
 
@@ -153,6 +154,7 @@ def _decode(file: bytes, colors: str) -> np.ndarray:
         return simplejpeg.decode_jpeg(file[:padding] + END, colorspace=colors)
 
 
+@lru_cache(maxsize=64)  # most images of a stream have the same
 def _frame(marker: int, header: bytes) -> _Frame:
     if len(header) < 6 or len(header) != 6 + 3 * header[5]:
         raise undecodable("the JPEG's frame header is damaged")
@@ -169,6 +171,7 @@ def _frame(marker: int, header: bytes) -> _Frame:
     return _Frame(height, width, header[6::3], progressive, blocks if progressive else 2 * blocks)
 
 
+@lru_cache(maxsize=64)  # most images of a stream have the same
 def _scanned(header: bytes) -> bytes:
     """Components of which a scan holds the first coefficient, which none can do without."""
     count = header[4] if len(header) > 4 else 0
