@@ -7,7 +7,7 @@ import numpy as np
 import safetensors.numpy
 from checker import Log
 from feed import Draft, good, whole_batches
-from harness import NewRun, Run
+from harness import NewRun
 
 BATCH = 8
 SETTINGS = {
@@ -15,6 +15,8 @@ SETTINGS = {
     "batch__linger_s": 3600.0,  # only full batches close, wherever a run begins
     "labels__min_records": 2,
     "release__every_records": 300,
+    "checkpoint__keep": 30,
+    "memory__segment_bytes": 32 * 1024,
     "rejects__max_share": 1.0,
     "rejects__max_in_a_row": 1_000_000,
 }
@@ -22,12 +24,13 @@ RULES = (
     'labels.aliases={ "1" = "0", " 3 " = "three" }',
     'labels.allowed=["0", "three", "4", "5", "6", "7", "8", "9", "10"]',
 )
+UNDER_RULES = [word for rule in RULES for word in ("--set", rule)]
 NOT_ALLOWED = {b"2", b"unheard of"}
 
 
-def renamed(drafts: Iterable[Draft], offset: int) -> Iterator[Draft]:
-    """The drafts, some of which have labels that the rules do not allow, or names that they know."""
-    for i, draft in enumerate(drafts, offset):
+def under_rules(drafts: Iterable[Draft]) -> Iterator[Draft]:
+    """The drafts, some with blanks around their labels, some with another label, and what becomes of them."""
+    for i, draft in enumerate(drafts):
         headers = dict(draft.headers)
         if i % 7 == 0:
             headers["label"] = b"  " + headers["label"] + b"\n"
@@ -35,10 +38,6 @@ def renamed(drafts: Iterable[Draft], offset: int) -> Iterator[Draft]:
             headers["label"] = b"unheard of"
         fate = "label_not_allowed" if headers["label"].strip() in NOT_ALLOWED else draft.fate
         yield draft._replace(headers=[*headers.items()], fate=fate)
-
-
-def start(run: Run):
-    return run.start(*(word for rule in RULES for word in ("--set", rule)))
 
 
 def released(log: Log) -> tuple[list[str], list[int], dict[str, np.ndarray]]:
@@ -50,7 +49,7 @@ def test_classes_retire_at_a_start_and_a_killed_run_learns_the_same(new_run: New
     # The first record of each label is rejected once its batch is learned, so it fills the batch like another.
     first = whole_batches(good(600), BATCH)
     first[:10] = [draft._replace(fate="rare_label") for draft in first[:10]]
-    later = whole_batches(renamed(good(1600), 0), BATCH)
+    later = whole_batches(under_rules(good(1600)), BATCH)
     undisturbed = new_run(**SETTINGS)
     undisturbed.feed(first)
     log = undisturbed.finish(undisturbed.start())
@@ -63,10 +62,10 @@ def test_classes_retire_at_a_start_and_a_killed_run_learns_the_same(new_run: New
     undisturbed.feed(later)
     killed.fed = list(undisturbed.fed)
     saved = len(killed.read("history"))
-    worker = start(killed)
+    worker = killed.start(*UNDER_RULES)
     worker.reaches("checkpoint_sequence", saved + 1)
     worker.kill()
-    ends = [run.finish(start(run)) for run in (undisturbed, killed)]
+    ends = [run.finish(run.start(*UNDER_RULES)) for run in (undisturbed, killed)]
 
     for log in ends:
         labels, retired, tensors = released(log)
@@ -81,5 +80,9 @@ def test_classes_retire_at_a_start_and_a_killed_run_learns_the_same(new_run: New
     assert one["state"]["digest"] == other["state"]["digest"]
     assert one["release"]["object"]["digest"] == other["release"]["object"]["digest"]
 
-    worker = undisturbed.start("--set", "model.max_classes=7", "--set", RULES[0], "--set", RULES[1])
+    # Learned again from the last checkpoint before the rules, the classes retire as they did.
+    rebuild = killed.call("rebuild", "--from", str(saved), "--to", str(other["sequence"]), *UNDER_RULES)
+    assert f"state {other['state']['digest']}, as published" in rebuild.ends(0)
+
+    worker = undisturbed.start("--set", "model.max_classes=7", *UNDER_RULES)
     assert "it has 8 classes, more than model.max_classes = 7" in worker.ends(6)
