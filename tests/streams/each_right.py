@@ -16,6 +16,7 @@ from feed import mixed
 from harness import POLL_S, Run
 from secured import LEARNER, Secured
 
+from stream_learner.config import MIB
 from stream_learner.errors import ExitCode, KafkaUnavailableError
 from stream_learner.streams import topics
 from stream_learner.streams.journal import read_newest
@@ -23,8 +24,16 @@ from stream_learner.streams.rights import RIGHTS, Right, Role
 from stream_learner.streams.topics import Names
 
 RECORDS = 300
-# One checkpoint, with dead letters and a release in it.
-SETTINGS = {"release.every_records": RECORDS, "release.min_held_out": 1, "checkpoint.every_records": 10 * RECORDS}
+SETTINGS = {
+    # One checkpoint, with dead letters and a release in it.
+    "release.every_records": RECORDS,
+    "release.min_held_out": 1,
+    "checkpoint.every_records": 10 * RECORDS,
+    # A worker that was refused leaves a transaction open. Readers wait until the brokers abort it.
+    "checkpoint.timeout_s": 8.0,
+    "checkpoint.max_pending_bytes": MIB,
+    "release.inline_max_bytes": MIB,
+}
 INCLUDES_DESCRIBE = ("Read", "Write")
 
 # kafka-python leaves the sockets of connections that failed to the garbage collector.
