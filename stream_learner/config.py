@@ -22,6 +22,7 @@ from pydantic import (
     PlainSerializer,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     SecretStr,
     StrictInt,
     ValidationError,
@@ -32,6 +33,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
 from stream_learner.errors import UsageError
+from stream_learner.signatures import Ed25519PrivateKey, Verifier, read_signing_key, read_verify_key
 from stream_learner.text import without_credentials
 
 MIB = 1024 * 1024
@@ -422,6 +424,40 @@ class RejectsSettings(Section):
     """Rejected records, one after the other over all topics, that stop the worker, however few it has read."""
 
 
+class SecuritySettings(Section):
+    signing_key_file: Path | None = None
+    """Ed25519 private key (PEM, not encrypted) that signs each manifest; unsigned when unset."""
+    verify_key_files: list[Path] = []
+    """Ed25519 public keys (PEM). Once there is one, a manifest that none of them has signed is refused, by every
+    command."""
+
+    _signer: Ed25519PrivateKey | None = PrivateAttr(None)
+    _verifier: Verifier | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _keys_are_read(self) -> "SecuritySettings":
+        if self.signing_key_file:
+            self._signer = read_signing_key(self.signing_key_file)
+        if self.verify_key_files:
+            self._verifier = Verifier(map(read_verify_key, self.verify_key_files))
+        if self._signer and self._verifier and not self._verifier.knows(self._signer):
+            raise ValueError(
+                "the public half of signing_key_file is not among verify_key_files, so the run would refuse its own "
+                "manifests; add it there"
+            )
+        return self
+
+    @property
+    def signer(self) -> Ed25519PrivateKey | None:
+        """The signing key, as its file was when the settings were read."""
+        return self._signer
+
+    @property
+    def verifier(self) -> Verifier | None:
+        """The verify keys, likewise; None without any."""
+        return self._verifier
+
+
 class MonitoringSettings(Section):
     host: str = "127.0.0.1"
     """Address of `/metrics` and the health pages; loopback unless you choose otherwise."""
@@ -483,6 +519,8 @@ class Settings(BaseSettings):
     """Starting again."""
     rejects: RejectsSettings = RejectsSettings()
     """The circuit breaker for bad input."""
+    security: SecuritySettings = SecuritySettings()
+    """Who may publish for the run: signatures of manifests."""
     monitoring: MonitoringSettings = MonitoringSettings()
     """Prometheus and health pages."""
     log: LogSettings = LogSettings()

@@ -203,7 +203,7 @@ def run(
             "nothing trains the network's body, which is random unless its factory loads one; see model.weights"
         )
     end_process = leaving_a_mark(settings, store, end_process)
-    recovery = Recovery(settings, store)
+    recovery = Recovery(settings, store, fresh, metrics.foreign_records)
     store.check_writable()
     first_look(settings, recovery.look)
     with closing(Election(settings)) as election:
@@ -211,7 +211,7 @@ def run(
             return
         try:
             health.enter(Phase.RECOVERING)
-            recovered = recovery.take_over(fencing(election, transaction.fence), fresh)
+            recovered = recovery.take_over(fencing(election, transaction.fence))
             last = _restore(learner, recovered, metrics)
             source = Source(settings.kafka, settings.input, recovered.positions)
             publish = Publish(settings, store, transaction, read_back, recovered.topic_ids, *last)

@@ -130,8 +130,8 @@ def _summary(settings: Settings, folder: Path, before: Manifest | None, began: f
     after = read_status(settings).manifest
     if after is None or after.release is None:
         raise DataError("the data set is too small for a release; take more images")
-    values = read_committed(settings, Names.of(settings).metrics)
-    all_windows = [decode_window(value) for value in values]
+    records = read_committed(settings, Names.of(settings).metrics)
+    all_windows = [decode_window(record.value or b"") for record in records]
     windows = [w for w in all_windows if before is None or w.sequence > before.sequence]
     earlier = before.release.test.accuracy if before and before.release else None
     return Summary(

@@ -137,6 +137,11 @@ class Metrics:
             "kafka_warnings_total",
             "What the Kafka client complains of (lost connections, time-outs, refusals), in messages.",
         )
+        self._foreign_records = counter(
+            "foreign_records_total",
+            "Records in the run's own topics that are not its manifests and were skipped, in records.",
+            ("topic",),
+        )
         self._phase = gauge("phase", "What the worker is doing: 1 for that phase, 0 for the others.", ("phase",))
 
         build = Info("build", "The program's version; no unit, always 1.", namespace=NAMESPACE, registry=registry)
@@ -162,6 +167,10 @@ class Metrics:
         for phase in Phase:
             self._phase.labels(phase).set_function(lambda phase=phase: health.phase is phase)
         logging.getLogger("kafka").addHandler(_Counts(self._kafka_warnings))
+
+    def foreign_records(self, topic: str, records: int) -> None:
+        """Counts records of a topic that were skipped."""
+        self._foreign_records.labels(topic).inc(records)
 
     def observe(self, report: Report) -> None:
         """Counts a learned batch."""

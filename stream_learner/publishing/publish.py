@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from stream_learner import __version__
+from stream_learner import __version__, signatures
 from stream_learner.checkpoints import retention, state
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
@@ -71,6 +71,7 @@ class Publish:
     ):
         """Goes on after `last`, whose bytes have `last_digest`; None for a run's first checkpoint."""
         self._settings = settings
+        self._signer = settings.security.signer
         self._names = Names.of(settings)
         self._store = store
         self._transaction = transaction
@@ -149,9 +150,10 @@ class Publish:
         places = [Chunk(*place) for place in self._transaction.confirm(chunks, deadline)]
         # 3c. The manifest, to the checkpoints topic and, the same bytes, to the history.
         manifest, value = fit(self._manifest(prepared, places, now), MAX_DOCUMENT_BYTES)
+        signature = [(signatures.HEADER, self._signer.sign(value))] if self._signer else []
         futures = [
-            self._transaction.send(self._names.checkpoints, value, run_key),
-            self._transaction.send(self._names.history, value, str(manifest.sequence).encode()),
+            self._transaction.send(self._names.checkpoints, value, run_key, signature),
+            self._transaction.send(self._names.history, value, str(manifest.sequence).encode(), signature),
         ]
         (_, _, offset), _ = self._transaction.confirm(futures, deadline)
         # 3d. The positions, as group offsets: a mirror for lag tools, never the authority.

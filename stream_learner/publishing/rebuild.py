@@ -7,6 +7,8 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from stream_learner.checkpoints import state
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
@@ -21,10 +23,12 @@ from stream_learner.records.decoder import Decoder
 from stream_learner.records.manifest import Arithmetic, Manifest, State, decode_manifest, digest
 from stream_learner.records.spans import Positions, Spans, each
 from stream_learner.streams import topics
-from stream_learner.streams.journal import read_committed
+from stream_learner.streams.manifests import Foreign, read_manifests
 from stream_learner.streams.replay import Replay
 from stream_learner.streams.rights import Role
 from stream_learner.streams.topics import Names
+
+log = structlog.get_logger()
 
 BEGINNING = "0"
 
@@ -54,7 +58,7 @@ def rebuild(
     MismatchError when the bytes differ, UsageError, StateError, InputError, StoreError, KafkaUnavailableError.
     """
     history = _history(settings)
-    end = _target(history, target)
+    end = _target(settings, history, target)
     before, path = _path(history, store, start, end)
     _check_topics(settings, end)
     learner = Learner(settings)
@@ -86,20 +90,25 @@ def rebuild(
 def _history(settings: Settings) -> dict[str, Manifest]:
     """Every manifest by its digest, in the order of their commits."""
     topics.check(settings, role=Role.REBUILD)
-    topic = Names.of(settings).history
-    try:
-        found = {digest(v): decode_manifest(v) for v in read_committed(settings, topic, wait=False)}
-    except ValueError as error:
-        raise StateError(f"a record of {topic} is {error}") from None
-    if not found:
-        raise StateError(f"topic {topic} holds no manifest; there is nothing to rebuild")
-    return found
+    foreign = Foreign(Names.of(settings).history)
+    history = {found.digest: found.manifest for found in read_manifests(settings, foreign, wait=False)}
+    if foreign.offsets:
+        log.warning("records that are not manifests of the run were skipped", why=str(foreign))
+    if not history:
+        skipped = f", only records that are not: {foreign}" if foreign.offsets else ""
+        raise StateError(
+            f"topic {foreign.topic} holds no manifest of run {settings.run.id!r}{skipped}; there is nothing to rebuild"
+        )
+    return history
 
 
-def _target(history: dict[str, Manifest], target: str) -> Manifest:
+def _target(settings: Settings, history: dict[str, Manifest], target: str) -> Manifest:
     try:
         if not target.isdecimal():
-            return decode_manifest(Path(target).read_bytes())
+            value = Path(target).read_bytes()
+            if settings.security.verify_key_files and digest(value) not in history:
+                raise StateError(f"--to {target} is not one of the signed manifests in the history topic")
+            return decode_manifest(value)
         # After `run --fresh` there are two chains: the newer one's.
         return [manifest for manifest in history.values() if manifest.sequence == int(target)][-1]
     except IndexError:

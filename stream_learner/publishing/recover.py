@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from stream_learner.checkpoints import state
 from stream_learner.checkpoints.state import Tensors
 from stream_learner.checkpoints.store import Store
@@ -13,12 +15,14 @@ from stream_learner.errors import InputError, StateError
 from stream_learner.learning.identity import check_fits, check_network, identity
 from stream_learner.publishing.marker import check_marker, delete_marker, fenced_folder, write_marker
 from stream_learner.publishing.poison import lives_key
-from stream_learner.records.manifest import Manifest, Object, decode_manifest, digest
+from stream_learner.records.manifest import Manifest, Object
 from stream_learner.records.spans import Positions
 from stream_learner.streams import offsets, topics
-from stream_learner.streams.journal import read_newest
+from stream_learner.streams.manifests import Found, no_manifest, read_newest
 from stream_learner.streams.rights import Role
 from stream_learner.streams.topics import Names
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,20 @@ class Recovery:
     Raises TopicsError, StateError, InputError, StoreError, KafkaUnavailableError.
     """
 
-    def __init__(self, settings: Settings, store: Store):
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        fresh: bool = False,
+        skipped: Callable[[str, int], None] = lambda *_: None,
+    ):
+        """`fresh` allows to start over where no manifest is left. `skipped(topic, records)` is called with the number
+        of records, not met before, that are not the run's manifests."""
         self._settings = settings
         self._store = store
+        self._fresh = fresh
+        self._skipped = skipped
+        self._skipped_up_to: dict[str, int] = {}
         self._topic = Names.of(settings).checkpoints
         self._identity = identity(settings)  # once: it reads the file of `model.weights`
         self._seen: Checkpoint | None = None
@@ -60,28 +75,31 @@ class Recovery:
         """1. Read-only checks first: a starter that is misconfigured must not kill the worker that runs. A killed
         worker's transaction may still be open; it is not waited for here, because 2 aborts it."""
         ids = self._topic_ids()
-        visible = read_newest(self._settings, self._topic, wait=False)
-        while visible is not None:
+        refused, seen = object(), None
+        while True:
             try:
-                self._verified(visible, ids)
+                # Mirrored positions are not asked: a commit shows in one topic before the other.
+                found = self._newest(ids, {}, wait=False)
+                seen = found and found.digest
+                if found:
+                    self._verified(found, ids)
                 return
             except StateError:
                 # The worker that runs may have published since, and deleted what that manifest names.
-                newer = read_newest(self._settings, self._topic, wait=False)
-                if newer == visible:
+                if seen == refused:
                     raise
-                visible = newer
+                refused = seen
 
-    def take_over(self, fence: Callable[[], None], fresh: bool) -> Recovered:
-        """Makes this worker the run's only one. `fence` is the transaction's; `fresh` allows to begin anew."""
+    def take_over(self, fence: Callable[[], None]) -> Recovered:
+        """Make this worker the run's only one. `fence` is the transaction's."""
         ids = self._topic_ids()
         # 2. Fence. Nobody else can commit for this run from here on, and what was open is aborted.
         fence()
         # 3. Read again, to the true end: another worker may have committed since, and anybody's transaction may hide
         #    it.
-        newest = read_newest(self._settings, self._topic)
+        newest = self._newest(ids, offsets.mirrored_positions(self._settings), wait=True)
         if newest is None:
-            return self._fresh_start(ids, fresh)
+            return self._fresh_start(ids)
         recovered = self._verified(newest, ids)
         # 4. A crash between the first commit and the marker left none; from here on a lost manifest is noticed.
         write_marker(self._store, self._settings, ids[self._topic])
@@ -91,23 +109,34 @@ class Recovery:
         topics.check(self._settings, role=Role.WORKER)
         return topics.topic_ids(self._settings, [self._topic, *self._settings.input.topics])
 
-    def _verified(self, value: bytes, ids: dict[str, str]) -> Recovered:
+    def _newest(self, ids: dict[str, str], positions: Positions, wait: bool) -> Found | None:
+        """The newest manifest; None without any. Records that are none are skipped and counted."""
+        newest = read_newest(self._settings, ids[self._topic], positions, wait)
+        for foreign in newest.foreign:
+            met = [o for o in foreign.offsets if o > self._skipped_up_to.get(foreign.topic, -1)]
+            if met:
+                log.warning("records that are not manifests of the run were skipped", why=str(foreign))
+                self._skipped(foreign.topic, len(met))
+                self._skipped_up_to[foreign.topic] = max(met)
+        if newest.found is None and newest.foreign and not self._fresh:
+            raise no_manifest(self._settings, newest)
+        if newest.found and newest.behind:
+            raise StateError(
+                f"manifest {newest.found.manifest.sequence} is the newest that is there, but the run has committed "
+                f"later positions: a manifest is missing or damaged. {'; '.join(map(str, newest.foreign))} that are "
+                "not the run's. Nothing was changed; bring the topics back from a backup, or choose a new run.id"
+            )
+        return None if self._fresh and newest.displaced else newest.found
+
+    def _verified(self, found: Found, ids: dict[str, str]) -> Recovered:
         """The checkpoint of a manifest, once all that it names is there and fits; changes nothing."""
         check_marker(self._store, self._settings, ids[self._topic])
-        try:
-            manifest = decode_manifest(value)
-        except ValueError as error:
-            raise StateError(f"the newest record of {self._topic} is {error}") from None
-        if manifest.run_id != self._settings.run.id:
-            raise StateError(
-                f"topic {self._topic} belongs to run {manifest.run_id!r}, not to {self._settings.run.id!r}; topics "
-                "belong to one run: set topics.prefix or run.id"
-            )
+        manifest = found.manifest
         check_topics(manifest, ids)
         first, end = offsets.bounds(self._settings.kafka, self._settings.input.topics)
         positions = check_positions(manifest, first, end, self._settings.input.on_lost)
-        if self._seen is None or self._seen.manifest_digest != digest(value):
-            self._seen = self.fetched(manifest, digest(value))
+        if self._seen is None or self._seen.manifest_digest != found.digest:
+            self._seen = self.fetched(manifest, found.digest)
         return Recovered(positions, ids, self._seen)
 
     def fetched(self, manifest: Manifest, manifest_digest: str) -> Checkpoint:
@@ -135,10 +164,10 @@ class Recovery:
                 "choose a new run.id"
             ) from None
 
-    def _fresh_start(self, ids: dict[str, str], fresh: bool) -> Recovered:
+    def _fresh_start(self, ids: dict[str, str]) -> Recovered:
         """The beginning of every partition, once it is sure, or allowed by `fresh`, that there is nothing to go on
         from."""
-        if fresh:
+        if self._fresh:
             delete_marker(self._store, self._settings)
         else:
             _check_nothing_was_published(self._settings, self._store, ids[self._topic])

@@ -236,15 +236,26 @@ def encode(document: Any) -> bytes:
     return msgspec.json.encode(document)
 
 
+class NewerVersionError(ValueError):
+    """A manifest that a newer program wrote, for the run `run_id`."""
+
+    def __init__(self, message: str, run_id: str):
+        super().__init__(message)
+        self.run_id = run_id
+
+
 def decode_manifest(data: bytes) -> Manifest:
     """Decode and check a manifest. Raise ValueError when the bytes are not one of a schema version that this program
     knows, or when what it says cannot be."""
     try:
-        version = documents.decode(data, _Versioned).schema_version
+        version = documents.decode(data, _Versioned)
     except ValueError as error:
         raise ValueError(f"not a manifest: {error}") from None
-    if version != MANIFEST_SCHEMA_VERSION:
-        raise ValueError(f"manifest schema version {version}; this program reads {MANIFEST_SCHEMA_VERSION}")
+    if version.schema_version != MANIFEST_SCHEMA_VERSION:
+        what = f"manifest schema version {version.schema_version}; this program reads {MANIFEST_SCHEMA_VERSION}"
+        if version.schema_version > MANIFEST_SCHEMA_VERSION:
+            raise NewerVersionError(what, version.run_id)
+        raise ValueError(what)
     try:
         manifest = documents.decode(data, Manifest)
         _check_times(manifest)
@@ -315,3 +326,4 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
 
 class _Versioned(msgspec.Struct):
     schema_version: int
+    run_id: str = ""

@@ -1,4 +1,4 @@
-"""The checkpoints topic, read to its true end."""
+"""A run's own topics, read to their true end."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,22 +9,13 @@ from kafka.structs import TopicPartition
 
 from stream_learner.config import Settings
 from stream_learner.errors import KafkaUnavailableError, PublishError
+from stream_learner.records.record import Record
 from stream_learner.streams.connection import ask, kafka_failures, reader
+from stream_learner.streams.reader import to_record
 from stream_learner.streams.rights import missing_right
 from stream_learner.streams.topics import Names
 
 UNKNOWN = "so the outcome is unknown; restart to recover"
-
-
-def read_newest(settings: Settings, topic: str, tail: int | None = None, wait: bool = True) -> bytes | None:
-    """Value of the newest committed record of a one-partition topic; None when it holds none.
-
-    `tail` and `wait` are those of `read_committed`, and so are the errors.
-    """
-    newest = None
-    for value in read_committed(settings, topic, tail, wait):
-        newest = value
-    return newest
 
 
 def read_committed(
@@ -33,8 +24,8 @@ def read_committed(
     tail: int | None = None,
     wait: bool = True,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[bytes]:
-    """Values of all committed records of a one-partition topic, to its true end.
+) -> Iterator[Record]:
+    """All committed records of a one-partition topic, to its true end. One that cannot be read has no value.
 
     `tail` reads the last so many offsets only; without `wait` what an open transaction hides now is left out.
 
@@ -54,7 +45,7 @@ def read_committed(
             consumer.seek(place, max(first, end - tail) if tail else first)
             while (consumer.position(place) or 0) < end:
                 for messages in consumer.poll(timeout_ms=200).values():
-                    yield from (message.value for message in messages)
+                    yield from map(to_record, messages)
                 if clock() > deadline:
                     raise KafkaUnavailableError(
                         f"topic {topic} could not be read to its end, offset {end}, within recovery.timeout_s = "

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 from stream_learner.config import Settings
 from stream_learner.errors import StateError
-from stream_learner.records.manifest import Manifest, decode_manifest
+from stream_learner.records.manifest import Manifest
 from stream_learner.records.spans import Positions
 from stream_learner.records.window import Window, decode_window
 from stream_learner.streams import offsets, topics
-from stream_learner.streams.journal import read_newest
+from stream_learner.streams.journal import read_committed
+from stream_learner.streams.manifests import ONE_RUN, no_manifest, read_newest
 from stream_learner.streams.rights import Role
 from stream_learner.streams.topics import Names
 
@@ -30,22 +31,36 @@ def read_status(settings: Settings) -> Status:
     """Raises TopicsError, KafkaUnavailableError, StateError when a record is not what it should be."""
     topics.check(settings, role=Role.STATUS)
     names = Names.of(settings)
-    checkpoint = read_newest(settings, names.checkpoints, wait=False)
-    metrics = read_newest(settings, names.metrics, METRICS_TAIL, wait=False)
-    try:
-        manifest = decode_manifest(checkpoint) if checkpoint else None
-        window = decode_window(metrics) if metrics else None
-    except ValueError as error:
-        raise StateError(
-            f"the newest record of {names.checkpoints} or {names.metrics} was written by something else: {error}; "
-            "topics belong to one run, so set topics.prefix or run.id"
-        ) from None
+    topic_id = topics.topic_ids(settings, [names.checkpoints])[names.checkpoints]
+    newest = read_newest(settings, topic_id, positions={}, wait=False)
+    if newest.found is None and newest.foreign:
+        raise no_manifest(settings, newest)
+    manifest = newest.found.manifest if newest.found else None
+    window = _newest_window(settings, names.metrics)
     first, end = offsets.bounds(settings.kafka, settings.input.topics)
     positions = {
         t: {p: _position(manifest, t, p, at) for p, at in sorted(partitions.items())} for t, partitions in first.items()
     }
     lag = {t: {p: end[t][p] - at for p, at in partitions.items()} for t, partitions in positions.items()}
     return Status(manifest, window, positions, lag)
+
+
+def _newest_window(settings: Settings, topic: str) -> Window | None:
+    """The run's last window. Other records are skipped; raises StateError when there are only those."""
+    newest, why = None, None
+    for record in read_committed(settings, topic, METRICS_TAIL, wait=False):
+        try:
+            window = decode_window(record.value or b"")
+        except ValueError as error:
+            why = error
+            continue
+        if window.run_id == settings.run.id and (newest is None or window.sequence >= newest.sequence):
+            newest = window
+        else:
+            why = why or f"a window of run {window.run_id!r}"
+    if newest is None and why is not None:
+        raise StateError(f"topic {topic} holds no window of run {settings.run.id!r}, but {why}; {ONE_RUN}")
+    return newest
 
 
 def _position(manifest: Manifest | None, topic: str, partition: int, first: int) -> int:

@@ -24,6 +24,8 @@ from stream_learner.records.report import Report
 
 # Name without its suffix, type, unit that the help names.
 DOCUMENTED = {
+    "foreign_records": ("counter", "records"),
+    "tombstones": ("counter", "records"),
     "records_in": ("counter", "records"),
     "records_learned": ("counter", "records"),
     "records_held_out": ("counter", "records"),

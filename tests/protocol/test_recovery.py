@@ -15,6 +15,8 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.errors import ExitCode
 from stream_learner.publishing import recover
 from stream_learner.publishing.recover import Recovery
+from stream_learner.records.manifest import decode_manifest, digest
+from stream_learner.streams.manifests import Found, Newest
 
 # Where a worker is killed in its first publication, and the manifests this adds. Puts are those of parts, state,
 # release and evaluation; three confirmations: windows and dead letters, chunks, manifests.
@@ -60,21 +62,20 @@ def test_a_stopped_run_goes_on(new_run: NewRun) -> None:
 
 
 def test_a_run_whose_store_has_moved_goes_on(new_run: NewRun) -> None:
-    run = new_run(checkpoint__keep=1000)
+    run = new_run()
     run.feed(mixed(1500))
     before = run.finish(run.start())
     moved = run.store.rename(run.folder / "elsewhere")
     assert "or set checkpoint.store to where the run's objects are" in run.start().ends(ExitCode.STATE)
     shutil.rmtree(run.store)  # the start made it
     run.overrides["checkpoint.store"] = str(moved)
-    run.feed(mixed(500))
+    run.feed(mixed(250))
     log = run.finish(run.start())
     assert len(log.history) > len(before.history)
     assert (before.manifest["store"], log.manifest["store"]) == (run.store.as_uri(), moved.as_uri())
     assert not run.store.exists()
-    start, end = log.manifests[-2], log.manifest
-    url = f"{run.store.as_uri()}/{start['state']['key']}"  # of a place where it is not any more
-    run.call("rebuild", "--from", url, "--to", str(end["sequence"])).ends(ExitCode.OK)
+    url = f"{run.store.as_uri()}/{before.manifest['state']['key']}"  # a place where it is not any more
+    run.call("rebuild", "--from", url, "--to", str(log.manifest["sequence"])).ends(ExitCode.OK)
 
 
 def test_a_run_with_a_head_that_is_solved_goes_on(new_run: NewRun) -> None:
@@ -110,7 +111,8 @@ def test_a_look_while_the_active_worker_deletes_an_old_state(
     finished: tuple[Run, Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, log = finished
-    seen = [log.history[0].value, log.checkpoints[-1].value]  # the first one's state is gone by now
-    monkeypatch.setattr(recover, "read_newest", lambda *_, **__: seen.pop(0))
+    seen = [log.history[0].value or b"", log.checkpoints[-1].value or b""]  # the first one's state is gone by now
+    found = [Newest(Found(decode_manifest(value), digest(value), 0), []) for value in seen]
+    monkeypatch.setattr(recover, "read_newest", lambda *_, **__: found.pop(0))
     Recovery(run.settings, Store(run.settings.checkpoint.store)).look()
-    assert not seen
+    assert not found

@@ -15,7 +15,9 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.errors import ExitCode, InputError
 from stream_learner.publishing import recover
 from stream_learner.publishing.recover import Recovery
+from stream_learner.records.manifest import decode_manifest, digest
 from stream_learner.streams import topics
+from stream_learner.streams.manifests import Found, Newest
 
 
 def test_missing_topics(new_run: NewRun) -> None:
@@ -68,7 +70,9 @@ def test_an_input_with_fewer_partitions_than_before(finished: tuple[Run, Log], m
     run, log = finished
     manifest = log.manifest
     manifest["positions"][run.input]["2"] = 1
-    monkeypatch.setattr(recover, "read_newest", lambda *_, **__: json.dumps(manifest).encode())
+    value = json.dumps(manifest).encode()
+    found = Newest(Found(decode_manifest(value), digest(value), 0), [])
+    monkeypatch.setattr(recover, "read_newest", lambda *_, **__: found)
     with pytest.raises(InputError, match="has fewer partitions than before: 2 missing"):
         Recovery(run.settings, Store(run.settings.checkpoint.store)).look()
 

@@ -19,7 +19,7 @@ from secured import LEARNER, Secured
 from stream_learner.config import MIB
 from stream_learner.errors import ExitCode, KafkaUnavailableError
 from stream_learner.streams import topics
-from stream_learner.streams.journal import read_newest
+from stream_learner.streams.journal import read_committed
 from stream_learner.streams.rights import RIGHTS, Right, Role
 from stream_learner.streams.topics import Names
 
@@ -77,8 +77,8 @@ def follow(run: Run, _: Target) -> Outcome:
     """What a program of somebody else's does, by our reader."""
     names = Names.of(run.settings)
     try:
-        assert read_newest(run.settings, names.checkpoints)
-        assert read_newest(run.settings, names.weights)
+        assert [*read_committed(run.settings, names.checkpoints)]
+        assert [*read_committed(run.settings, names.weights)]
     except KafkaUnavailableError as error:
         return Outcome(error.code, str(error))
     return Outcome(0, "")

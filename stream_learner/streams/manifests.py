@@ -1,0 +1,158 @@
+"""A run's manifests, among whatever else somebody wrote to their topics."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from stream_learner.config import Settings
+from stream_learner.errors import StateError
+from stream_learner.records.manifest import Manifest, NewerVersionError, decode_manifest, digest
+from stream_learner.records.record import Record
+from stream_learner.records.spans import Positions, each
+from stream_learner.signatures import Verifier
+from stream_learner.streams.journal import read_committed
+from stream_learner.streams.topics import Names
+
+# Offsets of the history topic that are read first, when it has to be; then ten times as many, and at last all.
+HISTORY_TAIL = 1_000
+ONE_RUN = "topics belong to one run: set topics.prefix or run.id"
+
+
+class Found(NamedTuple):
+    """A manifest of the run, the digest of its bytes, and its offset."""
+
+    manifest: Manifest
+    digest: str
+    offset: int
+
+
+@dataclass
+class Foreign:
+    """Offsets of a topic whose records are not the run's manifests, or copies of older ones; why the last is not."""
+
+    topic: str
+    offsets: list[int] = field(default_factory=list)
+    why: str = ""
+
+    def add(self, offset: int, why: str) -> None:
+        self.offsets.append(offset)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.topic} has {len(self.offsets)} of them, the last at offset {self.offsets[-1]} ({self.why})"
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The run's newest manifest, None without any; foreign records that were met on the way to it."""
+
+    found: Found | None
+    foreign: list[Foreign]
+    displaced: bool = False
+    """Whether only the history topic has it."""
+    behind: bool = False
+    """Whether the run's mirrored positions are ahead of it, although foreign records were skipped: the newest manifest
+    is missing or damaged."""
+
+
+def read_manifests(settings: Settings, foreign: Foreign, tail: int | None = None, wait: bool = True) -> Iterator[Found]:
+    """Yield the run's manifests in `foreign.topic`, each once, and note there what else the topic holds.
+
+    `tail` and `wait` are those of `read_committed`. Raises StateError when a newer program wrote one,
+    KafkaUnavailableError.
+    """
+    verifier = settings.security.verifier
+    seen: set[str] = set()
+    for record in read_committed(settings, foreign.topic, tail, wait):
+        try:
+            found = _accepted(record, settings.run.id, verifier)
+            if found.digest in seen:
+                raise ValueError("it is a copy of an earlier one")
+        except ValueError as error:
+            foreign.add(record.offset, str(error))
+        else:
+            seen.add(found.digest)
+            yield found
+
+
+def read_newest(settings: Settings, topic_id: str, positions: Positions, wait: bool = True) -> Newest:
+    """The run's newest manifest: the one with the highest sequence, whoever writes what else.
+
+    `topic_id` is that of the checkpoints topic now; `positions` are the run's mirrored ones, where they are known. When
+    the checkpoints topic holds foreign records, or nothing as new as the positions, the history topic is read as well:
+    it holds the same bytes, and a record with the run's key may have made compaction delete the newest manifest. Raises
+    as `read_manifests` does.
+    """
+    names = Names.of(settings)
+    foreign, newest = Foreign(names.checkpoints), None
+    # A manifest of an older topic of the same name is nobody's newest, but the caller says better what is wrong.
+    for found in read_manifests(settings, foreign, wait=wait):
+        if newest and found.manifest.sequence <= newest.manifest.sequence:
+            foreign.add(found.offset, f"manifest {found.manifest.sequence} stands behind {newest.manifest.sequence}")
+        else:
+            newest = found
+    met = [foreign] if foreign.offsets else []
+    if not met and not _behind(newest, positions):
+        return Newest(newest, [])
+    in_history, history = _newest_in_history(settings, topic_id, positions, wait)
+    met += [history] if history.offsets else []
+    displaced = newest is None and in_history is not None
+    if newest is None or (in_history and in_history.manifest.sequence > newest.manifest.sequence):
+        newest = in_history
+    return Newest(newest, met, displaced, behind=bool(met) and _behind(newest, positions))
+
+
+def _newest_in_history(
+    settings: Settings, topic_id: str, positions: Positions, wait: bool
+) -> tuple[Found | None, Foreign]:
+    """The newest manifest that was also written to the checkpoints topic as it is now. Reads as far back as needed."""
+    names = Names.of(settings)
+    tail: int | None = HISTORY_TAIL
+    while True:
+        newest, foreign = None, Foreign(names.history)
+        for found in read_manifests(settings, foreign, tail, wait):
+            if found.manifest.topic_ids.get(names.checkpoints) != topic_id:
+                continue
+            # Sequence 1 after others: the run was started over with `run --fresh`.
+            sequence = found.manifest.sequence
+            if newest is None or sequence == 1 or sequence > newest.manifest.sequence:
+                newest = found
+        if tail is None or (newest and not _behind(newest, positions)):
+            return newest, foreign
+        tail = tail * 10 if tail < 100 * HISTORY_TAIL else None
+
+
+def no_manifest(settings: Settings, newest: Newest) -> StateError:
+    """What to say when there are only foreign records."""
+    return StateError(
+        f"topic {Names.of(settings).checkpoints} holds no manifest of run {settings.run.id!r}, only records that are "
+        f"not: {'; '.join(map(str, newest.foreign))}. Nothing was changed; {ONE_RUN}"
+    )
+
+
+def _accepted(record: Record, run_id: str, verifier: Verifier | None) -> Found:
+    """Raises ValueError when the record is not a manifest of the run, StateError when a newer program wrote it."""
+    if record.value is None:
+        raise ValueError(record.unreadable or "it has no value")
+    if verifier and not verifier.accepts(record.value, record.headers):
+        raise ValueError("it is not signed by one of security.verify_key_files")
+    try:
+        manifest = decode_manifest(record.value)
+    except NewerVersionError as error:
+        if error.run_id != run_id:
+            raise
+        raise StateError(
+            f"offset {record.offset} of topic {record.topic} was written by a newer version of this program ({error}); "
+            "start that version"
+        ) from None
+    if manifest.run_id != run_id:
+        raise ValueError(f"it belongs to run {manifest.run_id!r}")
+    return Found(manifest, digest(record.value), record.offset)
+
+
+def _behind(newest: Found | None, positions: Positions) -> bool:
+    if newest is None:
+        return bool(positions)
+    # Only where the manifest has a position: the group may remember topics of before a `run --fresh`.
+    reached = newest.manifest.positions
+    return any(reached.get(topic, {}).get(p, offset) < offset for topic, p, offset in each(positions))
