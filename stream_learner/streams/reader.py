@@ -144,7 +144,8 @@ class _Records(Fetcher.PartitionRecords):
         """Records of before Kafka 0.11."""
         if batch.compression_type:
             why = "its batch is of a message format before Kafka 0.11, and compressed"
-            parsed = [Parsed(batch.base_offset, -1, unreadable=why)]
+            inside = range(self.next_fetch_offset, batch.base_offset + 1)  # its offset is that of the last record in it
+            parsed = [Parsed(offset, -1, unreadable=why) for offset in inside]
         else:
             parsed = [Parsed(r.offset, -1 if r.timestamp is None else r.timestamp, r.key, r.value) for r in batch]
         for record in parsed:

@@ -49,11 +49,17 @@ def payload(records: list[Raw]) -> bytes:
 
 
 def batch(
-    data: bytes, count: int, codec: str = "none", base_offset: int = 0, last_offset_delta: int | None = None
+    data: bytes,
+    count: int,
+    codec: str = "none",
+    base_offset: int = 0,
+    last_offset_delta: int | None = None,
+    attributes: int = 0,
+    producer_id: int = -1,
 ) -> bytes:
     """A batch of `count` records, whose payload is `data`, compressed already. Its checksum is right."""
     last = count - 1 if last_offset_delta is None else last_offset_delta
-    fields = HEADER.pack(CODECS[codec], last, TIMESTAMP_MS, TIMESTAMP_MS, -1, -1, -1, count)
+    fields = HEADER.pack(CODECS[codec] | attributes, last, TIMESTAMP_MS, TIMESTAMP_MS, producer_id, -1, -1, count)
     body = fields + data
     return struct.pack(">qiibI", base_offset, len(body) + 9, -1, 2, crc32c(body)) + body
 

@@ -16,7 +16,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from kafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
+from kafka.protocol.consumer import IsolationLevel
 from kafka.record.default_records import DefaultRecordBatch
+from kafka.record.legacy_records import LegacyRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
 from kafka.structs import TopicPartition
 from raw_batches import Raw, batch, payload, record, send, varint
@@ -29,7 +31,7 @@ from stream_learner.streams import reader as reading
 from stream_learner.streams import record_batch
 from stream_learner.streams.connection import reader
 from stream_learner.streams.journal import read_committed
-from stream_learner.streams.reader import Damaged, _Budget, _NoBatchError, _Records
+from stream_learner.streams.reader import Damaged, _Budget, _NoBatchError, _Records, to_record
 from stream_learner.streams.replay import Replay
 from stream_learner.streams.source import Source
 
@@ -278,15 +280,48 @@ def test_a_damaged_last_batch_is_passed_over_too(broker: Broker, kafka: KafkaSet
 def test_bytes_that_are_no_batch_are_passed_over_one_offset_at_a_time():
     """Brokers mostly notice themselves that the length of a batch is damaged."""
     good = batch(payload([Raw(b"a"), Raw(b"b")]), 2)
-
-    def take(data: bytes) -> list[tuple[int, int | None]]:
-        part = _Records(0, TopicPartition("t", 0), MemoryRecords(data), budget=_Budget(), highwater=lambda _: None)
-        return [(message.offset, message.end if isinstance(message, Damaged) else None) for message in part.take(10)]
-
-    assert take(good) == [(0, None), (1, None)]
-    assert take(good + good[:8] + bytes(4) + good[12:]) == [(0, None), (1, None), (2, 3)]
+    ends = [message.end for message in take(good + good[:8] + bytes(4) + good[12:]) if isinstance(message, Damaged)]
+    assert ends == [3]
     with pytest.raises(_NoBatchError):
         take(good[:8] + b"\x7f\xff\xff\xff" + good[12:])
+
+
+# -- what brokers of today write no more, or rarely
+
+
+def take(data: bytes) -> list[Any]:
+    """What a consumer of committed records gives of a fetched response, from offset 0 on."""
+    place, records = TopicPartition("t", 0), MemoryRecords(data)
+    committed = IsolationLevel.READ_COMMITTED
+    part = _Records(0, place, records, budget=_Budget(), highwater=lambda _: None, isolation_level=committed)
+    return part.take(100)
+
+
+@pytest.mark.parametrize("magic", [0, 1])
+def test_records_of_before_kafka_0_11_are_read_unless_they_are_compressed(magic: int):
+    def built(codec: int) -> bytes:
+        builder = LegacyRecordBatchBuilder(magic, codec, 10_000)
+        for offset in range(2):
+            builder.append(offset, raw_batches.TIMESTAMP_MS, b"key", b"value")
+        return bytes(builder.build())
+
+    timestamp_ms = raw_batches.TIMESTAMP_MS if magic else -1
+    whole = [to_record(message) for message in take(built(0))]
+    assert whole == [Record("t", 0, offset, timestamp_ms, b"key", b"value", []) for offset in range(2)]
+    # Brokers give a compressed batch the offset of its last record.
+    of_the_last = (1).to_bytes(8, "big") + built(raw_batches.CODECS["gzip"])[8:]
+    gzipped = [to_record(message) for message in take(of_the_last)]
+    assert [record.offset for record in gzipped] == [0, 1]
+    assert {record.unreadable for record in gzipped} == {
+        "its batch is of a message format before Kafka 0.11, and compressed"
+    }
+
+
+def test_a_control_batch_that_compaction_left_empty_is_passed_over():
+    transactional, control = 0x10, 0x20
+    marker = batch(b"", 0, last_offset_delta=0, attributes=transactional | control, producer_id=1)
+    after = batch(payload(GOOD), 1, base_offset=1)
+    assert [(message.offset, message.value) for message in take(marker + after)] == [(1, b"good")]
 
 
 # -- memory

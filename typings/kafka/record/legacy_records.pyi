@@ -1,0 +1,4 @@
+# kafka-python ships no types, and those bundled with pyright describe its version 2.
+from typing import Any
+
+def __getattr__(name: str) -> Any: ...
