@@ -14,7 +14,14 @@ from stream_learner.errors import ExitCode
 from stream_learner.local.broker import Broker
 
 RESTARTS = 3
-SETTINGS = {
+# Every state, and so little in each that the manifest has room for the parts of all of them.
+ALL_KEPT = {
+    "checkpoint.keep": 100,
+    "memory.max_bytes": 40_000,
+    "held_out.max_bytes": 16_000,
+    "memory.segment_bytes": 16 * 1024,
+}
+SETTINGS = ALL_KEPT | {
     "model.name": "cnn",
     "batch.size": 8,
     "memory.max_items": 200,
@@ -24,7 +31,6 @@ SETTINGS = {
     "release.patience": 1,
     "checkpoint.every_records": 100,
     "checkpoint.max_unsaved_records": 150,
-    "checkpoint.keep": 1000,
 }
 
 
@@ -123,7 +129,7 @@ def test_what_is_not_there(restarted: tuple[Run, Log], start: Any, target: Any, 
 
 
 def test_records_that_were_lost_are_passed_over_again(new_run: NewRun) -> None:
-    run = new_run(2, input__on_lost="continue", checkpoint__keep=1000)
+    run = new_run(2, input__on_lost="continue", **{name.replace(".", "__"): value for name, value in ALL_KEPT.items()})
     run.feed(mixed(1000))
     before = len(run.finish(run.start()).history)
     run.feed(mixed(2000))
