@@ -73,7 +73,7 @@ def rebuilt(run: Run, modules: Path, log: Log) -> str:
 
 
 def test_a_record_that_ends_the_process_three_times_is_set_aside(new_run: NewRun, modules: Path) -> None:
-    run = new_run(input__format="poisonous:poisonous", checkpoint__keep=1000, **NEVER)
+    run = new_run(input__format="poisonous:poisonous", **NEVER)
     feed(run, good(100), [poison(poison="abort")], good(50), [poison(poison="raise")], good(100))
     for _ in range(3):
         start(run, modules).ends(-signal.SIGABRT)
@@ -88,7 +88,7 @@ def test_a_record_that_ends_the_process_three_times_is_set_aside(new_run: NewRun
 
 
 def test_the_culprit_of_a_batch_is_found_by_learning_its_records_one_by_one(new_run: NewRun, modules: Path) -> None:
-    run = new_run(learning__strategy="poisonous:Poisonous", checkpoint__keep=1000, **NEVER)
+    run = new_run(learning__strategy="poisonous:Poisonous", **NEVER)
     feed(run, good(100), [poison()._replace(value=WHITE)], good(50))
     for _ in range(5):
         start(run, modules).ends(-signal.SIGABRT)

@@ -16,7 +16,7 @@ BOMB_BYTES = 512 * MIB
 
 
 def test_a_damaged_batch_is_lost_once_that_is_allowed(new_run: NewRun) -> None:
-    run = new_run(checkpoint__keep=1000)
+    run = new_run()
     run.feed(good(300))
     run.feed([Draft(b"to be damaged", b"", [], None)])
     run.feed(good(300))
