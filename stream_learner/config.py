@@ -30,7 +30,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
+from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict, SettingsError
 
 from stream_learner.errors import UsageError
 from stream_learner.signatures import Ed25519PrivateKey, Verifier, read_signing_key, read_verify_key
@@ -44,6 +44,8 @@ MAX_CLASSES = 65_536
 MAX_RANDOM_FEATURES = 65_536
 # Of the names of all input topics, which manifests and windows name several times: 600 long ones fit.
 MAX_TOPIC_NAMES_BYTES = 150_000
+# Variables that Kubernetes sets beside a Service called stream-learner, or stream-learner-x.
+SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT=\w+://.*|PORT_\d+_\w+(_PROTO|_PORT|_ADDR)?)(=|$)")
 # What pydantic calls the error of a default that depends on a value with an error of its own.
 CONSEQUENCE = "default_factory_not_called"
 # Kafka's own rule for topic names; run ids and prefixes become parts of them.
@@ -593,12 +595,16 @@ def load(path: Path | None, overrides: list[str] | None = None) -> Settings:
         named = path if path.suffix == ".toml" else "of that name"  # which may be a password
         raise UsageError(f"there is no settings file {named}; deploy/worker.example.toml is one to start from")
 
+    document: dict[str, Any] = {}
+
     class Merged(Settings):
         @classmethod
         def settings_customise_sources(cls, settings_cls, init_settings, env_settings, **_):  # pyright: ignore
-            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
+            return init_settings, env_settings, InitSettingsSource(settings_cls, document)
 
     try:
+        if path is not None:
+            document |= tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin with a BOM
         settings = Merged(**_nested(overrides or []))
         _reject_unknown_environment()
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -642,9 +648,11 @@ def _named(path: str) -> str:
 
 def _reject_unknown_environment() -> None:
     # pydantic-settings looks up the names it knows and never sees a misspelt section.
-    for name in os.environ:
+    for name, value in os.environ.items():
         section, nested, _ = name.removeprefix(ENV_PREFIX).lower().partition("__")
-        if name.startswith(ENV_PREFIX) and (not nested or section not in Settings.model_fields):
+        if not name.startswith(ENV_PREFIX) or SERVICE.search(f"{name}={value}"):
+            continue
+        if not nested or section not in Settings.model_fields:
             raise UsageError(f"unknown setting {name} in the environment{_nearest(section, Settings.model_fields)}")
 
 

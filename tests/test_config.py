@@ -198,6 +198,34 @@ def test_a_file_that_is_not_toml_is_named(tmp_path, content):
     assert problem(path).startswith(f"{path} is not valid TOML: ")
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "worker.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + FILE.replace("\n", "\r\n").encode())
+    assert config.load(path).kafka.client_id == "file"
+
+
+@pytest.mark.parametrize("service", ["STREAM_LEARNER", "STREAM_LEARNER_X", "STREAM_LEARNER__X"])
+def test_variables_of_a_kubernetes_service_are_no_settings(file, monkeypatch, service):
+    for name, value in {
+        "SERVICE_HOST": "10.43.7.9",
+        "SERVICE_PORT": "9464",
+        "SERVICE_PORT_HTTP_METRICS": "9464",
+        "PORT": "tcp://10.43.7.9:9464",
+        "PORT_9464_TCP": "tcp://10.43.7.9:9464",
+        "PORT_9464_TCP_PROTO": "tcp",
+        "PORT_9464_TCP_PORT": "9464",
+        "PORT_9464_TCP_ADDR": "10.43.7.9",
+    }.items():
+        monkeypatch.setenv(f"{service}_{name}", value)
+    assert config.load(file).run.id == "digits"
+
+
+@pytest.mark.parametrize("name", ["PORT", "MONITORING_PORT", "MONITORING_HOST", "SERVICE", "KAFKA_SSL_CAFILE"])
+def test_a_misspelt_variable_is_not_taken_for_a_services(file, monkeypatch, name):
+    monkeypatch.setenv(config.ENV_PREFIX + name, "9464")
+    assert problem(file).startswith(f"unknown setting STREAM_LEARNER_{name} in the environment")
+
+
 def test_settings_cannot_be_changed_afterwards(file):
     settings = config.load(file)
     with pytest.raises(ValidationError):
