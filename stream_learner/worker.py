@@ -23,6 +23,7 @@ from stream_learner.publishing.publisher import EndProcess, Publisher
 from stream_learner.publishing.recover import Recovered, Recovery
 from stream_learner.records.breaker import Breaker
 from stream_learner.records.decoder import Decoder
+from stream_learner.records.event_time import is_known
 from stream_learner.records.manifest import Manifest
 from stream_learner.records.progress import MAX_ENTRIES
 from stream_learner.records.record import Split
@@ -68,7 +69,7 @@ class Worker:
             for drift in report.drifts:
                 before, after = (round(error, 3) for error in (drift.error_before, drift.error_after))
                 log.warning("drift: predictions go wrong more often", before=before, after=after, records=drift.records)
-            self.newest_ms |= batch.newest_timestamp_ms
+            self.newest_ms |= {place: ms for place, ms in batch.newest_timestamp_ms.items() if is_known(ms)}
             self.tend()
             if learner.release_due:
                 self.wait()  # falls on the same batch in every execution, so training waits
@@ -167,7 +168,7 @@ class Worker:
         for topic, partitions in self.lag().items():
             for partition, records in partitions.items():
                 newest_ms = self.newest_ms.get((topic, partition))
-                seconds = max(0.0, time.time() - newest_ms / 1000) if records and newest_ms else 0.0
+                seconds = max(0.0, time.time() - newest_ms / 1000) if records and newest_ms is not None else 0.0
                 self.metrics.observe_lag(topic, partition, records, seconds)
         memory = self.learner.memory
         fill = zip(self.learner.labels, memory.counts.tolist(), strict=False)  # a label may have no training sample

@@ -29,6 +29,7 @@ from stream_learner.worker import Worker
 
 NEVER, ALWAYS = 1e9, 1e-9  # checkpoint.every_s
 BATCH = 10  # records
+NOW_MS = 1_700_000_000_000
 
 
 class Clock:
@@ -170,13 +171,13 @@ class Loop:
 
 
 def batch(start: int, rejected: int = 0, value: bytes = b"") -> Batch:
-    record = Record("images", 0, start, 1000, None, value, [])
+    record = Record("images", 0, start, NOW_MS, None, value, [])
     return Batch(
         rejections=[Rejection(record, Reason.NO_LABEL, "decode", "")] * rejected,
         spans={"images": {0: Span(start, start + BATCH)}},
         records=BATCH,
         training=BATCH - rejected,
-        newest_timestamp_ms={("images", 0): 1000},
+        newest_timestamp_ms={("images", 0): NOW_MS},
     )
 
 

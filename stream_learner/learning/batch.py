@@ -1,12 +1,14 @@
 """Mini-batches that know which offsets they cover."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from stream_learner.config import MIB, BatchSettings
 from stream_learner.errors import InputError
+from stream_learner.records.event_time import odd_kind
 from stream_learner.records.ledger import Piece
 from stream_learner.records.record import Gap, Record, RejectError, Rejection, Sample, Split
 from stream_learner.records.spans import Positions, Span, Spans, extend
@@ -51,6 +53,7 @@ class Batch:
     bytes: int = 0
     training: int = 0
     newest_timestamp_ms: dict[tuple[str, int], int] = field(default_factory=dict)
+    odd_timestamps: Counter[str] = field(default_factory=Counter)
     poll_s: float = 0.0
     decode_s: float = 0.0
 
@@ -65,6 +68,8 @@ class Batch:
         self.records += 1
         self.bytes += record.nbytes
         self.newest_timestamp_ms[record.topic, record.partition] = record.timestamp_ms
+        if odd := odd_kind(record.timestamp_ms, time.time()):
+            self.odd_timestamps[odd] += 1
         try:
             sample = decode(record)
         except RejectError as reject:

@@ -115,6 +115,7 @@ class Learner:
             tombstones=batch.tombstones,
             rejections=list(batch.rejections),
             newest_timestamp_ms=batch.newest_timestamp_ms,
+            odd_timestamps=batch.odd_timestamps,
             poll_s=batch.poll_s,
             decode_s=batch.decode_s,
         )
@@ -127,7 +128,7 @@ class Learner:
                 self._weights.restore(before)  # learned, by no step: nothing changes
             elif self._learn(stream, features_NF, report):
                 self._releases.taught()
-                self._remember(train, weighed.stored, stream.logits)
+                self._remember(train, weighed, stream.logits)
             else:
                 self._weights.restore(before)
                 report.weights = {}
@@ -260,11 +261,13 @@ class Learner:
             images_NHWC = augment(images_NHWC)
         return minibatch._replace(images_NHWC=images_NHWC)
 
-    def _remember(self, train: list[Sample], weights: np.ndarray, logits: Tensor | None) -> None:
+    def _remember(self, train: list[Sample], weighed: Weighed, logits: Tensor | None) -> None:
         rows = logits.cpu().numpy() if logits is not None else [None] * len(train)
-        for sample, weight, row in zip(train, weights.tolist(), rows, strict=True):
+        columns = weighed.stored.tolist(), weighed.timestamps_ms.tolist(), rows
+        for sample, weight, timestamp_ms, row in zip(train, *columns, strict=True):
             if weight > 0:
-                self.memory.add(sample, self._classes.index_of[sample.label], weight, self.records, row)
+                dated = sample._replace(record=sample.record._replace(timestamp_ms=timestamp_ms))
+                self.memory.add(dated, self._classes.index_of[sample.label], weight, self.records, row)
 
     # -- releasing
 

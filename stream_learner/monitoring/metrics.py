@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from stream_learner.monitoring.health import Health, Phase
+from stream_learner.records import event_time
 from stream_learner.records.manifest import Manifest
 from stream_learner.records.record import Label, Reason, Split
 from stream_learner.records.report import Report
@@ -51,6 +52,12 @@ class Metrics:
             "records_lost_total",
             "Offsets that fell off retention or were damaged before they were read, in offsets.",
             partition,
+        )
+        self._odd_timestamps = counter(
+            "record_timestamps_total",
+            "Records with an odd timestamp: more than an hour ahead of the worker's clock (`future`) or no time at all "
+            "(`unknown`), in records.",
+            ("kind",),
         )
         self._steps = counter("steps_total", "Optimizer updates, in steps.")
         self._loss = gauge("loss", "Weighted loss of the last batch that was learned, mean over its steps, in nats.")
@@ -158,6 +165,8 @@ class Metrics:
         # A rate over a series that appears with its first event misses that event.
         for split in (Split.VALIDATION, Split.TEST):
             self._held_out.labels(split)
+        for kind in event_time.KINDS:
+            self._odd_timestamps.labels(kind)
         for topic, reason in product(topics, Reason):
             self._rejected.labels(topic, reason)
         self._classes_shown: set[Label] = set()
@@ -181,6 +190,8 @@ class Metrics:
         for rejection in report.rejections:
             self._rejected.labels(rejection.record.topic, rejection.reason).inc()
         self._tombstones.inc(report.tombstones)
+        for kind, count in report.odd_timestamps.items():
+            self._odd_timestamps.labels(kind).inc(count)
         for topic, number, span in report.lost:
             self._lost.labels(topic, number).inc(span.end - span.start)
         if report.spans:

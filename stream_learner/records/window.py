@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from stream_learner.records import documents, rejects
+from stream_learner.records import documents, event_time, rejects
 from stream_learner.records.documents import Count, RunId, Sequence, Time
 from stream_learner.records.record import Label
 from stream_learner.records.rejects import Rejects
@@ -125,6 +125,9 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """The same records, by input topic and reason."""
     tombstones: Count
     """Deletion markers (null values with a key) that were skipped."""
+    timestamps: dict[str, Count]
+    """Records whose timestamp is more than an hour ahead of the worker's clock (`future`), or no time at all, such as
+    -1 or seconds (`unknown`)."""
     learned: Count
     """Training samples that were learned."""
     steps: Count
@@ -178,6 +181,7 @@ class Tally:
         self.splits: dict[str, int] = {}
         self.rejects: Rejects = {}
         self.tombstones = 0
+        self.timestamps = dict.fromkeys(event_time.KINDS, 0)
         self.learned = 0
         self.steps = 0
         self.loss_sum = 0.0
@@ -196,6 +200,8 @@ class Tally:
             self.splits[split.value] = self.splits.get(split.value, 0) + count
         rejects.count(self.rejects, report.rejections)
         self.tombstones += report.tombstones
+        for kind, count in report.odd_timestamps.items():
+            self.timestamps[kind] += count
         self.learned += report.learned
         self.steps += report.steps
         self.loss_sum += report.loss_sum
@@ -217,6 +223,7 @@ class Tally:
             rejected=rejects.by_reason(self.rejects),
             rejected_by_topic=self.rejects,
             tombstones=self.tombstones,
+            timestamps=self.timestamps,
             learned=self.learned,
             steps=self.steps,
             loss=self.loss_sum / self.steps if self.steps else None,

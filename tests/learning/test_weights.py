@@ -33,10 +33,13 @@ from stream_learner.learning.batch import Batch
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.weighting import WEIGHTS, Arrivals, Policy, Times, Weights
 from stream_learner.learning.weighting.policies import FADE
+from stream_learner.learning.weighting.weights import CLOCK
 from stream_learner.records.record import Reason
 from stream_learner.records.window import Tally
 
 HOUR_MS = 3_600_000
+NOW_S = 1_700_000_000
+NOW_MS = 1000 * NOW_S
 
 
 # -- the policies
@@ -89,16 +92,45 @@ def test_class_balance_has_the_mean_1_and_makes_classes_equal():
 
 
 def test_recency_halves_with_each_half_life_of_event_time():
-    recency = policy("recency", half_life_s=3600)
-    ages_h = [1, 0, 2, 0.5]
-    now = 1_700_000_000_000
-    times = [now - int(age * HOUR_MS) for age in ages_h]
-    assert recency.factors(arrivals([0] * 4, timestamps_ms=times)).tolist() == [2**-age for age in ages_h]
-    late = arrivals([0], timestamps_ms=[now - 3 * HOUR_MS])
-    assert recency.factors(late).tolist() == [2**-3]
-    recency.factors(arrivals([0], timestamps_ms=[now + HOUR_MS]))
-    faded = recency.replayed(Times(np.zeros(4, np.int64), np.array(times)))
-    assert faded.tolist() == [2 ** -(age + 1) for age in ages_h]
+    weights = Weights(WeightsSettings(policies=["recency"], half_life_s=3600))
+    ages_h = [0, 1, 0, 2, 0.5, 0, 0, 0, 0, -3]  # the last is of the future
+    times = [NOW_MS - int(age * HOUR_MS) for age in ages_h]
+    expected = [2 ** -max(age, 0) for age in ages_h]
+    assert weights.weigh(arrivals([0] * 10, timestamps_ms=times)).now.tolist() == pytest.approx(expected)
+    weights.weigh(arrivals([0] * 101, timestamps_ms=[NOW_MS + HOUR_MS] * 101))
+    faded = weights.replayed(np.ones(4), Times(np.zeros(4, np.int64), np.array(times[:4])))
+    assert faded.tolist() == pytest.approx([2 ** -(age + 1) for age in ages_h[:4]])
+
+
+YEAR_2099_MS = 4_070_908_800_000
+
+
+@pytest.mark.parametrize("wrong", [YEAR_2099_MS, -1, 0, NOW_S, -6_800_000_000_000, 2**62])
+def test_one_wrong_clock_changes_nothing_for_others(wrong):
+    """The good records of a second have one timestamp, and a wrong one stands among them."""
+    chosen = WeightsSettings(policies=["recency"], half_life_s=60)
+    undisturbed, disturbed = Weights(chosen), Weights(chosen)
+    for second in range(20):
+        good = [NOW_MS + 1000 * second] * 30 + [NOW_MS + 1000 * second - 30_000] * 2
+        found = undisturbed.weigh(arrivals([0] * 32, timestamps_ms=good))
+        mixed = [*good[:7], wrong, *good[7:]] if second == 5 else good
+        weighed = disturbed.weigh(arrivals([0] * len(mixed), timestamps_ms=mixed)).now.tolist()
+        if second == 5:
+            assert weighed.pop(7) == 1  # neither late nor ahead of its time
+        assert weighed == found.now.tolist()
+        old = Times(np.zeros(2, np.int64), np.array([NOW_MS, wrong if wrong == YEAR_2099_MS else NOW_MS]))
+        assert disturbed.replayed(np.ones(2), old)[0] == undisturbed.replayed(np.ones(2), old)[0]
+        assert min(found.now) < 0.8
+
+
+def test_an_unknown_time_is_that_of_its_arrival():
+    weights = Weights(WeightsSettings(policies=["recency"], half_life_s=60))
+    first = weights.weigh(arrivals([0, 0], timestamps_ms=[-1, NOW_S]))
+    assert first.timestamps_ms.tolist() == [0, 0]  # nobody knows
+    weights.weigh(arrivals([0] * 5, timestamps_ms=[NOW_MS] * 5))
+    later = weights.weigh(arrivals([0, 0], timestamps_ms=[-1, NOW_MS - 60_000]))
+    assert later.timestamps_ms.tolist() == [NOW_MS, NOW_MS - 60_000]
+    assert later.now.tolist() == [1, 0.5]
 
 
 def test_recency_in_records_fades_in_the_memory_alone():
@@ -154,7 +186,8 @@ HALF = f"{__name__}:Half"
 
 def test_factors_are_multiplied_and_clipped_and_those_of_the_moment_are_not_kept():
     weights = Weights(WeightsSettings(policies=["record", "recency", HALF], half_life_s=1, max_weight=2.0))
-    weighed = weights.weigh(arrivals([0, 1, 2], record_weights=[1.0, 0.0, 8.0], timestamps_ms=[0, 1000, 1000]))
+    times = [NOW_MS, NOW_MS + 1000, NOW_MS + 1000]
+    weighed = weights.weigh(arrivals([0, 1, 2], record_weights=[1.0, 0.0, 8.0], timestamps_ms=times))
     assert weighed.now.tolist() == [0.25, 0, 1]
     assert weighed.stored.tolist() == [0.5, 0, 1]
     assert weighed.factors == {
@@ -163,7 +196,7 @@ def test_factors_are_multiplied_and_clipped_and_those_of_the_moment_are_not_kept
         HALF: [0.5, 0.5, 0.5],
         "combined": [0.25, 0, 1],
     }
-    replayed = weights.replayed(np.array([0.5, 2.0], np.float32), Times(np.zeros(2, np.int64), np.array([0, 1000])))
+    replayed = weights.replayed(np.array([0.5, 2.0], np.float32), Times(np.zeros(2, np.int64), np.array(times[:2])))
     assert replayed.tolist() == [0.25, 2]
     assert weighed.now.dtype == weighed.stored.dtype == replayed.dtype == np.float32
 
@@ -207,7 +240,7 @@ def stream() -> list[Batch]:
                 first=12 * i,
                 weights=[0.0] if i == 2 else [1.0, 0.5, 2.0, 30.0, 0.0],
                 splits=[TRAIN, TRAIN, TRAIN, TRAIN, VALIDATION, TRAIN, TEST],
-                timestamps_ms=[10_000 * i, 10_000 * i - 25_000],
+                timestamps_ms=[NOW_MS + 10_000 * i, NOW_MS + 10_000 * i - 25_000],
             )
         )
     return batches
@@ -299,7 +332,7 @@ def test_its_state_is_a_json_document_and_may_be_absent(run):
     learner = learned(settings(**run), stream())
     document = learner.snapshot().document["weights"]
     assert json.loads(json.dumps(document)) == document
-    assert set(document) == set(run["weights__policies"])
+    assert set(document) == {*run["weights__policies"], CLOCK}
     without = learned(settings(weights__policies=[]), stream()).snapshot()
     assert learn(resumed(settings(**run), without), [batch([0], first=position(learner))])[0].learned == 1
 
@@ -357,12 +390,12 @@ def kept(learner: Learner) -> dict[str, list]:
 
 def test_what_is_the_samples_own_is_kept_with_it():
     learner = Learner(settings(weights__policies=["record", "class_balance", HALF]))
-    learner.learn(batch([0, 1], weights=[2.0], timestamps_ms=[5000]))
-    learner.learn(batch([0, 0, 1, 2], first=2, weights=[1.0, 0.0, 1.0, 1.0], timestamps_ms=[6000]))
+    learner.learn(batch([0, 1], weights=[2.0], timestamps_ms=[NOW_MS]))
+    learner.learn(batch([0, 0, 1, 2], first=2, weights=[1.0, 0.0, 1.0, 1.0], timestamps_ms=[NOW_MS + 6000]))
     assert kept(learner) == {
         "weights": [1, 1, 0.5, 0.5, 0.5],  # class balance is of the moment, weight 0 teaches nothing
         "admitted": [0, 0, 2, 2, 2],
-        "timestamps_ms": [5000, 5000, 6000, 6000, 6000],
+        "timestamps_ms": [NOW_MS, NOW_MS, *[NOW_MS + 6000] * 3],
     }
 
 
@@ -470,7 +503,7 @@ def test_recency_lets_late_records_of_an_old_world_count_less():
     order, after = shuffled(), (TARGETS + 1) % 10
     new = (np.arange(1200) >= 600) & (np.random.default_rng(0).random(1200) < 0.5)
     labels = np.where(new, after[order], TARGETS[order])
-    timestamps_ms = np.where(new, 10_000_000, 0).tolist()
+    timestamps_ms = np.where(new, NOW_MS + 10_000_000, NOW_MS).tolist()
 
     def recall(**given: Any) -> float:
         learner = in_batches(Learner(settings(**given, **TEACH)), order, labels, timestamps_ms=timestamps_ms)

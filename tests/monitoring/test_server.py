@@ -33,6 +33,7 @@ DOCUMENTED = {
     "records_lost": ("counter", "offsets"),
     "phase": ("gauge", "1 for that phase"),
     "kafka_warnings": ("counter", "messages"),
+    "record_timestamps": ("counter", "records"),
     "steps": ("counter", "steps"),
     "sample_weight": ("histogram", "no unit"),
     "loss": ("gauge", "nats"),

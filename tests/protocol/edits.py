@@ -10,7 +10,7 @@ LEAVES = st.one_of(
     st.booleans(),
     st.integers(-2, 3),
     st.sampled_from([2**31, 2**63, 2**64, -(2**63) - 1, 10**30]),
-    st.floats(),
+    st.floats(allow_subnormal=False),  # torch has switched them off
     st.text(max_size=5),
     st.sampled_from(["..", "os:system", "file:///etc/passwd", "x" * 300, "2025-01-01", "sha256:" + "0" * 64]),
 )

@@ -15,10 +15,11 @@ LEAST_PROBABILITY = np.finfo(np.float32).tiny
 
 class Times(NamedTuple):
     """When samples came: how many input records had been learned before, and their event time (Kafka's timestamp) in
-    milliseconds since 1970, UTC. Both int64 [N]."""
+    milliseconds since 1970, UTC (0: not known). Both int64 [N]. `now_ms` is the event time now (0: not known)."""
 
     admitted: np.ndarray
     timestamps_ms: np.ndarray
+    now_ms: int = 0
 
 
 class Arrivals(NamedTuple):
@@ -123,37 +124,33 @@ class ClassBalance(Policy):
 class Recency(Policy):
     """2^-(age / half-life): a late record weighs less when it arrives, and a sample in the memory fades as it ages.
 
-    Age is counted from the newest training sample: in input records (`weights.half_life_records`; what arrives has age
-    0) or in event time (`weights.half_life_s`). A timestamp from the future makes all others older; brokers bound
-    it by `message.timestamp.after.max.ms`.
+    Age is counted in input records from the newest training sample (`weights.half_life_records`; what arrives has age
+    0), or in event time from the upper quartile of the last 101 timestamps (`weights.half_life_s`), which no single
+    wrong one moves. It is never below 0, and 0 where a timestamp is not known.
     """
 
     stored = False
 
     def __init__(self, settings: WeightsSettings):
         super().__init__(settings)
-        if settings.half_life_records is not None:
-            self._clock, self._half_life = "admitted", settings.half_life_records
-        else:
-            assert settings.half_life_s is not None  # one of them is set: the settings see to it
-            self._clock, self._half_life = "timestamps_ms", settings.half_life_s * 1000
-        self._newest = 0
+        self._newest = 0  # records
 
     def factors(self, arrivals: Arrivals) -> np.ndarray:
-        self._newest = max(self._newest, int(self._read(arrivals.times).max()))
+        self._newest = max(self._newest, int(arrivals.times.admitted.max()))
         return self.replayed(arrivals.times)
 
     def replayed(self, times: Times) -> np.ndarray:
-        return np.exp2((self._read(times) - self._newest) / self._half_life)
-
-    def _read(self, times: Times) -> np.ndarray:
-        return getattr(times, self._clock)
+        if self._settings.half_life_records is not None:
+            return np.exp2((times.admitted - self._newest) / self._settings.half_life_records)
+        assert self._settings.half_life_s is not None  # one of them is set: the settings see to it
+        ages_ms = np.where(times.timestamps_ms > 0, np.maximum(times.now_ms - times.timestamps_ms, 0), 0)
+        return np.exp2(-ages_ms / (self._settings.half_life_s * 1000))
 
     def state(self) -> dict[str, Any]:
-        return {self._clock: self._newest}
+        return {"admitted": self._newest}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._newest = state.get(self._clock, 0)
+        self._newest = state.get("admitted", 0)
 
 
 class Novelty(Policy):

@@ -7,20 +7,23 @@ import numpy as np
 
 from stream_learner.config import WeightsSettings
 from stream_learner.learning.stored import parse, part
+from stream_learner.learning.weighting.clock import EventClock
 from stream_learner.learning.weighting.policies import WEIGHTS, Arrivals, Times
 from stream_learner.registry import lookup
 
 COMBINED = "combined"
+CLOCK = "event_time"
 LARGEST = float(np.finfo(np.float32).max)
 
 
 class Weighed(NamedTuple):
     """Weights of a batch, float32 [N]: those of its own steps, and those to be kept in the memory. `factors` are each
-    policy's, and the `combined` weights, for the report."""
+    policy's, and the `combined` weights, for the report. `timestamps_ms` are the samples' event times, int64 [N]."""
 
     now: np.ndarray
     stored: np.ndarray
     factors: dict[str, list[float]]
+    timestamps_ms: np.ndarray
 
 
 class Weights:
@@ -29,20 +32,26 @@ class Weights:
     def __init__(self, settings: WeightsSettings):
         """Raises UsageError when the settings name a policy that is not there."""
         self._max_weight = settings.max_weight
+        self._clock = EventClock()
         self._policies = {name: lookup(WEIGHTS, name, "weights.policies")(settings) for name in settings.policies}
 
     def weigh(self, arrivals: Arrivals) -> Weighed:
         """Takes a batch of at least one sample into the statistics and weighs it. When it turns out that the batch is
         not learned, or makes no step, `restore` the state from before."""
+        timestamps_ms = self._clock.observe(arrivals.times.timestamps_ms)
+        times = arrivals.times._replace(timestamps_ms=timestamps_ms, now_ms=self._clock.now_ms)
+        arrivals = arrivals._replace(times=times)
         # Finite, for windows; what is not a number stays so, and the batch is undone.
         factors = {n: np.clip(policy.factors(arrivals), 0, LARGEST) for n, policy in self._policies.items()}
         ones = np.ones(len(arrivals.labels))
         now = self._clip(math.prod(factors.values(), start=ones))
         stored = self._clip(math.prod((factors[n] for n, p in self._policies.items() if p.stored), start=ones))
-        return Weighed(now, stored, {name: f.tolist() for name, f in factors.items()} | {COMBINED: now.tolist()})
+        shown = {name: f.tolist() for name, f in factors.items()} | {COMBINED: now.tolist()}
+        return Weighed(now, stored, shown, timestamps_ms)
 
     def replayed(self, stored: np.ndarray, times: Times) -> np.ndarray:
         """Weights of samples drawn from the memory, float32 [N]; `stored` are those kept with them."""
+        times = times._replace(now_ms=self._clock.now_ms)
         return self._clip(math.prod((p.replayed(times) for p in self._policies.values() if not p.stored), start=stored))
 
     def _clip(self, weights: np.ndarray) -> np.ndarray:
@@ -53,12 +62,14 @@ class Weights:
         for policy in self._policies.values():
             policy.retire(source, target)
 
-    def state(self) -> dict[str, dict[str, Any]]:
-        """Each policy's running statistics, a JSON document."""
-        return {name: policy.state() for name, policy in self._policies.items()}
+    def state(self) -> dict[str, Any]:
+        """Each policy's running statistics and the event clock, a JSON document."""
+        return {name: policy.state() for name, policy in self._policies.items()} | {CLOCK: self._clock.document()}
 
-    def restore(self, state: dict[str, dict[str, Any]]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Goes on from what `state()` gave. A policy that it lacks begins."""
+        with part(CLOCK):
+            self._clock.restore(parse(state.get(CLOCK, []), list[int]))
         for name, policy in self._policies.items():
             with part(name):
                 policy.restore(parse(state.get(name, {}), dict[str, Any]))

@@ -1,0 +1,37 @@
+"""Event time: a clock made of the records alone, which one record cannot move."""
+
+import numpy as np
+
+from stream_learner.records.event_time import GREATEST_MS, LEAST_MS
+
+WINDOW = 101
+
+
+class EventClock:
+    """The upper quartile of the last 101 known timestamps of training samples, in milliseconds since 1970, UTC.
+
+    It is not monotone. A wrong timestamp, however far off, moves it by no more than one sample does, and 25 of them
+    do not take it away. Up to half of the samples may be late.
+    """
+
+    def __init__(self):
+        self._last_ms: list[int] = []
+
+    @property
+    def now_ms(self) -> int:
+        """0 before the first known timestamp."""
+        return sorted(self._last_ms)[3 * len(self._last_ms) // 4] if self._last_ms else 0
+
+    def observe(self, timestamps_ms: np.ndarray) -> np.ndarray:
+        """Take in a batch; return its timestamps [N], with the clock's time in place of those not known."""
+        is_known = (timestamps_ms >= LEAST_MS) & (timestamps_ms <= GREATEST_MS)
+        self._last_ms = [*self._last_ms, *timestamps_ms[is_known].tolist()][-WINDOW:]
+        return np.where(is_known, timestamps_ms, self.now_ms)
+
+    def document(self) -> list[int]:
+        """The state, as JSON."""
+        return list(self._last_ms)
+
+    def restore(self, document: list[int]) -> None:
+        """Take over what `document()` gave."""
+        self._last_ms = list(document)
