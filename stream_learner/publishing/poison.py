@@ -19,6 +19,7 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.config import MIB, Settings
 from stream_learner.errors import FencedError, StateError, StoreError, StreamLearnerError
 from stream_learner.learning.batch import Decode
+from stream_learner.records import documents
 from stream_learner.records.manifest import Manifest
 from stream_learner.records.record import Reason, Record, RejectError, Sample
 
@@ -157,8 +158,8 @@ class Lives:
     def _read(self) -> State:
         try:
             data = self._store.get(self._key, MAX_BYTES)
-            return msgspec.json.decode(data, type=State) if data is not None else State()
-        except (StateError, msgspec.MsgspecError, RecursionError) as error:
+            return documents.decode(data, State, MAX_BYTES) if data is not None else State()
+        except (StateError, ValueError) as error:
             log.warning(f"object {self._key} is damaged; what it counted is forgotten", error=str(error))
             return State()
 

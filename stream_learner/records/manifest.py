@@ -205,11 +205,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     rolled_back_to: Sequence | None = None
     """Sequence of the release that training went back to, after this checkpoint's candidate was one refusal too many
     (`release.patience`)."""
-    poisoned: dict[str, dict[int, list[int]]] = {}
+    poisoned: dict[Topic, dict[Partition, list[Offset]]] = {}
     """Offsets among `spans` whose records were set aside without being decoded, because they ended the process."""
     discarded: Spans = {}
     """Offsets whose learning was undone by that. They are not read again."""
-    omitted: list[str] = []
+    omitted: list[Text] = []
     """Lists of the release that are empty because the manifest would not fit in its topic with them."""
 
     def url(self, reference: Object) -> str:
