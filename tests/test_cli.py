@@ -135,7 +135,7 @@ def test_the_module_is_the_script(arguments: list[str]):
     [
         ("nope", "No such command 'nope'"),
         ("config --nope", "No such option: --nope"),
-        ("config a.toml b.toml", r"unexpected extra argument.*b\.toml"),
+        ("config a.toml b.toml", r"unexpected extra argument"),
         ("feed --limit many", "Invalid value for '--limit'"),
         ("feed --limit 0", "Invalid value for '--limit'"),
         ("feed --rate -1", "Invalid value for '--rate'"),
