@@ -8,6 +8,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
@@ -40,8 +42,9 @@ def sections() -> dict[str, type[BaseModel]]:
 
 
 def load_text(tmp_path: Path, text: str) -> Settings:
-    path = tmp_path / "worker.toml"
-    path.write_text(text)
+    key, path = tmp_path / "signing.pem", tmp_path / "worker.toml"
+    key.write_bytes(Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    path.write_text(text.replace("/run/secrets/signing.pem", str(key)))  # key files are read with the settings
     return load(path)
 
 
