@@ -48,11 +48,15 @@ def check_fits(document: dict[str, Any], wanted: dict[str, Any], settings: Setti
 def check_network(found: ModelSpec, settings: ModelSettings) -> None:
     """Raise StateError, which names what differs, when a manifest's release has another network than the settings."""
     wanted = models.spec_of(settings, found.arguments.classes)
-    if differing := [*_differing("model", msgspec.to_builtins(found), msgspec.to_builtins(wanted))]:
+    if differing := [*_differing("model", _by_setting(found), _by_setting(wanted))]:
         raise StateError(
             f"the release that the manifest names does not fit the settings: {'; '.join(differing)}. Set them back, or "
             "choose a new run.id"
         )
+
+
+def _by_setting(spec: ModelSpec) -> dict[str, Any]:
+    return {"name": spec.name} | msgspec.structs.asdict(spec.arguments)
 
 
 def _differing(name: str, found: Any, wanted: Any) -> Iterator[str]:
