@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.highlighter import JSONHighlighter
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Column, Table
 from rich.text import Text
@@ -216,7 +217,7 @@ def feed(
     total = min(len(dataset) * epochs, limit or len(dataset) * epochs)
     columns = *Progress.get_default_columns(), MofNCompleteColumn()
     with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-        bar = progress.add_task(f"feeding {dataset.name}", total=total)
+        bar = progress.add_task(f"feeding {escape(printable(dataset.name))}", total=total)
         fed = feeder.feed(
             dataset,
             settings.kafka,

@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from stream_learner.errors import out_of_memory
 from stream_learner.records import documents
 
 DOCUMENT = "document"
@@ -32,6 +33,8 @@ def decode_tensors(data: bytes) -> Tensors:
         return load(data)
     # Beside its own error it raises these for types that torch does not have and shapes that no tensor can have.
     except (SafetensorError, KeyError, RuntimeError, AssertionError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
         raise ValueError(f"not safetensors: {error}") from None
 
 

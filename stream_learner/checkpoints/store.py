@@ -123,14 +123,17 @@ class Store:
 
     def times(self, prefix: str) -> dict[str, datetime]:
         """Keys under a folder, each with the time of its writing by the store's clock; also what a killed process left
-        half written. Symbolic links and what lies behind them are not listed. Raises StoreError."""
+        half written. Symbolic links, what lies behind them, and names that are no keys are not listed. Raises
+        StoreError."""
         path = self._checked(prefix.removesuffix("/"))
         try:
             if path and self._folder:
-                return _times(path, self._folder)
-            return {o["path"]: o["last_modified"] for chunk in obstore.list(self._store, prefix) for o in chunk}
+                found = _times(path, self._folder)
+            else:
+                found = {o["path"]: o["last_modified"] for chunk in obstore.list(self._store, prefix) for o in chunk}
         except FAILURES as error:
             raise StoreError(f"objects under {self.url}/{prefix} cannot be listed: {_line(error)}") from error
+        return {key: time for key, time in found.items() if _is_key(key)}
 
     def delete(self, keys: list[str]) -> None:
         """Deletes objects; one that is gone already is no error. Raises StoreError."""
@@ -148,8 +151,7 @@ class Store:
 
     def _checked(self, key: str) -> Path | None:
         """The file of a key, in a folder. Raises StateError when the key would lead out of the store."""
-        segments = key.split("/")
-        if not all(segments) or {".", ".."} & {*segments} or "\\" in key or not key.isprintable():
+        if not _is_key(key):
             raise StateError(f"{key!r} is no key of an object in checkpoint.store {self.url}. Nothing was changed")
         if self._folder is None:
             return None
@@ -160,6 +162,11 @@ class Store:
                 "links. Put the run's own folder there, or set checkpoint.store to where it is"
             )
         return path
+
+
+def _is_key(key: str) -> bool:
+    segments = key.split("/")
+    return all(segments) and not {".", ".."} & {*segments} and "\\" not in key and key.isprintable()
 
 
 def _without_credentials(url: str) -> str:

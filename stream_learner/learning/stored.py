@@ -8,6 +8,8 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from stream_learner.errors import out_of_memory
+
 T = TypeVar("T")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -20,10 +22,13 @@ FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeErro
 
 @contextmanager
 def part(name: str) -> Iterator[None]:
-    """Name the part of the state that a failure is about. Raises ValueError for every failure to take it over."""
+    """Name the part of the state that a failure is about. Raises ValueError for every failure to take it over, except
+    when memory ran out, which says nothing about the state."""
     try:
         yield
     except FAILURES as error:
+        if out_of_memory(error):
+            raise
         what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"{name}: {what}") from error
 

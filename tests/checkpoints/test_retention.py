@@ -228,6 +228,17 @@ def test_what_lies_outside_of_the_run_is_not_deleted(tmp_path, key):
     assert (tmp_path / "victim/file").exists()
 
 
+def test_files_whose_names_are_no_keys_disturb_no_sweep(run, tmp_path):
+    for name in ("back\\slash", "bell\a"):
+        stray = tmp_path / "digits" / "000000000001-stray" / name
+        stray.parent.mkdir(parents=True, exist_ok=True)
+        stray.write_text("")
+        os.utime(stray, (0, 0))
+    newest = run.checkpoint(2)
+    sweep_orphans(run.store, "digits", manifest([newest]))
+    assert len([*stray.parent.iterdir()]) == 2
+
+
 def test_what_lies_behind_a_link_survives_the_sweep(run, tmp_path, tmp_path_factory):
     outside = tmp_path_factory.mktemp("outside")
     old = outside / "000000000001-old" / "state.safetensors"

@@ -15,10 +15,12 @@ from torch import Tensor
 from stream_learner.errors import StateError
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Snapshot
+from stream_learner.learning.stored import part
 
 RUNS = [
     {
-        "weights__policies": ("record", "class_balance", "hardness"),
+        "weights__policies": ("record", "class_balance", "hardness", "recency"),
+        "weights__half_life_s": 1.0,
         "memory__segment_bytes": 500,
         "memory__max_bytes": 100_000,
         "held_out__max_bytes": 50_000,
@@ -160,6 +162,15 @@ def test_whatever_a_state_holds_it_works_or_is_refused(run):
                 is_refused(run, forged)
             except Exception as error:
                 raise AssertionError(what) from error
+
+
+def test_memory_that_runs_out_is_not_blamed_on_the_state():
+    error = RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+    with pytest.raises(RuntimeError) as caught, part("trainer"), part("model"):
+        raise error
+    assert caught.value is error
+    with pytest.raises(ValueError, match="trainer: model: RuntimeError: another"), part("trainer"), part("model"):
+        raise RuntimeError("another")
 
 
 @for_every_run

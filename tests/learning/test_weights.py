@@ -337,6 +337,28 @@ def test_its_state_is_a_json_document_and_may_be_absent(run):
     assert learn(resumed(settings(**run), without), [batch([0], first=position(learner))])[0].learned == 1
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {CLOCK: [2**70]},
+        {CLOCK: [-1]},
+        {CLOCK: [NOW_S]},
+        {CLOCK: [NOW_MS] * 102},
+        {CLOCK: "now"},
+        {"recency": {"admitted": "now"}},
+        {"recency": {"admitted": -1}},
+        {"recency": {"admitted": 2**70}},
+    ],
+    ids=str,
+)
+def test_a_clock_that_cannot_be_is_refused(forged):
+    weights = Weights(WeightsSettings(policies=["recency"], half_life_s=1))
+    weights.weigh(arrivals([0], timestamps_ms=[NOW_MS]))
+    before = weights.state()
+    with pytest.raises(ValueError, match=next(iter(forged))):
+        weights.restore(before | forged)
+
+
 @for_every_policy
 def test_the_window_tells_the_distribution_of_every_policys_factors(run):
     learner, tally = Learner(settings(**run)), Tally()

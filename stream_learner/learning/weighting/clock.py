@@ -1,10 +1,15 @@
 """Event time: a clock made of the records alone, which one record cannot move."""
 
-import numpy as np
+from typing import Annotated, Any
 
+import numpy as np
+from msgspec import Meta
+
+from stream_learner.learning.stored import parse
 from stream_learner.records.event_time import GREATEST_MS, LEAST_MS
 
 WINDOW = 101
+Stored = Annotated[list[Annotated[int, Meta(ge=LEAST_MS, le=GREATEST_MS)]], Meta(max_length=WINDOW)]
 
 
 class EventClock:
@@ -32,6 +37,6 @@ class EventClock:
         """The state, as JSON."""
         return list(self._last_ms)
 
-    def restore(self, document: list[int]) -> None:
-        """Take over what `document()` gave."""
-        self._last_ms = list(document)
+    def restore(self, document: Any) -> None:
+        """Take over what `document()` gave. Raises ValueError when it is not that."""
+        self._last_ms = parse(document, Stored)

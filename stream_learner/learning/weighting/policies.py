@@ -150,7 +150,7 @@ class Recency(Policy):
         return {"admitted": self._newest}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._newest = state.get("admitted", 0)
+        self._newest = parse(state.get("admitted", 0), Count)
 
 
 class Novelty(Policy):

@@ -69,7 +69,7 @@ class Weights:
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from what `state()` gave. A policy that it lacks begins."""
         with part(CLOCK):
-            self._clock.restore(parse(state.get(CLOCK, []), list[int]))
+            self._clock.restore(state.get(CLOCK, []))
         for name, policy in self._policies.items():
             with part(name):
                 policy.restore(parse(state.get(name, {}), dict[str, Any]))
