@@ -9,7 +9,7 @@ from stream_learner.learning.stored import parse
 from stream_learner.records.event_time import GREATEST_MS, LEAST_MS
 
 WINDOW = 101
-Stored = Annotated[list[Annotated[int, Meta(ge=LEAST_MS, le=GREATEST_MS)]], Meta(max_length=WINDOW)]
+Timestamp = Annotated[int, Meta(ge=LEAST_MS, le=GREATEST_MS)]
 
 
 class EventClock:
@@ -39,4 +39,6 @@ class EventClock:
 
     def restore(self, document: Any) -> None:
         """Take over what `document()` gave. Raises ValueError when it is not that."""
-        self._last_ms = parse(document, Stored)
+        self._last_ms = parse(document, list[Timestamp])
+        if len(self._last_ms) > WINDOW:
+            raise ValueError(f"{len(self._last_ms)} timestamps, over {WINDOW}")

@@ -121,6 +121,10 @@ class ClassBalance(Policy):
         self._counts = np.array(parse(state.get("counts", []), list[Count]), np.int64)
 
 
+class StoredRecency(Struct):
+    admitted: Count = 0
+
+
 class Recency(Policy):
     """2^-(age / half-life): a late record weighs less when it arrives, and a sample in the memory fades as it ages.
 
@@ -150,7 +154,7 @@ class Recency(Policy):
         return {"admitted": self._newest}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._newest = parse(state.get("admitted", 0), Count)
+        self._newest = parse(state, StoredRecency).admitted
 
 
 class Novelty(Policy):
