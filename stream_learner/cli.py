@@ -231,7 +231,7 @@ def feed(
             stop=stop,
         )
     ends = ", ".join(f"{partition}: {offset}" for partition, offset in fed.end_offsets.items())
-    _say(f"fed {fed.records} records; end offset of each partition: {ends}")
+    _say(f"fed {fed.records} records{dataset.beside}; end offset of each partition: {ends}")
 
 
 @app.command()

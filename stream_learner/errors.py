@@ -40,7 +40,7 @@ class ExitCode(IntEnum):
     DIVERGED = 12
     """Three batches in a row gave a loss or gradient that is not finite."""
     DATA = 13
-    """A data set cannot be read."""
+    """A data set cannot be read, or has labels or images that no worker takes; the message names them."""
     CONFLICT = 14
     """Another worker of this run is alive, and `run.on_conflict` is `exit`."""
     MISMATCH = 15

@@ -1,7 +1,10 @@
 """The command line: its help, its exit codes, one line for each failure, and every command on a real broker."""
 
 import json
+import math
+import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer.main
 from command_line import Done, stream_learner
@@ -259,12 +264,22 @@ def test_a_store_that_cannot_be_used(ready: Run):
         ("empty", "there is no image in empty that can be opened; a data set is"),
         ("flat", r"images such as flat/image\.png, 1 in all, are in no class's folder"),
         ("broken", r"train\.parquet is not in the image layout"),
+        ("unlabelled", r"unlabelled has 2 faults, so none of it is fed: 0\.parquet/0: the label nan is not .*/1: "),
+        ("latin-1", r"1 fault, so none of it is fed: caf\\udce9: the label is not UTF-8 text\. Correct"),
+        ("loop", r"loop/cat/again and loop/cat are one folder; remove the link"),
     ],
 )
 def test_a_data_set_that_cannot_be_read(run: Run, command: str, data: str, said: str):
-    for name in ("empty", "flat", "broken"):
-        (run.folder / name).mkdir()
-    Image.new("L", (8, 8)).save(run.folder / "flat" / "image.png")
+    cat = Path("loop", "cat")
+    for name in ("empty", "flat", "broken", "unlabelled", Path("latin-1", os.fsdecode(b"caf\xe9")), cat):
+        (run.folder / name).mkdir(parents=True)
+    image = run.folder / "flat" / "image.png"
+    Image.new("L", (8, 8)).save(image)
+    shutil.copy(image, run.folder / "latin-1" / os.fsdecode(b"caf\xe9"))
+    shutil.copy(image, run.folder / cat)
+    (run.folder / cat / "again").symlink_to(".")
+    rows = pa.table({"image": [{"bytes": image.read_bytes()}] * 2, "label": [math.nan] * 2})
+    pq.write_table(rows, run.folder / "unlabelled" / "0.parquet")
     (run.folder / "broken" / "train.parquet").write_bytes(b"PAR1")
     config = [run.file] if command == "feed" else []
     done = stream_learner(command, *config, "--data", data, folder=run.folder)
@@ -462,9 +477,12 @@ def test_feed_makes_passes_over_a_folder_in_an_order(run: Run, new_topic: Callab
         (run.folder / "images" / label).mkdir(parents=True)
         for number in range(3):
             Image.new("L", (8, 8), number).save(run.folder / "images" / label / f"{number}.png")
+    (run.folder / "images" / "notes.txt").touch()
     topic = new_topic()
     feed = ["feed", "--data", "images", "--topic", topic, "--order", "by_class"]
-    assert ends(run.output(*feed, "--epochs", 2)) == {0: 12}
+    shown = run.output(*feed, "--epochs", 2)
+    assert ends(shown) == {0: 12}
+    assert shown.startswith("fed 12 records (1 other file skipped); ")
     assert ends(run.output(*feed, "--epochs", 3, "--limit", 4)) == {0: 16}
     assert labels(kafka, topic, 16) == [*(["cat"] * 3 + ["dog"] * 3) * 2, "cat", "cat", "cat", "dog"]
 

@@ -1,7 +1,7 @@
 """Labelled images on disk, still encoded: what a laptop can feed to a topic."""
 
 import io
-import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,16 +12,17 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 
 from stream_learner.errors import DataError
-from stream_learner.local import extra
-from stream_learner.records.images import Header, header
+from stream_learner.local import extra, files, labelling, parquet
+from stream_learner.local.faults import Fault, refuse
+from stream_learner.local.labelling import Labelled
+from stream_learner.records import images
+from stream_learner.records.images import Header
 from stream_learner.records.record import RejectError
 
 LAYOUTS = (
     "a data set is a folder of Hugging Face parquet files (a column of images, and `label`) or a folder with one "
     "folder of JPEG or PNG images for each class, each in parts `train` and `test` or in one"
 )
-IMAGES = ("img", "image")
-LABELS = ("label", "fine_label", "labels")
 PARTS = {
     "train": "train",
     "training": "train",
@@ -33,8 +34,6 @@ PARTS = {
     "dev": "validation",
 }
 DIGITS = "handwritten digits"
-SUFFIXES = (".jpg", ".jpeg", ".png")
-OTHER_SUFFIXES = (".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
 SAMPLED_IMAGES = 100
 MAX_MODEL_PX = 64
 
@@ -59,7 +58,7 @@ class Dataset:
 
     `labels` are the classes in their own order, `named` where they came with the data, and are not its numbers or
     folders; `targets` the index into them of each example. `height`, `width` (px)
-    and `channels` suit a model for these images.
+    and `channels` suit a model for these images. `skipped` counts files beside the images.
     """
 
     name: str
@@ -71,6 +70,7 @@ class Dataset:
     width: int
     channels: Literal[1, 3]
     read: Callable[[int], bytes]
+    skipped: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -80,6 +80,11 @@ class Dataset:
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
+
+    @property
+    def beside(self) -> str:
+        """What to add to a message about the images."""
+        return f" ({self.skipped:,} other file{'s' if self.skipped > 1 else ''} skipped)" if self.skipped else ""
 
     @property
     def is_digits(self) -> bool:
@@ -99,21 +104,20 @@ def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
         if split == "test":
             raise NoTestSplitError(f"{DIGITS} have no test split of their own")
         return _digits()
-    if not path.is_dir():
+    if not os.path.isdir(path):  # Path.is_dir raises where a folder above it is closed
         raise DataError(f"there is no folder {path}; {LAYOUTS}")
-    if parquet_files := _visible(path, "*.parquet"):
-        return _parquet(path, _of_split({file: file.relative_to(path).parts for file in parquet_files}, path, split))
-    files = _visible(path, "*")
-    if others := [file for file in files if file.suffix.lower() in OTHER_SUFFIXES]:
-        raise DataError(f"{len(others)} files such as {others[0]} are neither JPEG nor PNG: convert or remove them")
-    pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
-    if astray := _astray(path, pictures):
+    visible = files.visible(path)
+    if tables := [file for file in visible if file.suffix.lower() == ".parquet"]:
+        return _parquet(path, _of_split({file: file.relative_to(path).parts for file in tables}, path, split))
+    found = files.pictures(path, visible)
+    if astray := _astray(path, found.files):
         raise DataError(
             f"images such as {astray[0]}, {len(astray)} in all, are in no class's folder: classes' folders are in "
             f"{path} itself or in folders that say a part, such as `train`; move the images, remove them, or name the "
             "folder above the classes"
         )
-    return _class_folders(path, _of_split({file: file.relative_to(path).parts[:-2] for file in pictures}, path, split))
+    chosen = _of_split({file: file.relative_to(path).parts[:-2] for file in found.files}, path, split)
+    return _class_folders(path, chosen, found)
 
 
 def _astray(root: Path, pictures: Sequence[Path]) -> list[Path]:
@@ -133,10 +137,10 @@ def _digits() -> Dataset:
         from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
-    images = [_png(pixels) for pixels in (digits.images * 255 / 16).round().astype("uint8")]
-    ids = [f"digits/{index}" for index in range(len(images))]
+    pictures = [_png(pixels) for pixels in (digits.images * 255 / 16).round().astype("uint8")]
+    ids = [f"digits/{index}" for index in range(len(pictures))]
     names = [str(name) for name in digits.target_names]
-    return _dataset(DIGITS, names, digits.target.tolist(), ids, images.__getitem__)
+    return _dataset(DIGITS, Labelled(names, True, digits.target.tolist(), []), ids, pictures.__getitem__)
 
 
 def _png(pixels_HW: Any) -> bytes:
@@ -166,99 +170,44 @@ def _part(names: tuple[str, ...]) -> str | None:
     return None
 
 
-def _parquet(root: Path, files: list[Path]) -> Dataset:
-    """The image layout of Hugging Face's `datasets` library."""
-    with extra("demo"):
-        import pyarrow as pa
-        import pyarrow.compute as pc
-        import pyarrow.parquet as pq
-
-    images: list[bytes] = []
-    values: list[Any] = []
-    ids: list[str] = []
-    names: list[str] | None = None
-    for file in files:
-        try:
-            schema = pq.read_schema(file)
-            image, label = _columns(schema)
-            table = pq.read_table(file, columns=[image, label])
-            images += pc.struct_field(table[image], "bytes").to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
-            values += table[label].to_pylist()
-        except (ValueError, OSError, pa.ArrowException) as error:
-            raise DataError(f"{file} is not in the image layout ({error}); {LAYOUTS}") from None
-        own = _class_names(schema.metadata or {}, label)
-        if names and own and own != names:
-            raise DataError(f"{file} has other classes than {files[0]}; name the folder of one configuration alone")
-        names = names or own
-        ids += [f"{file.relative_to(root).as_posix()}/{row}" for row in range(len(table))]
-    if len(kinds := {type(value).__name__ for value in values if value is not None}) > 1:
-        raise DataError(f"the labels in {root} are of several types ({', '.join(sorted(kinds))}); make them of one")
-    names = names if int in map(type, values) else None  # what is text is a name already
-    for place, image, value in zip(ids, images, values, strict=True):
-        if image is None or value is None or (names and not 0 <= value < len(names)):
-            raise DataError(f"{place} has no {'image bytes' if image is None else 'known label'}; leave such rows out")
-    return _dataset(root.resolve().name, names, values, ids, images.__getitem__)
+def _parquet(root: Path, tables: list[Path]) -> Dataset:
+    rows = parquet.read(root, tables, LAYOUTS)
+    labelled = labelling.classify(root, rows.values, rows.ids, rows.names)
+    encoded: list[bytes] = []
+    faults: list[Fault] = []
+    for place, image in zip(rows.ids, rows.images, strict=True):
+        if image and image.startswith(images.STARTS):
+            encoded.append(image)
+        else:
+            faults.append(Fault(place, f"the image is {files.NOT_AN_IMAGE}" if image else "there are no image bytes"))
+    refuse(root, (*labelled.faults, *faults))
+    return _dataset(root.resolve().name, labelled, rows.ids, encoded.__getitem__)
 
 
-def _columns(schema: Any) -> tuple[str, str]:
-    """Names of the columns of images, `img` and `image` before others, and of labels. Raises ValueError when there is
-    none."""
-    import pyarrow as pa
-
-    structs = [field for field in schema if pa.types.is_struct(field.type)]
-    images = [field.name for field in structs if field.type.get_field_index("bytes") >= 0]
-    images.sort(key=lambda name: name not in IMAGES)
-    labels = [name for name in LABELS if name in schema.names]
-    if not (images and labels):
-        missing = f"none is {' or '.join(LABELS)}" if images else "none has structs with a field `bytes`"
-        raise ValueError(f"of its columns {', '.join(schema.names)} {missing}")
-    if pa.types.is_nested(schema.field(labels[0]).type):
-        raise ValueError(f"`{labels[0]}` has several labels for an image")
-    return images[0], labels[0]
+def _class_folders(root: Path, pictures: list[Path], found: files.Pictures) -> Dataset:
+    # As bytes, so that a name that is not UTF-8 is refused like such a label.
+    classes = [picture.parent.name.encode(errors="surrogateescape") for picture in pictures]
+    folders = [files.place(picture.parent, root) for picture in pictures]
+    labelled = labelling.classify(root, classes, folders, None)
+    refuse(root, (*labelled.faults, *found.faults))
+    ids = [files.place(picture, root) for picture in pictures]
+    return _dataset(root.resolve().name, labelled, ids, lambda index: files.read(pictures[index]), found.others)
 
 
-def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str] | None:
-    """Names of the integer labels, where a parquet file's schema knows them."""
-    if b"huggingface" in metadata:
-        features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
-        return features.get(label, {}).get("names")
-    return json.loads(metadata.get(b"classes", b"null"))
-
-
-def _class_folders(root: Path, files: list[Path]) -> Dataset:
-    ids = [file.relative_to(root).as_posix() for file in files]
-    classes = [file.parent.name for file in files]
-    return _dataset(root.resolve().name, None, classes, ids, lambda index: files[index].read_bytes())
-
-
-def _dataset(
-    name: str, labels: list[str] | None, values: list[Any], ids: list[str], read: Callable[[int], bytes]
-) -> Dataset:
-    """`values` are indices into `labels`, or, where there are none, what makes them: its text, in its order."""
-    named = labels is not None
-    if labels is None:
-        known = sorted(set(values))
-        index = {value: position for position, value in enumerate(known)}
-        labels, values = [str(value) for value in known], [index[value] for value in values]
+def _dataset(name: str, labelled: Labelled, ids: list[str], read: Callable[[int], bytes], skipped: int = 0) -> Dataset:
     sample = [read(index) for index in range(0, len(ids), max(1, len(ids) // SAMPLED_IMAGES))]
     headers = [found for found in map(_header, sample) if found]
     if not headers:
-        raise DataError(f"there is no image in {name} that can be opened; {LAYOUTS}")
+        beside = f" ({skipped:,} other files are there)" if skipped else ""
+        raise DataError(f"there is no image in {name} that can be opened{beside}; {LAYOUTS}")
     (height, width), _ = Counter(found[:2] for found in headers).most_common(1)[0]
-    grey = all(found.grey for found in headers)
+    channels = 1 if all(found.grey for found in headers) else 3
     size = min(height, MAX_MODEL_PX), min(width, MAX_MODEL_PX)
-    return Dataset(name, labels, named, values, ids, *size, 1 if grey else 3, read)
-
-
-def _visible(root: Path, pattern: str) -> list[Path]:
-    """Sorted, without what is hidden, such as files that a Mac leaves in archives."""
-    hidden = (".", "__MACOSX")
-    found = root.rglob(pattern)
-    return sorted(f for f in found if not any(name.startswith(hidden) for name in f.relative_to(root).parts))
+    return Dataset(name, labelled.labels, labelled.named, labelled.targets, ids, *size, channels, read, skipped)
 
 
 def _header(image: bytes) -> Header | None:
     try:
-        return header(image)
+        return images.header(image)
     except RejectError:
         return None

@@ -1,6 +1,7 @@
 """The main job on a laptop: a real Kafka, a feeder and a worker, each a process, watched until the feed is learned."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -57,7 +58,7 @@ def run_demo(
         data = _fed_before(folder)
     dataset = open_dataset(data)
     folder = folder or _new_run(dataset, data, seed)
-    say(f"data: {dataset.name}, {len(dataset):,} images of {len(dataset.labels)} classes")
+    say(f"data: {dataset.name}, {len(dataset):,} images of {len(dataset.labels)} classes{dataset.beside}")
     say("starting Apache Kafka (the first time, 44 MB of jars are downloaded)")
     with Broker(folder / "kafka") as broker:
         overrides = [f"kafka.bootstrap_servers={broker.bootstrap_servers}", f"monitoring.port={free_port()}"]
@@ -158,14 +159,14 @@ def _new_run(dataset: Dataset, data: Path | None, seed: int) -> Path:
     except OSError as error:
         raise UsageError(f"the demo cannot make {folder}: {error.strerror}; run it in a folder of yours") from None
     (folder / "worker.toml").write_text(_settings(dataset, run_id, folder, seed))
-    (folder / DATA).write_text(str(data.resolve()) if data else "")
+    (folder / DATA).write_bytes(os.fsencode(data.resolve()) if data else b"")
     return folder
 
 
 def _fed_before(folder: Path) -> Path | None:
     """The data set that a run was fed with, None for the digits."""
-    path = (folder / DATA).read_text()
-    return Path(path) if path else None
+    path = (folder / DATA).read_bytes()
+    return Path(os.fsdecode(path)) if path else None
 
 
 def _remember(folder: Path) -> None:

@@ -116,7 +116,7 @@ def _produce(
             if stop.wait(ahead_s) if ahead_s > 0 else stop.is_set():
                 break
             example = dataset[index]
-            key = example.id.encode()
+            key = example.id.encode(errors="surrogateescape")  # a file's name need not be UTF-8
             headers = [("label", example.label.encode()), ("id", key)]
             unacknowledged.append((producer.send(topic, example.image, key, headers), len(example.image)))
             unacknowledged_bytes += len(example.image)

@@ -1,10 +1,13 @@
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from threading import Event, Timer
 
 import numpy as np
 import pytest
+from data_files import write_image
 from kafka.structs import TopicPartition
 
 from stream_learner.config import KafkaSettings
@@ -70,6 +73,15 @@ def test_every_record_arrives_in_the_plain_form(kafka: KafkaSettings, new_topic:
         example = examples[record.key.decode()]
         assert record.value == example.image
         assert dict(record.headers) == {"label": example.label.encode(), "id": example.id.encode()}
+
+
+def test_a_name_that_is_no_utf_8_and_a_label_to_normalise(kafka: KafkaSettings, new_topic, tmp_path: Path):
+    image = write_image(tmp_path / " cafe\u0301" / os.fsdecode(b"\xe9.jpg"))
+    topic = new_topic()
+    (record,) = read_back(kafka, topic, feed(open_dataset(tmp_path), kafka, topic).end_offsets)
+    name = " cafe\u0301/".encode() + b"\xe9.jpg"
+    assert (record.key, record.value) == (name, image.read_bytes())
+    assert dict(record.headers) == {"label": "caf\u00e9".encode(), "id": name}
 
 
 def test_each_epoch_has_another_order_and_the_same_ids(kafka: KafkaSettings, new_topic, digits: Dataset):

@@ -13,6 +13,8 @@ from stream_learner.records.record import RejectError
 
 # Of a JPEG: about 600 bytes of tables.
 HEADER_BYTES = 1024
+STARTS = (jpegs.START, pngs.START)
+"""The first bytes of all images that are decoded."""
 PILLOW_MODE = {1: "L", 3: "RGB"}
 
 
