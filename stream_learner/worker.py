@@ -11,7 +11,7 @@ import structlog
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
-from stream_learner.errors import DivergedError, FencedError, InputError, RejectsError, StateError
+from stream_learner.errors import DivergedError, FencedError, InputError, RejectsError, StateError, UsageError
 from stream_learner.learning.batch import MAX_BATCH_BYTES, Batch, batches
 from stream_learner.learning.learner import Learner
 from stream_learner.monitoring.health import Health, Phase
@@ -197,6 +197,11 @@ def run(
     Raises subclasses of StreamLearnerError. A publication that fails, and another worker that takes over, end the
     process through `end_process`.
     """
+    if settings.security.verifier and not settings.security.signer:
+        raise UsageError(
+            "security.verify_key_files is set and security.signing_key_file is not: the next start would refuse what "
+            "this worker publishes. Set security.signing_key_file; only readers do without"
+        )
     metrics.follow(health)
     decoder, learner = Decoder.from_settings(settings), Learner(settings)
     if settings.model.frozen and not settings.model.weights:

@@ -36,21 +36,19 @@ def read_committed(
     """
     place = TopicPartition(topic, 0)
     deadline = clock() + settings.recovery.timeout_s
-    with kafka_failures(settings.kafka, f"reading topic {topic}", "Read"):
-        with reader(settings.kafka, committed_only=not wait) as consumer:
-            end = consumer.end_offsets([place])[place]
-        with reader(settings.kafka) as consumer:
-            consumer.assign([place])
-            first = consumer.beginning_offsets([place])[place]
-            consumer.seek(place, max(first, end - tail) if tail else first)
-            while (consumer.position(place) or 0) < end:
-                for messages in consumer.poll(timeout_ms=200).values():
-                    yield from map(to_record, messages)
-                if clock() > deadline:
-                    raise KafkaUnavailableError(
-                        f"topic {topic} could not be read to its end, offset {end}, within recovery.timeout_s = "
-                        f"{settings.recovery.timeout_s:g}: {_open_transactions(settings, place)}"
-                    )
+    with kafka_failures(settings.kafka, f"reading topic {topic}", "Read"), reader(settings.kafka) as consumer:
+        end = _true_end(settings, place) if wait else consumer.end_offsets([place])[place]
+        consumer.assign([place])
+        first = consumer.beginning_offsets([place])[place]
+        consumer.seek(place, max(first, end - tail) if tail else first)
+        while (consumer.position(place) or 0) < end:
+            for messages in consumer.poll(timeout_ms=200).values():
+                yield from map(to_record, messages)
+            if clock() > deadline:
+                raise KafkaUnavailableError(
+                    f"topic {topic} could not be read to its end, offset {end}, within recovery.timeout_s = "
+                    f"{settings.recovery.timeout_s:g}: {_open_transactions(settings, place)}"
+                )
 
 
 class ReadBack:
@@ -83,6 +81,11 @@ class ReadBack:
         except (KafkaError, OSError) as error:
             raise PublishError(f"{manifest} could not be read back ({error}), {UNKNOWN}") from error
         raise PublishError(f"{manifest} could not be read back in time, {UNKNOWN}")
+
+
+def _true_end(settings: Settings, place: TopicPartition) -> int:
+    with reader(settings.kafka, committed_only=False) as consumer:
+        return consumer.end_offsets([place])[place]
 
 
 def _open_transactions(settings: Settings, place: TopicPartition) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import NamedTuple
 
 from stream_learner.config import Settings
@@ -13,7 +14,9 @@ from stream_learner.signatures import Verifier
 from stream_learner.streams.journal import read_committed
 from stream_learner.streams.topics import Names
 
-# Offsets of the history topic that are read first, when it has to be; then ten times as many, and at last all.
+# Offsets of the history topic that are read first: by a look, and where something is wrong. Then ten times as many, and
+# at last all.
+LOOK_TAIL = 10
 HISTORY_TAIL = 1_000
 ONE_RUN = "topics belong to one run: set topics.prefix or run.id"
 
@@ -78,10 +81,10 @@ def read_manifests(settings: Settings, foreign: Foreign, tail: int | None = None
 def read_newest(settings: Settings, topic_id: str, positions: Positions, wait: bool = True) -> Newest:
     """The run's newest manifest: the one with the highest sequence, whoever writes what else.
 
-    `topic_id` is that of the checkpoints topic now; `positions` are the run's mirrored ones, where they are known. When
-    the checkpoints topic holds foreign records, or nothing as new as the positions, the history topic is read as well:
-    it holds the same bytes, and a record with the run's key may have made compaction delete the newest manifest. Raises
-    as `read_manifests` does.
+    `topic_id` is that of the checkpoints topic now; `positions` are the run's mirrored ones, where they are known.
+    The history topic holds the same bytes. Its end is read as well unless the positions show that nothing is missing: a
+    record with the run's key, an old manifest too, may have made compaction delete the newest one. Raises as
+    `read_manifests` does.
     """
     names = Names.of(settings)
     foreign, newest = Foreign(names.checkpoints), None
@@ -92,10 +95,11 @@ def read_newest(settings: Settings, topic_id: str, positions: Positions, wait: b
         else:
             newest = found
     met = [foreign] if foreign.offsets else []
-    if not met and not _behind(newest, positions):
+    wrong = bool(met) or _behind(newest, positions)
+    if positions and not wrong:
         return Newest(newest, [])
-    in_history, history = _newest_in_history(settings, topic_id, positions, wait)
-    met += [history] if history.offsets else []
+    in_history, history = _newest_in_history(settings, topic_id, positions, wait, HISTORY_TAIL if wrong else LOOK_TAIL)
+    met += [history] if history.offsets and (wrong or in_history) else []
     displaced = newest is None and in_history is not None
     if newest is None or (in_history and in_history.manifest.sequence > newest.manifest.sequence):
         newest = in_history
@@ -103,21 +107,20 @@ def read_newest(settings: Settings, topic_id: str, positions: Positions, wait: b
 
 
 def _newest_in_history(
-    settings: Settings, topic_id: str, positions: Positions, wait: bool
+    settings: Settings, topic_id: str, positions: Positions, wait: bool, tail: int | None
 ) -> tuple[Found | None, Foreign]:
-    """The newest manifest that was also written to the checkpoints topic as it is now. Reads as far back as needed."""
+    """The newest manifest that was also written to the checkpoints topic as it is now. Reads the last `tail` offsets,
+    and as far back as needed."""
     names = Names.of(settings)
-    tail: int | None = HISTORY_TAIL
     while True:
         newest, foreign = None, Foreign(names.history)
         for found in read_manifests(settings, foreign, tail, wait):
             if found.manifest.topic_ids.get(names.checkpoints) != topic_id:
                 continue
-            # Sequence 1 after others: the run was started over with `run --fresh`.
-            sequence = found.manifest.sequence
-            if newest is None or sequence == 1 or sequence > newest.manifest.sequence:
+            if newest is None or _supersedes(found.manifest, newest.manifest):
                 newest = found
-        if tail is None or (newest and not _behind(newest, positions)):
+        is_enough = not foreign.offsets if tail == LOOK_TAIL else newest is not None
+        if tail is None or (is_enough and not _behind(newest, positions)):
             return newest, foreign
         tail = tail * 10 if tail < 100 * HISTORY_TAIL else None
 
@@ -148,6 +151,13 @@ def _accepted(record: Record, run_id: str, verifier: Verifier | None) -> Found:
     if manifest.run_id != run_id:
         raise ValueError(f"it belongs to run {manifest.run_id!r}")
     return Found(manifest, digest(record.value), record.offset)
+
+
+def _supersedes(later: Manifest, earlier: Manifest) -> bool:
+    """Whether a manifest that stands behind another in the history is the newer one."""
+    if later.sequence == 1:  # `run --fresh` started the run over, unless somebody sent the first manifest again
+        return datetime.fromisoformat(later.created_at) > datetime.fromisoformat(earlier.created_at)
+    return later.sequence > earlier.sequence
 
 
 def _behind(newest: Found | None, positions: Positions) -> bool:

@@ -19,7 +19,7 @@ import checker
 import child
 import feed
 from child import Point
-from confluent_kafka import TopicPartition
+from confluent_kafka import OFFSET_END, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.cimpl import NewTopic
@@ -224,7 +224,17 @@ class Run:
 
     def set_max_message_bytes(self, topic: str, limit: int) -> None:
         """Limits what an output topic takes, named without its prefix."""
-        entry = ConfigEntry("max.message.bytes", str(limit), incremental_operation=AlterConfigOpType.SET)
+        self._configure(topic, "max.message.bytes", str(limit))
+
+    def empty(self, topic: str) -> None:
+        """Delete all records of a compacted output topic, named without its prefix."""
+        self._configure(topic, "cleanup.policy", "delete")
+        place = TopicPartition(f"{self.id}.{topic}", 0, OFFSET_END)
+        self.admin.delete_records([place])[place].result(DEADLINE_S)
+        self._configure(topic, "cleanup.policy", "compact")
+
+    def _configure(self, topic: str, name: str, value: str) -> None:
+        entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
         resource = ConfigResource(ConfigResource.Type.TOPIC, f"{self.id}.{topic}", incremental_configs=[entry])
         self.admin.incremental_alter_configs([resource])[resource].result(DEADLINE_S)
 

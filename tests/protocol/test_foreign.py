@@ -19,7 +19,7 @@ from stream_learner.config import Settings
 from stream_learner.errors import ExitCode, StateError
 from stream_learner.publishing.recover import Recovery
 from stream_learner.records.manifest import encode
-from stream_learner.streams import topics
+from stream_learner.streams import manifests, topics
 from stream_learner.streams.manifests import Newest, read_newest
 from stream_learner.streams.status import read_status
 
@@ -104,6 +104,28 @@ def test_a_manifest_that_was_displaced_by_compaction_is_found_in_the_history(cop
     assert last != before
 
 
+def test_an_old_manifest_that_is_sent_again_and_displaces_the_newest_is_not_taken_for_it(
+    copied: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else in the checkpoints topic looks wrong; who looks on does not know the positions."""
+    values = [encoded(manifest) for manifest in copied.manifests]
+    copied.write(copied.history, *values)
+    copied.write(copied.checkpoints, values[0])
+    assert copied.sequence() == len(values)
+    assert copied.sequence(positions_of(copied.manifests[-1])) == len(values)
+    status = read_status(copied.settings).manifest
+    assert status
+    assert status.sequence == len(values)
+    copied.write(copied.history, values[0])  # the history too, where nobody remembers the first one
+    monkeypatch.setattr(manifests, "LOOK_TAIL", 2)
+    assert copied.sequence() == len(values)
+
+
+def test_junk_in_the_history_of_a_run_that_has_not_begun_is_skipped(copied: Copy) -> None:
+    copied.write(copied.history, b"not JSON")
+    assert copied.newest() == Newest(None, [])
+
+
 def test_where_only_older_manifests_are_left_nothing_is_resumed(copied: Copy) -> None:
     *values, _ = [encoded(manifest) for manifest in copied.manifests]
     copied.write(copied.history, *values)
@@ -129,7 +151,8 @@ def test_where_only_older_manifests_are_left_nothing_is_resumed(copied: Copy) ->
 
 def test_a_run_that_was_started_over_is_not_taken_for_the_one_before(copied: Copy) -> None:
     values = [encoded(manifest) for manifest in copied.manifests]
-    again = [encoded({**manifest, "program": "started over"}) for manifest in copied.manifests[:2]]
+    started_over = {"program": "started over", "created_at": "2099-01-01T00:00:00.000Z"}
+    again = [encoded(manifest | started_over) for manifest in copied.manifests[:2]]
     copied.write(copied.history, *values, *again)
     copied.write(copied.checkpoints, b"not JSON", *again)
     newest = copied.newest()
@@ -188,6 +211,8 @@ def test_a_signed_run_goes_on_beside_forgeries(new_run: NewRun, tmp_path: Path) 
 
     life()
     run.overrides["security.verify_key_files"] = [old_public]
+    assert "security.signing_key_file is not" in run.start().ends(ExitCode.USAGE)
+    run.overrides["security.signing_key_file"] = old_file
     assert "it is not signed by one of security.verify_key_files" in run.start().ends(ExitCode.STATE)
     unsigned = life(signing_key_file=old_file)
     genuine = unsigned.checkpoints[-1]
@@ -201,7 +226,7 @@ def test_a_signed_run_goes_on_beside_forgeries(new_run: NewRun, tmp_path: Path) 
     write(run, checkpoints, encoded(forged), headers=wrong)
     write(run, checkpoints, encoded(forged), headers=genuine.headers)
     write(run, checkpoints, genuine.value, headers=genuine.headers)
-    run.overrides = {"security.verify_key_files": [old_public]}
+    run.overrides = {"security.verify_key_files": [old_public]}  # readers need no more
     manifest = read_status(run.settings).manifest
     assert manifest
     assert encode(manifest) == genuine.value
@@ -215,6 +240,16 @@ def test_a_signed_run_goes_on_beside_forgeries(new_run: NewRun, tmp_path: Path) 
     worker.stop()
 
     sequences = [m["sequence"] for m in log.manifests]
+    # What compaction leaves of the checkpoints topic after an old manifest was sent again.
+    first_signed = next(read for read in unsigned.checkpoints if signed_by(old, read))
+    run.empty("checkpoints")
+    write(run, checkpoints, first_signed.value, headers=first_signed.headers)
+    assert not (run.store / json.loads(first_signed.value or b"")["state"]["key"]).exists()
+    worker = run.start()
+    worker.learning()
+    assert sum(worker.metric("checkpoint_sequence").values()) == sequences[-1]
+    worker.stop()
+
     assert "as published" in run.call("rebuild", "--from", str(sequences[-2]), "--to", str(sequences[-1])).ends(0)
     copy = tmp_path / "manifest.json"
     copy.write_bytes(encoded(forged))
