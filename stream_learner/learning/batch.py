@@ -18,6 +18,9 @@ POLL_TIMEOUT_S = 0.1
 TURN_S = 1.0
 # A stretch of large records that are held out or rejected must not fill the machine's memory.
 MAX_BATCH_BYTES = 64 * MIB
+# Of the pixels of held-out samples, once there are more of those than training samples in a full batch. What is kept of
+# them is encoded in one turn of the loop, which takes up to 0.13 s a MiB.
+MAX_HELD_OUT_BYTES = 4 * MIB
 
 
 Decode = Callable[[Record], Sample | None]
@@ -52,6 +55,8 @@ class Batch:
     tombstones: int = 0
     bytes: int = 0
     training: int = 0
+    held_out: int = 0
+    held_out_bytes: int = 0
     newest_timestamp_ms: dict[tuple[str, int], int] = field(default_factory=dict)
     odd_timestamps: Counter[str] = field(default_factory=Counter)
     poll_s: float = 0.0
@@ -79,8 +84,17 @@ class Batch:
                 self.tombstones += 1
                 return
             self.samples.append(sample)
-            self.training += sample.split is Split.TRAIN
+            if sample.split is Split.TRAIN:
+                self.training += 1
+            else:
+                self.held_out += 1
+                self.held_out_bytes += sample.pixels_HWC.nbytes
         self.places.append((record.topic, record.partition, record.offset))
+
+    def full(self, settings: BatchSettings) -> bool:
+        """Return whether it holds as many samples or records as a batch may."""
+        much_held_out = self.held_out > settings.size and self.held_out_bytes >= MAX_HELD_OUT_BYTES
+        return self.training >= settings.size or self.records >= settings.max_span or much_held_out
 
 
 def batches(
@@ -97,7 +111,7 @@ def batches(
     """Yields batches until `stop` is set; the open one is then dropped, its records will be read again.
 
     `positions` are where the source begins. A batch closes when it holds `batch.size` training samples, after
-    `batch.linger_s`, after `batch.max_span` records, or at `max_bytes`; a record in
+    `batch.linger_s`, after `batch.max_span` records, at many bytes of held-out pixels, or at `max_bytes`; a record in
     `alone` (topic, partition, offset) has a batch of its own. Yields an empty batch at least every second
     meanwhile, between two records too, so that the loop turns however long they take to decode. Raises what the source
     does, InputError after the open batch.
@@ -135,8 +149,7 @@ def batches(
                 batch.decode_s += clock() - began
             batch.cover(*place, start, end)
             next_offset[place] = end
-            full = batch.training >= settings.size or batch.records >= settings.max_span
-            if full or isolated or batch.bytes >= max_bytes:
+            if batch.full(settings) or isolated or batch.bytes >= max_bytes:
                 yield batch
                 batch = Batch()
                 opened = turned = clock()

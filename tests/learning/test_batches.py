@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stream_learner.config import BatchSettings
 from stream_learner.errors import InputError
-from stream_learner.learning.batch import Batch, batches
+from stream_learner.learning.batch import MAX_HELD_OUT_BYTES, Batch, batches
 from stream_learner.records.record import Gap, Reason, Record, RejectError, Sample, Split
 from stream_learner.records.spans import Positions, Span, each, extend_all
 
@@ -120,6 +120,22 @@ def test_a_batch_closes_at_its_bytes_headers_counted():
     settings = BatchSettings(size=1000, linger_s=1e6)
     got = list(batches(script, script.decode, {}, settings, script.stop, max_bytes=4 * with_headers.nbytes))
     assert spans(got) == [{0: (0, 4)}, {0: (4, 8)}, {0: (8, 12)}]
+
+
+def test_a_batch_closes_at_its_held_out_pixels_but_not_before_it_could_hold_as_many_training_samples():
+    half = np.broadcast_to(np.uint8(0), (MAX_HELD_OUT_BYTES // 2, 1, 1))
+    script = Script([[record(i, b"test") for i in range(8)]])
+
+    def decode(record: Record) -> Sample | None:
+        sample = script.decode(record)
+        return sample and sample._replace(pixels_HWC=half)
+
+    def closed(size: int) -> list[dict[int, tuple[int, int]]]:
+        script.polls, script.stop.asked = [[record(i, b"test") for i in range(8)]], False
+        return spans(list(batches(script, decode, {}, BatchSettings(size=size, linger_s=1e6), script.stop)))
+
+    assert closed(1) == [{0: (i, i + 2)} for i in (0, 2, 4, 6)]
+    assert closed(3) == [{0: (0, 4)}, {0: (4, 8)}]
 
 
 def test_a_record_that_is_to_be_alone_has_a_batch_of_its_own():
