@@ -53,6 +53,7 @@ class Reader(KafkaConsumer):
         self._budget = _Budget()
         # The class that takes a fetched response apart; the fetcher looks it up at each response.
         self._fetcher.PartitionRecords = partial(_Records, budget=self._budget, highwater=self.highwater)
+        self._open, self._fetcher._parse_fetched_data = self._fetcher._parse_fetched_data, self._opened
 
     def poll(self, *args: Any, **kwargs: Any) -> dict[TopicPartition, list[ConsumerRecord]]:
         self._budget.left = MAX_POLL_BYTES
@@ -64,6 +65,22 @@ class Reader(KafkaConsumer):
             place, offset = error.args
             self.seek(place, offset + 1)
             return {place: [_damaged(place, offset, offset + 1)]}
+        finally:
+            self._let_others_go_next()
+
+    def _let_others_go_next(self) -> None:
+        """Put the partition that was read last behind those whose responses wait.
+
+        The client would first give all of one response: 8 MiB can hold hundreds of millions of records.
+        """
+        fetcher = self._fetcher
+        if fetcher._next_partition_records and fetcher._completed_fetches:
+            fetcher._completed_fetches.append(fetcher._next_partition_records)
+            fetcher._next_partition_records = None
+
+    def _opened(self, response: Any) -> Any:
+        """Take a response apart, unless that was done when its turn came before."""
+        return response if isinstance(response, _Records) else self._open(response)
 
 
 class _Budget:
@@ -89,6 +106,11 @@ class _Records(Fetcher.PartitionRecords):
         self._budget = budget
         self._highwater: Callable[[TopicPartition], int | None] = highwater
         super().__init__(fetch_offset, tp, records, **kwargs)
+
+    @property
+    def fetched_offset(self) -> int:
+        """Where reading continues, under the name that a response has for it."""
+        return self.next_fetch_offset
 
     def take(self, n: int | None = None) -> list[ConsumerRecord]:
         if self._budget.left <= 0:

@@ -105,6 +105,25 @@ def test_reading_goes_on_from_positions(kafka: KafkaSettings, new_topic, new_sou
     assert source.ends()[topic][0] == 3
 
 
+def test_a_partition_with_much_to_read_does_not_keep_others_waiting(kafka: KafkaSettings, new_topic, new_source):
+    """One response holds millions of small records that compress well; other partitions have their turn in between."""
+    topic = new_topic(partitions=2)
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "compression.type": "gzip", "linger.ms": 100})
+    for i in range(6 * source.MAX_POLL_RECORDS):
+        producer.produce(topic, b"", partition=0)
+        producer.poll(0)
+        if i < 10:
+            producer.produce(topic, b"good", partition=1)
+    producer.flush()
+    read_first = new_source(topic)
+    items: list[Record | Gap] = []
+    while len(values(items, 1)) < 10:
+        items += read_first.poll(POLL_S)
+    assert len(values(items)) <= 2 * source.MAX_POLL_RECORDS
+    rest = read(read_first, {topic: {0: 6 * source.MAX_POLL_RECORDS}})
+    assert len(values(items) + values(rest)) == 6 * source.MAX_POLL_RECORDS
+
+
 def test_a_record_arrives_whole(kafka: KafkaSettings, new_topic, new_source: NewSource):
     topic = new_topic()
     producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
