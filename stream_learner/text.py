@@ -3,7 +3,8 @@
 import re
 
 # user:password@ and ?signature of a URL, wherever it stands in a message; as a path a URL has lost a slash.
-USERINFO = re.compile(r"(?<=:/)(/?)[^\s/?#\"'<>]+@")
+# A password may hold a slash, as secret keys of buckets do; `host:port/` is none.
+USERINFO = re.compile(r"(?<=:/)(/?)(?:[^\s/?#\"'<>]+|[^\s/?#\"'<>:@]+:(?!\d+/)[^\s?#\"'<>@]+)@")
 QUERY = re.compile(r"(?<=://)([^\s?\"'<>]*)\?[^\s\"'<>]+")
 
 

@@ -50,7 +50,7 @@ class Store:
                 self._store = from_url(location, retry_config=RETRIES)
         except OSError as error:
             raise StoreError(f"checkpoint.store {self.url} cannot be used: {error.strerror or error}") from error
-        except BaseError as error:
+        except (BaseError, ValueError) as error:
             why = _line(error).replace(location, self.url)
             raise UsageError(f"checkpoint.store = {self.url!r} is not a folder or a known URL: {why}") from error
 
@@ -87,8 +87,10 @@ class Store:
     def get(self, key: str, max_bytes: int | None = None) -> bytes | None:
         """An object's bytes, None when there is none. Raises StoreError, StateError when there are more than
         `max_bytes`, which are not read then."""
-        self._checked(key)
+        path = self._checked(key)
         try:
+            if path and path.exists() and not path.is_file():  # a named pipe would be waited for
+                raise StateError(f"{self.url}/{key} is no file; bring it back from a backup. Nothing was changed")
             found = obstore.get(self._store, key)
             if max_bytes is not None and found.meta["size"] > max_bytes:
                 raise StateError(

@@ -60,8 +60,9 @@ def write_fenced(store: Store, settings: Settings) -> None:
 
 
 def was_fenced(store: Store, settings: Settings) -> bool:
-    """Whether the last life of this worker ended by being replaced. Raises StoreError."""
-    return store.get(_fenced_key(settings)) is not None
+    """Whether the last life of this worker ended by being replaced. Raises StoreError, StateError when others wrote to
+    the object."""
+    return store.get(_fenced_key(settings), 0) is not None
 
 
 def forget_fenced(store: Store, settings: Settings) -> None:
