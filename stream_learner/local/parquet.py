@@ -64,10 +64,11 @@ def _columns(schema: Any) -> tuple[str, str]:
 
 
 def _holds_images(column: Any) -> bool:
-    import pyarrow as pa
+    from pyarrow import types
 
-    index = column.get_field_index("bytes") if pa.types.is_struct(column) else -1
-    return index >= 0 and (pa.types.is_binary(column[index].type) or pa.types.is_large_binary(column[index].type))
+    index = column.get_field_index("bytes") if types.is_struct(column) else -1
+    binary = types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary
+    return index >= 0 and any(is_kind(column[index].type) for is_kind in binary)
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str] | None:

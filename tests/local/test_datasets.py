@@ -170,6 +170,15 @@ def test_of_several_columns_of_images_the_one_that_is_called_so_is_taken(tmp_pat
     assert open_dataset(tmp_path)[0].image == encoded(1)
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(len(encoded(0)))], ids=str
+)
+def test_images_as_bytes_of_any_kind(tmp_path: Path, kind: pa.DataType):
+    images = pa.array([{"bytes": encoded(0)}], pa.struct([("bytes", kind)]))
+    pq.write_table(pa.table({"image": images, "label": [0]}), tmp_path / "a.parquet")
+    assert open_dataset(tmp_path)[0].image == encoded(0)
+
+
 @pytest.mark.parametrize("label", ["fine_label", "labels"])
 def test_other_names_of_the_columns(tmp_path: Path, label: str):
     features = {label: {"names": ["cat", "dog"], "_type": "ClassLabel"}}
