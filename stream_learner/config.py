@@ -428,10 +428,10 @@ class RejectsSettings(Section):
 
 class SecuritySettings(Section):
     signing_key_file: Path | None = None
-    """Ed25519 private key (PEM, not encrypted) that signs each manifest; unsigned when unset."""
+    """Ed25519 private key (PEM, not encrypted) that signs each manifest and window; unsigned when unset."""
     verify_key_files: list[Path] = []
-    """Ed25519 public keys (PEM). Once there is one, a manifest that none of them has signed is refused, by every
-    command."""
+    """Ed25519 public keys (PEM). Once there is one, a manifest or window that none of them has signed is refused, by
+    every command."""
 
     _signer: Ed25519PrivateKey | None = PrivateAttr(None)
     _verifier: Verifier | None = PrivateAttr(None)
@@ -522,7 +522,7 @@ class Settings(BaseSettings):
     rejects: RejectsSettings = RejectsSettings()
     """The circuit breaker for bad input."""
     security: SecuritySettings = SecuritySettings()
-    """Who may publish for the run: signatures of manifests."""
+    """Who may publish for the run: signatures of manifests and windows."""
     monitoring: MonitoringSettings = MonitoringSettings()
     """Prometheus and health pages."""
     log: LogSettings = LogSettings()

@@ -136,7 +136,7 @@ class Publish:
         self._transaction.begin()
         run_key = self._settings.run.id.encode()
         _, window = fit(self._window(prepared, now), MAX_DOCUMENT_BYTES)
-        sent = [self._transaction.send(self._names.metrics, window, run_key)]
+        sent = [self._transaction.send(self._names.metrics, window, run_key, self._signature(window))]
         sent += [self._send_dead_letter(rejection) for rejection in closed.dead_letters]
         inline = len(prepared.weights) <= self._settings.release.inline_max_bytes
         chunks = [
@@ -150,7 +150,7 @@ class Publish:
         places = [Chunk(*place) for place in self._transaction.confirm(chunks, deadline)]
         # 3c. The manifest, to the checkpoints topic and, the same bytes, to the history.
         manifest, value = fit(self._manifest(prepared, places, now), MAX_DOCUMENT_BYTES)
-        signature = [(signatures.HEADER, self._signer.sign(value))] if self._signer else []
+        signature = self._signature(value)
         futures = [
             self._transaction.send(self._names.checkpoints, value, run_key, signature),
             self._transaction.send(self._names.history, value, str(manifest.sequence).encode(), signature),
@@ -181,6 +181,9 @@ class Publish:
         if clock() - self._swept_at >= SWEEP_EVERY_S:
             retention.sweep_orphans(self._store, self._settings.run.id, self._last)
             self._swept_at = clock()
+
+    def _signature(self, value: bytes) -> list[tuple[str, bytes]]:
+        return [(signatures.HEADER, self._signer.sign(value))] if self._signer else []
 
     def _window(self, prepared: Prepared, now: str):
         snapshot = prepared.snapshot

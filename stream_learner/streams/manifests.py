@@ -18,6 +18,7 @@ from stream_learner.streams.topics import Names
 # at last all.
 LOOK_TAIL = 10
 HISTORY_TAIL = 1_000
+UNSIGNED = "it is not signed by one of security.verify_key_files"
 ONE_RUN = "topics belong to one run: set topics.prefix or run.id"
 
 
@@ -138,7 +139,7 @@ def _accepted(record: Record, run_id: str, verifier: Verifier | None) -> Found:
     if record.value is None:
         raise ValueError(record.unreadable or "it has no value")
     if verifier and not verifier.accepts(record.value, record.headers):
-        raise ValueError("it is not signed by one of security.verify_key_files")
+        raise ValueError(UNSIGNED)
     try:
         manifest = decode_manifest(record.value)
     except NewerVersionError as error:

@@ -216,7 +216,7 @@ def test_a_signed_run_goes_on_beside_forgeries(new_run: NewRun, tmp_path: Path) 
     assert "it is not signed by one of security.verify_key_files" in run.start().ends(ExitCode.STATE)
     unsigned = life(signing_key_file=old_file)
     genuine = unsigned.checkpoints[-1]
-    for topic in ("checkpoints", "history"):
+    for topic in ("checkpoints", "history", "metrics"):
         assert signed_by(old, run.read(topic)[-1])
 
     forged = json.loads(genuine.value or b"")

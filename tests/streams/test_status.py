@@ -1,19 +1,26 @@
 """What Kafka alone tells of a run; a run that has learned is looked at in tests of the command line."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from confluent_kafka import Producer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from stream_learner.config import Settings
 from stream_learner.errors import StateError, TopicsError
+from stream_learner.records.manifest import encode
+from stream_learner.records.window import Tally
 from stream_learner.streams import topics
 from stream_learner.streams.status import Status, read_status
 
 
-def produce(settings: Settings, topic: str, value: bytes) -> None:
+def produce(settings: Settings, topic: str, value: bytes, signature: bytes | None = None) -> None:
     producer = Producer({"bootstrap.servers": settings.kafka.bootstrap_servers})
-    producer.produce(topic, value, b"key", partition=0)
+    producer.produce(topic, value, b"key", partition=0, headers=[("signature", signature)] if signature else [])
     producer.flush()
 
 
@@ -38,3 +45,24 @@ def test_records_of_something_else_are_called_so(new_settings: Callable[..., Set
     produce(settings, f"{settings.prefix}.{topic}", value)
     with pytest.raises(StateError, match=rf"{settings.prefix}\.{topic} holds no (manifest|window) of run"):
         read_status(settings)
+
+
+def test_once_a_key_is_set_windows_that_are_not_signed_are_passed_over(
+    new_settings: Callable[..., Settings], tmp_path: Path
+):
+    key, another = (Ed25519PrivateKey.generate() for _ in range(2))
+    public = tmp_path / "key.pem"
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    settings = new_settings(security={"verify_key_files": [public]})
+    topics.create(settings, input_partitions=1)
+    metrics = f"{settings.prefix}.metrics"
+    figures: dict[str, Any] = {"validation": None, "test": None, "lag": {}, "created_at": "2025-01-01T00:00:00.000Z"}
+    window = Tally().window(run_id=settings.run.id, sequence=1, **figures)
+    genuine, forged = encode(window), encode(msgspec.structs.replace(window, sequence=9))
+    produce(settings, metrics, forged)
+    with pytest.raises(StateError, match="it is not signed by one of"):
+        read_status(settings)
+    produce(settings, metrics, genuine, key.sign(genuine))
+    produce(settings, metrics, forged, another.sign(forged))
+    produce(settings, metrics, forged, key.sign(genuine))
+    assert read_status(settings).window == window
