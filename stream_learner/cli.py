@@ -46,7 +46,7 @@ DataFolder = Annotated[
         show_default=False,
     ),
 ]
-# A password may be among them, where an option lacks its `=`.
+# They may include a password, when an option lacks its `=`.
 EXTRA_ARGUMENTS = re.compile(r"(unexpected extra argument\S*) \(.*\)", re.DOTALL)
 out = Console()
 err = Console(stderr=True, highlight=False)
@@ -136,7 +136,7 @@ def _stop_on_signals(deadline_s: float, at_once: Callable[[], bool] = lambda: Fa
 
 
 def _say(line: str) -> None:
-    """Write a line: not wrapped where no terminal is, no part of it taken for markup."""
+    """Write a line. It is not wrapped without a terminal, and nothing in it is markup."""
     out.print(printable(line), soft_wrap=True, markup=False)
 
 

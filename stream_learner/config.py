@@ -38,11 +38,11 @@ from stream_learner.text import without_credentials
 
 MIB = 1024 * 1024
 ENV_PREFIX = "STREAM_LEARNER_"
-# Bounds of what a manifest may ask to be built, so of the settings too.
+# Bounds of the networks that a manifest may describe, and so of the settings.
 MAX_SIDE_PIXELS = 4096
 MAX_CLASSES = 65_536
 MAX_RANDOM_FEATURES = 65_536
-# Of the names of all input topics, which manifests and windows name several times: 600 long ones fit.
+# Bytes of the names of all input topics, which manifests and windows repeat: 600 long names fit.
 MAX_TOPIC_NAMES_BYTES = 150_000
 # Variables that Kubernetes sets beside a Service called stream-learner, or stream-learner-x.
 SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT=\w+://.*|PORT_\d+_\w+(_PROTO|_PORT|_ADDR)?)(=|$)")
@@ -132,7 +132,7 @@ class KafkaSettings(Section):
         return self
 
     def password(self) -> str | None:
-        """The SASL password, read from its file where one is named.
+        """Return the SASL password, read from its file where one is named.
 
         Raises ValueError when the file cannot be read.
         """
@@ -141,7 +141,7 @@ class KafkaSettings(Section):
         return self.sasl_password.get_secret_value() if self.sasl_password else None
 
     def key_password(self) -> str | None:
-        """Password of the client certificate's key. Raises ValueError when its file cannot be read."""
+        """Return the password of the client certificate's key. Raises ValueError when its file cannot be read."""
         return read_secret(self.ssl_key_password_file, "ssl_key_password_file") if self.ssl_key_password_file else None
 
 
@@ -181,11 +181,11 @@ class LabelsSettings(Section):
     label become dead letters. A class that exists already and is not among them retires: it is never predicted again,
     and its samples are dropped from the memory and the held-out sets."""
     aliases: dict[str, Label] = {}
-    """Other names of labels, as `{ "kitty" = "cat" }`: a record that says `kitty` is learned as `cat`. A class `kitty`
+    """Other names of labels, as `{ "kitty" = "cat" }`: a record labelled `kitty` is learned as `cat`. A class `kitty`
     that exists already retires, and its samples become those of `cat`. An alias cannot stand for another alias."""
     min_records: PositiveInt = 1
-    """Records of a new label that make it a class. The ones before the last of them become dead letters (`rare_label`),
-    so that a misspelt label now and then is no class. The circuit breaker does not count them."""
+    """Records of a new label after which it becomes a class. The earlier ones become dead letters (`rare_label`), so an
+    occasional misspelling is no class. The circuit breaker does not count them."""
 
 
 class SplitSettings(Section):
@@ -423,15 +423,16 @@ class RejectsSettings(Section):
     window: PositiveInt = 1_000
     """Records over which the share is taken, once the process has read that many."""
     max_in_a_row: PositiveInt = 200
-    """Rejected records, one after the other over all topics, that stop the worker, however few it has read."""
+    """Rejected records in a row, over all topics, that stop the worker, however few it has read. Deletion markers and
+    rare labels do not count."""
 
 
 class SecuritySettings(Section):
     signing_key_file: Path | None = None
     """Ed25519 private key (PEM, not encrypted) that signs each manifest and window; unsigned when unset."""
     verify_key_files: list[Path] = []
-    """Ed25519 public keys (PEM). Once there is one, a manifest or window that none of them has signed is refused, by
-    every command."""
+    """Ed25519 public keys (PEM). Once there is one, every command refuses a manifest or window that none of these keys
+    signed."""
 
     _signer: Ed25519PrivateKey | None = PrivateAttr(None)
     _verifier: Verifier | None = PrivateAttr(None)
@@ -456,7 +457,7 @@ class SecuritySettings(Section):
 
     @property
     def verifier(self) -> Verifier | None:
-        """The verify keys, likewise; None without any."""
+        """The verify keys, as their files were when the settings were read; None without any."""
         return self._verifier
 
 
@@ -575,7 +576,7 @@ class Settings(BaseSettings):
 def read_secret(path: Path, setting: str) -> str:
     """Return the text of a secret file without its trailing newline.
 
-    Raises ValueError when it cannot be read; `setting` names it then, for what is set may be the secret itself.
+    Raises ValueError when it cannot be read. The message names `setting`, not the path: it may be the secret itself.
     """
     try:
         return path.read_text(encoding="utf-8").rstrip("\r\n")
@@ -586,7 +587,7 @@ def read_secret(path: Path, setting: str) -> str:
 
 
 def load(path: Path | None, overrides: list[str] | None = None) -> Settings:
-    """Reads, merges and validates the settings.
+    """Read, merge and validate the settings.
 
     `path` is the TOML file, or None for the environment alone; `overrides` are `section.key=value`, the value in
     TOML notation (bare words are strings). Raises UsageError, which names the field and what would be right.
@@ -641,7 +642,7 @@ def _nested(overrides: list[str]) -> dict[str, Any]:
 
 
 def _named(path: str) -> str:
-    """The name of a setting; nothing else is repeated, for it may be a secret."""
+    """Return the name of a setting, or `***` for anything else: it may be a secret."""
     known = {*Settings.model_fields, *(key for name in Settings.model_fields for key in _section(name))}
     return path if set(path.split(".")) <= known else "***"
 

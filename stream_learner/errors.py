@@ -14,18 +14,18 @@ class ExitCode(IntEnum):
     OK = 0
     """Done, or stopped on request after a last save."""
     INTERNAL = 1
-    """A bug in stream_learner: please report it with the output of `--debug`; or in code of yours, which the message
-    names."""
+    """A bug: in stream_learner (please report it with the output of `--debug`), or in your own code, which the message
+    then names."""
     USAGE = 2
     """The command line or the settings are wrong; nothing was started."""
     KAFKA = 3
-    """Kafka cannot be reached, or refuses the credentials; a restart tries again."""
+    """Kafka cannot be reached, or refuses the credentials or a right (ACL); a restart tries again."""
     TOPICS = 4
     """A topic is missing or differs from what the run needs; see `stream-learner topics`."""
     STORE = 5
     """The object store cannot be read or written."""
     STATE = 6
-    """The saved state is missing, damaged or belongs to another model, strategy or cluster."""
+    """The saved state or its manifest is missing, damaged, forged, or belongs to another model, strategy or cluster."""
     INPUT = 7
     """The input topic was recreated, or records that were not read yet are gone: they have fallen off its retention, or
     are damaged on the brokers' disks."""

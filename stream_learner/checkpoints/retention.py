@@ -11,7 +11,7 @@ ORPHAN_AGE = timedelta(hours=24)
 # Objects of a checkpoint, by their keys below the run's folder, and parts of states, which outlive the checkpoint that
 # wrote them: `<sequence>-<uuid>/<name>` and `memory/<sequence>-<uuid>`.
 CHECKPOINT = re.compile(r"\d{12,}-[^/]+/")
-# What a process that was killed while writing it has left of an object, in a folder.
+# A file that a killed process left before it became an object; only in a folder.
 STAGED = re.compile(r"#\d+$")
 PART = re.compile(r"memory/\d{12,}-[^/]+$")
 
@@ -32,7 +32,7 @@ def share(kept: list[State], parts: dict[int, list[Object]]) -> tuple[list[State
 
 
 def delete_dropped(store: Store, before: Manifest, after: Manifest) -> None:
-    """Deletes the objects of checkpoints, and the parts of states, that `after` keeps no longer; this process has
+    """Delete the objects of checkpoints, and the parts of states, that `after` keeps no longer; this process has
     committed it.
 
     A worker that was replaced never gets here with a manifest of its own, so it cannot delete what the new owner
@@ -47,7 +47,7 @@ def delete_dropped(store: Store, before: Manifest, after: Manifest) -> None:
 
 
 def sweep_orphans(store: Store, run_id: str, manifest: Manifest) -> None:
-    """Deletes objects of this run that no manifest names, once they are older than any publication could take.
+    """Delete objects of this run that no manifest names, once they are older than any publication could take.
 
     The age is taken by the store's clock against the newest manifest's own state, never by this machine's. Raises
     StoreError.

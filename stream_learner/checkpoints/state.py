@@ -28,7 +28,7 @@ def encode(tensors: Tensors, document: dict[str, Any] | None = None) -> bytes:
 
 
 def decode_tensors(data: bytes) -> Tensors:
-    """Raises ValueError when the bytes are not safetensors."""
+    """Decode safetensors. Raises ValueError when the bytes are not that."""
     try:
         return load(data)
     # Beside its own error it raises these for types that torch does not have and shapes that no tensor can have.
@@ -39,7 +39,7 @@ def decode_tensors(data: bytes) -> Tensors:
 
 
 def decode_document(data: bytes) -> dict[str, Any]:
-    """The JSON part. Raises ValueError when there is none."""
+    """Decode the JSON part. Raises ValueError when there is none."""
     # The format: 8 bytes little-endian length, then a JSON header (https://github.com/huggingface/safetensors).
     length = int.from_bytes(data[:8], "little")
     try:

@@ -30,11 +30,14 @@ RETRIES: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=1
 
 
 class Store:
-    """A folder or a bucket. Keys are relative to it, so that it can move. No key leads out of it: neither by its
-    segments nor, in a folder, by a symbolic link; such a key raises StateError, whatever is asked of it."""
+    """A folder or a bucket. Keys are relative to it, so that it can move.
+
+    No key leads out of it, neither by its segments nor, in a folder, by a symbolic link: every method raises StateError
+    for such a key.
+    """
 
     def __init__(self, location: str):
-        """`location` is a folder or a URL (`file://`, `s3://`, `gs://`, `az://`). Raises UsageError, StoreError."""
+        """Open a folder or a URL (`file://`, `s3://`, `gs://`, `az://`). Raises UsageError, StoreError."""
         if "://" not in location:
             location = Path(location).expanduser().resolve().as_uri()
         location = location.rstrip("/")
@@ -63,7 +66,7 @@ class Store:
                 raise StoreError(f"checkpoint.store {self.url} cannot be written: {error.strerror}") from error
 
     def put(self, key: str, data: bytes) -> Object:
-        """Writes an object that must not exist yet, durably. Raises StoreError."""
+        """Write an object that must not exist yet, durably. Raises StoreError."""
         path = self._checked(key)
         try:
             obstore.put(self._store, key, data, mode="create")
@@ -85,8 +88,10 @@ class Store:
             raise StoreError(f"object {self.url}/{key} cannot be written: {_line(error)}") from error
 
     def get(self, key: str, max_bytes: int | None = None) -> bytes | None:
-        """An object's bytes, None when there is none. Raises StoreError, StateError when there are more than
-        `max_bytes`, which are not read then."""
+        """Return an object's bytes, None when there is none.
+
+        Raises StoreError, and StateError when there are more than `max_bytes`; they are not read then.
+        """
         path = self._checked(key)
         try:
             if path and path.exists() and not path.is_file():  # a named pipe would be waited for
@@ -104,7 +109,7 @@ class Store:
             raise StoreError(f"object {self.url}/{key} cannot be read: {_line(error)}") from error
 
     def fetch(self, reference: Object) -> bytes:
-        """The bytes a manifest names. Raises StateError when they are missing or others, StoreError."""
+        """Return the bytes that a manifest names. Raises StateError when they are missing or others, StoreError."""
         data = self.get(reference.key, reference.size)
         if data is None:
             raise StateError(
@@ -138,7 +143,7 @@ class Store:
         return {key: time for key, time in found.items() if _is_key(key)}
 
     def delete(self, keys: list[str]) -> None:
-        """Deletes objects; one that is gone already is no error. Raises StoreError."""
+        """Delete objects; one that is gone already is no error. Raises StoreError."""
         for key in keys:
             path = self._checked(key)
             try:
@@ -152,9 +157,9 @@ class Store:
                 raise StoreError(f"object {self.url}/{key} cannot be deleted: {_line(error)}") from error
 
     def _checked(self, key: str) -> Path | None:
-        """The file of a key, in a folder. Raises StateError when the key would lead out of the store."""
+        """Return the file of a key; None in a bucket. Raises StateError when the key would lead out of the store."""
         if not _is_key(key):
-            raise StateError(f"{key!r} is no key of an object in checkpoint.store {self.url}. Nothing was changed")
+            raise StateError(f"{key!r} is not the key of an object in checkpoint.store {self.url}. Nothing was changed")
         if self._folder is None:
             return None
         path = self._folder / key
@@ -172,7 +177,7 @@ def _is_key(key: str) -> bool:
 
 
 def _without_credentials(url: str) -> str:
-    """The URL without user, password and query, which may hold keys."""
+    """Return the URL without user, password and query, which may hold secrets."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -192,8 +197,10 @@ def _flush(path: Path, root: Path) -> None:
 
 
 def _times(folder: Path, root: Path) -> dict[str, datetime]:
-    """Keys of the files below a folder, with their times. Also of those that obstore does not list: what it writes
-    before it links it to its key, which a killed process leaves behind."""
+    """Return the keys of the files below a folder, with their times.
+
+    obstore does not list the files that it has not yet linked to their keys, which a killed process leaves behind.
+    """
 
     def failed(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
@@ -202,7 +209,7 @@ def _times(folder: Path, root: Path) -> dict[str, datetime]:
     times = {}
     for parent, _, names in os.walk(folder, onerror=failed, followlinks=False):
         for path in (Path(parent, name) for name in names):
-            with suppress(FileNotFoundError):  # it is gone meanwhile
+            with suppress(FileNotFoundError):  # deleted meanwhile
                 found = path.lstat()
                 if stat.S_ISREG(found.st_mode):
                     times[path.relative_to(root).as_posix()] = datetime.fromtimestamp(found.st_mtime, UTC)

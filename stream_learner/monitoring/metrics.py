@@ -35,7 +35,7 @@ class Metrics:
     """The worker's metrics in `registry`. Methods may be called from any thread, `observe` from one only."""
 
     def __init__(self, registry: CollectorRegistry, version: str, topics: Iterable[str] = ()):
-        """`topics` are those that are read."""
+        """Register the metrics; `topics` are the input topics."""
         counter = partial(Counter, namespace=NAMESPACE, registry=registry)
         gauge = partial(Gauge, namespace=NAMESPACE, registry=registry)
         histogram = partial(Histogram, namespace=NAMESPACE, registry=registry)
@@ -146,7 +146,7 @@ class Metrics:
         )
         self._foreign_records = counter(
             "foreign_records_total",
-            "Records in the run's own topics that are not its manifests and were skipped, in records.",
+            "Records in the run's own topics that are not its manifests, met and skipped at the start, in records.",
             ("topic",),
         )
         self._phase = gauge("phase", "What the worker is doing: 1 for that phase, 0 for the others.", ("phase",))
@@ -178,11 +178,11 @@ class Metrics:
         logging.getLogger("kafka").addHandler(_Counts(self._kafka_warnings))
 
     def foreign_records(self, topic: str, records: int) -> None:
-        """Counts records of a topic that were skipped."""
+        """Count records of a topic that were skipped."""
         self._foreign_records.labels(topic).inc(records)
 
     def observe(self, report: Report) -> None:
-        """Counts a learned batch."""
+        """Count a learned batch."""
         self._records_in.inc(report.records)
         self._learned.inc(report.learned)
         for split in (Split.VALIDATION, Split.TEST):

@@ -222,7 +222,7 @@ def test_what_lies_outside_of_the_run_is_not_deleted(tmp_path, key):
             manifest([newest], [Object(name, 0, digest(b""))]),
             manifest([State(1, Object(name, 0, digest(b"")))]),
         ):
-            with pytest.raises(StateError, match="is no key of an object"):
+            with pytest.raises(StateError, match="is not the key of an object"):
                 delete_dropped(run.store, before, manifest([newest]))
     assert (tmp_path / "store/victim/file").exists()
     assert (tmp_path / "victim/file").exists()

@@ -119,7 +119,7 @@ def test_no_key_leads_out_of_the_store(store, folder, bucket, key):
     victim = folder.parent / "victim"
     victim.write_bytes(b"")
     for use in uses(Store("s3://bucket/objects") if bucket else store, key):
-        with pytest.raises(StateError, match="is no key of an object") as caught:
+        with pytest.raises(StateError, match="is not the key of an object") as caught:
             use()
         assert str(caught.value).isprintable()
     assert victim.exists()
