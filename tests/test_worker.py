@@ -1,5 +1,6 @@
 """The loop, with stand-ins for what it drives: when it saves, when it waits, and how it ends."""
 
+import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -339,6 +340,19 @@ def test_lag_and_memory_are_told():
     assert value("memory_items", label="dog") is None  # held out alone
     assert value("memory_bytes") == 12
     assert value("records_in_total") == 10
+
+
+@pytest.mark.parametrize(("timestamp_ms", "shown_s"), [(-1, NOW_MS), (0, NOW_MS), (2**62, NOW_MS), (2 * NOW_MS, None)])
+def test_a_timestamp_that_is_no_time_does_not_move_the_lag(timestamp_ms: int, shown_s: int | None):
+    """What was known before stays; a time of the future is no lag."""
+    odd = batch(BATCH)
+    odd.newest_timestamp_ms = {("images", 0): timestamp_ms}
+    loop = Loop([batch(0), odd])
+    loop.run()
+    loop.worker.tended_at = 0.0
+    loop.worker.tend()
+    lag_s = loop.registry.get_sample_value("stream_learner_lag_seconds", {"topic": "images", "partition": "0"})
+    assert lag_s == (pytest.approx(time.time() - shown_s / 1000, abs=60) if shown_s else 0)
 
 
 def test_a_partition_that_was_read_to_its_end_has_no_lag():

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -194,6 +195,17 @@ def test_times_and_newest_timestamps_are_told():
     (got,) = [batch for batch in read(script, size=3) if batch.records]
     assert (got.poll_s, got.decode_s) == (1.0, 0.75)
     assert got.newest_timestamp_ms == {("images", 0): 1001, ("images", 1): 1001}
+
+
+def test_timestamps_of_the_future_and_those_that_are_no_time_are_counted():
+    now_ms = int(time.time() * 1000)
+    unknown = [-1, 0, now_ms // 1000, -6_816_000_000_000, 253_402_300_800_000, 2**63 - 1]
+    future = [now_ms + 2 * 3_600_000, 4_070_908_800_000]
+    good = [now_ms, now_ms + 60_000, now_ms - 10**11]
+    batch = Batch()
+    for offset, timestamp_ms in enumerate([*unknown, *future, *good]):
+        batch.add(record(offset, b"bad")._replace(timestamp_ms=timestamp_ms), Script([]).decode)
+    assert batch.odd_timestamps == {"unknown": len(unknown), "future": len(future)}
 
 
 @st.composite

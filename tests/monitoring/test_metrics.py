@@ -118,6 +118,7 @@ def test_a_batch_is_counted(registry, metrics):
                 samples={Split.TRAIN: 6, Split.VALIDATION: 2, Split.TEST: 1},
                 rejections=[Rejection(record, Reason.NO_LABEL, "decode", "the record has no label")],
                 learned=6,
+                odd_timestamps={"unknown": 1, "future": 3},
                 steps=2,
                 loss_sum=3.0,
                 drifts=[Drift(10, {}, 0.1, 0.4)],
@@ -131,6 +132,8 @@ def test_a_batch_is_counted(registry, metrics):
     assert value(registry, "records_held_out_total", split="validation") == 4
     assert value(registry, "records_held_out_total", split="test") == 2
     assert value(registry, "tombstones_total") == 6
+    assert value(registry, "record_timestamps_total", kind="unknown") == 2
+    assert value(registry, "record_timestamps_total", kind="future") == 6
     assert value(registry, "records_rejected_total", topic="images", reason="no_label") == 2
     assert value(registry, "steps_total") == 4
     assert value(registry, "loss") == 1.5

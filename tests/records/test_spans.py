@@ -124,6 +124,7 @@ def test_a_window_sums_its_batches():
             learned=6,
             steps=3,
             loss_sum=6.0,
+            odd_timestamps={"unknown": 2},
             prequential={"cat": (1, 2), "dog": (0, 4)},
             drifts=[Drift(10, {}, 0.1, 0.4)],
         )
@@ -136,6 +137,7 @@ def test_a_window_sums_its_batches():
             learned=4,
             steps=1,
             loss_sum=1.0,
+            odd_timestamps={"unknown": 1, "future": 4},
             prequential={"cat": (2, 2), "emu": (0, 2)},
             drifts=[Drift(16, {}, 0.2, 0.5)],
         )
@@ -155,6 +157,7 @@ def test_a_window_sums_its_batches():
     assert (window.prequential.accuracy, window.prequential.mean_recall) == (3 / 10, 0.25)
     assert [drift.records for drift in window.drifts] == [10, 16]
     assert window.drift_count == 2
+    assert window.timestamps == {"future": 4, "unknown": 3}
     assert sum(window.splits.values()) + sum(window.rejected.values()) == window.records
 
 
