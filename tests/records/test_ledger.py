@@ -76,5 +76,10 @@ def test_damage_is_noticed(damaged: dict):
         list(ledger.decode(written, SPANS))
 
 
+def test_no_more_is_decompressed_than_is_read():
+    bomb = base64.b64encode(zlib.compress(bytes(2 * ledger.MAX_JSON_BYTES), level=1)).decode()
+    assert len(ledger._decompressed(bomb)) == ledger.MAX_JSON_BYTES + 1
+
+
 def test_an_empty_one():
     assert list(ledger.decode(Ledger(0, [], packed([])), {})) == []

@@ -300,6 +300,14 @@ def test_a_manifest_that_cannot_be_is_refused_with_what_is_wrong(message):
         decode_manifest(encode(replace(WHOLE, **CONTRADICTIONS[message])))
 
 
+@pytest.mark.parametrize("run_id", [".", ".."])
+def test_a_run_whose_folder_would_be_outside_of_the_store_is_refused(run_id):
+    """Although all of its keys are under it."""
+    named = encode(WHOLE).replace(b'"digits"', f'"{run_id}"'.encode()).replace(b'"digits/', f'"{run_id}/'.encode())
+    with pytest.raises(ValueError, match="the run's folder would be outside of the store"):
+        decode_manifest(named)
+
+
 def test_a_window_of_another_schema_version_is_refused():
     with pytest.raises(ValueError, match="window schema version 1; this program reads 2"):
         decode_window(encode(replace(WINDOW, schema_version=1)))
