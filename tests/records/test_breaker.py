@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from stream_learner.config import RejectsSettings
 from stream_learner.records.breaker import Breaker
 from stream_learner.records.record import Reason, Record, Rejection
+from stream_learner.records.rejects import describe
 from stream_learner.records.report import Report
 
 REJECTION = Rejection(Record("images", 0, 0, 0, None, None, []), Reason.NO_IMAGE, "decode", "")
@@ -137,3 +138,9 @@ def test_it_looks_at_the_newest_batches_that_fill_a_window(batches):
             total += records
     assert b.share == (sum(newest) / total if total else 0)
     assert bool(b.why) == (total >= 100 and sum(newest) > 0.1 * total)
+
+
+def test_five_topics_are_named_the_worst_first_and_the_rest_counted():
+    rejects = {f"topic{number}": {"no_label": number, "no_image": 1} for number in range(1, 8)}
+    named = "; ".join(f"topic{number}: no_label {number}, no_image 1" for number in (7, 6, 5, 4, 3))
+    assert describe(rejects) == f"{named}; 2 more topics: 5 records"
