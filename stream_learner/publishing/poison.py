@@ -11,37 +11,42 @@ The object is advice, as election is: a frozen worker that was replaced may over
 import threading
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import msgspec
 import structlog
+from msgspec import Meta
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import MIB, Settings
 from stream_learner.errors import FencedError, StateError, StoreError, StreamLearnerError
 from stream_learner.learning.batch import Decode
 from stream_learner.records import documents
+from stream_learner.records.documents import Count
 from stream_learner.records.manifest import Manifest
 from stream_learner.records.record import Reason, Record, RejectError, Sample
+from stream_learner.records.spans import Offset, Partition, Topic
 
 log = structlog.get_logger()
 
 DEATHS = 3
 # Three batches of places, and those set aside.
 MAX_BYTES = 16 * MIB
-Place = tuple[str, int, int]
+MAX_SET_ASIDE = 1_000
+Place = tuple[Topic, Partition, Offset]
 """Topic, partition, offset."""
 
 
 class State(msgspec.Struct):
     """What lives.json holds."""
 
-    lives: int = 0
+    lives: Count = 0
     """Lives since the last commit, the present one included; each but that has died."""
     suspects: list[Place] = []
     """Records that the present life is decoding or learning, if it is careful."""
-    died_at: list[list[Place]] = []
+    died_at: Annotated[list[list[Place]], Meta(max_length=2)] = []
     """The suspects of the last two lives that died."""
-    set_aside: list[Place] = []
+    set_aside: Annotated[list[Place], Meta(max_length=MAX_SET_ASIDE)] = []
     """Records to reject without decoding them, until a commit is past them."""
 
 
@@ -63,10 +68,10 @@ class Lives:
         before = self._read()
         died_at = [*before.died_at, before.suspects][-2:] if before.lives else []
         repeated = len(died_at) == 2 and before.lives >= DEATHS
-        again = [place for place in died_at[0] if place in died_at[1]] if repeated else []
+        again = list({*died_at[0]} & {*died_at[1]}) if repeated else []
         deaths, set_aside = before.lives, before.set_aside
         if repeated and len(died_at[0]) == len(died_at[1]) == len(again) == 1:
-            deaths, died_at, set_aside, again = 0, [], [*set_aside, *again], []
+            deaths, died_at, set_aside, again = 0, [], [*set_aside, *again][-MAX_SET_ASIDE:], []
         self.alone = frozenset(again)
         """Records to learn each in a batch of its own."""
         self._state = State(deaths + 1, [], died_at, set_aside)

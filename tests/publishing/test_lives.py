@@ -9,7 +9,8 @@ import pytest
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.errors import FencedError, InputError
-from stream_learner.publishing.poison import Lives, Place
+from stream_learner.publishing.poison import MAX_SET_ASIDE, Lives, Place
+from stream_learner.records.manifest import encode
 from stream_learner.records.record import Reason, Record, RejectError, Sample
 
 A, B, C = ("images", 0, 7), ("images", 0, 8), ("images", 1, 0)
@@ -124,9 +125,27 @@ def test_an_end_that_the_program_chose_is_no_death(store: Store, error: Exceptio
     assert Lives(store, SETTINGS).careful == dies
 
 
-def test_a_damaged_object_counts_nothing(store: Store):
-    store.replace("digits/lives.json", b'{"lives": "many"}')
-    assert not Lives(store, SETTINGS).careful
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"lives": "many"},
+        {"lives": 3, "died_at": [[A]] * 3},
+        {"lives": 3, "set_aside": [("images", 0, -1)]},
+        {"lives": 3, "set_aside": [("images", 0, i) for i in range(MAX_SET_ASIDE + 1)]},
+    ],
+    ids=["no count", "three deaths", "no offset", "too many"],
+)
+def test_a_damaged_object_counts_nothing(store: Store, forged: dict[str, Any]):
+    store.replace("digits/lives.json", encode(forged))
+    lives = Lives(store, SETTINGS)
+    assert not lives.careful
+    assert verdict(lives, A) == "decoded"
+
+
+def test_many_suspects_cost_no_time(store: Store):
+    suspects = [("images", 0, offset) for offset in range(50_000)]
+    store.replace("digits/lives.json", encode({"lives": 3, "died_at": [suspects], "suspects": suspects[::-1]}))
+    assert len(Lives(store, SETTINGS).alone) == len(suspects)
 
 
 def test_a_store_that_cannot_be_written_makes_it_careless(store: Store, tmp_path: Path):
