@@ -16,26 +16,25 @@ Headers = Sequence[tuple[str, bytes | None]]
 
 
 class Verifier:
-    """Public keys, one of which must have signed."""
+    """Public keys, one of which must have made the signature."""
 
     def __init__(self, keys: Iterable[Ed25519PublicKey]):
         self._keys = list(keys)
 
     def accepts(self, value: bytes, headers: Headers) -> bool:
-        """Whether the headers hold a signature of one of the keys over exactly these bytes."""
+        """Return whether the headers hold one signature, by one of the keys, over exactly these bytes."""
         signatures = [signature or b"" for name, signature in headers if name == HEADER]
         return len(signatures) == 1 and any(_verifies(key, signatures[0], value) for key in self._keys)
 
     def knows(self, key: Ed25519PrivateKey) -> bool:
-        """Whether the private key's other half is one of the keys."""
+        """Return whether the private key's public half is one of the keys."""
         return key.public_key() in self._keys
 
 
 def read_signing_key(path: Path) -> Ed25519PrivateKey:
-    """Raise ValueError when the file does not hold an unencrypted Ed25519 private key in PEM.
+    """Read a private key. Raises ValueError when the file does not hold an unencrypted Ed25519 key in PEM.
 
-    No message shows the path: it may be the key itself, put where the file's name belongs. Nor does one show what the
-    library says of the content.
+    No message shows the path, which may be the key itself in the wrong place, nor the library's error.
     """
     try:
         data = _read(path)
@@ -54,7 +53,7 @@ def read_signing_key(path: Path) -> Ed25519PrivateKey:
 
 
 def read_verify_key(path: Path) -> Ed25519PublicKey:
-    """Raise ValueError when the file does not hold an Ed25519 public key in PEM."""
+    """Read a public key. Raises ValueError when the file does not hold an Ed25519 public key in PEM."""
     try:
         data = _read(path)
     except OSError as error:

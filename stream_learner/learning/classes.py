@@ -26,7 +26,7 @@ class Classes:
     """
 
     def __init__(self, settings: Settings):
-        """Raises UsageError when `[labels]` contradicts itself."""
+        """Begin without classes. Raises UsageError when `[labels]` contradicts itself."""
         self._rules = LabelRules.from_settings(settings.labels)
         self._max_classes = settings.model.max_classes
         self._min_records = settings.labels.min_records
@@ -120,8 +120,8 @@ class Pending:
     """Counts records of labels that are no classes yet, in bounded memory.
 
     Misra and Gries 1982, "Finding repeated elements": a label that finds no room lowers every count by one. Counts are
-    never too high, so a flood of labels that come once makes no class. They are too low by at most 1/2,000 of the
-    records counted here, so a label that comes more often than that becomes a class whatever else comes.
+    never too high, so a flood of labels that occur once makes no class. They are too low by at most 1/2,000 of the
+    records counted here, so a label that is more frequent than that becomes a class.
     """
 
     def __init__(self):

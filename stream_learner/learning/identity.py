@@ -16,7 +16,7 @@ STATE_FORMAT = 4
 
 
 def identity(settings: Settings) -> dict[str, Any]:
-    """What a state must agree on with the settings to be gone on from. Raises UsageError when the file of
+    """Return the settings that a saved state must match to be resumed. Raises UsageError when the file of
     `model.weights` cannot be read."""
     model = settings.model
     return {

@@ -16,7 +16,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 
-# What code that takes a state over can stumble on when the state is not one of its own.
+# Errors that code may raise when it restores a state that it did not write.
 FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -78,6 +78,8 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def is_finite(network: nn.Module) -> bool:
-    """Whether all weights are finite. A buffer may hold infinities on purpose, such as the mask of an attention layer,
-    but no NaN."""
+    """Return whether all weights are finite.
+
+    A buffer may hold infinities on purpose, such as the mask of an attention layer, but no NaN.
+    """
     return all(p.isfinite().all() for p in network.parameters()) and not any(b.isnan().any() for b in network.buffers())

@@ -118,7 +118,7 @@ class Trainer:
             self._fresh_rows += range(rows, classes)
 
     def _retire(self, source: int, target: int | None) -> None:
-        """A class that no step has learned takes over the row, so that a new name costs nothing that was learned."""
+        """Silence a row. A target that no step has learned takes the row over, so that renaming loses nothing."""
         if target in self._fresh_rows and source not in self._fresh_rows:
             take_over(self.model.head, self._optimizer, source, target)
             if self._average:
@@ -147,7 +147,7 @@ class Trainer:
                 keep_silent(self._average.model.head, None, self._silent_rows)
 
     def scale_learning_rate(self, factor: float) -> None:
-        """Takes the next steps at so many times `learning.learning_rate`; to be said again after a restore."""
+        """Scale the learning rate. Call again after `restore`."""
         for group in self._optimizer.param_groups:
             group["lr"] = factor * self._settings.learning.learning_rate
 
@@ -280,7 +280,7 @@ class Trainer:
                 self._optimizer.state[parameter][key] = moment.copy_(found)
 
     def _moments(self, parameter: nn.Parameter) -> frozenset[str]:
-        """Names of the moments that the optimizer keeps of a parameter."""
+        """Return the names of the moments that the optimizer keeps for a parameter."""
         if isinstance(self._optimizer, Muon):
             return MOMENTUM if any(parameter is matrix for matrix in self._optimizer.matrices) else ADAM
         return MOMENTUM if isinstance(self._optimizer, torch.optim.SGD) else ADAM

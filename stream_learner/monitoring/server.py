@@ -1,8 +1,8 @@
-"""The monitoring port: a small HTTP server that slow or many clients cannot keep from answering.
+"""The monitoring port: a small HTTP server that answers probes whatever many or slow clients do.
 
 One thread serves all connections. At most 64 are open; a new one closes the oldest, so that a probe is answered while
 thousands of clients hold sockets open. Each connection has one request, and ten seconds from its start to its end.
-Servers in libraries (waitress, uvicorn, aiohttp) stop to accept at their limit, or answer 503.
+Servers in libraries (waitress, uvicorn, aiohttp) stop accepting at their limit, or answer 503.
 """
 
 import asyncio
@@ -99,7 +99,7 @@ class Server:
         return head
 
     def _answer(self, head: bytes) -> tuple[Answer, bool]:
-        """The answer, and whether its body is to be sent."""
+        """Return the answer, and whether to send its body."""
         request, *lines = head.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
         words = request.split(" ")
         if len(head) > MAX_HEAD_BYTES or len(words) != 3 or not words[2].startswith("HTTP/"):

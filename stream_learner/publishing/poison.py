@@ -5,7 +5,7 @@ after a death is careful until its first commit: it writes there which records i
 three deaths, if the last two careful lives died at the same single record, it is set aside; if they died while learning
 the same batch, the next life learns its records one by one. An ordinary life costs two small writes.
 
-The object is advice, as election is: a frozen worker that was replaced may overwrite it, and what is lost is a count.
+The object is advice, as election is: a frozen worker that was replaced may overwrite it, which loses a count only.
 """
 
 import threading
@@ -57,7 +57,7 @@ def lives_key(settings: Settings) -> str:
 class Lives:
     """The present life of a run's active worker, and what is remembered of those before.
 
-    A store that cannot be written makes it careless, not worse: it logs that once.
+    When the store cannot be written, it logs that once and is no longer careful.
     """
 
     def __init__(self, store: Store, settings: Settings):
@@ -91,7 +91,7 @@ class Lives:
         self._write()
 
     def guarded(self, decode: Decode) -> Decode:
-        """`decode`, which rejects what is set aside, and in a careful life says first what it decodes."""
+        """Wrap `decode`: reject what is set aside, and in a careful life write down first what is decoded."""
 
         def guarded(record: Record) -> Sample | None:
             with self.suspecting([(record.topic, record.partition, record.offset)]):
@@ -101,7 +101,7 @@ class Lives:
 
     @contextmanager
     def suspecting(self, places: list[Place]) -> Iterator[None]:
-        """Remember, in a careful life, that these records are being worked on, should this be the end of it."""
+        """Write down, in a careful life, that these records are being worked on."""
         if not self.careful or not places:
             yield
             return
@@ -115,7 +115,7 @@ class Lives:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Tell an end that the program chose from a death: bugs, code of the user's and want of memory are deaths."""
+        """Note an exit that the program chose. Bugs, the user's own code and a lack of memory are deaths."""
         try:
             yield
         except FencedError:  # the object is the next owner's now
@@ -126,7 +126,7 @@ class Lives:
         self._end()
 
     def committed(self, manifest: Manifest) -> None:
-        """Progress: what died before is forgotten, except what was set aside and not yet passed."""
+        """Forget the deaths before this commit; keep what was set aside and is not yet passed."""
         with self._lock:
             state = self._state
             if not self.careful and not state.set_aside:
@@ -173,11 +173,14 @@ class Lives:
             self._store.replace(self._key, msgspec.json.encode(self._state))
         except StoreError as error:
             self.careful = False
-            log.warning("could not note what this life is doing; should it die, that is not known", error=str(error))
+            log.warning(
+                "could not note which record is worked on; a record that ends the process now is not found",
+                error=str(error),
+            )
 
 
 def setting_aside(places: Container[Place], decode: Decode) -> Decode:
-    """`decode` for all records but those at `places`, which are rejected."""
+    """Return `decode` with records at `places` rejected."""
 
     def decode_others(record: Record) -> Sample | None:
         if (record.topic, record.partition, record.offset) in places:

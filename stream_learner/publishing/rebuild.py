@@ -51,10 +51,10 @@ class Rebuilt:
 def rebuild(
     settings: Settings, store: Store, start: str, target: str, on_progress: Callable[[int, int], None]
 ) -> Rebuilt:
-    """Learns again what made a checkpoint and compares the bytes.
+    """Learn again what made a checkpoint and compare the bytes.
 
     `start` is a checkpoint's sequence (0: before the first), its state's key or URL, or a file with the state's bytes;
-    `target` is a sequence or a file with a manifest. `on_progress(offsets, total)` is told how far it is. Raises
+    `target` is a sequence or a file with a manifest. `on_progress(offsets, total)` is called as it proceeds. Raises
     MismatchError when the bytes differ, UsageError, StateError, InputError, StoreError, KafkaUnavailableError.
     """
     history = _history(settings)
@@ -88,7 +88,7 @@ def rebuild(
 
 
 def _history(settings: Settings) -> dict[str, Manifest]:
-    """Every manifest by its digest, in the order of their commits."""
+    """Return every manifest by its digest, in the order of their commits."""
     topics.check(settings, role=Role.REBUILD)
     foreign = Foreign(Names.of(settings).history)
     history = {found.digest: found.manifest for found in read_manifests(settings, foreign, wait=False)}
@@ -125,7 +125,7 @@ def _target(settings: Settings, history: dict[str, Manifest], target: str) -> Ma
 def _path(
     history: dict[str, Manifest], store: Store, start: str, end: Manifest
 ) -> tuple[Manifest | None, list[Manifest]]:
-    """The manifest whose state is the start (None: the beginning), and those from there to the end."""
+    """Return the manifest whose state is the start (None: the beginning), and those from there to the end."""
     is_start = _matches(start, store)
     path = [end]
     while (predecessor := path[0].predecessor) is not None:
@@ -215,7 +215,7 @@ def _released(store: Store, saved: State) -> bytes:
 
 
 def _batches(manifest: Manifest, replays: dict[tuple[str, int], Replay], decode: Decode) -> Iterator[Batch]:
-    """The batches between a manifest and the one before, read again."""
+    """Yield the batches between a manifest and the one before, read again."""
     poisoned = {(t, p, o) for t, partitions in manifest.poisoned.items() for p, os in partitions.items() for o in os}
     decode = setting_aside(poisoned, decode)
     at = {(topic, partition): span.start for topic, partition, span in each(manifest.spans)}
@@ -237,7 +237,7 @@ def _batches(manifest: Manifest, replays: dict[tuple[str, int], Replay], decode:
 
 
 def _read(replay: Replay, end: int, batch: Batch, decode: Decode) -> None:
-    """Adds the records up to the offset `end` to the batch."""
+    """Add the records up to the offset `end` to the batch."""
     for record in replay.read(end):
         batch.add(record, decode)
 

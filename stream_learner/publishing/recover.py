@@ -1,4 +1,4 @@
-"""The mirror of publish: from topics and objects back to a learner that goes on where the last commit stood."""
+"""The mirror of publish: from topics and objects back to a learner that continues from the last commit."""
 
 import copy
 from collections.abc import Callable
@@ -110,7 +110,7 @@ class Recovery:
         return topics.topic_ids(self._settings, [self._topic, *self._settings.input.topics])
 
     def _newest(self, ids: dict[str, str], positions: Positions, wait: bool) -> Found | None:
-        """The newest manifest; None without any. Records that are none are skipped and counted."""
+        """Return the newest manifest; None without any. Skip and count foreign records."""
         newest = read_newest(self._settings, ids[self._topic], positions, wait)
         for foreign in newest.foreign:
             met = [o for o in foreign.offsets if o > self._skipped_up_to.get(foreign.topic, -1)]
@@ -123,13 +123,13 @@ class Recovery:
         if newest.found and newest.behind:
             raise StateError(
                 f"manifest {newest.found.manifest.sequence} is the newest that is there, but the run has committed "
-                f"later positions: a manifest is missing or damaged. {'; '.join(map(str, newest.foreign))} that are "
-                "not the run's. Nothing was changed; bring the topics back from a backup, or choose a new run.id"
+                f"later positions: a manifest is missing or damaged. {'; '.join(map(str, newest.foreign))}. "
+                "Nothing was changed; bring the topics back from a backup, or choose a new run.id"
             )
         return None if self._fresh and newest.displaced else newest.found
 
     def _verified(self, found: Found, ids: dict[str, str]) -> Recovered:
-        """The checkpoint of a manifest, once all that it names is there and fits; changes nothing."""
+        """Return the checkpoint of a manifest, once all that it names is there and fits. Change nothing."""
         check_marker(self._store, self._settings, ids[self._topic])
         manifest = found.manifest
         check_topics(manifest, ids)
@@ -140,7 +140,7 @@ class Recovery:
         return Recovered(positions, ids, self._seen)
 
     def fetched(self, manifest: Manifest, manifest_digest: str) -> Checkpoint:
-        """What a manifest names, once it is there and fits the settings."""
+        """Fetch what a manifest names, and check that it fits the settings."""
         if manifest.release:
             # Never built from the manifest's own words: those of the settings are.
             check_network(manifest.release.model, self._settings.model)

@@ -46,7 +46,7 @@ class Breaker:
 
     @property
     def why(self) -> str | None:
-        """What tripped it, with the topics and reasons of the last records; None while input is good enough."""
+        """Why it tripped, with the topics and reasons of the last records; None while it has not."""
         if not self._enabled:
             return None
         most = self._settings.max_in_a_row

@@ -32,7 +32,7 @@ class Decoder:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Decoder":
-        """Raises UsageError when `input.format` is unknown, or `[labels]` contradicts itself."""
+        """Build the decoder. Raises UsageError when `input.format` is unknown or `[labels]` contradicts itself."""
         return cls(
             format=lookup(FORMATS, settings.input.format, "input.format"),
             rules=LabelRules.from_settings(settings.labels),

@@ -8,7 +8,7 @@ from stream_learner.errors import TopicsError
 from stream_learner.records.manifest import Manifest, encode
 from stream_learner.records.window import Window
 
-# Lists that nothing depends on, in the order in which they are omitted: the later, the more they are worth.
+# Lists that nothing depends on, in the order in which they are omitted: the least useful first.
 OMITTED_FIRST: dict[type, list[str]] = {
     Window: [
         "drifts",
@@ -28,9 +28,9 @@ Document = TypeVar("Document", Window, Manifest)
 
 
 def fit(document: Document, max_bytes: int) -> tuple[Document, bytes]:
-    """Return the document and its JSON, without as many optional lists as needed; `omitted` names those.
+    """Return the document and its JSON. Empty as many optional lists as needed to fit; `omitted` names them.
 
-    Raises TopicsError when it is too large without any of them.
+    Raises TopicsError when it is too large without all of them.
     """
     data = encode(document)
     for path in OMITTED_FIRST[type(document)]:

@@ -19,17 +19,17 @@ PATTERN = f"^{_PATTERN}$"
 
 
 def new_folder(run_id: str, sequence: int) -> str:
-    """A folder for the objects of one try to write a checkpoint; no other try has it."""
+    """Return a folder for the objects of one attempt to write a checkpoint; no other attempt uses it."""
     return f"{run_id}/{sequence:012d}-{uuid.uuid4()}"
 
 
 def new_part(run_id: str, sequence: int) -> str:
-    """A key for a part. Not the part's digest: what one worker names, another could then write, or delete."""
+    """Return a key for a part. It is not the digest: another worker could write or delete what this one names."""
     return f"{run_id}/memory/{sequence:012d}-{uuid.uuid4()}"
 
 
 def is_key(text: str) -> bool:
-    """Whether the text is the key of some run's object."""
+    """Return whether the text is the key of some run's object."""
     return re.fullmatch(_PATTERN, text) is not None
 
 

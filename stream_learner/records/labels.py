@@ -71,8 +71,11 @@ class LabelRules:
 
     @classmethod
     def from_settings(cls, settings: LabelsSettings) -> "LabelRules":
-        """Raises UsageError when a label is malformed, the file cannot be read, or an alias stands for another alias or
-        for a label that is not allowed."""
+        """Read the rules.
+
+        Raises UsageError when a label is malformed, the file cannot be read, or an alias stands for another alias or
+        for a label that is not allowed.
+        """
         allowed = settings.allowed
         if isinstance(allowed, Path):
             allowed = _read(allowed)

@@ -11,7 +11,7 @@ from stream_learner.records import documents
 from stream_learner.records.documents import Count
 from stream_learner.records.spans import Partition, Spans, Topic
 
-# Far more than a ledger that fits in a manifest needs, far less than zlib can make of one.
+# Far more than a ledger that fits in a manifest needs, far less than zlib can expand one to.
 MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
@@ -69,5 +69,5 @@ def decode(ledger: Ledger, spans: Spans) -> Iterator[list[Piece]]:
 
 
 def _decompressed(pieces: str) -> bytes:
-    """At most one byte more than `MAX_JSON_BYTES`, whatever the ledger would become."""
+    """Decompress a ledger to at most one byte more than `MAX_JSON_BYTES`."""
     return zlib.decompressobj().decompress(base64.b64decode(pieces), MAX_JSON_BYTES + 1)

@@ -188,7 +188,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     same bytes."""
     store: Text
     """URL of the store when this manifest was written, without credentials. An object's URL is `<store>/<key>`. For
-    readers that know of no other place: the store may have moved since."""
+    readers that do not know the place: the store may have moved since."""
     topic_ids: dict[Topic, Text]
     """Kafka's id of each input topic and of the checkpoints topic."""
     state: Object
@@ -213,7 +213,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Lists of the release that are empty because the manifest would not fit in its topic with them."""
 
     def url(self, reference: Object) -> str:
-        """The object's URL when this manifest was written."""
+        """Return the object's URL when this manifest was written."""
         return f"{self.store}/{reference.key}"
 
     def parts_of(self, state: State) -> list[Object]:
@@ -245,8 +245,11 @@ class NewerVersionError(ValueError):
 
 
 def decode_manifest(data: bytes) -> Manifest:
-    """Decode and check a manifest. Raise ValueError when the bytes are not one of a schema version that this program
-    knows, or when what it says cannot be."""
+    """Decode and check a manifest.
+
+    Raises ValueError when the bytes are not a manifest of a schema version that this program knows, or contradict
+    themselves.
+    """
     try:
         version = documents.decode(data, _Versioned)
     except ValueError as error:
@@ -287,7 +290,7 @@ def _check_keys(manifest: Manifest) -> None:
 
 
 def contradictions(manifest: Manifest) -> Iterator[str]:
-    """Yield what cannot be in a manifest although its types allow it; nothing of what the program writes."""
+    """Yield contradictions that the types allow. A manifest that the program writes has none."""
     release, decision = manifest.release, manifest.decision
     kept = [state.sequence for state in manifest.kept]
     if manifest.run_id in (".", ".."):

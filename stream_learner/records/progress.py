@@ -10,8 +10,8 @@ from stream_learner.records.window import Tally
 
 # What a piece takes in memory, roughly; in the manifest it takes a byte or two.
 PIECE_BYTES = 100
-# Pieces of the ledger and stretches lost that force a save: manifests name each, and hostile interleaving makes them
-# incompressible.
+# Pieces of the ledger and lost stretches that force a save. Manifests list each, and records that are interleaved on
+# purpose do not compress.
 MAX_ENTRIES = 50_000
 # The error headers of a dead letter, roughly; only bounds memory.
 ERROR_HEADERS_BYTES = 1024

@@ -54,14 +54,14 @@ class Reason(StrEnum):
     TOO_MANY_CLASSES = "too_many_classes"
     """The label is new, and `model.max_classes` are known already or all labels together would take over 512 KiB."""
     POISON = "poison"
-    """Decoding or learning the record ended the process again and again; it was set aside."""
+    """Decoding or learning the record ended the process three times or more, so it was set aside."""
     NON_FINITE_STEP = "non_finite_step"
     """Learning the record's batch gave a loss or gradient that is not finite; the step was undone."""
 
 
 class Record(NamedTuple):
-    """One Kafka message. `timestamp_ms` is milliseconds since 1970, UTC. `unreadable` says why there is no more of it
-    than its offset; None for a record that was read."""
+    """One Kafka message. `timestamp_ms` is milliseconds since 1970, UTC. `unreadable` says why only its
+    offset is known; None for a record that was read."""
 
     topic: str
     partition: int
@@ -100,7 +100,7 @@ class Fields(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image, as it came and decoded. `pixels_HWC` is uint8 of the model's height, width and channels.
+    """An image, as received and decoded. `pixels_HWC` is uint8 of the model's height, width and channels.
 
     `group` is a hash (int64) of what the split is drawn from, shared by samples that are always in one split; 0 for
     records that say `train` themselves.

@@ -27,7 +27,7 @@ class Drift(msgspec.Struct, frozen=True):
 class Report:
     """Figures of one batch.
 
-    `tombstones` of its `records` are deletion markers that were skipped; `used` says of each other record, except
+    `tombstones` of its `records` are deletion markers that were skipped; `used` tells for each other record, except
     those with a rare label, in the order of reading, whether it became a sample that was not rejected later;
     `pieces` are its offsets in the order of reading; `lost` (topic, partition, span) those that were lost before they
     were read;

@@ -160,7 +160,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decode_window(data: bytes) -> Window:
-    """Raises ValueError when the bytes are not a window of a schema version this program knows."""
+    """Decode a window. Raises ValueError when the bytes are not one of a schema version that this program knows."""
     try:
         window = documents.decode(data, Window)
         documents.check_time(window.created_at)

@@ -1,4 +1,4 @@
-"""Kafka's compression codecs, each stopped at a bound before the memory is taken."""
+"""Kafka's compression codecs, each stopped at a bound before the memory is allocated."""
 
 import struct
 import zlib

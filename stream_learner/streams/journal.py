@@ -25,7 +25,7 @@ def read_committed(
     wait: bool = True,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Record]:
-    """All committed records of a one-partition topic, to its true end. One that cannot be read has no value.
+    """Yield all committed records of a one-partition topic, to its true end. One that cannot be read has no value.
 
     `tail` reads the last so many offsets only; without `wait` what an open transaction hides now is left out.
 

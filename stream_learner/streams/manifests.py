@@ -20,6 +20,7 @@ LOOK_TAIL = 10
 HISTORY_TAIL = 1_000
 UNSIGNED = "it is not signed by one of security.verify_key_files"
 ONE_RUN = "topics belong to one run: set topics.prefix or run.id"
+SIGN_FIRST = 'a run that was not signed so far must write a signed checkpoint first (docs/security.md, "Signing")'
 
 
 class Found(NamedTuple):
@@ -43,7 +44,9 @@ class Foreign:
         self.why = why
 
     def __str__(self) -> str:
-        return f"{self.topic} has {len(self.offsets)} of them, the last at offset {self.offsets[-1]} ({self.why})"
+        return (
+            f"{self.topic} has {len(self.offsets)} foreign records, the last at offset {self.offsets[-1]} ({self.why})"
+        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def read_manifests(settings: Settings, foreign: Foreign, tail: int | None = None
 
 
 def read_newest(settings: Settings, topic_id: str, positions: Positions, wait: bool = True) -> Newest:
-    """The run's newest manifest: the one with the highest sequence, whoever writes what else.
+    """Return the run's newest manifest: the one with the highest sequence, whatever else is in the topic.
 
     `topic_id` is that of the checkpoints topic now; `positions` are the run's mirrored ones, where they are known.
     The history topic holds the same bytes. Its end is read as well unless the positions show that nothing is missing: a
@@ -127,15 +130,20 @@ def _newest_in_history(
 
 
 def no_manifest(settings: Settings, newest: Newest) -> StateError:
-    """What to say when there are only foreign records."""
+    """Return the error for a topic that holds foreign records only."""
     return StateError(
-        f"topic {Names.of(settings).checkpoints} holds no manifest of run {settings.run.id!r}, only records that are "
-        f"not: {'; '.join(map(str, newest.foreign))}. Nothing was changed; {ONE_RUN}"
+        f"topic {Names.of(settings).checkpoints} holds no manifest of run {settings.run.id!r}, only foreign records: "
+        f"{'; '.join(map(str, newest.foreign))}. Nothing was changed; {advice(settings)}"
     )
 
 
+def advice(settings: Settings) -> str:
+    """Say what to do when topics hold foreign records only."""
+    return f"{ONE_RUN}; {SIGN_FIRST}" if settings.security.verifier else ONE_RUN
+
+
 def _accepted(record: Record, run_id: str, verifier: Verifier | None) -> Found:
-    """Raises ValueError when the record is not a manifest of the run, StateError when a newer program wrote it."""
+    """Decode a record. Raises ValueError when it is no manifest of the run, StateError when it is a newer program's."""
     if record.value is None:
         raise ValueError(record.unreadable or "it has no value")
     if verifier and not verifier.accepts(record.value, record.headers):
@@ -155,7 +163,7 @@ def _accepted(record: Record, run_id: str, verifier: Verifier | None) -> Found:
 
 
 def _supersedes(later: Manifest, earlier: Manifest) -> bool:
-    """Whether a manifest that stands behind another in the history is the newer one."""
+    """Return whether a manifest that stands behind another in the history is the newer one."""
     if later.sequence == 1:  # `run --fresh` started the run over, unless somebody sent the first manifest again
         return datetime.fromisoformat(later.created_at) > datetime.fromisoformat(earlier.created_at)
     return later.sequence > earlier.sequence

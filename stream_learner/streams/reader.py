@@ -1,6 +1,6 @@
 """A consumer that no record stops: what cannot be read comes as an item of its own, in bounded memory.
 
-kafka-python raises at a record that it cannot read, again at each try, and decompresses a batch whatever it becomes.
+kafka-python raises at a record that it cannot read, at each try, and decompresses a batch of any size.
 """
 
 import struct
@@ -37,7 +37,7 @@ class Damaged(ConsumerRecord):
 
 
 def to_record(message: Any) -> Record:
-    """A consumer's message as the program knows it."""
+    """Convert a consumer's message."""
     why = message.why if isinstance(message, Unreadable) else None
     headers = list(message.headers)
     return Record(
@@ -123,7 +123,7 @@ class _Records(Fetcher.PartitionRecords):
         return taken
 
     def _unpack_records(self, tp: TopicPartition, records: Any, *_: Any) -> Iterator[ConsumerRecord]:
-        """As kafka-python's, but for what becomes of the unreadable."""
+        """Yield records as kafka-python does, and items of their own for those that cannot be read."""
         batch = _next_batch(records)
         while batch is not None:
             following = _next_batch(records)
@@ -141,7 +141,7 @@ class _Records(Fetcher.PartitionRecords):
         self.drain()
 
     def _holds_data(self, batch: DefaultRecordBatch) -> bool:
-        """Whether the batch has records for the consumer, neither aborted nor control records (KIP-98)."""
+        """Return whether the batch has records for the consumer, neither aborted nor control records (KIP-98)."""
         self.leader_epoch = batch.leader_epoch
         if self.isolation_level == IsolationLevel.READ_COMMITTED and batch.has_producer_id():
             self._consume_aborted_transactions_up_to(batch.last_offset)
@@ -163,7 +163,7 @@ class _Records(Fetcher.PartitionRecords):
             yield self._message(record, batch.timestamp_type)
 
     def _legacy(self, batch: Any) -> Iterator[ConsumerRecord]:
-        """Records of before Kafka 0.11."""
+        """Yield records of the message formats before Kafka 0.11."""
         if batch.compression_type:
             why = "its batch is of a message format before Kafka 0.11, and compressed"
             inside = range(self.next_fetch_offset, batch.base_offset + 1)  # its offset is that of the last record in it
@@ -175,7 +175,7 @@ class _Records(Fetcher.PartitionRecords):
             yield self._message(record, 0)
 
     def _end_of_damage(self, batch: Any, following: Any) -> int:
-        """Where reading goes on behind a damaged batch, whose own word is not worth much."""
+        """Return the offset at which reading continues behind a damaged batch, whose own fields may be wrong."""
         next_offset = self.next_fetch_offset + 1
         if batch is NO_BATCH:
             return next_offset
@@ -196,13 +196,13 @@ class _Records(Fetcher.PartitionRecords):
         return message
 
 
-# A record's checksum and sizes, which nobody asks for.
+# A record's checksum and sizes, which nothing uses.
 NOT_KEPT = (None, -1, -1, -1)
 NO_BATCH = object()
 
 
 def _next_batch(records: Any) -> Any:
-    """The next batch of a fetched response, None at its end, NO_BATCH where its bytes are none."""
+    """Return the next batch of a fetched response, None at its end, NO_BATCH where its bytes are none."""
     try:
         return records.next_batch()
     except (CorruptRecordError, struct.error, AssertionError):

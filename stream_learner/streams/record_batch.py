@@ -1,4 +1,4 @@
-"""Records of a batch, read so that a bad one costs its own offset and nothing else.
+"""Records of a batch, read so that a bad record loses its own offset and nothing else.
 
 The format is KIP-98's, magic 2. kafka-python's own reader gives up the whole partition at the first bad record.
 """
@@ -56,7 +56,7 @@ class Batch:
         return MAX_DECOMPRESSED_BYTES if self._why else len(self._data)
 
     def __iter__(self) -> Iterator[Parsed]:
-        """Every record in the order of offsets; those that cannot be read one by one."""
+        """Yield every record in the order of offsets, an item for each one that cannot be read."""
         batch = self._batch
         expected, at = batch.base_offset, 0
         why = self._why
@@ -91,7 +91,7 @@ class _Record(NamedTuple):
 
 
 def _record(data: bytes, at: int) -> _Record:
-    """What a record says about itself. Raises ValueError, IndexError when the next one cannot be found behind it."""
+    """Read the fixed part of a record. Raises ValueError, IndexError when the next one cannot be found behind it."""
     length, at = decode_varint(data, at)
     end = at + length
     if length < 0 or end > len(data):
@@ -102,7 +102,7 @@ def _record(data: bytes, at: int) -> _Record:
 
 
 def _content(data: bytes, at: int, end: int) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]:
-    """Key, value and headers. Raises ValueError, IndexError."""
+    """Return key, value and headers. Raises ValueError, IndexError."""
     key, at = _bytes(data, at, end)
     value, at = _bytes(data, at, end)
     count, at = decode_varint(data, at)

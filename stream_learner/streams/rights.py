@@ -40,7 +40,7 @@ class Right(NamedTuple):
         return f"{self.operation} on {self.resource} {self.name}"
 
     def of(self, settings: Settings) -> list["Right"]:
-        """The right on the resources of one run."""
+        """Return the right on the resources of one run."""
         filled = self.name.replace("<prefix>", settings.prefix).replace("<transactional id>", settings.transactional_id)
         names = settings.input.topics if self.name == "<input>" else [filled]
         return [self._replace(name=name) for name in names]
@@ -100,7 +100,7 @@ def check_rights(settings: Settings, role: Role, described: list[dict[str, Any]]
     """Raise KafkaUnavailableError that names every right on a topic which the role lacks.
 
     `described` are kafka-python's descriptions of topics: brokers add what the user may do (KIP-430). A right would
-    otherwise be missed when it is first used, on a dead letter or a release, long after the start.
+    otherwise be missed only at its first use, for a dead letter or a release, long after the start.
     """
     allowed: dict[str, set[str]] = {}
     for topic in described:
@@ -143,7 +143,7 @@ def missing_right(
 
 
 def _named(error: kafka_errors.AuthorizationError) -> str:
-    """The resources that kafka-python's error names: in a set, alone, or quoted in a sentence."""
+    """Return the resources that kafka-python's error names: in a set, alone, or quoted in a sentence."""
     found = error.args[0] if error.args else ""
     if isinstance(found, (set, frozenset)):
         return ", ".join(sorted(found))

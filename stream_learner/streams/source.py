@@ -53,7 +53,7 @@ class Source:
             self._assign()
 
     def poll(self, timeout_s: float) -> list[Record | Gap]:
-        """The next records in order, none when none came in time. While Kafka is away it gives none.
+        """Return the next records in order; none when none came in time or Kafka is away.
 
         Raises InputError when the next record is not there any more or its batch is damaged, and `input.on_lost` is
         `stop`, or never was there; KafkaUnavailableError.
@@ -120,7 +120,7 @@ class Source:
         return items
 
     def _pass_over(self, damaged: Damaged) -> bool:
-        """Whether reading continues behind a damaged batch; if not, the next poll raises why."""
+        """Return whether reading continues behind a damaged batch; if not, the next poll raises InputError."""
         where = f"{damaged.topic}[{damaged.partition}]"
         what = f"the batch of {where} that holds offset {damaged.offset} is damaged on the broker (wrong checksum)"
         if self._settings.on_lost == "continue":

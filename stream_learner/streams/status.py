@@ -1,4 +1,4 @@
-"""What Kafka alone tells of a run, whether its worker is up or not."""
+"""The status of a run from Kafka alone, whether its worker is up or not."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from stream_learner.records.spans import Positions
 from stream_learner.records.window import Window, decode_window
 from stream_learner.streams import offsets, topics
 from stream_learner.streams.journal import read_committed
-from stream_learner.streams.manifests import ONE_RUN, UNSIGNED, no_manifest, read_newest
+from stream_learner.streams.manifests import UNSIGNED, advice, no_manifest, read_newest
 from stream_learner.streams.rights import Role
 from stream_learner.streams.topics import Names
 
@@ -46,7 +46,7 @@ def read_status(settings: Settings) -> Status:
 
 
 def _newest_window(settings: Settings, topic: str) -> Window | None:
-    """The run's last window. Other records are skipped; raises StateError when there are only those."""
+    """Return the run's last window and skip other records. Raises StateError when there are only those."""
     newest, why, verifier = None, None, settings.security.verifier
     for record in read_committed(settings, topic, METRICS_TAIL, wait=False):
         value = record.value or b""
@@ -62,7 +62,7 @@ def _newest_window(settings: Settings, topic: str) -> Window | None:
         else:
             why = why or f"a window of run {window.run_id!r}"
     if newest is None and why is not None:
-        raise StateError(f"topic {topic} holds no window of run {settings.run.id!r} ({why}); {ONE_RUN}")
+        raise StateError(f"topic {topic} holds no window of run {settings.run.id!r} ({why}); {advice(settings)}")
     return newest
 
 

@@ -211,11 +211,11 @@ class BalancedMemory:
         self._columns = self._checked(state, classes)
         self._index()
         self._shrink()
-        if not self._max_items:  # switched off, it has refused nothing: on again, it begins anew
+        if not self._max_items:  # switched off, it has refused nothing: on again, it starts empty
             self._limits[:] = UNLIMITED
 
     def _checked(self, state: dict[str, Tensor], classes: int) -> dict[str, np.ndarray]:
-        """Copies of the state's columns. Raises ValueError when they do not fit the segments, or each other."""
+        """Copy the state's columns. Raises ValueError when they do not fit the segments, or each other."""
         items = len(tensor(state, "keys", torch.int64, None))
         columns: dict[str, np.ndarray] = {}
         for name, own in self._columns.items():

@@ -56,7 +56,7 @@ class Segments:
         return bytes(data[start : start + length])
 
     def size(self, number: int) -> int | None:
-        """Bytes of a segment, live and dead; None when there is none of that number."""
+        """Return the bytes of a segment, live and dead; None when there is no such segment."""
         if number == self._tail_number:
             return len(self._tail)
         return len(self._sealed[number].data) if number in self._sealed else None

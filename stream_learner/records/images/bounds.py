@@ -13,8 +13,10 @@ MAX_PNG_EXPANSION = 1_032
 
 
 def check_size(height: int, width: int, max_pixels: int, *, bits: int = 8) -> None:
-    """Raises RejectError (`oversized_image`; `undecodable_image` when there is no pixel). Pixels of 16 bits take twice
-    the time and memory, and count twice."""
+    """Check an image's size. Pixels of 16 bits take twice the time and memory, and count twice.
+
+    Raises RejectError (`oversized_image`; `undecodable_image` when there is no pixel).
+    """
     if not height or not width:
         raise undecodable(f"its header says {height} x {width} pixels")
     if height * width * max(bits, 8) > max_pixels * 8:

@@ -1,4 +1,4 @@
-"""JPEG files: which are decoded, what in them is used, and their pixels."""
+"""JPEG files: which ones are decoded, which parts are used, and their pixels."""
 
 import io
 import re
@@ -69,7 +69,7 @@ def parse(data: bytes, max_pixels: int) -> Jpeg:
     frame: _Frame | None = None
     kept, orientation, scanned, scans = [START], 1, b"", 0
     position, end = len(START), len(data)
-    data += NO_MORE  # so that every search and every read below finds something
+    data += NO_MORE  # every search and read below then finds something
     for _ in range(MAX_PARTS):
         start = position
         first, marker, length = SEGMENT.unpack_from(data, start)
@@ -136,7 +136,7 @@ def pixels(jpeg: Jpeg, channels: int) -> np.ndarray:
         return np.atleast_3d(np.array(picture.convert("L" if channels == 1 else "RGB")))
     if colors != "CMYK":
         return pixels_HWC
-    # Whoever writes CMYK follows Adobe, who inverts it.
+    # Programs that write CMYK follow Adobe, which inverts it.
     picture = Image.frombytes("CMYK", (jpeg.width, jpeg.height), pixels_HWC.tobytes(), "raw", "CMYK;I")
     return np.array(picture.convert("RGB"))
 
@@ -173,7 +173,7 @@ def _frame(marker: int, header: bytes) -> _Frame:
 
 @lru_cache(maxsize=64)  # most images of a stream have the same
 def _scanned(header: bytes) -> bytes:
-    """Components of which a scan holds the first coefficient, which none can do without."""
+    """Return the components whose first coefficient a scan holds; every component needs it."""
     count = header[4] if len(header) > 4 else 0
     if len(header) != 8 + 2 * count:
         raise undecodable("a scan header of the JPEG is damaged")

@@ -1,4 +1,4 @@
-"""PNG files: which are decoded, what in them is used, and their pixels."""
+"""PNG files: which ones are decoded, which parts are used, and their pixels."""
 
 import struct
 import zlib
@@ -31,7 +31,7 @@ WHITE = 255
 
 
 class Png(NamedTuple):
-    """What of a PNG its pixels are made from. Height and width are as stored, before `orientation`."""
+    """The parts of a PNG that its pixels are made from. Height and width are as stored, before `orientation`."""
 
     height: int
     width: int
@@ -130,7 +130,7 @@ def _header(data: bytes) -> tuple[int, int, int, int, bool]:
 
 
 def _inflated(png: Png) -> bytes:
-    """Inflate the rows, all of them and no more. Raises RejectError: Pillow would leave missing rows black."""
+    """Inflate exactly the rows. Raises RejectError when some are missing; Pillow would leave them black."""
     expected, given = _expected_bytes(png), len(png.compressed)
     if expected > MAX_PNG_EXPANSION * given:
         raise undecodable(f"{given} bytes cannot hold {png.height} x {png.width} pixels: the PNG is cut off")
@@ -155,13 +155,13 @@ def _stored(rows: bytes) -> bytes:
 
 
 def _expected_bytes(png: Png) -> int:
-    """Bytes of the rows, each with its filter's number."""
+    """Return the number of bytes of all rows, each with its filter's number."""
     bits = png.depth * CHANNELS[png.color_type]
     return sum(height * (1 + (width * bits + 7) // 8) for height, width in _passes(png))
 
 
 def _passes(png: Png) -> list[tuple[int, int]]:
-    """Height and width of each pass; of the picture when it is not interlaced."""
+    """Return height and width of each pass; of the picture when it is not interlaced."""
     if not png.interlaced:
         return [(png.height, png.width)]
     sizes = ((-(-(png.height - y) // dy), -(-(png.width - x) // dx)) for x, y, dx, dy in PASSES)
