@@ -143,12 +143,12 @@ def missing_right(
 
 
 def _named(error: kafka_errors.AuthorizationError) -> str:
-    """Return the resources that kafka-python's error names: in a set, alone, or quoted in a sentence."""
+    """Return the resources that kafka-python's error names: in a set, alone, or in a sentence (`'name'`, `GROUP/name:`)."""
     found = error.args[0] if error.args else ""
     if isinstance(found, (set, frozenset)):
         return ", ".join(sorted(found))
-    quoted = re.search("'(.+)'", found)
-    return quoted[1] if quoted else found
+    in_sentence = re.search(r"'(.+)'|/(\S+):", found)
+    return (in_sentence[1] or in_sentence[2]) if in_sentence else found
 
 
 def _user(kafka: KafkaSettings) -> str:

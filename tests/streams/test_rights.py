@@ -25,6 +25,11 @@ LEARNER = KafkaSettings.model_validate(
         ),
         (errors.GroupAuthorizationFailedError("g"), "Write", "lacks Read on group g;"),
         (errors.GroupAuthorizationFailedError("it failed for group 'g'."), "Write", "lacks Read on group g;"),
+        (
+            errors.GroupAuthorizationFailedError("FindCoordinatorResponse error for GROUP/s.g: "),
+            "Write",
+            "lacks Read on group s.g;",
+        ),
         (errors.TransactionalIdAuthorizationFailedError(), "Read", "lacks Write on transactional id known;"),
         (errors.ClusterAuthorizationFailedError("no"), "IdempotentWrite", "lacks IdempotentWrite on the cluster;"),
     ],
