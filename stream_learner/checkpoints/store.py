@@ -129,9 +129,11 @@ class Store:
         return {r.digest: known[r.digest] if r.digest in known else self.fetch(r) for r in references}
 
     def times(self, prefix: str) -> dict[str, datetime]:
-        """Keys under a folder, each with the time of its writing by the store's clock; also what a killed process left
-        half written. Symbolic links, what lies behind them, and names that are no keys are not listed. Raises
-        StoreError."""
+        """Return the keys under a folder, each with its time of writing by the store's clock. Raises StoreError.
+
+        What a killed process left half written is listed. Symbolic links, what lies behind them, and names that are not
+        keys are not listed.
+        """
         path = self._checked(prefix.removesuffix("/"))
         try:
             if path and self._folder:

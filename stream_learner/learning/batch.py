@@ -108,7 +108,7 @@ def batches(
     alone: Container[tuple[str, int, int]] = (),
     max_bytes: int = MAX_BATCH_BYTES,
 ) -> Iterator[Batch]:
-    """Yields batches until `stop` is set; the open one is then dropped, its records will be read again.
+    """Yield batches until `stop` is set. The open one is then dropped, and its records will be read again.
 
     `positions` are where the source begins. A batch closes when it holds `batch.size` training samples, after
     `batch.linger_s`, after `batch.max_span` records, at many bytes of held-out pixels, or at `max_bytes`; a record in

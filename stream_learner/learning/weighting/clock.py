@@ -34,7 +34,7 @@ class EventClock:
         return np.where(is_known, timestamps_ms, self.now_ms)
 
     def document(self) -> list[int]:
-        """The state, as JSON."""
+        """Return the state as JSON."""
         return list(self._last_ms)
 
     def restore(self, document: Any) -> None:
