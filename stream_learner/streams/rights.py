@@ -143,7 +143,7 @@ def missing_right(
 
 
 def _named(error: kafka_errors.AuthorizationError) -> str:
-    """Return the resources that kafka-python's error names: in a set, alone, or in a sentence (`'name'`, `GROUP/name:`)."""
+    """Return the resources that kafka-python's error names: in a set, alone, quoted, or as `GROUP/name:`."""
     found = error.args[0] if error.args else ""
     if isinstance(found, (set, frozenset)):
         return ", ".join(sorted(found))
