@@ -133,7 +133,8 @@ def test_too_few_classes_for_the_increments_are_told(tmp_path: Path):
 
 def test_an_image_that_cannot_be_decoded_is_told_before_anything_is_learned(digits: Path, tmp_path: Path):
     shutil.copytree(digits, tmp_path / "digits")
-    (tmp_path / "digits" / "train" / "3" / "7.png").write_bytes(b"cut off")
+    image = tmp_path / "digits" / "train" / "3" / "7.png"
+    image.write_bytes(image.read_bytes()[:60])
     result = CliRunner().invoke(
         app, ["increments", "--data", str(tmp_path / "digits"), "--runs", str(tmp_path / "runs")]
     )
@@ -217,7 +218,7 @@ def test_without_a_test_part_a_sixth_of_each_class_is_it(
     shutil.copytree(digits, tmp_path / "digits")
     for file in (tmp_path / "digits" / "test").glob("*/*"):
         file.write_bytes(b"damaged")
-    with pytest.raises(DataError, match="there is no image in"):  # and no other part takes its place
+    with pytest.raises(DataError, match="40 faults"):  # and no other part takes its place
         open_data(tmp_path / "digits")
 
 
