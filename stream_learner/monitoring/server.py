@@ -74,6 +74,8 @@ class Server:
             task = self._loop.create_task(self._serve(client))
             self._open[task] = None
             task.add_done_callback(self._open.pop)
+            # A task that is cancelled before its first step runs no line of its own.
+            task.add_done_callback(lambda _, client=client: client.close())
             await asyncio.sleep(0)  # a request that has arrived is answered before the next connection is accepted
 
     async def _serve(self, client: socket.socket) -> None:
