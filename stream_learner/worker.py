@@ -236,7 +236,7 @@ def run(
                 settings.batch,
                 stop,
                 alone=lives.alone,
-                # All of a batch may become dead letters, and a transaction has time for so many bytes.
+                # All of a batch may become dead letters, and the time-out of a transaction is for that many bytes.
                 max_bytes=min(MAX_BATCH_BYTES, settings.checkpoint.max_pending_bytes),
             )
             breaker = Breaker(settings.rejects, enabled=not accept_rejects)

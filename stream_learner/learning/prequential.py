@@ -105,7 +105,7 @@ class Prequential:
         return {"faded": self._faded.document()}
 
     def restore(self, tensors: dict[str, Tensor], document: dict[str, Any], classes: int) -> None:
-        """Take over what `tensors()` and `document()` gave, of a learner that knows so many classes.
+        """Take over what `tensors()` and `document()` gave, of a learner that knows `classes` classes.
 
         Raises ValueError when they are not that.
         """

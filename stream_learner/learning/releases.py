@@ -210,7 +210,7 @@ class Releases:
     def restore_released(
         self, tensors: dict[str, Tensor], document: dict[str, Any], classes: int, records: int
     ) -> None:
-        """Take the last release, of a network with so many classes, from the trainer's state after so many records.
+        """Take the last release, of `classes` classes, from the trainer's state after `records` input records.
 
         Raises ValueError when the state is not one of the trainer's.
         """

@@ -224,7 +224,7 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], document: dict[str, Any], classes: int) -> None:
-        """Take over what `tensors()` and `document()` gave of a network with so many classes.
+        """Take over what `tensors()` and `document()` gave of a network with `classes` classes.
 
         Raises ValueError when they are not that.
         """

@@ -83,7 +83,7 @@ class Dataset:
 
     @property
     def beside(self) -> str:
-        """What to add to a message about the images."""
+        """Return a note about skipped files for messages about the images."""
         return f" ({self.skipped:,} other file{'s' if self.skipped > 1 else ''} skipped)" if self.skipped else ""
 
     @property

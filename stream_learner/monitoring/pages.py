@@ -1,4 +1,4 @@
-"""What each page answers: `/metrics`, `/startupz`, `/livez` and `/readyz`."""
+"""The pages of the monitoring port: `/metrics`, `/startupz`, `/livez` and `/readyz`."""
 
 import gzip
 import time

@@ -38,7 +38,7 @@ Place = tuple[Topic, Partition, Offset]
 
 
 class State(msgspec.Struct):
-    """What lives.json holds."""
+    """Contents of lives.json."""
 
     lives: Count = 0
     """Lives since the last commit, the present one included; each but that has died."""

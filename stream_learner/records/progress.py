@@ -19,7 +19,7 @@ ERROR_HEADERS_BYTES = 1024
 
 @dataclass(slots=True)
 class Closed:
-    """What was learned between two snapshots. `batches` has the pieces of each batch; `entries` counts
+    """The interval between two snapshots. `batches` has the pieces of each batch; `entries` counts
     these and the stretches lost."""
 
     tally: Tally = field(default_factory=Tally)

@@ -50,6 +50,6 @@ class Accumulator:
         return self.head.state() | {"samples": torch.tensor(self.samples)}
 
     def restore(self, state: dict[str, Tensor], classes: int) -> None:
-        """Take over what `state()` gave, of a network with so many classes. Raises ValueError when it is not that."""
+        """Take over what `state()` gave, of a network with `classes` classes. Raises ValueError when it is not that."""
         self.head.restore(state, classes)
         self.samples = int(within(tensor(state, "samples", torch.int64), "samples", 0, MAX_SAMPLES))

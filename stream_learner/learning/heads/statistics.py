@@ -38,7 +38,7 @@ class StatisticsHead(Protocol):
         ...
 
     def restore(self, state: dict[str, Tensor], classes: int) -> None:
-        """Take over what `state()` gave, of at most so many classes. Raises ValueError when it is not that."""
+        """Take over what `state()` gave, of at most `classes` classes. Raises ValueError when it is not that."""
         ...
 
 

@@ -199,7 +199,7 @@ class BalancedMemory:
         return columns | {"limits": torch.from_numpy(self._limits.copy())} | self._segments.state()
 
     def restore(self, state: dict[str, Tensor], parts: dict[str, bytes], classes: int) -> None:
-        """Take over what `state()` and `parts` gave, as much of it as fits, of a learner that knows so many classes.
+        """Take over what `state()` and `parts` gave, as much of it as fits, of a learner that knows `classes` classes.
 
         Raises ValueError when a part is missing, or the state is not one that `state()` gave.
         """
