@@ -65,10 +65,10 @@ def _fit_in_manifests(topics: list[str]) -> list[str]:
 
 
 def _as_shown(path: Path) -> str:
-    return str(path) if path.is_file() else "***"  # which may be the secret itself
+    return str(path) if path.is_file() else "***"  # a password may have been put where a file name belongs
 
 
-SecretFile = Annotated[Path, PlainSerializer(_as_shown, when_used="json")]
+FileName = Annotated[Path, PlainSerializer(_as_shown, when_used="json")]
 
 
 class Section(BaseModel):
@@ -109,15 +109,15 @@ class KafkaSettings(Section):
     """SASL user."""
     sasl_password: SecretStr | None = None
     """SASL password. Better: `sasl_password_file`."""
-    sasl_password_file: SecretFile | None = None
+    sasl_password_file: FileName | None = None
     """File that holds the SASL password (a trailing newline is dropped)."""
-    ssl_cafile: Path | None = None
+    ssl_cafile: FileName | None = None
     """Certificates of the authorities to trust, PEM; the system's when unset."""
-    ssl_certfile: Path | None = None
+    ssl_certfile: FileName | None = None
     """Client certificate, PEM, where the brokers ask for one."""
-    ssl_keyfile: SecretFile | None = None
+    ssl_keyfile: FileName | None = None
     """Key of the client certificate, PEM."""
-    ssl_key_password_file: SecretFile | None = None
+    ssl_key_password_file: FileName | None = None
     """File that holds the password of `ssl_keyfile`."""
     ssl_check_hostname: bool = True
     """Whether the broker's certificate must name the host that was dialled."""
@@ -428,9 +428,9 @@ class RejectsSettings(Section):
 
 
 class SecuritySettings(Section):
-    signing_key_file: Path | None = None
+    signing_key_file: FileName | None = None
     """Ed25519 private key (PEM, not encrypted) that signs each manifest and window; unsigned when unset."""
-    verify_key_files: list[Path] = []
+    verify_key_files: list[FileName] = []
     """Ed25519 public keys (PEM). Once there is one, every command refuses a manifest or window that none of these keys
     signed."""
 

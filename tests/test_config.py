@@ -300,7 +300,8 @@ def test_no_message_repeats_a_password_of_file_or_environment(tmp_path, monkeypa
 
 def test_what_is_shown_of_the_settings_has_no_password(file, tmp_path):
     store = "s3://me:sesame@bucket/folder?token=sesame"
-    wrong = [f"kafka.{name}=sesame" for name in ("sasl_password_file", "ssl_keyfile", "ssl_key_password_file")]
+    names = ("sasl_password_file", "ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_key_password_file")
+    wrong = [f"kafka.{name}=sesame" for name in names]
     settings = config.load(file, [f"checkpoint.store={store}", *wrong])
     assert settings.checkpoint.store == store
     assert "sesame" not in settings.model_dump_json()

@@ -59,24 +59,37 @@ class Server:
 
     async def _accept(self) -> None:
         while True:
+            await self._arrival()
+            if len(self._open) >= MAX_CONNECTIONS:
+                oldest = next(iter(self._open))
+                oldest.cancel()
+                await asyncio.wait([oldest])
+            # From here to the task that owns the connection nothing awaits: a cancelled `sock_accept` would lose it.
             try:
-                client, _ = await self._loop.sock_accept(self._listener)
-            except OSError as error:  # the client is gone already, or the process is out of file descriptors
+                client, _ = self._listener.accept()
+            except BlockingIOError:  # the client is gone already
+                continue
+            except OSError as error:  # the same, or the process is out of file descriptors
                 log.debug("could not accept a connection", error=str(error))
                 await asyncio.sleep(ACCEPT_RETRY_S)
                 continue
             client.setblocking(False)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if len(self._open) >= MAX_CONNECTIONS:
-                oldest = next(iter(self._open))
-                oldest.cancel()
-                await asyncio.wait([oldest])
             task = self._loop.create_task(self._serve(client))
             self._open[task] = None
             task.add_done_callback(self._open.pop)
             # A task that is cancelled before its first step runs no line of its own.
             task.add_done_callback(lambda _, client=client: client.close())
             await asyncio.sleep(0)  # a request that has arrived is answered before the next connection is accepted
+
+    async def _arrival(self) -> None:
+        """Return once a connection waits to be accepted."""
+        arrived = asyncio.Event()
+        self._loop.add_reader(self._listener, arrived.set)
+        try:
+            await arrived.wait()
+        finally:
+            self._loop.remove_reader(self._listener)
 
     async def _serve(self, client: socket.socket) -> None:
         with client:

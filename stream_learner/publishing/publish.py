@@ -265,7 +265,9 @@ class Publish:
             (ERROR_HEADER + "exception.class.name", rejection.reason.value.encode()),
             (ERROR_HEADER + "exception.message", rejection.message.encode(errors="replace")[:1000]),
         ]
-        headers = [(name, value or b"") for name, value in record.headers]
+        # Not what a producer wrote in our name, nor what a record that comes from dead letters brought.
+        kept = (header for header in record.headers if not header[0].startswith(ERROR_HEADER))
+        headers = [(name, value or b"") for name, value in kept]
         key = record.key
         if key is None and record.value is None:
             key = b""  # kafka-python sends no record without both

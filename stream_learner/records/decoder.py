@@ -90,6 +90,8 @@ def parse_weight(raw: float | bytes | None) -> float:
         return 1.0
     try:
         weight = float(raw)
+        if isinstance(raw, bytes) and b"_" in raw:  # Python's own notation
+            raise ValueError
     except (ValueError, OverflowError):
         weight = math.nan
     if not math.isfinite(weight) or weight < 0:

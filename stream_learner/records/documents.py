@@ -12,8 +12,10 @@ MAX_BYTES = 4 * 1024 * 1024
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Sequence = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Text = Annotated[str, Meta(max_length=4096)]
-RunId = Annotated[str, Meta(pattern="^[a-zA-Z0-9._-]{1,200}$", max_length=200)]
-Digest = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$", max_length=71)]
+# In Python, a plain $ also matches before a final newline.
+END = r"$(?!\n)"
+RunId = Annotated[str, Meta(pattern="^[a-zA-Z0-9._-]{1,200}" + END, max_length=200)]
+Digest = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}" + END, max_length=71)]
 Time = Annotated[str, Meta(max_length=40)]
 """ISO 8601, in UTC."""
 

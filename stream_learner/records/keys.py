@@ -7,6 +7,8 @@ states, which outlive the checkpoint that wrote them.
 import re
 import uuid
 
+from stream_learner.records.documents import END
+
 STATE = "state.safetensors"
 RELEASE = "release.safetensors"
 EVALUATION = "evaluation.safetensors"
@@ -15,7 +17,7 @@ _UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _NUMBERED = rf"([0-9]{{12,19}})-{_UUID}"
 # Without anchors, for JSON Schema.
 _PATTERN = rf"[a-zA-Z0-9._-]{{1,200}}/({_NUMBERED}/(state|release|evaluation)\.safetensors|memory/{_NUMBERED})"
-PATTERN = f"^{_PATTERN}$"
+PATTERN = f"^{_PATTERN}" + END
 
 
 def new_folder(run_id: str, sequence: int) -> str:

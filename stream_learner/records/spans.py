@@ -8,9 +8,11 @@ from typing import Annotated, NamedTuple, TypeVar
 
 from msgspec import Meta
 
+from stream_learner.records.documents import END
+
 T = TypeVar("T")
 
-Topic = Annotated[str, Meta(pattern="^[a-zA-Z0-9._-]{1,249}$", max_length=249)]
+Topic = Annotated[str, Meta(pattern="^[a-zA-Z0-9._-]{1,249}" + END, max_length=249)]
 Partition = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Offset = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 

@@ -280,7 +280,7 @@ def dead_letters(bootstrap_servers: str, topic: str) -> Counter[tuple[str, int]]
     """How often each topic and offset is in the dead letters. They may be too many to be kept."""
     found = Counter[tuple[str, int]]()
     for letter in checker.reads(bootstrap_servers, topic):
-        # The worker's headers come last; a hostile producer may have sent some of the same name.
+        # The worker replaces a hostile producer's headers of the same names.
         errors = dict(letter.headers)
         found[errors["__connect.errors.topic"].decode(), int(errors["__connect.errors.offset"])] += 1
     return found

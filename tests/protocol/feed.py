@@ -86,6 +86,8 @@ def bad(image: bytes, label: bytes) -> list[Draft]:
         draft("oversized_image", image + bytes(MAX_RECORD_BYTES), labelled),
         draft("no_label", image, []),
         draft("no_label", image, [("label", b"")]),
+        # As if it were from the dead letters, or in our name.
+        draft("no_label", image, [("__connect.errors.topic", b"elsewhere"), ("id", b"a")]),
         draft("bad_label", image, [("label", b"\xff\xfe")]),
         draft("bad_label", image, [("label", b"x" * 257)]),
         draft("bad_label", image, [("label", b"\0\0\0\7")]),

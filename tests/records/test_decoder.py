@@ -103,6 +103,12 @@ def test_weights_are_finite_and_not_negative(text, weight):
     assert sample_of(record(digit(0), label="0", weight=text)).weight == weight
 
 
+def test_pythons_own_notation_of_numbers_is_no_weight():
+    with pytest.raises(RejectError) as caught:
+        DECODE(record(digit(0), label="0", weight="1_0"))
+    assert caught.value.reason is Reason.BAD_WEIGHT
+
+
 def test_without_a_weight_it_is_one():
     assert sample_of(record(digit(0), label="0")).weight == 1.0
 

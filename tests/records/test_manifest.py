@@ -300,6 +300,12 @@ def test_a_manifest_that_cannot_be_is_refused_with_what_is_wrong(message):
         decode_manifest(encode(replace(WHOLE, **CONTRADICTIONS[message])))
 
 
+@pytest.mark.parametrize("changes", [{"positions": {"images\n": {0: 9}}}, {"run_id": "digits\n"}])
+def test_a_name_that_ends_in_a_newline_is_refused(changes):
+    with pytest.raises(ValueError, match="matching regex"):
+        decode_manifest(encode(replace(WHOLE, **changes)))
+
+
 @pytest.mark.parametrize("run_id", [".", ".."])
 def test_a_run_whose_folder_would_be_outside_of_the_store_is_refused(run_id):
     """Although all of its keys are under it."""
