@@ -48,9 +48,9 @@ SETTINGS = {
     "checkpoint.every_s": 10.0,
 }
 MAX_TURN_S = 1.0
-# Of the run, whose memory is looked at: before that caches and memories fill.
-SETTLED = 0.5
-BLOCKS = 10
+# Share of the run in which caches and memories fill.
+SETTLED = 0.2
+BLOCKS = 20
 # Flat: even the upper estimate of an hour's growth is no more than this share.
 FLAT_SHARE = 0.05
 
@@ -78,12 +78,12 @@ class Report:
     probes: int = 0
     probes_failed: int = 0
     probe_p99_s: float = 0.0
-    rss_mib: float = 0.0
     rss_max_mib: float = 0.0
     rss_course_mib: list[float] = field(default_factory=list)
-    """Means over twentieths of the run."""
-    rss_slope_mib_per_minute: float = 0.0
-    rss_slope_error: float = 0.0
+    """Means over twentieths of the run, with what malloc keeps in reserve."""
+    in_use_mib: float = 0.0
+    in_use_slope_mib_per_minute: float = 0.0
+    in_use_slope_error: float = 0.0
     memory_flat: bool = False
     restarts: list[int | None] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
@@ -104,7 +104,7 @@ class Attack:
 
     def __post_init__(self) -> None:
         self.topic = f"{self.run.id}.hostile"
-        self.turns = self.run.folder / "turns"
+        self.turns, self.in_use = self.run.folder / "turns", self.run.folder / "in_use"
         self.port = free_port()
         configs = {"message.timestamp.after.max.ms": str(2**63 - 1), "max.message.bytes": str(LARGEST_BYTES)}
         created = self.run.admin.create_topics([NewTopic(self.topic, 1, 1, config=configs)])
@@ -120,7 +120,8 @@ class Attack:
         self._raw = partial(raw_batches.send, KafkaSettings(bootstrap_servers=servers), self.topic)
 
     def start(self) -> Worker:
-        return self.run.call("run", "--accept-rejects", target=partial(child.timed, turns=self.turns))
+        target = partial(child.measured, turns=self.turns, in_use=self.in_use)
+        return self.run.call("run", "--accept-rejects", target=target)
 
     def last(self, seconds: float, on_second: Callable[[], None]) -> None:
         """Feeds both topics and watches the worker for so long, then lets it learn the rest."""
@@ -293,17 +294,16 @@ def measure(attack: Attack, report: Report) -> None:
     report.turn_max_s = float(turns_s.max())
     report.probe_p99_s = float(np.percentile(attack.probe_s, 99)) if attack.probe_s else float("nan")
     report.rss_max_mib = max(attack.rss_mib)
-    report.rss_course_mib = [round(float(np.mean(b)), 1) for b in np.array_split(attack.rss_mib, 2 * BLOCKS) if len(b)]
-    settled = attack.rss_mib[int(len(attack.rss_mib) * SETTLED) :]
-    report.rss_mib = float(np.mean(settled))
-    # Means of blocks, which depend on each other less than samples do.
-    means = [float(np.mean(block)) for block in np.array_split(settled, BLOCKS) if len(block)]
-    minutes = np.arange(len(means)) * len(settled) / len(means) / 60
-    if len(means) > 3:
-        (slope, _), covariance = np.polyfit(minutes, means, 1, cov=True)
-        report.rss_slope_mib_per_minute, report.rss_slope_error = float(slope), float(covariance[0, 0] ** 0.5)
-    hour_mib = 60 * (report.rss_slope_mib_per_minute + 2 * report.rss_slope_error)
-    report.memory_flat = hour_mib < FLAT_SHARE * report.rss_mib
+    report.rss_course_mib = [round(float(np.mean(b)), 1) for b in np.array_split(attack.rss_mib, BLOCKS) if len(b)]
+    in_use = np.frombuffer(attack.in_use.read_bytes()) / nasties.MIB
+    settled = in_use[int(len(in_use) * SETTLED) :]
+    report.in_use_mib = float(np.mean(settled))
+    if len(settled) > 3:
+        minutes = np.arange(len(settled)) * child.LOOK_AT_MEMORY_EVERY_S / 60
+        (slope, _), covariance = np.polyfit(minutes, settled, 1, cov=True)
+        report.in_use_slope_mib_per_minute, report.in_use_slope_error = float(slope), float(covariance[0, 0] ** 0.5)
+    hour_mib = 60 * (report.in_use_slope_mib_per_minute + 2 * report.in_use_slope_error)
+    report.memory_flat = hour_mib < FLAT_SHARE * report.in_use_mib
 
 
 def judge(report: Report) -> None:

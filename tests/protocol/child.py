@@ -1,5 +1,7 @@
 """What a worker's process runs, in a child of the fork server."""
 
+import ctypes
+import math
 import os
 import resource
 import signal
@@ -23,6 +25,8 @@ from stream_learner.publishing import publish, recover
 from stream_learner.streams import topics
 from stream_learner.streams.journal import ReadBack
 from stream_learner.streams.transaction import Transaction
+
+LOOK_AT_MEMORY_EVERY_S = 10.0
 
 # Whose functions have an effect of the protocol, or come between two.
 COLLABORATORS: dict[str, type | ModuleType] = {
@@ -104,21 +108,30 @@ def jumping(log: Path, arguments: list[str], point: Point, seconds: float) -> No
     command(log, arguments)
 
 
-def timed(log: Path, arguments: list[str], turns: Path) -> None:
-    """The command line in a process that notes how long each turn of the worker's loop takes: doubles, in seconds."""
+def measured(log: Path, arguments: list[str], turns: Path, in_use: Path) -> None:
+    """The command line in a process that writes two files of doubles: the seconds of each turn of the worker's loop,
+    and every ten seconds the bytes of memory in use, which is what is resident without what malloc keeps in reserve."""
     tend = worker.Worker.tend
-    before: float | None = None
+    libc = ctypes.CDLL(None)
+    turned: float | None = None
+    looked = -math.inf
 
-    def timed_tend(self: worker.Worker) -> None:
-        nonlocal before
+    def measured_tend(self: worker.Worker) -> None:
+        nonlocal turned, looked
         now = time.monotonic()
-        if before is not None:
-            os.write(file, struct.pack("d", now - before))
-        before = now
+        if turned is not None:
+            os.write(turns_file, struct.pack("d", now - turned))
+        turned = now
         tend(self)
+        if now - looked >= LOOK_AT_MEMORY_EVERY_S:
+            looked, began = now, time.monotonic()
+            libc.malloc_trim(0)
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            os.write(in_use_file, struct.pack("d", pages * os.sysconf("SC_PAGE_SIZE")))
+            turned += time.monotonic() - began  # not the worker's own time
 
-    file = os.open(turns, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    worker.Worker.tend = timed_tend
+    turns_file, in_use_file = (os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND) for path in (turns, in_use))
+    worker.Worker.tend = measured_tend
     command(log, arguments)
 
 
