@@ -3,7 +3,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from threading import Event, Timer
+from threading import Event
 
 import numpy as np
 import pytest
@@ -106,11 +106,14 @@ def test_a_second_feed_adds_to_the_first(kafka: KafkaSettings, new_topic, digits
 
 def test_the_rate_is_kept_and_a_stop_ends_the_wait(kafka: KafkaSettings, new_topic, digits: Dataset):
     stop = Event()
-    # At one record an hour only the first is due before the stop.
-    timer = Timer(0.2, stop.set)
-    timer.start()
-    assert feed(digits, kafka, new_topic(), rate=1 / 3600, stop=stop) == (1, {0: 1})
-    timer.join()
+
+    def read(index: int) -> bytes:
+        stop.set()
+        return digits.read(index)
+
+    # At one record an hour the second is not due yet, when the first one's image sets the stop.
+    fed = feed(replace(digits, read=read), kafka, new_topic(), rate=1 / 3600, stop=stop)
+    assert fed == (1, {0: 1})
 
 
 def test_no_such_topic(kafka: KafkaSettings, unique_name: str, digits: Dataset):
