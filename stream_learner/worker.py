@@ -14,7 +14,7 @@ from stream_learner.config import Settings
 from stream_learner.errors import DivergedError, FencedError, InputError, RejectsError, StateError, UsageError
 from stream_learner.learning.batch import MAX_BATCH_BYTES, Batch, batches
 from stream_learner.learning.learner import Learner
-from stream_learner.monitoring.health import Health, Phase
+from stream_learner.monitoring.health import Answer, Health, Phase
 from stream_learner.monitoring.metrics import Metrics
 from stream_learner.publishing.ownership import await_turn, fencing, first_look, leaving_a_mark
 from stream_learner.publishing.poison import Lives
@@ -212,18 +212,19 @@ def run(
     recovery = Recovery(settings, store, fresh, metrics.foreign_records)
     store.check_writable()
     first_look(settings, recovery.look)
-    with closing(Election(settings)) as election:
+    with closing(Election(settings, health.heard)) as election:
         if not await_turn(settings, store, election, stop, lambda: health.enter(Phase.STANDBY), recovery.look):
             return
         try:
             health.enter(Phase.RECOVERING)
             recovered = recovery.take_over(fencing(election, transaction.fence))
             last = _restore(learner, recovered, metrics)
-            source = Source(settings.kafka, settings.input, recovered.positions)
+            source = Source(settings.kafka, settings.input, recovered.positions, health.heard)
             publish = Publish(settings, store, transaction, read_back, recovered.topic_ids, *last)
             lives = Lives(store, settings)
 
             def committed(manifest: Manifest, seconds: float) -> None:
+                health.heard(Answer.COMMIT)
                 metrics.checkpoint_committed(manifest, seconds)
                 lives.committed(manifest)
 

@@ -28,6 +28,14 @@ WHY_NOT_READY = {
 WITHOUT_BEATS = (Phase.STARTING, Phase.RECOVERING)
 
 
+class Answer(StrEnum):
+    """Requests whose last answer from the brokers is remembered."""
+
+    FETCH = "fetch"
+    COMMIT = "commit"
+    METADATA = "metadata"
+
+
 class Health:
     """What the health pages say. Each method returns or sets one attribute, so any thread may call it.
 
@@ -39,6 +47,12 @@ class Health:
         self._clock = clock
         self._heartbeat_s = clock()
         self.phase = Phase.STARTING
+        self.answered_at = dict.fromkeys(Answer, time.time())
+        """When the brokers last answered each request, in seconds since 1970; the start before the first answer."""
+
+    def heard(self, answer: str) -> None:
+        """The brokers answered a request."""
+        self.answered_at[Answer(answer)] = time.time()
 
     def enter(self, phase: Phase) -> None:
         self.beat()

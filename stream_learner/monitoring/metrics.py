@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from stream_learner.monitoring.health import Health, Phase
+from stream_learner.monitoring.health import Answer, Health, Phase
 from stream_learner.records import event_time
 from stream_learner.records.manifest import Manifest
 from stream_learner.records.record import Label, Reason, Split
@@ -144,6 +144,22 @@ class Metrics:
             "kafka_warnings_total",
             "What the Kafka client complains of (lost connections, time-outs, refusals), in messages.",
         )
+        self._answered = {
+            Answer.FETCH: gauge(
+                "last_fetch_timestamp_seconds",
+                "When the brokers last answered a fetch of the input, with records or without, in seconds since 1970, "
+                "UTC; the start before the first. A worker that still has records to learn does not fetch.",
+            ),
+            Answer.COMMIT: gauge(
+                "last_commit_timestamp_seconds",
+                "When this process last committed a checkpoint, in seconds since 1970, UTC; the start before that.",
+            ),
+            Answer.METADATA: gauge(
+                "last_metadata_timestamp_seconds",
+                "When the brokers last answered a request for metadata, which is made every few seconds whatever the "
+                "worker does, in seconds since 1970, UTC; the start before the first.",
+            ),
+        }
         self._foreign_records = counter(
             "foreign_records_total",
             "Records in the run's own topics that are not its manifests, met and skipped at the start, in records.",
@@ -172,9 +188,11 @@ class Metrics:
         self._classes_shown: set[Label] = set()
 
     def follow(self, health: Health) -> None:
-        """Shows the phase, whatever it is when Prometheus asks, and counts what the Kafka client complains of."""
+        """Show phase and last answers of the brokers as of each scrape; count what the Kafka client complains of."""
         for phase in Phase:
             self._phase.labels(phase).set_function(lambda phase=phase: health.phase is phase)
+        for answer, gauge in self._answered.items():
+            gauge.set_function(lambda answer=answer: health.answered_at[answer])
         logging.getLogger("kafka").addHandler(_Counts(self._kafka_warnings))
 
     def foreign_records(self, topic: str, records: int) -> None:

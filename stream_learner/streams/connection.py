@@ -19,6 +19,8 @@ from stream_learner.streams.rights import missing_right
 FETCH_BYTES = 8 * MIB
 RESPONSE_BYTES = 50 * MIB
 RETRY_PAUSE_S = 0.2
+# So often the brokers are asked for metadata: it finds new partitions, and shows whether they answer.
+METADATA_S = 5.0
 
 REFUSALS = (
     kafka_errors.SaslAuthenticationFailedError,
@@ -104,6 +106,8 @@ def reader(kafka: KafkaSettings, *, committed_only: bool = True, **more: Any) ->
         "auto_offset_reset": "none",
         "max_partition_fetch_bytes": FETCH_BYTES,
         "fetch_max_bytes": RESPONSE_BYTES,
+        # Answers must come before `kafka.request_timeout_s` has passed without any.
+        "metadata_max_age_ms": int(min(METADATA_S, kafka.request_timeout_s / 3) * 1000),
         "metrics_enabled": False,
     }
     return connect(Reader, config | more)

@@ -31,8 +31,13 @@ class Election:
     transaction, which fences.
     """
 
-    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic):
-        """Connects; the first `poll` joins. Raises KafkaUnavailableError."""
+    def __init__(
+        self,
+        settings: Settings,
+        heard: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Connect; the first `poll` joins. `heard` is that of Reader. Raises KafkaUnavailableError."""
         self._settings = settings
         self._clock = clock
         self._group = settings.standby_group
@@ -42,6 +47,7 @@ class Election:
         with kafka_failures(settings.kafka, "opening the election"):
             self._consumer: KafkaConsumer = reader(
                 settings.kafka,
+                heard=heard,
                 group_id=self._group,
                 session_timeout_ms=int(session_s * 1000),
                 # Others hear of a change with their next heartbeat: one a second, so that a long session is not made

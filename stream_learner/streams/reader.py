@@ -48,12 +48,23 @@ def to_record(message: Any) -> Record:
 class Reader(KafkaConsumer):
     """A KafkaConsumer whose `poll` also gives Unreadable and Damaged, and at most MAX_POLL_BYTES at a time."""
 
-    def __init__(self, **config: Any):
+    def __init__(self, heard: Callable[[str], None] = lambda _: None, **config: Any):
+        """`heard` is called, on the client's IO thread, with "fetch" or "metadata" at each answer of the brokers."""
         super().__init__(**config)
+        heard("metadata")
+        self._cluster.add_listener(lambda _: heard("metadata"))
+        self._heard = heard
+        self._keep, self._fetcher._handle_fetch_response = self._fetcher._handle_fetch_response, self._fetched
         self._budget = _Budget()
         # The class that takes a fetched response apart; the fetcher looks it up at each response.
         self._fetcher.PartitionRecords = partial(_Records, budget=self._budget, highwater=self.highwater)
         self._open, self._fetcher._parse_fetched_data = self._fetcher._parse_fetched_data, self._opened
+
+    def _fetched(self, *sent: Any) -> None:
+        response = sent[-1]
+        if not response.error_code:
+            self._heard("fetch")
+        self._keep(*sent)
 
     def poll(self, *args: Any, **kwargs: Any) -> dict[TopicPartition, list[ConsumerRecord]]:
         self._budget.left = MAX_POLL_BYTES

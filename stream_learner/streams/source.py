@@ -31,11 +31,12 @@ class Source:
         kafka: KafkaSettings,
         settings: InputSettings,
         positions: Positions,
+        heard: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ):
         """Begins at `positions`; a partition that is missing there, or added later, begins at offset 0.
 
-        Raises KafkaUnavailableError.
+        `heard` is that of Reader. Raises KafkaUnavailableError.
         """
         self._kafka = kafka
         self._settings = settings
@@ -46,7 +47,7 @@ class Source:
             self._consumer: Reader = reader(
                 kafka,
                 max_poll_records=MAX_POLL_RECORDS,
-                metadata_max_age_ms=int(PARTITION_CHECK_S * 1000),
+                heard=heard,
             )
             for topic in settings.topics:
                 self._consumer.partitions_for_topic(topic)  # waits until they are known

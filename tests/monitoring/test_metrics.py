@@ -1,5 +1,6 @@
 import logging
 import math
+import time
 from datetime import UTC, datetime
 from itertools import product
 
@@ -7,7 +8,7 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from stream_learner.monitoring.health import Health, Phase
+from stream_learner.monitoring.health import Answer, Health, Phase
 from stream_learner.monitoring.metrics import Metrics
 from stream_learner.records.ledger import Ledger
 from stream_learner.records.manifest import (
@@ -278,6 +279,18 @@ def test_the_phase_is_what_it_is_when_asked(registry):
         health.enter(phase)
         shown = {other for other in Phase if value(registry, "phase", phase=other)}
         assert shown == {phase}
+
+
+def test_the_last_answers_of_the_brokers_are_the_start_until_the_first(registry):
+    before = time.time()
+    health = Health(live_timeout_s=10)
+    Metrics(registry, version="1.2.3").follow(health)
+    started = {answer: value(registry, f"last_{answer}_timestamp_seconds") or 0 for answer in Answer}
+    assert all(before <= at <= time.time() for at in started.values())
+    health.heard("fetch")
+    assert (value(registry, "last_fetch_timestamp_seconds") or 0) > started[Answer.FETCH]
+    for other in (Answer.COMMIT, Answer.METADATA):
+        assert value(registry, f"last_{other}_timestamp_seconds") == started[other]
 
 
 def test_the_kafka_clients_complaints_are_counted(registry):

@@ -207,6 +207,20 @@ def test_a_position_beyond_the_end_is_an_error(kafka: KafkaSettings, new_topic, 
         read(new_source(topic, {topic: {0: 5}}), {})
 
 
+def test_every_answer_is_heard_with_records_or_without(kafka: KafkaSettings, new_topic: Callable[..., str]):
+    heard: list[str] = []
+    impatient = kafka.model_copy(update={"request_timeout_s": 1.0})  # so it asks for metadata every third of a second
+    with closing(Source(impatient, InputSettings(topics=[new_topic()]), {}, heard.append)) as source:
+        assert nothing_comes(source)
+        assert set(heard) == {"fetch", "metadata"}
+        heard.clear()
+        for _ in range(POLLS):
+            source.poll(POLL_S)
+            if set(heard) == {"fetch", "metadata"}:
+                return
+    raise AssertionError(heard)
+
+
 @pytest.mark.usefixtures("outage")
 def test_while_the_broker_is_away_there_is_nothing_and_no_error(tmp_path: Path):
     with Broker(tmp_path) as broker:
@@ -216,12 +230,15 @@ def test_while_the_broker_is_away_there_is_nothing_and_no_error(tmp_path: Path):
 def outlive(broker: Broker) -> None:
     make_topic(broker.settings, "images")
     produce(broker.settings, "images", [b"a"])
-    with closing(Source(broker.settings, InputSettings(topics=["images"]), {})) as source:
+    heard: list[str] = []
+    with closing(Source(broker.settings, InputSettings(topics=["images"]), {}, heard.append)) as source:
         read(source, {"images": {0: 1}})
         broker.freeze()
         assert nothing_comes(source)
         broker.kill()
+        heard.clear()
         assert nothing_comes(source)
+        assert not heard
         broker.start()
         produce(broker.settings, "images", [b"b"])
         assert values(read(source, {"images": {0: 2}})) == [b"b"]
