@@ -21,7 +21,7 @@ from stream_learner.publishing.poison import setting_aside
 from stream_learner.records import keys, ledger
 from stream_learner.records.decoder import Decoder
 from stream_learner.records.manifest import Arithmetic, Manifest, State, decode_manifest, digest
-from stream_learner.records.spans import Positions, Spans, each
+from stream_learner.records.spans import Positions, Span, Spans, each
 from stream_learner.streams import topics
 from stream_learner.streams.manifests import Foreign, read_manifests
 from stream_learner.streams.replay import Replay
@@ -62,20 +62,21 @@ def rebuild(
     before, path = _path(history, store, start, end)
     _check_topics(settings, end)
     learner = Learner(settings)
-    learner.begin(_begins(before, path))
     if before:
         _restore(settings, learner, store, before, start)
     total = sum(_offsets(manifest.spans) for manifest in path)
     batches = records = done = 0
     decode = Decoder.from_settings(settings)
+    replays: dict[tuple[str, int], Replay] = {}
     with ExitStack() as opened:
-        replays = {
-            (topic, partition): opened.enter_context(closing(Replay(settings.kafka, topic, partition, offset)))
-            for topic, partitions in learner.progress.positions.items()
-            for partition, offset in partitions.items()
-        }
         for manifest in path:
             learner.progress.close()  # only the last state is compared; the others need not even be copied
+            for topic, partition, offset in each(_begin(manifest)):
+                learner.progress.positions.setdefault(topic, {}).setdefault(partition, offset)
+            for topic, partition, span in each(manifest.spans):
+                if (topic, partition) not in replays:
+                    replay = Replay(settings.kafka, topic, partition, span.start)
+                    replays[topic, partition] = opened.enter_context(closing(replay))
             for batch in _batches(manifest, replays, decode):
                 learner.learn(batch)
                 if learner.release_due:
@@ -175,15 +176,13 @@ def _check_topics(settings: Settings, end: Manifest) -> None:
             raise InputError(f"topic {name} was deleted and made again since; the records that were learned are gone")
 
 
-def _begins(before: Manifest | None, path: list[Manifest]) -> Positions:
-    """Where each partition's first offset on the path is."""
-    begins: Positions = {}
-    for manifest in reversed(path):
-        for topic, partition, span in each(manifest.spans):
-            begins.setdefault(topic, {})[partition] = span.start
-    for topic, partitions in before.positions.items() if before else ():
-        begins.setdefault(topic, {}).update(partitions)
-    return begins
+def _begin(manifest: Manifest) -> Positions:
+    """Return the positions of all partitions before a manifest's spans were learned; some were not read in them."""
+    spans = manifest.spans
+    return {
+        topic: {p: spans.get(topic, {}).get(p, Span(at, at)).start for p, at in partitions.items()}
+        for topic, partitions in manifest.positions.items()
+    }
 
 
 def _restore(settings: Settings, learner: Learner, store: Store, before: Manifest, start: str) -> None:
@@ -193,7 +192,7 @@ def _restore(settings: Settings, learner: Learner, store: Store, before: Manifes
     try:
         document = state.decode_document(data)
         parts = store.fetch_all(before.parts_of(before.kept[-1]), known={})
-        learner.restore(state.decode_tensors(data), document, parts, learner.progress.positions)
+        learner.restore(state.decode_tensors(data), document, parts, before.positions)
         saved = before.released_state()
         if before.release and saved:
             if saved.object != before.state:

@@ -194,8 +194,9 @@ class Run:
     def admin(self) -> AdminClient:
         return AdminClient(feed.client(self.broker.bootstrap_servers))
 
-    def feed(self, drafts: Iterable[Draft]) -> None:
-        self.fed += feed.feed(self.broker.bootstrap_servers, self.input, drafts, self.partitions)
+    def feed(self, drafts: Iterable[Draft], partitions: int | None = None) -> None:
+        """Feed the first so many partitions in turn, all when left out."""
+        self.fed += feed.feed(self.broker.bootstrap_servers, self.input, drafts, partitions or self.partitions)
 
     def lose(self, partition: int, end: int) -> None:
         """Lets records up to the offset `end` fall off retention; a worker must not run."""
@@ -294,7 +295,8 @@ class Run:
 
     def ends(self) -> dict[checker.Place, int]:
         """End of each partition, as far as it was fed through this object."""
-        return {(record.topic, record.partition): record.offset + 1 for record in self.fed}
+        ends = {(topic, p): 0 for topic in {record.topic for record in self.fed} for p in range(self.partitions)}
+        return ends | {(record.topic, record.partition): record.offset + 1 for record in self.fed}
 
     def saved(self) -> dict[checker.Place, int]:
         """Positions of the newest manifest; none before the first."""

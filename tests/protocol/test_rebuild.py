@@ -2,13 +2,15 @@
 
 import re
 import shutil
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checker import Log, roll_backs
+from confluent_kafka.cimpl import NewPartitions
 from feed import flipped, mixed
-from harness import NewRun, Run
+from harness import DEADLINE_S, NewRun, Run
 
 from stream_learner.errors import ExitCode
 from stream_learner.local.broker import Broker
@@ -139,3 +141,22 @@ def test_records_that_were_lost_are_passed_over_again(new_run: NewRun) -> None:
     assert lost == [[500, 800]]
     assert "as published" in rebuild(run, before, log.manifest["sequence"])
     assert "are needed, and are not there any more" in rebuild(run, 0, log.manifest["sequence"], ExitCode.INPUT)
+
+
+def test_partitions_that_were_empty_or_unread_at_a_release_are_part_of_it(new_run: NewRun) -> None:
+    """The third partition is written to after a release, the fourth never, the fifth is added."""
+    run = new_run(4, **{name.replace(".", "__", 1): value for name, value in SETTINGS.items()})
+    drafts = mixed(750)
+    run.feed(islice(drafts, 300), 2)
+    run.finish(run.start())
+    run.feed(islice(drafts, 200), 3)
+    run.finish(run.start())
+    run.partitions = 5
+    run.admin.create_partitions([NewPartitions(run.input, 5)])[run.input].result(DEADLINE_S)
+    run.feed(drafts)
+    log = run.finish(run.start())
+    first, last = releases(log)[0], log.manifest
+    assert [first["positions"][run.input][p] for p in "23"] == [0, 0]
+    for manifest in first, last:
+        assert f"state {manifest['state']['digest']}, as published" in rebuild(run, 0, manifest["sequence"])
+    assert "as published" in rebuild(run, first["sequence"], last["sequence"])
