@@ -25,8 +25,8 @@ from benchmarks.runs import Run
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.trial import DEFAULT, RETRAIN, Trial
 from stream_learner.errors import StreamLearnerError
-from stream_learner.learning.weighting import WEIGHTS
 from stream_learner.local import extra
+from stream_learner.registry import WEIGHTS
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
 RUNS = DOCS / "runs"

@@ -19,9 +19,8 @@ from benchmarks.scores import Point, accuracy_of_seen
 from stream_learner.config import Settings
 from stream_learner.learning import models
 from stream_learner.learning.allocator import keep_freed_memory
-from stream_learner.learning.augmentation import AUGMENTATIONS
 from stream_learner.learning.placement import Placement, place
-from stream_learner.registry import lookup
+from stream_learner.registry import AUGMENTATIONS
 
 BATCH = 32
 LEARNING_RATE = 0.001
@@ -80,7 +79,7 @@ def train(
 ) -> Trained:
     """Trains one network on images, uint8 [N, H, W, C], whose `rows`, int64 [N], are indices into `classes`."""
     torch.manual_seed(settings.run.seed)
-    augmentations = [lookup(AUGMENTATIONS, name, "learning.augment") for name in settings.learning.augment]
+    augmentations = [AUGMENTATIONS.lookup(name) for name in settings.learning.augment]
     model = models.build(models.spec_of(settings.model, len(classes)), own=settings.model.name)
     model.to(placement.device, memory_format=placement.memory_format)  # pyright: ignore
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)

@@ -33,6 +33,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict, SettingsError
 
 from stream_learner.errors import UsageError
+from stream_learner.registry import AUGMENTATIONS, FORMATS, HEADS, MODELS, STRATEGIES, WEIGHTS
 from stream_learner.signatures import Ed25519PrivateKey, Verifier, read_signing_key, read_verify_key
 from stream_learner.text import without_credentials
 
@@ -44,6 +45,8 @@ MAX_CLASSES = 65_536
 MAX_RANDOM_FEATURES = 65_536
 # Bytes of the names of all input topics, which manifests and windows repeat: 600 long names fit.
 MAX_TOPIC_NAMES_BYTES = 150_000
+OUTPUTS = ("checkpoints", "history", "weights", "metrics", "dead-letters")
+"""Topics that a run writes, without their prefix."""
 # Variables that Kubernetes sets beside a Service called stream-learner, or stream-learner-x.
 SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT=\w+://.*|PORT_\d+_\w+(_PROTO|_PORT|_ADDR)?)(=|$)")
 # What pydantic calls the error of a default that depends on a value with an error of its own.
@@ -148,8 +151,8 @@ class KafkaSettings(Section):
 class InputSettings(Section):
     topics: Annotated[list[KafkaName], Field(min_length=1), AfterValidator(_fit_in_manifests)]
     """Topics to learn from; every partition of each is read."""
-    format: str = "plain"
-    """How a record carries an image: a name from `stream_learner.records.formats.FORMATS`, or `package.module:name`."""
+    format: Annotated[str, AfterValidator(FORMATS.known)] = "plain"
+    """How a record carries an image: a name from `stream_learner.registry.FORMATS`, or `package.module:name`."""
     max_record_bytes: PositiveInt = 8 * MIB
     """Largest record taken; a larger one goes to the dead letters as `oversized_image`, its value left out."""
     max_image_pixels: PositiveInt = 4096 * 4096
@@ -219,8 +222,8 @@ class BatchSettings(Section):
 
 
 class ModelSettings(Section):
-    name: str = "cnn"
-    """Network: a name from `stream_learner.learning.models.MODELS`, `timm:NETWORK` (one of timm's), or
+    name: Annotated[str, AfterValidator(MODELS.known)] = "cnn"
+    """Network: a name from `stream_learner.registry.MODELS`, `timm:NETWORK` (one of timm's), or
     `package.module:factory`."""
     weights: Path | None = None
     """A pretrained backbone to begin with: a file of safetensors whose names are those of the network's state dict, or
@@ -228,7 +231,7 @@ class ModelSettings(Section):
     freeze: bool | None = None
     """Whether the backbone stays as it is, batch normalisation included, and only the head learns. When unset it does
     under a head that is solved, which needs that, and learns under another."""
-    head: str = "linear"
+    head: Annotated[str, AfterValidator(HEADS.known)] = "linear"
     """What classifies the backbone's features: `linear`, trained by the strategy, or a head that is solved from sums
     over all samples and forgets nothing, under a frozen backbone: `prototype` (nearest class mean), `ridge` (ridge
     regression), `random_features` (ridge regression on random features, RanPAC); or `package.module:name`. A solved
@@ -277,14 +280,16 @@ def _by_steps(value: Callable[[int], Any]) -> Any:
 
 
 class LearningSettings(Section):
-    strategy: str = "er_la"
-    """How a batch is learned: a name from `stream_learner.learning.strategies.STRATEGIES`, or `package.module:name`."""
+    strategy: Annotated[str, AfterValidator(STRATEGIES.known)] = "er_la"
+    """How a batch is learned: a name from `stream_learner.registry.STRATEGIES`, or `package.module:name`."""
     steps_per_batch: PositiveInt = 1
     """Optimizer updates made with each batch. More of them learn more from it, each costing as much as one; what is
     left out of `augment`, `average_decay` and `learning_rate` follows."""
-    augment: list[str] = _by_steps(lambda steps: ["crop", "flip", *(["color_jitter", "cutout"] if steps > 1 else [])])
+    augment: list[Annotated[str, AfterValidator(AUGMENTATIONS.known)]] = _by_steps(
+        lambda steps: ["crop", "flip", *(["color_jitter", "cutout"] if steps > 1 else [])]
+    )
     """How images are varied each time they are learned, in this order: names from
-    `stream_learner.learning.augmentation.AUGMENTATIONS`, or `package.module:name`. Leave `flip` out where left and
+    `stream_learner.registry.AUGMENTATIONS`, or `package.module:name`. Leave `flip` out where left and
     right mean something, as in text. Left out, several steps per batch add `color_jitter` and `cutout`."""
     average_decay: Annotated[float, Field(ge=0, lt=1)] = _by_steps(lambda steps: 0.997 ** (1 / steps))
     """Decay per step of the moving average of weights and buffers that predicts and is released; 0 keeps none. Left
@@ -311,8 +316,8 @@ class LearningSettings(Section):
 
 
 class WeightsSettings(Section):
-    policies: list[str] = ["record"]
-    """Factors of a sample's weight, which are multiplied: names from `stream_learner.learning.weighting.WEIGHTS`
+    policies: list[Annotated[str, AfterValidator(WEIGHTS.known)]] = ["record"]
+    """Factors of a sample's weight, which are multiplied: names from `stream_learner.registry.WEIGHTS`
     (`record`, `class_balance`, `recency`, `novelty`, `hardness`), or `package.module:name`."""
     max_weight: PositiveFloat = 10.0
     """Sample weights above are clipped to this."""
@@ -534,6 +539,16 @@ class Settings(BaseSettings):
         for topic in self.split.held_out_from or []:
             if topic not in self.input.topics:
                 raise ValueError(f"split.held_out_from: {topic} is not in input.topics")
+        return self
+
+    @model_validator(mode="after")
+    def _no_output_is_read(self) -> "Settings":
+        for topic in (f"{self.prefix}.{output}" for output in OUTPUTS):
+            if topic in self.input.topics:
+                raise ValueError(
+                    f"input.topics: {topic} is a topic that this run writes, so it would read its own output; leave "
+                    "it out, or set another topics.prefix"
+                )
         return self
 
     @model_validator(mode="after")

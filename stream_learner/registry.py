@@ -1,27 +1,110 @@
-"""A registry is a dict from name to class or function; `package.module:name` reaches a user's own."""
+"""What settings choose by name: a registry for each, from name to `package.module:name`.
+
+An entry is imported when it is first looked up, so that a name can be checked without importing torch. A user's own
+code is named in the same form.
+"""
 
 import difflib
 import importlib
+from collections import UserDict
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any
 
 from stream_learner.errors import UsageError
 
-T = TypeVar("T")
 
+class Registry(UserDict[str, Any]):
+    """Names that one setting knows, each with the class or function it stands for."""
 
-def lookup(registry: Mapping[str, T], name: str, setting: str) -> T:
-    """The entry called `name`. Raises UsageError, which names the setting and what is known."""
-    if name in registry:
-        return registry[name]
-    module, colon, attribute = name.partition(":")
-    if colon:
-        if not module or module.startswith("."):
-            raise UsageError(f"{setting} = {name!r} is no `package.module:name`")
+    def __init__(self, setting: str, places: Mapping[str, str | None]):
+        super().__init__(places)
+        self.setting = setting
+
+    def __getitem__(self, name: str) -> Any:
+        found = super().__getitem__(name)
+        if isinstance(found, str):
+            found = self[name] = _imported(found)
+        return found
+
+    def lookup(self, name: str) -> Any:
+        """Return the entry called `name`, or a user's own. Raises UsageError, which names the setting."""
+        if name in self:
+            return self[name]
         try:
-            return getattr(importlib.import_module(module), attribute)
+            return _imported(self.known(name))
+        except ValueError as error:
+            raise UsageError(f"{self.setting}: {error}") from None
         except (ImportError, AttributeError) as error:
-            raise UsageError(f"{setting} = {name!r} cannot be imported: {error}") from None
-    near = difflib.get_close_matches(name, registry, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(registry))}"
-    raise UsageError(f"{setting} = {name!r} is unknown; {hint}")
+            raise UsageError(f"{self.setting} = {name!r} cannot be imported: {error}") from None
+
+    def known(self, name: str) -> str:
+        """Return `name` if it is one of the registry's or has the form of a user's own, which is not imported.
+
+        Raises ValueError that names the nearest one.
+        """
+        module, colon, attribute = name.partition(":")
+        if name in self or (module and colon and attribute and not module.startswith(".")):
+            return name
+        if colon:
+            raise ValueError(f"{name!r} is no `package.module:name`")
+        near = difflib.get_close_matches(name, self, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(self))}"
+        raise ValueError(f"{name!r} is unknown; {hint}")
+
+
+def _imported(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+FORMATS = Registry("input.format", {"plain": "stream_learner.records.formats:plain"})
+
+MODELS = Registry(
+    "model.name",
+    {
+        "mlp": "stream_learner.learning.models.small:MLP",
+        "cnn": "stream_learner.learning.models.small:CNN",
+        "rnn": "stream_learner.learning.models.rnn:RNN",
+        "resnet18_slim": "stream_learner.learning.models.resnet:ResNet18Slim",
+        "resnet18": "stream_learner.learning.models.foreign:ResNet18",
+        "resnet50": "stream_learner.learning.models.foreign:ResNet50",
+    },
+)
+
+HEADS = Registry(
+    "model.head",
+    {
+        "linear": None,  # trained with the rest of the network
+        "prototype": "stream_learner.learning.heads.prototype:Prototype",
+        "ridge": "stream_learner.learning.heads.ridge:Ridge",
+        "random_features": "stream_learner.learning.heads.random_features:RandomFeaturesRidge",
+    },
+)
+
+STRATEGIES = Registry(
+    "learning.strategy",
+    {
+        "finetune": "stream_learner.learning.strategies.finetune:FineTune",
+        "er": "stream_learner.learning.strategies.er:ExperienceReplay",
+        "er_ace": "stream_learner.learning.strategies.er_ace:AsymmetricCrossEntropy",
+        "er_la": "stream_learner.learning.strategies.er_la:LogitAdjustedReplay",
+        "derpp": "stream_learner.learning.strategies.derpp:DarkExperienceReplay",
+        "mkd": "stream_learner.learning.strategies.mkd:MomentumDistillation",
+    },
+)
+
+AUGMENTATIONS = Registry(
+    "learning.augment",
+    {name: f"stream_learner.learning.augmentation:{name}" for name in ("crop", "flip", "color_jitter", "cutout")},
+)
+
+WEIGHTS = Registry(
+    "weights.policies",
+    {
+        "record": "stream_learner.learning.weighting.policies:RecordWeight",
+        "class_balance": "stream_learner.learning.weighting.policies:ClassBalance",
+        "recency": "stream_learner.learning.weighting.policies:Recency",
+        "novelty": "stream_learner.learning.weighting.policies:Novelty",
+        "hardness": "stream_learner.learning.weighting.policies:Hardness",
+    },
+)

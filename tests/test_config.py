@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from stream_learner import config
 from stream_learner.config import Settings
 from stream_learner.errors import ExitCode, UsageError
+from stream_learner.registry import AUGMENTATIONS, FORMATS, HEADS, MODELS, STRATEGIES, WEIGHTS
 
 FILE = """
 [run]
@@ -158,6 +159,49 @@ def test_a_bad_value_names_its_field(file, override, field):
     message = problem(file, override)
     assert message.startswith(field)
     assert "\n" not in message
+
+
+NAMED = [
+    ("input.format=plane", "input.format: 'plane' is unknown; did you mean plain?"),
+    ("model.name=cnm", "model.name: 'cnm' is unknown; did you mean cnn?"),
+    ("model.name=:Net", "model.name: ':Net' is no `package.module:name`"),
+    ("model.name=.models:Net", "model.name: '.models:Net' is no `package.module:name`"),
+    ("model.name=models:", "model.name: 'models:' is no `package.module:name`"),
+    ("model.head=rigde", "model.head: 'rigde' is unknown; did you mean ridge?"),
+    ("learning.strategy=err", "learning.strategy: 'err' is unknown; did you mean er?"),
+    ("learning.strategy=xyz", "'xyz' is unknown; known are derpp, er, er_ace, er_la, finetune, mkd"),
+    ("learning.augment=['crop', 'flop']", "learning.augment.1: 'flop' is unknown; did you mean flip?"),
+    ("weights.policies=['novelti']", "weights.policies.0: 'novelti' is unknown; did you mean novelty?"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), NAMED)
+def test_a_name_that_is_not_there_is_refused_with_the_nearest_one(file, override, message):
+    assert message in problem(file, override)
+
+
+@pytest.mark.parametrize("registry", [AUGMENTATIONS, FORMATS, HEADS, MODELS, STRATEGIES, WEIGHTS])
+def test_every_name_is_taken_and_stands_for_something(file, registry):
+    section, key = registry.setting.split(".")
+    for name in registry:
+        value = f"['{name}']" if registry in (AUGMENTATIONS, WEIGHTS) else name
+        chosen = getattr(config.load(file, [f"{registry.setting}={value}", "weights.half_life_s=1"]), section)
+        assert name in getattr(chosen, key)
+        assert registry[name] is None or callable(registry[name])
+
+
+def test_reading_settings_imports_no_code_of_ones_own(file):
+    assert config.load(file, ["model.name=not_there:Net", "input.format=not_there:own"]).model.name == "not_there:Net"
+
+
+@pytest.mark.parametrize("output", ["checkpoints", "history", "weights", "metrics", "dead-letters"])
+def test_a_topic_that_the_run_writes_is_not_read(file, output):
+    said = "is a topic that this run writes"
+    assert f"input.topics: p.{output} {said}" in problem(
+        file, "topics.prefix=p", f"input.topics=['images', 'p.{output}']"
+    )
+    assert f"input.topics: digits.{output} {said}" in problem(file, f"input.topics=['digits.{output}']")
+    config.load(file, [f"input.topics=['other.{output}']"])  # of another run
 
 
 def test_a_bad_value_on_which_defaults_depend_is_told_once(file):

@@ -1,5 +1,4 @@
-"""Random variants of images: a registry from name to function. Each takes and gives uint8 [N, H, W, C], and draws from
-torch's generator."""
+"""Random variants of images. Each function takes and gives uint8 [N, H, W, C], and draws from torch's generator."""
 
 from collections.abc import Callable
 
@@ -48,6 +47,3 @@ def cutout(images_NHWC: Tensor) -> Tensor:
     inside = (rows >= top) & (rows < top + height // 2) & (columns >= left) & (columns < left + width // 2)
     chosen = torch.rand(n, 1, 1, device=device) < 0.5
     return images_NHWC.masked_fill((inside & chosen)[..., None], 0)
-
-
-AUGMENTATIONS: dict[str, Augmentation] = {"crop": crop, "flip": flip, "color_jitter": color_jitter, "cutout": cutout}

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from stream_learner.config import ModelSettings, Settings
 from stream_learner.learning import evaluation, models
-from stream_learner.learning.augmentation import AUGMENTATIONS
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.classes import Classes
 from stream_learner.learning.drift import DriftMonitor
@@ -33,7 +32,7 @@ from stream_learner.records.progress import Progress
 from stream_learner.records.record import Label, Reason, RejectError, Rejection, Sample, Split
 from stream_learner.records.report import Report
 from stream_learner.records.spans import Positions
-from stream_learner.registry import lookup
+from stream_learner.registry import AUGMENTATIONS
 
 NON_FINITE_IN_A_ROW = 3
 
@@ -60,7 +59,7 @@ class Learner:
         too small for the model, or pretrained weights that are not its own."""
         self._settings = settings
         learning = settings.learning
-        self._augmentations = [lookup(AUGMENTATIONS, name, "learning.augment") for name in learning.augment]
+        self._augmentations = [AUGMENTATIONS.lookup(name) for name in learning.augment]
         self._placement = place(learning, models.factory(settings.model.name))
         if learning.threads:
             torch.set_num_threads(learning.threads)

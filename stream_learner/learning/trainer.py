@@ -14,7 +14,7 @@ from stream_learner.errors import UsageError
 from stream_learner.learning import models
 from stream_learner.learning.averaging import Average
 from stream_learner.learning.growth import grow_head, start_moments
-from stream_learner.learning.heads import HEADS, Accumulator, silence
+from stream_learner.learning.heads import Accumulator, silence
 from stream_learner.learning.models.weights import load_body
 from stream_learner.learning.muon import Muon, matrices_of
 from stream_learner.learning.placement import Placement
@@ -23,7 +23,7 @@ from stream_learner.learning.stored import Count, NonNegative, load_weights, par
 from stream_learner.learning.strategies import Minibatch, Step, Strategy, strategy
 from stream_learner.learning.weighting import WeightedLoss
 from stream_learner.records.manifest import ModelSpec
-from stream_learner.registry import lookup
+from stream_learner.registry import HEADS
 
 MOMENTUM = frozenset({"momentum_buffer"})  # of SGD, and of Muon's matrices
 ADAM = frozenset({"step", "exp_avg", "exp_avg_sq"})
@@ -49,7 +49,7 @@ class Trainer:
         self._settings = settings
         self._placement = placement
         learning = settings.learning
-        self._head = lookup(HEADS, settings.model.head, "model.head")
+        self._head = HEADS.lookup(settings.model.head)
         chosen = strategy(learning.strategy)
         # A head that is solved takes no steps: nothing of a strategy's is kept or saved.
         self.strategy = Strategy() if self._head else chosen()

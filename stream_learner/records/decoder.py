@@ -7,10 +7,10 @@ from typing import Literal
 
 from stream_learner.config import Settings
 from stream_learner.records import images, splits
-from stream_learner.records.formats import FORMATS, Format
+from stream_learner.records.formats import Format
 from stream_learner.records.labels import LabelRules, parse_label
 from stream_learner.records.record import Reason, Record, RejectError, Sample, Split
-from stream_learner.registry import lookup
+from stream_learner.registry import FORMATS
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Decoder:
     def from_settings(cls, settings: Settings) -> "Decoder":
         """Build the decoder. Raises UsageError when `input.format` is unknown or `[labels]` contradicts itself."""
         return cls(
-            format=lookup(FORMATS, settings.input.format, "input.format"),
+            format=FORMATS.lookup(settings.input.format),
             rules=LabelRules.from_settings(settings.labels),
             skips_tombstones=settings.input.tombstones == "skip",
             height=settings.model.height,

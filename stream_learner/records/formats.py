@@ -1,4 +1,4 @@
-"""Forms an input record may have: a registry from name to a pure function from record to fields."""
+"""Forms an input record may have: a pure function from record to fields for each."""
 
 from collections.abc import Callable
 
@@ -22,5 +22,3 @@ def plain(record: Record) -> Fields:
 
 Format = Callable[[Record], Fields]
 """Raises RejectError when the record does not have this form."""
-
-FORMATS: dict[str, Format] = {"plain": plain}

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 from kafka import errors as kafka_errors
 
-from stream_learner.config import KafkaSettings, Settings
+from stream_learner.config import OUTPUTS, KafkaSettings, Settings
 from stream_learner.errors import KafkaUnavailableError
 
-OUTPUTS = ("checkpoints", "history", "weights", "metrics", "dead-letters")
 WHERE = "docs/security.md lists the ACLs of each role"
 
 

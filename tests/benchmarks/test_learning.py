@@ -24,8 +24,8 @@ from stream_learner import config
 from stream_learner.errors import DataError, ExitCode
 from stream_learner.learning import models
 from stream_learner.learning.placement import place
-from stream_learner.learning.weighting import WEIGHTS
 from stream_learner.records.manifest import ModelArguments, ModelSpec
+from stream_learner.registry import WEIGHTS
 
 EACH = 24  # images of a class; of these the last four are the test part
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
+from stream_learner import registry
 from stream_learner.checkpoints import state
 from stream_learner.config import Settings
-from stream_learner.learning import models
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Snapshot
@@ -27,7 +27,7 @@ DIGITS_NHWC = np.pad(EIGHT_NHW, ((0, 0), (0, 1), (0, 1)))[..., None]
 ENCODED = [png(digit_HWC) for digit_HWC in DIGITS_NHWC]
 # Networks that need larger images and more time than the shared tests give each: how large, and a test of their own.
 LARGE = {"resnet18": 33, "resnet50": 33, "timm:test_resnet": 33, "timm:test_vit": 32}
-MODELS = [name for name in models.MODELS if name not in LARGE]
+MODELS = [name for name in registry.MODELS if name not in LARGE]
 
 TRAIN, VALIDATION, TEST = Split
 DEFAULTS: dict[str, dict[str, Any]] = {

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stream_learner.learning.augmentation import AUGMENTATIONS, color_jitter, crop, cutout, flip
+from stream_learner.learning.augmentation import color_jitter, crop, cutout, flip
+from stream_learner.registry import AUGMENTATIONS
 
 IMAGES = torch.randint(1, 256, (64, 12, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 """None of their pixels is black."""

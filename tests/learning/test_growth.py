@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from stream_learner.learning.growth import grow_head, start_moments
-from stream_learner.learning.models import MLP
+from stream_learner.learning.models.small import MLP
 from stream_learner.learning.muon import Muon
 
 OLD, NEW = 3, 7

@@ -13,10 +13,11 @@ from stream_learner.learning.batch import Batch
 from stream_learner.learning.evaluation import predict
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Candidate
-from stream_learner.learning.strategies import STRATEGIES, Losses, Step
+from stream_learner.learning.strategies import Losses, Step
 from stream_learner.learning.strategies.er import ExperienceReplay
 from stream_learner.records.record import Split
 from stream_learner.records.spans import Span
+from stream_learner.registry import STRATEGIES
 
 CPU = torch.device("cpu")
 FAST = {"learning__steps_per_batch": 5, "learning__learning_rate": 0.01}

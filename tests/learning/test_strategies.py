@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stream_learner.learning.strategies import STRATEGIES, Minibatch, Step, Strategy
+from stream_learner.learning.strategies import Minibatch, Step, Strategy
+from stream_learner.registry import STRATEGIES
 
 LOGITS = [[1.0, -2.0, 0.5], [0.3, 0.2, -1.0], [2.0, 1.0, -0.4], [-0.5, 1.5, 0.7]]
 TAUGHT = [[0.5, 0.0, 1.0], [1.0, -1.0, 0.0], [0.0, 2.0, 0.0], [0.2, 0.4, 0.9]]

@@ -27,15 +27,15 @@ from pydantic import ValidationError
 
 from stream_learner.checkpoints import state
 from stream_learner.config import WeightsSettings
-from stream_learner.errors import UsageError
 from stream_learner.learning import models
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.learner import Learner
-from stream_learner.learning.weighting import WEIGHTS, Arrivals, Policy, Times, Weights
+from stream_learner.learning.weighting import Arrivals, Policy, Times, Weights
 from stream_learner.learning.weighting.policies import FADE
 from stream_learner.learning.weighting.weights import CLOCK
 from stream_learner.records.record import Reason
 from stream_learner.records.window import Tally
+from stream_learner.registry import WEIGHTS
 
 HOUR_MS = 3_600_000
 NOW_S = 1_700_000_000
@@ -209,11 +209,6 @@ def test_without_policies_every_weight_is_1():
 def test_a_policy_named_twice_is_refused():
     with pytest.raises(ValidationError, match="policies names one twice"):
         WeightsSettings(policies=["record", "novelty", "record"])
-
-
-def test_an_unknown_policy_is_refused():
-    with pytest.raises(UsageError, match=r"weights.policies = 'novelti' is unknown; did you mean novelty\?"):
-        Learner(settings(weights__policies=["novelti"]))
 
 
 # -- in a learner

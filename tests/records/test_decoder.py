@@ -9,7 +9,6 @@ from PIL import Image
 from record_images import DIGITS_NHW, digit, encode, record
 
 from stream_learner.config import InputSettings, ModelSettings, RunSettings, Settings, SplitSettings
-from stream_learner.errors import UsageError
 from stream_learner.records.decoder import Decoder, parse_split, parse_weight
 from stream_learner.records.formats import plain
 from stream_learner.records.record import Fields, Reason, Record, RejectError, Sample, Split
@@ -198,11 +197,6 @@ def test_what_the_record_says_is_checked_before_its_image_is_decoded():
     with pytest.raises(RejectError) as caught:
         DECODE(record(b"not an image", label="0", weight="nan"))
     assert caught.value.reason is Reason.BAD_WEIGHT
-
-
-def test_an_unknown_format_is_refused_with_the_nearest_name():
-    with pytest.raises(UsageError, match=r"input.format = 'plane' is unknown; did you mean plain\?"):
-        decoder("plane")
 
 
 def labelled_by_key(given_record: Record) -> Fields:

@@ -1,4 +1,4 @@
-"""Networks: a registry from name to class. Each takes uint8 images [N, H, W, C] and gives logits [N, classes]."""
+"""Networks. Each takes uint8 images [N, H, W, C] and gives logits [N, classes]."""
 
 import inspect
 from collections.abc import Callable
@@ -7,38 +7,12 @@ import msgspec
 
 from stream_learner.config import ModelSettings
 from stream_learner.errors import StateError, UsageError
-from stream_learner.learning.heads import HEADS
 from stream_learner.learning.models.classifier import ImageClassifier, head
-from stream_learner.learning.models.foreign import ResNet18, ResNet50, Timm
-from stream_learner.learning.models.resnet import ResNet18Slim
-from stream_learner.learning.models.rnn import RNN
-from stream_learner.learning.models.small import CNN, MLP
+from stream_learner.learning.models.foreign import Timm
 from stream_learner.records.manifest import ModelArguments, ModelSpec
-from stream_learner.registry import lookup
+from stream_learner.registry import HEADS, MODELS
 
-MODELS: dict[str, type[ImageClassifier]] = {
-    "mlp": MLP,
-    "cnn": CNN,
-    "rnn": RNN,
-    "resnet18_slim": ResNet18Slim,
-    "resnet18": ResNet18,
-    "resnet50": ResNet50,
-}
-
-__all__ = [
-    "CNN",
-    "MLP",
-    "MODELS",
-    "RNN",
-    "ImageClassifier",
-    "ResNet18",
-    "ResNet18Slim",
-    "ResNet50",
-    "build",
-    "factory",
-    "head",
-    "spec_of",
-]
+__all__ = ["ImageClassifier", "build", "factory", "head", "spec_of"]
 
 TIMM = "timm:"
 
@@ -48,12 +22,12 @@ def factory(name: str) -> Callable[..., ImageClassifier]:
     `package.module:factory`; called with the arguments of a ModelSpec. Raises UsageError when there is none."""
     if name.startswith(TIMM):
         return Timm(name.removeprefix(TIMM))
-    return lookup(MODELS, name, "model.name")
+    return MODELS.lookup(name)
 
 
 def spec_of(settings: ModelSettings, classes: int) -> ModelSpec:
     """Describe the network that the settings ask for. Raises UsageError when there is no such head."""
-    head_class = lookup(HEADS, settings.head, "model.head")
+    head_class = HEADS.lookup(settings.head)
     arguments = ModelArguments(
         classes=classes,
         height=settings.height,

@@ -1,7 +1,7 @@
 """What a sample's weight alpha is made of, and the loss it enters."""
 
 from stream_learner.learning.weighting.loss import WeightedLoss
-from stream_learner.learning.weighting.policies import WEIGHTS, Arrivals, Policy, Times
+from stream_learner.learning.weighting.policies import Arrivals, Policy, Times
 from stream_learner.learning.weighting.weights import Weighed, Weights
 
-__all__ = ["WEIGHTS", "Arrivals", "Policy", "Times", "Weighed", "WeightedLoss", "Weights"]
+__all__ = ["Arrivals", "Policy", "Times", "Weighed", "WeightedLoss", "Weights"]

@@ -1,4 +1,4 @@
-"""The factors of a sample's weight: a registry from name to class."""
+"""The factors of a sample's weight."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -201,12 +201,3 @@ class Hardness(Policy):
     def restore(self, state: dict[str, Any]) -> None:
         stored = parse(state, StoredHardness)
         self._sum, self._count = stored.sum, stored.count
-
-
-WEIGHTS: dict[str, type[Policy]] = {
-    "record": RecordWeight,
-    "class_balance": ClassBalance,
-    "recency": Recency,
-    "novelty": Novelty,
-    "hardness": Hardness,
-}

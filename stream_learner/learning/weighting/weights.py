@@ -8,8 +8,8 @@ import numpy as np
 from stream_learner.config import WeightsSettings
 from stream_learner.learning.stored import parse, part
 from stream_learner.learning.weighting.clock import EventClock
-from stream_learner.learning.weighting.policies import WEIGHTS, Arrivals, Times
-from stream_learner.registry import lookup
+from stream_learner.learning.weighting.policies import Arrivals, Times
+from stream_learner.registry import WEIGHTS
 
 COMBINED = "combined"
 CLOCK = "event_time"
@@ -33,7 +33,7 @@ class Weights:
         """Raises UsageError when the settings name a policy that is not there."""
         self._max_weight = settings.max_weight
         self._clock = EventClock()
-        self._policies = {name: lookup(WEIGHTS, name, "weights.policies")(settings) for name in settings.policies}
+        self._policies = {name: WEIGHTS.lookup(name)(settings) for name in settings.policies}
 
     def weigh(self, arrivals: Arrivals) -> Weighed:
         """Takes a batch of at least one sample into the statistics and weighs it. When it turns out that the batch is
