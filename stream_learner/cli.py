@@ -89,6 +89,7 @@ def _run_worker(settings: Settings, *, fresh: bool, accept_rejects: bool) -> Non
     from stream_learner.monitoring.health import Health
     from stream_learner.monitoring.metrics import Metrics
     from stream_learner.monitoring.server import serve
+    from stream_learner.records import keys
     from stream_learner.streams.journal import ReadBack
     from stream_learner.streams.transaction import Transaction
 
@@ -96,9 +97,11 @@ def _run_worker(settings: Settings, *, fresh: bool, accept_rejects: bool) -> Non
     keep_freed_memory()
     health = Health(settings.monitoring.live_timeout_s)
     serve(settings.monitoring.host, settings.monitoring.port, REGISTRY, health)
+    store = Store(settings.checkpoint.store)
+    store.try_out(keys.trials(settings.run.id))
     worker.run(
         settings,
-        Store(settings.checkpoint.store),
+        store,
         Transaction(settings),
         ReadBack(settings),
         Metrics(REGISTRY, __version__, settings.input.topics),
@@ -353,7 +356,7 @@ def rebuild(
         bar = progress.add_task("learning again", total=None)
         rebuilt = rebuilding.rebuild(
             settings,
-            Store(settings.checkpoint.store),
+            Store(settings.checkpoint.store, create=False),
             start,
             target,
             lambda done, total: progress.update(bar, completed=done, total=total),

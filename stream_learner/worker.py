@@ -210,7 +210,6 @@ def run(
         )
     end_process = leaving_a_mark(settings, store, end_process)
     recovery = Recovery(settings, store, fresh, metrics.foreign_records)
-    store.check_writable()
     first_look(settings, recovery.look)
     with closing(Election(settings, health.heard)) as election:
         if not await_turn(settings, store, election, stop, lambda: health.enter(Phase.STANDBY), recovery.look):

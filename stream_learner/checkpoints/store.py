@@ -2,16 +2,17 @@
 
 import os
 import stat
+import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import url2pathname
 
 import obstore
+import structlog
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
@@ -21,12 +22,21 @@ from stream_learner.records.manifest import Object, digest
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
 
+log = structlog.get_logger()
+
 # obstore raises Python's own FileNotFoundError and PermissionError where they fit.
 FAILURES = (BaseError, OSError)
 
 # Of one request to a bucket: a hiccup goes unnoticed, and what lasts longer is the caller's to see, to count and to try
 # again. obstore's own would hide a failing store for three minutes.
 RETRIES: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
+
+Mode = Literal["create", "overwrite"]
+
+# More than a file system keeps beside a file's name, so that a full disk is noticed.
+TRIAL_BYTES = 64 * 1024
+# A trial takes seconds; what is older was left by a process that was killed.
+TRIAL_AGE = timedelta(hours=1)
 
 
 class Store:
@@ -36,54 +46,108 @@ class Store:
     for such a key.
     """
 
-    def __init__(self, location: str):
-        """Open a folder or a URL (`file://`, `s3://`, `gs://`, `az://`). Raises UsageError, StoreError."""
+    def __init__(self, location: str, *, create: bool = True):
+        """Open a folder or a URL (`file://`, `s3://`, `gs://`, `az://`).
+
+        A missing folder is made, unless `create` is False, as for those who only read. Raises UsageError, StoreError.
+        """
         if "://" not in location:
             location = Path(location).expanduser().resolve().as_uri()
         location = location.rstrip("/")
         self.url = _without_credentials(location)
         self._folder: Path | None = None
+        self._mode: Mode = "create"
         try:
             if location.startswith("file://"):
                 folder = Path(url2pathname(location.removeprefix("file://")))
-                folder.mkdir(parents=True, exist_ok=True)
+                if create:
+                    folder.mkdir(parents=True, exist_ok=True)
+                elif not folder.is_dir():
+                    raise StoreError(f"checkpoint.store {self.url} is missing; set it to where the run's objects are")
                 self._folder = folder.resolve()
                 self._store = LocalStore(self._folder)
             else:
                 self._store = from_url(location, retry_config=RETRIES)
         except OSError as error:
-            raise StoreError(f"checkpoint.store {self.url} cannot be used: {error.strerror or error}") from error
+            raise StoreError(
+                f"checkpoint.store {self.url} cannot be used: {error.strerror or error}. Repair it, give the worker "
+                "the rights, or set checkpoint.store to another place"
+            ) from error
         except (BaseError, ValueError) as error:
             why = _line(error).replace(location, self.url)
             raise UsageError(f"checkpoint.store = {self.url!r} is not a folder or a known URL: {why}") from error
 
-    def check_writable(self) -> None:
-        """Raises StoreError when the folder cannot be written. A bucket is not asked: only an object would tell."""
-        if self._folder is not None:
+    def try_out(self, folder: str) -> None:
+        """Try on an object below `folder` everything that a worker asks of a store, and find out how it writes.
+
+        Also delete what killed processes left there. Raises StoreError with what the store refuses.
+        """
+        key, data = f"{folder}/{uuid.uuid4()}", os.urandom(TRIAL_BYTES)
+        try:
+            self.delete([key])  # nothing: without the right to delete, nothing is written
+            self._try_create_only(key, data)
+            if self.get(key) != data:
+                raise StoreError(f"object {self.url}/{key} was read back with other bytes than it was written with")
+            written = self.times(f"{folder}/")
+            if key not in written:
+                raise StoreError(f"object {self.url}/{key} was just written and is not listed")
+            self.delete([key, *(other for other, time in written.items() if written[key] - time > TRIAL_AGE)])
+        except StoreError as error:
+            with suppress(StoreError):
+                self.delete([key])
+            raise StoreError(
+                f"checkpoint.store {self.url} failed a trial: {error}. A worker must be able to write, read, list and "
+                "delete objects there: make room, give it the rights, or set checkpoint.store to another place"
+            ) from error
+
+    def _try_create_only(self, key: str, data: bytes) -> None:
+        """Write an object, and let later ones be overwritten if the store cannot refuse to.
+
+        File systems without hard links (SMB, many of FUSE) and some buckets cannot. Nothing depends on it: two writers
+        never choose the same name, but for small objects that are the same whoever writes them.
+        """
+        try:
+            self._put(key, data, "create")
+        except FAILURES as error:  # AlreadyExistsError, too: nobody else writes to this key
+            why = _line(error)
+        else:
             try:
-                TemporaryFile(dir=self._folder).close()
-            except OSError as error:
-                raise StoreError(f"checkpoint.store {self.url} cannot be written: {error.strerror}") from error
+                self._put(key, data, "create")
+                why = "an object that exists was written again"
+            except AlreadyExistsError:
+                return
+            except FAILURES as error:
+                raise StoreError(f"object {self.url}/{key} cannot be written again: {_line(error)}") from error
+        self._mode = "overwrite"
+        self.put(key, data)
+        log.info(
+            "checkpoint.store cannot write create-only; objects have unique names, so they are written without it",
+            why=why,
+        )
 
     def put(self, key: str, data: bytes) -> Object:
         """Write an object that must not exist yet, durably. Raises StoreError."""
-        path = self._checked(key)
         try:
-            obstore.put(self._store, key, data, mode="create")
-            if path and self._folder:
-                _flush(path, self._folder)
+            self._put(key, data, self._mode)
         except AlreadyExistsError as error:
             raise StoreError(f"object {self.url}/{key} exists already; objects are written once") from error
         except FAILURES as error:
             raise StoreError(f"object {self.url}/{key} cannot be written: {_line(error)}") from error
         return Object(key, len(data), digest(data))
 
+    def _put(self, key: str, data: bytes, mode: Mode) -> None:
+        path = self._checked(key)
+        # Not in parts: a killed upload would leave them in the bucket, where no listing shows them.
+        obstore.put(self._store, key, data, mode=mode, use_multipart=False)
+        if path and self._folder:
+            _flush(path, self._folder)
+
     def replace(self, key: str, data: bytes) -> None:
         """Write a small object, whether it exists or not. It is not flushed: a power cut may undo it. Raises
         StoreError."""
         self._checked(key)
         try:
-            obstore.put(self._store, key, data)
+            obstore.put(self._store, key, data, use_multipart=False)
         except FAILURES as error:
             raise StoreError(f"object {self.url}/{key} cannot be written: {_line(error)}") from error
 

@@ -15,6 +15,7 @@ from stream_learner.errors import InputError, StateError
 from stream_learner.learning.identity import check_fits, check_network, identity
 from stream_learner.publishing.marker import check_marker, delete_marker, fenced_folder, write_marker
 from stream_learner.publishing.poison import lives_key
+from stream_learner.records import keys
 from stream_learner.records.manifest import Manifest, Object
 from stream_learner.records.spans import Positions
 from stream_learner.streams import offsets, topics
@@ -179,7 +180,13 @@ def _check_nothing_was_published(settings: Settings, store: Store, checkpoints_t
     """A first publication that was killed leaves objects of sequence 1 at most; anything else had a manifest."""
     first = f"{1:012d}-"
     run = settings.run.id
-    harmless = (f"{run}/{first}", f"{run}/memory/{first}", fenced_folder(settings), lives_key(settings))
+    harmless = (
+        f"{run}/{first}",
+        f"{run}/memory/{first}",
+        f"{keys.trials(run)}/",
+        fenced_folder(settings),
+        lives_key(settings),
+    )
     traces = [key for key in store.times(f"{settings.run.id}/") if not key.startswith(harmless)]
     if check_marker(store, settings, checkpoints_topic_id) or traces or offsets.mirrored_positions(settings):
         raise StateError(

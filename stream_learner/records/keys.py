@@ -1,7 +1,7 @@
 """Keys of a run's objects in the store: one place for what is written and for what a manifest may name.
 
 `<run.id>/<sequence>-<uuid>/<name>` are the objects of one checkpoint. `<run.id>/memory/<sequence>-<uuid>` are parts of
-states, which outlive the checkpoint that wrote them.
+states, which outlive the checkpoint that wrote them. `<run.id>/trials/<uuid>` are what workers try a store with.
 """
 
 import re
@@ -28,6 +28,11 @@ def new_folder(run_id: str, sequence: int) -> str:
 def new_part(run_id: str, sequence: int) -> str:
     """Return a key for a part. It is not the digest: another worker could write or delete what this one names."""
     return f"{run_id}/memory/{sequence:012d}-{uuid.uuid4()}"
+
+
+def trials(run_id: str) -> str:
+    """Return the folder of objects that exist only while a starting worker tries the store."""
+    return f"{run_id}/trials"
 
 
 def is_key(text: str) -> bool:

@@ -1,16 +1,25 @@
+import errno
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from no_hard_links import NO_HARD_LINKS
+from object_server import CreateOnly, ObjectServer, Right
+from structlog.testing import capture_logs
 
-from stream_learner.checkpoints.store import Store
+from stream_learner.checkpoints.store import TRIAL_AGE, Store
+from stream_learner.config import MIB
 from stream_learner.errors import ExitCode, StateError, StoreError, UsageError
 from stream_learner.records.manifest import Object, digest
 from stream_learner.text import printable
 
 KEY = "digits/000000000001-a/state.safetensors"
+TRIALS = "digits/trials"
 
 
 @pytest.fixture
@@ -216,10 +225,94 @@ def test_what_a_killed_writer_left_is_listed_and_deleted(store, folder):
     assert not list(folder.iterdir())
 
 
-def test_a_folder_that_can_be_written(store, folder):
-    store.check_writable()
+def test_a_trial_leaves_nothing(store, folder):
+    store.try_out(TRIALS)
     assert not list(folder.iterdir())
+    store.put(KEY, b"bytes")
+    with pytest.raises(StoreError, match="exists already"):
+        store.put(KEY, b"bytes")
+
+
+def test_what_a_killed_trial_left_is_swept_once_it_is_old(store, folder):
+    names = ["old", "old#1", "young", "young#1"]
+    (folder / TRIALS).mkdir(parents=True)
+    for name in names:
+        (folder / TRIALS / name).write_bytes(b"half")
+    for name in names[:2]:
+        os.utime(folder / TRIALS / name, (0, datetime.now(UTC).timestamp() - 1.1 * TRIAL_AGE.total_seconds()))
+    store.try_out(TRIALS)
+    assert store.times("digits").keys() == {f"{TRIALS}/{name}" for name in names[2:]}
+
+
+def test_trials_at_the_same_time_do_not_disturb_each_other(folder):
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(lambda: Store(str(folder)).try_out(TRIALS)) for _ in range(100)]:
+            done.result()
+    assert not list(folder.iterdir())
+
+
+def test_a_store_that_is_gone_fails_its_trial(store, folder):
     folder.rmdir()
-    with pytest.raises(StoreError, match=r"checkpoint\.store file:.* cannot be written: No such file") as caught:
-        store.check_writable()
+    folder.write_text("a file where a folder should be")
+    with pytest.raises(StoreError, match=r"checkpoint\.store file:.* failed a trial: .*make room, give it") as caught:
+        store.try_out(TRIALS)
     assert caught.value.code is ExitCode.STORE
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP])  # FAT and most of FUSE; SMB
+def test_a_file_system_without_hard_links(folder, error):
+    script = (
+        f"from stream_learner.checkpoints.store import Store\nstore = Store({str(folder)!r})\n"
+        f"store.try_out({TRIALS!r})\nstore.put({KEY!r}, b'first')\nstore.put({KEY!r}, b'bytes')"
+    )
+    command = [sys.executable, NO_HARD_LINKS, str(error), sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.count("cannot write create-only") == 1
+    assert os.strerror(error) in done.stdout
+    assert Store(str(folder)).times("digits").keys() == {KEY}
+    assert (folder / KEY).read_bytes() == b"bytes"
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[ObjectServer]:
+    server = ObjectServer()
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("create_only", CreateOnly)
+def test_a_bucket_with_or_without_create_only(server, create_only):
+    server.create_only = create_only
+    store = Store("s3://bucket/objects")
+    with capture_logs() as logs:
+        store.try_out(TRIALS)
+    assert not server.objects
+    assert [line["event"].split(";")[0] for line in logs] == (
+        [] if create_only is CreateOnly.KEPT else ["checkpoint.store cannot write create-only"]
+    )
+    large = bytes(6 * MIB)  # obstore would write it in parts
+    assert store.fetch(store.put(KEY, large)) == large
+    if create_only is not CreateOnly.KEPT:
+        assert store.fetch(store.put(KEY, b"second")) == b"second"
+        return
+    with pytest.raises(StoreError, match="exists already"):
+        store.put(KEY, b"second")
+
+
+@pytest.mark.parametrize("right", Right)
+def test_a_bucket_that_forbids_something(server, right):
+    server.forbidden = right
+    with pytest.raises(StoreError, match=r"failed a trial: object.* cannot be .*403.*; give|403.* give it the rights"):
+        Store("s3://bucket/objects").try_out(TRIALS)
+    assert not server.objects
+
+
+def test_a_reader_makes_no_folder(folder):
+    with pytest.raises(StoreError, match=r"checkpoint\.store file:.* is missing; set it to where the run's objects"):
+        Store(str(folder), create=False)
+    assert not folder.exists()
+    Store(str(folder))
+    assert Store(str(folder), create=False).get(KEY) is None

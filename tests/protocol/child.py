@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from no_hard_links import refuse_links
+
 from stream_learner import cli, worker
 from stream_learner.checkpoints import retention, state
 from stream_learner.checkpoints.store import Store
@@ -88,6 +90,12 @@ def with_modules(log: Path, arguments: list[str], folder: Path) -> None:
     """The command line in a process that finds modules in a folder too."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.path.insert(0, str(folder))
+    command(log, arguments)
+
+
+def without_hard_links(log: Path, arguments: list[str], error: int) -> None:
+    """The command line in a process whose hard links fail with an error number."""
+    refuse_links(error)
     command(log, arguments)
 
 

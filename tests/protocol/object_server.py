@@ -24,6 +24,24 @@ class Fault(Enum):
     SLOW = "done and answered when the fault is over"
 
 
+class CreateOnly(Enum):
+    """What becomes of a put that must not replace an object (`If-None-Match: *`)."""
+
+    KEPT = "refused with 412 when there is one"
+    IGNORED = "done, as any other"
+    NOT_IMPLEMENTED = "always answered with 501"
+    NOT_MODIFIED = "always answered with 304"
+
+
+class Right(Enum):
+    """What a client may be forbidden to do: a request of that kind is answered with 403."""
+
+    GET = "GET"
+    PUT = "PUT"
+    LIST = "LIST"
+    DELETE = "DELETE"
+
+
 class Stored(NamedTuple):
     data: bytes
     written: datetime
@@ -38,6 +56,8 @@ class ObjectServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Request)
         self.objects: dict[str, Stored] = {}
         self.fault: Fault | None = None
+        self.create_only = CreateOnly.KEPT
+        self.forbidden: Right | None = None
         self.over = threading.Event()
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -98,8 +118,15 @@ class _Request(BaseHTTPRequestHandler):
     def _done(self, body: bytes) -> tuple[HTTPStatus, bytes]:
         url, objects = urlsplit(self.path), self.server.objects
         name, query = unquote(url.path).removeprefix("/"), parse_qs(url.query, keep_blank_values=True)
+        if self.server.forbidden is self._right(query):
+            return HTTPStatus.FORBIDDEN, b""
+        create_only = self.headers["If-None-Match"] == "*" and self.server.create_only
         match self.command:
-            case "PUT" if self.headers["If-None-Match"] == "*" and name in objects:
+            case "PUT" if create_only is CreateOnly.NOT_IMPLEMENTED:
+                return HTTPStatus.NOT_IMPLEMENTED, b""
+            case "PUT" if create_only is CreateOnly.NOT_MODIFIED:
+                return HTTPStatus.NOT_MODIFIED, b""
+            case "PUT" if create_only is CreateOnly.KEPT and name in objects:
                 return HTTPStatus.PRECONDITION_FAILED, b""
             case "PUT":
                 objects[name] = Stored(body, datetime.now(UTC))
@@ -111,6 +138,14 @@ class _Request(BaseHTTPRequestHandler):
             case "GET" if name in objects:
                 return HTTPStatus.OK, objects[name].data
         return HTTPStatus.NOT_FOUND, b""
+
+    def _right(self, query: dict[str, list[str]]) -> Right:
+        match self.command:
+            case "POST":
+                return Right.DELETE
+            case "GET" if "list-type" in query:
+                return Right.LIST
+        return Right(self.command)
 
     def _deleted(self, bucket: str, request: bytes) -> bytes:
         result = ET.Element("DeleteResult")

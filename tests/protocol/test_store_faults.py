@@ -1,19 +1,22 @@
 """A store that fails, fills up or is damaged: training goes on while it may, no start takes one object for another."""
 
+import errno
 import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
+import child
 import pytest
 from checker import Log
 from child import Point
 from feed import mixed
 from harness import NewRun, Run
-from object_server import Fault, ObjectServer
+from object_server import CreateOnly, Fault, ObjectServer
 
 from stream_learner.checkpoints.retention import ORPHAN_AGE
 from stream_learner.errors import ExitCode
@@ -44,7 +47,21 @@ def test_a_bucket_that_fails_for_a_while(new_run: NewRun, server: ObjectServer) 
     run.feed(mixed(300))
     for fault in (Fault.REFUSED, Fault.CUT):
         with server.failing(fault):
-            assert "cannot be read" in run.start().ends(ExitCode.STORE)
+            assert "failed a trial" in run.start().ends(ExitCode.STORE)
+
+
+def test_a_store_without_create_only(new_run: NewRun, server: ObjectServer) -> None:
+    server.create_only = CreateOnly.NOT_IMPLEMENTED
+    bucket = new_run(checkpoint__store="s3://bucket/objects", release__every_records=150)
+    folder = new_run(release__every_records=150)
+    for run, start in (
+        (bucket, bucket.start),
+        (folder, partial(folder.start_altered, child.without_hard_links, errno.EPERM)),
+    ):
+        run.feed(mixed(300))
+        worker = start()
+        run.finish(worker)
+        assert worker.text().count("cannot write create-only") == 1
     run.finish(run.start())
 
 
@@ -115,9 +132,16 @@ def test_a_disk_that_fills_up_and_one_that_turns_read_only(new_run: NewRun, disk
     worker.reaches("store_failures_total", 2)
     run.learned(worker)
     worker.kill()
-    assert "Read-only file system" in run.start_command(within=disk.enter).ends(ExitCode.STORE)
+    text = run.start_command(within=disk.enter).ends(ExitCode.STORE)
+    assert "failed a trial" in text
+    assert "Read-only file system" in text
 
     disk.remount("rw")
+    filler = disk.fill()
+    text = run.start_command(within=disk.enter).ends(ExitCode.STORE)
+    assert "No space left on device" in text
+    assert "make room" in text
+    filler.unlink()
     worker = run.start_command(within=disk.enter)
     run.learned(worker)
     worker.stop()
@@ -196,9 +220,10 @@ def test_what_a_start_does_not_need_is_damaged(finished: tuple[Run, Log]) -> Non
 def test_what_a_killed_writer_leaves_is_swept(new_run: NewRun) -> None:
     run = new_run(release__every_records=200, checkpoint__keep=1)
     run.feed(mixed(1000))
+    run.start_signalled(Point("store", "try_out", half=True)).ends(-signal.SIGXFSZ)
     run.start_signalled(Point("store", "put", 3, half=True)).ends(-signal.SIGXFSZ)
     half_written = [path for path in run.store.rglob("*") if "#" in path.name]
-    assert len(half_written) == 1
+    assert len(half_written) == 2
     run.start_signalled(Point("transaction", "begin")).ends(-signal.SIGKILL)
     for path in run.store.rglob("*"):
         age_s = 2 * ORPHAN_AGE.total_seconds()

@@ -43,7 +43,7 @@ EFFECTS = {
     "snapshot": ("learner", "snapshot", 2),
     "serialise": ("state", "encode", 3),
     "put": ("store", "put", 3),
-    "flush": ("os", "fsync", 8),
+    "flush": ("os", "fsync", 12),
     "begin": ("transaction", "begin", 2),
     "send": ("transaction", "send", 6),
     "confirm": ("transaction", "confirm", 6),
