@@ -95,7 +95,7 @@ def _run_worker(settings: Settings, *, fresh: bool, accept_rejects: bool) -> Non
 
     logs.configure(settings.log.level, settings.log.format)
     keep_freed_memory()
-    health = Health(settings.monitoring.live_timeout_s)
+    health = Health(settings.monitoring.live_timeout_s, settings.kafka.request_timeout_s)
     serve(settings.monitoring.host, settings.monitoring.port, REGISTRY, health)
     store = Store(settings.checkpoint.store)
     store.try_out(keys.trials(settings.run.id))

@@ -125,13 +125,25 @@ class KafkaSettings(Section):
     ssl_check_hostname: bool = True
     """Whether the broker's certificate must name the host that was dialled."""
     request_timeout_s: PositiveFloat = 30.0
-    """Seconds until a request to a broker is given up."""
+    """Seconds until a request to a broker is given up, and without any answer until the worker is no longer ready."""
+    give_up_s: PositiveFloat = 600.0
+    """Seconds without any answer from Kafka after which the worker ends with code 3, so that a supervisor restarts it.
+    At least `request_timeout_s`."""
 
     @model_validator(mode="after")
     def _sasl_is_whole(self) -> "KafkaSettings":
         wants_sasl = self.security_protocol.startswith("SASL")
         if wants_sasl and not (self.sasl_mechanism and self.sasl_username and self.password() is not None):
             raise ValueError(f"{self.security_protocol} needs sasl_mechanism, sasl_username and sasl_password_file")
+        return self
+
+    @model_validator(mode="after")
+    def _gives_up_last(self) -> "KafkaSettings":
+        if self.give_up_s < self.request_timeout_s:
+            raise ValueError(
+                f"give_up_s = {self.give_up_s:g} is below request_timeout_s = {self.request_timeout_s:g}: one slow "
+                "answer would end the worker"
+            )
         return self
 
     def password(self) -> str | None:

@@ -10,8 +10,16 @@ from itertools import islice
 import structlog
 
 from stream_learner.checkpoints.store import Store
-from stream_learner.config import Settings
-from stream_learner.errors import DivergedError, FencedError, InputError, RejectsError, StateError, UsageError
+from stream_learner.config import KafkaSettings, Settings
+from stream_learner.errors import (
+    DivergedError,
+    FencedError,
+    InputError,
+    KafkaUnavailableError,
+    RejectsError,
+    StateError,
+    UsageError,
+)
 from stream_learner.learning.batch import MAX_BATCH_BYTES, Batch, batches
 from stream_learner.learning.learner import Learner
 from stream_learner.monitoring.health import Answer, Health, Phase
@@ -154,11 +162,12 @@ class Worker:
 
     def tend(self) -> None:
         """What every turn of the loop, and of a wait, does: the heartbeat, and every second election and gauges. Raises
-        FencedError."""
+        FencedError, KafkaUnavailableError."""
         self.health.beat()
         if time.monotonic() < self.tended_at + TEND_EVERY_S:
             return
         self.tended_at = time.monotonic()
+        give_up(self.settings.kafka, self.health)
         self.election.poll()
         if not self.election.elected:
             raise FencedError(
@@ -177,6 +186,15 @@ class Worker:
         drift = self.learner.drift
         self.metrics.observe_recent(recent, drift.window, drift.boosted(self.learner.records))
         self.metrics.observe_unsaved(self.learner.progress.open.tally.records + self.publisher.unsaved_records)
+
+
+def give_up(kafka: KafkaSettings, health: Health) -> None:
+    """Raise KafkaUnavailableError when the brokers have not answered for `kafka.give_up_s`."""
+    if health.silence_s > kafka.give_up_s:
+        raise KafkaUnavailableError(
+            f"Kafka at {kafka.bootstrap_servers} has not answered for kafka.give_up_s = {kafka.give_up_s:g} s. Nothing "
+            "is lost: a restart continues from the last committed checkpoint; check that the brokers are up"
+        )
 
 
 def run(
@@ -211,8 +229,13 @@ def run(
     end_process = leaving_a_mark(settings, store, end_process)
     recovery = Recovery(settings, store, fresh, metrics.foreign_records)
     first_look(settings, recovery.look)
+
+    def stand_by() -> None:
+        health.enter(Phase.STANDBY)
+        give_up(settings.kafka, health)
+
     with closing(Election(settings, health.heard)) as election:
-        if not await_turn(settings, store, election, stop, lambda: health.enter(Phase.STANDBY), recovery.look):
+        if not await_turn(settings, store, election, stop, stand_by, recovery.look):
             return
         try:
             health.enter(Phase.RECOVERING)
@@ -244,12 +267,17 @@ def run(
             del recovery, recovered  # the state it fetched
             log.info("learning", sequence=last[0].sequence if last[0] else 0, classes=len(learner.labels))
             health.enter(Phase.LEARNING)
-            with lives.watched():
-                try:
-                    worker.loop()
-                except InputError:
-                    worker.save_the_rest()  # its records may not be there any more to be learned again
-                    raise
+            try:
+                with lives.watched():
+                    try:
+                        worker.loop()
+                    except InputError:
+                        worker.save_the_rest()  # its records may not be there any more to be learned again
+                        raise
+            except KafkaUnavailableError as error:
+                log.error(str(error))
+                election.close()
+                end_process(error.code)  # the publisher may wait for Kafka too, and would be waited for
             log.info("stopped")
         except FencedError as error:
             log.error(str(error))

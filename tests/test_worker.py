@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from stream_learner import worker
 from stream_learner.config import Settings
-from stream_learner.errors import DivergedError, ExitCode, FencedError, RejectsError
+from stream_learner.errors import DivergedError, ExitCode, FencedError, KafkaUnavailableError, RejectsError
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.drift import DriftMonitor
 from stream_learner.learning.prequential import Prequential
@@ -307,6 +307,25 @@ def test_a_worker_that_was_replaced_learns_and_saves_no_more():
         loop.run()
     assert loop.events == ["learn", "learn"]
     assert loop.election.polls == 2
+
+
+def test_a_worker_that_hears_nothing_from_kafka_gives_up():
+    loop = Loop([])
+
+    def cut_off() -> Iterable[Batch]:
+        yield batch(0)
+        for silence_s, expected in ((600, None), (601, "kafka.give_up_s = 600")):
+            loop.clock.now = silence_s
+            loop.worker.tended_at = -NEVER  # a second later
+            if expected:
+                with pytest.raises(KafkaUnavailableError, match=expected):
+                    loop.worker.tend()
+            else:
+                loop.worker.tend()
+        loop.health.heard("metadata")
+
+    loop.worker.stream = cut_off()
+    assert loop.run() == ["learn", "save"]
 
 
 def test_every_turn_and_every_wait_is_a_heartbeat():

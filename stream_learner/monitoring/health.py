@@ -42,10 +42,14 @@ class Health:
     Kafka is never asked: a broker's outage must not get the worker killed.
     """
 
-    def __init__(self, live_timeout_s: float, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self, live_timeout_s: float, request_timeout_s: float = 30.0, clock: Callable[[], float] = time.monotonic
+    ):
+        """The time-outs are those of the settings, `monitoring.` and `kafka.`."""
         self._live_timeout_s = live_timeout_s
+        self._request_timeout_s = request_timeout_s
         self._clock = clock
-        self._heartbeat_s = clock()
+        self._heartbeat_s = self._heard_s = clock()
         self.phase = Phase.STARTING
         self.answered_at = dict.fromkeys(Answer, time.time())
         """When the brokers last answered each request, in seconds since 1970; the start before the first answer."""
@@ -53,6 +57,12 @@ class Health:
     def heard(self, answer: str) -> None:
         """The brokers answered a request."""
         self.answered_at[Answer(answer)] = time.time()
+        self._heard_s = self._clock()
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds since the brokers last answered anything; since the start before the first answer."""
+        return self._clock() - self._heard_s
 
     def enter(self, phase: Phase) -> None:
         self.beat()
@@ -74,5 +84,12 @@ class Health:
         return f"the loop made no turn for {silence_s:.0f} s (monitoring.live_timeout_s = {self._live_timeout_s:g})"
 
     def why_not_ready(self) -> str | None:
-        """None while records are being learned."""
-        return self.why_not_live() or WHY_NOT_READY[self.phase]
+        """None while records are being learned, or would be if any came."""
+        return self.why_not_live() or self._why_cut_off() or WHY_NOT_READY[self.phase]
+
+    def _why_cut_off(self) -> str | None:
+        """None while the brokers answer, and before anybody listens for answers."""
+        silence_s = self.silence_s
+        if self.phase is Phase.STARTING or silence_s <= self._request_timeout_s:
+            return None
+        return f"Kafka has not answered for {silence_s:.0f} s (kafka.request_timeout_s = {self._request_timeout_s:g})"

@@ -20,7 +20,7 @@ POLL_S = 0.2
 LOOK_EVERY_S = 5.0
 MARK_S = 5.0
 # After any of these a worker cannot know that it was not replaced.
-MAYBE_REPLACED = (ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG)
+MAYBE_REPLACED = (ExitCode.KAFKA, ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG)
 
 
 class Election(Protocol):

@@ -17,6 +17,7 @@ def test_a_worker_that_recovers_is_live_but_neither_started_nor_ready(phase: Pha
     health = Health(live_timeout_s=10, clock=clock)
     health.enter(phase)
     clock.now += 3600  # recovery has time-outs of its own
+    health.heard("metadata")
     assert health.why_not_live() is None
     assert health.why_not_started() == health.why_not_ready() == WHY_NOT_READY[phase]
 
@@ -44,3 +45,23 @@ def test_only_a_worker_that_learns_and_beats_is_ready():
     health.enter(Phase.LEARNING)
     clock.now += 11
     assert "no turn" in (health.why_not_ready() or "")
+
+
+@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.STARTING])
+def test_nobody_is_ready_while_kafka_does_not_answer(phase: Phase):
+    clock = Clock()
+    health = Health(live_timeout_s=1000, request_timeout_s=30, clock=clock)
+    health.enter(phase)
+    clock.now += 31
+    assert health.silence_s == 31
+    assert health.why_not_ready() == "Kafka has not answered for 31 s (kafka.request_timeout_s = 30)"
+    assert health.why_not_live() is None
+    health.heard("metadata")
+    assert health.why_not_ready() == WHY_NOT_READY[phase]
+
+
+def test_before_anybody_listens_for_answers_none_are_missed():
+    clock = Clock()
+    health = Health(live_timeout_s=10, request_timeout_s=30, clock=clock)
+    clock.now += 3600
+    assert health.why_not_ready() == WHY_NOT_READY[Phase.STARTING]

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import checker
@@ -82,17 +84,22 @@ class Worker:
     poll: Callable[[], int | None]
     log: Path
 
+    def page(self, name: str) -> tuple[int, str]:
+        """Status and text of one of the worker's pages; (0, "") while there is none."""
+        port = re.search(r'"port":(\d+)', self.text())
+        try:
+            with urlopen(f"http://127.0.0.1:{port[1]}/{name}", timeout=DEADLINE_S) if port else nullcontext() as page:
+                return (page.status, page.read().decode()) if page else (0, "")
+        except HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError:  # it may just have ended
+            return 0, ""
+
     def metric(self, name: str) -> dict[str, float]:
         """A metric's series on the worker's page, by their labels; none while there is no page."""
-        port = re.search(r'"port":(\d+)', self.text())
-        if not port:
-            return {}
-        try:
-            with urlopen(f"http://127.0.0.1:{port[1]}/metrics", timeout=DEADLINE_S) as page:
-                lines = page.read().decode().splitlines()
-        except OSError:  # it may just have ended
-            return {}
         series = re.compile(rf"stream_learner_{name}(\{{.*\}})? (.+)")
+        lines = self.page("metrics")[1].splitlines()
         return {found[1]: float(found[2]) for line in lines if (found := series.fullmatch(line))}
 
     def reaches(self, name: str, value: float) -> None:

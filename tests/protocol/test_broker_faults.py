@@ -184,6 +184,55 @@ def test_an_outage_that_outlasts_the_unsaved_budget(new_run: NewRun) -> None:
     run.finish(worker)
 
 
+def not_ready(worker: Worker) -> None:
+    """Returns once a worker that Kafka does not answer says so, and is not taken for dead."""
+    worker.until("silence", lambda: worker.page("readyz")[0] == 503 and "not answered" in worker.page("readyz")[1])
+    assert "kafka.request_timeout_s = 1" in worker.page("readyz")[1]
+    assert worker.page("livez")[0] == 200
+
+
+def test_an_outage_after_everything_was_saved_shows_and_passes(new_run: NewRun) -> None:
+    run = new_run(checkpoint__every_s=0.5, kafka__request_timeout_s=1.0)
+    run.feed(mixed(1000))
+    worker = run.start()
+    run.learned(worker)
+    worker.until("save", lambda: run.saved() == run.ends())
+    assert worker.page("readyz")[0] == 200
+    run.broker.stop()
+    not_ready(worker)
+    answers = "last_fetch_timestamp_seconds", "last_metadata_timestamp_seconds"
+    before = [sum(worker.metric(name).values()) for name in answers]
+    run.broker.start()
+    worker.until("recovery", lambda: worker.page("readyz")[0] == 200)
+    for name, at in zip(answers, before, strict=True):
+        worker.reaches(name, at + 0.001)
+    run.feed(mixed(1000))
+    run.finish(worker)
+
+
+def test_an_outage_that_lasts_ends_a_worker_that_publishes_and_its_standby(new_run: NewRun) -> None:
+    run = new_run(kafka__request_timeout_s=1.0, kafka__give_up_s=6.0, checkpoint__max_unsaved_records=600)
+    # Before the third checkpoint; the first call is recovery's.
+    worker = run.start_signalled(Point("topics", "topic_ids", 4, before=True), signal.SIGSTOP)
+    worker.learning()
+    run.overrides["run.on_conflict"] = "standby"
+    standby = run.start()
+    standby.until("standby", lambda: standby.metric("phase").get('{phase="standby"}'))
+    run.feed(mixed(3000))
+    worker.paused()
+    run.broker.stop()
+    try:
+        worker.signal(signal.SIGCONT)
+        worker.until("pause", lambda: worker.metric("phase").get('{phase="waiting"}'))
+        for each in (worker, standby):
+            not_ready(each)
+        for each in (worker, standby):
+            assert "has not answered for kafka.give_up_s = 6 s" in each.ends(ExitCode.KAFKA)
+    finally:
+        run.broker.start()
+    run.finish(run.start())
+
+
 def test_a_broker_that_comes_after_the_worker_and_its_coordinators_later_still(tmp_path: Path) -> None:
     """A broker that no transaction was ever asked of: it has no coordinators until it has made their topics."""
     with Broker(tmp_path / "kafka") as broker:

@@ -14,7 +14,7 @@ from stream_learner.errors import (
     StateError,
     StoreError,
 )
-from stream_learner.publishing.ownership import await_turn, fencing, first_look, leaving_a_mark
+from stream_learner.publishing.ownership import MAYBE_REPLACED, await_turn, fencing, first_look, leaving_a_mark
 
 
 class Election:
@@ -141,7 +141,7 @@ def test_a_standby_waits_as_long_as_it_takes(new_waiting: NewWaiting):
     assert new_waiting("standby").wait(Election(False, *[None] * 9, True, poll_s=60.0))
 
 
-@pytest.mark.parametrize("code", [ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG])
+@pytest.mark.parametrize("code", list(MAYBE_REPLACED))
 def test_a_worker_that_may_have_been_replaced_comes_back_as_a_standby(new_waiting: NewWaiting, code: ExitCode):
     waiting = new_waiting("take_over")
     waiting.end(code)
@@ -156,7 +156,7 @@ def test_a_worker_that_may_have_been_replaced_comes_back_as_a_standby(new_waitin
 
 def test_no_other_end_leaves_a_mark(new_waiting: NewWaiting):
     waiting = new_waiting("take_over")
-    for code in set(ExitCode) - {ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG}:
+    for code in set(ExitCode) - set(MAYBE_REPLACED):
         waiting.end(code)
     assert waiting.wait(election := Election(False))
     assert election.take_overs == 1
