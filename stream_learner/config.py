@@ -51,8 +51,16 @@ OUTPUTS = ("checkpoints", "history", "weights", "metrics", "dead-letters")
 SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT=\w+://.*|PORT_\d+_\w+(_PROTO|_PORT|_ADDR)?)(=|$)")
 # What pydantic calls the error of a default that depends on a value with an error of its own.
 CONSEQUENCE = "default_factory_not_called"
-# Kafka's own rule for topic names; run ids and prefixes become parts of them.
-KafkaName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,200}$")]
+
+
+def _not_a_parent(text: str) -> str:
+    if text in (".", ".."):
+        raise ValueError("is a folder's name for itself or its parent, which Kafka refuses too; choose another")
+    return text
+
+
+# Kafka's own rule for topic names; run ids and prefixes become parts of them, and run ids name folders.
+KafkaName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,200}$"), AfterValidator(_not_a_parent)]
 
 
 def _servers(text: str) -> str:
@@ -78,15 +86,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-def _not_a_parent(text: str) -> str:
-    if text in (".", ".."):
-        raise ValueError("is a folder's name for itself or its parent; choose another")
-    return text
-
-
 class RunSettings(Section):
-    id: Annotated[KafkaName, AfterValidator(_not_a_parent)]
-    """Identity of one model's life: key of its manifests, folder of its objects, part of its transactional id."""
+    id: KafkaName
+    """Identity of one model's life: key of its manifests, folder of its objects."""
     seed: NonNegativeInt = 0
     """Seed of the first weights, of dropout and of what the memory keeps."""
     stop_deadline_s: PositiveFloat = 60.0
@@ -181,7 +183,8 @@ class InputSettings(Section):
 
 class TopicsSettings(Section):
     prefix: KafkaName | None = None
-    """What the names of the output topics start with; `run.id` when unset. Topics belong to one run."""
+    """What the names of the output topics start with; `run.id` when unset. It also names the transactional id and the
+    groups, so one run at a time can use it: topics belong to one run."""
     replication_factor: int = -1
     """Replicas of the output topics; -1 takes the cluster's default."""
 
@@ -581,13 +584,16 @@ class Settings(BaseSettings):
 
     @property
     def transactional_id(self) -> str:
-        """Transactional id of the run, and the group under which its positions are mirrored."""
-        return f"stream-learner.{self.prefix}.{self.run.id}"
+        """Transactional id of whoever writes the output topics, and the group under which the positions are mirrored.
+
+        It has no part of the run's id: two runs that share a prefix fence each other.
+        """
+        return f"stream-learner.{self.prefix}.worker"
 
     @property
     def standby_group(self) -> str:
-        """Group in which the run's workers elect the active one."""
-        return f"{self.transactional_id}.standby"
+        """Group in which the workers that share the output topics elect the active one."""
+        return f"stream-learner.{self.prefix}.standby"
 
     @property
     def transaction_timeout_s(self) -> float:

@@ -391,9 +391,24 @@ def test_a_manifest_has_room_for_all_segments(file):
 def test_names_that_follow_from_settings(file):
     settings = config.load(file)
     assert settings.prefix == "digits"
-    assert settings.transactional_id == "stream-learner.digits.digits"
-    assert config.load(file, ["topics.prefix=shared"]).transactional_id == "stream-learner.shared.digits"
+    assert settings.transactional_id == "stream-learner.digits.worker"
+    assert settings.standby_group == "stream-learner.digits.standby"
+    assert config.load(file, ["topics.prefix=shared"]).transactional_id == "stream-learner.shared.worker"
     assert settings.replay_size == 3 * settings.batch.size == 96
     assert config.load(file, ["memory.replay_size=5"]).replay_size == 5
     bytes_in_a_transaction = settings.checkpoint.max_pending_bytes + settings.release.inline_max_bytes
     assert settings.transaction_timeout_s == settings.checkpoint.timeout_s + bytes_in_a_transaction / 2**20
+
+
+def test_no_two_prefixes_have_a_name_in_common(file):
+    prefixes = ["team", "team.a", "team.worker", "team.standby", "team.a.worker", "worker", "standby"]
+    runs = [config.load(file, [f"topics.prefix={p}", f"run.id={r}"]) for p in prefixes for r in ("b", "a.b", p)]
+    names = {(name, run.prefix) for run in runs for name in (run.transactional_id, run.standby_group)}
+    assert len({name for name, _ in names}) == len(names) == 2 * len(prefixes)
+
+
+@pytest.mark.parametrize("setting", ["run.id=X", "topics.prefix=X", 'input.topics=["X"]', 'split.held_out_from=["X"]'])
+@pytest.mark.parametrize("name", [".", "..", "", "a/b", "../a", "a\\n", "x" * 201])
+def test_names_that_are_no_names_are_refused(file, setting: str, name: str):
+    with pytest.raises(UsageError, match=setting.partition("=")[0]):
+        config.load(file, [setting.replace("X", name)])

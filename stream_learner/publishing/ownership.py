@@ -29,6 +29,7 @@ class Election(Protocol):
     @property
     def elected(self) -> bool | None: ...
     def poll(self, timeout_s: float = 0.0) -> None: ...
+    def check_members(self) -> None: ...
     def take_over(self) -> None: ...
     def confirm(self) -> None: ...
 
@@ -54,9 +55,10 @@ def await_turn(
     """Returns once it is this worker's turn; False when it was stopped before.
 
     While another worker is active, `stand_by` is called at every turn, and `look` every few seconds, on a thread of its
-    own: it keeps what a take-over needs at hand. Raises ConflictError, StoreError, KafkaUnavailableError and what
-    `look` does.
+    own: it keeps what a take-over needs at hand. Raises StateError when the other worker's run is another one,
+    ConflictError, StoreError, KafkaUnavailableError and what `look` does.
     """
+    election.check_members()
     on_conflict = settings.run.on_conflict
     if on_conflict == "take_over" and was_fenced(store, settings):
         log.info("this worker was, or may have been, replaced; it comes back as a standby")
@@ -79,6 +81,8 @@ def await_turn(
                         f"{settings.recovery.timeout_s:g} and a session; check that the brokers are up"
                     )
             elif not election.elected:
+                if not standing_by:
+                    election.check_members()  # again: several may have started at the same time
                 if on_conflict == "exit":
                     raise ConflictError(
                         f"another worker of run {settings.run.id!r} is alive; stop it first, or let this one stand by "

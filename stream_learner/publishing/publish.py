@@ -139,11 +139,12 @@ class Publish:
         sent = [self._transaction.send(self._names.metrics, window, run_key, self._signature(window))]
         sent += [self._send_dead_letter(rejection) for rejection in closed.dead_letters]
         inline = len(prepared.weights) <= self._settings.release.inline_max_bytes
+        # The key is the chunk's number: compaction keeps this release until the next one is committed.
         chunks = [
             self._transaction.send(
-                self._names.weights, prepared.weights[i : i + CHUNK_BYTES], str(prepared.sequence).encode()
+                self._names.weights, prepared.weights[start : start + CHUNK_BYTES], str(number).encode()
             )
-            for i in range(0, len(prepared.weights) if inline else 0, CHUNK_BYTES)
+            for number, start in enumerate(range(0, len(prepared.weights) if inline else 0, CHUNK_BYTES))
         ]
         # 3b. Each record is confirmed before the next step builds on it.
         self._transaction.confirm(sent, deadline)

@@ -190,8 +190,9 @@ def _check_nothing_was_published(settings: Settings, store: Store, checkpoints_t
     traces = [key for key in store.times(f"{settings.run.id}/") if not key.startswith(harmless)]
     if check_marker(store, settings, checkpoints_topic_id) or traces or offsets.mirrored_positions(settings):
         raise StateError(
-            f"run {settings.run.id!r} has published before, but its checkpoints topic holds no manifest. Bring the "
-            "topic back, choose a new run.id, or start over with `run --fresh` (what was learned is given up)"
+            f"run {settings.run.id!r}, or another one with its prefix, has published before, but its checkpoints topic "
+            "holds no manifest. Bring the topic back, choose a new run.id and prefix, or start over with `run --fresh` "
+            "(what was learned is given up)"
         )
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection
+from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer
 from kafka.admin import MemberToRemove
@@ -10,7 +11,7 @@ from kafka.errors import InvalidSessionTimeoutError
 from kafka.structs import TopicPartition
 
 from stream_learner.config import Settings
-from stream_learner.errors import FencedError, KafkaUnavailableError, UsageError
+from stream_learner.errors import FencedError, KafkaUnavailableError, StateError, UsageError
 from stream_learner.streams.connection import ask, kafka_failures, reader
 from stream_learner.streams.topics import Names
 
@@ -24,8 +25,9 @@ LAST_GENERATION = 2**31 - 1
 
 
 class Election:
-    """Membership in the group `<transactional id>.standby`, in which a run's workers share the one partition of the
-    checkpoints topic: whoever is assigned it is elected. Nothing is read or committed. To be used from one thread.
+    """Membership in the group `Settings.standby_group`, in which the workers that share output topics share the one
+    partition of the checkpoints topic: whoever is assigned it is elected. Nothing is read or committed. To be used from
+    one thread.
 
     It is advice: one who is cut off, or frozen, believes itself elected until it hears otherwise. The judge is the
     transaction, which fences.
@@ -48,6 +50,7 @@ class Election:
             self._consumer: KafkaConsumer = reader(
                 settings.kafka,
                 heard=heard,
+                client_id=f"{settings.kafka.client_id}/{settings.run.id}",  # shows other members the run
                 group_id=self._group,
                 session_timeout_ms=int(session_s * 1000),
                 # Others hear of a change with their next heartbeat: one a second, so that a long session is not made
@@ -84,7 +87,7 @@ class Election:
         """Returns once elected: puts all other members, dead or alive, out of the group. They may come back, and hear
         that they are not elected.
 
-        Raises KafkaUnavailableError after `recovery.timeout_s`, UsageError.
+        Raises StateError as `check_members` does, KafkaUnavailableError after `recovery.timeout_s`, UsageError.
         """
         timeout_s = self._settings.recovery.timeout_s
         deadline, patience_s = self._clock() + timeout_s, HEARTBEAT_S
@@ -104,6 +107,13 @@ class Election:
                 patience_s *= 2  # enough for the others' heartbeats; others who take over must not keep pace for ever
                 self.poll(patience_s)
 
+    def check_members(self) -> None:
+        """Raise StateError when a worker of another run is in the group: topics belong to one run.
+
+        Raises KafkaUnavailableError.
+        """
+        self._check_runs(ask(self._settings.kafka, "looking up the workers of the run", self._members))
+
     def confirm(self) -> None:
         """Asks the brokers: a worker that was frozen still believes itself elected when it wakes up.
 
@@ -111,7 +121,7 @@ class Election:
         """
         own = self._consumer.group_metadata().member_id
         members = ask(self._settings.kafka, "looking up the elected worker", self._members)
-        if not self.elected or own not in members:
+        if not self.elected or own not in (member["member_id"] for member in members):
             raise FencedError(
                 "another worker of this run was elected before this one had taken over; nothing is published, and a "
                 "restart stands by or recovers"
@@ -132,11 +142,22 @@ class Election:
                 ) from error
 
     def _put_others_out(self, client: KafkaAdminClient) -> None:
-        others = self._members(client) - {self._consumer.group_metadata().member_id}
+        members = self._members(client)
+        self._check_runs(members)
+        others = {member["member_id"] for member in members} - {self._consumer.group_metadata().member_id}
         client.remove_group_members(self._group, [MemberToRemove(member) for member in others])
 
-    def _members(self, client: KafkaAdminClient) -> set[str]:
-        return {member["member_id"] for member in client.describe_groups([self._group])[self._group]["members"]}
+    def _members(self, client: KafkaAdminClient) -> list[dict[str, Any]]:
+        return client.describe_groups([self._group])[self._group]["members"]
+
+    def _check_runs(self, members: list[dict[str, Any]]) -> None:
+        run_ids = {member["client_id"].rpartition("/")[2] for member in members}
+        if others := sorted(run_ids - {self._settings.run.id}):
+            raise StateError(
+                f"a worker of run {', '.join(map(repr, others))} uses the prefix {self._settings.prefix!r}, and topics "
+                f"belong to one run. Nothing was written; set topics.prefix or run.id of run {self._settings.run.id!r} "
+                "so that each run has a prefix of its own"
+            )
 
 
 class _Seat(ConsumerRebalanceListener):

@@ -27,8 +27,7 @@ class Role(StrEnum):
 
 
 class Right(NamedTuple):
-    """An operation on a resource, in Kafka's words. Placeholders in `name`: `<input>` (each input topic), `<prefix>`,
-    `<transactional id>`."""
+    """An operation on a resource, in Kafka's words. `name` may hold `<input>` (each input topic) or `<prefix>`."""
 
     operation: str
     resource: str
@@ -40,8 +39,7 @@ class Right(NamedTuple):
 
     def of(self, settings: Settings) -> list["Right"]:
         """Return the right on the resources of one run."""
-        filled = self.name.replace("<prefix>", settings.prefix).replace("<transactional id>", settings.transactional_id)
-        names = settings.input.topics if self.name == "<input>" else [filled]
+        names = settings.input.topics if self.name == "<input>" else [self.name.replace("<prefix>", settings.prefix)]
         return [self._replace(name=name) for name in names]
 
 
@@ -59,9 +57,14 @@ RIGHTS: dict[Role, list[Right]] = {
         Right("Read", "topic", "<prefix>.history", "find it where others write to the checkpoints topic"),
         *_on_topics("Write", OUTPUTS, "publish"),
         *_CHECKED,
-        Right("Write", "transactional id", "<transactional id>", "publish in transactions, fence a predecessor"),
-        Right("Read", "group", "<transactional id>", "mirror the positions for lag tools"),
-        Right("Read", "group", "<transactional id>.standby", "elect the active worker"),
+        Right(
+            "Write",
+            "transactional id",
+            "stream-learner.<prefix>.worker",
+            "publish in transactions, fence a predecessor",
+        ),
+        Right("Read", "group", "stream-learner.<prefix>.worker", "mirror the positions for lag tools"),
+        Right("Read", "group", "stream-learner.<prefix>.standby", "elect the active worker"),
     ],
     Role.CREATOR: [
         Right("Create", "topic", "<input>", "create the topic"),

@@ -60,27 +60,14 @@ def output_plan(settings: Settings) -> list[TopicPlan]:
     names = Names.of(settings)
     keep_90_days = {"cleanup.policy": "delete", "retention.ms": str(90 * DAY_MS)}
     keep_30_days = {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS)}
-    # Room for four releases and the segment that is being written; never by time, or the last release would go.
-    weights_bytes = max(5 * settings.release.inline_max_bytes, 64 * MIB)
+    # Compaction keeps the newest committed record of each key however old it is and however much was aborted since;
+    # retention would not. Small segments, because the one being written is never compacted.
+    newest_of_each_key = {"cleanup.policy": "compact", "segment.bytes": str(16 * MIB)}
+    chunk_bytes = str(CHUNK_BYTES + RECORD_OVERHEAD_BYTES)
     return [
-        # Small segments, because the one being written is never compacted and every start reads the whole topic.
-        TopicPlan(
-            names.checkpoints,
-            1,
-            {"cleanup.policy": "compact", "max.message.bytes": str(4 * MIB), "segment.bytes": str(16 * MIB)},
-        ),
+        TopicPlan(names.checkpoints, 1, newest_of_each_key | {"max.message.bytes": str(4 * MIB)}),
         TopicPlan(names.history, 1, keep_90_days | {"max.message.bytes": str(4 * MIB)}),
-        TopicPlan(
-            names.weights,
-            1,
-            {
-                "cleanup.policy": "delete",
-                "max.message.bytes": str(CHUNK_BYTES + RECORD_OVERHEAD_BYTES),
-                "retention.ms": "-1",
-                "retention.bytes": str(weights_bytes),
-                "segment.bytes": str(max(weights_bytes // 4, MIB)),
-            },
-        ),
+        TopicPlan(names.weights, 1, newest_of_each_key | {"max.message.bytes": chunk_bytes}),
         TopicPlan(names.metrics, 1, keep_30_days | {"max.message.bytes": str(4 * MIB)}),
         TopicPlan(names.dead_letters, 1, keep_30_days | {"max.message.bytes": str(dead_letter_bytes(settings))}),
     ]
@@ -182,8 +169,8 @@ def cluster_id(settings: Settings) -> str:
 
 def _suffices(key: str, actual: str | None, wanted: str) -> bool:
     # More retention or larger messages than asked for do no harm.
-    if actual is not None and key in ("max.message.bytes", "retention.bytes", "retention.ms"):
-        return int(actual) == -1 or (wanted != "-1" and int(actual) >= int(wanted))
+    if actual is not None and key in ("max.message.bytes", "retention.ms"):
+        return int(actual) == -1 or int(actual) >= int(wanted)
     return key == "segment.bytes" or actual == wanted
 
 

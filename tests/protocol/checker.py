@@ -73,18 +73,18 @@ class Log:
         return b"".join(values.get(chunk["offset"], b"") for chunk in self.manifest["release"]["chunks"])
 
 
-def read(bootstrap_servers: str, run_id: str, inputs: Iterable[Place]) -> Log:
-    """Reads a run whose topics' prefix is its id."""
-    topics = [f"{run_id}.{name}" for name in ("metrics", "checkpoints", "history", "weights", "dead-letters")]
+def read(bootstrap_servers: str, prefix: str, inputs: Iterable[Place]) -> Log:
+    """Reads what a run published in the topics of a prefix."""
+    topics = [f"{prefix}.{name}" for name in ("metrics", "checkpoints", "history", "weights", "dead-letters")]
     _await_markers(bootstrap_servers, topics)
     records = {topic: read_topic(bootstrap_servers, topic) for topic in topics}
-    group = Consumer(client(bootstrap_servers) | {"group.id": f"stream-learner.{run_id}.{run_id}"})
+    group = Consumer(client(bootstrap_servers) | {"group.id": f"stream-learner.{prefix}.worker"})
     committed = group.committed([TopicPartition(*place) for place in inputs], timeout=READ_DEADLINE_S)
     group.close()
     return Log(
         *records.values(),
         group={(place.topic, place.partition): place.offset for place in committed},
-        objects=objects([json.loads(read.value or b"") for read in records[f"{run_id}.history"]]),
+        objects=objects([json.loads(read.value or b"") for read in records[f"{prefix}.history"]]),
     )
 
 
@@ -352,12 +352,13 @@ def _matches(data: bytes, reference: dict[str, Any]) -> bool:
 
 
 def check_release(log: Log) -> Iterator[Violation]:
-    """The weights topic holds each release's chunks once, in order, and nothing else, but for what retention deleted at
-    its front; the last release's, joined, are its object."""
+    """The weights topic holds the releases' chunks once, in order, and nothing else, except those of earlier releases
+    that compaction has deleted; the last release's, joined, are its object."""
     releases = [manifest["release"] for manifest in log.manifests if manifest["release"]]
     # A release is in every manifest up to the next one.
     named = list(dict.fromkeys(chunk["offset"] for release in releases for chunk in release["chunks"]))
-    if [read.offset for read in log.weights] != named[len(named) - len(log.weights) :]:
+    found = [read.offset for read in log.weights]
+    if found != [offset for offset in named if offset in {*found}]:
         yield Violation("the weights topic holds other chunks than the manifests name")
     release = log.manifest["release"]
     if release and _digest(log.release()) != release["object"]["digest"]:

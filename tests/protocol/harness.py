@@ -169,6 +169,10 @@ class Run:
         return self.folder.name
 
     @property
+    def prefix(self) -> str:
+        return self.overrides.get("topics.prefix", self.id)
+
+    @property
     def input(self) -> str:
         return f"{self.id}.input"
 
@@ -232,18 +236,18 @@ class Run:
 
     def set_max_message_bytes(self, topic: str, limit: int) -> None:
         """Limits what an output topic takes, named without its prefix."""
-        self._configure(topic, "max.message.bytes", str(limit))
+        self.configure(topic, "max.message.bytes", str(limit))
 
     def empty(self, topic: str) -> None:
         """Delete all records of a compacted output topic, named without its prefix."""
-        self._configure(topic, "cleanup.policy", "delete")
-        place = TopicPartition(f"{self.id}.{topic}", 0, OFFSET_END)
+        self.configure(topic, "cleanup.policy", "delete")
+        place = TopicPartition(f"{self.prefix}.{topic}", 0, OFFSET_END)
         self.admin.delete_records([place])[place].result(DEADLINE_S)
-        self._configure(topic, "cleanup.policy", "compact")
+        self.configure(topic, "cleanup.policy", "compact")
 
-    def _configure(self, topic: str, name: str, value: str) -> None:
+    def configure(self, topic: str, name: str, value: str) -> None:
         entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-        resource = ConfigResource(ConfigResource.Type.TOPIC, f"{self.id}.{topic}", incremental_configs=[entry])
+        resource = ConfigResource(ConfigResource.Type.TOPIC, f"{self.prefix}.{topic}", incremental_configs=[entry])
         self.admin.incremental_alter_configs([resource])[resource].result(DEADLINE_S)
 
     def start(self, *options: str) -> Worker:
@@ -312,10 +316,10 @@ class Run:
 
     def read(self, topic: str, start: int = 0) -> list[checker.Read]:
         """Committed records of an output topic, named without its prefix, from an offset on."""
-        return checker.read_topic(self.broker.bootstrap_servers, f"{self.id}.{topic}", start)
+        return checker.read_topic(self.broker.bootstrap_servers, f"{self.prefix}.{topic}", start)
 
     def published(self) -> checker.Log:
-        return checker.read(self.broker.bootstrap_servers, self.id, self.ends())
+        return checker.read(self.broker.bootstrap_servers, self.prefix, self.ends())
 
     def check(self) -> checker.Log:
         """What was published, once it is checked."""

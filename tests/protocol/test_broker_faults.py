@@ -407,7 +407,7 @@ def signed_in(run: Run, sasl_port: int) -> Run:
 def right(run: Run, kind: ResourceType) -> tuple[Any, ...]:
     """Everything on what belongs to the run, and on the cluster, which Kafka's client library calls BROKER."""
     names = {ResourceType.TOPIC: run.id, ResourceType.BROKER: "kafka-cluster"}
-    name = names.get(kind, run.settings.transactional_id)
+    name = names.get(kind, f"stream-learner.{run.id}.")
     pattern = ResourcePatternType.LITERAL if kind == ResourceType.BROKER else ResourcePatternType.PREFIXED
     return kind, name, pattern, f"User:{USER}", "*", AclOperation.ALL, AclPermissionType.ALLOW
 

@@ -313,8 +313,8 @@ def add_chunk_at_the_front(log: Log) -> None:
     log.weights.insert(0, log.weights[0]._replace(offset=log.weights[0].offset - 1))
 
 
-def drop_old_chunk(log: Log) -> None:
-    del log.weights[1]
+def swap_old_chunks(log: Log) -> None:
+    log.weights[:2] = reversed(log.weights[:2])
 
 
 def drop_dead_letter(log: Log) -> None:
@@ -450,7 +450,7 @@ DAMAGE: dict[Damage, str] = {
     double_chunk: "the weights topic holds other chunks",
     add_chunk: "the weights topic holds other chunks",
     add_chunk_at_the_front: "the weights topic holds other chunks",
-    drop_old_chunk: "the weights topic holds other chunks",
+    swap_old_chunks: "the weights topic holds other chunks",
     drop_dead_letter: "is not in the dead letters",
     double_dead_letter: "is in the dead letters twice",
     change_origin: "but was not rejected",
