@@ -17,6 +17,7 @@ from benchmarks.scenarios import SCENARIOS, corrupted
 from stream_learner import config
 from stream_learner.errors import DataError, UsageError
 from stream_learner.learning import models
+from stream_learner.learning.identity import identity, settings_digest
 from stream_learner.learning.placement import place
 from stream_learner.learning.strategies import strategy
 
@@ -104,7 +105,8 @@ class Trial:
                 later = Exam(corrupted(pixels_NHWC, seed=0), part.targets) if stream.changes else exam
                 outcome = incremental.learn(settings, stream, data, (exam, later), on_progress)
             progress.remove_task(bar)
-            arithmetic = place(settings.learning, models.factory(settings.model.name)).arithmetic()
+            placement = place(settings.learning, models.factory(settings.model.name))
+            arithmetic = placement.arithmetic(settings_digest(settings, identity(settings)))
             return outcome.scored() | {"arithmetic": msgspec.structs.asdict(arithmetic)}
 
         made = runs.once(folder, asked, run)

@@ -305,7 +305,10 @@ def status(
         _say("no checkpoint yet")
     else:
         manifest, release = found.manifest, found.manifest.release
-        _say(f"checkpoint {manifest.sequence} of {manifest.created_at}: {manifest.url(manifest.state)}")
+        _say(
+            f"checkpoint {manifest.sequence} of {manifest.created_at}, epoch {manifest.epoch}: "
+            f"{manifest.url(manifest.state)}"
+        )
         if release:
             _say(f"release {release.sequence} of {release.created_at}: {manifest.url(release.object)}")
             _say(f"test accuracy {_percent(release.test.accuracy)} on {release.test.total} samples")

@@ -242,7 +242,7 @@ def run(
             recovered = recovery.take_over(fencing(election, transaction.fence))
             last = _restore(learner, recovered, metrics)
             source = Source(settings.kafka, settings.input, recovered.positions, health.heard)
-            publish = Publish(settings, store, transaction, read_back, recovered.topic_ids, *last)
+            publish = Publish(settings, store, transaction, read_back, recovered.topic_ids, recovered.epoch, *last)
             lives = Lives(store, settings)
 
             def committed(manifest: Manifest, seconds: float) -> None:
@@ -264,8 +264,9 @@ def run(
             )
             breaker = Breaker(settings.rejects, enabled=not accept_rejects)
             worker = Worker(settings, stream, learner, source, publisher, election, metrics, health, breaker, lives)
+            sequence = last[0].sequence if last[0] else 0
+            log.info("learning", epoch=recovered.epoch, sequence=sequence, classes=len(learner.labels))
             del recovery, recovered  # the state it fetched
-            log.info("learning", sequence=last[0].sequence if last[0] else 0, classes=len(learner.labels))
             health.enter(Phase.LEARNING)
             try:
                 with lives.watched():

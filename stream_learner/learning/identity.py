@@ -1,5 +1,6 @@
 """What a state and the settings must agree on."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,9 +11,34 @@ from stream_learner.errors import StateError
 from stream_learner.learning import models
 from stream_learner.learning.classes import check_room
 from stream_learner.learning.models.weights import file_digest
-from stream_learner.records.manifest import ModelSpec
+from stream_learner.records.labels import LabelRules
+from stream_learner.records.manifest import ModelSpec, digest
 
 STATE_FORMAT = 4
+# Sections whose settings decide what is learned from given batches.
+DECIDING = {
+    "batch",
+    "drift",
+    "held_out",
+    "input",
+    "labels",
+    "learning",
+    "memory",
+    "model",
+    "release",
+    "split",
+    "weights",
+}
+# But not these: the ledger has which records are in a batch, `Arithmetic` what computes; others are resolved below.
+NOT_DECIDING: dict[str, set[str]] = {
+    "batch": {"linger_s", "max_span"},
+    "input": {"topics", "tombstones", "on_lost"},
+    "labels": {"allowed", "aliases"},
+    "learning": {"device", "threads"},
+    "memory": {"replay_size"},
+    "model": {"weights", "freeze"},
+    "release": {"inline_max_bytes"},
+}
 
 
 def identity(settings: Settings) -> dict[str, Any]:
@@ -35,6 +61,20 @@ def _steps(settings: Settings) -> dict[str, Any]:
         "optimizer": learning.optimizer,
         "average": learning.average_decay > 0,
     }
+
+
+def settings_digest(settings: Settings, identity: dict[str, Any]) -> str:
+    """Return the digest of the settings that decide what is learned from given batches; `identity` is theirs. Raises
+    UsageError as `LabelRules.from_settings`."""
+    rules = LabelRules.from_settings(settings.labels)
+    document = {
+        "identity": identity,
+        "settings": settings.model_dump(mode="json", include=DECIDING, exclude=NOT_DECIDING),
+        "labels.allowed": rules.allowed and sorted(rules.allowed),
+        "labels.aliases": dict(rules.aliases),
+        "memory.replay_size": settings.replay_size,
+    }
+    return digest(json.dumps(document, sort_keys=True).encode())
 
 
 def check_fits(document: dict[str, Any], wanted: dict[str, Any], settings: Settings) -> None:

@@ -17,7 +17,7 @@ from stream_learner.learning.batch import Batch
 from stream_learner.learning.classes import Classes
 from stream_learner.learning.drift import DriftMonitor
 from stream_learner.learning.groups import few_groups_share
-from stream_learner.learning.identity import check_fits, identity
+from stream_learner.learning.identity import check_fits, identity, settings_digest
 from stream_learner.learning.memory import BalancedMemory
 from stream_learner.learning.placement import place
 from stream_learner.learning.prequential import Prequential
@@ -70,6 +70,7 @@ class Learner:
         self._trainer = Trainer(settings, self._placement)
         self._weights = Weights(settings.weights)
         self._identity = identity(settings)
+        self._settings_digest = settings_digest(settings, self._identity)
         self.memory = self._build_memory(
             settings.memory.max_items if self._trainer.replays else 0,
             settings.memory.max_bytes,
@@ -302,7 +303,7 @@ class Learner:
             positions=copy.deepcopy(self.progress.positions),
             closed=self.progress.close(),
             recent=self.prequential.recent(self.labels),
-            arithmetic=self._placement.arithmetic(),
+            arithmetic=self._placement.arithmetic(self._settings_digest),
             candidate=candidate,
             decision=decision,
             discarded=discarded,

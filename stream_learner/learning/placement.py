@@ -23,10 +23,14 @@ class Placement:
     def training(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
 
-    def arithmetic(self) -> Arithmetic:
-        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+    def arithmetic(self, settings: str) -> Arithmetic:
+        """Return what computes; `settings` is the digest of those that decide what is learned."""
         return Arithmetic(
-            str(torch.__version__), device, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+            torch=str(torch.__version__),
+            device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            instructions=torch.backends.cpu.get_cpu_capability(),
+            threads=torch.get_num_threads(),
+            settings=settings,
         )
 
 

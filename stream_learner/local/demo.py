@@ -133,7 +133,7 @@ def _summary(settings: Settings, folder: Path, before: Manifest | None, began: f
         raise DataError("the data set is too small for a release; take more images")
     records = read_committed(settings, Names.of(settings).metrics)
     all_windows = [decode_window(record.value or b"") for record in records]
-    windows = [w for w in all_windows if before is None or w.sequence > before.sequence]
+    windows = [w for w in all_windows if before is None or w.order > before.order]
     earlier = before.release.test.accuracy if before and before.release else None
     return Summary(
         run_id=settings.run.id,

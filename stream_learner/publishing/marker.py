@@ -1,7 +1,7 @@
 """Small objects beside the states.
 
-`<run.id>/run.json` says that this run has published, and to which topic of which cluster; `<run.id>/fenced/<worker>`
-that this worker was replaced.
+`<run.id>/run.json` says that this run has published or was started over, to which topic of which cluster, and in which
+epoch; `<run.id>/fenced/<worker>` that this worker was replaced.
 """
 
 import socket
@@ -12,7 +12,7 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.errors import StateError
 from stream_learner.records import documents
-from stream_learner.records.documents import Text
+from stream_learner.records.documents import Epoch, Text
 from stream_learner.records.manifest import encode
 from stream_learner.streams import topics
 
@@ -20,12 +20,27 @@ from stream_learner.streams import topics
 class Marker(msgspec.Struct, frozen=True):
     cluster_id: Text
     checkpoints_topic_id: Text
+    epoch: Epoch
 
 
-def write_marker(store: Store, settings: Settings, checkpoints_topic_id: str) -> None:
+def write_marker(store: Store, settings: Settings, checkpoints_topic_id: str, epoch: int) -> None:
     """Writes the marker unless it is there. Raises StateError when another is, StoreError, KafkaUnavailableError."""
     if not check_marker(store, settings, checkpoints_topic_id):
-        store.put(_key(settings), encode(Marker(topics.cluster_id(settings), checkpoints_topic_id)))
+        store.put(_key(settings), encode(Marker(topics.cluster_id(settings), checkpoints_topic_id, epoch)))
+
+
+def replace_marker(store: Store, settings: Settings, checkpoints_topic_id: str, epoch: int) -> None:
+    """Write the marker of a run that is started over: before its first commit, so that the epoch is not used again
+    after a crash. Raises StoreError, KafkaUnavailableError."""
+    marker = Marker(topics.cluster_id(settings), checkpoints_topic_id, epoch)
+    store.delete([_key(settings)])
+    store.put(_key(settings), encode(marker))
+
+
+def last_epoch(store: Store, settings: Settings) -> int:
+    """Return the epoch of the marker, 0 without one. Raises StateError when it is damaged, StoreError."""
+    marker = read_marker(store, settings)
+    return marker.epoch if marker else 0
 
 
 def read_marker(store: Store, settings: Settings) -> Marker | None:
@@ -34,22 +49,21 @@ def read_marker(store: Store, settings: Settings) -> Marker | None:
     try:
         return documents.decode(data, Marker) if data is not None else None
     except ValueError as error:
-        raise StateError(f"object {store.url}/{_key(settings)} is damaged: {error}") from None
+        raise StateError(
+            f"object {store.url}/{_key(settings)} is damaged: {error}. Bring it back from a backup, or delete it"
+        ) from None
 
 
 def check_marker(store: Store, settings: Settings, checkpoints_topic_id: str) -> bool:
     """Whether there is a marker. Raises StateError when it names another cluster or topic."""
     marker = read_marker(store, settings)
-    if marker and marker != Marker(topics.cluster_id(settings), checkpoints_topic_id):
+    found = marker and (marker.cluster_id, marker.checkpoints_topic_id)
+    if found and found != (topics.cluster_id(settings), checkpoints_topic_id):
         raise StateError(
             f"checkpoint.store holds run {settings.run.id!r} of another cluster or of a checkpoints topic that was "
             "made anew since; point kafka.bootstrap_servers and checkpoint.store at one run, or choose a new run.id"
         )
     return marker is not None
-
-
-def delete_marker(store: Store, settings: Settings) -> None:
-    store.delete([_key(settings)])
 
 
 def write_fenced(store: Store, settings: Settings) -> None:

@@ -66,10 +66,11 @@ class Publish:
         transaction: Transaction,
         read_back: ReadBack,
         topic_ids: dict[str, str],
+        epoch: int,
         last: Manifest | None,
         last_digest: str | None,
     ):
-        """Goes on after `last`, whose bytes have `last_digest`; None for a run's first checkpoint."""
+        """Goes on after `last`, whose bytes have `last_digest`; None for the first checkpoint of an epoch."""
         self._settings = settings
         self._signer = settings.security.signer
         self._names = Names.of(settings)
@@ -77,6 +78,7 @@ class Publish:
         self._transaction = transaction
         self._read_back = read_back
         self._topic_ids = topic_ids
+        self._epoch = epoch
         self._last = last
         self._last_digest = last_digest
         # Parts of states that are in the store; a new snapshot has most of them in common with the last.
@@ -174,7 +176,7 @@ class Publish:
         assert self._last is not None
         # 4a. From the first commit on, a start that finds no manifest knows that one was lost.
         if not self._marked:
-            write_marker(self._store, self._settings, self._topic_ids[self._names.checkpoints])
+            write_marker(self._store, self._settings, self._topic_ids[self._names.checkpoints], self._epoch)
             self._marked = True
         # 4b. States and parts that the manifest just committed keeps no longer, and orphans of killed workers.
         if self._before is not None:
@@ -190,6 +192,7 @@ class Publish:
         snapshot = prepared.snapshot
         return snapshot.closed.tally.window(
             run_id=self._settings.run.id,
+            epoch=self._epoch,
             sequence=prepared.sequence,
             created_at=now,
             validation=snapshot.candidate.validation if snapshot.candidate else None,
@@ -212,6 +215,7 @@ class Publish:
         return Manifest(
             program=f"stream-learner {__version__}",
             run_id=self._settings.run.id,
+            epoch=self._epoch,
             sequence=prepared.sequence,
             predecessor=self._last_digest,
             created_at=now,

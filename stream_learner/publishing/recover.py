@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -13,13 +13,14 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.errors import InputError, StateError
 from stream_learner.learning.identity import check_fits, check_network, identity
-from stream_learner.publishing.marker import check_marker, delete_marker, fenced_folder, write_marker
+from stream_learner.publishing.marker import check_marker, fenced_folder, last_epoch, replace_marker, write_marker
 from stream_learner.publishing.poison import lives_key
 from stream_learner.records import keys
+from stream_learner.records.documents import MAX_EPOCH
 from stream_learner.records.manifest import Manifest, Object
 from stream_learner.records.spans import Positions
 from stream_learner.streams import offsets, topics
-from stream_learner.streams.manifests import Found, no_manifest, read_newest
+from stream_learner.streams.manifests import ONE_RUN, Found, Newest, no_manifest, read_newest
 from stream_learner.streams.rights import Role
 from stream_learner.streams.topics import Names
 
@@ -44,6 +45,7 @@ class Recovered:
 
     positions: Positions
     topic_ids: dict[str, str]
+    epoch: int
     checkpoint: Checkpoint | None = None
 
 
@@ -80,7 +82,7 @@ class Recovery:
         while True:
             try:
                 # Mirrored positions are not asked: a commit shows in one topic before the other.
-                found = self._newest(ids, {}, wait=False)
+                found = self._newest(ids, {}, wait=False).found
                 seen = found and found.digest
                 if found:
                     self._verified(found, ids)
@@ -99,19 +101,19 @@ class Recovery:
         # 3. Read again, to the true end: another worker may have committed since, and anybody's transaction may hide
         #    it.
         newest = self._newest(ids, offsets.mirrored_positions(self._settings), wait=True)
-        if newest is None:
-            return self._fresh_start(ids)
-        recovered = self._verified(newest, ids)
+        if newest.found is None:
+            return self._fresh_start(ids, newest.last_epoch)
+        recovered = self._verified(newest.found, ids)
         # 4. A crash between the first commit and the marker left none; from here on a lost manifest is noticed.
-        write_marker(self._store, self._settings, ids[self._topic])
+        write_marker(self._store, self._settings, ids[self._topic], recovered.epoch)
         return recovered
 
     def _topic_ids(self) -> dict[str, str]:
         topics.check(self._settings, role=Role.WORKER)
         return topics.topic_ids(self._settings, [self._topic, *self._settings.input.topics])
 
-    def _newest(self, ids: dict[str, str], positions: Positions, wait: bool) -> Found | None:
-        """Return the newest manifest; None without any. Skip and count foreign records."""
+    def _newest(self, ids: dict[str, str], positions: Positions, wait: bool) -> Newest:
+        """Return the newest manifest, if there is one to go on from. Skip and count foreign records."""
         newest = read_newest(self._settings, ids[self._topic], positions, wait)
         for foreign in newest.foreign:
             met = [o for o in foreign.offsets if o > self._skipped_up_to.get(foreign.topic, -1)]
@@ -127,7 +129,7 @@ class Recovery:
                 f"later positions: a manifest is missing or damaged. {'; '.join(map(str, newest.foreign))}. "
                 "Nothing was changed; bring the topics back from a backup, or choose a new run.id"
             )
-        return None if self._fresh and newest.displaced else newest.found
+        return replace(newest, found=None) if self._fresh and newest.displaced else newest
 
     def _verified(self, found: Found, ids: dict[str, str]) -> Recovered:
         """Return the checkpoint of a manifest, once all that it names is there and fits. Change nothing."""
@@ -138,7 +140,7 @@ class Recovery:
         positions = check_positions(manifest, first, end, self._settings.input.on_lost)
         if self._seen is None or self._seen.manifest_digest != found.digest:
             self._seen = self.fetched(manifest, found.digest)
-        return Recovered(positions, ids, self._seen)
+        return Recovered(positions, ids, manifest.epoch, self._seen)
 
     def fetched(self, manifest: Manifest, manifest_digest: str) -> Checkpoint:
         """Fetch what a manifest names, and check that it fits the settings."""
@@ -165,15 +167,21 @@ class Recovery:
                 "choose a new run.id"
             ) from None
 
-    def _fresh_start(self, ids: dict[str, str]) -> Recovered:
+    def _fresh_start(self, ids: dict[str, str], epoch_in_topics: int) -> Recovered:
         """The beginning of every partition, once it is sure, or allowed by `fresh`, that there is nothing to go on
-        from."""
-        if self._fresh:
-            delete_marker(self._store, self._settings)
-        else:
+        from. The epoch is one more than the last that the topics or the store know."""
+        if not self._fresh:
             _check_nothing_was_published(self._settings, self._store, ids[self._topic])
+        epoch = 1 + max(epoch_in_topics, last_epoch(self._store, self._settings))
+        if epoch > MAX_EPOCH:
+            raise StateError(
+                f"a manifest of run {self._settings.run.id!r} has epoch {MAX_EPOCH}, the last that there can be; "
+                f"somebody else must have written it. {ONE_RUN}, and sign manifests (docs/security.md)"
+            )
+        if self._fresh:
+            replace_marker(self._store, self._settings, ids[self._topic], epoch)
         first, _ = offsets.bounds(self._settings.kafka, self._settings.input.topics)
-        return Recovered(first, ids)
+        return Recovered(first, ids, epoch)
 
 
 def _check_nothing_was_published(settings: Settings, store: Store, checkpoints_topic_id: str) -> None:

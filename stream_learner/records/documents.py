@@ -11,6 +11,8 @@ MAX_BYTES = 4 * 1024 * 1024
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Sequence = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+MAX_EPOCH = 2**31 - 1
+Epoch = Annotated[int, Meta(ge=1, le=MAX_EPOCH)]
 Text = Annotated[str, Meta(max_length=4096)]
 # In Python, a plain $ also matches before a final newline.
 END = r"$(?!\n)"

@@ -9,13 +9,13 @@ from msgspec import Meta
 
 from stream_learner.config import MAX_CLASSES, MAX_RANDOM_FEATURES, MAX_SIDE_PIXELS
 from stream_learner.records import documents, keys
-from stream_learner.records.documents import Count, Digest, RunId, Sequence, Text, Time
+from stream_learner.records.documents import Count, Digest, Epoch, RunId, Sequence, Text, Time
 from stream_learner.records.ledger import Ledger
 from stream_learner.records.record import Label
 from stream_learner.records.spans import Offset, Partition, Positions, Span, Spans, Stretches, Topic, each
 from stream_learner.records.window import Accuracy, Forgetting
 
-MANIFEST_SCHEMA_VERSION = 4
+MANIFEST_SCHEMA_VERSION = 5
 
 
 class Object(msgspec.Struct, frozen=True):
@@ -151,7 +151,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Arithmetic(msgspec.Struct, frozen=True):
-    """What the bits of a result depend on beside the data and the settings."""
+    """What the bits of a result depend on beside the data."""
 
     torch: Text
     """Version of PyTorch."""
@@ -160,6 +160,8 @@ class Arithmetic(msgspec.Struct, frozen=True):
     instructions: Text
     """The CPU's vector instructions that PyTorch uses."""
     threads: Count
+    settings: Digest
+    """Digest of the settings that decide what is learned from given batches."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,8 +171,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     program: Text
     """Name and version of what wrote it."""
     run_id: RunId
+    epoch: Epoch
+    """1, and one more each time that the run is started over (`run --fresh`)."""
     sequence: Sequence
-    """1 for the run's first checkpoint, then one more each time."""
+    """1 for the epoch's first checkpoint, then one more each time."""
     predecessor: Digest | None
     """Digest of the previous manifest's bytes; None at sequence 1."""
     created_at: Time
@@ -211,6 +215,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Offsets whose learning was undone by that. They are not read again."""
     omitted: list[Text] = []
     """Lists of the release that are empty because the manifest would not fit in its topic with them."""
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Epoch and sequence: those of a run's newest manifest are the greatest."""
+        return self.epoch, self.sequence
 
     def url(self, reference: Object) -> str:
         """Return the object's URL when this manifest was written."""

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 import msgspec
 
 from stream_learner.records import documents, event_time, rejects
-from stream_learner.records.documents import Count, RunId, Sequence, Time
+from stream_learner.records.documents import Count, Epoch, RunId, Sequence, Time
 from stream_learner.records.record import Label
 from stream_learner.records.rejects import Rejects
 from stream_learner.records.report import Drift, Report
 from stream_learner.records.spans import Positions, Spans, Stretches, extend_all
 
-WINDOW_SCHEMA_VERSION = 2
+WINDOW_SCHEMA_VERSION = 3
 RECENT_SAMPLES = 1_000
 # Each has the spans of all partitions that its batch read.
 MAX_DRIFTS = 20
@@ -107,8 +107,9 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
     schema_version: int = WINDOW_SCHEMA_VERSION
     run_id: RunId
+    epoch: Epoch
     sequence: Sequence
-    """Sequence of the checkpoint that was committed with this window."""
+    """Epoch and sequence of the checkpoint that was committed with this window."""
     created_at: Time
     spans: Spans
     """Start and end offset per topic and partition."""
@@ -157,6 +158,11 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """Records behind the end of each partition when the window closed."""
     omitted: list[str] = []
     """Lists and maps that are empty because the window would not fit in its topic with them."""
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Epoch and sequence: those of a run's newest window are the greatest."""
+        return self.epoch, self.sequence
 
 
 def decode_window(data: bytes) -> Window:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import NamedTuple
 
 from stream_learner.config import Settings
@@ -60,6 +59,8 @@ class Newest:
     behind: bool = False
     """Whether the run's mirrored positions are ahead of it, although foreign records were skipped: the newest manifest
     is missing or damaged."""
+    last_epoch: int = 0
+    """Highest epoch among the manifests that were met, those of an older checkpoints topic too; 0 without any."""
 
 
 def read_manifests(settings: Settings, foreign: Foreign, tail: int | None = None, wait: bool = True) -> Iterator[Found]:
@@ -83,7 +84,8 @@ def read_manifests(settings: Settings, foreign: Foreign, tail: int | None = None
 
 
 def read_newest(settings: Settings, topic_id: str, positions: Positions, wait: bool = True) -> Newest:
-    """Return the run's newest manifest: the one with the highest sequence, whatever else is in the topic.
+    """Return the run's newest manifest: the one with the highest epoch and in it the highest sequence, whatever else is
+    in the topic.
 
     `topic_id` is that of the checkpoints topic now; `positions` are the run's mirrored ones, where they are known.
     The history topic holds the same bytes. Its end is read as well unless the positions show that nothing is missing: a
@@ -94,38 +96,42 @@ def read_newest(settings: Settings, topic_id: str, positions: Positions, wait: b
     foreign, newest = Foreign(names.checkpoints), None
     # A manifest of an older topic of the same name is nobody's newest, but the caller says better what is wrong.
     for found in read_manifests(settings, foreign, wait=wait):
-        if newest and found.manifest.sequence <= newest.manifest.sequence:
-            foreign.add(found.offset, f"manifest {found.manifest.sequence} stands behind {newest.manifest.sequence}")
+        if newest and found.manifest.order <= newest.manifest.order:
+            foreign.add(found.offset, f"{_named(found.manifest)} stands behind {_named(newest.manifest)}")
         else:
             newest = found
     met = [foreign] if foreign.offsets else []
     wrong = bool(met) or _behind(newest, positions)
     if positions and not wrong:
-        return Newest(newest, [])
-    in_history, history = _newest_in_history(settings, topic_id, positions, wait, HISTORY_TAIL if wrong else LOOK_TAIL)
+        return Newest(newest, [], last_epoch=_epoch(newest))
+    in_history, last_epoch, history = _newest_in_history(
+        settings, topic_id, positions, wait, HISTORY_TAIL if wrong else LOOK_TAIL
+    )
     met += [history] if history.offsets and (wrong or in_history) else []
     displaced = newest is None and in_history is not None
-    if newest is None or (in_history and in_history.manifest.sequence > newest.manifest.sequence):
+    if newest is None or (in_history and in_history.manifest.order > newest.manifest.order):
         newest = in_history
-    return Newest(newest, met, displaced, behind=bool(met) and _behind(newest, positions))
+    behind = bool(met) and _behind(newest, positions)
+    return Newest(newest, met, displaced, behind, max(_epoch(newest), last_epoch))
 
 
 def _newest_in_history(
     settings: Settings, topic_id: str, positions: Positions, wait: bool, tail: int | None
-) -> tuple[Found | None, Foreign]:
-    """The newest manifest that was also written to the checkpoints topic as it is now. Reads the last `tail` offsets,
-    and as far back as needed."""
+) -> tuple[Found | None, int, Foreign]:
+    """The newest manifest that was also written to the checkpoints topic as it is now, and the highest epoch of any.
+    Reads the last `tail` offsets, and as far back as needed."""
     names = Names.of(settings)
     while True:
-        newest, foreign = None, Foreign(names.history)
+        newest, last_epoch, foreign = None, 0, Foreign(names.history)
         for found in read_manifests(settings, foreign, tail, wait):
+            last_epoch = max(last_epoch, found.manifest.epoch)
             if found.manifest.topic_ids.get(names.checkpoints) != topic_id:
                 continue
-            if newest is None or _supersedes(found.manifest, newest.manifest):
+            if newest is None or found.manifest.order > newest.manifest.order:
                 newest = found
         is_enough = not foreign.offsets if tail == LOOK_TAIL else newest is not None
         if tail is None or (is_enough and not _behind(newest, positions)):
-            return newest, foreign
+            return newest, last_epoch, foreign
         tail = tail * 10 if tail < 100 * HISTORY_TAIL else None
 
 
@@ -162,11 +168,12 @@ def _accepted(record: Record, run_id: str, verifier: Verifier | None) -> Found:
     return Found(manifest, digest(record.value), record.offset)
 
 
-def _supersedes(later: Manifest, earlier: Manifest) -> bool:
-    """Return whether a manifest that stands behind another in the history is the newer one."""
-    if later.sequence == 1:  # `run --fresh` started the run over, unless somebody sent the first manifest again
-        return datetime.fromisoformat(later.created_at) > datetime.fromisoformat(earlier.created_at)
-    return later.sequence > earlier.sequence
+def _epoch(found: Found | None) -> int:
+    return found.manifest.epoch if found else 0
+
+
+def _named(manifest: Manifest) -> str:
+    return f"manifest {manifest.sequence} of epoch {manifest.epoch}"
 
 
 def _behind(newest: Found | None, positions: Positions) -> bool:

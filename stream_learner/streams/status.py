@@ -57,7 +57,7 @@ def _newest_window(settings: Settings, topic: str) -> Window | None:
         except ValueError as error:
             why = error
             continue
-        if window.run_id == settings.run.id and (newest is None or window.sequence >= newest.sequence):
+        if window.run_id == settings.run.id and (newest is None or window.order >= newest.order):
             newest = window
         else:
             why = why or f"a window of run {window.run_id!r}"

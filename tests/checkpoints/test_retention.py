@@ -51,6 +51,7 @@ def manifest(kept: list[State], parts: list[Object] | None = None) -> Manifest:
     return Manifest(
         program="",
         run_id="digits",
+        epoch=1,
         sequence=kept[-1].sequence,
         predecessor=None,
         created_at="",
@@ -58,7 +59,7 @@ def manifest(kept: list[State], parts: list[Object] | None = None) -> Manifest:
         spans={},
         lost={},
         ledger=Ledger(0, [], ""),
-        arithmetic=Arithmetic("2.5.0", "cpu", "AVX2", 1),
+        arithmetic=Arithmetic("2.5.0", "cpu", "AVX2", 1, digest(b"settings")),
         store="file:///store",
         topic_ids={},
         state=kept[-1].object,

@@ -142,7 +142,7 @@ def test_a_change_of_the_stream_is_an_event_of_the_window(change):
     assert first.spans == {"images": {0: Span(first.records - BATCH, first.records)}}
     assert first.error_before < first.error_after
     window = snapshot.closed.tally.window(
-        run_id="", sequence=1, created_at="", validation=None, test=None, recent=snapshot.recent, lag={}
+        run_id="", epoch=1, sequence=1, created_at="", validation=None, test=None, recent=snapshot.recent, lag={}
     )
     assert window.drifts == drifts(snapshot)
 

@@ -20,6 +20,7 @@ from stream_learner.records.manifest import (
     Object,
     Preprocessing,
     Release,
+    digest,
 )
 from stream_learner.records.record import Reason, Record, Rejection, Split
 from stream_learner.records.report import Drift, Report
@@ -74,6 +75,7 @@ def manifest(sequence: int, decided: Decision | None, last: Release | None) -> M
     return Manifest(
         program="stream-learner 1.2.3",
         run_id="run",
+        epoch=1,
         sequence=sequence,
         predecessor=None,
         created_at=CREATED.isoformat(),
@@ -81,7 +83,7 @@ def manifest(sequence: int, decided: Decision | None, last: Release | None) -> M
         spans={},
         lost={},
         ledger=Ledger(0, [], ""),
-        arithmetic=Arithmetic("2.5.0", "cpu", "AVX2", 1),
+        arithmetic=Arithmetic("2.5.0", "cpu", "AVX2", 1, digest(b"settings")),
         store="file:///objects",
         topic_ids={},
         state=OBJECT,

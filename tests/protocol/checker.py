@@ -254,7 +254,7 @@ def check_windows(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
         fates[record.topic, record.partition][record.offset] = record.draft.fate
     reached = dict.fromkeys(fates, 0)
     windows, manifests = log.windows, log.manifests
-    if [w["sequence"] for w in windows] != [m["sequence"] for m in manifests]:
+    if [(w["epoch"], w["sequence"]) for w in windows] != [(m["epoch"], m["sequence"]) for m in manifests]:
         yield Violation("not one window for each manifest")
     for window, manifest in zip(windows, manifests, strict=False):
         where = f"window {window['sequence']}"

@@ -151,13 +151,38 @@ def test_where_only_older_manifests_are_left_nothing_is_resumed(copied: Copy) ->
 
 def test_a_run_that_was_started_over_is_not_taken_for_the_one_before(copied: Copy) -> None:
     values = [encoded(manifest) for manifest in copied.manifests]
-    started_over = {"program": "started over", "created_at": "2099-01-01T00:00:00.000Z"}
-    again = [encoded(manifest | started_over) for manifest in copied.manifests[:2]]
-    copied.write(copied.history, *values, *again)
+    again = [encoded(manifest | {"epoch": 2}) for manifest in copied.manifests[:2]]
+    copied.write(copied.history, *values, *again, values[0])
     copied.write(copied.checkpoints, b"not JSON", *again)
     newest = copied.newest()
     assert newest.found
-    assert (newest.found.manifest.sequence, newest.found.manifest.program) == (2, "started over")
+    assert newest.found.manifest.order == (2, 2)
+    copied.write(copied.checkpoints, values[-1])  # the last one before, sent again
+    newest = copied.newest()
+    assert newest.found
+    assert newest.found.manifest.order == (2, 2)
+    assert newest.last_epoch == 2
+    status = read_status(copied.settings).manifest
+    assert status
+    assert status.order == (2, 2)
+
+
+def test_epochs_beyond_the_bound_are_no_manifests_and_the_last_one_ends_a_fresh_start(new_run: NewRun) -> None:
+    run = new_run()
+    run.feed(mixed(300))
+    manifest = run.finish(run.start()).manifest
+    for epoch in 2**63, 2**31, 0:
+        write(run, f"{run.id}.history", encoded(manifest | {"epoch": epoch}))
+        write(run, f"{run.id}.checkpoints", encoded(manifest | {"epoch": epoch}))
+    worker = run.start()
+    worker.learning()
+    assert '"epoch":1' in worker.text()
+    worker.stop()
+    run.delete_topic(f"{run.id}.checkpoints")
+    topics.create(run.settings)
+    write(run, f"{run.id}.history", encoded(manifest | {"epoch": 2**31 - 1}))
+    text = run.start("--fresh").ends(ExitCode.STATE)
+    assert "has epoch 2147483647, the last that there can be; somebody else must have written it" in text
 
 
 def test_a_manifest_of_a_newer_version_is_no_junk(copied: Copy) -> None:

@@ -51,11 +51,23 @@ def test_a_lost_manifest(new_run: NewRun) -> None:
     worker = run.start("--fresh")
     run.learned(worker)
     worker.stop()
-    first, *_, newest = run.published().manifests[lost:]
-    assert (first["sequence"], first["predecessor"]) == (1, None)
+    log = run.published()
+    first, *_, newest = log.manifests[lost:]
+    assert (first["epoch"], first["sequence"], first["predecessor"]) == (2, 1, None)
+    assert [window["epoch"] for window in log.windows] == lost * [1] + newest["sequence"] * [2]
     worker = run.start()
     worker.learning()
-    assert f'"sequence":{newest["sequence"]}' in worker.text()
+    assert f'"epoch":2,"sequence":{newest["sequence"]}' in worker.text()
+    worker.stop()
+    for topic in ("checkpoints", "history"):  # the metrics topic and the store are left
+        run.delete_topic(f"{run.id}.{topic}")
+    topics.create(run.settings)
+    worker = run.start("--fresh")
+    run.learned(worker)
+    worker.stop()
+    log = run.published()
+    assert {manifest["epoch"] for manifest in log.manifests} == {3}
+    assert [(window["epoch"], window["sequence"]) for window in log.windows][-1] == (3, log.manifest["sequence"])
 
 
 def test_an_input_that_is_left_out(finished: tuple[Run, Log], new_run: NewRun) -> None:

@@ -180,7 +180,7 @@ def test_what_a_start_needs_is_damaged(finished: tuple[Run, Log]) -> None:
         (released, lambda _: newest, "is not the one"),
         (released, None, "is missing"),
         (marker, truncated, "is damaged"),
-        (marker, lambda _: b'{"cluster_id":"another","checkpoints_topic_id":"one"}', "of another cluster"),
+        (marker, lambda _: b'{"cluster_id":"another","checkpoints_topic_id":"one","epoch":1}', "of another cluster"),
     ]
     for path, damage, message in cases:
         data = path.read_bytes()

@@ -132,7 +132,7 @@ def worst_snapshot(names: list[str]) -> Snapshot:
             calibration_error=1 / 3,
             confusions=[Confusion(LABELS[0], LABELS[index], 100) for index in range(10)],
         ),
-        arithmetic=Arithmetic("2.9.0", "cpu", "AVX2", 1),
+        arithmetic=Arithmetic("2.9.0", "cpu", "AVX2", 1, digest(b"settings")),
         candidate=candidate,
         decision=Decision(released=True, abstained=True, candidate=0.5, last=None, samples=100, reason=""),
         discarded=closed.tally.spans,
@@ -144,7 +144,7 @@ def publish(settings: Settings) -> Iterator[Publish]:
     transaction, read_back = Transaction(settings), ReadBack(settings)
     transaction.fence()
     ids = topics.topic_ids(settings, [*settings.input.topics, topics.Names.of(settings).checkpoints])
-    yield Publish(settings, Store(settings.checkpoint.store), transaction, read_back, ids, None, None)
+    yield Publish(settings, Store(settings.checkpoint.store), transaction, read_back, ids, 1, None, None)
     transaction._producer.close(60)
     read_back._consumer.close()
 
@@ -200,6 +200,7 @@ def test_lists_are_omitted_one_after_the_other_and_named():
     scores = accuracy([("cat", 1, 2)])
     window = Tally().window(
         run_id="digits",
+        epoch=1,
         sequence=1,
         created_at="",
         validation=scores,

@@ -64,6 +64,7 @@ SPANS = {"images": {0: Span(4, 10), 11: Span(0, 2**40)}}
 WHOLE = Manifest(
     program="stream-learner 0.1.0",
     run_id="digits",
+    epoch=1,
     sequence=2,
     predecessor=digest(b"before"),
     created_at="2025-01-01T00:01:00.000Z",
@@ -71,7 +72,7 @@ WHOLE = Manifest(
     spans=SPANS,
     lost={"images": {0: [Span(4, 6)]}},
     ledger=ledger.encode([[Piece("images", 0, 10)], [Piece("images", 11, 2**40)]], SPANS),
-    arithmetic=Arithmetic("2.5.0", "cpu", "AVX2", 2),
+    arithmetic=Arithmetic("2.5.0", "cpu", "AVX2", 2, digest(b"settings")),
     store="file:///objects",
     topic_ids={"images": "a", "digits.checkpoints": "b"},
     state=STATES[1],
@@ -106,6 +107,7 @@ FIRST_SAVE = replace(
 )
 WINDOW = Window(
     run_id="digits",
+    epoch=1,
     sequence=2,
     created_at="2025-01-01T00:01:00.000Z",
     spans=WHOLE.spans,
@@ -137,6 +139,7 @@ WINDOW = Window(
 )
 BARE_WINDOW = Window(
     run_id="digits",
+    epoch=1,
     sequence=1,
     created_at="2025-01-01T00:00:00.000Z",
     spans={},
@@ -190,8 +193,8 @@ def test_partitions_and_spans_have_their_plainest_json():
 
 
 def test_another_schema_version_is_refused_even_if_it_looks_alike():
-    for version in (1, 2, 3, 5):
-        with pytest.raises(ValueError, match=f"manifest schema version {version}; this program reads 4"):
+    for version in (1, 2, 3, 4, 6):
+        with pytest.raises(ValueError, match=f"manifest schema version {version}; this program reads 5"):
             decode_manifest(encode(replace(WHOLE, schema_version=version)))
     with pytest.raises(ValueError, match="manifest schema version 9"):
         decode_manifest(b'{"schema_version": 9, "everything": "else"}')
@@ -254,7 +257,7 @@ def test_whatever_a_window_says_it_is_one_or_refused(document):
     ("data", "message"),
     [
         (b" " * (documents.MAX_BYTES + 1), "4194305 bytes long; at most 4194304 are read"),
-        (b'{"schema_version": 4, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deep"),
+        (b'{"schema_version": 5, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deep"),
         (b"[" * 1_000_000, "nested too deep|Expected `object`"),
         (b'{"run_id": "\xff"}', "utf-8|missing required field"),
         (b"", "truncated"),
@@ -287,6 +290,7 @@ CONTRADICTIONS = {
     "Expected `int` >= 0": {"positions": {"images": {0: -1}}},
     "Expected `int` <= 9223372036854775807": {"positions": {"images": {0: 2**63}}},
     "Expected `int` >= 1": {"sequence": 0},
+    "Expected `int` <= 2147483647": {"epoch": 2**63},
     "Expected `array` of length >= 1": {"kept": []},
     "Expected `int` <= 4096": {
         "release": replace(RELEASE, model=ModelSpec("cnn", replace(RELEASE.model.arguments, height=2**40)))
@@ -315,8 +319,8 @@ def test_a_run_whose_folder_would_be_outside_of_the_store_is_refused(run_id):
 
 
 def test_a_window_of_another_schema_version_is_refused():
-    with pytest.raises(ValueError, match="window schema version 1; this program reads 2"):
-        decode_window(encode(replace(WINDOW, schema_version=1)))
+    with pytest.raises(ValueError, match="window schema version 2; this program reads 3"):
+        decode_window(encode(replace(WINDOW, schema_version=2)))
 
 
 def test_an_objects_url_is_that_of_the_store_when_it_was_written():

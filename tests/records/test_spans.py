@@ -111,7 +111,7 @@ def test_pending_bytes_bound_what_waits_for_a_save():
     assert progress.open.pending_bytes == 0
 
 
-REST = {"run_id": "digits", "sequence": 1, "created_at": "", "validation": None, "test": None, "lag": {}}
+REST = {"run_id": "digits", "epoch": 1, "sequence": 1, "created_at": "", "validation": None, "test": None, "lag": {}}
 
 
 def test_a_window_sums_its_batches():

@@ -37,7 +37,7 @@ def test_without_topics_there_is_none(new_settings: Callable[..., Settings]):
         read_status(new_settings())
 
 
-@pytest.mark.parametrize("value", [b"{}", b"not JSON", b'{"schema_version": 2}'])
+@pytest.mark.parametrize("value", [b"{}", b"not JSON", b'{"schema_version": 3}'])
 @pytest.mark.parametrize("topic", ["checkpoints", "metrics"])
 def test_records_of_something_else_are_called_so(new_settings: Callable[..., Settings], topic: str, value: bytes):
     settings = new_settings()
@@ -57,7 +57,7 @@ def test_once_a_key_is_set_windows_that_are_not_signed_are_passed_over(
     topics.create(settings, input_partitions=1)
     metrics = f"{settings.prefix}.metrics"
     figures: dict[str, Any] = {"validation": None, "test": None, "lag": {}, "created_at": "2025-01-01T00:00:00.000Z"}
-    window = Tally().window(run_id=settings.run.id, sequence=1, **figures)
+    window = Tally().window(run_id=settings.run.id, epoch=1, sequence=1, **figures)
     genuine, forged = encode(window), encode(msgspec.structs.replace(window, sequence=9))
     produce(settings, metrics, forged)
     with pytest.raises(StateError, match="it is not signed by one of"):
