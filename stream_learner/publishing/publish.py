@@ -271,16 +271,12 @@ class Publish:
             (ERROR_HEADER + "exception.message", rejection.message.encode(errors="replace")[:1000]),
         ]
         # Not what a producer wrote in our name, nor what a record that comes from dead letters brought.
-        kept = (header for header in record.headers if not header[0].startswith(ERROR_HEADER))
-        headers = [(name, value or b"") for name, value in kept]
-        key = record.key
-        if key is None and record.value is None:
-            key = b""  # kafka-python sends no record without both
-        size = len(record.value or b"") + len(key or b"") + sum(len(n.encode()) + len(v) + 10 for n, v in headers)
-        if size > self._settings.input.max_record_bytes:
+        headers = [header for header in record.headers if not header[0].startswith(ERROR_HEADER)]
+        size = sum(len(name.encode()) + len(value or b"") + 10 for name, value in headers)
+        if size + len(record.value or b"") + len(record.key or b"") > self._settings.input.max_record_bytes:
             about = [("truncated", b"true"), ("digest", digest(record.value or b"").encode())]
-            return self._transaction.send(topic, None, (key or b"")[:1000], about + errors)
-        return self._transaction.send(topic, record.value, key, headers + errors)
+            return self._transaction.send(topic, None, record.key and record.key[:1000], about + errors)
+        return self._transaction.send(topic, record.value, record.key, headers + errors)
 
 
 def _poisoned(rejections: list[Rejection]) -> dict[str, dict[int, list[int]]]:

@@ -1,5 +1,6 @@
 """Records as they were read, samples as they are learned, and reasons to reject."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, NamedTuple
 
@@ -60,7 +61,7 @@ class Reason(StrEnum):
 
 
 class Record(NamedTuple):
-    """One Kafka message. `timestamp_ms` is milliseconds since 1970, UTC. `unreadable` says why only its
+    """One Kafka message, to the byte. `timestamp_ms` is milliseconds since 1970, UTC. `unreadable` says why only its
     offset is known; None for a record that was read."""
 
     topic: str
@@ -69,12 +70,12 @@ class Record(NamedTuple):
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
-    headers: list[tuple[str, bytes]]
+    headers: Sequence[tuple[str, bytes | None]]
     unreadable: str | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory, roughly. A header value may be null in Kafka."""
+        """Bytes in memory, roughly."""
         headers = sum(HEADER_BYTES + len(name) + len(value or b"") for name, value in self.headers)
         return RECORD_BYTES + len(self.key or b"") + len(self.value or b"") + headers
 

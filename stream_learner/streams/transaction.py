@@ -12,6 +12,7 @@ from stream_learner.config import MIB, Settings
 from stream_learner.errors import FencedError, KafkaUnavailableError, PublishError
 from stream_learner.records.spans import Positions
 from stream_learner.streams.connection import REFUSALS, client_config, connect, kafka_failures
+from stream_learner.streams.nulls import NULL
 from stream_learner.streams.rights import missing_right
 from stream_learner.streams.topics import dead_letter_bytes
 
@@ -20,7 +21,7 @@ FENCED = (
     kafka_errors.InvalidProducerEpochError,
     kafka_errors.TransactionCoordinatorFencedError,
 )
-Headers = list[tuple[str, bytes]]
+Headers = list[tuple[str, bytes | None]]
 
 
 class Transaction:
@@ -65,7 +66,9 @@ class Transaction:
 
     def send(self, topic: str, value: bytes | None, key: bytes | None, headers: Headers | None = None) -> Any:
         """A future of the record's metadata; `confirm` it."""
-        return self._call(f"a record to {topic}", lambda: self._producer.send(topic, value, key, headers=headers or []))
+        key = NULL if key is value is None else key
+        known = [(name, NULL if content is None else content) for name, content in headers or []]
+        return self._call(f"a record to {topic}", lambda: self._producer.send(topic, value, key, headers=known))
 
     def confirm(self, futures: Iterable[Any], deadline: float) -> list[tuple[str, int, int]]:
         """Waits until every record is written; (topic, partition, offset) of each. `deadline` is monotonic seconds."""

@@ -138,7 +138,7 @@ def reads(bootstrap_servers: str, topic: str, start: int = 0) -> Iterator[Read]:
 
 
 def _read(message: Message) -> Read:
-    headers = [(name, value or b"") for name, value in message.headers() or []]
+    headers = [*(message.headers() or [])]
     return Read(message.offset() or 0, message.key(), message.value(), headers)  # pyright: ignore
 
 
@@ -430,7 +430,8 @@ def check_dead_letters(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
 
 
 def _errors(letter: Read) -> dict[str, str]:
-    return {n.removeprefix(ERRORS): v.decode(errors="replace") for n, v in letter.headers if n.startswith(ERRORS)}
+    found = {n.removeprefix(ERRORS): v for n, v in letter.headers if n.startswith(ERRORS)}
+    return {name: (value or b"").decode(errors="replace") for name, value in found.items()}
 
 
 def _check_dead_letter(letter: Read, draft: Draft, origin: tuple[str, int, int]) -> Iterator[Violation]:
@@ -454,9 +455,8 @@ def _check_dead_letter(letter: Read, draft: Draft, origin: tuple[str, int, int])
         expected = None, [("truncated", b"true"), ("digest", _digest(draft.value).encode())]
     else:
         expected = draft.value, [(name, value) for name, value in draft.headers if not name.startswith(ERRORS)]
-        # A producer may not send a record without both.
-        if letter.key != (b"" if draft.key is draft.value is None else draft.key):
-            yield Violation(f"{origin} has another key")
+    if letter.key != (None if draft.fate == UNREADABLE else draft.key):
+        yield Violation(f"{origin} has another key")
     if letter.value != expected[0]:
         yield Violation(f"{origin} has other bytes")
     if headers != expected[1]:

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from stream_learner.config import KafkaSettings
 
-Headers = list[tuple[str, bytes]]
+Headers = list[tuple[str, Any]]  # names and values: bytes, or None for null
 Images = list[tuple[bytes, bytes]]  # encoded image, label
 
 MAX_RECORD_BYTES = 20_000
@@ -86,6 +86,8 @@ def bad(image: bytes, label: bytes) -> list[Draft]:
         draft("oversized_image", image + bytes(MAX_RECORD_BYTES), labelled),
         draft("no_label", image, []),
         draft("no_label", image, [("label", b"")]),
+        draft("no_label", image, [("label", None), ("id", b""), ("id", None), ("id", b"null")], key=b""),
+        draft("no_image", None, [("label", None)], key=None),
         # As if it were from the dead letters, or in our name.
         draft("no_label", image, [("__connect.errors.topic", b"elsewhere"), ("id", b"a")]),
         draft("bad_label", image, [("label", b"\xff\xfe")]),
