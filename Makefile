@@ -18,10 +18,17 @@ $(VENV)/dev.stamp: locks/dev.txt $(VENV)/demo.stamp
 	@$(PIP_INSTALL) --require-hashes -r locks/dev.txt
 	@touch $@
 
+# Prometheus is no Python package. Its programs are taken from Debian's package: nothing is installed, no service starts.
+$(BIN)/promtool: | $(VENV)/dev.stamp
+	@if server=$$(command -v prometheus) && tool=$$(command -v promtool); then ln -s $$server $$tool $(BIN); else \
+	  cd $(VENV) && { apt-get -qq download prometheus || { apt-get -qq update && apt-get -qq download prometheus; }; } && \
+	  dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x -C bin --strip-components=3 ./usr/bin/prometheus ./usr/bin/promtool && \
+	  rm prometheus_*.deb; fi || { echo "The tests of the alerts need Prometheus: install it (prometheus, promtool)" >&2; exit 1; }
+
 demo: $(VENV)/demo.stamp ## Watch a model learn from a real Kafka (RESUME=1 goes on, DATA=path takes your images)
 	@$(BIN)/stream-learner demo $(if $(RESUME),--resume) $(if $(DATA),--data "$(DATA)")
 
-test: $(VENV)/dev.stamp ## All the tests, those on the real broker included
+test: $(VENV)/dev.stamp $(BIN)/promtool ## All the tests, those on the real broker included
 	@$(BIN)/python -m pytest $(or $(ARGS),-n 3 --dist loadfile)
 
 torture: $(VENV)/dev.stamp ## Kill a worker over and over; nothing may be lost or twice (KILLS=500 SEED=0, DATA=path)

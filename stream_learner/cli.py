@@ -80,23 +80,24 @@ def _run_worker(settings: Settings, *, fresh: bool, accept_rejects: bool) -> Non
     stop = _stop_on_signals(
         settings.run.stop_deadline_s, at_once=lambda: health is None or health.why_not_started() is not None
     )
-    from prometheus_client import REGISTRY
-
     from stream_learner import worker
     from stream_learner.checkpoints.store import Store
     from stream_learner.learning.allocator import keep_freed_memory
+    from stream_learner.learning.weighting.weights import COMBINED
     from stream_learner.monitoring import logs
     from stream_learner.monitoring.health import Health
-    from stream_learner.monitoring.metrics import Metrics
+    from stream_learner.monitoring.metrics import Metrics, RunRegistry
     from stream_learner.monitoring.server import serve
     from stream_learner.records import keys
     from stream_learner.streams.journal import ReadBack
+    from stream_learner.streams.topics import Names
     from stream_learner.streams.transaction import Transaction
 
     logs.configure(settings.log.level, settings.log.format)
     keep_freed_memory()
     health = Health(settings.monitoring.live_timeout_s, settings.kafka.request_timeout_s)
-    serve(settings.monitoring.host, settings.monitoring.port, REGISTRY, health)
+    registry, names = RunRegistry(settings.run.id), Names.of(settings)
+    serve(settings.monitoring.host, settings.monitoring.port, registry, health)
     store = Store(settings.checkpoint.store)
     store.try_out(keys.trials(settings.run.id))
     worker.run(
@@ -104,7 +105,13 @@ def _run_worker(settings: Settings, *, fresh: bool, accept_rejects: bool) -> Non
         store,
         Transaction(settings),
         ReadBack(settings),
-        Metrics(REGISTRY, __version__, settings.input.topics),
+        Metrics(
+            registry,
+            __version__,
+            settings.input.topics,
+            (names.checkpoints, names.history),
+            [*settings.weights.policies, COMBINED],
+        ),
         health,
         stop,
         _end_process,

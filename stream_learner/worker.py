@@ -179,12 +179,16 @@ class Worker:
                 newest_ms = self.newest_ms.get((topic, partition))
                 seconds = max(0.0, time.time() - newest_ms / 1000) if records and newest_ms is not None else 0.0
                 self.metrics.observe_lag(topic, partition, records, seconds)
+        for topic, partitions in self.source.starts().items():
+            for partition, offset in partitions.items():
+                self.metrics.observe_log_start(topic, partition, offset)
         memory = self.learner.memory
         fill = zip(self.learner.labels, memory.counts.tolist(), strict=False)  # a label may have no training sample
         self.metrics.observe_memory(dict(fill), memory.nbytes)
         recent = self.learner.prequential.recent(self.learner.labels)
         drift = self.learner.drift
         self.metrics.observe_recent(recent, drift.window, drift.boosted(self.learner.records))
+        self.metrics.observe_refused(self.learner.refused)
         self.metrics.observe_unsaved(self.learner.progress.open.tally.records + self.publisher.unsaved_records)
 
 
@@ -242,6 +246,7 @@ def run(
             recovered = recovery.take_over(fencing(election, transaction.fence))
             last = _restore(learner, recovered, metrics)
             source = Source(settings.kafka, settings.input, recovered.positions, health.heard)
+            metrics.begin(source.positions)
             publish = Publish(settings, store, transaction, read_back, recovered.topic_ids, recovered.epoch, *last)
             lives = Lives(store, settings)
 

@@ -51,6 +51,7 @@ class Learner:
         self.labels = ["cat", "dog"]
         self.memory = SimpleNamespace(counts=np.array([3]), nbytes=12)
         self.diverged = False
+        self.refused = 0
         self.few: list[dict[Split, float]] = []  # of each decision to come
         self._events = events
         self._release_every = release_every
@@ -152,7 +153,7 @@ class Loop:
             settings,
             batches,
             cast(Any, self.learner),
-            cast(Any, SimpleNamespace(ends=lambda: {"images": {0: 100, 1: 7}})),
+            cast(Any, SimpleNamespace(ends=lambda: {"images": {0: 100, 1: 7}}, starts=lambda: {"images": {0: 3}})),
             cast(Any, self.publisher),
             cast(Any, self.election),
             Metrics(self.registry, "1.2.3"),

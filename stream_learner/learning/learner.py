@@ -282,6 +282,11 @@ class Learner:
         carries the outcome."""
         return self._releases.decide(self._classes, self.records, self.progress.positions)
 
+    @property
+    def refused(self) -> int:
+        """Candidates refused for being worse since the last release."""
+        return self._releases.refused
+
     def few_groups(self) -> dict[Split, float]:
         """Return the held-out sets that few groups dominate, and the share (0..1) of the 10 largest groups in each."""
         shares = {split: few_groups_share(held_out.groups) for split, held_out in self._held_out.items()}

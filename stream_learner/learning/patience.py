@@ -14,6 +14,7 @@ FLOOR = 0.1
 class Stored(Struct):
     refusals: Count
     learning_rate_factor: Annotated[float, Meta(gt=0, le=1)]
+    refused: Count = 0
 
 
 class Patience:
@@ -28,22 +29,30 @@ class Patience:
         """`limit` refusals are too many; None: never."""
         self._limit = limit
         self._refusals = 0
+        self.refused = 0
+        """Candidates refused for being worse since the last release; a roll-back does not reset it."""
         self.learning_rate_factor = 1.0
 
     def decided(self, decision: Decision) -> bool:
         """Takes note of a decision; whether training is to go back."""
         if decision.released:
-            self._refusals, self.learning_rate_factor = 0, 1.0
+            self._refusals, self.refused, self.learning_rate_factor = 0, 0, 1.0
             return False
         self._refusals += decision.worse
+        self.refused += decision.worse
         if self._limit is None or self._refusals < self._limit:
             return False
         self._refusals, self.learning_rate_factor = 0, max(FLOOR, self.learning_rate_factor * CUT)
         return True
 
     def document(self) -> dict[str, Any]:
-        return {"refusals": self._refusals, "learning_rate_factor": self.learning_rate_factor}
+        return {
+            "refusals": self._refusals,
+            "learning_rate_factor": self.learning_rate_factor,
+            "refused": self.refused,
+        }
 
     def restore(self, document: dict[str, Any]) -> None:
         stored = parse(document, Stored)
-        self._refusals, self.learning_rate_factor = stored.refusals, stored.learning_rate_factor
+        self._refusals, self.refused = stored.refusals, stored.refused
+        self.learning_rate_factor = stored.learning_rate_factor

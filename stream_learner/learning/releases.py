@@ -84,6 +84,11 @@ class Releases:
         """What roll-backs since the last release have left of the learning rate, 0..1."""
         return self._patience.learning_rate_factor
 
+    @property
+    def refused(self) -> int:
+        """Candidates refused for being worse since the last release."""
+        return self._patience.refused
+
     def due(self, records: int) -> bool:
         """Return whether `release.every_records` have been read since the last decision, of `records` in all, and
         something was learned from them: what learned nothing is not released."""

@@ -42,7 +42,7 @@ def scrape(port: int) -> Figures | None:
         return None
     return Figures(
         {
-            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            (sample.name, tuple(sorted((k, v) for k, v in sample.labels.items() if k != "run"))): sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         }

@@ -6,13 +6,25 @@ known yet is NaN or absent, so that no alert fires on it.
 
 import logging
 import math
+import time
 from bisect import bisect_left
 from collections.abc import Iterable
+from copy import copy
 from datetime import datetime
 from functools import partial
 from itertools import accumulate, product
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import (
+    GC_COLLECTOR,
+    PLATFORM_COLLECTOR,
+    PROCESS_COLLECTOR,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    Metric,
+)
 from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -22,7 +34,7 @@ from stream_learner.records import event_time
 from stream_learner.records.manifest import Manifest
 from stream_learner.records.record import Label, Reason, Split
 from stream_learner.records.report import Report
-from stream_learner.records.spans import each
+from stream_learner.records.spans import Positions, each
 from stream_learner.records.window import RECENT_SAMPLES, Accuracy, Recent
 
 NAMESPACE = "stream_learner"
@@ -31,11 +43,40 @@ CHECKPOINT_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 WEIGHT_BUCKETS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0, 3.0, 5.0, 10.0, math.inf)
 
 
+class RunRegistry(CollectorRegistry):
+    """A registry whose series have the run's id as the label `run`, those of the process included.
+
+    A label, not an info metric to join with: alerts must name a run whose worker is gone, and its series with it.
+    """
+
+    def __init__(self, run_id: str):
+        super().__init__()
+        self._run = {"run": run_id}
+        for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+            self.register(collector)
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in super().collect():
+            labelled = copy(metric)
+            labelled.samples = [sample._replace(labels={**sample.labels, **self._run}) for sample in metric.samples]
+            yield labelled
+
+
 class Metrics:
     """The worker's metrics in `registry`. Methods may be called from any thread, `observe` from one only."""
 
-    def __init__(self, registry: CollectorRegistry, version: str, topics: Iterable[str] = ()):
-        """Register the metrics; `topics` are the input topics."""
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        version: str,
+        topics: Iterable[str] = (),
+        own_topics: Iterable[str] = (),
+        policies: Iterable[str] = (),
+    ):
+        """Register the metrics. Give the input topics, the run's own topics that it reads, and the weights' policies.
+
+        Every series exists from here on, except those by partition (see `begin`) and by class.
+        """
         counter = partial(Counter, namespace=NAMESPACE, registry=registry)
         gauge = partial(Gauge, namespace=NAMESPACE, registry=registry)
         histogram = partial(Histogram, namespace=NAMESPACE, registry=registry)
@@ -96,6 +137,9 @@ class Metrics:
             "drift_window", "Newest training samples that the drift detector takes for alike, in samples."
         )
         self._boosted = gauge("boosted", "Whether learning is boosted after a drift: 1 when it is, 0 when not.")
+        self._log_start = gauge(
+            "log_start", "Oldest offset that the brokers keep, as an offset, as of the last fetch.", partition
+        )
         self._position = gauge("position", "Next offset to learn, as an offset.", partition)
         self._lag_records = gauge("lag_records", "Distance from the partition's end, in records.", partition)
         self._lag_seconds = gauge(
@@ -118,7 +162,8 @@ class Metrics:
             "checkpoint_seconds", "From snapshot to commit, per checkpoint, in seconds.", buckets=CHECKPOINT_BUCKETS_S
         )
         self._checkpoint_time = gauge(
-            "last_checkpoint_timestamp_seconds", "When the last checkpoint was made, in seconds since 1970, UTC."
+            "last_checkpoint_timestamp_seconds",
+            "When the last checkpoint was made, in seconds since 1970, UTC; the start of the process before the first.",
         )
         self._checkpoint_bytes = gauge("last_checkpoint_bytes", "Size of the last saved state, in bytes.")
         self._sequence = gauge(
@@ -129,6 +174,9 @@ class Metrics:
             "records_discarded_total", "Offsets whose learning was undone by going back to a release, in offsets."
         )
         self._refusals = counter("release_refusals_total", "Candidates that the gate refused, in candidates.")
+        self._refused = gauge(
+            "refused_since_release", "Candidates refused for being worse since the last release, in candidates."
+        )
         self._negative_flip_rate = gauge(
             "negative_flip_rate",
             "Validation samples that the last release had right and the last candidate wrong, as a ratio from 0 to 1.",
@@ -172,12 +220,16 @@ class Metrics:
         for unknown in (
             self._loss,
             self._kappa,
-            self._checkpoint_time,
             self._checkpoint_bytes,
             self._negative_flip_rate,
             self._old_class_drop,
         ):
             unknown.set(math.nan)
+        for kind in ("prequential", "recent", "validation", "test"):
+            self._accuracy.labels(kind).set(math.nan)
+        for kind in ("recent", "validation"):
+            self._calibration_error.labels(kind).set(math.nan)
+        self._checkpoint_time.set(time.time())
         # A rate over a series that appears with its first event misses that event.
         for split in (Split.VALIDATION, Split.TEST):
             self._held_out.labels(split)
@@ -185,6 +237,10 @@ class Metrics:
             self._odd_timestamps.labels(kind)
         for topic, reason in product(topics, Reason):
             self._rejected.labels(topic, reason)
+        for topic in own_topics:
+            self._foreign_records.labels(topic)
+        for policy in policies:
+            self._weights.observe(policy, [])
         self._classes_shown: set[Label] = set()
 
     def follow(self, health: Health) -> None:
@@ -198,6 +254,13 @@ class Metrics:
     def foreign_records(self, topic: str, records: int) -> None:
         """Count records of a topic that were skipped."""
         self._foreign_records.labels(topic).inc(records)
+
+    def begin(self, positions: Positions) -> None:
+        """Show each partition and its next offset to learn, before anything is read."""
+        for topic, partitions in positions.items():
+            for partition, offset in partitions.items():
+                self._position.labels(topic, partition).set(offset)
+                self._lost.labels(topic, partition)
 
     def observe(self, report: Report) -> None:
         """Count a learned batch."""
@@ -230,6 +293,14 @@ class Metrics:
         """How far reading is behind a partition's end."""
         self._lag_records.labels(topic, partition).set(records)
         self._lag_seconds.labels(topic, partition).set(seconds)
+
+    def observe_log_start(self, topic: str, partition: int, offset: int) -> None:
+        """Oldest offset of a partition that can still be read."""
+        self._log_start.labels(topic, partition).set(offset)
+
+    def observe_refused(self, candidates: int) -> None:
+        """Candidates refused for being worse since the last release."""
+        self._refused.set(candidates)
 
     def observe_memory(self, fill: dict[Label, int], size_bytes: int) -> None:
         """Samples in the memory by label, and the bytes of their encoded images."""
@@ -273,9 +344,6 @@ class Metrics:
     def recovered(self, manifest: Manifest) -> None:
         """The newest checkpoint, found at the start: shown, not counted as one that this process made."""
         self._newest(manifest)
-        for topic, partitions in manifest.positions.items():
-            for partition, offset in partitions.items():
-                self._position.labels(topic, partition).set(offset)
 
     def _newest(self, manifest: Manifest) -> None:
         self._sequence.set(manifest.sequence)

@@ -55,6 +55,8 @@ class Reader(KafkaConsumer):
         self._cluster.add_listener(lambda _: heard("metadata"))
         self._heard = heard
         self._keep, self._fetcher._handle_fetch_response = self._fetcher._handle_fetch_response, self._fetched
+        self.log_starts: dict[TopicPartition, int] = {}
+        """Oldest offset that the brokers keep (KIP-107), as of each partition's last fetch."""
         self._budget = _Budget()
         # The class that takes a fetched response apart; the fetcher looks it up at each response.
         self._fetcher.PartitionRecords = partial(_Records, budget=self._budget, highwater=self.highwater)
@@ -91,7 +93,11 @@ class Reader(KafkaConsumer):
 
     def _opened(self, response: Any) -> Any:
         """Take a response apart, unless that was done when its turn came before."""
-        return response if isinstance(response, _Records) else self._open(response)
+        if isinstance(response, _Records):
+            return response
+        if (log_start := response.partition_data.log_start_offset) >= 0:
+            self.log_starts[response.topic_partition] = log_start
+        return self._open(response)
 
 
 class _Budget:

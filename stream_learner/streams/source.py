@@ -133,6 +133,21 @@ class Source:
         )
         return False
 
+    @property
+    def positions(self) -> Positions:
+        """Offset that is handed out next, of every partition."""
+        positions: Positions = {}
+        for place, offset in self._next.items():
+            positions.setdefault(place.topic, {})[place.partition] = offset
+        return positions
+
+    def starts(self) -> Positions:
+        """Oldest offset of each partition that the brokers keep, as of its last fetch."""
+        starts: Positions = {}
+        for place, offset in self._consumer.log_starts.items():
+            starts.setdefault(place.topic, {})[place.partition] = offset
+        return starts
+
     def ends(self) -> Positions:
         """End offset of each partition as far as its last fetch told."""
         ends: Positions = {}

@@ -149,7 +149,11 @@ def test_compose_and_the_workers_settings_agree(compose, monkeypatch):
 
     assert settings.monitoring.host == "0.0.0.0"
     assert worker["ports"] == [f"127.0.0.1:{settings.monitoring.port}:{settings.monitoring.port}"]
-    (scrape,) = read_yaml(DEPLOY / "prometheus.yml")["scrape_configs"]
+    prometheus = read_yaml(DEPLOY / "prometheus.yml")
+    assert [f"./deploy/{name}:/etc/prometheus/{name}:ro" for name in ("prometheus.yml", *prometheus["rule_files"])] == [
+        volume for volume in services["prometheus"]["volumes"] if volume.startswith(".")
+    ]
+    (scrape,) = prometheus["scrape_configs"]
     assert scrape["static_configs"] == [{"targets": [f"worker:{settings.monitoring.port}"]}]
 
     assert (

@@ -195,8 +195,13 @@ def test_the_learning_rate_falls_to_a_floor_and_returns_with_a_release():
         assert [patience.decided(verdict(False)) for _ in range(2)] == [False, True]
         rates.append(patience.learning_rate_factor)
     assert rates == [CUT, CUT**2, CUT**3, FLOOR, FLOOR]
+    assert patience.refused == 10
+    again = Patience(2)
+    again.restore(patience.document())
+    assert again.refused == 10
     assert not patience.decided(verdict(True))
     assert patience.learning_rate_factor == 1
+    assert patience.refused == 0
 
 
 def test_a_release_starts_the_count_anew_and_a_candidate_that_is_no_worse_does_not_add_to_it():

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from stream_learner.monitoring.health import Answer, Health, Phase
-from stream_learner.monitoring.metrics import Metrics
+from stream_learner.monitoring.metrics import Metrics, RunRegistry
 from stream_learner.records.ledger import Ledger
 from stream_learner.records.manifest import (
     Arithmetic,
@@ -43,6 +43,10 @@ def metrics(registry: CollectorRegistry) -> Metrics:
 
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
     return registry.get_sample_value(f"stream_learner_{name}", labels)
+
+
+def is_nan(figure: float | None) -> bool:
+    return figure is not None and math.isnan(figure)
 
 
 def report(**figures) -> Report:
@@ -96,7 +100,8 @@ def manifest(sequence: int, decided: Decision | None, last: Release | None) -> M
 
 
 def test_before_anything_happened_counts_are_0_and_the_rest_is_unknown(registry):
-    Metrics(registry, version="1.2.3", topics=["images", "more"])
+    started = time.time()
+    Metrics(registry, "1.2.3", ["images", "more"], ["digits.checkpoints"], ["record"]).begin({"images": {0: 4}})
     for topic, reason in product(["images", "more"], Reason):
         assert value(registry, "records_rejected_total", topic=topic, reason=reason) == 0
     assert value(registry, "records_held_out_total", split="validation") == 0
@@ -105,10 +110,27 @@ def test_before_anything_happened_counts_are_0_and_the_rest_is_unknown(registry)
     assert value(registry, "checkpoint_sequence") == 0
     assert value(registry, "build_info", version="1.2.3") == 1
     assert value(registry, "drifts_total") == 0
-    for unknown in ("loss", "kappa", "last_checkpoint_timestamp_seconds", "last_checkpoint_bytes"):
-        assert math.isnan(value(registry, unknown) or 0)
+    assert value(registry, "foreign_records_total", topic="digits.checkpoints") == 0
+    assert value(registry, "sample_weight_count", policy="record") == 0
+    assert value(registry, "records_lost_total", topic="images", partition="0") == 0
+    assert value(registry, "position", topic="images", partition="0") == 4
+    for unknown in ("loss", "kappa", "last_checkpoint_bytes"):
+        assert is_nan(value(registry, unknown))
     for kind in ("prequential", "recent", "validation", "test"):
-        assert value(registry, "accuracy", kind=kind) is value(registry, "calibration_error", kind=kind) is None
+        assert is_nan(value(registry, "accuracy", kind=kind))
+    for kind in ("recent", "validation"):
+        assert is_nan(value(registry, "calibration_error", kind=kind))
+    # An alert on its age fires also when the first checkpoint does not come.
+    assert started <= (value(registry, "last_checkpoint_timestamp_seconds") or 0) <= time.time()
+
+
+def test_every_series_names_its_run():
+    registry = RunRegistry("digits")
+    Metrics(registry, "1.2.3", ["images"]).follow(Health(live_timeout_s=10))
+    samples = [sample for metric in registry.collect() for sample in metric.samples]
+    assert {sample.labels.get("run") for sample in samples} == {"digits"}
+    assert {"process_start_time_seconds", "stream_learner_phase"} <= {sample.name for sample in samples}
+    assert registry.get_sample_value("stream_learner_phase", {"phase": "starting", "run": "digits"}) == 1
 
 
 def test_a_batch_is_counted(registry, metrics):
@@ -218,7 +240,7 @@ def test_recent_figures_are_the_last_seen_and_a_class_that_left_is_not_shown(reg
 
 def test_before_the_first_training_sample_no_figure_is_made_up(registry, metrics):
     metrics.observe_recent(None, drift_window=0, boosted=False)
-    assert value(registry, "accuracy", kind="prequential") is None
+    assert is_nan(value(registry, "accuracy", kind="prequential"))
     assert math.isnan(value(registry, "kappa") or 0)
     assert (value(registry, "drift_window"), value(registry, "boosted")) == (0, 0)
 
@@ -230,7 +252,7 @@ def test_a_save_is_no_release_and_a_refusal_keeps_the_last_releases_accuracy(reg
     assert value(registry, "last_checkpoint_bytes") == OBJECT.size
     assert value(registry, "checkpoint_seconds_sum") == 0.3
     assert value(registry, "releases_total") == value(registry, "release_refusals_total") == 0
-    assert value(registry, "accuracy", kind="test") is None
+    assert is_nan(value(registry, "accuracy", kind="test"))
 
     last = release(validation=(3, 4), test=(1, 2))
     metrics.checkpoint_committed(manifest(2, decision(True), last), 0.3)
@@ -245,7 +267,7 @@ def test_a_save_is_no_release_and_a_refusal_keeps_the_last_releases_accuracy(reg
 
 def test_a_release_without_held_out_samples_has_no_accuracy(registry, metrics):
     metrics.checkpoint_committed(manifest(1, decision(True), release((0, 0), (0, 0))), 0.3)
-    assert value(registry, "accuracy", kind="validation") is None
+    assert is_nan(value(registry, "accuracy", kind="validation"))
 
 
 def test_what_the_last_candidate_lost_is_shown_until_the_next_decision(registry, metrics):
