@@ -204,7 +204,8 @@ def feed(
     overrides: Overrides = None,
     data: DataFolder = None,
     split: Annotated[
-        DataSplit, typer.Option(help="Which part, by the words in names of files and folders.")
+        DataSplit,
+        typer.Option(help="Which part, by the words in names of files and folders; `test` is fed with `split: test`."),
     ] = DataSplit.TRAIN,
     topic: Annotated[str | None, typer.Option(help="Topic to feed; the first input topic when left out.")] = None,
     order: Annotated[

@@ -4,8 +4,8 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from stream_learner.local.faults import Fault, refuse
 from stream_learner.local.labelling import Labelled
 from stream_learner.records import images
 from stream_learner.records.images import Header
-from stream_learner.records.record import RejectError
+from stream_learner.records.record import RejectError, Split
 
 LAYOUTS = (
     "a data set is a folder of Hugging Face parquet files (a column of images, and `label`) or a folder with one "
@@ -45,11 +45,15 @@ class NoTestSplitError(DataError):
 
 
 class Example(NamedTuple):
-    """An encoded image (JPEG or PNG), its label, and an id that is unique and stable within its data set."""
+    """An encoded image (JPEG or PNG), its label, and an id that is unique and stable within its data set.
+
+    `split` is what the example is held out for, None where that is left to the worker.
+    """
 
     image: bytes
     label: str
     id: str
+    split: Split | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class Dataset:
 
     `labels` are the classes in their own order, `named` where they came with the data, and are not its numbers or
     folders; `targets` the index into them of each example. `height`, `width` (px)
-    and `channels` suit a model for these images. `skipped` counts files beside the images.
+    and `channels` suit a model for these images. `skipped` counts files beside the images. `held_out` is the split of
+    each example that is in a part for the test or validation.
     """
 
     name: str
@@ -71,12 +76,14 @@ class Dataset:
     channels: Literal[1, 3]
     read: Callable[[int], bytes]
     skipped: int = 0
+    held_out: Mapping[int, Split] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self.read(index), self.labels[self.targets[index]], self.ids[index])
+        label = self.labels[self.targets[index]]
+        return Example(self.read(index), label, self.ids[index], self.held_out.get(index))
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
@@ -96,9 +103,10 @@ def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
 
     `split` chooses among the files by the words `train`, `test` and `validation` (or `valid`, `val`, `dev`) in their
     names and in those of the folders around them, a class's own folder apart. Where none says `train`, those that say
-    nothing are that, or else `validation`, or else `test`; where none says `test`, those of `validation` are. Images of
-    class folders are read when they are asked for, those of parquet files at once. Raises NoTestSplitError when there
-    is neither, DataError, UsageError.
+    nothing are that, or else `validation`, or else `test`; where none says `test`, those of `validation` are. With
+    `all`, what is not train but says `test` or `validation` is held out for that. Images of class folders are read
+    when they are asked for, those of parquet files at once. Raises NoTestSplitError when there is neither, DataError,
+    UsageError.
     """
     if path is None:
         if split == "test":
@@ -149,16 +157,20 @@ def _png(pixels_HW: Any) -> bytes:
     return file.getvalue()
 
 
-def _of_split(told_by: dict[Path, tuple[str, ...]], root: Path, split: SplitName) -> list[Path]:
-    """Those of a split, by the names that tell of each file."""
+def _of_split(told_by: dict[Path, tuple[str, ...]], root: Path, split: SplitName) -> dict[Path, Split | None]:
+    """Files of a split, by the names that tell of each file, and what each is held out for."""
     part_of = {file: _part(names) for file, names in told_by.items()}
     parts = set(part_of.values())
     train = parts & {"train"} or parts & {None} or parts & {"validation"} or parts
     test = parts & {"test"} or parts & {"validation"}
     if split == "test" and not test:
         raise NoTestSplitError(f"there is no test split in {root}: no file or folder has `test` in its name")
-    wanted = {"train": train, "test": test, "all": parts}[split]
-    return [file for file, part in part_of.items() if part in wanted]
+    wanted: dict[str | None, Split | None] = {
+        "train": dict.fromkeys(train),
+        "test": dict.fromkeys(test, Split.TEST),
+        "all": {part: Split(part) if part and part not in train else None for part in parts},
+    }[split]
+    return {file: wanted[part] for file, part in part_of.items() if part in wanted}
 
 
 def _part(names: tuple[str, ...]) -> str | None:
@@ -170,8 +182,8 @@ def _part(names: tuple[str, ...]) -> str | None:
     return None
 
 
-def _parquet(root: Path, tables: list[Path]) -> Dataset:
-    rows = parquet.read(root, tables, LAYOUTS)
+def _parquet(root: Path, tables: dict[Path, Split | None]) -> Dataset:
+    rows = parquet.read(root, list(tables), LAYOUTS)
     labelled = labelling.classify(root, rows.values, rows.ids, rows.names)
     encoded: list[bytes] = []
     faults: list[Fault] = []
@@ -181,20 +193,31 @@ def _parquet(root: Path, tables: list[Path]) -> Dataset:
         else:
             faults.append(Fault(place, f"the image is {files.NOT_AN_IMAGE}" if image else "there are no image bytes"))
     refuse(root, (*labelled.faults, *faults))
-    return _dataset(root.resolve().name, labelled, rows.ids, encoded.__getitem__)
+    splits = [tables[file] for file in rows.files]
+    return _dataset(root.resolve().name, labelled, rows.ids, encoded.__getitem__, splits)
 
 
-def _class_folders(root: Path, pictures: list[Path], found: files.Pictures) -> Dataset:
+def _class_folders(root: Path, chosen: dict[Path, Split | None], found: files.Pictures) -> Dataset:
+    pictures = list(chosen)
     # As bytes, so that a name that is not UTF-8 is refused like such a label.
     classes = [picture.parent.name.encode(errors="surrogateescape") for picture in pictures]
     folders = [files.place(picture.parent, root) for picture in pictures]
     labelled = labelling.classify(root, classes, folders, None)
     refuse(root, (*labelled.faults, *found.faults))
     ids = [files.place(picture, root) for picture in pictures]
-    return _dataset(root.resolve().name, labelled, ids, lambda index: files.read(pictures[index]), found.others)
+    return _dataset(
+        root.resolve().name, labelled, ids, lambda index: files.read(pictures[index]), chosen.values(), found.others
+    )
 
 
-def _dataset(name: str, labelled: Labelled, ids: list[str], read: Callable[[int], bytes], skipped: int = 0) -> Dataset:
+def _dataset(
+    name: str,
+    labelled: Labelled,
+    ids: list[str],
+    read: Callable[[int], bytes],
+    splits: Iterable[Split | None] = (),
+    skipped: int = 0,
+) -> Dataset:
     sample = [read(index) for index in range(0, len(ids), max(1, len(ids) // SAMPLED_IMAGES))]
     headers = [found for found in map(_header, sample) if found]
     if not headers:
@@ -203,7 +226,10 @@ def _dataset(name: str, labelled: Labelled, ids: list[str], read: Callable[[int]
     (height, width), _ = Counter(found[:2] for found in headers).most_common(1)[0]
     channels = 1 if all(found.grey for found in headers) else 3
     size = min(height, MAX_MODEL_PX), min(width, MAX_MODEL_PX)
-    return Dataset(name, labelled.labels, labelled.named, labelled.targets, ids, *size, channels, read, skipped)
+    held_out = {index: split for index, split in enumerate(splits) if split}
+    return Dataset(
+        name, labelled.labels, labelled.named, labelled.targets, ids, *size, channels, read, skipped, held_out
+    )
 
 
 def _header(image: bytes) -> Header | None:

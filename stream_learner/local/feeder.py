@@ -68,8 +68,9 @@ def feed(
     """Sends `epochs` passes over a data set, each in a new order; at most `limit` records in all.
 
     A record is in the plain form: the image as value, the id as key (so it chooses the partition) and header, the
-    label as header. `rate` is in records/s; None is as fast as it goes. `on_progress` gets the number of acknowledged
-    records now and then and at the end. Once `stop` is set nothing more is sent, and what was sent is awaited.
+    label as header, and the split of an example that is held out. `rate` is in records/s; None is as fast as it goes.
+    `on_progress` gets the number of acknowledged records now and then and at the end. Once `stop` is set nothing more
+    is sent, and what was sent is awaited.
     Raises KafkaUnavailableError when a record is not acknowledged, TopicsError when there is no such topic.
     """
     offsets.bounds(kafka, [topic])  # refuses a topic that is missing before anything is read
@@ -118,6 +119,7 @@ def _produce(
             example = dataset[index]
             key = example.id.encode(errors="surrogateescape")  # a file's name need not be UTF-8
             headers = [("label", example.label.encode()), ("id", key)]
+            headers += [("split", example.split.encode())] if example.split else []
             unacknowledged.append((producer.send(topic, example.image, key, headers), len(example.image)))
             unacknowledged_bytes += len(example.image)
             while unacknowledged and (unacknowledged[0][0].is_done or unacknowledged_bytes > MAX_UNACKNOWLEDGED_BYTES):

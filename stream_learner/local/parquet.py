@@ -15,11 +15,12 @@ LABELS = ("label", "fine_label", "labels")
 
 
 class Rows(NamedTuple):
-    """Rows of all files: image bytes, label and id of each, and the names of the classes where labels are numbers."""
+    """Rows of all files: image bytes, label, id and file of each, and the classes' names where labels are numbers."""
 
     images: list[bytes | None]
     values: list[Any]
     ids: list[str]
+    files: list[Path]
     names: list[str] | None
 
 
@@ -30,7 +31,7 @@ def read(root: Path, files: Sequence[Path], layouts: str) -> Rows:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-    rows = Rows([], [], [], None)
+    rows = Rows([], [], [], [], None)
     for file in files:
         try:
             schema = pq.read_schema(file)
@@ -45,6 +46,7 @@ def read(root: Path, files: Sequence[Path], layouts: str) -> Rows:
             raise DataError(f"{file} has other classes than {files[0]}; name the folder of one configuration alone")
         rows = rows._replace(names=rows.names or own)
         rows.ids.extend(f"{place(file, root)}/{row}" for row in range(len(table)))
+        rows.files.extend([file] * len(table))
     return rows
 
 

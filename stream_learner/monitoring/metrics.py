@@ -108,6 +108,9 @@ class Metrics:
             f"{RECENT_SAMPLES} training samples in it, recent has just those; validation and test of the last release.",
             ("kind",),
         )
+        self._accuracy_samples = gauge(
+            "accuracy_samples", "Samples that the accuracy of this kind is computed over, in samples.", ("kind",)
+        )
         self._weights = _WeightHistograms(registry)
         self._calibration_error = gauge(
             "calibration_error",
@@ -368,6 +371,7 @@ class Metrics:
     def _show(self, kind: str, accuracy: Accuracy) -> None:
         if accuracy.accuracy is not None:
             self._accuracy.labels(kind).set(accuracy.accuracy)
+            self._accuracy_samples.labels(kind).set(accuracy.total)
 
     def _show_calibration(self, kind: str, error: float | None) -> None:
         if error is not None:

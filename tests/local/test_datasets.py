@@ -10,7 +10,11 @@ from data_files import encoded, write_parquet
 from PIL import Image
 
 from stream_learner.errors import DataError
-from stream_learner.local.datasets import NoTestSplitError, open_dataset
+from stream_learner.local.datasets import Dataset, NoTestSplitError, open_dataset
+
+
+def splits(data: Dataset) -> dict[str, str | None]:
+    return {example.id: example.split for example in data}
 
 
 def test_digits():
@@ -76,7 +80,7 @@ def test_class_folders(tmp_path: Path):
     data = open_dataset(tmp_path)
     assert (data.labels, data.ids) == (["a", "b"], ["a/1.jpeg", "b/10.jpg", "b/2.PNG"])
     assert data.skipped == 1
-    assert data[2] == ((tmp_path / "b" / "2.PNG").read_bytes(), "b", "b/2.PNG")
+    assert data[2] == ((tmp_path / "b" / "2.PNG").read_bytes(), "b", "b/2.PNG", None)
     assert (data.height, data.width, data.channels) == (64, 64, 3)
     with pytest.raises(NoTestSplitError):
         open_dataset(tmp_path, "test")
@@ -95,7 +99,11 @@ def test_class_folders_in_parts(tmp_path: Path):
     data = open_dataset(tmp_path)
     assert (data.labels, data.ids) == (["test", "val"], ["train/test/1.png", "train/val/2.png"])
     assert open_dataset(tmp_path, "test").ids == ["valid/val/3.png"]
-    assert len(open_dataset(tmp_path, "all")) == 3
+    assert splits(open_dataset(tmp_path, "all")) == {
+        "train/test/1.png": None,
+        "train/val/2.png": None,
+        "valid/val/3.png": "validation",
+    }
 
 
 @pytest.mark.parametrize(
@@ -113,15 +121,31 @@ def test_parquet_files_say_their_split(tmp_path: Path, train: str, test: str, ot
     for index, name in enumerate(name for name in (train, test, other) if name):
         write_parquet(tmp_path / name, [index] * 2)
     assert open_dataset(tmp_path).ids == [f"{train}/0", f"{train}/1"]
-    assert open_dataset(tmp_path, "test").ids == [f"{test}/0", f"{test}/1"]
+    assert splits(open_dataset(tmp_path, "test")) == {f"{test}/0": "test", f"{test}/1": "test"}
     assert len(open_dataset(tmp_path, "all")) == (6 if other else 4)
 
 
 @pytest.mark.parametrize("part", ["test", "validation"])
 def test_a_part_alone_is_any_split(tmp_path: Path, part: str):
     write_parquet(tmp_path / f"{part}.parquet", [0, 1])
-    for split in ("train", "test", "all"):
-        assert len(open_dataset(tmp_path, split)) == 2
+    for data, held_out in (
+        (open_dataset(tmp_path), None),
+        (open_dataset(tmp_path, "test"), "test"),
+        (open_dataset(tmp_path, "all"), None),
+    ):
+        assert splits(data) == {f"{part}.parquet/0": held_out, f"{part}.parquet/1": held_out}
+
+
+def test_all_parts_are_held_out_for_what_they_say(tmp_path: Path):
+    for part in ("train", "test", "dev", "extra"):
+        write_parquet(tmp_path / f"{part}.parquet", [0])
+    assert splits(open_dataset(tmp_path, "all")) == {
+        "dev.parquet/0": "validation",
+        "extra.parquet/0": None,
+        "test.parquet/0": "test",
+        "train.parquet/0": None,
+    }
+    assert set(splits(open_dataset(tmp_path)).values()) == {None}
 
 
 def test_a_validation_part_is_learned_where_there_is_only_a_test_part_beside_it(tmp_path: Path):

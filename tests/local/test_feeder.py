@@ -84,6 +84,17 @@ def test_a_name_that_is_no_utf_8_and_a_label_to_normalise(kafka: KafkaSettings, 
     assert dict(record.headers) == {"label": "caf\u00e9".encode(), "id": name}
 
 
+def test_what_is_held_out_says_its_split(kafka: KafkaSettings, new_topic, tmp_path: Path):
+    for name in ("train/cat/1.png", "test/cat/2.png"):
+        write_image(tmp_path / name)
+    topic = new_topic()
+    records = read_back(kafka, topic, feed(open_dataset(tmp_path, "all"), kafka, topic).end_offsets)
+    assert {record.key: dict(record.headers).get("split") for record in records} == {
+        b"train/cat/1.png": None,
+        b"test/cat/2.png": b"test",
+    }
+
+
 def test_each_epoch_has_another_order_and_the_same_ids(kafka: KafkaSettings, new_topic, digits: Dataset):
     topic = new_topic()
     few = replace(digits, ids=digits.ids[:50], targets=digits.targets[:50])

@@ -223,6 +223,7 @@ def test_recent_figures_are_the_last_seen_and_a_class_that_left_is_not_shown(reg
     metrics.observe_recent(recent(("cat", 1, 4), ("dog", 2, 4)), drift_window=96, boosted=True)
     assert value(registry, "accuracy", kind="prequential") == 0.625
     assert value(registry, "accuracy", kind="recent") == 3 / 8
+    assert value(registry, "accuracy_samples", kind="recent") == 8
     assert value(registry, "calibration_error", kind="recent") == 0.0625
     assert value(registry, "kappa") == 0.5
     assert (value(registry, "class_accuracy", label="cat"), value(registry, "class_accuracy", label="dog")) == (
