@@ -18,10 +18,10 @@ from stream_learner.checkpoints import state
 from stream_learner.checkpoints.store import Store
 from stream_learner.learning import models
 from stream_learner.learning.strategies import strategy
-from stream_learner.local.broker import Broker
+from stream_learner.local.broker import Broker, free_port
 from stream_learner.local.datasets import Dataset
 from stream_learner.local.feeder import feed
-from stream_learner.local.processes import Child, free_port
+from stream_learner.local.processes import Child
 from stream_learner.local.scrape import scrape
 from stream_learner.streams import topics
 from stream_learner.streams.status import read_status

@@ -39,10 +39,10 @@ from rich.console import Console
 from rich.table import Table
 
 from stream_learner import config
-from stream_learner.local.broker import Broker
+from stream_learner.local.broker import Broker, free_port
 from stream_learner.local.datasets import Dataset, Example, open_dataset
 from stream_learner.local.feeder import feed
-from stream_learner.local.processes import Child, free_port
+from stream_learner.local.processes import Child
 from stream_learner.local.scrape import scrape
 from stream_learner.records.record import Gap, Record
 from stream_learner.streams import topics

@@ -8,7 +8,8 @@ import sys
 import sysconfig
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -178,9 +179,15 @@ def demo(
 ) -> None:
     """Watch a model learn from a real Kafka: starts a broker, a feeder and a worker, and stops them at the end."""
     from stream_learner.local.demo import run_demo
-    from stream_learner.local.view import summary_table
+    from stream_learner.local.view import View, summary_table
 
-    found = run_demo(data, resume, seed, _say, lambda view: Live(view, console=out, auto_refresh=False))
+    @contextmanager
+    def show(view: View) -> Iterator[Live]:
+        with Live(view, console=out, auto_refresh=False) as live:
+            out.show_cursor()  # or kill -9 would leave the terminal without
+            yield live
+
+    found = run_demo(data, resume, seed, _say, show)
     out.print(summary_table(found))
     if summary:
         summary.write(msgspec.json.encode(found))
@@ -391,8 +398,16 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(ExitCode.INTERRUPTED))
+        signal.signal(number, _interrupt)
     _exit_with(lambda: app(prog_name="stream-learner", standalone_mode=False), debug)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """End the command in order. A second Ctrl-C ends the process at once."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a window that closes sends several
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(ExitCode.INTERRUPTED))
+    sys.exit(ExitCode.INTERRUPTED)
 
 
 def _exit_with(command: Callable[[], object], debug: bool) -> None:

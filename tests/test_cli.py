@@ -28,8 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from stream_learner.cli import app
 from stream_learner.config import KafkaSettings
 from stream_learner.errors import ExitCode
-from stream_learner.local.broker import HOST
-from stream_learner.local.processes import free_port
+from stream_learner.local.broker import HOST, free_port
 from stream_learner.streams.connection import ask, reader
 
 ROOT = Path(__file__).parent.parent

@@ -29,6 +29,9 @@ START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 20.0
 ATTEMPTS = 5
 MIN_JAVA = 17
+# Before a command: its process is killed when its parent dies, even by kill -9. In the child Python could ask for that
+# only in code that runs between fork and exec, which is not safe with threads; util-linux has a program for it.
+ENDS_WITH_PARENT = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 EXCEPTION = re.compile(r"(Caused by: )?[\w.$]+(Exception|Error)\b")
 # Compiled quickly rather than well: a start takes two thirds of the CPU time, and the node mostly moves bytes.
 JVM_OPTIONS = (
@@ -171,7 +174,7 @@ class Broker:
     def _start(self, log: BinaryIO) -> None:
         java = [_java(), *JVM_OPTIONS, "-cp", jars.class_path()]
         for _ in range(ATTEMPTS):
-            port, controller_port = self._port or _free_port(), _free_port()
+            port, controller_port = self._port or free_port(), free_port()
             self._write_properties(port, controller_port)
             if not self._meta.is_file():
                 self._format(java)
@@ -200,7 +203,7 @@ class Broker:
 
     def _launch(self, java: list[str], port: int, log: BinaryIO) -> bool:
         """Whether the node came up; False when another program has taken a port in the meantime."""
-        command = [*ends_with_parent("KILL"), *java, "kafka.Kafka", "server.properties"]
+        command = [*ENDS_WITH_PARENT, *java, "kafka.Kafka", "server.properties"]
         before = self.log.stat().st_size
         self._process = subprocess.Popen(
             command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -243,13 +246,14 @@ class Broker:
         return f"cluster.id={cluster['cluster_id']}" in self._meta.read_text().splitlines() and cluster["brokers"] != []
 
 
-def ends_with_parent(signal_name: str) -> list[str]:
-    """What to put before a command so that its process gets a signal when its parent dies, even by kill -9.
-
-    In the child Python could ask for that only in code that runs between fork and exec, which is not safe with threads;
-    util-linux has a program for it. Nothing where that is missing.
-    """
-    return ["setpriv", "--pdeathsig", signal_name] if shutil.which("setpriv") else []
+def is_running(folder: Path) -> bool:
+    """Return whether a node runs in the folder."""
+    with suppress(FileNotFoundError), (folder / "kafka.log").open("rb") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _java() -> str:
@@ -274,7 +278,8 @@ def _is_free(port: int) -> bool:
     return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of `PORTS` that nothing listens on."""
     return next(port for port in SystemRandom().sample(PORTS, 100) if _is_free(port))
 
 

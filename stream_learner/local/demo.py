@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
+import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -11,24 +14,24 @@ from typing import Protocol
 
 from stream_learner import config
 from stream_learner.config import Settings
-from stream_learner.errors import DataError, UsageError
-from stream_learner.local.broker import Broker
+from stream_learner.errors import DataError, ExitCode, UsageError
+from stream_learner.local.broker import Broker, free_port, is_running
+from stream_learner.local.counts import Order, Totals, committed, rejected
 from stream_learner.local.datasets import Dataset, open_dataset
-from stream_learner.local.processes import Child, Supervised, free_port
+from stream_learner.local.processes import Child, Supervised
 from stream_learner.local.scrape import scrape
 from stream_learner.local.view import Summary, View, near
 from stream_learner.records.manifest import Manifest
 from stream_learner.records.record import Split
 from stream_learner.records.spans import Positions
-from stream_learner.records.window import decode_window
 from stream_learner.streams import offsets, topics
-from stream_learner.streams.journal import read_committed
 from stream_learner.streams.status import read_status
-from stream_learner.streams.topics import Names
 
 FOLDER = Path(".stream-learner") / "demo"
-# A small data set is fed slowly enough to be watched.
+RUN = re.compile(r"demo-\d{8}-\d{6}")
+KEPT_RUNS = 3
 DATA = "data.txt"
+# A small data set is fed slowly enough to be watched.
 WATCH_S = 20.0
 WATCHABLE = 5_000
 LOOK_EVERY_S = 0.25
@@ -47,107 +50,134 @@ def run_demo(
     say: Callable[[str], None],
     show: Callable[[View], AbstractContextManager[Live]],
 ) -> Summary:
-    """Runs the demo to its end and returns what it did.
+    """Run the demo to its end and return what it did.
 
     `say` gets a line for each thing that happens before and after the view; `show(view)` draws the view meanwhile.
-    Raises subclasses of StreamLearnerError; whatever happens, every process that was started is stopped.
+    Raises subclasses of StreamLearnerError, and SystemExit where a signal's handler does. In every case each process
+    that was started is stopped.
     """
     began = time.monotonic()
     folder = _last_run() if resume else None
     if folder and data is None:
         data = _fed_before(folder)
-    dataset = open_dataset(data)
+    dataset = open_dataset(data, "all")
     folder = folder or _new_run(dataset, data, seed)
     say(f"data: {dataset.name}, {len(dataset):,} images of {len(dataset.labels)} classes{dataset.beside}")
+    for split, images in Counter(dataset.held_out.values()).items():
+        say(f"{images:,} of them are its {split} part: fed with `split: {split}`, never learned")
     say("starting Apache Kafka (the first time, 44 MB of jars are downloaded)")
     with Broker(folder / "kafka") as broker:
         overrides = [f"kafka.bootstrap_servers={broker.bootstrap_servers}", f"monitoring.port={free_port()}"]
         settings = config.load(folder / "worker.toml", overrides)
         topics.create(settings, input_partitions=1)
         _remember(folder)
-        before = read_status(settings).manifest
+        if removed := _remove_old_runs():
+            say(f"removed {removed} older demo{'s' if removed > 1 else ''}: the last {KEPT_RUNS} are kept")
         say(f"Kafka is at {broker.bootstrap_servers}; the run's files are in {near(str(folder))}")
+        before = read_status(settings).manifest
+        common = [str(folder / "worker.toml")] + [word for override in overrides for word in ("--set", override)]
+        feed = ["feed", *common, "--split", "all", "--seed", str(seed)] + (["--data", str(data)] if data else [])
+        if len(dataset) < WATCHABLE:
+            feed += ["--rate", str(len(dataset) / WATCH_S)]
+        worker = Supervised(["run", *common], folder / "worker.log")
+        view = View(f"stream_learner demo, run {settings.run.id}", len(dataset), _held_out(dataset, settings))
         try:
-            restarts = _learn(dataset, data, seed, settings, folder, overrides, show)
+            _learn(settings, _order(before), worker, Child(feed, folder / "feed.log"), view, show)
         except SystemExit:
-            say("stopped; the worker has saved. `make demo RESUME=1` goes on with this run")
+            say(f"stopped; nothing is lost. `{_resume_command()}` goes on with this run")
             raise
-        killed = f"the worker was started again {restarts} x, and nothing is lost; " if restarts else ""
+        killed = f"the worker was started again {worker.restarts} x, and nothing is lost; " if worker.restarts else ""
         say(f"everything fed is learned; {killed}the worker has saved and stopped")
         return _summary(settings, folder, before, began)
 
 
 def _learn(
-    dataset: Dataset,
-    data: Path | None,
-    seed: int,
     settings: Settings,
-    folder: Path,
-    overrides: list[str],
+    since: Order,
+    worker: Supervised,
+    feeder: Child,
+    view: View,
     show: Callable[[View], AbstractContextManager[Live]],
-) -> int:
-    """Feeds the data set, learns it, and stops the worker cleanly. How often the worker had to be started again."""
-    common = [str(folder / "worker.toml")] + [word for override in overrides for word in ("--set", override)]
-    feed = ["feed", *common, "--seed", str(seed)] + (["--data", str(data)] if data else [])
-    if len(dataset) < WATCHABLE:
-        feed += ["--rate", str(len(dataset) / WATCH_S)]
+) -> None:
+    """Feed the data set, learn it, and stop the worker cleanly; `since` is the last checkpoint before.
+
+    Raises ChildError, KafkaUnavailableError.
+    """
     _, start = offsets.bounds(settings.kafka, settings.input.topics)
-    view = View(f"stream_learner demo, run {settings.run.id}", to_feed=len(dataset))
-    with (
-        Supervised(["run", *common], folder / "worker.log") as worker,
-        Child(feed, folder / "feed.log") as feeder,
-        show(view) as live,
-    ):
-        while not _all_learned(view, settings, start, feeder):
-            worker.tend()
-            view.worker(worker.pid, worker.restarts)
-            view.update(scrape(settings.monitoring.port), time.monotonic())
+    totals = Totals(settings, since)
+    stopped = False
+    with feeder, worker, show(view) as live:
+        try:
+            while not stopped:
+                worker.tend()
+                all_learned = _look(settings, start, worker, feeder, totals, view)
+                live.refresh()
+                if all_learned:
+                    view.state = "saves and stops"
+                    live.refresh()
+                    stopped = worker.stop() == ExitCode.OK  # or else it died before it had saved
+                else:
+                    time.sleep(LOOK_EVERY_S)
+        except SystemExit:
+            view.state, view.interrupted = "saves and stops", True
             live.refresh()
-            time.sleep(LOOK_EVERY_S)
-        view.stopping()
-        live.refresh()
-        code = worker.stop()
-        if code:
-            raise worker.failure("worker", code)
-        return worker.restarts
+            raise
 
 
-def _all_learned(view: View, settings: Settings, start: Positions, feeder: Child) -> bool:
-    """Whether the feeder is done and everything it fed is learned."""
+def _look(settings: Settings, start: Positions, worker: Supervised, feeder: Child, totals: Totals, view: View) -> bool:
+    """Bring the view up to date. Return whether the feeder is done and everything it fed is learned."""
     fed = feeder.ended()
     if fed:
         raise feeder.failure("feeder", fed)
+    figures = scrape(settings.monitoring.port)
     _, end = offsets.bounds(settings.kafka, settings.input.topics)
-    learned = view.figures.positions() if view.figures else {}
     places = [(topic, partition) for topic, partitions in start.items() for partition in partitions]
     view.fed = sum(end[t][p] - start[t][p] for t, p in places)
-    read = sum(max(0, learned.get((t, p), 0) - start[t][p]) for t, p in places)
-    view.read = max(view.read, read)
+    view.worker(worker.pid, worker.restarts, figures.phase() if figures else None, time.monotonic())
+    learned = figures.positions() if figures else {}
+    if figures and (learned or view.figures is None):  # one that starts again knows nothing yet
+        read = sum(max(0, learned.get((t, p), 0) - start[t][p]) for t, p in places)
+        view.update(figures, totals.update(worker.pid, figures), read)
     return fed == 0 and all(learned.get((t, p), 0) >= end[t][p] for t, p in places)
 
 
+def _order(manifest: Manifest | None) -> Order:
+    """Return the place in the run of a manifest, and of none."""
+    return manifest.order if manifest else (1, 0)
+
+
+def _held_out(dataset: Dataset, settings: Settings) -> dict[Split, str]:
+    """Say where the samples of each held-out set come from."""
+    shares = {Split.VALIDATION: settings.split.validation, Split.TEST: settings.split.test}
+    own = set(dataset.held_out.values())
+    return {s: f"the data's {s} part" if s in own else f"{share:.0%} of what is fed" for s, share in shares.items()}
+
+
+def _resume_command() -> str:
+    return "make demo RESUME=1" if "MAKELEVEL" in os.environ else "stream-learner demo --resume"
+
+
 def _summary(settings: Settings, folder: Path, before: Manifest | None, began: float) -> Summary:
-    """What the topics say was done since the manifest `before`."""
+    """Sum up what the topics say was done since the manifest `before`."""
     after = read_status(settings).manifest
     if after is None or after.release is None:
         raise DataError("the data set is too small for a release; take more images")
-    records = read_committed(settings, Names.of(settings).metrics)
-    all_windows = [decode_window(record.value or b"") for record in records]
-    windows = [w for w in all_windows if before is None or w.order > before.order]
+    counts = committed(settings, _order(before), after.order)
     earlier = before.release.test.accuracy if before and before.release else None
     return Summary(
         run_id=settings.run.id,
-        records_read=sum(w.records for w in windows),
-        learned=sum(w.learned for w in windows),
-        validation=sum(w.splits.get(Split.VALIDATION, 0) for w in windows),
-        test=sum(w.splits.get(Split.TEST, 0) for w in windows),
-        rejected=sum(sum(w.rejected.values()) for w in windows),
+        records_read=counts["records"],
+        learned=counts["learned"],
+        validation=counts[Split.VALIDATION],
+        test=counts[Split.TEST],
+        rejected=rejected(counts).total(),
         test_accuracy_before=earlier or 0.0,
         test_accuracy_after=after.release.test.accuracy or 0.0,
         release=after.url(after.release.object),
         topics=[*settings.input.topics, *(plan.name for plan in topics.output_plan(settings))],
         folder=str(folder),
         seconds=round(time.monotonic() - began, 1),
+        next_command=_resume_command(),
     )
 
 
@@ -183,8 +213,17 @@ def _last_run() -> Path:
     return latest.resolve()
 
 
+def _remove_old_runs() -> int:
+    """Remove all runs but the last, and those whose Kafka runs. Return their number."""
+    runs = sorted(path for path in FOLDER.iterdir() if RUN.fullmatch(path.name) and not path.is_symlink())
+    old = [run for run in runs[:-KEPT_RUNS] if not is_running(run / "kafka")]
+    for run in old:
+        shutil.rmtree(run, ignore_errors=True)
+    return len(old)
+
+
 def _settings(dataset: Dataset, run_id: str, folder: Path, seed: int) -> str:
-    digits = dataset.is_digits
+    digits, own = dataset.is_digits, set(dataset.held_out.values())
     return f"""\
 # Written by `stream-learner demo`; kafka.bootstrap_servers comes from its broker.
 [run]
@@ -197,8 +236,8 @@ on_conflict = "take_over"
 topics = ["{run_id}.images"]
 
 [split]
-validation = {0.1 if digits else 0.05}
-test = {0.2 if digits else 0.05}
+validation = {0.0 if Split.VALIDATION in own else 0.1 if digits else 0.05}
+test = {0.0 if Split.TEST in own else 0.2 if digits else 0.05}
 
 [model]
 name = "cnn"

@@ -1,14 +1,12 @@
 """The demo's children: processes of our own commands, stopped whatever happens."""
 
-import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Self
 
 from stream_learner.errors import ExitCode, StreamLearnerError
-from stream_learner.local.broker import ends_with_parent
+from stream_learner.local.broker import ENDS_WITH_PARENT
 
 STOP_TIMEOUT_S = 90.0
 RESTARTS = 20
@@ -45,9 +43,10 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        self._asked = False
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*ends_with_parent("TERM"), sys.executable, "-m", "stream_learner", *self._arguments],
+                [*ENDS_WITH_PARENT, sys.executable, "-m", "stream_learner", *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -63,16 +62,19 @@ class Child:
         return self._process.poll() if self._process else None
 
     def failure(self, what: str, code: int) -> ChildError:
+        if code < 0:
+            return ChildError(f"the {what} was ended by signal {-code}", ExitCode.INTERRUPTED)
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return ChildError(
             f"the {what} ended with code {code}: {lines[-1] if lines else 'no output'}; see {self._log}", code
         )
 
     def stop(self) -> int:
-        """Asks it to end, waits, and returns its exit code."""
+        """Ask it to end, wait, and return its exit code. May be called again: it is asked once."""
         assert self._process is not None
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+        if not self._asked:
+            self._process.terminate()
+            self._asked = True  # a second signal would end it at once
         try:
             return self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -101,9 +103,3 @@ class Supervised(Child):
             raise self.failure("worker", code)
         self.restarts += 1
         self.start()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -19,9 +19,15 @@ class Figures:
         """A sample's value, NaN when it is not there (yet)."""
         return self.samples.get((f"stream_learner_{name}", tuple(sorted(labels.items()))), math.nan)
 
-    def total(self, name: str) -> float:
-        """Sum over all label values."""
-        return sum(value for (n, _), value in self.samples.items() if n == f"stream_learner_{name}")
+    def total(self, name: str, **labels: str) -> float:
+        """Sum over the values of all other labels."""
+        name = f"stream_learner_{name}"
+        return sum(v for (n, values), v in self.samples.items() if n == name and labels.items() <= dict(values).items())
+
+    def phase(self) -> str:
+        """What the worker is doing."""
+        phases = [dict(labels)["phase"] for (n, labels), v in self.samples.items() if n == "stream_learner_phase" and v]
+        return phases[0] if phases else "starting"
 
     def positions(self) -> dict[tuple[str, int], int]:
         """Next offset to learn per topic and partition, as far as any was learned."""

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,113 +13,129 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from stream_learner.local.counts import Counts, rejected
 from stream_learner.local.scrape import Figures
+from stream_learner.records.record import Split
 from stream_learner.text import printable
 
 SPARKS = " ▁▂▃▄▅▆▇█"
-RATE_WINDOW_S = 3.0
+SPARKLINE = 36
+RATE_WINDOW_S = 10.0
 
 
 @dataclass
 class View:
-    """The figures of one demo, drawn anew at every scrape. Times are monotonic seconds."""
+    """The figures of one demo, drawn again at every scrape. Times are monotonic seconds.
+
+    `held_out` says where the samples of each held-out set come from.
+    """
 
     title: str
     to_feed: int
+    held_out: dict[Split, str]
     fed: int = 0
     pid: int = 0
     restarts: int = 0
+    interrupted: bool = False
     state: str = "starting"
     figures: Figures | None = None
+    counts: Counts = field(default_factory=Counts)
     read: int = 0
-    _reads: deque[tuple[float, float]] = field(default_factory=deque)
-    _prequential: deque[float] = field(default_factory=lambda: deque(maxlen=48))
+    _reads: deque[tuple[float, int]] = field(default_factory=deque)
+    _prequential: dict[int, float] = field(default_factory=dict)
 
-    def worker(self, pid: int, restarts: int) -> None:
-        if pid != self.pid:
-            self.state = "recovering" if restarts else "starting"
-        self.pid, self.restarts = pid, restarts
-
-    def stopping(self) -> None:
-        self.state = "stopping: last save"
-
-    def update(self, figures: Figures | None, now: float) -> None:
-        # A worker that starts again knows nothing yet; what was seen last stays.
-        if figures is None or (self.figures and not figures.positions()):
-            return
-        self.figures = figures
-        self.state = "learning"
-        records = figures.get("records_in_total")
-        if self._reads and records < self._reads[-1][1]:  # a new process counts from 0
-            self._reads.clear()
-        self._reads.append((now, records))
+    def worker(self, pid: int, restarts: int, phase: str | None, now: float) -> None:
+        """Take the worker's process, and its phase where its page answers."""
+        silent = "starting" if pid != self.pid or self.state == "starting" else "does not answer"
+        self.pid, self.restarts, self.state = pid, restarts, phase or silent
+        if not self.read:
+            self._reads.clear()  # how long it takes to start says nothing about the rest
+        self._reads.append((now, self.read))
         while now - self._reads[0][0] > RATE_WINDOW_S:
             self._reads.popleft()
-        prequential = figures.get("accuracy", kind="prequential")
+
+    def update(self, figures: Figures, counts: Counts, read: int) -> None:
+        """Take the figures of a worker that has recovered, the run's counts, and the number of records read."""
+        self.figures, self.counts = figures, counts
+        self.read = max(self.read, read)
+        prequential = figures.get("accuracy", kind="recent")
         if not math.isnan(prequential):
-            self._prequential.append(prequential)
+            self._prequential[min(self.read * SPARKLINE // self.to_feed, SPARKLINE - 1)] = prequential
 
     @property
     def rate(self) -> float:
         """Records read per second, over the last seconds."""
-        if len(self._reads) < 2:
-            return 0.0
-        (before, first), (now, last) = self._reads[0], self._reads[-1]
+        (before, first), (now, last) = (self._reads[0], self._reads[-1]) if self._reads else ((0.0, 0), (0.0, 0))
         return (last - first) / (now - before) if now > before else 0.0
 
-    def __rich__(self) -> RenderableType:
-        figures = self.figures or Figures({})
-        bars = Table.grid(padding=(0, 2), expand=True)
-        bars.add_column(width=8)
-        bars.add_column(ratio=1)
-        bars.add_column(justify="right", width=16)
-        bars.add_row("fed", ProgressBar(self.to_feed, self.fed), f"{self.fed:,} / {self.to_feed:,}")
-        bars.add_row("learned", ProgressBar(self.to_feed, self.read), f"{self.read:,} / {self.to_feed:,}")
+    @property
+    def time_left(self) -> str:
+        """At this rate."""
+        if not self.rate:
+            return "-"
+        minutes, seconds = divmod(math.ceil((self.to_feed - self.read) / self.rate), 60)
+        return f"{minutes}:{seconds:02}"
 
-        numbers = Table.grid(padding=(0, 3))
-        for _ in range(4):
-            numbers.add_column()
+    def __rich__(self) -> RenderableType:
+        figures, counts = self.figures or Figures({}), self.counts
+        bars = Table.grid(padding=(0, 2), expand=True)
+        bars.add_column(width=5)
+        bars.add_column(ratio=1)
+        bars.add_column(justify="right", width=17)
+        bars.add_row("fed", ProgressBar(self.to_feed, self.fed), f"{self.fed:,} / {self.to_feed:,}")
+        bars.add_row("read", ProgressBar(self.to_feed, self.read), f"{self.read:,} / {self.to_feed:,}")
+
         lag = figures.total("lag_records") if figures.samples else math.nan
-        numbers.add_row(
-            *figure("records/s", f"{self.rate:,.0f}"),
-            *figure("checkpoint", count(figures.get("checkpoint_sequence"))),
-        )
-        numbers.add_row(*figure("steps", count(figures.get("steps_total"))), *figure("lag, records", count(lag)))
-        numbers.add_row(
-            *figure("loss", decimal(figures.get("loss"))),
-            *figure(
-                "releases",
-                f"{count(figures.get('releases_total'))} (refused {count(figures.get('release_refusals_total'))})",
+        held_out = counts[Split.VALIDATION] + counts[Split.TEST]
+        refused = f" (refused {counts['refused']:,})"
+        reasons = rejected(counts)
+        listed = f" ({', '.join(sorted(reasons))})" if reasons else ""
+        numbers = Table.grid(padding=(0, 2))
+        for width in (9, 7, 9, 7, 12, None):
+            numbers.add_column(min_width=width)
+        for row in (
+            (("records/s", f"{self.rate:,.0f}"), ("learned", f"{counts['learned']:,}"), ("lag, records", count(lag))),
+            (
+                ("time left", self.time_left),
+                ("held out", f"{held_out:,}"),
+                ("checkpoint", count(figures.get("checkpoint_sequence"))),
             ),
-        )
-        numbers.add_row(
-            *figure("rejected", rejected(figures)),
-            *figure("in memory", count(figures.total("memory_items"))),
-        )
+            (
+                ("steps", f"{counts['steps']:,}"),
+                ("in memory", count(figures.total("memory_items"))),
+                ("releases", f"{counts['releases']:,}{refused}"),
+            ),
+            (
+                ("loss", decimal(figures.get("loss"))),
+                ("kappa", decimal(figures.get("kappa"))),
+                ("rejected", f"{reasons.total():,}{listed}"),
+            ),
+        ):
+            numbers.add_row(*(text for name, value in row for text in figure(name, value)))
 
         accuracies = Table.grid(padding=(0, 2))
-        accuracies.add_column(style="dim", width=12)
-        accuracies.add_column(justify="right", width=7)
+        accuracies.add_column(style="dim", width=11)
+        accuracies.add_column(justify="right", width=6)
+        accuracies.add_column(width=9)
         accuracies.add_column()
-        spark = "".join(SPARKS[round(a * (len(SPARKS) - 1))] for a in self._prequential)
-        accuracies.add_row("prequential", percent(figures.get("accuracy", kind="prequential")), Text(spark, "green"))
-        accuracies.add_row("validation", percent(figures.get("accuracy", kind="validation")), "")
-        accuracies.add_row("test", percent(figures.get("accuracy", kind="test")), "")
+        shares = (self._prequential.get(place, 0.0) for place in range(SPARKLINE))
+        spark = "".join(SPARKS[round(share * (len(SPARKS) - 1))] for share in shares)
+        for name, kind, note in (
+            ("prequential", "recent", Text(spark, "green")),
+            *((split, split, Text(self.held_out[split], "dim")) for split in (Split.VALIDATION, Split.TEST)),
+        ):
+            samples = count(figures.get("accuracy_samples", kind=kind))
+            accuracies.add_row(name, percent(figures.get("accuracy", kind=kind)), f"n = {samples}", note)
 
-        worker = f"worker {self.state}" + (f", restarted {self.restarts} x" if self.restarts else "")
-        hint = f"   kill -9 {self.pid} loses nothing; Ctrl-C stops all" if self.state == "learning" else ""
-        footer = Text.assemble((worker, "bold"), (hint, "dim"))
-        body = Group(bars, Text(), numbers, Text(), accuracies, Text(), footer)
-        return Panel(body, title=f"[bold]{self.title}", border_style="blue", padding=(1, 2))
-
-
-def rejected(figures: Figures) -> str:
-    """How many records were rejected, and why."""
-    counts: Counter[str] = Counter()
-    for (name, labels), value in figures.samples.items():
-        if name == "stream_learner_records_rejected_total" and value:
-            counts[dict(labels)["reason"]] += int(value)
-    return str(counts.total()) + (f" ({', '.join(sorted(counts))})" if counts else "")
+        worker = f"worker {self.state}" + (f", started again {self.restarts} x" if self.restarts else "")
+        body = Group(bars, Text(), numbers, Text(), accuracies, Text(), Text(worker, "bold"))
+        hint = f"kill -9 {self.pid}: it starts again, and nothing is lost. Ctrl-C stops all"
+        if self.interrupted:
+            hint = "stopping after a last save. Ctrl-C again: at once, and what was not saved is learned again"
+        # The cursor rests in the last line, where the next picture wipes out the terminal's `^C`.
+        return Group(
+            Panel(body, title=f"[bold]{self.title}", border_style="blue", padding=(1, 2)), Text(hint, "dim"), Text()
+        )
 
 
 def near(path: str) -> str:
@@ -158,6 +174,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     topics: list[str]
     folder: str
     seconds: float
+    next_command: str
+    """Goes on with this run."""
 
 
 def summary_table(summary: Summary) -> RenderableType:
@@ -176,4 +194,5 @@ def summary_table(summary: Summary) -> RenderableType:
     rows.add_row("topics", Text("\n".join(map(printable, summary.topics))))
     rows.add_row("files", Text(printable(near(summary.folder))))
     rows.add_row("time", f"{summary.seconds:.0f} s")
+    rows.add_row("next", Text(summary.next_command, "bold"))
     return Panel(rows, title="[bold]done", border_style="green", padding=(1, 2))

@@ -28,8 +28,7 @@ from feed import Draft, Fed
 from harness import DEADLINE_S, Run, Worker
 
 from stream_learner.config import KafkaSettings
-from stream_learner.local.broker import HOST, Broker
-from stream_learner.local.processes import free_port
+from stream_learner.local.broker import HOST, Broker, free_port
 
 SLOW_CLIENTS_PROGRAM = Path(__file__).parents[1] / "monitoring" / "slow_clients.py"
 TICKS_A_SECOND = 10

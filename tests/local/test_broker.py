@@ -74,9 +74,9 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, listener: socket.socket):
 
 
 def test_a_port_taken_while_it_starts_is_replaced(tmp_path: Path, listener: socket.socket, monkeypatch):
-    free_port = broker_module._free_port
+    free_port = broker_module.free_port
     ports = iter([listener.getsockname()[1], free_port(), free_port(), free_port()])
-    monkeypatch.setattr(broker_module, "_free_port", lambda: next(ports))
+    monkeypatch.setattr(broker_module, "free_port", lambda: next(ports))
     with Broker(tmp_path) as broker:
         assert broker.bootstrap_servers != f"{HOST}:{listener.getsockname()[1]}"
 

@@ -25,8 +25,7 @@ from feed import MAX_RECORD_BYTES, Draft, client, good, mixed, send
 from harness import DEADLINE_S, SHORT, UNKNOWN_OUTCOME, NewRun, Run, Worker
 
 from stream_learner.errors import ExitCode
-from stream_learner.local.broker import HOST, Broker
-from stream_learner.local.processes import free_port
+from stream_learner.local.broker import HOST, Broker, free_port
 from stream_learner.streams import topics
 from stream_learner.streams.transaction import Transaction
 

@@ -5,8 +5,7 @@ import pytest
 from secured import KEY_PASSWORD, PASSWORD, PROTOCOLS, SCRAM_USERS, Secured, make_certificates, make_properties
 
 from stream_learner.config import KafkaSettings, Settings
-from stream_learner.local.broker import Broker
-from stream_learner.local.processes import free_port
+from stream_learner.local.broker import Broker, free_port
 
 
 @pytest.fixture
