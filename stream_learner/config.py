@@ -47,6 +47,8 @@ MAX_RANDOM_FEATURES = 65_536
 MAX_TOPIC_NAMES_BYTES = 150_000
 OUTPUTS = ("checkpoints", "history", "weights", "metrics", "dead-letters")
 """Topics that a run writes, without their prefix."""
+# Kafka's time-outs are int32, in milliseconds.
+MAX_KAFKA_S = (2**31 - 1) // 1000
 # Variables that Kubernetes sets beside a Service called stream-learner, or stream-learner-x.
 SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT=\w+://.*|PORT_\d+_\w+(_PROTO|_PORT|_ADDR)?)(=|$)")
 # What pydantic calls the error of a default that depends on a value with an error of its own.
@@ -96,7 +98,7 @@ class RunSettings(Section):
     on_conflict: Literal["standby", "take_over", "exit"] = "standby"
     """What a worker does that starts while another of its run lives: wait, warm, until that one stops or dies; replace
     it; or end with code 14. A worker that was replaced comes back as a standby whatever is set here."""
-    session_timeout_s: PositiveFloat = 10.0
+    session_timeout_s: Annotated[PositiveFloat, Field(le=MAX_KAFKA_S)] = 10.0
     """Seconds of silence after which the brokers take the active worker for dead and a standby takes over; within the
     brokers' `group.min.session.timeout.ms` and `group.max.session.timeout.ms`."""
 
@@ -428,8 +430,9 @@ class CheckpointSettings(Section):
     max_pending_bytes: PositiveInt = 64 * MIB
     """Bytes of metric windows and dead letters that force a save."""
     timeout_s: PositiveFloat = 30.0
-    """Seconds a publication's transaction may take, beside one for each MiB in it; then the process ends, and a
-    restart recovers."""
+    """Seconds a publication's transaction may take, beside one for each MiB of `max_pending_bytes` and
+    `release.inline_max_bytes`; then the process ends, and a restart recovers. The sum must be within the brokers'
+    `transaction.max.timeout.ms` (15 minutes by default)."""
 
 
 class RecoverySettings(Section):
@@ -574,6 +577,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"memory.segment_bytes has to be {-(-most * states // MAX_SEGMENTS)} at least, for memory.max_bytes, "
                 "held_out.max_bytes and checkpoint.keep as they are"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_transaction_has_a_time_out_of_kafkas(self) -> "Settings":
+        if self.transaction_timeout_s > MAX_KAFKA_S:
+            raise ValueError(
+                "checkpoint.timeout_s, and a second for each MiB of checkpoint.max_pending_bytes and "
+                f"release.inline_max_bytes, may be {MAX_KAFKA_S} s at most"
             )
         return self
 

@@ -412,3 +412,9 @@ def test_no_two_prefixes_have_a_name_in_common(file):
 def test_names_that_are_no_names_are_refused(file, setting: str, name: str):
     with pytest.raises(UsageError, match=setting.partition("=")[0]):
         config.load(file, [setting.replace("X", name)])
+
+
+@pytest.mark.parametrize("setting", ["run.session_timeout_s", "checkpoint.timeout_s", "checkpoint.max_pending_bytes"])
+def test_time_outs_that_kafka_cannot_express_are_refused(file, setting: str):
+    with pytest.raises(UsageError, match=rf"{setting}.* 2147483\b"):
+        config.load(file, [f"{setting}={10**15}"])

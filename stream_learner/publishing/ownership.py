@@ -58,7 +58,8 @@ def await_turn(
     own: it keeps what a take-over needs at hand. Raises StateError when the other worker's run is another one,
     ConflictError, StoreError, KafkaUnavailableError and what `look` does.
     """
-    election.check_members()
+    if not election.elected:
+        election.check_members()
     on_conflict = settings.run.on_conflict
     if on_conflict == "take_over" and was_fenced(store, settings):
         log.info("this worker was, or may have been, replaced; it comes back as a standby")

@@ -9,7 +9,7 @@ from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from stream_learner.config import MIB, Settings
-from stream_learner.errors import FencedError, KafkaUnavailableError, PublishError
+from stream_learner.errors import FencedError, KafkaUnavailableError, PublishError, UsageError
 from stream_learner.records.spans import Positions
 from stream_learner.streams.connection import REFUSALS, client_config, connect, kafka_failures
 from stream_learner.streams.nulls import NULL
@@ -35,7 +35,8 @@ class Transaction:
     def __init__(self, settings: Settings):
         self._kafka = settings.kafka
         self._id = settings.transactional_id
-        timeout_ms = int(settings.transaction_timeout_s * 1000)
+        self._timeout_s = settings.transaction_timeout_s
+        timeout_ms = int(self._timeout_s * 1000)
         shared = client_config(settings.kafka)
         config = shared | {
             "transactional_id": self._id,
@@ -57,9 +58,23 @@ class Transaction:
             self._producer: KafkaProducer = connect(KafkaProducer, config)
 
     def fence(self) -> None:
-        """Fences any other worker of this run and aborts what it left open (KIP-98). Raises KafkaUnavailableError."""
+        """Fence any other worker of this run and abort what it left open (KIP-98).
+
+        Raises UsageError when the brokers refuse the transaction's time-out, KafkaUnavailableError.
+        """
         with kafka_failures(self._kafka, f"taking over the transactional id {self._id}", name=self._id):
-            self._producer.init_transactions()
+            try:
+                self._producer.init_transactions()
+            except kafka_errors.KafkaError as error:
+                # kafka-python 3.0.12 gives an error of no kind, whose text has the kind's name.
+                if kafka_errors.InvalidTransactionTimeoutError.__name__ not in str(error):
+                    raise
+                raise UsageError(
+                    f"the brokers refuse transactions of {self._timeout_s:g} s, which is over their "
+                    "transaction.max.timeout.ms. Lower checkpoint.timeout_s, checkpoint.max_pending_bytes or "
+                    "release.inline_max_bytes (the sum of the first and a second for each MiB of the others), or raise "
+                    "that limit"
+                ) from error
 
     def begin(self) -> None:
         self._call("begin", self._producer.begin_transaction)

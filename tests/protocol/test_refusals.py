@@ -89,6 +89,12 @@ def test_an_input_with_fewer_partitions_than_before(finished: tuple[Run, Log], m
         Recovery(run.settings, Store(run.settings.checkpoint.store)).look()
 
 
+def test_a_transaction_longer_than_the_brokers_allow(new_run: NewRun) -> None:
+    text = new_run(checkpoint__timeout_s=900.0).start().ends(ExitCode.USAGE)
+    assert "the brokers refuse transactions of 972 s, which is over their transaction.max.timeout.ms" in text
+    assert "Lower checkpoint.timeout_s, checkpoint.max_pending_bytes or release.inline_max_bytes" in text
+
+
 def test_an_input_that_was_made_anew(new_run: NewRun) -> None:
     run = new_run()
     run.feed(mixed(1000))
