@@ -95,6 +95,9 @@ class Stream:
         self._next, self._ended = numbers.stop, not numbers
         return [record(self._dataset, self._order[i], self._targets[i], TOPICS[i % 2], offset=i // 2) for i in numbers]
 
+    def took(self, seconds: float) -> None:
+        pass
+
     def is_set(self) -> bool:
         return self._ended
 

@@ -157,6 +157,9 @@ def in_memory(overrides: list[str], examples: list[Example]) -> Iterator[float]:
             begin, self.offset = self.offset, self.offset + POLLED
             return [Record(TOPIC, 0, i, 0, *messages[i % len(messages)]) for i in range(begin, self.offset)]
 
+        def took(self, seconds: float) -> None:
+            pass
+
     settings = config.load(None, overrides)
     learner, start = Learner(settings), {TOPIC: {0: 0}}
     learner.begin(start)

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,8 +28,12 @@ Decode = Callable[[Record], Sample | None]
 
 
 class Source(Protocol):
-    def poll(self, timeout_s: float) -> list[Record | Gap]:
-        """The next records in order, an empty list when none came in time."""
+    def poll(self, timeout_s: float) -> Iterable[Record | Gap]:
+        """Return the next records in order, none when none came in time. Also reading them may raise InputError."""
+        ...
+
+    def took(self, seconds: float) -> None:
+        """Say how long the record that came last took to decode."""
         ...
 
 
@@ -119,49 +123,51 @@ def batches(
     next_offset = {(topic, p): offset for topic, partitions in positions.items() for p, offset in partitions.items()}
     batch = Batch()
     opened = turned = clock()
-    while True:
-        began = clock()
-        try:
+    try:
+        while True:
+            began = clock()
             polled = source.poll(POLL_TIMEOUT_S)
-        except InputError:
-            if batch.spans:
-                yield batch  # its records may not be there any more to be read again
-            raise
-        batch.poll_s += clock() - began
-        for item in polled:
+            batch.poll_s += clock() - began
+            for item in polled:
+                if stop.is_set():
+                    return
+                place = item.topic, item.partition
+                isolated = isinstance(item, Record) and (*place, item.offset) in alone
+                if isolated and batch.spans:
+                    yield batch
+                    batch = Batch()
+                    opened = turned = clock()
+                start = next_offset.get(place, 0)
+                if isinstance(item, Gap):
+                    end = item.next_offset
+                    if item.lost:
+                        batch.lost.append((*place, Span(start, end)))
+                else:
+                    end = item.offset + 1
+                    began = clock()
+                    batch.add(item, decode)
+                    seconds = clock() - began
+                    source.took(seconds)
+                    batch.decode_s += seconds
+                batch.cover(*place, start, end)
+                next_offset[place] = end
+                if batch.full(settings) or isolated or batch.bytes >= max_bytes:
+                    yield batch
+                    batch = Batch()
+                    opened = turned = clock()
+                elif clock() - turned >= TURN_S:
+                    yield Batch()
+                    turned = clock()
             if stop.is_set():
                 return
-            place = item.topic, item.partition
-            isolated = isinstance(item, Record) and (*place, item.offset) in alone
-            if isolated and batch.spans:
-                yield batch
-                batch = Batch()
-                opened = turned = clock()
-            start = next_offset.get(place, 0)
-            if isinstance(item, Gap):
-                end = item.next_offset
-                if item.lost:
-                    batch.lost.append((*place, Span(start, end)))
-            else:
-                end = item.offset + 1
-                began = clock()
-                batch.add(item, decode)
-                batch.decode_s += clock() - began
-            batch.cover(*place, start, end)
-            next_offset[place] = end
-            if batch.full(settings) or isolated or batch.bytes >= max_bytes:
+            if clock() - opened >= settings.linger_s:
                 yield batch
                 batch = Batch()
                 opened = turned = clock()
             elif clock() - turned >= TURN_S:
                 yield Batch()
                 turned = clock()
-        if stop.is_set():
-            return
-        if clock() - opened >= settings.linger_s:
-            yield batch
-            batch = Batch()
-            opened = turned = clock()
-        elif clock() - turned >= TURN_S:
-            yield Batch()
-            turned = clock()
+    except InputError:
+        if batch.spans:
+            yield batch  # its records may not be there any more to be read again
+        raise

@@ -3,6 +3,7 @@
 kafka-python raises at a record that it cannot read, at each try, and decompresses a batch of any size.
 """
 
+import math
 import struct
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,6 +23,9 @@ from stream_learner.streams.record_batch import Batch, Parsed
 
 # Of the records that one poll gives, and of what is decompressed for them; the last record may exceed it.
 MAX_POLL_BYTES = 64 * MIB
+# Of a partition in a response, while many have much to fetch.
+LEAST_FETCH_BYTES = 64 * 1024
+SHORT_WAIT_MS = 20
 
 
 class Unreadable(ConsumerRecord):
@@ -45,8 +49,21 @@ def to_record(message: Any) -> Record:
     )
 
 
+class Budget:
+    """Bytes that a poll may give: `limit` in all, and what `of` says of each partition. `left` is the poll's rest."""
+
+    def __init__(self) -> None:
+        self.limit: float = MAX_POLL_BYTES
+        self.left: float = self.limit
+        self.of: Callable[[TopicPartition], float] = lambda place: math.inf  # noqa: ARG005
+
+
 class Reader(KafkaConsumer):
-    """A KafkaConsumer whose `poll` also gives Unreadable and Damaged, and at most MAX_POLL_BYTES at a time."""
+    """A KafkaConsumer whose `poll` also gives Unreadable and Damaged, and no more than its `budget`.
+
+    A partition that gave as much as the budget says of it is paused; the client keeps the rest of its response.
+    `moved` are the partitions that the last poll read of.
+    """
 
     def __init__(self, heard: Callable[[str], None] = lambda _: None, **config: Any):
         """`heard` is called, on the client's IO thread, with "fetch" or "metadata" at each answer of the brokers."""
@@ -54,13 +71,21 @@ class Reader(KafkaConsumer):
         heard("metadata")
         self._cluster.add_listener(lambda _: heard("metadata"))
         self._heard = heard
-        self._keep, self._fetcher._handle_fetch_response = self._fetcher._handle_fetch_response, self._fetched
+        self.budget = Budget()
+        self.moved: set[TopicPartition] = set()
         self.log_starts: dict[TopicPartition, int] = {}
         """Oldest offset that the brokers keep (KIP-107), as of each partition's last fetch."""
-        self._budget = _Budget()
+        self._ends: dict[TopicPartition, int] = {}
+        fetcher = self._fetcher
+        self._keep, fetcher._handle_fetch_response = fetcher._handle_fetch_response, self._fetched
         # The class that takes a fetched response apart; the fetcher looks it up at each response.
-        self._fetcher.PartitionRecords = partial(_Records, budget=self._budget, highwater=self.highwater)
-        self._open, self._fetcher._parse_fetched_data = self._fetcher._parse_fetched_data, self._opened
+        fetcher.PartitionRecords = partial(
+            _Records, budget=self.budget, moved=self.moved, pause=self.pause, highwater=self.highwater
+        )
+        self._open, fetcher._parse_fetched_data = fetcher._parse_fetched_data, self._opened
+        self._fetchable, fetcher._fetchable_partitions = fetcher._fetchable_partitions, self._to_fetch
+        self._greatest_fetch_bytes: int = fetcher.config["max_partition_fetch_bytes"]
+        self._longest_wait_ms: int = fetcher.config["fetch_max_wait_ms"]
 
     def _fetched(self, *sent: Any) -> None:
         response = sent[-1]
@@ -69,7 +94,9 @@ class Reader(KafkaConsumer):
         self._keep(*sent)
 
     def poll(self, *args: Any, **kwargs: Any) -> dict[TopicPartition, list[ConsumerRecord]]:
-        self._budget.left = MAX_POLL_BYTES
+        self.budget.left = self.budget.limit
+        self.moved.clear()
+        self._unpark()
         try:
             return super().poll(*args, **kwargs)
         except _FullPollError:  # kept by the fetcher since the last poll, whose records came first
@@ -80,6 +107,24 @@ class Reader(KafkaConsumer):
             return {place: [_damaged(place, offset, offset + 1)]}
         finally:
             self._let_others_go_next()
+
+    def at(self, place: TopicPartition) -> int:
+        """Return the offset that the next poll gives first. Unlike `position` it looks at this partition alone."""
+        return self._subscription.assignment[place].position.offset
+
+    def behind(self, place: TopicPartition) -> bool:
+        """Return whether the partition has something to fetch, as far as its last response said; True before the first.
+
+        What stands behind the begin of an open transaction cannot be fetched (KIP-98).
+        """
+        return place not in self._ends or self.at(place) < self._ends[place]
+
+    def _unpark(self) -> None:
+        """Put what partitions had left when they were paused behind the responses that wait; the client takes one a
+        poll."""
+        parked = self._fetcher._paused_partition_records
+        for place in [place for place in parked if not self._subscription.is_paused(place)]:
+            self._fetcher._completed_fetches.append(parked.pop(place))
 
     def _let_others_go_next(self) -> None:
         """Put the partition that was read last behind those whose responses wait.
@@ -95,15 +140,38 @@ class Reader(KafkaConsumer):
         """Take a response apart, unless that was done when its turn came before."""
         if isinstance(response, _Records):
             return response
-        if (log_start := response.partition_data.log_start_offset) >= 0:
-            self.log_starts[response.topic_partition] = log_start
+        place, told = response.topic_partition, response.partition_data
+        if told.log_start_offset >= 0:
+            self.log_starts[place] = told.log_start_offset
+        if told.high_watermark >= 0:
+            committed_only = self._fetcher._isolation_level == IsolationLevel.READ_COMMITTED
+            self._ends[place] = told.last_stable_offset if committed_only else told.high_watermark
         return self._open(response)
 
+    def _to_fetch(self) -> list[TopicPartition]:
+        """Return the partitions to ask for next, and set how to ask. The client calls it in its own thread."""
+        places = self._fetchable()
+        config, most = self._fetcher.config, self._fetcher.config["fetch_max_bytes"]
+        if self._held_bytes() >= most:
+            return []
+        share = most // max(1, sum(self.behind(place) for place in places))
+        # In steps, because the brokers remember it for each partition and hear of each change.
+        step = 2 ** max(share, LEAST_FETCH_BYTES).bit_length() // 2
+        config["max_partition_fetch_bytes"] = min(step, self._greatest_fetch_bytes)
+        # A request that waits for news keeps others waiting that will soon be needed.
+        news = len(places) == len(self._subscription.assignment)
+        config["fetch_max_wait_ms"] = self._longest_wait_ms if news else SHORT_WAIT_MS
+        return places
 
-class _Budget:
-    """Bytes that may still be read in this poll."""
-
-    left = MAX_POLL_BYTES
+    def _held_bytes(self) -> int:
+        """Return the size of the responses that are not read to their end."""
+        fetcher = self._fetcher
+        held = [*fetcher._completed_fetches.copy(), *fetcher._paused_completed_fetches.copy().values()]
+        held += fetcher._paused_partition_records.copy().values()
+        return sum(
+            response.size if isinstance(response, _Records) else len(response.partition_data.records or b"")
+            for response in held
+        )
 
 
 class _FullPollError(Exception):
@@ -116,12 +184,25 @@ class _NoBatchError(Exception):
 
 class _Records(Fetcher.PartitionRecords):
     def __init__(
-        self, fetch_offset: int, tp: TopicPartition, records: Any, *, budget: _Budget, highwater: Any, **kwargs: Any
+        self,
+        fetch_offset: int,
+        tp: TopicPartition,
+        records: Any,
+        *,
+        budget: Budget,
+        moved: set[TopicPartition],
+        pause: Callable[[TopicPartition], None],
+        highwater: Callable[[TopicPartition], int | None],
+        **kwargs: Any,
     ):
         if records.size_in_bytes() and not records.has_next():
             raise _NoBatchError(tp, fetch_offset)  # brokers send the first batch whole (KIP-74)
+        self.size = records.size_in_bytes()
         self._budget = budget
-        self._highwater: Callable[[TopicPartition], int | None] = highwater
+        self._room: float = math.inf
+        self._moved = moved
+        self._pause = pause
+        self._highwater = highwater
         super().__init__(fetch_offset, tp, records, **kwargs)
 
     @property
@@ -133,10 +214,15 @@ class _Records(Fetcher.PartitionRecords):
         if self._budget.left <= 0:
             raise _FullPollError
         taken = []
-        for record in islice(self.record_iterator, n):
-            taken.append(record)
-            if self._budget.left <= 0:
-                break
+        self._moved.add(self.topic_partition)
+        self._room = self._budget.of(self.topic_partition)
+        if self._room > 0:
+            for record in islice(self.record_iterator, n):
+                taken.append(record)
+                if self._budget.left <= 0 or self._room <= 0:
+                    break
+        if self._room <= 0:
+            self._pause(self.topic_partition)
         return taken
 
     def _unpack_records(self, tp: TopicPartition, records: Any, *_: Any) -> Iterator[ConsumerRecord]:
@@ -175,6 +261,7 @@ class _Records(Fetcher.PartitionRecords):
         for record in parsed:
             size = len(record.key or b"") + len(record.value or b"") + len(record.headers) * HEADER_BYTES
             self._budget.left -= size + RECORD_BYTES
+            self._room -= size + RECORD_BYTES
             self.bytes_read += size
             self.next_fetch_offset = record.offset + 1
             yield self._message(record, batch.timestamp_type)

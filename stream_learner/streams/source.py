@@ -1,29 +1,34 @@
-"""The input: every partition of the input topics, read in offset order from where the model stands."""
+"""The input: every partition of the input topics, from where the model stands, in the order of production."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import structlog
 from kafka.errors import LogTruncationError, OffsetOutOfRangeError
 from kafka.structs import TopicPartition
 
-from stream_learner.config import InputSettings, KafkaSettings
+from stream_learner.config import MIB, InputSettings, KafkaSettings
 from stream_learner.errors import InputError
 from stream_learner.records.record import Gap, Record
 from stream_learner.records.spans import Positions
 from stream_learner.streams.connection import kafka_failures, reader
-from stream_learner.streams.reader import Damaged, Reader, to_record
+from stream_learner.streams.merge import Item, Merge
+from stream_learner.streams.reader import MAX_POLL_BYTES, Damaged, Reader, to_record
 
 PARTITION_CHECK_S = 5.0
 MAX_POLL_RECORDS = 5000
+# Of the records of a partition that are read ahead. Those of all partitions take MAX_POLL_BYTES at most.
+MAX_AHEAD_BYTES = 8 * MIB
+# How long records are given before more are read.
+HAND_S = 0.1
 
 log = structlog.get_logger()
 
 
 class Source:
-    """Reads records in order and remembers, per partition, which offset it hands out next.
+    """Reads ahead in every partition and gives the records in the order in which they were produced.
 
-    That is where *reading* stands; what was learned stands in the learner's positions.
+    It remembers, per partition, which offset it reads next. What was learned stands in the learner's positions.
     """
 
     def __init__(
@@ -41,7 +46,9 @@ class Source:
         self._kafka = kafka
         self._settings = settings
         self._clock = clock
-        self._ends_with: InputError | None = None
+        self._merge = Merge(clock)
+        self._newest_ms: dict[TopicPartition, int] = {}
+        self._stopped: set[TopicPartition] = set()  # an InputError stands behind what was read of them
         self._next = {TopicPartition(t, p): offset for t, ps in positions.items() for p, offset in ps.items()}
         with kafka_failures(kafka, "opening the input"):
             self._consumer: Reader = reader(
@@ -49,37 +56,51 @@ class Source:
                 max_poll_records=MAX_POLL_RECORDS,
                 heard=heard,
             )
+            self._consumer.budget.of = self._room
             for topic in settings.topics:
                 self._consumer.partitions_for_topic(topic)  # waits until they are known
             self._assign()
 
-    def poll(self, timeout_s: float) -> list[Record | Gap]:
-        """Return the next records in order; none when none came in time or Kafka is away.
+    def poll(self, timeout_s: float) -> Iterator[Record | Gap]:
+        """Return the next records in order, to be used for HAND_S; none when none came in time or Kafka is away.
 
         Raises InputError when the next record is not there any more or its batch is damaged, and `input.on_lost` is
         `stop`, or never was there; KafkaUnavailableError.
         """
-        if self._ends_with:
-            raise self._ends_with
         if self._clock() >= self._check_partitions_at:
             self._assign()
+        self._resume()
         with kafka_failures(self._kafka, "reading the input", "Read"):
             try:
-                return self._poll(timeout_s)
+                self._read(0 if self._merge.ready else timeout_s)
             except OffsetOutOfRangeError as error:
-                return self._lost(error)
+                self._lost(error)
             except LogTruncationError as error:
                 raise InputError(
                     f"the topic was truncated ({error}): the offset that comes next means other records now. What was "
                     "learned is safe; choose a new run.id to learn from what is there"
                 ) from error
+        return self._merged()
 
-    def _lost(self, error: OffsetOutOfRangeError) -> list[Record | Gap]:
-        """What has fallen off retention, as gaps; reading goes on behind them."""
-        places = list(self._next)
+    def _merged(self) -> Iterator[Record | Gap]:
+        until = self._clock() + HAND_S
+        while (item := self._merge.take()) is not None:
+            if isinstance(item, Record):
+                self._newest_ms[TopicPartition(item.topic, item.partition)] = item.timestamp_ms
+            yield item
+            if self._clock() >= until:
+                return
+
+    def took(self, seconds: float) -> None:
+        """Say how long it took to decode the record that came last: others get as much time."""
+        self._merge.took(seconds)
+
+    def _lost(self, error: OffsetOutOfRangeError) -> None:
+        """Put gaps where records have fallen off retention; reading continues behind them."""
+        places = [place for place in self._next if place not in self._stopped]
         first, end = self._consumer.beginning_offsets(places), self._consumer.end_offsets(places)
-        gaps: list[Record | Gap] = []
-        for place, offset in self._next.items():
+        for place in places:
+            offset = self._next[place]
             where = f"{place.topic}[{place.partition}]"
             if offset > end[place]:
                 raise InputError(
@@ -89,49 +110,81 @@ class Source:
             if offset < first[place]:
                 lost = f"records of {where} from offset {offset} to {first[place]} have fallen off retention"
                 if self._settings.on_lost == "stop":
-                    raise InputError(
+                    stop = InputError(
                         f"{lost} before they were learned. What was learned is safe: give the topic a longer "
                         "retention, and go on behind them with input.on_lost = continue"
-                    ) from error
-                log.warning(lost)
-                gaps.append(Gap(place.topic, place.partition, first[place], lost=True))
-                self._next[place] = first[place]
+                    )
+                    self._merge.add(place, [stop])
+                    self._stop(place)
+                else:
+                    log.warning(lost)
+                    self._merge.add(place, [Gap(place.topic, place.partition, first[place], lost=True)])
+                    self._next[place] = first[place]
         for place, offset in self._next.items():  # all of them: the error may have come in the middle of a poll
             self._consumer.seek(place, offset)
-        return gaps
 
-    def _poll(self, timeout_s: float) -> list[Record | Gap]:
-        polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
-        items: list[Record | Gap] = []
-        for place, messages in polled.items():
+    def _read(self, timeout_s: float) -> None:
+        """Read ahead."""
+        consumer, merge = self._consumer, self._merge
+        consumer.budget.limit = MAX_POLL_BYTES - merge.nbytes
+        for place, messages in consumer.poll(timeout_ms=int(timeout_s * 1000)).items():
+            items: list[Item] = []
             for message in messages:
                 if isinstance(message, Damaged):
-                    if not self._pass_over(message):
-                        return items
-                    items.append(Gap(place.topic, place.partition, message.end, lost=True))
+                    items.append(self._passed_over(message))
+                    if isinstance(items[-1], InputError):
+                        self._stop(place)
+                        break
                     self._next[place] = message.end
                 else:
                     items.append(to_record(message))
                     self._next[place] = message.offset + 1
-        for place, offset in self._next.items():
-            position = self._consumer.position(place, timeout_ms=0)
-            if position is not None and position > offset:  # control records, compacted offsets
-                items.append(Gap(place.topic, place.partition, position))
+            merge.add(place, items)
+        paused = consumer.paused()
+        for place in consumer.moved - self._stopped:
+            position = consumer.at(place)
+            if position > self._next[place]:  # control records, compacted offsets
+                merge.add(place, [Gap(place.topic, place.partition, position)])
                 self._next[place] = position
-        return items
+            if not consumer.behind(place):
+                merge.expect_no_more(place)
+            else:
+                merge.expect(place, asked_for=place not in paused)
 
-    def _pass_over(self, damaged: Damaged) -> bool:
-        """Return whether reading continues behind a damaged batch; if not, the next poll raises InputError."""
+    def _passed_over(self, damaged: Damaged) -> Gap | InputError:
+        """Return what stands in the place of a damaged batch."""
         where = f"{damaged.topic}[{damaged.partition}]"
         what = f"the batch of {where} that holds offset {damaged.offset} is damaged on the broker (wrong checksum)"
         if self._settings.on_lost == "continue":
             log.warning(f"{what}; offsets {damaged.offset} to {damaged.end} are lost")
-            return True
-        self._ends_with = InputError(
+            return Gap(damaged.topic, damaged.partition, damaged.end, lost=True)
+        return InputError(
             f"{what}. What was read before it is saved: repair the topic (another replica may be intact), or pass over "
             f"offsets {damaged.offset} to {damaged.end} with input.on_lost = continue"
         )
-        return False
+
+    def _stop(self, place: TopicPartition) -> None:
+        """Read no further in a partition: an InputError stands behind what was read."""
+        self._stopped.add(place)
+        self._consumer.pause(place)
+
+    def _resume(self) -> None:
+        """Read on where half of what may be read ahead is used."""
+        for place in self._consumer.paused() - self._stopped:
+            ahead_bytes = self._merge.bytes_of(place)
+            if not ahead_bytes or 2 * ahead_bytes < self._most_ahead(MAX_POLL_BYTES - self._merge.nbytes):
+                self._consumer.resume(place)
+                if self._consumer.behind(place):
+                    self._merge.expect(place, asked_for=True)
+
+    def _room(self, place: TopicPartition) -> float:
+        """Return how many bytes more may be read of a partition now."""
+        return self._most_ahead(self._consumer.budget.left) - self._merge.bytes_of(place)
+
+    def _most_ahead(self, left_bytes: float) -> float:
+        """Return how many bytes may be read ahead of a partition: half of what all may have, so that some is left for
+        others, however many they are (Choudhury and Hahne 1998)."""
+        return min(MAX_AHEAD_BYTES, left_bytes / 2)
 
     @property
     def positions(self) -> Positions:
@@ -157,6 +210,12 @@ class Source:
                 ends.setdefault(place.topic, {})[place.partition] = end
         return ends
 
+    def oldest_ms(self, topic: str, partition: int) -> int | None:
+        """Timestamp of the oldest record that was not given, or of the last one that was if none is here."""
+        place = TopicPartition(topic, partition)
+        waiting = self._merge.next_record(place)
+        return waiting.timestamp_ms if waiting else self._newest_ms.get(place)
+
     def close(self) -> None:
         self._consumer.close()
 
@@ -174,6 +233,10 @@ class Source:
             return
         # Not the first offset that is there: what has fallen off a partition that was added is lost like any other.
         self._next |= dict.fromkeys(places - self._next.keys(), 0)
+        paused = self._consumer.paused()
         self._consumer.assign(sorted(places))
+        self._consumer.pause(*paused)
         for place in places:
             self._consumer.seek(place, self._next[place])
+            if place not in paused:
+                self._merge.expect(place, asked_for=True)

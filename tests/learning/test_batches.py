@@ -35,6 +35,7 @@ class Script:
     poll_s: float = 0.0
     decode_s: float = 0.0
     stop: Stop = field(default_factory=Stop)
+    took_s: list[float] = field(default_factory=list)
 
     def poll(self, timeout_s: float) -> list[Record | Gap]:
         if not self.polls:
@@ -43,6 +44,9 @@ class Script:
         polled, self.polls = list(self.polls[0]), self.polls[1:]
         self.now += self.poll_s if polled else timeout_s
         return polled
+
+    def took(self, seconds: float) -> None:
+        self.took_s.append(seconds)
 
     def decode(self, record: Record) -> Sample | None:
         self.now += self.decode_s

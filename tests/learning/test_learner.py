@@ -160,6 +160,9 @@ class Topic:
         self._ended = not polled
         return polled
 
+    def took(self, seconds: float) -> None:
+        pass
+
     def is_set(self) -> bool:
         return self._ended
 

@@ -2,11 +2,13 @@
 
 import gc
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from confluent_kafka import Producer
 from kafka.structs import TopicPartition
@@ -21,6 +23,8 @@ from stream_learner.streams.connection import ask
 from stream_learner.streams.source import Source
 
 POLL_S = 0.2
+RECORDS = 3000
+BEGIN_MS = 1_700_000_000_000
 POLLS = 200
 
 # kafka-python leaves the sockets of connections that failed to the garbage collector.
@@ -80,7 +84,7 @@ def read(source: Source, end: Positions) -> list[Record | Gap]:
 
 
 def nothing_comes(source: Source) -> bool:
-    return not any(source.poll(POLL_S) for _ in range(5))
+    return not any(list(source.poll(POLL_S)) for _ in range(5))
 
 
 def values(items: list[Record | Gap], partition: int = 0) -> list[bytes | None]:
@@ -103,6 +107,43 @@ def test_reading_goes_on_from_positions(kafka: KafkaSettings, new_topic, new_sou
     source = new_source(topic, {topic: {0: 2, 1: 1}})
     assert values(read(source, {topic: {0: 3}})) == [b"c"]
     assert source.ends()[topic][0] == 3
+
+
+def test_a_backlog_is_read_in_the_order_of_production(
+    kafka: KafkaSettings, new_topic, new_source: NewSource, monkeypatch: pytest.MonkeyPatch
+):
+    """However partitions lie on the brokers, and whichever answer comes first; nobody waits for those that are read."""
+    monkeypatch.setattr(source, "MAX_AHEAD_BYTES", 20_000)  # so little that each partition is read in many turns
+    topic = new_topic(partitions=4)
+    random = np.random.default_rng(0)
+    partition_of = random.choice(3, RECORDS, p=[0.7, 0.25, 0.05])  # the fourth stays empty
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    for i in sorted(range(RECORDS), key=lambda i: -partition_of[i]):
+        producer.produce(topic, bytes(1000), partition=partition_of[i], timestamp=BEGIN_MS + i)
+        producer.poll(0)
+    producer.flush()
+    opened = new_source(topic, {topic: dict.fromkeys(range(4), 0)})
+    began = time.monotonic()
+    items = read(opened, {topic: {p: int((partition_of == p).sum()) for p in range(3)}})
+    assert [item.timestamp_ms for item in items if isinstance(item, Record)] == [*range(BEGIN_MS, BEGIN_MS + RECORDS)]
+    assert time.monotonic() - began < RECORDS / 100
+
+
+def test_a_partition_whose_records_are_old_does_not_keep_others_waiting(kafka: KafkaSettings, new_topic, new_source):
+    topic = new_topic(partitions=2)
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    for i in range(RECORDS):
+        producer.produce(topic, b"old", partition=0, timestamp=BEGIN_MS - 10**9)
+        producer.produce(topic, b"new", partition=1, timestamp=BEGIN_MS + i)
+        producer.poll(0)
+    producer.flush()
+    opened = new_source(topic)
+    items: list[Record | Gap] = []
+    while len(values(items, 1)) < 100:
+        for item in opened.poll(POLL_S):
+            items.append(item)
+            opened.took(1.0 if item.partition == 0 else 0.0)  # seconds, as if it were a large image
+    assert len(values(items)) < 10
 
 
 def test_a_partition_with_much_to_read_does_not_keep_others_waiting(kafka: KafkaSettings, new_topic, new_source):

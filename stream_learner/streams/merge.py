@@ -1,0 +1,232 @@
+"""Records of several partitions in the order in which they were produced.
+
+By timestamp, as long as times say something. Times are not trusted: nobody waits for ever because of them.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from stream_learner.errors import InputError
+from stream_learner.records.event_time import is_known
+from stream_learner.records.record import Gap, Record
+
+Place = tuple[str, int]
+"""Topic and partition."""
+Item = Record | Gap | InputError
+"""InputError: reading cannot continue behind the items before it."""
+
+# A record costs 1, or more if it takes longer than this to use.
+USUAL_S = 0.001
+# What may be spent on others while a record waits for its time.
+PATIENCE = 5_000.0
+# How long records that are on their way are waited for.
+WAIT_S = 2.0
+
+
+@dataclass(slots=True)
+class _Queue:
+    """Items of one partition that wait. `turn` is valid once it waits by turns: when it is due."""
+
+    place: Place
+    items: deque[Item] = field(default_factory=deque)
+    nbytes: int = 0
+    patient: bool = True
+    turn: float = 0.0
+    given_at: float = 0.0
+    entry: int = 0
+
+
+class _Entry(NamedTuple):
+    """A queue's place in a heap, by `key`. It counts as long as the queue has no later one."""
+
+    key: tuple[float, float, Place]
+    number: int
+
+
+class Merge:
+    """Gives the items of all partitions one by one; those of one partition in the order in which they were added.
+
+    The record with the smallest timestamp goes first, of equal ones that of the partition that had none for longest.
+    A record without a known time has its turn, as has one that PATIENCE was spent on others for, and those behind it
+    until one is in time again: each such partition gets as much as an equal share, in records and in time spent on
+    them.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._queues: dict[Place, _Queue] = {}
+        self._filled = 0  # queues with items
+        self._at_once: deque[_Queue] = deque()  # whose next item is no record
+        self._by_time: list[_Entry] = []
+        self._by_turn: list[_Entry] = []
+        self._since: dict[Place, float] = {}  # what was spent when a patient queue began to wait, in that order
+        self._spent = 0.0
+        self._share = 0.0  # what each queue could have had, if all had the same
+        self._entries = 0
+        self._last: tuple[_Queue, float] | None = None  # the queue that gave the last record, and its cost
+        self._expected: dict[Place, float] = {}  # until when
+        self._missing: dict[Place, float] = {}  # those of them without items
+        self.nbytes = 0
+
+    def add(self, place: Place, items: Sequence[Item]) -> None:
+        """Put items behind those that the partition has here; it is then not expected any more."""
+        queue = self._queues.setdefault(place, _Queue(place))
+        was_empty = not queue.items
+        queue.items.extend(items)
+        if not queue.items:
+            return
+        added = sum(item.nbytes for item in items if isinstance(item, Record))
+        queue.nbytes += added
+        self.nbytes += added
+        self.expect_no_more(place)
+        if was_empty:
+            self._filled += 1
+            queue.turn = max(queue.turn, self._share)
+            if not (self._last and self._last[0] is queue):
+                self._enter(queue)
+
+    def expect(self, place: Place, *, asked_for: bool) -> None:
+        """Have others wait for the partition's next items once it has none here; for WAIT_S at most from when they were
+        asked for."""
+        until = min(self._clock() + WAIT_S if asked_for else math.inf, self._expected.get(place, math.inf))
+        self._expected[place] = until
+        if not self._has_items(place):
+            self._missing[place] = until
+
+    def expect_no_more(self, place: Place) -> None:
+        """Wait no longer for the partition's next items."""
+        self._expected.pop(place, None)
+        self._missing.pop(place, None)
+
+    def take(self) -> Record | Gap | None:
+        """Return the next item; None when there is none, or one is waited for. Raises InputError in its place."""
+        self._settle()
+        if not self._at_once and self._waits():
+            return None
+        queue = self._next()
+        if queue is None:
+            return None
+        item = queue.items[0]
+        if isinstance(item, InputError):
+            self._at_once.append(queue)
+            raise item
+        queue.items.popleft()
+        if not queue.items:
+            self._filled -= 1
+            if queue.place in self._expected:
+                self._missing[queue.place] = self._expected[queue.place]
+        if isinstance(item, Record):
+            queue.nbytes -= item.nbytes
+            self.nbytes -= item.nbytes
+            self._last = queue, 1.0
+        elif queue.items:
+            self._enter(queue)
+        return item
+
+    def took(self, seconds: float) -> None:
+        """Say how long it took to use the record that was given last."""
+        if self._last:
+            self._last = self._last[0], max(1.0, seconds / USUAL_S)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `take` has something to give."""
+        return bool(self._at_once) or (self._filled > 0 and not self._waits())
+
+    def bytes_of(self, place: Place) -> int:
+        """Bytes of the partition's records that are here."""
+        queue = self._queues.get(place)
+        return queue.nbytes if queue else 0
+
+    def next_record(self, place: Place) -> Record | None:
+        """Return the partition's next record that is here."""
+        queue = self._queues.get(place)
+        return next((item for item in queue.items if isinstance(item, Record)), None) if queue else None
+
+    def _has_items(self, place: Place) -> bool:
+        return place in self._queues and bool(self._queues[place].items)
+
+    def _waits(self) -> bool:
+        """Return whether a partition without items is waited for."""
+        while self._missing:
+            place, until = next(iter(self._missing.items()))
+            if self._clock() < until:
+                return True
+            del self._missing[place]
+        return False
+
+    def _enter(self, queue: _Queue) -> None:
+        """Have the queue wait with its next item."""
+        item = queue.items[0]
+        if not isinstance(item, Record):
+            self._at_once.append(queue)
+            return
+        self._entries += 1
+        queue.entry = self._entries
+        known = is_known(item.timestamp_ms)
+        if known:
+            heappush(self._by_time, _Entry((item.timestamp_ms, queue.given_at, queue.place), queue.entry))
+        if known and queue.patient:
+            self._since[queue.place] = self._spent
+        else:
+            self._push_turn(queue)
+
+    def _push_turn(self, queue: _Queue) -> None:
+        heappush(self._by_turn, _Entry((queue.turn, queue.given_at, queue.place), queue.entry))
+
+    def _next(self) -> _Queue | None:
+        """Take the queue out that comes next."""
+        if self._at_once:
+            return self._at_once.popleft()
+        self._lose_patience()
+        in_time, in_turn = self._first(self._by_time), self._first(self._by_turn)
+        if in_turn and (in_time is None or in_turn.turn <= self._share):
+            queue = in_turn
+            queue.patient = False
+        elif in_time:
+            queue = in_time
+            queue.patient = True
+        else:
+            return None
+        queue.entry = 0
+        self._since.pop(queue.place, None)
+        return queue
+
+    def _lose_patience(self) -> None:
+        while self._since:
+            place, since = next(iter(self._since.items()))
+            if self._spent - since < PATIENCE:
+                return
+            del self._since[place]
+            queue = self._queues[place]
+            queue.patient, queue.turn = False, self._share
+            self._push_turn(queue)
+
+    def _first(self, heap: list[_Entry]) -> _Queue | None:
+        while heap:
+            queue = self._queues[heap[0].key[2]]
+            if queue.entry == heap[0].number:
+                return queue
+            heappop(heap)
+        return None
+
+    def _settle(self) -> None:
+        """Charge the last record to its queue, and have that wait again."""
+        if self._last is None:
+            return
+        (queue, cost), self._last = self._last, None
+        self._spent += cost
+        if queue.patient:
+            queue.turn = self._share
+        others = self._filled - (1 if queue.items else 0)
+        if others:  # who is alone owes nothing
+            self._share += cost / others
+            queue.turn = min(queue.turn + cost / others + cost, self._share + PATIENCE)
+        queue.given_at = self._spent
+        if queue.items:
+            self._enter(queue)
