@@ -43,6 +43,9 @@ hostile: $(VENV)/dev.stamp ## A hostile producer beside a good one, whose record
 acls: $(VENV)/dev.stamp ## Take every documented right on Kafka away, one after the other, on a real broker
 	@$(BIN)/python -m pytest tests/streams/each_right.py
 
+alerts: $(VENV)/dev.stamp $(BIN)/promtool ## Fire every alert by a real fault, then watch a healthy run (MINUTES=60)
+	@PYTHONPATH=tests/protocol $(BIN)/python tests/alerts --minutes $(or $(MINUTES),60)
+
 check: $(VENV)/dev.stamp ## Format, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -61,4 +64,4 @@ lock: $(VENV)/dev.stamp ## Resolve the lock files anew (names, versions, hashes)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in --extra demo -o locks/demo.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in -o locks/worker.txt
 
-.PHONY: help demo test torture fuzz hostile acls check bench docs lock
+.PHONY: help demo test torture fuzz hostile acls alerts check bench docs lock
