@@ -31,7 +31,7 @@ from stream_learner.publishing.publisher import EndProcess, Publisher
 from stream_learner.publishing.recover import Recovered, Recovery
 from stream_learner.records.breaker import Breaker
 from stream_learner.records.decoder import Decoder
-from stream_learner.records.event_time import is_known
+from stream_learner.records.event_time import age_s
 from stream_learner.records.manifest import Manifest
 from stream_learner.records.progress import MAX_ENTRIES
 from stream_learner.records.record import Split
@@ -63,7 +63,6 @@ class Worker:
     lives: Lives
     tended_at: float = 0.0
     saved_at: float = field(default_factory=time.monotonic)
-    newest_ms: dict[tuple[str, int], int] = field(default_factory=dict)
     warned_of: set[Split] = field(default_factory=set)
 
     def loop(self) -> None:
@@ -77,7 +76,6 @@ class Worker:
             for drift in report.drifts:
                 before, after = (round(error, 3) for error in (drift.error_before, drift.error_after))
                 log.warning("drift: predictions go wrong more often", before=before, after=after, records=drift.records)
-            self.newest_ms |= {place: ms for place, ms in batch.newest_timestamp_ms.items() if is_known(ms)}
             self.tend()
             if learner.release_due:
                 self.wait()  # falls on the same batch in every execution, so training waits
@@ -174,10 +172,10 @@ class Worker:
                 "another one was elected: the brokers took this worker for dead, or it was replaced on purpose "
                 "(run.on_conflict = take_over). Nothing more is published; a restart stands by or recovers"
             )
+        now_s = time.time()
         for topic, partitions in self.lag().items():
             for partition, records in partitions.items():
-                newest_ms = self.newest_ms.get((topic, partition))
-                seconds = max(0.0, time.time() - newest_ms / 1000) if records and newest_ms is not None else 0.0
+                seconds = age_s(self.source.oldest_ms(topic, partition), now_s) if records else 0.0
                 self.metrics.observe_lag(topic, partition, records, seconds)
         for topic, partitions in self.source.starts().items():
             for partition, offset in partitions.items():

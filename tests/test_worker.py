@@ -1,5 +1,6 @@
 """The loop, with stand-ins for what it drives: when it saves, when it waits, and how it ends."""
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -31,6 +32,7 @@ from stream_learner.worker import Worker
 NEVER, ALWAYS = 1e9, 1e-9  # checkpoint.every_s
 BATCH = 10  # records
 NOW_MS = 1_700_000_000_000
+BEFORE_MS = NOW_MS - 10**9
 
 
 class Clock:
@@ -146,6 +148,7 @@ class Loop:
         self.publisher = Publisher(self.events, busy)
         self.election = Election()
         self.registry = CollectorRegistry()
+        self.oldest_ms: dict[int, int | None] = {0: NOW_MS, 1: BEFORE_MS}
         self.clock = Clock()
         self.health = Health(live_timeout_s=15, clock=self.clock)
         self.health.enter(Phase.LEARNING)
@@ -153,7 +156,14 @@ class Loop:
             settings,
             batches,
             cast(Any, self.learner),
-            cast(Any, SimpleNamespace(ends=lambda: {"images": {0: 100, 1: 7}}, starts=lambda: {"images": {0: 3}})),
+            cast(
+                Any,
+                SimpleNamespace(
+                    ends=lambda: {"images": {0: 100, 1: 7}},
+                    starts=lambda: {"images": {0: 3}},
+                    oldest_ms=lambda _, partition: self.oldest_ms[partition],
+                ),
+            ),
             cast(Any, self.publisher),
             cast(Any, self.election),
             Metrics(self.registry, "1.2.3"),
@@ -179,7 +189,6 @@ def batch(start: int, rejected: int = 0, value: bytes = b"") -> Batch:
         spans={"images": {0: Span(start, start + BATCH)}},
         records=BATCH,
         training=BATCH - rejected,
-        newest_timestamp_ms={("images", 0): NOW_MS},
     )
 
 
@@ -354,25 +363,22 @@ def test_lag_and_memory_are_told():
 
     assert value("lag_records", topic="images", partition="0") == 90
     assert value("lag_records", topic="images", partition="1") == 7
-    assert (value("lag_seconds", topic="images", partition="0") or 0) > 1e6
-    assert value("lag_seconds", topic="images", partition="1") == 0  # nothing of it was read yet
+    assert value("lag_seconds", topic="images", partition="0") == pytest.approx(time.time() - NOW_MS / 1000, abs=60)
+    assert value("lag_seconds", topic="images", partition="1") == pytest.approx(time.time() - BEFORE_MS / 1000, abs=60)
     assert value("memory_items", label="cat") == 3
     assert value("memory_items", label="dog") is None  # held out alone
     assert value("memory_bytes") == 12
     assert value("records_in_total") == 10
 
 
-@pytest.mark.parametrize(("timestamp_ms", "shown_s"), [(-1, NOW_MS), (0, NOW_MS), (2**62, NOW_MS), (2 * NOW_MS, None)])
-def test_a_timestamp_that_is_no_time_does_not_move_the_lag(timestamp_ms: int, shown_s: int | None):
-    """What was known before stays; a time of the future is no lag."""
-    odd = batch(BATCH)
-    odd.newest_timestamp_ms = {("images", 0): timestamp_ms}
-    loop = Loop([batch(0), odd])
+@pytest.mark.parametrize("oldest_ms", [None, -1, 0, 2**62, 2 * NOW_MS])
+def test_a_lag_whose_time_is_not_known_is_not_zero(oldest_ms: int | None):
+    loop = Loop(stream(1))
+    loop.oldest_ms[1] = oldest_ms
     loop.run()
-    loop.worker.tended_at = 0.0
-    loop.worker.tend()
-    lag_s = loop.registry.get_sample_value("stream_learner_lag_seconds", {"topic": "images", "partition": "0"})
-    assert lag_s == (pytest.approx(time.time() - shown_s / 1000, abs=60) if shown_s else 0)
+    lag_s = loop.registry.get_sample_value("stream_learner_lag_seconds", {"topic": "images", "partition": "1"})
+    assert lag_s is not None
+    assert math.isnan(lag_s)
 
 
 def test_a_partition_that_was_read_to_its_end_has_no_lag():

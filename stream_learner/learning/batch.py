@@ -61,7 +61,6 @@ class Batch:
     training: int = 0
     held_out: int = 0
     held_out_bytes: int = 0
-    newest_timestamp_ms: dict[tuple[str, int], int] = field(default_factory=dict)
     odd_timestamps: Counter[str] = field(default_factory=Counter)
     poll_s: float = 0.0
     decode_s: float = 0.0
@@ -76,7 +75,6 @@ class Batch:
     def add(self, record: Record, decode: Decode) -> None:
         self.records += 1
         self.bytes += record.nbytes
-        self.newest_timestamp_ms[record.topic, record.partition] = record.timestamp_ms
         if odd := odd_kind(record.timestamp_ms, time.time()):
             self.odd_timestamps[odd] += 1
         try:

@@ -114,7 +114,6 @@ class Learner:
             records=batch.records,
             tombstones=batch.tombstones,
             rejections=list(batch.rejections),
-            newest_timestamp_ms=batch.newest_timestamp_ms,
             odd_timestamps=batch.odd_timestamps,
             poll_s=batch.poll_s,
             decode_s=batch.decode_s,

@@ -146,7 +146,10 @@ class Metrics:
         self._position = gauge("position", "Next offset to learn, as an offset.", partition)
         self._lag_records = gauge("lag_records", "Distance from the partition's end, in records.", partition)
         self._lag_seconds = gauge(
-            "lag_seconds", "Age of the newest record read, in seconds; 0 at the partition's end.", partition
+            "lag_seconds",
+            "Age of the oldest record that was not read, in seconds; 0 at the partition's end, NaN if its time is not "
+            "known.",
+            partition,
         )
         self._poll = histogram(
             "poll_seconds", "Waiting for Kafka, per batch with offsets, in seconds.", buckets=BATCH_BUCKETS_S

@@ -51,7 +51,6 @@ class Report:
     prequential: dict[Label, tuple[int, int]] = field(default_factory=dict)
     weights: dict[str, list[float]] = field(default_factory=dict)
     drifts: list[Drift] = field(default_factory=list)
-    newest_timestamp_ms: dict[tuple[str, int], int] = field(default_factory=dict)
     odd_timestamps: dict[str, int] = field(default_factory=dict)
     poll_s: float = 0.0
     decode_s: float = 0.0

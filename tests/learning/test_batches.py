@@ -194,11 +194,11 @@ def test_a_partition_seen_for_the_first_time_begins_at_zero():
     assert spans(got) == [{1: (0, 3)}]
 
 
-def test_times_and_newest_timestamps_are_told():
+def test_times_are_told():
     script = Script([[record(0), record(1, partition=1)], [record(1)]], poll_s=0.5, decode_s=0.25)
     (got,) = [batch for batch in read(script, size=3) if batch.records]
     assert (got.poll_s, got.decode_s) == (1.0, 0.75)
-    assert got.newest_timestamp_ms == {("images", 0): 1001, ("images", 1): 1001}
+    assert script.took_s == [0.25, 0.25, 0.25]
 
 
 def test_timestamps_of_the_future_and_those_that_are_no_time_are_counted():

@@ -146,6 +146,35 @@ def test_a_partition_whose_records_are_old_does_not_keep_others_waiting(kafka: K
     assert len(values(items)) < 10
 
 
+def test_the_oldest_record_that_was_not_given_is_known(kafka: KafkaSettings, new_topic, new_source: NewSource):
+    """Before any record of its partition was given, too; of one that cannot be read yet, that is no older than the
+    last."""
+    topic = new_topic(partitions=3)
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "transactional.id": topic})
+    producer.init_transactions()
+    producer.begin_transaction()
+    for partition in range(2):
+        for i in range(10):
+            producer.produce(topic, b"a", partition=partition, timestamp=BEGIN_MS + 100 * partition + i)
+    producer.commit_transaction()
+    opened = new_source(topic, {topic: dict.fromkeys(range(3), 0)})
+    items = iter(())
+    while len(opened.ends().get(topic, {})) < 3:
+        items = iter(opened.poll(POLL_S))
+    assert [opened.oldest_ms(topic, p) for p in range(3)] == [BEGIN_MS, BEGIN_MS + 100, None]
+    assert [next(items).partition for _ in range(3)] == [0, 0, 0]
+    assert [opened.oldest_ms(topic, p) for p in range(3)] == [BEGIN_MS + 3, BEGIN_MS + 100, None]
+    end = offsets.bounds(kafka, [topic])[1][topic]
+    producer.begin_transaction()
+    producer.produce(topic, b"b", partition=0, timestamp=BEGIN_MS + 1000)
+    producer.flush()
+    read(opened, {topic: {0: end[0], 1: end[1]}})
+    assert nothing_comes(opened)
+    assert opened.ends()[topic][0] == end[0] + 1
+    assert opened.oldest_ms(topic, 0) == BEGIN_MS + 9
+    producer.abort_transaction()
+
+
 def test_a_partition_with_much_to_read_does_not_keep_others_waiting(kafka: KafkaSettings, new_topic, new_source):
     """One response holds millions of small records that compress well; other partitions have their turn in between."""
     topic = new_topic(partitions=2)
