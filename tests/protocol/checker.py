@@ -69,8 +69,7 @@ class Log:
 
     def release(self) -> bytes:
         """The release's bytes, joined from the weights topic."""
-        values = {read.offset: read.value or b"" for read in self.weights}
-        return b"".join(values.get(chunk["offset"], b"") for chunk in self.manifest["release"]["chunks"])
+        return joined(self.manifest["release"], self.weights)
 
 
 def read(bootstrap_servers: str, prefix: str, inputs: Iterable[Place]) -> Log:
@@ -360,9 +359,20 @@ def check_release(log: Log) -> Iterator[Violation]:
     found = [read.offset for read in log.weights]
     if found != [offset for offset in named if offset in {*found}]:
         yield Violation("the weights topic holds other chunks than the manifests name")
-    release = log.manifest["release"]
-    if release and _digest(log.release()) != release["object"]["digest"]:
+    yield from check_chunks(log.manifest, log.weights)
+
+
+def check_chunks(manifest: dict[str, Any], weights: Iterable[Read]) -> Iterator[Violation]:
+    """The chunks of a manifest's release are in the weights topic and, joined, are its object."""
+    release = manifest["release"]
+    if release and _digest(joined(release, weights)) != release["object"]["digest"]:
         yield Violation("the chunks are not the release")
+
+
+def joined(release: dict[str, Any], weights: Iterable[Read]) -> bytes:
+    """The chunks of a release that are in the weights topic, joined in its order."""
+    values = {read.offset: read.value or b"" for read in weights}
+    return b"".join(values.get(chunk["offset"], b"") for chunk in release["chunks"])
 
 
 def check_roll_backs(log: Log) -> Iterator[Violation]:

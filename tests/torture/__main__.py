@@ -20,6 +20,7 @@ from stream_learner.local.broker import Broker
 from stream_learner.local.datasets import open_dataset
 
 RECORDS = 100_000
+RECORDS_PER_KILL = 1_000
 
 
 def main(
@@ -30,11 +31,12 @@ def main(
     """Kill a worker again and again; nothing may be lost, nothing be there twice."""
     pictures = small_pictures(open_dataset(data), Random(seed)) if data else Pictures(digits(), {})
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
+    records = min(RECORDS, RECORDS_PER_KILL * kills)
     began = time.monotonic()
     columns = *Progress.get_default_columns(), MofNCompleteColumn()
     with Broker(folder / "kafka") as broker, Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("killing", total=kills)
-        report = torture(broker, folder, kills, seed, RECORDS, pictures, lambda: progress.advance(bar))
+        report = torture(broker, folder, kills, seed, records, pictures, lambda: progress.advance(bar))
     print_table(report)
     if report.violations:
         print(f"The runs, their logs and the broker are kept in {folder}; SEED={seed} does the same again")

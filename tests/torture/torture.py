@@ -314,6 +314,7 @@ class Victim:
         if newest:
             manifest = json.loads(newest.value or b"")
             self.report.add(checker.check_objects(manifest, checker.objects([manifest])))
+            self.report.add(checker.check_chunks(manifest, self.run.read("weights")))
 
 
 def _falls_idle(worker: Worker) -> bool:
