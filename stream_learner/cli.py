@@ -98,7 +98,7 @@ def _run_worker(settings: Settings, *, fresh: bool, accept_rejects: bool) -> Non
     keep_freed_memory()
     health = Health(settings.monitoring.live_timeout_s, settings.kafka.request_timeout_s)
     registry, names = RunRegistry(settings.run.id), Names.of(settings)
-    serve(settings.monitoring.host, settings.monitoring.port, registry, health)
+    serve(settings.monitoring.host, settings.monitoring.port, registry, health, settings.run.id)
     store = Store(settings.checkpoint.store)
     store.try_out(keys.trials(settings.run.id))
     worker.run(

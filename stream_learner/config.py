@@ -488,7 +488,8 @@ class MonitoringSettings(Section):
     host: str = "127.0.0.1"
     """Address of `/metrics` and the health pages; loopback unless you choose otherwise."""
     port: Annotated[int, Field(ge=0, le=65535)] = 9464
-    """Port of `/metrics` and the health pages; 0 picks a free one and logs it."""
+    """Port of `/metrics` and the health pages; 0 takes a free one and logs it. So does the port of another worker of
+    the run on the same host."""
     live_timeout_s: PositiveFloat = 120.0
     """Seconds without a turn of the loop after which `/livez` fails."""
 

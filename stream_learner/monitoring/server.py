@@ -6,6 +6,8 @@ Servers in libraries (waitress, uvicorn, aiohttp) stop accepting at their limit,
 """
 
 import asyncio
+import errno
+import hashlib
 import socket
 import struct
 from contextlib import closing
@@ -31,9 +33,10 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing discards what was not sent
 class Server:
     """Answers on a daemon thread until closed; `port` is the one it got."""
 
-    def __init__(self, listener: socket.socket, pages: Pages):
+    def __init__(self, listener: socket.socket, claim: socket.socket, pages: Pages):
         self.port = listener.getsockname()[1]
         self._listener = listener
+        self._claim = claim
         self._pages = pages
         self._open: dict[asyncio.Task[None], None] = {}  # oldest first
         self._loop = asyncio.new_event_loop()
@@ -46,7 +49,7 @@ class Server:
         self._thread.join()
 
     def _run(self) -> None:
-        with self._listener, closing(self._loop):
+        with self._claim, self._listener, closing(self._loop):
             self._loop.run_until_complete(self._serve_until_closed())
 
     async def _serve_until_closed(self) -> None:
@@ -140,17 +143,42 @@ def _encoded(answer: Answer, with_body: bool) -> tuple[bytes, bytes]:
     return "\r\n".join([*lines, "", ""]).encode(), answer.body if with_body else b""
 
 
-def serve(host: str, port: int, registry: CollectorRegistry, health: Health) -> Server:
-    """Start the pages; port 0 picks a free one. Raises UsageError when the address cannot be used."""
+def serve(host: str, port: int, registry: CollectorRegistry, health: Health, run_id: str) -> Server:
+    """Start the pages. Port 0 picks a free one, and so does a port that another worker of the run has on this host.
+
+    Raises UsageError when the address cannot be used.
+    """
+    claim = socket.socket(socket.AF_UNIX)
+    has_claim = _claimed(claim, f"{run_id} {host}:{port}")
     try:
-        listener = _listener(host, port)
+        listener = _listener(host, port if has_claim else 0)
     except OSError as error:
+        claim.close()
         raise UsageError(
             f"cannot listen on {host}:{port} ({error.strerror}); change monitoring.host or monitoring.port"
         ) from None
-    server = Server(listener, Pages(registry, health))
+    server = Server(listener, claim, Pages(registry, health))
     log.info("monitoring", host=host, port=server.port)
+    if port and not has_claim:
+        log.warning(
+            "another worker of the run on this host has monitoring.port; the pages of this one are on a free port",
+            taken=port,
+            free=server.port,
+        )
     return server
+
+
+def _claimed(claim: socket.socket, name: str) -> bool:
+    """Bind an abstract Unix socket, and return False when another process has bound the same name.
+
+    Like a port, the name belongs to the network namespace, and the kernel frees it when the process ends. It shows at
+    once whether a worker of the run has the port, also when that worker is frozen and would not answer over HTTP.
+    """
+    try:
+        claim.bind(f"\0stream-learner/{hashlib.sha256(name.encode()).hexdigest()}")
+    except OSError as error:
+        return error.errno != errno.EADDRINUSE
+    return True
 
 
 def _listener(host: str, port: int) -> socket.socket:

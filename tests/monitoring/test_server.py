@@ -85,7 +85,7 @@ def port(health: Health) -> Iterator[int]:
     metrics = Metrics(registry, version="1.2.3")
     metrics.follow(health)
     metrics.observe(Report(spans={}, records=32))
-    with closing(serve("127.0.0.1", 0, registry, health)) as served:
+    with closing(serve("127.0.0.1", 0, registry, health, "digits")) as served:
         yield served.port
 
 
@@ -190,7 +190,7 @@ def test_a_request_in_pieces_is_put_together(port):
 def test_a_client_that_does_not_ask_is_closed(health, monkeypatch, sent: bytes):
     monkeypatch.setattr(server, "TIMEOUT_S", 0.1)
     with (
-        closing(serve("127.0.0.1", 0, CollectorRegistry(), health)) as served,
+        closing(serve("127.0.0.1", 0, CollectorRegistry(), health, "digits")) as served,
         socket.create_connection(("127.0.0.1", served.port), timeout=30) as client,
     ):
         client.sendall(sent)
@@ -261,7 +261,7 @@ def test_a_page_that_cannot_be_made_does_not_end_the_server(health, capsys):
     registry, broken = CollectorRegistry(), Broken()
     registry.register(broken)
     broken.fails = True
-    with closing(serve("127.0.0.1", 0, registry, health)) as served:
+    with closing(serve("127.0.0.1", 0, registry, health, "digits")) as served:
         assert get(served.port, "/metrics")[0].status == 500
         assert get(served.port, "/livez")[0].status == 200
     assert "dictionary changed size" in capsys.readouterr().out
@@ -269,15 +269,29 @@ def test_a_page_that_cannot_be_made_does_not_end_the_server(health, capsys):
 
 def test_a_taken_port_names_the_setting_to_change(port, health):
     with pytest.raises(UsageError, match=rf"127\.0\.0\.1:{port} .*change monitoring.host or monitoring.port"):
-        serve("127.0.0.1", port, CollectorRegistry(), health)
+        serve("127.0.0.1", port, CollectorRegistry(), health, "digits")
 
 
 def test_an_address_that_is_not_this_machines_names_the_setting_too(health):
     with pytest.raises(UsageError, match=r"change monitoring\.host"):
-        serve("192.0.2.1", 0, CollectorRegistry(), health)
+        serve("192.0.2.1", 0, CollectorRegistry(), health, "digits")
 
 
 def test_after_closing_the_port_is_free(health):
-    served = serve("127.0.0.1", 0, CollectorRegistry(), health)
+    served = serve("127.0.0.1", 0, CollectorRegistry(), health, "digits")
     served.close()
-    serve("127.0.0.1", served.port, CollectorRegistry(), health).close()
+    serve("127.0.0.1", served.port, CollectorRegistry(), health, "digits").close()
+
+
+def test_a_port_that_another_worker_of_the_run_has_is_replaced_by_a_free_one(health, capsys):
+    with closing(serve("127.0.0.1", 0, CollectorRegistry(), health, "other")) as free:
+        port = free.port
+    with closing(serve("127.0.0.1", port, CollectorRegistry(), health, "digits")) as first:
+        with pytest.raises(UsageError, match="cannot listen on"):
+            serve("127.0.0.1", port, CollectorRegistry(), health, "another run")
+        with closing(serve("127.0.0.1", port, CollectorRegistry(), health, "digits")) as second:
+            assert first.port == port != second.port
+            assert get(second.port, "/livez")[0].status == 200
+            assert f"on a free port free={second.port} taken={port}" in capsys.readouterr().out
+    with closing(serve("127.0.0.1", port, CollectorRegistry(), health, "digits")) as again:
+        assert again.port == port

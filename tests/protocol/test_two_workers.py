@@ -9,6 +9,7 @@ from feed import mixed
 from harness import NewRun, Run, Worker
 
 from stream_learner.errors import ExitCode
+from stream_learner.local.broker import free_port
 
 STANDBY: dict[str, Any] = {"run__on_conflict": "standby", "run__session_timeout_s": 3.0}
 
@@ -111,6 +112,22 @@ def test_an_idle_worker_that_wakes_up_after_it_was_replaced_ends_too(new_run: Ne
     active.signal(signal.SIGCONT)
     assert "another one was elected" in active.ends(ExitCode.FENCED)
     run.finish(standby)
+
+
+def test_a_second_worker_on_one_host_does_without_the_port_of_the_first(new_run: NewRun) -> None:
+    """Also when the first is frozen, and would not answer."""
+    run = new_run(**STANDBY, monitoring__port=free_port())
+    run.feed(mixed(500))
+    first = run.start()
+    run.learned(first)
+    first.signal(signal.SIGSTOP)
+    second = run.start()
+    run.feed(mixed(500))
+    run.learned(second)
+    assert "another worker of the run on this host has monitoring.port" in second.text()
+    second.stop()
+    first.kill()
+    run.check()
 
 
 def test_a_standby_stops(new_run: NewRun) -> None:
