@@ -27,7 +27,7 @@ from stream_learner.learning.stored import Count, parse, part, tensor
 from stream_learner.learning.strategies import Minibatch
 from stream_learner.learning.trainer import Trainer, prefixed, under
 from stream_learner.learning.weighting import Arrivals, Times, Weighed, Weights
-from stream_learner.records.manifest import Decision
+from stream_learner.records.manifest import Arithmetic, Decision
 from stream_learner.records.progress import Progress
 from stream_learner.records.record import Label, Reason, RejectError, Rejection, Sample, Split
 from stream_learner.records.report import Report
@@ -147,6 +147,11 @@ class Learner:
     def network(self) -> models.ImageClassifier:
         """The network as a release would have it now."""
         return self._trainer.evaluated
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What the bytes of a state depend on beside the data."""
+        return self._placement.arithmetic(self._settings_digest)
 
     @property
     def diverged(self) -> bool:
@@ -307,7 +312,7 @@ class Learner:
             positions=copy.deepcopy(self.progress.positions),
             closed=self.progress.close(),
             recent=self.prequential.recent(self.labels),
-            arithmetic=self._placement.arithmetic(self._settings_digest),
+            arithmetic=self.arithmetic,
             candidate=candidate,
             decision=decision,
             discarded=discarded,

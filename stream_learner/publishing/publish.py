@@ -22,6 +22,7 @@ from stream_learner.records.spans import Positions
 from stream_learner.streams import topics
 from stream_learner.streams.topics import CHUNK_BYTES, MAX_DOCUMENT_BYTES, Names
 
+PROGRAM = f"stream-learner {__version__}"
 SWEEP_EVERY_S = 3600.0
 ERROR_HEADER = "__connect.errors."
 
@@ -213,7 +214,7 @@ class Publish:
         parts = {state.sequence: self._last.parts_of(state) for state in existing} if self._last else {}
         kept, shared = retention.share(kept, parts | {prepared.sequence: prepared.parts})
         return Manifest(
-            program=f"stream-learner {__version__}",
+            program=PROGRAM,
             run_id=self._settings.run.id,
             epoch=self._epoch,
             sequence=prepared.sequence,

@@ -55,6 +55,11 @@ def advance(positions: Positions, spans: Spans) -> None:
         positions.setdefault(topic, {})[partition] = span.end
 
 
+def offsets_in(spans: Spans) -> int:
+    """Return the number of offsets in spans."""
+    return sum(span.end - span.start for _, _, span in each(spans))
+
+
 def between(start: Positions, end: Positions) -> Spans:
     """Offsets from `start` on, up to `end`, of the partitions that both know."""
     spans: Spans = {}

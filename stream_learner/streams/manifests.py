@@ -36,16 +36,16 @@ class Foreign:
 
     topic: str
     offsets: list[int] = field(default_factory=list)
+    last: int = -1
     why: str = ""
 
     def add(self, offset: int, why: str) -> None:
         self.offsets.append(offset)
-        self.why = why
+        if offset > self.last:
+            self.last, self.why = offset, why
 
     def __str__(self) -> str:
-        return (
-            f"{self.topic} has {len(self.offsets)} foreign records, the last at offset {self.offsets[-1]} ({self.why})"
-        )
+        return f"{self.topic} has {len(self.offsets)} foreign records, the last at offset {self.last} ({self.why})"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def read_manifests(settings: Settings, foreign: Foreign, tail: int | None = None
     seen: set[str] = set()
     for record in read_committed(settings, foreign.topic, tail, wait):
         try:
-            found = _accepted(record, settings.run.id, verifier)
+            found = accepted(record, settings.run.id, verifier)
             if found.digest in seen:
                 raise ValueError("it is a copy of an earlier one")
         except ValueError as error:
@@ -148,7 +148,7 @@ def advice(settings: Settings) -> str:
     return f"{ONE_RUN}; {SIGN_FIRST}" if settings.security.verifier else ONE_RUN
 
 
-def _accepted(record: Record, run_id: str, verifier: Verifier | None) -> Found:
+def accepted(record: Record, run_id: str, verifier: Verifier | None) -> Found:
     """Decode a record. Raises ValueError when it is no manifest of the run, StateError when it is a newer program's."""
     if record.value is None:
         raise ValueError(record.unreadable or "it has no value")

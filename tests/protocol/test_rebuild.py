@@ -115,7 +115,7 @@ def test_other_settings_give_other_bytes(restarted: tuple[Run, Log]) -> None:
     changed.__dict__ |= run.__dict__ | {"overrides": SETTINGS | {"learning.learning_rate": 0.001}}
     said = rebuild(changed, 1, 3, ExitCode.MISMATCH)
     assert log.manifests[2]["state"]["digest"] in said
-    assert "1 threads" in said
+    assert "it is rebuilt with other settings, unlike checkpoint 3" in said
 
 
 @pytest.mark.parametrize(
@@ -163,3 +163,21 @@ def test_partitions_that_were_empty_or_unread_at_a_release_are_part_of_it(new_ru
     for manifest in first, last:
         assert f"state {manifest['state']['digest']}, as published" in rebuild(run, 0, manifest["sequence"])
     assert "as published" in rebuild(run, first["sequence"], last["sequence"])
+
+
+def test_a_path_across_a_change_of_settings_is_reported_as_such(new_run: NewRun) -> None:
+    run = new_run(**{name.replace(".", "__", 1): value for name, value in SETTINGS.items()})
+    drafts = mixed(500)
+    run.feed(islice(drafts, 250))
+    last = len(run.finish(run.start()).history)
+    run.overrides["learning.learning_rate"] = 0.002
+    run.feed(drafts)
+    end = run.finish(run.start()).manifest["sequence"]
+    change = f"checkpoint {last + 1} was made with other settings, unlike {last}"
+    said = rebuild(run, 0, end, ExitCode.MISMATCH)
+    assert said.count(change) == 2  # before it learns, and at the end
+    said = rebuild(run, last, end)
+    assert "as published" in said
+    assert change not in said
+    said = rebuild(run, 0, last, ExitCode.MISMATCH)
+    assert f"it is rebuilt with other settings, unlike checkpoint {last}" in said

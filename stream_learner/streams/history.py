@@ -1,0 +1,105 @@
+"""The history topic, which holds every manifest of a run: read where it is needed, never as a whole.
+
+At the defaults 90 days of it are about 4 GB.
+"""
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+
+from kafka.structs import TopicPartition
+
+from stream_learner.config import MIB, Settings
+from stream_learner.errors import KafkaUnavailableError
+from stream_learner.streams.connection import kafka_failures, reader
+from stream_learner.streams.manifests import Foreign, Found, accepted
+from stream_learner.streams.reader import Reader, to_record
+from stream_learner.streams.topics import Names
+
+POLL_MS = 200
+# Of a response: small, for a few manifests are read at a place before another one is.
+FETCH_BYTES = MIB
+TAIL = 10
+"""Offsets at the topic's end in which the newest manifest is looked for first."""
+
+
+class History:
+    """The committed manifests of a run by offset. One reading at a time: a second one moves the first."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic):
+        """Raises KafkaUnavailableError."""
+        self.topic = Names.of(settings).history
+        self._settings = settings
+        self._clock = clock
+        self._place = TopicPartition(self.topic, 0)
+        with kafka_failures(settings.kafka, f"reading topic {self.topic}", "Read"):
+            self._consumer: Reader = reader(settings.kafka, max_partition_fetch_bytes=FETCH_BYTES)
+            self._consumer.assign([self._place])
+            self.first = self._consumer.beginning_offsets([self._place])[self._place]
+            # What an open transaction hides now is left out.
+            self.end = self._consumer.end_offsets([self._place])[self._place]
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def read(self, start: int, end: int, foreign: Foreign | None = None) -> Iterator[Found]:
+        """Yield the manifests at offsets from `start` up to `end`, and note in `foreign` what else is there.
+
+        Raises StateError when a newer program wrote one, KafkaUnavailableError when nothing comes for
+        `kafka.request_timeout_s`.
+        """
+        kafka, security = self._settings.kafka, self._settings.security
+        self._consumer.seek(self._place, start)
+        at, deadline = start, self._clock() + kafka.request_timeout_s
+        while at < end:
+            with kafka_failures(kafka, f"reading topic {self.topic}", "Read"):
+                polled = self._consumer.poll(timeout_ms=POLL_MS)
+                before, at = at, self._consumer.position(self._place) or at
+            if at > before:
+                deadline = self._clock() + kafka.request_timeout_s
+            elif self._clock() > deadline:
+                raise KafkaUnavailableError(
+                    f"nothing came from topic {self.topic} at offset {at} for "
+                    f"kafka.request_timeout_s = {kafka.request_timeout_s:g}; check that the brokers are up"
+                )
+            for record in map(to_record, polled.get(self._place, ())):
+                if record.offset >= end:
+                    return
+                try:
+                    yield accepted(record, self._settings.run.id, security.verifier)
+                except ValueError as error:
+                    if foreign:
+                        foreign.add(record.offset, str(error))
+
+    def newest(self) -> Found | None:
+        """Return the manifest with the highest epoch and sequence near the topic's end; None when there is none."""
+        tail = TAIL
+        while True:
+            start = max(self.first, self.end - tail)
+            found = max(self.read(start, self.end), key=lambda found: found.manifest.order, default=None)
+            if found or start == self.first:
+                return found
+            tail *= 10
+
+    def find(self, sequence: int, epoch: int | None = None) -> Found | None:
+        """Return the manifest of this sequence, of the newest epoch that has it unless one is given; None without one.
+
+        Epochs and sequences rise with the offsets, so a few records are read. All are where that finds none: the newest
+        epoch may have no such sequence, and somebody may have sent old manifests again.
+        """
+        if newest := self.newest():
+            wanted = epoch or newest.manifest.epoch, sequence
+            offsets = range(self.first, newest.offset + 1)
+            at = bisect_left(offsets, wanted, key=lambda offset: self._from(offset).manifest.order)
+            if at < len(offsets) and (found := self._from(offsets[at])).manifest.order == wanted:
+                return found
+        matching = (
+            found
+            for found in self.read(self.first, self.end)
+            if found.manifest.sequence == sequence and epoch in (None, found.manifest.epoch)
+        )
+        return max(matching, key=lambda found: found.manifest.epoch, default=None)
+
+    def _from(self, offset: int) -> Found:
+        """Return the first manifest from an offset on; there is one."""
+        return next(self.read(offset, self.end))
