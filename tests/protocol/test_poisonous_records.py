@@ -16,7 +16,7 @@ from stream_learner.errors import ExitCode
 MODULE = """
 import os
 
-from stream_learner.learning.strategies import FineTune
+from stream_learner.learning.strategies.finetune import FineTune
 from stream_learner.records.formats import plain
 
 
