@@ -24,8 +24,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Column, Table
 from rich.text import Text
 
-from stream_learner import __version__, config
-from stream_learner.config import Settings
+from stream_learner import config
 from stream_learner.errors import ExitCode, StreamLearnerError, out_of_memory
 from stream_learner.records.spans import Stretches
 from stream_learner.text import printable, printable_lines
@@ -49,6 +48,8 @@ DataFolder = Annotated[
 ]
 # They may include a password, when an option lacks its `=`.
 EXTRA_ARGUMENTS = re.compile(r"(unexpected extra argument\S*) \(.*\)", re.DOTALL)
+# From a signal at the start to the end: enough to leave the election, so that the next start need not wait for it.
+LEAVE_S = 0.5
 out = Console()
 err = Console(stderr=True, highlight=False)
 
@@ -70,73 +71,43 @@ def run(
         bool, typer.Option("--accept-rejects", help="Go on however many records are rejected.")
     ] = False,
 ) -> None:
-    """Learn from the input topics until stopped (SIGTERM or Ctrl-C: save, then exit 0)."""
-    settings = config.load(config_file, overrides)
-    _run_worker(settings, fresh=fresh, accept_rejects=accept_rejects)
+    """Learn from the input topics until stopped (SIGTERM, SIGHUP or Ctrl-C: save, then exit 0)."""
+    from stream_learner.monitoring.health import Health
 
-
-def _run_worker(settings: Settings, *, fresh: bool, accept_rejects: bool) -> None:
     health = None
     # Before it learns or stands by there is nothing to save, and what it waits for may take long.
     stop = _stop_on_signals(
-        settings.run.stop_deadline_s, at_once=lambda: health is None or health.why_not_started() is not None
+        lambda: settings.run.stop_deadline_s, at_once=lambda: health is None or health.why_not_started() is not None
     )
-    from stream_learner import worker
-    from stream_learner.checkpoints.store import Store
-    from stream_learner.learning.allocator import keep_freed_memory
-    from stream_learner.learning.weighting.weights import COMBINED
-    from stream_learner.monitoring import logs
-    from stream_learner.monitoring.health import Health
-    from stream_learner.monitoring.metrics import Metrics, RunRegistry
-    from stream_learner.monitoring.server import serve
-    from stream_learner.records import keys
-    from stream_learner.streams.journal import ReadBack
-    from stream_learner.streams.topics import Names
-    from stream_learner.streams.transaction import Transaction
-
-    logs.configure(settings.log.level, settings.log.format)
-    keep_freed_memory()
+    settings = config.load(config_file, overrides)
     health = Health(settings.monitoring.live_timeout_s, settings.kafka.request_timeout_s)
-    registry, names = RunRegistry(settings.run.id), Names.of(settings)
-    serve(settings.monitoring.host, settings.monitoring.port, registry, health, settings.run.id)
-    store = Store(settings.checkpoint.store)
-    store.try_out(keys.trials(settings.run.id))
-    worker.run(
-        settings,
-        store,
-        Transaction(settings),
-        ReadBack(settings),
-        Metrics(
-            registry,
-            __version__,
-            settings.input.topics,
-            (names.checkpoints, names.history),
-            [*settings.weights.policies, COMBINED],
-        ),
-        health,
-        stop,
-        _end_process,
-        fresh=fresh,
-        accept_rejects=accept_rejects,
-    )
+    from stream_learner import start
+
+    start.run(settings, health, stop, _end_process, fresh=fresh, accept_rejects=accept_rejects)
+    _end_process(ExitCode.OK)  # torch and the clients take a while to take themselves down
 
 
-def _stop_on_signals(deadline_s: float, at_once: Callable[[], bool] = lambda: False) -> threading.Event:
-    """Set by the first SIGTERM or SIGINT, which must be obeyed in time; a second one ends the process at once.
+def _stop_on_signals(deadline_s: Callable[[], float], at_once: Callable[[], bool] = lambda: False) -> threading.Event:
+    """Set by the first signal that asks to end, which must be obeyed in time; a second one ends the process at once.
 
-    So does the first, with 0, when `at_once` says so. To be called before any thread is started.
+    Where `at_once` says so the first one does, with 0, after a moment in which the event may end it as well. To be
+    called before any thread is started.
     """
     stop = threading.Event()
-    signals = {signal.SIGTERM, signal.SIGINT}
+    signals = _obeyed()
+
+    def end_within(seconds: float, code: ExitCode) -> None:
+        timer = threading.Timer(seconds, _end_process, (code,))
+        timer.daemon = True
+        timer.start()
 
     def listen() -> None:
         signal.sigwait(signals)
-        if at_once():
-            _end_process(ExitCode.OK)
         stop.set()
-        timer = threading.Timer(deadline_s, _end_process, (ExitCode.WATCHDOG,))
-        timer.daemon = True
-        timer.start()
+        if at_once():
+            end_within(LEAVE_S, ExitCode.OK)
+        else:
+            end_within(deadline_s(), ExitCode.WATCHDOG)
         signal.sigwait(signals)
         _end_process(ExitCode.INTERRUPTED)
 
@@ -144,6 +115,12 @@ def _stop_on_signals(deadline_s: float, at_once: Callable[[], bool] = lambda: Fa
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     threading.Thread(target=listen, name="signals", daemon=True).start()
     return stop
+
+
+def _obeyed() -> set[signal.Signals]:
+    """Signals that ask a command to end. `nohup` has SIGHUP ignored, which is left so."""
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    return {number for number in signals if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}
 
 
 def _say(line: str) -> None:
@@ -230,7 +207,7 @@ def feed(
     from stream_learner.local.datasets import open_dataset
 
     settings = config.load(config_file, overrides)
-    stop = _stop_on_signals(settings.run.stop_deadline_s)
+    stop = _stop_on_signals(lambda: settings.run.stop_deadline_s)
     dataset = open_dataset(data, split.value)
     total = min(len(dataset) * epochs, limit or len(dataset) * epochs)
     columns = *Progress.get_default_columns(), MofNCompleteColumn()
@@ -295,8 +272,15 @@ def show_config(
     overrides: Overrides = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the settings' JSON Schema instead.")] = False,
 ) -> None:
-    """Print the effective settings as JSON, secrets redacted."""
-    _say_json(json.dumps(config.schema()) if schema else config.load(config_file, overrides).model_dump_json())
+    """Print the effective settings as JSON, secrets redacted, and report whatever `run` would refuse in them."""
+    if schema:
+        _say_json(json.dumps(config.schema()))
+        return
+    from stream_learner import start
+
+    settings = config.load(config_file, overrides)
+    _say_json(settings.model_dump_json())
+    start.check(settings)
 
 
 @app.command()
@@ -397,7 +381,7 @@ def main() -> None:
     """Entry point: every failure a person can cause is one line and an exit code of `ExitCode`."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _obeyed():
         signal.signal(number, _interrupt)
     _exit_with(lambda: app(prog_name="stream-learner", standalone_mode=False), debug)
 

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -18,7 +17,6 @@ from stream_learner.errors import (
     KafkaUnavailableError,
     RejectsError,
     StateError,
-    UsageError,
 )
 from stream_learner.learning.batch import MAX_BATCH_BYTES, Batch, batches
 from stream_learner.learning.learner import Learner
@@ -201,9 +199,11 @@ def give_up(kafka: KafkaSettings, health: Health) -> None:
 
 def run(
     settings: Settings,
+    learner: Learner,
     store: Store,
     transaction: Transaction,
     read_back: ReadBack,
+    election: Election,
     metrics: Metrics,
     health: Health,
     stop: threading.Event,
@@ -217,13 +217,7 @@ def run(
     Raises subclasses of StreamLearnerError. A publication that fails, and another worker that takes over, end the
     process through `end_process`.
     """
-    if settings.security.verifier and not settings.security.signer:
-        raise UsageError(
-            "security.verify_key_files is set and security.signing_key_file is not: the next start would refuse what "
-            "this worker publishes. Set security.signing_key_file; only readers do without"
-        )
-    metrics.follow(health)
-    decoder, learner = Decoder.from_settings(settings), Learner(settings)
+    decoder = Decoder.from_settings(settings)
     if settings.model.frozen and not settings.model.weights:
         log.warning(
             "nothing trains the network's body, which is random unless its factory loads one; see model.weights"
@@ -236,56 +230,54 @@ def run(
         health.enter(Phase.STANDBY)
         give_up(settings.kafka, health)
 
-    with closing(Election(settings, health.heard)) as election:
-        if not await_turn(settings, store, election, stop, stand_by, recovery.look):
-            return
+    if not await_turn(settings, store, election, stop, stand_by, recovery.look):
+        return
+    try:
+        health.enter(Phase.RECOVERING)
+        recovered = recovery.take_over(fencing(election, transaction.fence))
+        last = _restore(learner, recovered, metrics)
+        source = Source(settings.kafka, settings.input, recovered.positions, health.heard)
+        metrics.begin(source.positions)
+        publish = Publish(settings, store, transaction, read_back, recovered.topic_ids, recovered.epoch, *last)
+        lives = Lives(store, settings)
+
+        def committed(manifest: Manifest, seconds: float) -> None:
+            health.heard(Answer.COMMIT)
+            metrics.checkpoint_committed(manifest, seconds)
+            lives.committed(manifest)
+
+        publisher = Publisher(settings, publish, committed, metrics.store_failed, end_process)
+        decode = lives.guarded(decoder)
+        stream = batches(
+            source,
+            decode,
+            recovered.positions,
+            settings.batch,
+            stop,
+            alone=lives.alone,
+            # All of a batch may become dead letters, and the time-out of a transaction is for that many bytes.
+            max_bytes=min(MAX_BATCH_BYTES, settings.checkpoint.max_pending_bytes),
+        )
+        breaker = Breaker(settings.rejects, enabled=not accept_rejects)
+        worker = Worker(settings, stream, learner, source, publisher, election, metrics, health, breaker, lives)
+        sequence = last[0].sequence if last[0] else 0
+        log.info("learning", epoch=recovered.epoch, sequence=sequence, classes=len(learner.labels))
+        del recovery, recovered  # the state it fetched
+        health.enter(Phase.LEARNING)
         try:
-            health.enter(Phase.RECOVERING)
-            recovered = recovery.take_over(fencing(election, transaction.fence))
-            last = _restore(learner, recovered, metrics)
-            source = Source(settings.kafka, settings.input, recovered.positions, health.heard)
-            metrics.begin(source.positions)
-            publish = Publish(settings, store, transaction, read_back, recovered.topic_ids, recovered.epoch, *last)
-            lives = Lives(store, settings)
-
-            def committed(manifest: Manifest, seconds: float) -> None:
-                health.heard(Answer.COMMIT)
-                metrics.checkpoint_committed(manifest, seconds)
-                lives.committed(manifest)
-
-            publisher = Publisher(settings, publish, committed, metrics.store_failed, end_process)
-            decode = lives.guarded(decoder)
-            stream = batches(
-                source,
-                decode,
-                recovered.positions,
-                settings.batch,
-                stop,
-                alone=lives.alone,
-                # All of a batch may become dead letters, and the time-out of a transaction is for that many bytes.
-                max_bytes=min(MAX_BATCH_BYTES, settings.checkpoint.max_pending_bytes),
-            )
-            breaker = Breaker(settings.rejects, enabled=not accept_rejects)
-            worker = Worker(settings, stream, learner, source, publisher, election, metrics, health, breaker, lives)
-            sequence = last[0].sequence if last[0] else 0
-            log.info("learning", epoch=recovered.epoch, sequence=sequence, classes=len(learner.labels))
-            del recovery, recovered  # the state it fetched
-            health.enter(Phase.LEARNING)
-            try:
-                with lives.watched():
-                    try:
-                        worker.loop()
-                    except InputError:
-                        worker.save_the_rest()  # its records may not be there any more to be learned again
-                        raise
-            except KafkaUnavailableError as error:
-                log.error(str(error))
-                election.close()
-                end_process(error.code)  # the publisher may wait for Kafka too, and would be waited for
-            log.info("stopped")
-        except FencedError as error:
+            with lives.watched():
+                try:
+                    worker.loop()
+                except InputError:
+                    worker.save_the_rest()  # its records may not be there any more to be learned again
+                    raise
+        except KafkaUnavailableError as error:
             log.error(str(error))
-            end_process(error.code)
+            election.close()
+            end_process(error.code)  # the publisher may wait for Kafka too, and would be waited for
+    except FencedError as error:
+        log.error(str(error))
+        end_process(error.code)
 
 
 def _restore(learner: Learner, recovered: Recovered, metrics: Metrics) -> tuple[Manifest | None, str | None]:

@@ -237,6 +237,12 @@ class Store:
         return path
 
 
+def check_location(location: str) -> None:
+    """Raise UsageError when it is a URL that no store can have. Neither make a folder nor ask a bucket."""
+    if "://" in location and not location.startswith("file://"):
+        Store(location)
+
+
 def _is_key(key: str) -> bool:
     segments = key.split("/")
     return all(segments) and not {".", ".."} & {*segments} and "\\" not in key and key.isprintable()

@@ -9,6 +9,9 @@ from stream_learner.records.ledger import Piece
 from stream_learner.records.record import Label, Rejection, Split
 from stream_learner.records.spans import Span, Spans
 
+COMBINED = "combined"
+"""Name of the weights that a sample's factors make, beside those of the policies."""
+
 
 class Drift(msgspec.Struct, frozen=True):
     """The prequential error rose."""

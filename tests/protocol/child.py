@@ -13,12 +13,12 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, tzinfo
 from functools import wraps
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from no_hard_links import refuse_links
 
-from stream_learner import cli, worker
+from stream_learner import cli, start, worker
 from stream_learner.checkpoints import retention, state
 from stream_learner.checkpoints.store import Store
 from stream_learner.learning.learner import Learner
@@ -96,6 +96,18 @@ def with_modules(log: Path, arguments: list[str], folder: Path) -> None:
 def without_hard_links(log: Path, arguments: list[str], error: int) -> None:
     """The command line in a process whose hard links fail with an error number."""
     refuse_links(error)
+    command(log, arguments)
+
+
+def hung_up(log: Path, arguments: list[str], action: signal.Handlers) -> None:
+    """The command line in a process that began with this action for SIGHUP."""
+    signal.signal(signal.SIGHUP, action)
+    command(log, arguments)
+
+
+def without_torch(log: Path, arguments: list[str]) -> None:
+    """The command line in a process whose import of torch does not end."""
+    start.importlib = SimpleNamespace(import_module=lambda _: threading.Event().wait())  # pyright: ignore
     command(log, arguments)
 
 

@@ -4,6 +4,7 @@ import resource
 import signal
 from pathlib import Path
 
+import child
 import numpy as np
 import pytest
 from child import Point
@@ -51,6 +52,38 @@ def test_a_stop_in_recovery_waits_for_nothing(new_run: NewRun) -> None:
     finally:
         run.broker.thaw()
     run.finish(run.start())
+
+
+def test_a_worker_that_is_stopped_at_its_start_leaves_the_election(new_run: NewRun) -> None:
+    run = new_run(run__on_conflict="standby", run__session_timeout_s=30.0)
+    group = run.settings.standby_group
+
+    def members() -> int:
+        return len(run.admin.describe_consumer_groups([group])[group].result(60).members)
+
+    worker = run.start_altered(child.without_torch)
+    worker.until("a member", members)
+    worker.signal(signal.SIGTERM)
+    worker.ends(ExitCode.OK)
+    assert members() == 0
+
+
+def test_a_hangup_saves_unless_it_is_ignored(new_run: NewRun) -> None:
+    run = new_run(checkpoint__every_records=1_000_000, checkpoint__every_s=600.0)
+    run.feed(good(50))
+    worker = run.start_altered(child.hung_up, signal.SIG_IGN)
+    worker.reaches("records_in_total", 50)
+    worker.signal(signal.SIGHUP)
+    run.feed(good(50))
+    worker.reaches("records_in_total", 100)
+    worker.stop()
+    run.feed(good(50))
+    worker = run.start_altered(child.hung_up, signal.SIG_DFL)
+    worker.reaches("records_in_total", 50)
+    worker.signal(signal.SIGHUP)
+    worker.ends(ExitCode.OK)
+    assert run.saved() == {(run.input, 0): 150}
+    run.check()
 
 
 @pytest.mark.parametrize("seconds", [DAY_S, -DAY_S], ids=["forwards", "backwards"])

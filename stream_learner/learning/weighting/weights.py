@@ -9,9 +9,9 @@ from stream_learner.config import WeightsSettings
 from stream_learner.learning.stored import parse, part
 from stream_learner.learning.weighting.clock import EventClock
 from stream_learner.learning.weighting.policies import Arrivals, Times
+from stream_learner.records.report import COMBINED
 from stream_learner.registry import WEIGHTS
 
-COMBINED = "combined"
 CLOCK = "event_time"
 LARGEST = float(np.finfo(np.float32).max)
 
