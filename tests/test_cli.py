@@ -237,6 +237,20 @@ def test_a_store_that_cannot_be_used(ready: Run):
     assert "file/objects cannot be used: " in said
 
 
+def test_a_store_that_fails_its_trial_before_kafka_is_asked(run: Run):
+    said = failure(run("run", sets=f"checkpoint.store=/proc {NOWHERE}"), ExitCode.STORE)
+    assert "checkpoint.store file:///proc failed a trial: " in said
+    assert "make room, give it the rights, or set checkpoint.store to another place" in said
+
+
+def test_a_rebuild_makes_no_store(run: Run):
+    said = failure(
+        run("rebuild", "--from", "0", "--to", "1", sets=f"checkpoint.store=nowhere {NOWHERE}"), ExitCode.STORE
+    )
+    assert "nowhere is missing; set it to where the run's objects are" in said
+    assert not (run.folder / "nowhere").exists()
+
+
 @pytest.mark.parametrize("command", ["feed", "demo"])
 @pytest.mark.parametrize(
     ("data", "said"),

@@ -1,5 +1,6 @@
 """Objects by key: written once, verified when read."""
 
+import errno
 import os
 import stat
 import uuid
@@ -264,6 +265,11 @@ def _flush(path: Path, root: Path) -> None:
         descriptor = os.open(place, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            # fsync(2): a file system that does not support it. Old SMB clients do not, for folders: they write entries
+            # at once.
+            if place == path or error.errno != errno.EINVAL:
+                raise
         finally:
             os.close(descriptor)
 

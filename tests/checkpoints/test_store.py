@@ -1,5 +1,6 @@
 import errno
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -272,6 +273,24 @@ def test_a_file_system_without_hard_links(folder, error):
     assert os.strerror(error) in done.stdout
     assert Store(str(folder)).times("digits").keys() == {KEY}
     assert (folder / KEY).read_bytes() == b"bytes"
+
+
+@pytest.mark.parametrize("kind", [stat.S_ISDIR, stat.S_ISREG])
+def test_folders_need_not_be_flushed_where_that_is_not_supported(store, monkeypatch, kind):
+    flush = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if kind(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if kind is stat.S_ISDIR:
+        store.try_out(TRIALS)
+        assert store.fetch(store.put(KEY, b"bytes")) == b"bytes"
+        return
+    with pytest.raises(StoreError, match=r"cannot be written: .*Invalid argument"):
+        store.put(KEY, b"bytes")
 
 
 @pytest.fixture

@@ -50,7 +50,15 @@ def restarted(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 def rebuild(run: Run, start: Any, target: Any, code: int = 0) -> str:
-    return run.call("rebuild", "--from", str(start), "--to", str(target)).ends(code)
+    before = written(run)
+    text = run.call("rebuild", "--from", str(start), "--to", str(target)).ends(code)
+    assert written(run) == before
+    return text
+
+
+def written(run: Run) -> dict[Path, int]:
+    """When each file and folder of the store was written, in nanoseconds."""
+    return {path: path.stat().st_mtime_ns for path in (run.store, *run.store.rglob("*"))}
 
 
 def releases(log: Log) -> list[dict[str, Any]]:
