@@ -1,6 +1,5 @@
 """Settings that every Kafka client of the program shares, and Kafka's errors in the program's words."""
 
-import logging
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from kafka import errors as kafka_errors
 
 from stream_learner.config import MIB, KafkaSettings
 from stream_learner.errors import KafkaUnavailableError, TopicsError, UsageError
+from stream_learner.streams.bootstrap import REFUSALS, UnresolvedHostError, connect
 from stream_learner.streams.reader import Reader
 from stream_learner.streams.rights import missing_right
 
@@ -22,15 +22,9 @@ RETRY_PAUSE_S = 0.2
 # So often the brokers are asked for metadata: it finds new partitions, and shows whether they answer.
 METADATA_S = 5.0
 
-REFUSALS = (
-    kafka_errors.SaslAuthenticationFailedError,
-    kafka_errors.UnsupportedSaslMechanismError,
-    kafka_errors.AuthorizationError,
-)
 CERTIFICATES = ("ssl_cafile", "ssl_certfile")
 KEYS = ("ssl_keyfile", "ssl_key_password_file")
 
-Client = TypeVar("Client")
 T = TypeVar("T")
 
 
@@ -70,31 +64,6 @@ def _ssl_context(kafka: KafkaSettings) -> ssl.SSLContext:
     return context
 
 
-class _LostConnections(logging.Handler):
-    """Keeps why connections were lost: kafka-python tells only its log, tries again, and runs into its time-out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reasons: list[Exception] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.reasons += [found for found in record.args or () if isinstance(found, Exception)]
-
-
-def connect(kind: Callable[..., Client], config: dict[str, Any]) -> Client:
-    """A kafka-python client. Raises its KafkaError that says why there is no connection, OSError."""
-    log, lost = logging.getLogger("kafka.net.connection"), _LostConnections()
-    log.addHandler(lost)
-    try:
-        return kind(**config)
-    except kafka_errors.KafkaTimeoutError as error:
-        # A broker's refusal is often lost, because it hangs up right after; otherwise the first try had the most time.
-        refusals = [reason for reason in lost.reasons if isinstance(reason, REFUSALS)]
-        raise (refusals + lost.reasons + [error])[0] from None
-    finally:
-        log.removeHandler(lost)
-
-
 def reader(kafka: KafkaSettings, *, committed_only: bool = True, **more: Any) -> Reader:
     """Open a consumer, outside any group unless given one. It commits nothing and never jumps by itself."""
     config = client_config(kafka) | {
@@ -129,9 +98,10 @@ def kafka_failures(
             f"{missing_right(kafka, error, operation, name)}"
         ) from error
     except REFUSALS as error:
+        unsupported = isinstance(error, kafka_errors.UnsupportedSaslMechanismError)
+        wrong = f"kafka.sasl_mechanism = {kafka.sasl_mechanism}" if unsupported else "the credentials in [kafka]"
         raise KafkaUnavailableError(
-            f"Kafka at {kafka.bootstrap_servers} refused access while {doing} ({error}); check the credentials in "
-            "[kafka]"
+            f"Kafka at {kafka.bootstrap_servers} refused access while {doing} ({error}); check {wrong}"
         ) from error
     except (kafka_errors.KafkaError, OSError) as error:
         raise KafkaUnavailableError(
@@ -181,7 +151,8 @@ def ask(kafka: KafkaSettings, doing: str, question: Callable[[KafkaAdminClient],
                 try:
                     return question(client)
                 except kafka_errors.KafkaError as error:
-                    if not error.retriable or time.monotonic() > deadline:
+                    hopeless = not error.retriable or isinstance(error, UnresolvedHostError)
+                    if hopeless or time.monotonic() > deadline:
                         raise
                     time.sleep(RETRY_PAUSE_S)
         finally:

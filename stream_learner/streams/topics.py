@@ -7,7 +7,7 @@ from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from stream_learner.config import Settings
-from stream_learner.errors import TopicsError
+from stream_learner.errors import KafkaUnavailableError, TopicsError
 from stream_learner.streams.connection import ask, describe, kafka_failures
 from stream_learner.streams.rights import Role, check_rights
 
@@ -18,6 +18,13 @@ CHUNK_BYTES = 512 * 1024
 # Largest manifest or window; the topic takes as much and room for headers and Kafka's own bytes.
 MAX_DOCUMENT_BYTES = 4 * MIB - RECORD_OVERHEAD_BYTES
 HIDDEN = kafka_errors.TopicAuthorizationFailedError.errno
+MISSING = kafka_errors.UnknownTopicOrPartitionError.errno
+# Kafka's own topics that a worker needs, and the brokers' settings by which they are made at first use: replicas, and
+# replicas that must be in sync.
+INTERNAL = {
+    "__consumer_offsets": ("offsets.topic.replication.factor", None),
+    "__transaction_state": ("transaction.state.log.replication.factor", "transaction.state.log.min.isr"),
+}
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,37 @@ def check(settings: Settings, input_partitions: int | None = None, role: Role | 
         )
 
 
+def check_internal(settings: Settings) -> None:
+    """Raise KafkaUnavailableError if Kafka's own topics are missing and there are too few brokers to make them.
+
+    Whoever needs them would wait until a time-out: the brokers only answer that no coordinator is available.
+    """
+
+    def question(client: KafkaAdminClient) -> list[str]:
+        missing = [t["name"] for t in client.describe_topics(list(INTERNAL)) if t["error_code"] == MISSING]
+        if not missing:
+            return []
+        brokers = client.describe_cluster()["brokers"]
+        configs = _configs(client, ConfigResourceType.BROKER, [str(brokers[0]["broker_id"])])
+        return [why for name in missing for why in _too_few(name, len(brokers), next(iter(configs.values()), {}))]
+
+    if found := ask(settings.kafka, "looking for Kafka's internal topics", question):
+        raise KafkaUnavailableError(
+            f"{'; '.join(found)}. Start the other brokers, or lower these settings of the brokers"
+        )
+
+
+def _too_few(topic: str, brokers: int, configs: dict[str, str]) -> list[str]:
+    """Why that many brokers, with these settings, cannot make or write one of Kafka's own topics."""
+    replicas, in_sync = ((name, int(configs[name])) if name in configs else ("", 0) for name in INTERNAL[topic])
+    for name, needed in (replicas, in_sync):
+        if needed > brokers:
+            return [f"the brokers cannot make topic {topic}: {name} = {needed}, and {brokers} are up"]
+    if replicas[1] and in_sync[1] > replicas[1]:
+        return [f"nobody could write to topic {topic}: {in_sync[0]} = {in_sync[1]}, and {replicas[0]} = {replicas[1]}"]
+    return []
+
+
 def topic_ids(settings: Settings, names: list[str]) -> dict[str, str]:
     """Kafka's id of each topic, which changes when a topic is deleted and made again (KIP-516).
 
@@ -182,23 +220,25 @@ def _describe(
     described = client.describe_topics([plan.name for plan in plans])
     if role:
         check_rights(settings, role, described)
-    missing = kafka_errors.UnknownTopicOrPartitionError.errno
-    names = [topic["name"] for topic in described if topic["error_code"] != missing]
+    names = [topic["name"] for topic in described if topic["error_code"] != MISSING]
     if not names:
         return {}, {}
     configured = [plan.name for plan in plans if plan.name in names and plan.configs]
     partitions = {t["name"]: len(t["partitions"]) for t in describe(client, names)}
     with kafka_failures(settings.kafka, "checking the settings of topics", "DescribeConfigs"):
-        return partitions, _configs(client, configured)
+        found = _configs(client, ConfigResourceType.TOPIC, configured)
+        # kafka-python drops the error of a topic whose settings the user may not see. Every topic has settings.
+        if hidden := {name for name, configs in found.items() if not configs}:
+            raise kafka_errors.TopicAuthorizationFailedError(hidden)
+        return partitions, found
 
 
-def _configs(client: KafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:
+def _configs(client: KafkaAdminClient, kind: ConfigResourceType, names: list[str]) -> dict[str, dict[str, str]]:
+    """Return the settings of topics or brokers; none where the user may not see them."""
     if not names:
         return {}
-    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
-    described = client.describe_configs(resources, config_filter="all")
-    found = described[ConfigResourceType.TOPIC.name.lower()]
-    # kafka-python drops the error of a topic whose settings the user may not see. Every topic has settings.
-    if hidden := {name for name, configs in found.items() if not configs}:
-        raise kafka_errors.TopicAuthorizationFailedError(hidden)
-    return {name: {key: entry["value"] for key, entry in configs.items()} for name, configs in found.items()}
+    found = client.describe_configs([ConfigResource(kind, name) for name in names], config_filter="all")
+    return {
+        name: {key: entry["value"] for key, entry in configs.items()}
+        for name, configs in found[kind.name.lower()].items()
+    }

@@ -11,7 +11,8 @@ from kafka.structs import OffsetAndMetadata, TopicPartition
 from stream_learner.config import MIB, Settings
 from stream_learner.errors import FencedError, KafkaUnavailableError, PublishError, UsageError
 from stream_learner.records.spans import Positions
-from stream_learner.streams.connection import REFUSALS, client_config, connect, kafka_failures
+from stream_learner.streams.bootstrap import REFUSALS, connect
+from stream_learner.streams.connection import client_config, kafka_failures
 from stream_learner.streams.nulls import NULL
 from stream_learner.streams.rights import missing_right
 from stream_learner.streams.topics import dead_letter_bytes

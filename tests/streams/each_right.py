@@ -36,9 +36,6 @@ SETTINGS = {
 }
 INCLUDES_DESCRIBE = ("Read", "Write")
 
-# kafka-python leaves the sockets of connections that failed to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
-
 
 class Outcome(NamedTuple):
     """How a command ended, and what it wrote."""

@@ -1,5 +1,7 @@
 """Questions to a broker that is away, or not ready to answer."""
 
+import logging
+import threading
 from typing import Any
 
 import pytest
@@ -44,7 +46,6 @@ def test_nor_when_that_would_not_help(kafka: KafkaSettings):
     assert broker.asked == 1
 
 
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("servers", "reason"),
     [
@@ -53,8 +54,13 @@ def test_nor_when_that_would_not_help(kafka: KafkaSettings):
         ("127.0.0.1:1, kafka.invalid:9092", "ECONNREFUSED|DNS"),
     ],
 )
-def test_why_there_is_no_connection_is_said(servers: str, reason: str):
+def test_why_there_is_no_connection_is_said(servers: str, reason: str, caplog: pytest.LogCaptureFixture):
+    """Once while it tries, and by the error. What was begun is closed."""
+    before = threading.active_count()
     with pytest.raises(KafkaUnavailableError, match=rf"while asking \(.*({reason})") as error:
         ask(KafkaSettings(bootstrap_servers=servers, request_timeout_s=1), "asking", lambda admin: admin.list_topics())
     assert error.value.code == ExitCode.KAFKA
     assert "kafka.bootstrap_servers" in str(error.value)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert f"{servers} cannot be reached yet" in warning
+    assert threading.active_count() == before

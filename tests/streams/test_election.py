@@ -1,7 +1,5 @@
 """The election on a real broker: who is elected, who hears of it, and that nobody hears of a loss that was none."""
 
-import gc
-import logging
 import signal
 import subprocess
 import sys
@@ -30,9 +28,6 @@ SHORT_S = 1.0
 LONG_S = 300.0
 
 NewRun = Callable[[float], Settings]
-
-# kafka-python leaves the sockets of connections that failed to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(scope="module")
@@ -134,14 +129,6 @@ def spawn() -> Iterator[Callable[[Settings], Process]]:
         process.stop()
 
 
-@pytest.fixture
-def outage(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Has the sockets that it leaves collected while their warning is ignored."""
-    caplog.set_level(logging.CRITICAL, "kafka")  # records keep the exceptions, and so the sockets, of what they tell
-    yield
-    gc.collect()
-
-
 def test_the_first_stays_elected_while_others_come_and_go(new_run: NewRun, join):
     run = new_run(LONG_S)
     first = join(run)
@@ -204,7 +191,6 @@ def test_a_frozen_one_hears_of_its_loss_when_it_wakes(new_run: NewRun, join, spa
     assert standby.heard_all()
 
 
-@pytest.mark.usefixtures("outage")
 def test_an_outage_changes_no_role(broker: Broker, new_run: NewRun, join):
     run = new_run(
         3 * SHORT_S
@@ -260,7 +246,6 @@ def test_of_two_that_take_over_at_once_one_stays(new_run: NewRun, join):
     assert winner.heard_all()
 
 
-@pytest.mark.usefixtures("outage")
 def test_nobody_waits_for_a_broker_that_does_not_answer(broker: Broker, new_run: NewRun):
     run = new_run(LONG_S)
     patient = run.model_copy(update={"kafka": run.kafka.model_copy(update={"request_timeout_s": 1.5 * LONG_S})})
@@ -279,7 +264,6 @@ def test_a_session_that_the_broker_refuses_is_a_settings_error(new_run: NewRun):
         vote.poll(DEADLINE_S)
 
 
-@pytest.mark.usefixtures("outage")
 def test_it_cannot_be_opened_without_a_broker(new_settings):
     with pytest.raises(KafkaUnavailableError, match="opening the election"):
         Election(new_settings(kafka={"bootstrap_servers": "127.0.0.1:1", "request_timeout_s": 0.2}))

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,6 @@ WAYS = [
 COMMAND = [sys.executable, "-m", "stream_learner"]
 RECORDS = 300
 
-# kafka-python leaves the sockets of connections that failed to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
-
 
 def settings(run_id: str, kafka: dict[str, Any]) -> Settings:
     return Settings.model_validate({"run": {"id": run_id}, "input": {"topics": [f"{run_id}.images"]}, "kafka": kafka})
@@ -40,9 +38,11 @@ def knock(kafka: dict[str, Any]) -> None:
 
 
 def refusal(kafka: dict[str, Any]) -> str:
-    """Why there is no connection."""
+    """Why there is no connection; said at once, not after `kafka.request_timeout_s`."""
+    began = time.monotonic()
     with pytest.raises(KafkaUnavailableError) as refused:
-        knock(kafka | {"request_timeout_s": 2})
+        knock(kafka | {"request_timeout_s": 30})
+    assert time.monotonic() - began < 15
     assert refused.value.code == ExitCode.KAFKA
     message = str(refused.value)
     assert "\n" not in message
@@ -65,9 +65,24 @@ def test_a_wrong_password_is_called_so(secured: Secured, tmp_path: Path, protoco
     wrong = tmp_path / "password"
     wrong.write_text("hunter2\n")
     message = refusal(secured.kafka(protocol, mechanism, sasl_password_file=wrong))
-    assert "check" in message
-    assert "the credentials in [kafka]" in message
+    assert "SaslAuthenticationFailedError" in message
+    assert "check the credentials in [kafka]" in message
     assert "hunter2" not in message
+
+
+def test_a_worker_says_a_wrong_password_within_three_lines(secured: Secured, tmp_path: Path, unique_name: str):
+    wrong = tmp_path / "password"
+    wrong.write_text("hunter2\n")
+    kafka = secured.kafka("SASL_SSL", "PLAIN", sasl_password_file=wrong)
+    file = tmp_path / "worker.toml"
+    file.write_text(
+        f'run.id = "{unique_name}"\ninput.topics = ["images"]\nmonitoring.port = 0\n'
+        f"kafka = {{{', '.join(f'{key} = {json.dumps(str(value))}' for key, value in kafka.items())}}}\n"
+    )
+    done = stream_learner("run", file, folder=tmp_path)
+    assert done.code == ExitCode.KAFKA
+    assert "check the credentials in [kafka]" in done.err.replace("\n", " ")
+    assert len(done.err.splitlines()) <= 3, done.err
 
 
 @pytest.mark.parametrize("protocol", ["SASL_SSL", "SSL"])

@@ -1,7 +1,5 @@
 """The input on a real broker: every offset once and in order, whatever holds it."""
 
-import gc
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -27,9 +25,6 @@ RECORDS = 3000
 BEGIN_MS = 1_700_000_000_000
 POLLS = 200
 
-# kafka-python leaves the sockets of connections that failed to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
-
 NewSource = Callable[..., Source]
 
 
@@ -46,14 +41,6 @@ def new_source(kafka: KafkaSettings) -> Iterator[NewSource]:
     yield new_source
     for opened in sources:
         opened.close()
-
-
-@pytest.fixture
-def outage(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Has those sockets collected while their warning is ignored."""
-    caplog.set_level(logging.CRITICAL, "kafka")  # records keep the exceptions, and so the sockets, of what they tell
-    yield
-    gc.collect()
 
 
 def make_topic(kafka: KafkaSettings, name: str) -> None:
@@ -291,7 +278,6 @@ def test_every_answer_is_heard_with_records_or_without(kafka: KafkaSettings, new
     raise AssertionError(heard)
 
 
-@pytest.mark.usefixtures("outage")
 def test_while_the_broker_is_away_there_is_nothing_and_no_error(tmp_path: Path):
     with Broker(tmp_path) as broker:
         outlive(broker)
@@ -314,7 +300,6 @@ def outlive(broker: Broker) -> None:
         assert values(read(source, {"images": {0: 2}})) == [b"b"]
 
 
-@pytest.mark.usefixtures("outage")
 def test_it_cannot_be_opened_without_a_broker():
     nowhere = KafkaSettings(bootstrap_servers="127.0.0.1:1", request_timeout_s=0.2)
     with pytest.raises(KafkaUnavailableError, match="opening the input"):

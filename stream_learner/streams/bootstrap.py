@@ -1,0 +1,208 @@
+"""The way of a kafka-python client to its first answer from the brokers, which ends at the first refusal.
+
+kafka-python tries again until its time-out whatever the reason, and only its log says the reason, at each try.
+"""
+
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+
+from kafka import errors as kafka_errors
+from kafka.net.compat import KafkaNetClient
+from kafka.net.inet import KafkaNetSocket, create_connection
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
+
+log = logging.getLogger("kafka.bootstrap")
+
+REFUSALS = (
+    kafka_errors.SaslAuthenticationFailedError,
+    kafka_errors.UnsupportedSaslMechanismError,
+    kafka_errors.AuthorizationError,
+)
+# Further tries would fail in the same way.
+FINAL = (*REFUSALS, kafka_errors.IllegalSaslStateError, kafka_errors.InvalidReceiveError, ssl.SSLError)
+# Tries after which a peer that closes each connection without an answer is taken to speak another protocol: they take
+# less than two seconds.
+HANG_UPS = 3
+# What kafka-python says of failed tries.
+LOGGERS = [
+    logging.getLogger(f"kafka.{name}")
+    for name in (
+        "cluster",
+        *(f"net.{module}" for module in ("connection", "inet", "manager", "transport", "sasl.plain", "sasl.scram")),
+    )
+]
+
+
+class UnresolvedHostError(kafka_errors.KafkaConnectionError):
+    """The brokers are there, but DNS knows none of the names that they advertise."""
+
+
+Opened = TypeVar("Opened")
+
+
+def connect(kind: Callable[..., Opened], config: dict[str, Any]) -> Opened:
+    """Open a kafka-python client. Raises its KafkaError that says why there is no connection, OSError.
+
+    A refusal ends it at once, other failures `bootstrap_timeout_ms`; the first of those is logged.
+    """
+    bootstrap = _Bootstrap(config["bootstrap_servers"])
+    for logger in LOGGERS:
+        logger.addFilter(bootstrap)
+    try:
+        return kind(**config, kafka_client=partial(_Client, bootstrap))
+    except BaseException as error:
+        bootstrap.close()
+        if isinstance(error, kafka_errors.KafkaTimeoutError) and bootstrap.failures:
+            raise bootstrap.failures[0] from None  # the first try had the most time
+        raise
+    finally:
+        for logger in LOGGERS:
+            logger.removeFilter(bootstrap)
+
+
+class _Bootstrap(logging.Filter):
+    """Why tries of one client failed, in place of what kafka-python logs of them: one warning, or the error."""
+
+    def __init__(self, servers: list[str]):
+        super().__init__()
+        self._servers = servers
+        self._thread: int | None = None
+        self.client: KafkaNetClient | None = None
+        self.failures: list[BaseException] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.thread != self._thread
+
+    def begin(self) -> None:
+        """Take what this thread logs from now on to be about these tries."""
+        self._thread = threading.get_ident()
+
+    def failed(self, error: BaseException) -> None:
+        """Note why a try failed. Log the first reason, unless it ends the bootstrap."""
+        self.failures.append(error)
+        if len(self.failures) == 1 and not _is_final(error):
+            log.warning("%s cannot be reached yet: %s", ", ".join(self._servers), str(error))
+
+    def end_when_refused(self) -> None:
+        """Raise the reason of the last try if further tries would fail in the same way."""
+        last = self.failures[-HANG_UPS:]
+        if last and _is_final(last[-1]):
+            if isinstance(last[-1], kafka_errors.InvalidReceiveError):
+                raise kafka_errors.KafkaConnectionError("the listener speaks another protocol, TLS perhaps")
+            raise last[-1]
+        if len(last) == HANG_UPS and all(map(_is_hang_up, last)):
+            raise kafka_errors.KafkaConnectionError(
+                f"each connection is closed without an answer, as by a listener of another protocol: {last[-1]}"
+            )
+
+    def close(self) -> None:
+        """Close what a client that could not be opened leaves behind: its IO thread and sockets."""
+        if self.client:
+            with suppress(kafka_errors.KafkaError, OSError):
+                self.client.close()
+
+
+class _Client(KafkaNetClient):
+    """What kafka-python's consumer, producer and admin client make of their configuration (`kafka_client`)."""
+
+    def __init__(self, bootstrap: _Bootstrap, **config: Any):
+        net = NetworkSelector(**config)
+        super().__init__(net, _Manager(net, bootstrap, **config), **config)
+        bootstrap.client = self
+
+
+class _Dialer(KafkaNetSocket):
+    """Closes sockets that cannot be connected: kafka-python leaves them to the garbage collector."""
+
+    SCHEMES = ("direct",)
+
+    async def sock_connect(self, net: Any, sock: socket.socket, sockaddr: Any, timeout_at: float | None = None) -> Any:
+        try:
+            return await super().sock_connect(net, sock, sockaddr, timeout_at)
+        except BaseException:
+            sock.close()
+            raise
+
+
+class _TcpTransport(KafkaTCPTransport):
+    """Delivers what came together with the end of a connection: kafka-python loses it, and with it a refusal."""
+
+    def _sock_recv(self) -> tuple[bytes, Exception | None]:
+        data, error = super()._sock_recv()
+        return (data, None) if data else (data, error)
+
+
+class _TlsTransport(_TcpTransport, KafkaSSLTransport):
+    pass
+
+
+class _Manager(KafkaConnectionManager):
+    def __init__(self, net: NetworkSelector, bootstrap: _Bootstrap, **config: Any):
+        super().__init__(net, **config)
+        self._bootstrap = bootstrap
+        self._unresolved: set[str] = set()
+
+    async def _do_bootstrap(self, deadline: float | None) -> Any:
+        self._bootstrap.begin()
+        return await super()._do_bootstrap(deadline)
+
+    def get_connection(self, node_id: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.cluster.is_bootstrap(node_id):
+            return super().get_connection(node_id, *args, **kwargs)
+        self._bootstrap.end_when_refused()
+        connection = super().get_connection(node_id, *args, **kwargs)
+        connection.close_future.add_errback(self._bootstrap.failed)
+        return connection
+
+    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> KafkaTCPTransport:
+        options = self.config["socket_options"]
+        try:
+            connected = await create_connection(self._net, node.host, node.port, options, "direct:", timeout_at)
+        except kafka_errors.KafkaConnectionError as error:
+            if "DNS" in str(error):
+                self._explain(node)
+            raise
+        self._unresolved.discard(node.host)
+        try:
+            if self.ssl_enabled:
+                connected = _TlsTransport(self._net, connected, node.host, ssl_context=self.config["ssl_context"])
+            else:
+                connected = _TcpTransport(self._net, connected, node.host)
+            await connected.handshake()
+        except (OSError, ValueError) as error:
+            connected.close()
+            raise kafka_errors.KafkaConnectionError(f"Handshake failed: {error}") from error
+        return connected
+
+    def _explain(self, node: Any) -> None:
+        """Raise the error for a host that DNS does not know."""
+        if self.cluster.is_bootstrap(node.node_id):
+            raise kafka_errors.KafkaConnectionError(f"DNS does not know {node.host}")
+        self._unresolved.add(node.host)
+        known = {broker.host for broker in self.cluster.brokers()} - self._unresolved
+        raise (kafka_errors.KafkaConnectionError if known else UnresolvedHostError)(
+            f"broker {node.node_id} is advertised as {node.host}:{node.port}, a name that DNS does not know; correct "
+            "the brokers' advertised.listeners, or DNS"
+        )
+
+
+def _causes(error: BaseException) -> tuple[object, ...]:
+    return error, error.__context__, *error.args
+
+
+def _is_final(error: BaseException) -> bool:
+    return any(isinstance(cause, FINAL) and not isinstance(cause, ssl.SSLEOFError) for cause in _causes(error))
+
+
+def _is_hang_up(error: BaseException) -> bool:
+    return "socket disconnected" in str(error) or any(
+        isinstance(cause, (ssl.SSLEOFError, ConnectionResetError, BrokenPipeError)) for cause in _causes(error)
+    )
