@@ -58,8 +58,6 @@ def await_turn(
     own: it keeps what a take-over needs at hand. Raises StateError when the other worker's run is another one,
     ConflictError, StoreError, KafkaUnavailableError and what `look` does.
     """
-    if not election.elected:
-        election.check_members()
     on_conflict = settings.run.on_conflict
     if on_conflict == "take_over" and was_fenced(store, settings):
         log.info("this worker was, or may have been, replaced; it comes back as a standby")
@@ -83,7 +81,7 @@ def await_turn(
                     )
             elif not election.elected:
                 if not standing_by:
-                    election.check_members()  # again: several may have started at the same time
+                    election.check_members()
                 if on_conflict == "exit":
                     raise ConflictError(
                         f"another worker of run {settings.run.id!r} is alive; stop it first, or let this one stand by "

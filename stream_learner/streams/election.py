@@ -89,6 +89,7 @@ class Election:
 
         Raises StateError as `check_members` does, KafkaUnavailableError after `recovery.timeout_s`, UsageError.
         """
+        self.check_members()  # first: who joins with a claim disturbs the active worker
         timeout_s = self._settings.recovery.timeout_s
         deadline, patience_s = self._clock() + timeout_s, HEARTBEAT_S
         while not self.elected:

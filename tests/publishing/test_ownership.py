@@ -23,7 +23,7 @@ class Election:
     def __init__(self, *script: bool | None, poll_s: float = 1.0):
         self.script = list(script)
         self.elected: bool | None = None
-        self.members_of_another_run_from: float | None = None
+        self.shares_topics = False
         self.take_overs = 0
         self.confirmations = 0
         self.now = 0.0
@@ -35,7 +35,7 @@ class Election:
             self.elected = self.script.pop(0)
 
     def check_members(self) -> None:
-        if self.members_of_another_run_from is not None and self.now >= self.members_of_another_run_from:
+        if self.shares_topics:
             raise StateError("topics belong to one run")
 
     def confirm(self) -> None:
@@ -137,19 +137,10 @@ def test_it_may_exit(new_waiting: NewWaiting):
         new_waiting("exit").wait(Election(None, False))
 
 
-@pytest.mark.parametrize("on_conflict", ["standby", "take_over", "exit"])
-def test_who_shares_the_topics_of_another_run_ends_before_it_joins(new_waiting: NewWaiting, on_conflict: str):
-    election = Election(None, False)
-    election.members_of_another_run_from = 0.0
-    with pytest.raises(StateError):
-        new_waiting(on_conflict).wait(election)
-    assert (election.now, election.take_overs) == (0.0, 0)
-
-
 @pytest.mark.parametrize("on_conflict", ["standby", "exit"])
-def test_of_two_runs_that_start_at_once_the_one_that_is_not_elected_ends(new_waiting: NewWaiting, on_conflict: str):
+def test_who_shares_the_topics_of_another_run_ends_and_does_not_stand_by(new_waiting: NewWaiting, on_conflict: str):
     waiting, election = new_waiting(on_conflict), Election(None, False)
-    election.members_of_another_run_from = 2.0
+    election.shares_topics = True
     with pytest.raises(StateError):
         waiting.wait(election)
     assert not waiting.stood_by
