@@ -68,6 +68,12 @@ def find_path(settings: Settings, history: History, store: Store, start: str, ta
     KafkaUnavailableError.
     """
     end, at = _target(settings, history, target)
+    not_before = UsageError(
+        f"--from {start} is not the state of a checkpoint before {end.sequence}; give a sequence, the key or URL of a "
+        f"state, a file with its bytes, or {BEGINNING} for the beginning"
+    )
+    if start.isdecimal() and int(start) >= end.sequence:
+        raise not_before
     path, is_start, foreign = Path(end, offsets=offsets_in(end.spans)), _matches(start, store), Foreign(history.topic)
     link = Link(at, end.sequence, end.predecessor, 0, made_with(end.program, end.arithmetic), False)
     block: dict[str, Link] = {}
@@ -95,10 +101,7 @@ def find_path(settings: Settings, history: History, store: Store, start: str, ta
     if foreign.offsets:
         log.warning("records that are not manifests of the run were skipped", why=str(foreign))
     if path.start is None and start != BEGINNING:
-        raise UsageError(
-            f"--from {start} is not the state of a checkpoint before {end.sequence}; give a sequence, the key or URL "
-            f"of a state, a file with its bytes, or {BEGINNING} for the beginning"
-        )
+        raise not_before
     if len(path.changes) > MOST_SHOWN:
         path.changes[MOST_SHOWN:] = [f"{len(path.changes) - MOST_SHOWN} earlier changes"]
     return path

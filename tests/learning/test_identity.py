@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from stream_learner import config
-from stream_learner.learning.identity import identity, settings_digest
+from stream_learner.config import Settings
+from stream_learner.learning.identity import DECIDING, identity, settings_digest
+
+
+def test_every_section_of_the_settings_is_decided_on() -> None:
+    """A new section belongs to `DECIDING`, or here if it cannot change what is learned from given batches."""
+    of_no_account = {"checkpoint", "kafka", "log", "monitoring", "recovery", "rejects", "run", "security", "topics"}
+    assert Settings.model_fields.keys() == DECIDING | of_no_account
 
 
 def digest_of(*overrides: str) -> str:
