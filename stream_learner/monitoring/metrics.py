@@ -221,6 +221,8 @@ class Metrics:
         )
         self._phase = gauge("phase", "What the worker is doing: 1 for that phase, 0 for the others.", ("phase",))
 
+        self._live = gauge("live", "Whether the worker's loop turns, as `/livez` says: 1 when it does, 0 when not.")
+
         build = Info("build", "The program's version; no unit, always 1.", namespace=NAMESPACE, registry=registry)
         build.info({"version": version})
         for unknown in (
@@ -253,6 +255,7 @@ class Metrics:
         """Show phase and last answers of the brokers as of each scrape; count what the Kafka client complains of."""
         for phase in Phase:
             self._phase.labels(phase).set_function(lambda phase=phase: health.phase is phase)
+        self._live.set_function(lambda: health.why_not_live() is None)
         for answer, gauge in self._answered.items():
             gauge.set_function(lambda answer=answer: health.answered_at[answer])
         logging.getLogger("kafka").addHandler(_Counts(self._kafka_warnings))

@@ -10,9 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import child
 from confluent_kafka import Producer
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from feed import Draft, client, good, mixed, send
+from hanging import MARK
 from harness import Run, Worker
 from prometheus import Prometheus, free_port
 
@@ -20,6 +22,7 @@ from stream_learner.local.broker import Broker
 
 PACE = 60  # records a second
 DEADLINE_S = 240.0
+LONGEST_RULE_S = 45 * 60.0
 POLL_S = 0.2
 # Deletes old segments every second, not every five minutes.
 PROPERTIES = """
@@ -101,10 +104,11 @@ class Stage:
         self.until(f"{', '.join(names)} for {run.id}", all_fired)
 
     def until(self, what: str, condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + DEADLINE_S
+        limit_s = DEADLINE_S + LONGEST_RULE_S / self.factor
+        deadline = time.monotonic() + limit_s
         while not condition():
             alerts = self.prometheus.query("ALERTS")
-            assert time.monotonic() < deadline, f"no {what} in {DEADLINE_S:g} s; alerts: {alerts}"
+            assert time.monotonic() < deadline, f"no {what} in {limit_s:g} s; alerts: {alerts}"
             time.sleep(POLL_S)
 
 
@@ -113,6 +117,18 @@ def killed(stage: Stage) -> None:
         worker = run.start()
         stage.well(run, worker)
         worker.kill()
+        stage.fires(run, "StreamLearnerDown")
+
+
+def hung(stage: Stage) -> None:
+    """Everything is learned and saved when the worker's loop hangs at a record."""
+    settings = {"input__format": "hanging:hanging", "monitoring__live_timeout_s": max(5.0, 120 / stage.factor)}
+    with stage.run("hung", **settings) as run:
+        worker = run.start_altered(child.with_modules, Path(__file__).parent)
+        with closing(Feeder(run, endless())):
+            stage.well(run, worker)
+        worker.until("nothing unsaved", lambda: [*worker.metric("unsaved_records").values()] == [0])
+        run.feed(draft._replace(key=MARK) for draft in good(1))
         stage.fires(run, "StreamLearnerDown")
 
 
@@ -198,7 +214,7 @@ def kill_loop(stage: Stage) -> None:
         stage.fires(run, "StreamLearnerRestartLoop", meanwhile=kill_once_scraped)
 
 
-FAULTS = [killed, held_up, store_gone, broker_frozen, bad_records, too_fast, wrong_labels, kill_loop]
+FAULTS = [killed, hung, held_up, store_gone, broker_frozen, bad_records, too_fast, wrong_labels, kill_loop]
 
 
 def fire(stage: Stage, faults: Iterable[Callable[[Stage], None]]) -> None:

@@ -318,6 +318,16 @@ def test_the_last_answers_of_the_brokers_are_the_start_until_the_first(registry)
         assert value(registry, f"last_{other}_timestamp_seconds") == started[other]
 
 
+def test_a_loop_that_hangs_is_not_live(registry):
+    now = 0.0
+    health = Health(live_timeout_s=10, clock=lambda: now)
+    Metrics(registry, version="1.2.3").follow(health)
+    health.enter(Phase.LEARNING)
+    assert value(registry, "live") == 1
+    now = 11.0
+    assert value(registry, "live") == 0
+
+
 def test_the_kafka_clients_complaints_are_counted(registry):
     Metrics(registry, version="1.2.3").follow(Health(live_timeout_s=10))
     log = logging.getLogger("kafka.net.connection")

@@ -251,7 +251,9 @@ def test_records_that_fell_off_may_be_passed_over(kafka: KafkaSettings, new_topi
     produce(kafka, topic, [b"a", b"b", b"c"], partition=0)
     produce(kafka, topic, [b"d", b"e"], partition=1)
     ask(kafka, "deleting", lambda admin: admin.delete_records({TopicPartition(topic, 0): 2}))
-    items = read(new_source(topic, {topic: {0: 0, 1: 0}}, on_lost="continue"), {topic: {0: 3, 1: 2}})
+    opened = new_source(topic, {topic: {0: 0, 1: 0}}, on_lost="continue")
+    items = read(opened, {topic: {0: 3, 1: 2}})
+    assert opened.starts() == {topic: {0: 2, 1: 0}}
     assert Gap(topic, 0, 2, lost=True) in items
     assert values(items) == [b"c"]
     assert values(items, 1) == [b"d", b"e"]

@@ -1,0 +1,14 @@
+"""A record format of somebody's own, which hangs at a marked record."""
+
+import threading
+
+from stream_learner.records.formats import plain
+from stream_learner.records.record import Fields, Record
+
+MARK = b"hang"
+
+
+def hanging(record: Record) -> Fields:
+    if record.key == MARK:
+        threading.Event().wait()
+    return plain(record)
