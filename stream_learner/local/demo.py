@@ -135,7 +135,7 @@ def _look(settings: Settings, start: Positions, worker: Supervised, feeder: Chil
     view.fed = sum(end[t][p] - start[t][p] for t, p in places)
     view.worker(worker.pid, worker.restarts, figures.phase() if figures else None, time.monotonic())
     learned = figures.positions() if figures else {}
-    if figures and (learned or view.figures is None):  # one that starts again knows nothing yet
+    if figures and learned:  # it has recovered
         read = sum(max(0, learned.get((t, p), 0) - start[t][p]) for t, p in places)
         view.update(figures, totals.update(worker.pid, figures), read)
     return fed == 0 and all(learned.get((t, p), 0) >= end[t][p] for t, p in places)

@@ -38,7 +38,7 @@ class View:
     restarts: int = 0
     interrupted: bool = False
     state: str = "starting"
-    figures: Figures | None = None
+    figures: Figures = field(default_factory=lambda: Figures({}))
     counts: Counts = field(default_factory=Counts)
     read: int = 0
     _reads: deque[tuple[float, int]] = field(default_factory=deque)
@@ -55,8 +55,12 @@ class View:
             self._reads.popleft()
 
     def update(self, figures: Figures, counts: Counts, read: int) -> None:
-        """Take the figures of a worker that has recovered, the run's counts, and the number of records read."""
-        self.figures, self.counts = figures, counts
+        """Take the figures of a worker that has recovered, the run's counts, and the number of records read.
+
+        What a new process does not know yet stays as it was seen last.
+        """
+        known = {sample: value for sample, value in figures.samples.items() if not math.isnan(value)}
+        self.figures, self.counts = Figures({**self.figures.samples, **known}), counts
         self.read = max(self.read, read)
         prequential = figures.get("accuracy", kind="recent")
         if not math.isnan(prequential):
@@ -77,7 +81,7 @@ class View:
         return f"{minutes}:{seconds:02}"
 
     def __rich__(self) -> RenderableType:
-        figures, counts = self.figures or Figures({}), self.counts
+        figures, counts = self.figures, self.counts
         bars = Table.grid(padding=(0, 2), expand=True)
         bars.add_column(width=5)
         bars.add_column(ratio=1)
