@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -381,6 +382,8 @@ def main() -> None:
     """Entry point: every failure a person can cause is one line and an exit code of `ExitCode`."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: labels and paths may be in any script
     for number in _obeyed():
         signal.signal(number, _interrupt)
     _exit_with(lambda: app(prog_name="stream-learner", standalone_mode=False), debug)

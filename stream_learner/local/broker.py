@@ -128,6 +128,10 @@ class Broker:
                 raise KafkaUnavailableError(f"another Kafka runs in {self.folder}; stop it first") from None
             self._start(log)
 
+    def ended(self) -> bool:
+        """Return whether the node ended by itself, or by somebody else."""
+        return self._process is not None and self._process.poll() is not None
+
     def stop(self) -> None:
         """Ends the node in order; by force after 20 s. Does nothing when it does not run."""
         if self._process is None:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from stream_learner import config
 from stream_learner.config import Settings
-from stream_learner.errors import DataError, ExitCode, UsageError
+from stream_learner.errors import DataError, ExitCode, KafkaUnavailableError, UsageError
 from stream_learner.local.broker import Broker, free_port, is_running
 from stream_learner.local.counts import Order, Totals, committed, rejected
 from stream_learner.local.datasets import Dataset, open_dataset
@@ -35,6 +35,8 @@ DATA = "data.txt"
 WATCH_S = 20.0
 WATCHABLE = 5_000
 LOOK_EVERY_S = 0.25
+LOOK_TIMEOUT_S = 2.0
+WAITS = "waits for Kafka"
 
 
 class Live(Protocol):
@@ -82,7 +84,7 @@ def run_demo(
         worker = Supervised(["run", *common], folder / "worker.log")
         view = View(f"stream_learner demo, run {settings.run.id}", len(dataset), _held_out(dataset, settings))
         try:
-            _learn(settings, _order(before), worker, Child(feed, folder / "feed.log"), view, show)
+            _learn(settings, _order(before), broker, worker, Child(feed, folder / "feed.log"), view, show)
         except SystemExit:
             say(f"stopped; nothing is lost. `{_resume_command()}` goes on with this run")
             raise
@@ -94,6 +96,7 @@ def run_demo(
 def _learn(
     settings: Settings,
     since: Order,
+    broker: Broker,
     worker: Supervised,
     feeder: Child,
     view: View,
@@ -109,6 +112,10 @@ def _learn(
     with feeder, worker, show(view) as live:
         try:
             while not stopped:
+                if broker.ended():
+                    view.state = WAITS
+                    live.refresh()
+                    broker.start()
                 worker.tend()
                 all_learned = _look(settings, start, worker, feeder, totals, view)
                 live.refresh()
@@ -130,7 +137,12 @@ def _look(settings: Settings, start: Positions, worker: Supervised, feeder: Chil
     if fed:
         raise feeder.failure("feeder", fed)
     figures = scrape(settings.monitoring.port)
-    _, end = offsets.bounds(settings.kafka, settings.input.topics)
+    try:
+        impatient = settings.kafka.model_copy(update={"request_timeout_s": LOOK_TIMEOUT_S})
+        _, end = offsets.bounds(impatient, settings.input.topics)
+    except KafkaUnavailableError:
+        view.state = WAITS
+        return False
     places = [(topic, partition) for topic, partitions in start.items() for partition in partitions]
     view.fed = sum(end[t][p] - start[t][p] for t, p in places)
     view.worker(worker.pid, worker.restarts, figures.phase() if figures else None, time.monotonic())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -20,6 +20,8 @@ from stream_learner.text import printable
 
 SPARKS = " ▁▂▃▄▅▆▇█"
 SPARKLINE = 36
+# Columns of a terminal that has room for three figures in a row.
+WIDE = 76
 RATE_WINDOW_S = 10.0
 
 
@@ -42,7 +44,7 @@ class View:
     counts: Counts = field(default_factory=Counts)
     read: int = 0
     _reads: deque[tuple[float, int]] = field(default_factory=deque)
-    _prequential: dict[int, float] = field(default_factory=dict)
+    _prequential: list[float] = field(default_factory=list)
 
     def worker(self, pid: int, restarts: int, phase: str | None, now: float) -> None:
         """Take the worker's process, and its phase where its page answers."""
@@ -64,7 +66,8 @@ class View:
         self.read = max(self.read, read)
         prequential = figures.get("accuracy", kind="recent")
         if not math.isnan(prequential):
-            self._prequential[min(self.read * SPARKLINE // self.to_feed, SPARKLINE - 1)] = prequential
+            places = min(self.read * SPARKLINE // self.to_feed + 1, SPARKLINE)
+            self._prequential += [prequential] * (places - len(self._prequential))
 
     @property
     def rate(self) -> float:
@@ -80,75 +83,74 @@ class View:
         minutes, seconds = divmod(math.ceil((self.to_feed - self.read) / self.rate), 60)
         return f"{minutes}:{seconds:02}"
 
-    def __rich__(self) -> RenderableType:
-        figures, counts = self.figures, self.counts
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        worker = f"worker {self.state}" + (f", started again {self.restarts} x" if self.restarts else "")
+        numbers = self._numbers(columns=3 if options.max_width >= WIDE else 2)
+        accuracies = self._accuracies(spark=not options.ascii_only)
+        body = Group(self._bars(), Text(), numbers, Text(), accuracies, Text(), Text(worker, "bold"))
+        yield Panel(body, title=f"[bold]{self.title}", border_style="blue", padding=(1, 2))
+        if self.interrupted:
+            yield Text("stopping after a last save; Ctrl-C again stops at once", "dim")
+        else:
+            yield Text(f"kill -9 {self.pid}: it starts again, and nothing is lost. Ctrl-C stops all", "dim")
+        # The cursor rests in the last line, where the next picture wipes out the terminal's `^C`.
+        yield Text()
+
+    def _bars(self) -> Table:
         bars = Table.grid(padding=(0, 2), expand=True)
         bars.add_column(width=5)
         bars.add_column(ratio=1)
         bars.add_column(justify="right", width=17)
         bars.add_row("fed", ProgressBar(self.to_feed, self.fed), f"{self.fed:,} / {self.to_feed:,}")
         bars.add_row("read", ProgressBar(self.to_feed, self.read), f"{self.read:,} / {self.to_feed:,}")
+        return bars
 
-        lag = figures.total("lag_records") if figures.samples else math.nan
-        held_out = counts[Split.VALIDATION] + counts[Split.TEST]
-        refused = f" (refused {counts['refused']:,})"
-        reasons = rejected(counts)
+    def _numbers(self, columns: int) -> Table:
+        figures, counts, reasons = self.figures, self.counts, rejected(self.counts)
         listed = f" ({', '.join(sorted(reasons))})" if reasons else ""
-        numbers = Table.grid(padding=(0, 2))
-        for width in (9, 7, 9, 7, 12, None):
-            numbers.add_column(min_width=width)
-        for row in (
-            (("records/s", f"{self.rate:,.0f}"), ("learned", f"{counts['learned']:,}"), ("lag, records", count(lag))),
-            (
-                ("time left", self.time_left),
-                ("held out", f"{held_out:,}"),
-                ("checkpoint", count(figures.get("checkpoint_sequence"))),
-            ),
-            (
-                ("steps", f"{counts['steps']:,}"),
-                ("in memory", count(figures.total("memory_items"))),
-                ("releases", f"{counts['releases']:,}{refused}"),
-            ),
-            (
-                ("loss", decimal(figures.get("loss"))),
-                ("kappa", decimal(figures.get("kappa"))),
-                ("rejected", f"{reasons.total():,}{listed}"),
-            ),
-        ):
-            numbers.add_row(*(text for name, value in row for text in figure(name, value)))
+        lag = figures.total("lag_records") if figures.samples else math.nan
+        numbers = [
+            ("records/s", f"{self.rate:,.0f}"),
+            ("time left", self.time_left),
+            ("steps", f"{counts['steps']:,}"),
+            ("loss", decimal(figures.get("loss"))),
+            ("learned", f"{counts['learned']:,}"),
+            ("held out", f"{counts[Split.VALIDATION] + counts[Split.TEST]:,}"),
+            ("in memory", count(figures.total("memory_items"))),
+            ("kappa", decimal(figures.get("kappa"))),
+            ("lag, records", count(lag)),
+            ("checkpoint", count(figures.get("checkpoint_sequence"))),
+            ("releases", f"{counts['releases']:,} (refused {counts['refused']:,})"),
+            ("rejected", f"{reasons.total():,}{listed}"),
+        ]
+        table = Table.grid(padding=(0, 2))
+        for last in [False] * (columns - 1) + [True]:
+            table.add_column(style="dim", no_wrap=True)
+            table.add_column(style="bold", min_width=7, no_wrap=not last)
+        rows = len(numbers) // columns
+        for row in range(rows):
+            table.add_row(*(text for figure in numbers[row::rows] for text in figure))
+        return table
 
-        accuracies = Table.grid(padding=(0, 2))
-        accuracies.add_column(style="dim", width=11)
-        accuracies.add_column(justify="right", width=6)
-        accuracies.add_column(width=9)
-        accuracies.add_column()
-        shares = (self._prequential.get(place, 0.0) for place in range(SPARKLINE))
-        spark = "".join(SPARKS[round(share * (len(SPARKS) - 1))] for share in shares)
+    def _accuracies(self, spark: bool) -> Table:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", width=11)
+        table.add_column(justify="right", width=6)
+        table.add_column(width=9)
+        table.add_column(no_wrap=True)
+        bars = "".join(SPARKS[round(share * (len(SPARKS) - 1))] for share in self._prequential) if spark else ""
         for name, kind, note in (
-            ("prequential", "recent", Text(spark, "green")),
+            ("prequential", "recent", Text(bars, "green")),
             *((split, split, Text(self.held_out[split], "dim")) for split in (Split.VALIDATION, Split.TEST)),
         ):
-            samples = count(figures.get("accuracy_samples", kind=kind))
-            accuracies.add_row(name, percent(figures.get("accuracy", kind=kind)), f"n = {samples}", note)
-
-        worker = f"worker {self.state}" + (f", started again {self.restarts} x" if self.restarts else "")
-        body = Group(bars, Text(), numbers, Text(), accuracies, Text(), Text(worker, "bold"))
-        hint = f"kill -9 {self.pid}: it starts again, and nothing is lost. Ctrl-C stops all"
-        if self.interrupted:
-            hint = "stopping after a last save. Ctrl-C again: at once, and what was not saved is learned again"
-        # The cursor rests in the last line, where the next picture wipes out the terminal's `^C`.
-        return Group(
-            Panel(body, title=f"[bold]{self.title}", border_style="blue", padding=(1, 2)), Text(hint, "dim"), Text()
-        )
+            samples = count(self.figures.get("accuracy_samples", kind=kind))
+            table.add_row(name, percent(self.figures.get("accuracy", kind=kind)), f"n = {samples}", note)
+        return table
 
 
 def near(path: str) -> str:
     """A path as one would type it here."""
     return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
-
-
-def figure(name: str, value: str) -> tuple[Text, Text]:
-    return Text(name, "dim"), Text(value, "bold")
 
 
 def count(value: float) -> str:

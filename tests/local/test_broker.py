@@ -12,7 +12,7 @@ from kafka import KafkaAdminClient
 from stream_learner.config import KafkaSettings
 from stream_learner.errors import KafkaUnavailableError
 from stream_learner.local import broker as broker_module
-from stream_learner.local.broker import HOST, Broker
+from stream_learner.local.broker import HOST, Broker, is_running
 from stream_learner.streams.connection import ask
 
 
@@ -79,6 +79,23 @@ def test_a_port_taken_while_it_starts_is_replaced(tmp_path: Path, listener: sock
     monkeypatch.setattr(broker_module, "free_port", lambda: next(ports))
     with Broker(tmp_path) as broker:
         assert broker.bootstrap_servers != f"{HOST}:{listener.getsockname()[1]}"
+
+
+def test_one_that_somebody_else_ended_is_noticed_and_starts_again(tmp_path: Path):
+    with Broker(tmp_path) as broker:
+        assert is_running(tmp_path)
+        assert not broker.ended()
+        broker.kill()
+        assert not broker.ended()  # we did
+        assert not is_running(tmp_path)
+        broker.start()
+        assert broker._process
+        broker._process.kill()
+        broker._process.wait()
+        assert broker.ended()
+        broker.start()
+        assert topics(broker.settings) == []
+    assert not is_running(tmp_path / "nowhere")
 
 
 def test_two_brokers_cannot_share_a_folder(broker: Broker):
