@@ -1,5 +1,6 @@
 """Commands, arguments, progress bars, exit codes; no logic."""
 
+import codecs
 import json
 import os
 import re
@@ -28,7 +29,7 @@ from rich.text import Text
 from stream_learner import config
 from stream_learner.errors import ExitCode, StreamLearnerError, out_of_memory
 from stream_learner.records.spans import Stretches
-from stream_learner.text import printable, printable_lines
+from stream_learner.text import escape_unencodable, printable, printable_lines
 
 app = typer.Typer(
     name="stream-learner",
@@ -382,8 +383,10 @@ def main() -> None:
     """Entry point: every failure a person can cause is one line and an exit code of `ExitCode`."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: labels and paths may be in any script
+    codecs.register_error("escape", escape_unencodable)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="escape")  # labels and paths may be in any script
     for number in _obeyed():
         signal.signal(number, _interrupt)
     _exit_with(lambda: app(prog_name="stream-learner", standalone_mode=False), debug)

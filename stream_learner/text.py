@@ -30,6 +30,12 @@ def without_credentials(text: str) -> str:
     return QUERY.sub(r"\1?***", USERINFO.sub(r"\1***@", text))
 
 
+def escape_unencodable(error: UnicodeError) -> tuple[str, int]:
+    """Escape likewise what an encoding lacks; a handler for `codecs.register_error`."""
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(map(_escaped, error.object[error.start : error.end])), error.end
+
+
 def _escaped(character: str) -> str:
     units = character.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))

@@ -406,6 +406,14 @@ def test_config_prints_text_from_outside_escaped(run: Run):
     assert json.loads(shown)["kafka"]["client_id"] == HOSTILE
 
 
+def test_what_the_terminals_encoding_lacks_is_escaped(run: Run):
+    name = "caf\u00e9 \u732b \U0001f408"
+    command = [*MODULE, "config", str(run.file), "--set", f"kafka.client_id={name}"]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert json.loads(done.stdout.decode("ascii"))["kafka"]["client_id"] == name
+
+
 def test_config_redacts_secrets(run: Run):
     sasl = "kafka.security_protocol=SASL_SSL kafka.sasl_mechanism=PLAIN kafka.sasl_username=learner "
     secret = run.folder / "secret"

@@ -104,10 +104,12 @@ def _learn(
 ) -> None:
     """Feed the data set, learn it, and stop the worker cleanly; `since` is the last checkpoint before.
 
-    Raises ChildError, KafkaUnavailableError.
+    Raises ChildError, and KafkaUnavailableError when Kafka does not start again.
     """
     _, start = offsets.bounds(settings.kafka, settings.input.topics)
-    totals = Totals(settings, since)
+    kafka = settings.kafka.model_copy(update={"request_timeout_s": LOOK_TIMEOUT_S})
+    impatient = settings.model_copy(update={"kafka": kafka})
+    totals = Totals(impatient, since)
     stopped = False
     with feeder, worker, show(view) as live:
         try:
@@ -117,7 +119,10 @@ def _learn(
                     live.refresh()
                     broker.start()
                 worker.tend()
-                all_learned = _look(settings, start, worker, feeder, totals, view)
+                try:
+                    all_learned = _look(impatient, start, worker, feeder, totals, view)
+                except KafkaUnavailableError:
+                    view.state, all_learned = WAITS, False
                 live.refresh()
                 if all_learned:
                     view.state = "saves and stops"
@@ -137,12 +142,7 @@ def _look(settings: Settings, start: Positions, worker: Supervised, feeder: Chil
     if fed:
         raise feeder.failure("feeder", fed)
     figures = scrape(settings.monitoring.port)
-    try:
-        impatient = settings.kafka.model_copy(update={"request_timeout_s": LOOK_TIMEOUT_S})
-        _, end = offsets.bounds(impatient, settings.input.topics)
-    except KafkaUnavailableError:
-        view.state = WAITS
-        return False
+    _, end = offsets.bounds(settings.kafka, settings.input.topics)
     places = [(topic, partition) for topic, partitions in start.items() for partition in partitions]
     view.fed = sum(end[t][p] - start[t][p] for t, p in places)
     view.worker(worker.pid, worker.restarts, figures.phase() if figures else None, time.monotonic())

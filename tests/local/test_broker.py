@@ -81,26 +81,17 @@ def test_a_port_taken_while_it_starts_is_replaced(tmp_path: Path, listener: sock
         assert broker.bootstrap_servers != f"{HOST}:{listener.getsockname()[1]}"
 
 
-def test_one_that_somebody_else_ended_is_noticed_and_starts_again(tmp_path: Path):
-    with Broker(tmp_path) as broker:
-        assert is_running(tmp_path)
-        assert not broker.ended()
-        broker.kill()
-        assert not broker.ended()  # we did
-        assert not is_running(tmp_path)
-        broker.start()
-        assert broker._process
-        broker._process.kill()
-        broker._process.wait()
-        assert broker.ended()
-        broker.start()
-        assert topics(broker.settings) == []
-    assert not is_running(tmp_path / "nowhere")
-
-
 def test_two_brokers_cannot_share_a_folder(broker: Broker):
     with pytest.raises(KafkaUnavailableError, match="another Kafka runs in"):
         Broker(broker.folder).start()
+
+
+def test_whether_one_runs_in_a_folder_is_known(broker: Broker, tmp_path: Path):
+    assert is_running(broker.folder)
+    assert not broker.ended()
+    assert not is_running(tmp_path)
+    (tmp_path / "kafka.log").touch()
+    assert not is_running(tmp_path)
 
 
 def test_why_it_does_not_start_is_said(tmp_path: Path):
