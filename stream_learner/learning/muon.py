@@ -5,7 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.optim import AdamW
+
+from stream_learner.learning.optimizers import PlainAdamW
 
 ADAMS_SIZE = 0.2
 """Root mean square of Adam's updates, of the learning rate."""
@@ -13,7 +14,7 @@ ITERATIONS = 5
 A, B, C = 3.4445, -4.7750, 2.0315
 
 
-class Muon(AdamW):
+class Muon(PlainAdamW):
     """Moves matrices by their momentum made orthogonal, so that what few images say counts as much as what each batch
     says; AdamW moves the other parameters.
 

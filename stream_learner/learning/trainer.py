@@ -17,6 +17,7 @@ from stream_learner.learning.growth import grow_head, start_moments
 from stream_learner.learning.heads import Accumulator, silence
 from stream_learner.learning.models.weights import load_body
 from stream_learner.learning.muon import Muon, matrices_of
+from stream_learner.learning.optimizers import PlainAdam, PlainSGD
 from stream_learner.learning.placement import Placement
 from stream_learner.learning.rows import begin_again, keep_silent, take_over
 from stream_learner.learning.stored import Count, NonNegative, load_weights, parse, part, tensor
@@ -301,13 +302,13 @@ class Trainer:
         learning = self._settings.learning
         parameters = self.model.parameters()
         if learning.optimizer == "sgd":
-            return torch.optim.SGD(
+            return PlainSGD(
                 parameters, learning.learning_rate, learning.momentum, weight_decay=learning.weight_decay, fused=True
             )
         if learning.optimizer == "muon":
             matrices = matrices_of(self.model.body)
             return Muon(parameters, matrices, learning.learning_rate, learning.momentum, learning.weight_decay)
-        return torch.optim.Adam(parameters, learning.learning_rate, weight_decay=learning.weight_decay, fused=True)
+        return PlainAdam(parameters, learning.learning_rate, weight_decay=learning.weight_decay, fused=True)
 
 
 def copied(tensor: Tensor) -> Tensor:

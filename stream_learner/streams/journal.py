@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from kafka import KafkaAdminClient, KafkaConsumer
+from kafka.admin import OffsetSpec
 from kafka.errors import AuthorizationError, KafkaError
 from kafka.structs import TopicPartition
 
@@ -84,8 +85,9 @@ class ReadBack:
 
 
 def _true_end(settings: Settings, place: TopicPartition) -> int:
-    with reader(settings.kafka, committed_only=False) as consumer:
-        return consumer.end_offsets([place])[place]
+    specs = {place: OffsetSpec.LATEST}
+    ends = ask(settings.kafka, "looking up the end of a topic", lambda client: client.list_partition_offsets(specs))
+    return ends[place].offset
 
 
 def _open_transactions(settings: Settings, place: TopicPartition) -> str:

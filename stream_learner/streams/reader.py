@@ -68,6 +68,8 @@ class Reader(KafkaConsumer):
     def __init__(self, heard: Callable[[str], None] = lambda _: None, **config: Any):
         """`heard` is called, on the client's IO thread, with "fetch" or "metadata" at each answer of the brokers."""
         super().__init__(**config)
+        # The first metadata, which name no topic, were no failed attempt: without this, a pause precedes the next ones.
+        self._cluster._last_refresh_ms = 0.0
         heard("metadata")
         self._cluster.add_listener(lambda _: heard("metadata"))
         self._heard = heard
