@@ -64,12 +64,12 @@ def _ssl_context(kafka: KafkaSettings) -> ssl.SSLContext:
     return context
 
 
-def reader(kafka: KafkaSettings, *, committed_only: bool = True, **more: Any) -> Reader:
+def reader(kafka: KafkaSettings, **more: Any) -> Reader:
     """Open a consumer, outside any group unless given one. It commits nothing and never jumps by itself."""
     config = client_config(kafka) | {
         "group_id": None,
         "enable_auto_commit": False,
-        "isolation_level": "read_committed" if committed_only else "read_uncommitted",
+        "isolation_level": "read_committed",
         "allow_auto_create_topics": False,
         # 'latest' would jump to the end when an offset is out of range, and lose what lies between.
         "auto_offset_reset": "none",
