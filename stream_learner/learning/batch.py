@@ -13,7 +13,7 @@ from stream_learner.records.ledger import Piece
 from stream_learner.records.record import Gap, Record, RejectError, Rejection, Sample, Split
 from stream_learner.records.spans import Positions, Span, Spans, extend
 
-POLL_TIMEOUT_S = 0.1
+POLL_TIMEOUT_S = 0.2
 # A loop that does not turn is taken for dead.
 TURN_S = 1.0
 # A stretch of large records that are held out or rejected must not fill the machine's memory.

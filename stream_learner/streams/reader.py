@@ -61,8 +61,8 @@ class Budget:
 class Reader(KafkaConsumer):
     """A KafkaConsumer whose `poll` also gives Unreadable and Damaged, and no more than its `budget`.
 
-    A partition that gave as much as the budget says of it is paused; the client keeps the rest of its response.
-    `moved` are the partitions that the last poll read of.
+    A partition that gave as much as the budget says of it is `full`: paused until it is resumed, while the client keeps
+    the rest of its response. `moved` are the partitions that the last poll read of.
     """
 
     def __init__(self, heard: Callable[[str], None] = lambda _: None, **config: Any):
@@ -73,8 +73,11 @@ class Reader(KafkaConsumer):
         heard("metadata")
         self._cluster.add_listener(lambda _: heard("metadata"))
         self._heard = heard
+        self._leaders_known = False
+        self._cluster.add_listener(self._leaders_changed)
         self.budget = Budget()
         self.moved: set[TopicPartition] = set()
+        self.full: set[TopicPartition] = set()
         self.log_starts: dict[TopicPartition, int] = {}
         """Oldest offset that the brokers keep (KIP-107), as of each partition's last fetch."""
         self._ends: dict[TopicPartition, int] = {}
@@ -82,8 +85,9 @@ class Reader(KafkaConsumer):
         self._keep, fetcher._handle_fetch_response = fetcher._handle_fetch_response, self._fetched
         # The class that takes a fetched response apart; the fetcher looks it up at each response.
         fetcher.PartitionRecords = partial(
-            _Records, budget=self.budget, moved=self.moved, pause=self.pause, highwater=self.highwater
+            _Records, budget=self.budget, moved=self.moved, filled=self._filled, highwater=self.highwater
         )
+        self._compare, fetcher.maybe_validate_positions = fetcher.maybe_validate_positions, self._compare_leaders
         self._open, fetcher._parse_fetched_data = fetcher._parse_fetched_data, self._opened
         self._fetchable, fetcher._fetchable_partitions = fetcher._fetchable_partitions, self._to_fetch
         self._greatest_fetch_bytes: int = fetcher.config["max_partition_fetch_bytes"]
@@ -110,6 +114,14 @@ class Reader(KafkaConsumer):
         finally:
             self._let_others_go_next()
 
+    def resume(self, *partitions: TopicPartition) -> None:
+        super().resume(*partitions)
+        self.full.difference_update(partitions)
+
+    def _filled(self, place: TopicPartition) -> None:
+        self.full.add(place)
+        self.pause(place)
+
     def at(self, place: TopicPartition) -> int:
         """Return the offset that the next poll gives first. Unlike `position` it looks at this partition alone."""
         return self._subscription.assignment[place].position.offset
@@ -120,6 +132,16 @@ class Reader(KafkaConsumer):
         What stands behind the begin of an open transaction cannot be fetched (KIP-98).
         """
         return place not in self._ends or self.at(place) < self._ends[place]
+
+    def _leaders_changed(self, *_: Any) -> None:
+        self._leaders_known = False
+
+    def _compare_leaders(self) -> None:
+        """Look for new leaders of partitions (KIP-320), if metadata or a response may have named one since the last
+        time. At each poll, that would be most of what idle partitions cost."""
+        if not self._leaders_known:
+            self._leaders_known = True
+            self._compare()
 
     def _unpark(self) -> None:
         """Put what partitions had left when they were paused behind the responses that wait; the client takes one a
@@ -142,6 +164,7 @@ class Reader(KafkaConsumer):
         """Take a response apart, unless that was done when its turn came before."""
         if isinstance(response, _Records):
             return response
+        self._leaders_changed()
         place, told = response.topic_partition, response.partition_data
         if told.log_start_offset >= 0:
             self.log_starts[place] = told.log_start_offset
@@ -193,7 +216,7 @@ class _Records(Fetcher.PartitionRecords):
         *,
         budget: Budget,
         moved: set[TopicPartition],
-        pause: Callable[[TopicPartition], None],
+        filled: Callable[[TopicPartition], None],
         highwater: Callable[[TopicPartition], int | None],
         **kwargs: Any,
     ):
@@ -203,7 +226,7 @@ class _Records(Fetcher.PartitionRecords):
         self._budget = budget
         self._room: float = math.inf
         self._moved = moved
-        self._pause = pause
+        self._filled = filled
         self._highwater = highwater
         super().__init__(fetch_offset, tp, records, **kwargs)
 
@@ -224,7 +247,7 @@ class _Records(Fetcher.PartitionRecords):
                 if self._budget.left <= 0 or self._room <= 0:
                     break
         if self._room <= 0:
-            self._pause(self.topic_partition)
+            self._filled(self.topic_partition)
         return taken
 
     def _unpack_records(self, tp: TopicPartition, records: Any, *_: Any) -> Iterator[ConsumerRecord]:

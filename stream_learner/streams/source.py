@@ -140,7 +140,6 @@ class Source:
                     items.append(to_record(message))
                     self._next[place] = message.offset + 1
             merge.add(place, items)
-        paused = consumer.paused()
         for place in consumer.moved - self._stopped:
             position = consumer.at(place)
             if position > self._next[place]:  # control records, compacted offsets
@@ -149,7 +148,7 @@ class Source:
             if not consumer.behind(place):
                 merge.expect_no_more(place)
             else:
-                merge.expect(place, asked_for=place not in paused)
+                merge.expect(place, asked_for=place not in consumer.full)
 
     def _passed_over(self, damaged: Damaged) -> Gap | InputError:
         """Return what stands in the place of a damaged batch."""
@@ -170,7 +169,7 @@ class Source:
 
     def _resume(self) -> None:
         """Read on where half of what may be read ahead is used."""
-        for place in self._consumer.paused() - self._stopped:
+        for place in self._consumer.full - self._stopped:
             ahead_bytes = self._merge.bytes_of(place)
             if not ahead_bytes or 2 * ahead_bytes < self._most_ahead(MAX_POLL_BYTES - self._merge.nbytes):
                 self._consumer.resume(place)
@@ -233,10 +232,9 @@ class Source:
             return
         # Not the first offset that is there: what has fallen off a partition that was added is lost like any other.
         self._next |= dict.fromkeys(places - self._next.keys(), 0)
-        paused = self._consumer.paused()
         self._consumer.assign(sorted(places))
-        self._consumer.pause(*paused)
+        self._consumer.pause(*self._consumer.full | self._stopped)
         for place in places:
             self._consumer.seek(place, self._next[place])
-            if place not in paused:
+            if place not in self._consumer.full | self._stopped:
                 self._merge.expect(place, asked_for=True)

@@ -15,6 +15,7 @@ from stream_learner.records.record import Gap, Reason, Record, RejectError, Samp
 from stream_learner.records.spans import Positions, Span, each, extend_all
 
 Polls = Sequence[Sequence[Record | Gap]]
+EMPTY_POLL_S = 0.1
 PIXELS_HWC = np.zeros((1, 1, 1), np.uint8)
 
 
@@ -42,7 +43,7 @@ class Script:
             self.stop.asked = True
             return []
         polled, self.polls = list(self.polls[0]), self.polls[1:]
-        self.now += self.poll_s if polled else timeout_s
+        self.now += self.poll_s if polled else min(EMPTY_POLL_S, timeout_s)
         return polled
 
     def took(self, seconds: float) -> None:
@@ -95,7 +96,7 @@ def test_a_batch_closes_after_max_span_records_even_if_none_is_for_training():
 
 def test_a_batch_closes_when_it_has_lingered():
     script = Script([[record(0)], *[[]] * 10, [record(1)], *[[]] * 30])
-    got = read(script, size=4, linger_s=0.95)  # an empty poll takes 0.1 s
+    got = read(script, size=4, linger_s=0.95)
     assert spans(got)[:2] == [{0: (0, 1)}, {0: (1, 2)}]
     assert spans(got)[2:] == [{}, {}]  # an idle loop keeps turning
 
@@ -287,4 +288,4 @@ def test_the_open_batch_is_learned_before_the_input_ends_in_an_error():
 
 def test_the_loop_turns_while_a_batch_stays_open():
     script = Script([[record(0)], *[[]] * 25, [record(1)], []])
-    assert spans(read(script, size=2)) == [{}, {}, {0: (0, 2)}]  # an empty poll takes 0.1 s
+    assert spans(read(script, size=2)) == [{}, {}, {0: (0, 2)}]

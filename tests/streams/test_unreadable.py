@@ -293,7 +293,7 @@ def take(data: bytes) -> list[Any]:
     """What a consumer of committed records gives of a fetched response, from offset 0 on."""
     place, records = TopicPartition("t", 0), MemoryRecords(data)
     committed = IsolationLevel.READ_COMMITTED
-    of_reader = {"budget": Budget(), "moved": set(), "pause": print, "highwater": lambda _: None}
+    of_reader = {"budget": Budget(), "moved": set(), "filled": print, "highwater": lambda _: None}
     return _Records(0, place, records, **of_reader, isolation_level=committed).take(100)
 
 
