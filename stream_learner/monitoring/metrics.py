@@ -235,6 +235,8 @@ class Metrics:
             unknown.set(math.nan)
         for kind in ("prequential", "recent", "validation", "test"):
             self._accuracy.labels(kind).set(math.nan)
+        for kind in ("recent", "validation", "test"):
+            self._accuracy_samples.labels(kind)
         for kind in ("recent", "validation"):
             self._calibration_error.labels(kind).set(math.nan)
         self._checkpoint_time.set(time.time())
