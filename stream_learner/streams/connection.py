@@ -1,6 +1,5 @@
 """Settings that every Kafka client of the program shares, and Kafka's errors in the program's words."""
 
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,8 +9,9 @@ from kafka import KafkaAdminClient
 from kafka import errors as kafka_errors
 
 from stream_learner.config import MIB, KafkaSettings
-from stream_learner.errors import KafkaUnavailableError, TopicsError, UsageError
+from stream_learner.errors import KafkaUnavailableError, TopicsError
 from stream_learner.streams.bootstrap import REFUSALS, UnresolvedHostError, connect
+from stream_learner.streams.credentials import Certificates
 from stream_learner.streams.reader import Reader
 from stream_learner.streams.rights import missing_right
 
@@ -21,9 +21,6 @@ RESPONSE_BYTES = 50 * MIB
 RETRY_PAUSE_S = 0.2
 # So often the brokers are asked for metadata: it finds new partitions, and shows whether they answer.
 METADATA_S = 5.0
-
-CERTIFICATES = ("ssl_cafile", "ssl_certfile")
-KEYS = ("ssl_keyfile", "ssl_key_password_file")
 
 T = TypeVar("T")
 
@@ -42,26 +39,11 @@ def client_config(kafka: KafkaSettings) -> dict[str, Any]:
         config |= {
             "sasl_mechanism": kafka.sasl_mechanism,
             "sasl_plain_username": kafka.sasl_username,
-            "sasl_plain_password": kafka.password(),
+            "sasl_plain_password": kafka.password,  # read again for each connection
         }
     if kafka.security_protocol.endswith("SSL"):
-        config["ssl_context"] = _ssl_context(kafka)
+        config["ssl_context"] = Certificates(kafka)
     return config
-
-
-def _ssl_context(kafka: KafkaSettings) -> ssl.SSLContext:
-    # One context of our own, so that producer, consumers and admin cannot differ in what they trust.
-    try:
-        context = ssl.create_default_context(cafile=kafka.ssl_cafile)
-        context.check_hostname = kafka.ssl_check_hostname
-        if kafka.ssl_certfile:
-            # Without a password OpenSSL would ask for one on the terminal.
-            context.load_cert_chain(kafka.ssl_certfile, kafka.ssl_keyfile, kafka.key_password() or "")
-    except (OSError, ValueError) as error:
-        named = [f"kafka.{name} = {path}" for name in CERTIFICATES if (path := getattr(kafka, name))]
-        named += [f"kafka.{name}" for name in KEYS if getattr(kafka, name)]  # what is set may be the secret itself
-        raise UsageError(f"the certificates of {', '.join(named)} cannot be loaded: {error}") from None
-    return context
 
 
 def reader(kafka: KafkaSettings, **more: Any) -> Reader:

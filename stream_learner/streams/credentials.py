@@ -1,0 +1,93 @@
+"""Certificates and passwords, read again for each connection, so that they can be renewed under a running worker."""
+
+import os
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+from kafka.net.sasl import register_sasl_mechanism
+from kafka.net.sasl.plain import SaslMechanismPlain
+from kafka.net.sasl.scram import SaslMechanismScram
+
+from stream_learner.config import KafkaSettings
+from stream_learner.errors import UsageError
+
+log = structlog.get_logger()
+
+CERTIFICATES = ("ssl_cafile", "ssl_certfile")
+KEYS = ("ssl_keyfile", "ssl_key_password_file")
+
+
+class Certificates:
+    """What kafka-python needs of an `ssl.SSLContext`, made again when a file has changed since the last connection.
+
+    A context of our own, so that producer, consumers and admin cannot differ in what they trust; a new one each time,
+    because nothing that a context trusts can be taken back.
+    """
+
+    def __init__(self, kafka: KafkaSettings):
+        """Raises UsageError when a certificate cannot be loaded."""
+        self._kafka = kafka
+        self._files = self._identities()
+        self._context = _load(kafka)
+
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        """Wrap a socket of a new connection."""
+        files = self._identities()
+        if files != self._files:
+            self._files = files
+            try:
+                self._context = _load(self._kafka)
+                log.info("certificates were renewed")
+            except UsageError as error:  # perhaps half written: the next change is looked at again
+                log.warning("certificates have changed and cannot be loaded; the former ones stay", error=str(error))
+        return self._context.wrap_socket(*args, **kwargs)
+
+    def _identities(self) -> list[tuple[int, ...] | None]:
+        """Return what changes when one of the files does."""
+        return [_identity(path) for name in CERTIFICATES + KEYS if (path := getattr(self._kafka, name))]
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _load(kafka: KafkaSettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=kafka.ssl_cafile)
+        context.check_hostname = kafka.ssl_check_hostname
+        if kafka.ssl_certfile:
+            # Without a password OpenSSL would ask for one on the terminal.
+            context.load_cert_chain(kafka.ssl_certfile, kafka.ssl_keyfile, kafka.key_password() or "")
+    except (OSError, ValueError) as error:
+        named = [f"kafka.{name} = {path}" for name in CERTIFICATES if (path := getattr(kafka, name))]
+        named += [f"kafka.{name}" for name in KEYS if getattr(kafka, name)]  # what is set may be the secret itself
+        raise UsageError(f"the certificates of {', '.join(named)} cannot be loaded: {error}") from None
+    return context
+
+
+class _ReadsPassword:
+    """A mechanism, which kafka-python makes for each authentication, whose `sasl_plain_password` may be a function."""
+
+    def __init__(self, *, sasl_plain_password: str | Callable[[], str], **config: Any):
+        password = sasl_plain_password() if callable(sasl_plain_password) else sasl_plain_password
+        super().__init__(sasl_plain_password=password, **config)
+
+
+class _Plain(_ReadsPassword, SaslMechanismPlain):
+    pass
+
+
+class _Scram(_ReadsPassword, SaslMechanismScram):
+    pass
+
+
+register_sasl_mechanism("PLAIN", _Plain, overwrite=True)
+for scram in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
+    register_sasl_mechanism(scram, _Scram, overwrite=True)
