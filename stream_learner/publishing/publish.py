@@ -20,7 +20,7 @@ from stream_learner.records.manifest import Chunk, Manifest, Object, Release, St
 from stream_learner.records.record import Reason, Rejection
 from stream_learner.records.spans import Positions
 from stream_learner.streams import topics
-from stream_learner.streams.topics import CHUNK_BYTES, MAX_DOCUMENT_BYTES, Names
+from stream_learner.streams.topics import CHUNK_BYTES, MAX_DOCUMENT_BYTES, RECORD_OVERHEAD_BYTES, Names
 
 PROGRAM = f"stream-learner {__version__}"
 SWEEP_EVERY_S = 3600.0
@@ -71,7 +71,10 @@ class Publish:
         last: Manifest | None,
         last_digest: str | None,
     ):
-        """Goes on after `last`, whose bytes have `last_digest`; None for the first checkpoint of an epoch."""
+        """Continue after `last`, whose bytes have `last_digest`; None for the first checkpoint of an epoch.
+
+        Raises KafkaUnavailableError.
+        """
         self._settings = settings
         self._signer = settings.security.signer
         self._names = Names.of(settings)
@@ -87,6 +90,8 @@ class Publish:
         self._before: Manifest | None = None
         self._marked = last is not None  # recovery has seen to that
         self._swept_at = -SWEEP_EVERY_S
+        # The brokers may take less than the plan says; a larger record leaves its value out.
+        self._max_letter_bytes = topics.dead_letter_limit(settings) - RECORD_OVERHEAD_BYTES
 
     def prepare(self, snapshot: Snapshot, lag: Positions) -> Prepared:
         """Effect 2: objects. May be tried again after an error: each try writes a folder of its own, and such parts as
@@ -274,7 +279,7 @@ class Publish:
         # Not what a producer wrote in our name, nor what a record that comes from dead letters brought.
         headers = [header for header in record.headers if not header[0].startswith(ERROR_HEADER)]
         size = sum(len(name.encode()) + len(value or b"") + 10 for name, value in headers)
-        if size + len(record.value or b"") + len(record.key or b"") > self._settings.input.max_record_bytes:
+        if size + len(record.value or b"") + len(record.key or b"") > self._max_letter_bytes:
             about = [("truncated", b"true"), ("digest", digest(record.value or b"").encode())]
             return self._transaction.send(topic, None, record.key and record.key[:1000], about + errors)
         return self._transaction.send(topic, record.value, record.key, headers + errors)

@@ -2,12 +2,12 @@
 
 import os
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import structlog
 from kafka.net.sasl import register_sasl_mechanism
+from kafka.net.sasl.abc import SaslMechanism
 from kafka.net.sasl.plain import SaslMechanismPlain
 from kafka.net.sasl.scram import SaslMechanismScram
 
@@ -72,12 +72,12 @@ def _load(kafka: KafkaSettings) -> ssl.SSLContext:
     return context
 
 
-class _ReadsPassword:
+class _ReadsPassword(SaslMechanism):
     """A mechanism, which kafka-python makes for each authentication, whose `sasl_plain_password` may be a function."""
 
-    def __init__(self, *, sasl_plain_password: str | Callable[[], str], **config: Any):
-        password = sasl_plain_password() if callable(sasl_plain_password) else sasl_plain_password
-        super().__init__(sasl_plain_password=password, **config)
+    def __init__(self, **config: Any):
+        password = config["sasl_plain_password"]
+        super().__init__(**config | {"sasl_plain_password": password() if callable(password) else password})
 
 
 class _Plain(_ReadsPassword, SaslMechanismPlain):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import structlog
 from kafka import KafkaAdminClient
 from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType
@@ -11,13 +12,19 @@ from stream_learner.errors import KafkaUnavailableError, TopicsError
 from stream_learner.streams.connection import ask, describe, kafka_failures
 from stream_learner.streams.rights import Role, check_rights
 
+log = structlog.get_logger()
+
 DAY_MS = 24 * 60 * 60 * 1000
 MIB = 1024 * 1024
 RECORD_OVERHEAD_BYTES = 64 * 1024
 CHUNK_BYTES = 512 * 1024
 # Largest manifest or window; the topic takes as much and room for headers and Kafka's own bytes.
 MAX_DOCUMENT_BYTES = 4 * MIB - RECORD_OVERHEAD_BYTES
+# Smallest segments and largest messages that managed Kafka lets a topic have.
+MANAGED_SEGMENT_BYTES = 50 * MIB
+MANAGED_MESSAGE_BYTES = 8 * MIB
 HIDDEN = kafka_errors.TopicAuthorizationFailedError.errno
+LIMITED = (kafka_errors.PolicyViolationError, kafka_errors.InvalidConfigurationError)
 MISSING = kafka_errors.UnknownTopicOrPartitionError.errno
 # Kafka's own topics that a worker needs, and the brokers' settings by which they are made at first use: replicas, and
 # replicas that must be in sync.
@@ -51,11 +58,21 @@ class Names:
 
 @dataclass(frozen=True)
 class TopicPlan:
-    """What a topic must look like. `partitions` None: any number."""
+    """What a topic must look like. `partitions` None: any number. `least` holds limits that also do, though worse."""
 
     name: str
     partitions: int | None
     configs: dict[str, str] = field(default_factory=dict)
+    least: dict[str, str] = field(default_factory=dict)
+
+    def within_limits(self) -> dict[str, str]:
+        """Return the configs within the limits that managed Kafka sets."""
+        found = self.configs.copy()
+        if "segment.bytes" in found:
+            found["segment.bytes"] = str(max(int(found["segment.bytes"]), MANAGED_SEGMENT_BYTES))
+        if "max.message.bytes" in found:
+            found["max.message.bytes"] = str(min(int(found["max.message.bytes"]), MANAGED_MESSAGE_BYTES))
+        return found
 
 
 def dead_letter_bytes(settings: Settings) -> int:
@@ -76,7 +93,14 @@ def output_plan(settings: Settings) -> list[TopicPlan]:
         TopicPlan(names.history, 1, keep_90_days | {"max.message.bytes": str(4 * MIB)}),
         TopicPlan(names.weights, 1, newest_of_each_key | {"max.message.bytes": chunk_bytes}),
         TopicPlan(names.metrics, 1, keep_30_days | {"max.message.bytes": str(4 * MIB)}),
-        TopicPlan(names.dead_letters, 1, keep_30_days | {"max.message.bytes": str(dead_letter_bytes(settings))}),
+        TopicPlan(
+            names.dead_letters,
+            1,
+            keep_30_days | {"max.message.bytes": str(dead_letter_bytes(settings))},
+            least={
+                "max.message.bytes": str(min(dead_letter_bytes(settings), MIB))
+            },  # larger ones leave their value out
+        ),
     ]
 
 
@@ -106,26 +130,38 @@ def create(settings: Settings, input_partitions: int | None = None) -> list[str]
 
 
 def _create(client: KafkaAdminClient, plan: TopicPlan, replication_factor: int) -> None:
-    description = {
-        "num_partitions": plan.partitions,
-        "replication_factor": replication_factor,
-        "configs": plan.configs,
-    }
-    # kafka-python's own exception would print the whole request.
-    answer = client.create_topics({plan.name: description}, raise_errors=False)["topics"][0]
-    error = kafka_errors.for_code(answer["error_code"])
+    error, why = _try(client, plan, plan.configs, replication_factor)
+    if issubclass(error, LIMITED) and (taken := plan.within_limits()) != plan.configs:
+        refused, (error, why) = why, _try(client, plan, taken, replication_factor)
+        if error is kafka_errors.NoError:
+            changed = {key: value for key, value in taken.items() if value != plan.configs[key]}
+            log.warning(
+                "the brokers refuse settings of a topic; it was created with what they allow",
+                topic=plan.name,
+                why=refused,
+                taken=changed,
+            )
     # Another process of this run may be faster; differences() has the last word.
     if error in (kafka_errors.NoError, kafka_errors.TopicAlreadyExistsError):
         client.wait_for_topics([plan.name])
     elif issubclass(error, kafka_errors.AuthorizationError):
         raise error({plan.name})
     elif error.retriable:
-        raise error(answer["error_message"])
+        raise error(why)
     else:
         raise TopicsError(
-            f"the brokers do not make topic {plan.name}: {answer['error_message'] or error.__name__} "
+            f"the brokers do not make topic {plan.name}: {why or error.__name__} "
             "Set topics.replication_factor to what they have, or make the topic with Kafka's own tools"
         )
+
+
+def _try(
+    client: KafkaAdminClient, plan: TopicPlan, configs: dict[str, str], replication_factor: int
+) -> tuple[type[kafka_errors.KafkaError], str | None]:
+    """Ask for a topic; kafka-python's own exception would print the whole request."""
+    description = {"num_partitions": plan.partitions, "replication_factor": replication_factor, "configs": configs}
+    answer = client.create_topics({plan.name: description}, raise_errors=False)["topics"][0]
+    return kafka_errors.for_code(answer["error_code"]), answer["error_message"]
 
 
 def differences(settings: Settings, input_partitions: int | None = None, role: Role | None = None) -> list[str]:
@@ -145,7 +181,7 @@ def differences(settings: Settings, input_partitions: int | None = None, role: R
         if plan.partitions is not None and partitions[plan.name] != plan.partitions:
             found.append(f"topic {plan.name} has {partitions[plan.name]} partitions, not {plan.partitions}")
         for key, wanted in plan.configs.items():
-            if not _suffices(key, configs[plan.name].get(key), wanted):
+            if not _suffices(key, configs[plan.name].get(key), plan.least.get(key, wanted)):
                 found.append(f"topic {plan.name} has {key}={configs[plan.name].get(key)}, not {wanted}")
     return found
 
@@ -198,6 +234,17 @@ def topic_ids(settings: Settings, names: list[str]) -> dict[str, str]:
     """
     described = ask(settings.kafka, "looking up topic ids", lambda client: describe(client, names))
     return {topic["name"]: str(topic["topic_id"]) for topic in described}
+
+
+def dead_letter_limit(settings: Settings) -> int:
+    """Largest dead letter that the topic takes, in bytes. Raises KafkaUnavailableError."""
+    name = Names.of(settings).dead_letters
+
+    def question(client: KafkaAdminClient) -> dict[str, dict[str, str]]:
+        return _configs(client, ConfigResourceType.TOPIC, [name])
+
+    found = ask(settings.kafka, "looking up the limit of dead letters", question, "DescribeConfigs")[name]
+    return min(dead_letter_bytes(settings), int(found["max.message.bytes"]))
 
 
 def cluster_id(settings: Settings) -> str:
