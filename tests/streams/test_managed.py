@@ -18,12 +18,11 @@ from stream_learner.streams import topics
 
 POLICY = Path(__file__).with_name("ManagedPolicy.java")
 
-pytestmark = pytest.mark.skipif(shutil.which("javac") is None, reason="no Java compiler")
-
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """This module's own, in place of the session's."""
+    assert shutil.which("javac"), "this test needs a Java compiler: install a JDK (default-jdk-headless)"
     folder, class_path = tmp_path_factory.mktemp("managed"), jars.class_path()
     subprocess.run(["javac", "-cp", class_path, "-d", folder, POLICY], check=True)
     with pytest.MonkeyPatch.context() as patch:
