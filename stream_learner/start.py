@@ -110,6 +110,7 @@ def run(
     store = Store(settings.checkpoint.store)
     store.try_out(keys.trials(settings.run.id))
     topics.check(settings, role=Role.WORKER)  # before clients that would only log that a topic is missing
+    topics.check_internal(settings)  # before they wait for these
     transaction, read_back = Transaction(settings), ReadBack(settings)
     with closing(Election(settings, health.heard)) as election:
         election.check_members()

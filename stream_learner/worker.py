@@ -34,7 +34,6 @@ from stream_learner.records.manifest import Manifest
 from stream_learner.records.progress import MAX_ENTRIES
 from stream_learner.records.record import Split
 from stream_learner.records.spans import Positions
-from stream_learner.streams import topics
 from stream_learner.streams.election import Election
 from stream_learner.streams.journal import ReadBack
 from stream_learner.streams.source import Source
@@ -225,7 +224,6 @@ def run(
         )
     end_process = leaving_a_mark(settings, store, end_process)
     recovery = Recovery(settings, store, fresh, metrics.foreign_records)
-    topics.check_internal(settings)
     first_look(settings, recovery.look)
 
     def stand_by() -> None:

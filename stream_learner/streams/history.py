@@ -55,9 +55,7 @@ class History:
             with kafka_failures(kafka, f"reading topic {self.topic}", "Read"):
                 polled = self._consumer.poll(timeout_ms=POLL_MS)
                 before, at = at, self._consumer.position(self._place) or at
-            if at > before:
-                deadline = self._clock() + kafka.request_timeout_s
-            elif self._clock() > deadline:
+            if at == before and self._clock() > deadline:
                 raise KafkaUnavailableError(
                     f"nothing came from topic {self.topic} at offset {at} for "
                     f"kafka.request_timeout_s = {kafka.request_timeout_s:g}; check that the brokers are up"
@@ -70,6 +68,8 @@ class History:
                 except ValueError as error:
                     if foreign:
                         foreign.add(record.offset, str(error))
+            if at > before:  # the caller may have taken long with each
+                deadline = self._clock() + kafka.request_timeout_s
 
     def newest(self) -> Found | None:
         """Return the manifest with the highest epoch and sequence near the topic's end; None when there is none."""

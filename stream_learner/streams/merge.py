@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from stream_learner.errors import InputError
@@ -26,6 +26,8 @@ USUAL_S = 0.001
 PATIENCE = 5_000.0
 # How long records that are on their way are waited for.
 WAIT_S = 2.0
+# Entries of a heap that may be out of date, beside one for each queue.
+MAX_STALE = 64
 
 
 @dataclass(slots=True)
@@ -72,6 +74,8 @@ class Merge:
         self._expected: dict[Place, float] = {}  # until when
         self._missing: dict[Place, float] = {}  # those of them without items
         self.nbytes = 0
+        self.full = False
+        """Whether nothing more can be read until something is given: then nobody is waited for."""
 
     def add(self, place: Place, items: Sequence[Item]) -> None:
         """Put items behind those that the partition has here; it is then not expected any more."""
@@ -153,7 +157,7 @@ class Merge:
 
     def _waits(self) -> bool:
         """Return whether a partition without items is waited for."""
-        while self._missing:
+        while self._missing and not self.full:
             place, until = next(iter(self._missing.items()))
             if self._clock() < until:
                 return True
@@ -170,14 +174,23 @@ class Merge:
         queue.entry = self._entries
         known = is_known(item.timestamp_ms)
         if known:
-            heappush(self._by_time, _Entry((item.timestamp_ms, queue.given_at, queue.place), queue.entry))
+            self._push(self._by_time, _Entry((item.timestamp_ms, queue.given_at, queue.place), queue.entry))
         if known and queue.patient:
             self._since[queue.place] = self._spent
         else:
             self._push_turn(queue)
 
     def _push_turn(self, queue: _Queue) -> None:
-        heappush(self._by_turn, _Entry((queue.turn, queue.given_at, queue.place), queue.entry))
+        self._push(self._by_turn, _Entry((queue.turn, queue.given_at, queue.place), queue.entry))
+
+    def _push(self, heap: list[_Entry], entry: _Entry) -> None:
+        heappush(heap, entry)
+        if len(heap) > 2 * len(self._queues) + MAX_STALE:
+            heap[:] = filter(self._counts, heap)
+            heapify(heap)
+
+    def _counts(self, entry: _Entry) -> bool:
+        return self._queues[entry.key[2]].entry == entry.number
 
     def _next(self) -> _Queue | None:
         """Take the queue out that comes next."""
@@ -208,12 +221,9 @@ class Merge:
             self._push_turn(queue)
 
     def _first(self, heap: list[_Entry]) -> _Queue | None:
-        while heap:
-            queue = self._queues[heap[0].key[2]]
-            if queue.entry == heap[0].number:
-                return queue
+        while heap and not self._counts(heap[0]):
             heappop(heap)
-        return None
+        return self._queues[heap[0].key[2]] if heap else None
 
     def _settle(self) -> None:
         """Charge the last record to its queue, and have that wait again."""

@@ -149,6 +149,7 @@ class Source:
                 merge.expect_no_more(place)
             else:
                 merge.expect(place, asked_for=place not in consumer.full)
+        merge.full = consumer.budget.left <= 0
 
     def _passed_over(self, damaged: Damaged) -> Gap | InputError:
         """Return what stands in the place of a damaged batch."""

@@ -1,13 +1,17 @@
 """Settings of brokers with which a run cannot work: each is named at once."""
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stream_learner.config import KafkaSettings, Settings
-from stream_learner.errors import KafkaUnavailableError
+from stream_learner.errors import ExitCode, KafkaUnavailableError
 from stream_learner.local.broker import HOST, Broker, free_port
 from stream_learner.streams import topics
 from stream_learner.streams.connection import ask
@@ -61,9 +65,21 @@ def test_a_mechanism_that_the_listener_lacks(ports: dict[str, int]):
     assert "check kafka.sasl_mechanism = SCRAM-SHA-256" in message
 
 
-def test_internal_topics_that_too_few_brokers_can_make(new_settings: Callable[..., Settings]):
-    with pytest.raises(KafkaUnavailableError) as refused:
-        topics.check_internal(new_settings())
-    message = str(refused.value)
+def test_internal_topics_that_too_few_brokers_can_make(new_settings: Callable[..., Settings], tmp_path: Path):
+    settings = new_settings()
+    topics.create(settings, input_partitions=1)
+    sets = {
+        "run.id": settings.run.id,
+        "input.topics": settings.input.topics,
+        "kafka.bootstrap_servers": settings.kafka.bootstrap_servers,
+        "kafka.request_timeout_s": 300.0,
+        "checkpoint.store": str(tmp_path),
+        "monitoring.port": 0,
+    }
+    arguments = [word for name, value in sets.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    command = [sys.executable, "-m", "stream_learner", "run", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == ExitCode.KAFKA
+    message = ended.stderr
     assert "topic __consumer_offsets: offsets.topic.replication.factor = 3, and 1 are up" in message
     assert "topic __transaction_state: transaction.state.log.min.isr = 2, and 1 are up" in message

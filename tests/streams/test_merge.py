@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stream_learner.errors import InputError
 from stream_learner.records.record import Gap, Record
 from stream_learner.streams import merge as merging
-from stream_learner.streams.merge import PATIENCE, USUAL_S, WAIT_S, Item, Merge
+from stream_learner.streams.merge import MAX_STALE, PATIENCE, USUAL_S, WAIT_S, Item, Merge
 
 BEGIN_MS = 1_700_000_000_000
 UNKNOWN_MS = -1
@@ -285,3 +285,20 @@ def test_it_knows_what_it_holds(merge: Merge):
     times = [item.timestamp_ms for item in rest(merge, 3) if isinstance(item, Record)]
     assert all(a <= b for a, b in pairwise(times))
     assert merge.nbytes == size
+
+
+def test_what_it_remembers_does_not_grow_with_what_was_given(merge: Merge):
+    for chunk in range(20):
+        add(merge, 0, range(BEGIN_MS - 10**9 + 1000 * chunk, BEGIN_MS - 10**9 + 1000 * (chunk + 1)))
+        add(merge, 1, range(BEGIN_MS + 1000 * chunk, BEGIN_MS + 1000 * (chunk + 1)))
+        rest(merge, 1000)
+        assert len(merge._by_time) + len(merge._by_turn) < 2 * (2 * 2 + MAX_STALE) + 2
+
+
+def test_nobody_is_waited_for_while_nothing_more_can_be_read(merge: Merge):
+    merge.expect(place(1), asked_for=True)
+    add(merge, 0, [BEGIN_MS])
+    assert merge.take() is None
+    merge.full = True
+    assert merge.ready
+    assert partitions(rest(merge)) == [0]

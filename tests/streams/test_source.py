@@ -116,6 +116,19 @@ def test_a_backlog_is_read_in_the_order_of_production(
     assert time.monotonic() - began < RECORDS / 100
 
 
+def test_partitions_that_have_no_room_for_a_record_each_are_read_by_turns(
+    kafka: KafkaSettings, new_topic, new_source: NewSource, monkeypatch: pytest.MonkeyPatch
+):
+    """Of those without a record here nobody can be asked for one, so nobody waits for them."""
+    partitions, each = 30, 10
+    monkeypatch.setattr(source, "MAX_POLL_BYTES", 100_000)
+    topic = new_topic(partitions=partitions)
+    for partition in range(partitions):
+        produce(kafka, topic, [bytes(10_000)] * each, partition)
+    items = read(new_source(topic), {topic: dict.fromkeys(range(partitions), each)})
+    assert len([item for item in items if isinstance(item, Record)]) == partitions * each
+
+
 def test_a_partition_whose_records_are_old_does_not_keep_others_waiting(kafka: KafkaSettings, new_topic, new_source):
     topic = new_topic(partitions=2)
     producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
