@@ -105,7 +105,7 @@ class Store:
         """Write an object, and let later ones be overwritten if the store cannot refuse to.
 
         File systems without hard links (SMB, many of FUSE) and some buckets cannot. Nothing depends on it: two writers
-        never choose the same name, but for small objects that are the same whoever writes them.
+        never choose the same name, except for small objects that are the same whoever writes them.
         """
         try:
             self._put(key, data, "create")

@@ -1,4 +1,4 @@
-"""What a state and the settings must agree on."""
+"""Settings that a saved state must match to be resumed."""
 
 import json
 from collections.abc import Iterator

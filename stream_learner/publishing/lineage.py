@@ -51,7 +51,7 @@ class Path:
 
 
 class Link(NamedTuple):
-    """What is kept of a manifest on the way back: a path may be longer than memory."""
+    """The part of a manifest that is kept on the way back: a path may be longer than memory."""
 
     offset: int
     sequence: int

@@ -111,7 +111,7 @@ class _Bootstrap(logging.Filter):
 
 
 class _Client(KafkaNetClient):
-    """What kafka-python's consumer, producer and admin client make of their configuration (`kafka_client`)."""
+    """The network client inside kafka-python's consumer, producer and admin client (`kafka_client`)."""
 
     def __init__(self, bootstrap: _Bootstrap, **config: Any):
         net = NetworkSelector(**config)

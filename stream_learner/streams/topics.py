@@ -58,7 +58,7 @@ class Names:
 
 @dataclass(frozen=True)
 class TopicPlan:
-    """What a topic must look like. `partitions` None: any number. `least` holds limits that also do, though worse."""
+    """Required settings of a topic. `partitions` None: any number. `least` holds limits that also do, though worse."""
 
     name: str
     partitions: int | None
