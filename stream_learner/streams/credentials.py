@@ -21,7 +21,7 @@ KEYS = ("ssl_keyfile", "ssl_key_password_file")
 
 
 class Certificates:
-    """The part of an `ssl.SSLContext` that kafka-python needs, made again when a file has changed since the last connection.
+    """The part of an `ssl.SSLContext` that kafka-python needs, made again when a file has changed.
 
     A context of our own, so that producer, consumers and admin cannot differ in what they trust; a new one each time,
     because nothing that a context trusts can be taken back.
