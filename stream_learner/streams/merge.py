@@ -25,7 +25,7 @@ USUAL_S = 0.001
 # What may be spent on others while a record waits for its time.
 PATIENCE = 5_000.0
 # How long records that are on their way are waited for.
-WAIT_S = 2.0
+WAIT_S = 10.0
 # Entries of a heap that may be out of date, beside one for each queue.
 MAX_STALE = 64
 

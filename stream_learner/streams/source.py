@@ -182,9 +182,13 @@ class Source:
         return self._most_ahead(self._consumer.budget.left) - self._merge.bytes_of(place)
 
     def _most_ahead(self, left_bytes: float) -> float:
-        """Return how many bytes may be read ahead of a partition: half of what all may have, so that some is left for
-        others, however many they are (Choudhury and Hahne 1998)."""
-        return min(MAX_AHEAD_BYTES, left_bytes / 2)
+        """Return how many bytes may be read ahead of a partition.
+
+        Half of MAX_POLL_BYTES is shared out equally, so that none has to wait until others are read. Of the other half,
+        a partition may have half of what is left, so that some is left for others (Choudhury and Hahne 1998).
+        """
+        common = MAX_POLL_BYTES / 2
+        return max(common / len(self._next), min(MAX_AHEAD_BYTES, (left_bytes - common) / 2))
 
     @property
     def positions(self) -> Positions:
