@@ -39,6 +39,7 @@ DOCUMENTED = {
     "sample_weight": ("histogram", "no unit"),
     "loss": ("gauge", "nats"),
     "accuracy": ("gauge", "ratio from 0 to 1"),
+    "accuracy_samples": ("gauge", "samples"),
     "position": ("gauge", "offset"),
     "lag_records": ("gauge", "records"),
     "lag_seconds": ("gauge", "seconds"),

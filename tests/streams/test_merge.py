@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -82,12 +83,15 @@ def longest_wait(given: Sequence[Record | Gap], partition: int, took_s: dict[int
 TIMES_MS = st.one_of(
     st.integers(BEGIN_MS, BEGIN_MS + 100), st.sampled_from([UNKNOWN_MS, 0, 2**62, FAR_MS, BEGIN_MS - 10**9])
 )
+# Not `st.randoms`, which draws floats: a learner in this process has switched subnormal numbers off.
+SEEDS = st.integers(0, 2**32)
 TOPICS = st.lists(st.lists(TIMES_MS, max_size=30), min_size=1, max_size=6)
 
 
-@given(TOPICS, st.randoms(use_true_random=False))
-def test_every_item_is_given_once_and_in_its_partitions_order(topic: list[list[int]], random):
+@given(TOPICS, SEEDS)
+def test_every_item_is_given_once_and_in_its_partitions_order(topic: list[list[int]], seed: int):
     """However it is added, with gaps between."""
+    random = Random(seed)
     merge = Merge(Clock())
     added: dict[int, list[Item]] = {p: [] for p in range(len(topic))}
     for p, times_ms in enumerate(topic):
@@ -109,8 +113,8 @@ def test_every_item_is_given_once_and_in_its_partitions_order(topic: list[list[i
     assert not merge.ready
 
 
-@given(TOPICS, st.randoms(use_true_random=False))
-def test_the_order_does_not_depend_on_what_arrives_first(topic: list[list[int]], random):
+@given(TOPICS, SEEDS)
+def test_the_order_does_not_depend_on_what_arrives_first(topic: list[list[int]], seed: int):
     """As long as what is behind is waited for."""
 
     def order(portions: Sequence[tuple[int, Sequence[Item]]]) -> list[Record | Gap]:
@@ -130,7 +134,7 @@ def test_the_order_does_not_depend_on_what_arrives_first(topic: list[list[int]],
     topic = [times_ms for times_ms in topic if times_ms]
     portions = [(p, [item]) for p, times_ms in enumerate(topic) for item in records(p, times_ms)]
     shuffled = [p for p, _ in portions]
-    random.shuffle(shuffled)
+    Random(seed).shuffle(shuffled)
     queues = [iter(records(p, times_ms)) for p, times_ms in enumerate(topic)]
     assert order(portions) == order([(p, [next(queues[p])]) for p in shuffled])
 
