@@ -149,7 +149,7 @@ class Source:
                 merge.expect_no_more(place)
             else:
                 merge.expect(place, asked_for=place not in consumer.full)
-        merge.full = consumer.budget.left <= 0
+        merge.full = merge.nbytes >= MAX_POLL_BYTES
 
     def _passed_over(self, damaged: Damaged) -> Gap | InputError:
         """Return what stands in the place of a damaged batch."""
