@@ -222,7 +222,7 @@ def test_an_outage_that_lasts_ends_a_worker_that_publishes_and_its_standby(new_r
     run.broker.stop()
     try:
         worker.signal(signal.SIGCONT)
-        worker.until("pause", lambda: worker.metric("phase").get('{phase="waiting"}'))
+        worker.until("a failed publication", lambda: "a checkpoint could not be written" in worker.text())
         for each in (worker, standby):
             not_ready(each)
         for each in (worker, standby):
