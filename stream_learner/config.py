@@ -185,7 +185,7 @@ class InputSettings(Section):
 
 class TopicsSettings(Section):
     prefix: KafkaName | None = None
-    """What the names of the output topics start with; `run.id` when unset. It also names the transactional id and the
+    """Prefix of the names of the output topics; `run.id` when unset. It also names the transactional id and the
     groups, so one run at a time can use it: topics belong to one run."""
     replication_factor: int = -1
     """Replicas of the output topics; -1 takes the cluster's default."""

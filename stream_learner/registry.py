@@ -1,4 +1,4 @@
-"""What settings choose by name: a registry for each, from name to `package.module:name`.
+"""Registries of everything that settings choose by name; each maps a name to `package.module:name`.
 
 An entry is imported when it is first looked up, so that a name can be checked without importing torch. A user's own
 code is named in the same form.

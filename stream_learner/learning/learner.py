@@ -150,7 +150,7 @@ class Learner:
 
     @property
     def arithmetic(self) -> Arithmetic:
-        """What the bytes of a state depend on beside the data."""
+        """Return the conditions, beside the data, on which the bytes of a state depend."""
         return self._placement.arithmetic(self._settings_digest)
 
     @property

@@ -25,7 +25,7 @@ class Figures:
         return sum(v for (n, values), v in self.samples.items() if n == name and labels.items() <= dict(values).items())
 
     def phase(self) -> str:
-        """What the worker is doing."""
+        """Return the worker's phase, as the health pages name it."""
         phases = [dict(labels)["phase"] for (n, labels), v in self.samples.items() if n == "stream_learner_phase" and v]
         return phases[0] if phases else "starting"
 

@@ -181,7 +181,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     seconds: float
     next_command: str
-    """Goes on with this run."""
+    """Continue this run."""
 
 
 def summary_table(summary: Summary) -> RenderableType:

@@ -151,7 +151,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Arithmetic(msgspec.Struct, frozen=True):
-    """What the bits of a result depend on beside the data."""
+    """Conditions, beside the data, on which the bits of a result depend."""
 
     torch: Text
     """Version of PyTorch."""

@@ -207,7 +207,7 @@ class Run:
         return AdminClient(feed.client(self.broker.bootstrap_servers))
 
     def feed(self, drafts: Iterable[Draft], partitions: int | None = None) -> None:
-        """Feed the first so many partitions in turn, all when left out."""
+        """Feed the first `partitions` partitions in turn; all of them when left out."""
         self.fed += feed.feed(self.broker.bootstrap_servers, self.input, drafts, partitions or self.partitions)
 
     def lose(self, partition: int, end: int) -> None:

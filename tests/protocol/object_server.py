@@ -25,7 +25,7 @@ class Fault(Enum):
 
 
 class CreateOnly(Enum):
-    """What becomes of a put that must not replace an object (`If-None-Match: *`)."""
+    """How the server answers a put that must not replace an object (`If-None-Match: *`)."""
 
     KEPT = "refused with 412 when there is one"
     IGNORED = "done, as any other"
@@ -34,7 +34,7 @@ class CreateOnly(Enum):
 
 
 class Right(Enum):
-    """What a client may be forbidden to do: a request of that kind is answered with 403."""
+    """Kinds of requests that may be forbidden, which are answered with 403."""
 
     GET = "GET"
     PUT = "PUT"

@@ -1,4 +1,4 @@
-"""What is rejected is in the dead letters as it came in."""
+"""Rejected records are in the dead letters exactly as they arrived."""
 
 from feed import Draft, bad, digits, good
 from harness import NewRun

@@ -1,4 +1,4 @@
-"""What Prometheus sees of a real worker, from its first turn on."""
+"""Series that a real worker exposes to Prometheus, from its first turn."""
 
 from feed import mixed
 from harness import NewRun, Worker

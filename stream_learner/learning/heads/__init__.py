@@ -1,4 +1,4 @@
-"""What classifies features, by `model.head`.
+"""Classifiers of features, by `model.head`.
 
 `linear` is trained with the rest of the network, by the strategy. The others are never trained: under a frozen body
 they add up statistics of the features, from which the linear layer's rows are solved.
