@@ -423,8 +423,8 @@ class CheckpointSettings(Section):
     every_s: PositiveFloat = 30.0
     """Seconds between two saves."""
     keep: Annotated[PositiveInt, Field(le=1000)] = 3
-    """States kept; that of the last release is kept beside them. Manifests name all objects of these states, so more of
-    them need a larger `memory.segment_bytes`."""
+    """Newest states that are kept, beside the last release before the oldest of them, which is needed to resume that
+    one. Manifests name all objects of these states, so more states need a larger `memory.segment_bytes`."""
     max_unsaved_records: PositiveInt = 100_000
     """Input records that may wait for a save when the store is failing; then reading stops."""
     max_pending_bytes: PositiveInt = 64 * MIB

@@ -3,9 +3,11 @@
 import re
 from datetime import timedelta
 
+from msgspec.structs import replace
+
 from stream_learner.checkpoints.store import Store
 from stream_learner.errors import StoreError
-from stream_learner.records.manifest import Manifest, Object, Release, State
+from stream_learner.records.manifest import Manifest, Object, State
 
 ORPHAN_AGE = timedelta(hours=24)
 # Objects of a checkpoint, by their keys below the run's folder, and parts of states, which outlive the checkpoint that
@@ -16,19 +18,22 @@ STAGED = re.compile(r"#\d+$")
 PART = re.compile(r"memory/\d{12,}-[^/]+$")
 
 
-def keep(existing: list[State], new: State, release: Release | None, count: int) -> list[State]:
-    """The states that stay: the newest `count`, the new one included, and that of the last release."""
+def keep(existing: list[State], new: State, count: int) -> list[State]:
+    """Return the states that stay: the newest `count`, the new one included, and those of their releases.
+
+    That is at most one more: a release since the oldest of the newest states is among them.
+    """
     states = [*existing, new]
-    newest = {state.sequence for state in states[-count:]}
-    pinned = release.sequence if release else None
-    return [state for state in states if state.sequence in newest or state.sequence == pinned]
+    newest = states[-count:]
+    wanted = {state.sequence for state in newest} | {state.release for state in newest}
+    return [state for state in states if state.sequence in wanted]
 
 
 def share(kept: list[State], parts: dict[int, list[Object]]) -> tuple[list[State], list[Object]]:
     """The states, and each object once that is a part of one of them; `parts` are those of each sequence."""
     shared = list(dict.fromkeys(part for state in kept for part in parts[state.sequence]))
     places = {part: place for place, part in enumerate(shared)}
-    return [State(s.sequence, s.object, [places[part] for part in parts[s.sequence]]) for s in kept], shared
+    return [replace(s, parts=[places[part] for part in parts[s.sequence]]) for s in kept], shared
 
 
 def delete_dropped(store: Store, before: Manifest, after: Manifest) -> None:

@@ -213,9 +213,8 @@ class Publish:
         snapshot = prepared.snapshot
         release = self._release(prepared, chunks, now) or (self._last.release if self._last else None)
         existing = self._last.kept if self._last else []
-        kept = retention.keep(
-            existing, State(prepared.sequence, prepared.state), release, self._settings.checkpoint.keep
-        )
+        new = State(prepared.sequence, prepared.state, release=release.sequence if release else None)
+        kept = retention.keep(existing, new, self._settings.checkpoint.keep)
         parts = {state.sequence: self._last.parts_of(state) for state in existing} if self._last else {}
         kept, shared = retention.share(kept, parts | {prepared.sequence: prepared.parts})
         return Manifest(

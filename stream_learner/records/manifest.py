@@ -34,6 +34,8 @@ class State(msgspec.Struct, frozen=True):
     sequence: Sequence
     object: Object
     parts: list[Annotated[int, Meta(ge=0, le=2**31 - 1)]] = []
+    release: Sequence | None = None
+    """Checkpoint of the last release when the state was saved. Its state is needed to resume this one."""
 
 
 class Chunk(msgspec.Struct, frozen=True):

@@ -12,15 +12,10 @@ from stream_learner.records.ledger import Ledger
 from stream_learner.records.manifest import (
     Arithmetic,
     Manifest,
-    ModelArguments,
-    ModelSpec,
     Object,
-    Preprocessing,
-    Release,
     State,
     digest,
 )
-from stream_learner.records.window import accuracy
 
 HOUR_S = 3600.0
 NOW_S = time.time()
@@ -28,22 +23,6 @@ NOW_S = time.time()
 
 def state(sequence: int) -> State:
     return State(sequence, Object(f"digits/{sequence}/state", 0, digest(b"")))
-
-
-def release(sequence: int) -> Release:
-    return Release(
-        sequence=sequence,
-        created_at="",
-        object=state(sequence).object,
-        chunks=[],
-        model=ModelSpec("mlp", ModelArguments(classes=0, height=8, width=8, channels=1, mean=[0.5], std=[0.25])),
-        labels=[],
-        preprocessing=Preprocessing(8, 8, 1, [0.5], [0.25]),
-        dtype="float32",
-        validation=accuracy([]),
-        test=accuracy([]),
-        evaluation=state(sequence).object,
-    )
 
 
 def manifest(kept: list[State], parts: list[Object] | None = None) -> Manifest:
@@ -72,33 +51,41 @@ def manifest(kept: list[State], parts: list[Object] | None = None) -> Manifest:
 
 
 @pytest.mark.parametrize(
-    ("existing", "released", "count", "kept"),
+    ("existing", "releases", "count", "kept"),
     [
-        ([], None, 3, [1]),
-        ([1], None, 3, [1, 2]),
-        ([1, 2, 3], None, 3, [2, 3, 4]),
-        ([1, 2, 3], 1, 3, [1, 2, 3, 4]),  # the last release's state is kept beside them
-        ([1, 5, 6, 7], 1, 3, [1, 6, 7, 8]),
-        ([1, 5, 6, 7], 8, 3, [6, 7, 8]),  # the new one is the release now
-        ([1, 2, 3], 3, 3, [2, 3, 4]),
-        ([1, 2, 3], None, 1, [4]),
-        ([1, 2, 3, 4, 5, 6], None, 2, [6, 7]),  # fewer are wanted than before
+        ([], [], 3, [1]),
+        ([1], [], 3, [1, 2]),
+        ([1, 2, 3], [], 3, [2, 3, 4]),
+        ([1, 2, 3], [1], 3, [1, 2, 3, 4]),  # the last release's state is kept beside them
+        ([1, 5, 6, 7], [1], 3, [1, 6, 7, 8]),
+        ([1, 5, 6, 7], [1, 8], 3, [1, 6, 7, 8]),  # the new one is the last release, and the others need the one before
+        ([1, 6, 7, 8], [1, 8], 3, [1, 7, 8, 9]),
+        ([1, 7, 8, 9], [1, 8], 3, [8, 9, 10]),
+        ([1, 5, 6, 7], [1, 6, 8], 3, [6, 7, 8]),
+        ([1, 2, 3], [3], 3, [2, 3, 4]),
+        ([1, 2, 3], [], 1, [4]),
+        ([1, 2, 3, 4], [1, 5], 1, [5]),
+        ([1, 2, 3, 4, 5, 6], [], 2, [6, 7]),  # fewer are wanted than before
     ],
 )
-def test_the_newest_states_stay_and_that_of_the_last_release(existing, released, count, kept):
-    new = state((existing[-1] if existing else 0) + 1)
-    last_release = release(released) if released else None
-    assert keep([state(s) for s in existing], new, last_release, count) == [state(s) for s in kept]
+def test_the_newest_states_stay_and_those_of_their_releases(existing, releases, count, kept):
+    def saved(sequence: int) -> State:
+        last = max((release for release in releases if release <= sequence), default=None)
+        return msgspec.structs.replace(state(sequence), release=last)
+
+    new = (existing[-1] if existing else 0) + 1
+    assert keep([saved(s) for s in existing], saved(new), count) == [saved(s) for s in kept]
 
 
 def test_states_share_their_parts():
     a, b, c = (Object(f"digits/memory/{name}", 1, digest(name.encode())) for name in "abc")
-    kept, parts = share([state(2), state(4)], {1: [c], 2: [a, b], 4: [b, c, b]})
+    later = msgspec.structs.replace(state(4), release=2)
+    kept, parts = share([state(2), later], {1: [c], 2: [a, b], 4: [b, c, b]})
     shared = manifest(kept, parts)
     assert parts == [a, b, c]
-    assert [(s.sequence, s.object, shared.parts_of(s)) for s in kept] == [
-        (2, state(2).object, [a, b]),
-        (4, state(4).object, [b, c, b]),
+    assert [(s.sequence, s.object, s.release, shared.parts_of(s)) for s in kept] == [
+        (2, state(2).object, None, [a, b]),
+        (4, state(4).object, 2, [b, c, b]),
     ]
 
 

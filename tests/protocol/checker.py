@@ -219,9 +219,12 @@ def check_chain(log: Log) -> Iterator[Violation]:
         if not ends.items() <= places(after["positions"]).items():
             yield Violation(f"manifest {after['sequence']} does not stand at the end of its spans")
     states = {manifest["sequence"]: manifest["state"] for manifest in manifests}
+    releases = {m["sequence"]: m["release"] and m["release"]["sequence"] for m in manifests}
     for manifest in manifests:
         if any(kept["object"] != states.get(kept["sequence"]) for kept in manifest["kept"]):
             yield Violation(f"manifest {manifest['sequence']} keeps other states than were saved")
+        if any(kept["release"] != releases.get(kept["sequence"]) for kept in manifest["kept"]):
+            yield Violation(f"manifest {manifest['sequence']} names other releases of its states than they had")
     if log.checkpoints[-1].value != log.history[-1].value:
         yield Violation("the newest manifest is not the history's last")
 
@@ -306,7 +309,8 @@ def _check_counts(window: dict[str, Any], expected: Counter[str | None]) -> Iter
 
 def check_objects(manifest: dict[str, Any], objects: dict[str, bytes]) -> Iterator[Violation]:
     """Every object that the newest manifest names is there, has its digest, and holds tensors, or is a part of a state;
-    of each state kept, all parts are named, and the last release's is among them: training may go back to it."""
+    of each state kept, all parts are named, and the state of its last release is among them: training may go back to
+    it."""
     for reference in _named(manifest):
         key = reference["key"]
         if not key.startswith(f"{manifest['run_id']}/") or {"", ".", ".."} & {*key.split("/")}:
@@ -323,9 +327,12 @@ def check_objects(manifest: dict[str, Any], objects: dict[str, bytes]) -> Iterat
             yield Violation(f"state {kept['sequence']} needs {', '.join(sorted(needed))}, which it does not name")
     if {place for kept in manifest["kept"] for place in kept["parts"]} != {*range(len(manifest["parts"]))}:
         yield Violation("the manifest names parts of no state, or states name others")
-    release = manifest["release"]
-    if release and release["sequence"] not in {kept["sequence"] for kept in manifest["kept"]}:
-        yield Violation(f"the state of release {release['sequence']} is not kept")
+    kept_sequences = {kept["sequence"] for kept in manifest["kept"]}
+    releases = {kept["release"] for kept in manifest["kept"]} - {None}
+    if manifest["release"]:
+        releases.add(manifest["release"]["sequence"])
+    for release in releases - kept_sequences:
+        yield Violation(f"the state of release {release} is not kept")
 
 
 def _parts(state: bytes) -> set[str]:

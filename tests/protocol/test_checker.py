@@ -293,6 +293,10 @@ def keep_another_state(log: Log) -> None:
     rewrite_newest(log, lambda manifest: manifest["kept"][0].update(object=manifest["state"]))
 
 
+def name_another_release_of_a_state(log: Log) -> None:
+    rewrite_newest(log, lambda manifest: manifest["kept"][0].update(release=None))
+
+
 def drop_chunk(log: Log) -> None:
     del log.weights[-1]
 
@@ -445,6 +449,7 @@ DAMAGE: dict[Damage, str] = {
     give_up_released_state: "the state of release .* is not kept",
     drop_released_state: "is missing",
     keep_another_state: "keeps other states than were saved",
+    name_another_release_of_a_state: "names other releases of its states",
     change_chunk: "the chunks are not the release",
     drop_chunk: "the chunks are not the release",
     double_chunk: "the weights topic holds other chunks",

@@ -171,7 +171,7 @@ def test_the_largest_window_and_manifest_fit_in_their_topics(settings: Settings,
     more = msgspec.structs.replace(
         found.manifest,
         parts=4 * found.manifest.parts,
-        kept=[State(1, found.manifest.state, [0, 1, 2, 3]) for _ in range(1000)],
+        kept=[State(1, found.manifest.state, [0, 1, 2, 3], 1) for _ in range(1000)],
     )
     fitted, data = fit(more, MAX_DOCUMENT_BYTES)
     assert len(data) <= MAX_DOCUMENT_BYTES
