@@ -1,5 +1,6 @@
 """Mini-batches that know which offsets they cover."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -13,7 +14,7 @@ from stream_learner.records.ledger import Piece
 from stream_learner.records.record import Gap, Record, RejectError, Rejection, Sample, Split
 from stream_learner.records.spans import Positions, Span, Spans, extend
 
-POLL_TIMEOUT_S = 0.2
+POLL_TIMEOUT_S = 0.5
 # A loop that does not turn is taken for dead.
 TURN_S = 1.0
 # A stretch of large records that are held out or rejected must not fill the machine's memory.
@@ -124,7 +125,8 @@ def batches(
     try:
         while True:
             began = clock()
-            polled = source.poll(POLL_TIMEOUT_S)
+            linger_s = max(0.0, opened + settings.linger_s - began) if batch.spans else math.inf
+            polled = source.poll(min(POLL_TIMEOUT_S, linger_s))
             batch.poll_s += clock() - began
             for item in polled:
                 if stop.is_set():

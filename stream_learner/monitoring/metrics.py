@@ -81,6 +81,7 @@ class Metrics:
         gauge = partial(Gauge, namespace=NAMESPACE, registry=registry)
         histogram = partial(Histogram, namespace=NAMESPACE, registry=registry)
         partition = ("topic", "partition")
+        self._values: dict[tuple[Gauge, str, int], float] = {}
 
         self._records_in = counter("records_in_total", "Input records read, in records.")
         self._learned = counter("records_learned_total", "Training samples learned, in records.")
@@ -302,12 +303,19 @@ class Metrics:
 
     def observe_lag(self, topic: str, partition: int, records: int, seconds: float) -> None:
         """How far reading is behind a partition's end."""
-        self._lag_records.labels(topic, partition).set(records)
-        self._lag_seconds.labels(topic, partition).set(seconds)
+        self._set(self._lag_records, topic, partition, records)
+        self._set(self._lag_seconds, topic, partition, seconds)
 
     def observe_log_start(self, topic: str, partition: int, offset: int) -> None:
         """Oldest offset of a partition that can still be read."""
-        self._log_start.labels(topic, partition).set(offset)
+        self._set(self._log_start, topic, partition, offset)
+
+    def _set(self, gauge: Gauge, topic: str, partition: int, value: float) -> None:
+        """Set a gauge if its value changed: of hundreds of partitions, most are idle."""
+        place = gauge, topic, partition
+        if self._values.get(place) != value:
+            self._values[place] = value
+            gauge.labels(topic, partition).set(value)
 
     def observe_refused(self, candidates: int) -> None:
         """Candidates refused for being worse since the last release."""

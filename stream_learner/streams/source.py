@@ -17,6 +17,8 @@ from stream_learner.streams.reader import MAX_POLL_BYTES, Damaged, Reader, to_re
 
 PARTITION_CHECK_S = 5.0
 MAX_POLL_RECORDS = 5000
+# How long the brokers may keep a request until there is news. Each request costs something for each partition.
+NEWS_S = 2.0
 # Of the records of a partition that are read ahead. Those of all partitions take MAX_POLL_BYTES at most.
 MAX_AHEAD_BYTES = 8 * MIB
 # How long records are given before more are read.
@@ -54,6 +56,8 @@ class Source:
             self._consumer: Reader = reader(
                 kafka,
                 max_poll_records=MAX_POLL_RECORDS,
+                # As in `reader`, answers must come before `kafka.request_timeout_s` has passed.
+                fetch_max_wait_ms=int(min(NEWS_S, kafka.request_timeout_s / 3) * 1000),
                 heard=heard,
             )
             self._consumer.budget.of = self._room

@@ -151,6 +151,12 @@ def test_a_record_that_is_to_be_alone_has_a_batch_of_its_own():
     assert spans(got) == [{0: (0, 2)}, {0: (2, 3)}, {0: (3, 4)}, {0: (4, 7)}]
 
 
+def test_an_open_batch_waits_for_news_no_longer_than_it_may_linger():
+    script = Script([[record(0)], []])
+    assert spans(read(script, size=4, linger_s=0.04)) == [{0: (0, 1)}]
+    assert script.now == pytest.approx(0.04)
+
+
 def test_a_batch_lingers_from_its_own_opening():
     script = Script([*[[]] * 8, [record(0), record(1)], [record(2)], *[[]] * 3, [record(3)]])
     assert spans(read(script, size=2, linger_s=0.95)) == [{0: (0, 2)}, {0: (2, 4)}]
