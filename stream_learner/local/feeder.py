@@ -99,7 +99,6 @@ def _produce(
     config = client_config(kafka) | {
         "enable_idempotence": True,
         "acks": "all",
-        "allow_auto_create_topics": False,
         "batch_size": 512 * 1024,
         "linger_ms": 20,
         "max_request_size": MAX_RECORD_BYTES,

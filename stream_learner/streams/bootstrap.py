@@ -147,6 +147,9 @@ class _TlsTransport(_TcpTransport, KafkaSSLTransport):
 class _Manager(KafkaConnectionManager):
     def __init__(self, net: NetworkSelector, bootstrap: _Bootstrap, **config: Any):
         super().__init__(net, **config)
+        # kafka-python's own setting of this name does not get here. Brokers that make topics would make, with settings
+        # of their own, each that a client asks about.
+        self.cluster.config["allow_auto_create_topics"] = False
         self._bootstrap = bootstrap
         self._unresolved: set[str] = set()
 

@@ -52,7 +52,6 @@ def reader(kafka: KafkaSettings, **more: Any) -> Reader:
         "group_id": None,
         "enable_auto_commit": False,
         "isolation_level": "read_committed",
-        "allow_auto_create_topics": False,
         # 'latest' would jump to the end when an offset is out of range, and lose what lies between.
         "auto_offset_reset": "none",
         "max_partition_fetch_bytes": FETCH_BYTES,

@@ -47,7 +47,6 @@ class Transaction:
             "delivery_timeout_ms": timeout_ms,
             # A lost answer to the fence can leave kafka-python waiting for nothing: a restart asks again.
             "max_block_ms": min(timeout_ms, 2 * shared["request_timeout_ms"]),
-            "allow_auto_create_topics": False,
             "acks": "all",
             "max_request_size": max(dead_letter_bytes(settings), 4 * MIB),
             # No batch is larger than a topic takes: kafka-python would split it, and then flush() fails.
