@@ -245,5 +245,6 @@ class Source:
         self._consumer.pause(*self._consumer.full | self._stopped)
         for place in places:
             self._consumer.seek(place, self._next[place])
-            if place not in self._consumer.full | self._stopped:
+            # Brokers say nothing more of a partition that was at its end before.
+            if place not in self._consumer.full | self._stopped and self._consumer.behind(place):
                 self._merge.expect(place, asked_for=True)

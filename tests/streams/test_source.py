@@ -260,6 +260,22 @@ def test_partitions_added_while_it_runs_are_read_from_their_beginning(
     assert values(read(opened, {topic: {0: 2}})) == [b"d"]
 
 
+def test_partitions_at_their_end_are_not_waited_for_when_one_is_added(
+    kafka: KafkaSettings, new_topic: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    """Time stands still, so a wait would not end."""
+    monkeypatch.setattr(source, "PARTITION_CHECK_S", 0.0)
+    topic = new_topic(partitions=2)
+    with closing(Source(kafka, InputSettings(topics=[topic]), {}, clock=lambda: 0.0)) as opened:
+        produce(kafka, topic, [b"a"])
+        read(opened, {topic: {0: 1}})
+        ask(kafka, "adding a partition", lambda admin: admin.create_partitions({topic: 3}))
+        while len(opened.positions[topic]) < 3:
+            assert nothing_comes(opened)
+        produce(kafka, topic, [b"b"])
+        assert values(read(opened, {topic: {0: 2}})) == [b"b"]
+
+
 def test_records_that_fell_off_are_an_error(kafka: KafkaSettings, new_topic, new_source: NewSource):
     topic = new_topic()
     produce(kafka, topic, [b"a", b"b"])
