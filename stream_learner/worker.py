@@ -163,6 +163,7 @@ class Worker:
         if time.monotonic() < self.tended_at + TEND_EVERY_S:
             return
         self.tended_at = time.monotonic()
+        self.health.unanswered_s = self.source.unanswered_s
         give_up(self.settings.kafka, self.health)
         self.election.poll()
         if not self.election.elected:

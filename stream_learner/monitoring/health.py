@@ -51,6 +51,8 @@ class Health:
         self._clock = clock
         self._heartbeat_s = self._heard_s = clock()
         self.phase = Phase.STARTING
+        self.unanswered_s = 0.0
+        """How long the brokers have not answered a request for records of the input, in seconds; 0 if none waits."""
         self.answered_at = dict.fromkeys(Answer, time.time())
         """When the brokers last answered each request, in seconds since 1970; the start before the first answer."""
 
@@ -61,8 +63,8 @@ class Health:
 
     @property
     def silence_s(self) -> float:
-        """Seconds since the brokers last answered anything; since the start before the first answer."""
-        return self._clock() - self._heard_s
+        """Seconds since the brokers last answered anything, or `unanswered_s` if that is more."""
+        return max(self._clock() - self._heard_s, self.unanswered_s)
 
     def enter(self, phase: Phase) -> None:
         self.beat()
@@ -92,4 +94,8 @@ class Health:
         silence_s = self.silence_s
         if self.phase is Phase.STARTING or silence_s <= self._request_timeout_s:
             return None
-        return f"Kafka has not answered for {silence_s:.0f} s (kafka.request_timeout_s = {self._request_timeout_s:g})"
+        what = " a fetch of the input" if self.unanswered_s == silence_s else ""
+        return (
+            f"Kafka has not answered{what} for {silence_s:.0f} s (kafka.request_timeout_s = "
+            f"{self._request_timeout_s:g})"
+        )

@@ -215,6 +215,11 @@ class Metrics:
                 "worker does, in seconds since 1970, UTC; the start before the first.",
             ),
         }
+        self._silence = gauge(
+            "kafka_silence_seconds",
+            "How long the brokers have answered nothing, or no fetch of the input while records were asked for, in "
+            "seconds.",
+        )
         self._foreign_records = counter(
             "foreign_records_total",
             "Records in the run's own topics that are not its manifests, met and skipped at the start, in records.",
@@ -261,6 +266,7 @@ class Metrics:
         self._live.set_function(lambda: health.why_not_live() is None)
         for answer, gauge in self._answered.items():
             gauge.set_function(lambda answer=answer: health.answered_at[answer])
+        self._silence.set_function(lambda: health.silence_s)
         logging.getLogger("kafka").addHandler(_Counts(self._kafka_warnings))
 
     def foreign_records(self, topic: str, records: int) -> None:

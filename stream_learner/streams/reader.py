@@ -5,6 +5,7 @@ kafka-python raises at a record that it cannot read, at each try, and decompress
 
 import math
 import struct
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -90,12 +91,15 @@ class Reader(KafkaConsumer):
         self._compare, fetcher.maybe_validate_positions = fetcher.maybe_validate_positions, self._compare_leaders
         self._open, fetcher._parse_fetched_data = fetcher._parse_fetched_data, self._opened
         self._fetchable, fetcher._fetchable_partitions = fetcher._fetchable_partitions, self._to_fetch
+        self.asked_at: float | None = None
+        """When the brokers were first asked for records since they last answered that; None if nothing is asked for."""
         self._greatest_fetch_bytes: int = fetcher.config["max_partition_fetch_bytes"]
         self._longest_wait_ms: int = fetcher.config["fetch_max_wait_ms"]
 
     def _fetched(self, *sent: Any) -> None:
         response = sent[-1]
         if not response.error_code:
+            self.asked_at = None
             self._heard("fetch")
         self._keep(*sent)
 
@@ -178,7 +182,11 @@ class Reader(KafkaConsumer):
         places = self._fetchable()
         config, most = self._fetcher.config, self._fetcher.config["fetch_max_bytes"]
         if self._held_bytes() >= most:
+            places = []
+        if not places:
+            self.asked_at = None
             return []
+        self.asked_at = self.asked_at or time.monotonic()
         share = most // max(1, sum(self.behind(place) for place in places))
         # In steps, because the brokers remember it for each partition and hear of each change.
         step = 2 ** max(share, LEAST_FETCH_BYTES).bit_length() // 2

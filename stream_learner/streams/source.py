@@ -224,6 +224,12 @@ class Source:
         waiting = self._merge.next_record(place)
         return waiting.timestamp_ms if waiting else self._newest_ms.get(place)
 
+    @property
+    def unanswered_s(self) -> float:
+        """Seconds since the brokers were asked for records and have not answered; 0 if they are not asked for any."""
+        asked_at = self._consumer.asked_at
+        return time.monotonic() - asked_at if asked_at else 0.0
+
     def close(self) -> None:
         self._consumer.close()
 

@@ -60,6 +60,19 @@ def test_nobody_is_ready_while_kafka_does_not_answer(phase: Phase):
     assert health.why_not_ready() == WHY_NOT_READY[phase]
 
 
+def test_nobody_is_ready_while_kafka_answers_anything_but_fetches():
+    clock = Clock()
+    health = Health(live_timeout_s=1000, request_timeout_s=30, clock=clock)
+    health.enter(Phase.LEARNING)
+    health.unanswered_s = 31
+    assert health.why_not_ready() == (
+        "Kafka has not answered a fetch of the input for 31 s (kafka.request_timeout_s = 30)"
+    )
+    assert health.silence_s == 31
+    health.unanswered_s = 0.0
+    assert health.why_not_ready() is None
+
+
 def test_before_anybody_listens_for_answers_none_are_missed():
     clock = Clock()
     health = Health(live_timeout_s=10, request_timeout_s=30, clock=clock)

@@ -51,6 +51,7 @@ DOCUMENTED = {
     "last_fetch_timestamp_seconds": ("gauge", "seconds since 1970"),
     "last_commit_timestamp_seconds": ("gauge", "seconds since 1970"),
     "last_metadata_timestamp_seconds": ("gauge", "seconds since 1970"),
+    "kafka_silence_seconds": ("gauge", "seconds"),
     "live": ("gauge", "1 when it does"),
     "log_start": ("gauge", "offset"),
     "refused_since_release": ("gauge", "candidates"),

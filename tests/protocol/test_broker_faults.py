@@ -337,7 +337,7 @@ def test_an_output_topic_that_is_deleted_under_a_worker(new_run: NewRun) -> None
 
 
 def test_an_input_that_is_deleted_under_a_worker(new_run: NewRun) -> None:
-    run = new_run(checkpoint__every_s=0.5, run__stop_deadline_s=5.0)
+    run = new_run(checkpoint__every_s=0.5, run__stop_deadline_s=5.0, kafka__request_timeout_s=1.0)
     run.feed(mixed(1000))
     worker = run.start()
     run.learned(worker)
@@ -346,6 +346,9 @@ def test_an_input_that_is_deleted_under_a_worker(new_run: NewRun) -> None:
     run.delete_topic(run.input)
     # The log says again what goes on for 10 s: longer than it takes the loop to look for new partitions.
     worker.until("second warning", lambda: worker.text().count("not found in cluster metadata") > 1)
+    not_ready(worker)
+    assert "a fetch of the input" in worker.page("readyz")[1]
+    worker.reaches("kafka_silence_seconds", 2.0)
     worker.stop()
     assert f"{run.input} is missing" in run.start().ends(ExitCode.TOPICS)
 
