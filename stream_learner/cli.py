@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import logging
 import os
 import re
 import signal
@@ -27,6 +28,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from stream_learner import config
+from stream_learner.config import Settings
 from stream_learner.errors import ExitCode, StreamLearnerError, out_of_memory
 from stream_learner.records.spans import Stretches
 from stream_learner.text import escape_unencodable, printable, printable_lines
@@ -69,9 +71,7 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over although the run has published before and its manifest is lost.")
     ] = False,
-    accept_rejects: Annotated[
-        bool, typer.Option("--accept-rejects", help="Go on however many records are rejected.")
-    ] = False,
+    accept_rejects: Annotated[bool, typer.Option("--accept-rejects", help="Never stop for rejected records.")] = False,
 ) -> None:
     """Learn from the input topics until stopped (SIGTERM, SIGHUP or Ctrl-C: save, then exit 0)."""
     from stream_learner.monitoring.health import Health
@@ -87,6 +87,18 @@ def run(
 
     start.run(settings, health, stop, _end_process, fresh=fresh, accept_rejects=accept_rejects)
     _end_process(ExitCode.OK)  # torch and the clients take a while to take themselves down
+
+
+def _load(config_file: Path | None, overrides: list[str] | None) -> Settings:
+    """Load the settings of a command that asks Kafka while a person waits, who then sees on a terminal why."""
+    if err.is_terminal:
+        logging.getLogger("kafka.bootstrap").addHandler(_Wait())
+    return config.load(config_file, overrides)
+
+
+class _Wait(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(printable(record.getMessage()), style="yellow", soft_wrap=True, markup=False)
 
 
 def _stop_on_signals(deadline_s: Callable[[], float], at_once: Callable[[], bool] = lambda: False) -> threading.Event:
@@ -146,9 +158,7 @@ def _end_process(code: ExitCode) -> NoReturn:
 @app.command()
 def demo(
     data: DataFolder = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the last demo: feed the data once more.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the last demo: feed its data once more.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first weights and of the order.")] = 0,
     summary: Annotated[
         # Opened at once: a file that cannot be written is better known before than after the demo.
@@ -208,7 +218,7 @@ def feed(
     from stream_learner.local import feeder
     from stream_learner.local.datasets import open_dataset
 
-    settings = config.load(config_file, overrides)
+    settings = _load(config_file, overrides)
     stop = _stop_on_signals(lambda: settings.run.stop_deadline_s)
     dataset = open_dataset(data, split.value)
     total = min(len(dataset) * epochs, limit or len(dataset) * epochs)
@@ -227,7 +237,7 @@ def feed(
             on_progress=lambda sent: progress.update(bar, completed=sent),
             stop=stop,
         )
-    ends = ", ".join(f"{partition}: {offset}" for partition, offset in fed.end_offsets.items())
+    ends = ", ".join(f"{partition}: {offset}" for partition, offset in sorted(fed.end_offsets.items()))
     _say(f"fed {fed.records} records{dataset.beside}; end offset of each partition: {ends}")
 
 
@@ -254,13 +264,15 @@ def topics(
     check: Annotated[bool, typer.Option("--check", help="Create nothing; exit 4 when something differs.")] = False,
     input_partitions: Annotated[
         int | None,
-        typer.Option(min=1, help="Create missing input topics too, with so many partitions.", show_default=False),
+        typer.Option(
+            min=1, help="Create missing input topics too, with this number of partitions.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Create the topics a run writes, or check them and say what differs."""
     from stream_learner.streams import topics as kafka_topics
 
-    settings = config.load(config_file, overrides)
+    settings = _load(config_file, overrides)
     if not check:
         for name in kafka_topics.create(settings, input_partitions):
             _say(f"created {name}")
@@ -298,7 +310,7 @@ def status(
     from stream_learner.records.rejects import describe
     from stream_learner.streams.status import read_status
 
-    found = read_status(config.load(config_file, overrides))
+    found = read_status(_load(config_file, overrides))
     if as_json:
         _say_json(msgspec.json.encode(found).decode())
         return
@@ -354,7 +366,7 @@ def rebuild(
     from stream_learner.checkpoints.store import Store
     from stream_learner.publishing import rebuild as rebuilding
 
-    settings = config.load(config_file, overrides)
+    settings = _load(config_file, overrides)
     columns = *Progress.get_default_columns(), MofNCompleteColumn()
     with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
         bar = progress.add_task("learning again", total=None)

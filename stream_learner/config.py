@@ -57,12 +57,13 @@ CONSEQUENCE = "default_factory_not_called"
 
 def _not_a_parent(text: str) -> str:
     if text in (".", ".."):
-        raise ValueError("is a folder's name for itself or its parent, which Kafka refuses too; choose another")
+        raise ValueError("'.' and '..' are folders' names for themselves and their parents, which Kafka refuses too")
     return text
 
 
 # Kafka's own rule for topic names; run ids and prefixes become parts of them, and run ids name folders.
 KafkaName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,200}$"), AfterValidator(_not_a_parent)]
+KAFKA_NAME = "takes 1 to 200 letters (a to z, A to Z), digits, dots, hyphens and underscores"
 
 
 def _servers(text: str) -> str:
@@ -139,6 +140,12 @@ class KafkaSettings(Section):
         wants_sasl = self.security_protocol.startswith("SASL")
         if wants_sasl and not (self.sasl_mechanism and self.sasl_username and self.password() is not None):
             raise ValueError(f"{self.security_protocol} needs sasl_mechanism, sasl_username and sasl_password_file")
+        unused = [name for name in type(self).model_fields if name.startswith("sasl_") and getattr(self, name)]
+        if unused and not wants_sasl:
+            raise ValueError(
+                f"security_protocol = {self.security_protocol} does not use {', '.join(unused)}; set it to SASL_SSL or "
+                "SASL_PLAINTEXT, or leave them out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -709,7 +716,9 @@ def _explain(error: ErrorDetails) -> str:
     name = ".".join(location)
     if error["type"] == "extra_forbidden":
         fields = _section(location[0]) if len(location) > 1 else Settings.model_fields
-        return f"unknown setting {name}{_nearest(location[-1], fields)}"
+        return f"unknown setting {name}{_elsewhere(location[-1]) or _nearest(location[-1], fields)}"
+    if error["type"] == "string_pattern_mismatch":
+        return f"{name}: {KAFKA_NAME}"
     if error["type"] == "missing":
         names = [f"{name}.{key}" for key, field in _section(name).items() if field.is_required()] or [name]
         return f"{', '.join(names)} is required"
@@ -721,6 +730,11 @@ def _section(name: str) -> dict[str, FieldInfo]:
     """Fields of the section called `name`; none when there is no such section."""
     section = Settings.model_fields[name].annotation if name in Settings.model_fields else None
     return section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else {}
+
+
+def _elsewhere(key: str) -> str:
+    found = [f"{section}.{key}" for section in Settings.model_fields if key in _section(section)]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -142,6 +142,8 @@ class Worker:
 
     def save_the_rest(self) -> None:
         """Returns when everything that was learned is published."""
+        unsaved = self.learner.progress.open.tally.records + self.publisher.unsaved_records
+        log.info("stopping after a last save", unsaved_records=unsaved)
         self.health.enter(Phase.STOPPING)
         self.wait()
         if not self.learner.progress.empty:

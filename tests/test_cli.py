@@ -26,6 +26,7 @@ from jsonschema import Draft202012Validator
 from kafka.structs import TopicPartition
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from terminal import Terminal
 
 from stream_learner.cli import app
 from stream_learner.config import KafkaSettings
@@ -202,6 +203,13 @@ def test_no_broker(run: Run, command: str, servers: str, reason: str):
     assert "check kafka.bootstrap_servers" in said
 
 
+def test_a_person_who_waits_for_kafka_sees_why(run: Run):
+    command = [*MODULE, "status", str(run.file), "--set", NOWHERE, "--set", "kafka.request_timeout_s=1"]
+    with Terminal(command, run.folder, columns=200) as terminal:
+        terminal.await_text("127.0.0.1:1 cannot be reached yet: .*ECONNREFUSED; trying for up to 1 s\n+error: ")
+        assert terminal.wait() == ExitCode.KAFKA
+
+
 def test_no_broker_for_a_worker(run: Run):
     """Its log comes first."""
     done = run("run", sets=f"{NOWHERE} {IMPATIENT}")
@@ -214,7 +222,7 @@ def test_no_broker_for_a_worker(run: Run):
 def test_topics_that_are_missing(run: Run, command: str):
     done = run(command, *(["--check"] if command == "topics" else []))
     said = failure(done, ExitCode.TOPICS)
-    assert f"{run.input} is missing" in said
+    assert re.search(rf"{run.input} (is|are) missing", said)
     assert "stream-learner topics" in said
 
 

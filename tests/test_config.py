@@ -93,7 +93,10 @@ def test_set_takes_toml_values_and_bare_words(file, override, value):
         ("[kafka]\nbootstrap_server = 'x'", "unknown setting kafka.bootstrap_server; did you mean bootstrap_servers?"),
         ("[kafak]\nclient_id = 'x'", "unknown setting kafak; did you mean kafka?"),
         ("[batch]\nqqq = 1", "unknown setting batch.qqq; known here: linger_s, max_span, size"),
-        ("size = 1", "unknown setting size; known here: batch, checkpoint, drift"),
+        ("size = 1", "unknown setting size; did you mean batch.size?"),
+        ("qqq = 1", "unknown setting qqq; known here: batch, checkpoint, drift"),
+        ("[learning]\nhead = 'ridge'", "unknown setting learning.head; did you mean model.head?"),
+        ("[batch]\nmax_items = 1", "did you mean memory.max_items or held_out.max_items?"),
     ],
 )
 def test_an_unknown_key_of_the_file_is_refused_with_the_nearest_name(tmp_path, text, message):
@@ -152,6 +155,11 @@ def test_an_unknown_override_is_refused_with_the_nearest_name(file, override, me
         ("release.max_old_class_drop=5", "release.max_old_class_drop"),
         ("rejects.max_share=1.5", "rejects.max_share"),
         ("monitoring.port=70000", "monitoring.port"),
+        ("run.id=a/b", "run.id: takes 1 to 200 letters (a to z, A to Z), digits, dots, hyphens and underscores"),
+        (
+            "kafka.sasl_password=x",
+            "kafka: security_protocol = PLAINTEXT does not use sasl_password; set it to SASL_SSL",
+        ),
         ("kafka.security_protocol=SASL_SSL", "kafka: SASL_SSL needs sasl_mechanism, sasl_username and sasl_password"),
     ],
 )
@@ -344,14 +352,14 @@ def test_no_message_repeats_a_password_of_file_or_environment(tmp_path, monkeypa
 
 def test_what_is_shown_of_the_settings_has_no_password(file, tmp_path):
     store = "s3://me:sesame@bucket/folder?token=sesame"
-    names = ("sasl_password_file", "ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_key_password_file")
+    names = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_key_password_file")
     wrong = [f"kafka.{name}=sesame" for name in names]
-    settings = config.load(file, [f"checkpoint.store={store}", *wrong])
+    settings = config.load(file, [f"checkpoint.store={store}", *SASL, "kafka.sasl_password=sesame", *wrong])
     assert settings.checkpoint.store == store
     assert "sesame" not in settings.model_dump_json()
     assert "s3://***@bucket/folder?***" in settings.model_dump_json()
     (tmp_path / "password").write_text("sesame")
-    kept = config.load(file, [f"kafka.sasl_password_file={tmp_path / 'password'}"])
+    kept = config.load(file, [*SASL, f"kafka.sasl_password_file={tmp_path / 'password'}"])
     assert str(tmp_path / "password") in kept.model_dump_json()
 
 

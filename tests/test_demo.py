@@ -196,7 +196,7 @@ def test_a_kill_leaves_nothing_behind_and_ctrl_c_a_clean_terminal(tmp_path: Path
         text = terminal.text
         # The terminal's `^C` stands in a line of its own, under the view, and is wiped out.
         assert re.search(r"\n\^C\r\x1b\[2K", terminal.raw.replace("\r\n", "\n"))
-    assert re.search(r"stopped; nothing is lost\. `.*(RESUME=1|--resume)` goes on with this run\n$", text)
+    assert re.search(r"stopped; nothing is lost\. `.*(RESUME=1|--resume)` continues this run\n$", text)
     assert "Traceback" not in text
     assert processes(tmp_path) == []
     last = (tmp_path / RUNS / "latest" / "worker.log").read_text().splitlines()[-1]

@@ -18,9 +18,10 @@ from stream_learner.errors import DataError, ExitCode, KafkaUnavailableError, Us
 from stream_learner.local.broker import Broker, free_port, is_running
 from stream_learner.local.counts import Order, Totals, committed, rejected
 from stream_learner.local.datasets import Dataset, open_dataset
+from stream_learner.local.jars import cache_folder
 from stream_learner.local.processes import Child, Supervised
 from stream_learner.local.scrape import scrape
-from stream_learner.local.view import Summary, View, near
+from stream_learner.local.view import STOPPED, Summary, View, near
 from stream_learner.records.manifest import Manifest
 from stream_learner.records.record import Split
 from stream_learner.records.spans import Positions
@@ -67,7 +68,7 @@ def run_demo(
     say(f"data: {dataset.name}, {len(dataset):,} images of {len(dataset.labels)} classes{dataset.beside}")
     for split, images in Counter(dataset.held_out.values()).items():
         say(f"{images:,} of them are its {split} part: fed with `split: {split}`, never learned")
-    say("starting Apache Kafka (the first time, 44 MB of jars are downloaded)")
+    say(f"starting Apache Kafka{'' if cache_folder().is_dir() else ' (the first time, 44 MB of jars are downloaded)'}")
     with Broker(folder / "kafka") as broker:
         overrides = [f"kafka.bootstrap_servers={broker.bootstrap_servers}", f"monitoring.port={free_port()}"]
         settings = config.load(folder / "worker.toml", overrides)
@@ -86,7 +87,7 @@ def run_demo(
         try:
             _learn(settings, _order(before), broker, worker, Child(feed, folder / "feed.log"), view, show)
         except SystemExit:
-            say(f"stopped; nothing is lost. `{_resume_command()}` goes on with this run")
+            say(f"stopped; nothing is lost. `{_resume_command()}` continues this run")
             raise
         killed = f"the worker was started again {worker.restarts} x, and nothing is lost; " if worker.restarts else ""
         say(f"everything fed is learned; {killed}the worker has saved and stopped")
@@ -128,6 +129,7 @@ def _learn(
                     view.state = "saves and stops"
                     live.refresh()
                     stopped = worker.stop() == ExitCode.OK  # or else it died before it had saved
+                    view.state = STOPPED if stopped else view.state
                 else:
                     time.sleep(LOOK_EVERY_S)
         except SystemExit:

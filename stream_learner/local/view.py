@@ -23,6 +23,7 @@ SPARKLINE = 36
 # Columns of a terminal that has room for three figures in a row.
 WIDE = 76
 RATE_WINDOW_S = 10.0
+STOPPED = "has saved and stopped"
 
 
 @dataclass
@@ -91,7 +92,7 @@ class View:
         yield Panel(body, title=f"[bold]{self.title}", border_style="blue", padding=(1, 2))
         if self.interrupted:
             yield Text("stopping after a last save; Ctrl-C again stops at once", "dim")
-        else:
+        elif self.state != STOPPED:
             yield Text(f"kill -9 {self.pid}: it starts again, and nothing is lost. Ctrl-C stops all", "dim")
         # The cursor rests in the last line, where the next picture wipes out the terminal's `^C`.
         yield Text()
@@ -193,9 +194,8 @@ def summary_table(summary: Summary) -> RenderableType:
     rows.add_row("learned", f"{summary.learned:,}")
     rows.add_row("held out", f"{summary.validation:,} to decide releases, {summary.test:,} to report accuracy")
     rows.add_row("rejected", f"{summary.rejected:,}")
-    before, after = percent(summary.test_accuracy_before or None), percent(summary.test_accuracy_after)
-    accuracy = f"{before} before, [bold]{after} after[/bold]"
-    rows.add_row("test accuracy", accuracy)
+    before, after = summary.test_accuracy_before, f"[bold]{percent(summary.test_accuracy_after)}[/bold]"
+    rows.add_row("test accuracy", f"{percent(before)} before, {after} after" if before else after)
     rows.add_row("release", Text(printable(near(summary.release.removeprefix("file://")))))
     rows.add_row("topics", Text("\n".join(map(printable, summary.topics))))
     rows.add_row("files", Text(printable(near(summary.folder))))

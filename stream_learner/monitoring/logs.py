@@ -12,7 +12,7 @@ from structlog.stdlib import ProcessorFormatter
 
 from stream_learner.text import printable, printable_lines
 
-REPEAT_EVERY_S = 10.0
+REPEAT_EVERY_S = 60.0
 MULTILINE = ("exception", "stack")
 
 
@@ -71,7 +71,7 @@ def _lines(text: Any) -> Any:
 
 
 class _Repeats(logging.Filter):
-    """Lets kafka-python say a thing once in ten seconds: while the brokers are away it says it many times in one."""
+    """Let kafka-python log a message once a minute: while the brokers are away it logs it many times a second."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         super().__init__()

@@ -108,7 +108,9 @@ class Publisher:
                 if isinstance(error, StoreError):
                     self._store_failed()
                 pause = BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)]
-                log.warning("a checkpoint could not be written; training goes on", error=str(error), retry_in_s=pause)
+                log.warning(
+                    "a checkpoint could not be written yet; training continues", error=str(error), retry_in_s=pause
+                )
                 attempt += 1
                 time.sleep(pause)
 

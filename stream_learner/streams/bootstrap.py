@@ -53,7 +53,7 @@ def connect(kind: Callable[..., Opened], config: dict[str, Any]) -> Opened:
 
     A refusal ends it at once, other failures `bootstrap_timeout_ms`; the first of those is logged.
     """
-    bootstrap = _Bootstrap(config["bootstrap_servers"])
+    bootstrap = _Bootstrap(config["bootstrap_servers"], config["bootstrap_timeout_ms"] / 1000)
     for logger in LOGGERS:
         logger.addFilter(bootstrap)
     try:
@@ -71,9 +71,10 @@ def connect(kind: Callable[..., Opened], config: dict[str, Any]) -> Opened:
 class _Bootstrap(logging.Filter):
     """Why tries of one client failed, in place of what kafka-python logs of them: one warning, or the error."""
 
-    def __init__(self, servers: list[str]):
+    def __init__(self, servers: list[str], timeout_s: float):
         super().__init__()
         self._servers = servers
+        self._timeout_s = timeout_s
         self._thread: int | None = None
         self.client: KafkaNetClient | None = None
         self.failures: list[BaseException] = []
@@ -89,7 +90,8 @@ class _Bootstrap(logging.Filter):
         """Note why a try failed. Log the first reason, unless it ends the bootstrap."""
         self.failures.append(error)
         if len(self.failures) == 1 and not _is_final(error):
-            log.warning("%s cannot be reached yet: %s", ", ".join(self._servers), str(error))
+            servers = ", ".join(self._servers)
+            log.warning("%s cannot be reached yet: %s; trying for up to %g s", servers, str(error), self._timeout_s)
 
     def end_when_refused(self) -> None:
         """Raise the reason of the last try if further tries would fail in the same way."""

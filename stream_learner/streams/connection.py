@@ -100,13 +100,18 @@ def describe(client: KafkaAdminClient, names: list[str]) -> list[dict[str, Any]]
     missing = [t["name"] for t in described if t["error_code"] == kafka_errors.UnknownTopicOrPartitionError.errno]
     if missing:
         raise TopicsError(
-            f"topic {', '.join(missing)} is missing; `stream-learner topics` makes missing output topics, and with "
+            f"{topics_are(missing)} missing; `stream-learner topics` makes missing output topics, and with "
             "`--input-partitions N` missing input topics"
         )
     for topic in described:
         if topic["error_code"]:
             raise kafka_errors.for_code(topic["error_code"])({topic["name"]})
     return described
+
+
+def topics_are(names: list[str]) -> str:
+    """Name topics, with the verb that agrees."""
+    return f"topic {names[0]} is" if len(names) == 1 else f"topics {', '.join(names)} are"
 
 
 def _relevant(kafka: KafkaSettings) -> list[str]:

@@ -9,7 +9,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from stream_learner.config import Settings
 from stream_learner.errors import KafkaUnavailableError, TopicsError
-from stream_learner.streams.connection import ask, describe, kafka_failures
+from stream_learner.streams.connection import ask, describe, kafka_failures, topics_are
 from stream_learner.streams.rights import Role, check_rights
 
 log = structlog.get_logger()
@@ -165,7 +165,7 @@ def _try(
 
 
 def differences(settings: Settings, input_partitions: int | None = None, role: Role | None = None) -> list[str]:
-    """Return what differs from the plan, a sentence each. Input topics may have any number of partitions unless one is
+    """Return what differs from the plan, in sentences. Input topics may have any number of partitions unless one is
     given.
 
     Raises KafkaUnavailableError, also when the user lacks a right on a topic that `role` needs.
@@ -174,7 +174,8 @@ def differences(settings: Settings, input_partitions: int | None = None, role: R
     partitions, configs = ask(
         settings.kafka, "checking topics", lambda client: _describe(settings, client, plans, role)
     )
-    found = [f"topic {plan.name} is missing" for plan in plans if plan.name not in partitions]
+    missing = [plan.name for plan in plans if plan.name not in partitions]
+    found = [f"{topics_are(missing)} missing"] if missing else []
     for plan in plans:
         if plan.name not in partitions:
             continue

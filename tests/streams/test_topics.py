@@ -25,7 +25,7 @@ def test_what_is_missing_is_made_once(new_settings: Callable[..., Settings]):
     settings = new_settings()
     names = Names.of(settings)
     output = [names.checkpoints, names.history, names.weights, names.metrics, names.dead_letters]
-    assert [f"topic {name} is missing" for name in [*output, *settings.input.topics]] == topics.differences(settings)
+    assert topics.differences(settings) == [f"topics {', '.join([*output, *settings.input.topics])} are missing"]
     assert topics.create(settings) == output
     assert topics.create(settings) == []
     with pytest.raises(TopicsError, match=r"^topic .*\.input is missing\. .*--input-partitions N"):
