@@ -6,6 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import small_network
 import torch
 from digit_stream import (
     DIGITS_NHWC,
@@ -39,11 +40,9 @@ from stream_learner.records.report import Report
 from stream_learner.registry import HEADS, STRATEGIES
 
 SOLVED = [{"model__head": head, "model__random_features": 80} for head in HEADS if head != "linear"]
-# Strategies meet networks in batch normalisation at most: every one with the one that has it and one that has not.
-MET = [
-    *product(STRATEGIES, ("mlp", "resnet18_slim")),
-    *product(("er",), sorted({*MODELS} - {"mlp", "resnet18_slim"})),
-]
+NORMALISED = f"{small_network.__name__}:{small_network.Normalised.__name__}"
+# Strategies meet networks in batch normalisation at most: every one with a network that has it and one that has not.
+MET = [*product(STRATEGIES, ("mlp", NORMALISED)), *product(("er",), sorted({*MODELS} - {"mlp"}))]
 PAIRS = [
     {"learning__strategy": s, "model__name": m} | ({"learning__average_decay": 0.9} if STRATEGIES[s].distils else {})
     for s, m in MET
@@ -52,14 +51,14 @@ VARIANTS = [
     {"learning__optimizer": "sgd", "learning__steps_per_batch": 3},
     {"learning__optimizer": "sgd", "learning__momentum": 0.0},
     {"learning__optimizer": "adam", "learning__average_decay": 0.0},
-    {"learning__optimizer": "adam", "learning__weight_decay": 0.01, "model__name": "resnet18_slim"},
-    {"learning__optimizer": "muon", "learning__weight_decay": 0.01, "model__name": "resnet18_slim"},
+    {"learning__optimizer": "adam", "learning__weight_decay": 0.01, "model__name": NORMALISED},
+    {"learning__optimizer": "muon", "learning__weight_decay": 0.01, "model__name": NORMALISED},
     {"learning__optimizer": "muon", "model__name": "rnn", "learning__steps_per_batch": 2},
     {"memory__max_items": 7, "held_out__max_items": 3},  # under pressure: classes give items up
     {"learning__channels_last": True, "learning__weight_decay": 0.01},
     {"learning__precision": "bf16"},
-    {"model__name": "resnet18_slim", "model__freeze": True},
-    {"learning__average_decay": 0.9, "learning__augment": ("crop", "flip"), "model__name": "resnet18_slim"},
+    {"model__name": NORMALISED, "model__freeze": True},
+    {"learning__average_decay": 0.9, "learning__augment": ("crop", "flip"), "model__name": NORMALISED},
 ]
 
 
@@ -230,7 +229,7 @@ def test_a_batch_is_predicted_before_it_is_learned(run):
     learner.decide_release()
     candidate = learner.snapshot().candidate
     assert candidate
-    network = models.build(candidate.model)
+    network = models.build(candidate.model, own=candidate.model.name)
     network.load_state_dict(candidate.weights)
     indices = digits_of([0, 1, 2], 30, skip=100)
     predicted = [candidate.labels[i] for i in predict(network, DIGITS_NHWC[indices], torch.device("cpu"))]
