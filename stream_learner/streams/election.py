@@ -87,42 +87,42 @@ class Election:
         """Returns once elected: puts all other members, dead or alive, out of the group. They may come back, and hear
         that they are not elected.
 
-        Raises StateError as `check_members` does, KafkaUnavailableError after `recovery.timeout_s`, UsageError.
+        Raises StateError when a worker of another run is in the group, or begins at the same time and is elected;
+        KafkaUnavailableError after `recovery.timeout_s`, UsageError.
         """
-        self.check_members()  # first: who joins with a claim disturbs the active worker
-        timeout_s = self._settings.recovery.timeout_s
-        deadline, patience_s = self._clock() + timeout_s, HEARTBEAT_S
+        self.check_members()  # first: whoever joins disturbs the active worker
+        deadline, patience_s = self._clock() + self._settings.recovery.timeout_s, HEARTBEAT_S
+        # Join, then look: of two workers that begin at the same time, the one that joins later sees the other.
+        while not self.elected and self._member_id() not in self._member_ids():
+            self._check_deadline(deadline)
+            self._poll(JOIN_MS)
+        self._outlast_other_runs(deadline)
         while not self.elected:
-            if self._clock() > deadline:
-                raise KafkaUnavailableError(
-                    f"this worker did not become the active one of its run within recovery.timeout_s = "
-                    f"{timeout_s:g}; see whether others try to take it over at the same time"
-                )
+            self._check_deadline(deadline)
             # Of two who say that the partition is theirs, the sticky assignor believes the later generation (KIP-54).
             self._assignor.member_assignment = [self._place]
             self._assignor.generation = LAST_GENERATION
-            # Joins first: a group without members would wait for more of them (group.initial.rebalance.delay.ms).
             self._poll(JOIN_MS)
             if not self.elected:
                 ask(self._settings.kafka, "taking over the run", self._put_others_out)
                 patience_s *= 2  # enough for the others' heartbeats; others who take over must not keep pace for ever
                 self.poll(patience_s)
+                self._outlast_other_runs(deadline)
 
     def check_members(self) -> None:
         """Raise StateError when a worker of another run is in the group: topics belong to one run.
 
         Raises KafkaUnavailableError.
         """
-        self._check_runs(ask(self._settings.kafka, "looking up the workers of the run", self._members))
+        if others := self._other_runs():
+            raise self._shared_with(others)
 
     def confirm(self) -> None:
         """Asks the brokers: a worker that was frozen still believes itself elected when it wakes up.
 
         Raises FencedError when it is not in the group any more, KafkaUnavailableError.
         """
-        own = self._consumer.group_metadata().member_id
-        members = ask(self._settings.kafka, "looking up the elected worker", self._members)
-        if not self.elected or own not in (member["member_id"] for member in members):
+        if not self.elected or self._member_id() not in self._member_ids():
             raise FencedError(
                 "another worker of this run was elected before this one had taken over; nothing is published, and a "
                 "restart stands by or recovers"
@@ -142,23 +142,50 @@ class Election:
                     "within their group.min.session.timeout.ms and group.max.session.timeout.ms"
                 ) from error
 
+    def _outlast_other_runs(self, deadline: float) -> None:
+        """Return once no worker of another run is in the group: of those that begin at the same time, the elected one
+        stays and the others end. Raises StateError when another one is elected, KafkaUnavailableError."""
+        while others := self._other_runs():
+            if self.elected is False and not self._seat.vacant:
+                raise self._shared_with(others)
+            self._check_deadline(deadline)
+            self.poll(HEARTBEAT_S)
+
+    def _check_deadline(self, deadline: float) -> None:
+        if self._clock() > deadline:
+            raise KafkaUnavailableError(
+                "this worker did not become the active one of its run within recovery.timeout_s = "
+                f"{self._settings.recovery.timeout_s:g}; see whether others try to take it over at the same time"
+            )
+
     def _put_others_out(self, client: KafkaAdminClient) -> None:
-        members = self._members(client)
-        self._check_runs(members)
-        others = {member["member_id"] for member in members} - {self._consumer.group_metadata().member_id}
+        others = {member["member_id"] for member in self._members(client)} - {self._member_id()}
         client.remove_group_members(self._group, [MemberToRemove(member) for member in others])
 
     def _members(self, client: KafkaAdminClient) -> list[dict[str, Any]]:
         return client.describe_groups([self._group])[self._group]["members"]
 
-    def _check_runs(self, members: list[dict[str, Any]]) -> None:
-        run_ids = {member["client_id"].rpartition("/")[2] for member in members}
-        if others := sorted(run_ids - {self._settings.run.id}):
-            raise StateError(
-                f"a worker of run {', '.join(map(repr, others))} uses the prefix {self._settings.prefix!r}, and topics "
-                f"belong to one run. Nothing was written; set topics.prefix or run.id of run {self._settings.run.id!r} "
-                "so that each run has a prefix of its own"
-            )
+    def _ask_members(self) -> list[dict[str, Any]]:
+        return ask(self._settings.kafka, "looking up the workers of the run", self._members)
+
+    def _member_id(self) -> str:
+        return self._consumer.group_metadata().member_id
+
+    def _member_ids(self) -> set[str]:
+        return {member["member_id"] for member in self._ask_members()}
+
+    def _other_runs(self) -> list[str]:
+        """Return the ids of other runs whose workers are in the group."""
+        return sorted(
+            {member["client_id"].rpartition("/")[2] for member in self._ask_members()} - {self._settings.run.id}
+        )
+
+    def _shared_with(self, others: list[str]) -> StateError:
+        return StateError(
+            f"a worker of run {', '.join(map(repr, others))} uses the prefix {self._settings.prefix!r}, and topics "
+            f"belong to one run. Nothing was written; set topics.prefix or run.id of run {self._settings.run.id!r} "
+            "so that each run has a prefix of its own"
+        )
 
 
 class _Seat(ConsumerRebalanceListener):

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from queue import SimpleQueue
 
@@ -13,8 +14,8 @@ import pytest
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 from secured import LEARNER, Secured
 
-from stream_learner.config import Settings
-from stream_learner.errors import KafkaUnavailableError, UsageError
+from stream_learner.config import Settings, TopicsSettings
+from stream_learner.errors import KafkaUnavailableError, StateError, UsageError
 from stream_learner.local.broker import Broker
 from stream_learner.streams import election, topics
 from stream_learner.streams.connection import ask
@@ -244,6 +245,38 @@ def test_of_two_that_take_over_at_once_one_stays(new_run: NewRun, join):
     loser.hears(False)
     join(run).hears(False)
     assert winner.heard_all()
+
+
+@pytest.mark.parametrize("_", range(3))
+def test_of_two_runs_that_take_over_at_once_one_is_refused(new_run: NewRun, _: int):
+    """Which one, the brokers decide: neither was there before the other."""
+    run = new_run(LONG_S)
+    runs = [
+        run.model_copy(update={"run": run.run.model_copy(update={"id": f"{run.run.id}-{n}"}), "topics": shared(run)})
+        for n in range(2)
+    ]
+    with closing(Election(runs[0])) as one, closing(Election(runs[1])) as other, ThreadPoolExecutor(2) as threads:
+        both = threading.Barrier(2)
+
+        def take_over(vote: Election) -> StateError | None:
+            both.wait()
+            try:
+                vote.take_over()
+            except StateError as error:
+                vote.close()  # as the end of its process does
+                return error
+            return None
+
+        errors = [*threads.map(take_over, (one, other))]
+        (refused,) = (error for error in errors if error)
+        winner = other if errors[0] else one
+        assert "topics belong to one run" in str(refused)
+        winner.poll(1.0)
+        assert winner.elected
+
+
+def shared(run: Settings) -> TopicsSettings:
+    return run.topics.model_copy(update={"prefix": run.prefix})
 
 
 def test_nobody_waits_for_a_broker_that_does_not_answer(broker: Broker, new_run: NewRun):
