@@ -38,7 +38,7 @@ class Path:
     offsets: int = 0
     """Offsets of the input that are learned on the path."""
     changes: list[str] = field(default_factory=list)
-    """Where settings, program or machine changed, the last first, in words."""
+    """Where settings, program or machine changed, the last first, in words; of many the last ones and their number."""
 
     def manifests(self, history: History) -> Iterator[Manifest]:
         """Yield the manifests behind the start, in order; one at a time is in memory."""
@@ -77,6 +77,7 @@ def find_path(settings: Settings, history: History, store: Store, start: str, ta
     path, is_start, foreign = Path(end, offsets=offsets_in(end.spans)), _matches(start, store), Foreign(history.topic)
     link = Link(at, end.sequence, end.predecessor, 0, made_with(end.program, end.arithmetic), False)
     block: dict[str, Link] = {}
+    changes = 0
     read_from, size = at, FIRST_BLOCK
     while link.predecessor is not None:
         before = block.get(link.predecessor)
@@ -94,7 +95,9 @@ def find_path(settings: Settings, history: History, store: Store, start: str, ta
             path.start = next(history.read(before.offset, before.offset + 1)).manifest
             break
         if changed := made_otherwise(link.made_with, before.made_with):
-            path.changes.append(f"checkpoint {link.sequence} was made with {changed}, unlike {before.sequence}")
+            changes += 1
+            if changes <= MOST_SHOWN:
+                path.changes.append(f"checkpoint {link.sequence} was made with {changed}, unlike {before.sequence}")
         path.between.append(before.offset)
         path.offsets += before.offsets
         link = before
@@ -102,8 +105,8 @@ def find_path(settings: Settings, history: History, store: Store, start: str, ta
         log.warning("records that are not manifests of the run were skipped", why=str(foreign))
     if path.start is None and start != BEGINNING:
         raise not_before
-    if len(path.changes) > MOST_SHOWN:
-        path.changes[MOST_SHOWN:] = [f"{len(path.changes) - MOST_SHOWN} earlier changes"]
+    if changes > MOST_SHOWN:
+        path.changes.append(f"{changes - MOST_SHOWN} earlier changes")
     return path
 
 

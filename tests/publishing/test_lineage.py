@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from stream_learner.errors import StateError, UsageError
 from stream_learner.local.broker import Broker
 from stream_learner.publishing.lineage import find_path
 from stream_learner.records import ledger
-from stream_learner.records.manifest import Arithmetic, Manifest, Object, State, digest, encode
+from stream_learner.records.manifest import Arithmetic, Manifest, Object, State, decode_manifest, digest, encode
 from stream_learner.records.spans import Span
 from stream_learner.streams import topics
 from stream_learner.streams.history import History
@@ -168,6 +169,32 @@ def test_a_change_of_settings_on_the_path_is_reported(settings: Settings, writte
     assert change == "checkpoint 21 was made with threads 2 (not 1), other settings, unlike 20"
     assert find_path(settings, history, store, "20", "40").changes == []
     assert find_path(settings, history, store, "0", "20").changes == []
+
+
+def test_of_many_changes_the_last_are_reported_and_the_others_counted(settings: Settings, written: Written) -> None:
+    value, values = b"", []
+    for i, link in enumerate(chain(settings.run.id, 60)):
+        predecessor = digest(value) if value else None
+        value = encode(msgspec.structs.replace(decode_manifest(link), program=f"program {i}", predecessor=predecessor))
+        values.append(value)
+    path = find_path(settings, written(*values), Store(settings.checkpoint.store), "0", "60")
+    assert len([*path.between]) == 59
+    assert path.changes[0] == "checkpoint 60 was made with program program 59 (not program 58), unlike 59"
+    assert path.changes[3:] == ["56 earlier changes"]
+
+
+def test_who_takes_long_with_each_manifest_takes_no_broker_for_silent(
+    settings: Settings, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `rebuild` does, which learns the records of one before it takes the next."""
+    monkeypatch.setattr("stream_learner.streams.history.POLL_MS", 0)  # some polls find nothing
+    now, read = 0.0, 0
+    end = written(*chain(settings.run.id, MANIFESTS)).end
+    with closing(History(settings, lambda: now)) as slow:
+        for _ in slow.read(0, end):
+            now += 2 * settings.kafka.request_timeout_s
+            read += 1
+    assert read == MANIFESTS
 
 
 def test_a_history_without_manifests(settings: Settings, written: Written) -> None:
