@@ -89,7 +89,8 @@ def fenced_folder(settings: Settings) -> str:
 
 
 def _fenced_key(settings: Settings) -> str:
-    # What a worker has in common with its next life under the same supervisor.
+    # What a worker has in common with its next life under the same supervisor. Another worker of the run with the same
+    # host and port may then stand by once instead of taking over: that costs no more than the session's time-out.
     return f"{fenced_folder(settings)}{socket.gethostname()}-{settings.monitoring.port}"
 
 

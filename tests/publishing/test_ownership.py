@@ -168,6 +168,18 @@ def test_a_worker_that_may_have_been_replaced_comes_back_as_a_standby(new_waitin
     assert election.take_overs == 1
 
 
+def test_a_mark_is_of_one_run(new_waiting: NewWaiting):
+    """Although another run on the same host has the same store and port."""
+    waiting = new_waiting("take_over")
+    waiting.end(ExitCode.FENCED)
+    other = new_waiting("take_over")
+    other.settings = other.settings.model_copy(update={"run": other.settings.run.model_copy(update={"id": "letters"})})
+    assert other.wait(election := Election(None, False))
+    assert election.take_overs == 1
+    assert waiting.wait(election := Election(False, True))  # it is not forgotten by the other's turn
+    assert election.take_overs == 0
+
+
 def test_no_other_end_leaves_a_mark(new_waiting: NewWaiting):
     waiting = new_waiting("take_over")
     for code in set(ExitCode) - set(MAYBE_REPLACED):
