@@ -45,6 +45,15 @@ class UnresolvedHostError(kafka_errors.KafkaConnectionError):
     """The brokers are there, but DNS knows none of the names that they advertise."""
 
 
+def _says_more(record: logging.LogRecord) -> bool:
+    """Return whether a record says more than that no advertised host can be looked up."""
+    return UnresolvedHostError.__name__ not in record.getMessage()
+
+
+# kafka-python logs at four places that a name cannot be looked up, and `kafka.net.inet` is the first.
+for module in ("connection", "manager"):
+    logging.getLogger(f"kafka.net.{module}").addFilter(_says_more)
+
 Opened = TypeVar("Opened")
 
 
