@@ -44,6 +44,7 @@ super.users=User:ANONYMOUS
 """
 # API keys of what a publication asks: Produce, AddPartitionsToTxn, AddOffsetsToTxn, EndTxn, TxnOffsetCommit.
 PUBLICATION = {0, 24, 25, 26, 28}
+FETCH = 1
 RESTARTS = 10
 
 
@@ -206,6 +207,23 @@ def test_an_outage_after_everything_was_saved_shows_and_passes(new_run: NewRun) 
     for name, at in zip(answers, before, strict=True):
         worker.reaches(name, at + 0.001)
     run.feed(mixed(1000))
+    run.finish(worker)
+
+
+def test_a_broker_that_answers_all_but_fetches_shows_and_passes(new_run: NewRun, proxy: FaultProxy) -> None:
+    """Answers to other requests, as for metadata every second, hide nothing."""
+    run = through(new_run(kafka__request_timeout_s=1.0), proxy)
+    run.feed(mixed(1000))
+    worker = run.start()
+    run.learned(worker)
+    proxy.loses = lambda key: key == FETCH
+    run.feed(mixed(1000))
+    not_ready(worker)
+    assert "Kafka has not answered a fetch of the input" in worker.page("readyz")[1]
+    answered = sum(worker.metric("last_metadata_timestamp_seconds").values())
+    worker.reaches("last_metadata_timestamp_seconds", answered + 0.001)
+    proxy.heal()
+    worker.until("recovery", lambda: worker.page("readyz")[0] == 200)
     run.finish(worker)
 
 

@@ -318,6 +318,24 @@ def test_every_answer_is_heard_with_records_or_without(kafka: KafkaSettings, new
     raise AssertionError(heard)
 
 
+def test_a_learner_that_is_slow_asks_for_nothing(
+    kafka: KafkaSettings, new_topic, new_source: NewSource, monkeypatch: pytest.MonkeyPatch
+):
+    """While all that may be read ahead is here, no fetch is missed, however long that takes."""
+    monkeypatch.setattr(source, "MAX_AHEAD_BYTES", 100_000)
+    monkeypatch.setattr(source, "MAX_POLL_BYTES", 200_000)
+    topic = new_topic(partitions=2)
+    for partition in range(2):
+        produce(kafka, topic, [bytes(10_000)] * 200, partition)
+    opened = new_source(topic)
+    items = iter(())
+    while len(opened._consumer.full) < 2:
+        items = iter(opened.poll(POLL_S))
+    opened._read(POLL_S)  # which pauses what is full, so that nothing is asked for
+    assert opened.unanswered_s == 0
+    assert next(items)
+
+
 def test_while_the_broker_is_away_there_is_nothing_and_no_error(tmp_path: Path):
     with Broker(tmp_path) as broker:
         outlive(broker)
