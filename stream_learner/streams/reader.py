@@ -24,7 +24,7 @@ from stream_learner.streams.record_batch import Batch, Parsed
 
 # Of the records that one poll gives, and of what is decompressed for them; the last record may exceed it.
 MAX_POLL_BYTES = 64 * MIB
-# Of a partition in a response, while many have much to fetch.
+# Of a partition in a response, while many have much to fetch, unless their batches are larger.
 LEAST_FETCH_BYTES = 64 * 1024
 SHORT_WAIT_MS = 20
 
@@ -93,6 +93,7 @@ class Reader(KafkaConsumer):
         self._fetchable, fetcher._fetchable_partitions = fetcher._fetchable_partitions, self._to_fetch
         self.asked_at: float | None = None
         """When the brokers were first asked for records since they last answered that; None if nothing is asked for."""
+        self._least_fetch_bytes = LEAST_FETCH_BYTES
         self._greatest_fetch_bytes: int = fetcher.config["max_partition_fetch_bytes"]
         self._longest_wait_ms: int = fetcher.config["fetch_max_wait_ms"]
 
@@ -101,7 +102,15 @@ class Reader(KafkaConsumer):
         if not response.error_code:
             self.asked_at = None
             self._heard("fetch")
+            self._make_room_for_batches(response)
         self._keep(*sent)
+
+    def _make_room_for_batches(self, response: Any) -> None:
+        """Ask for more of each partition if a response held a larger batch alone: brokers send only the first one that
+        is larger than asked for (KIP-74)."""
+        sizes = [len(p.records) for topic in response.responses for p in topic.partitions if p.records]
+        if len(sizes) == 1 and sizes[0] > self._fetcher.config["max_partition_fetch_bytes"]:
+            self._least_fetch_bytes = 2 ** sizes[0].bit_length()
 
     def poll(self, *args: Any, **kwargs: Any) -> dict[TopicPartition, list[ConsumerRecord]]:
         self.budget.left = self.budget.limit
@@ -181,30 +190,37 @@ class Reader(KafkaConsumer):
         """Return the partitions to ask for next, and set how to ask. The client calls it in its own thread."""
         places = self._fetchable()
         config, most = self._fetcher.config, self._fetcher.config["fetch_max_bytes"]
-        if self._held_bytes() >= most:
-            places = []
+        if _bytes_of(self._held()) >= most:
+            places, self._least_fetch_bytes = [], LEAST_FETCH_BYTES
         if not places:
             self.asked_at = None
             return []
         self.asked_at = self.asked_at or time.monotonic()
         share = most // max(1, sum(self.behind(place) for place in places))
         # In steps, because the brokers remember it for each partition and hear of each change.
-        step = 2 ** max(share, LEAST_FETCH_BYTES).bit_length() // 2
+        step = 2 ** max(share, self._least_fetch_bytes).bit_length() // 2
         config["max_partition_fetch_bytes"] = min(step, self._greatest_fetch_bytes)
         # A request that waits for news keeps others waiting that will soon be needed.
         news = len(places) == len(self._subscription.assignment)
         config["fetch_max_wait_ms"] = self._longest_wait_ms if news else SHORT_WAIT_MS
         return places
 
-    def _held_bytes(self) -> int:
-        """Return the size of the responses that are not read to their end."""
+    @property
+    def choked(self) -> bool:
+        """Whether full partitions hold so much of their responses that nothing more is asked for."""
+        return _bytes_of(self._parked()) >= self._fetcher.config["fetch_max_bytes"]
+
+    def _held(self) -> list[Any]:
+        """Return the responses that are not read to their end."""
+        return [*self._fetcher._completed_fetches.copy(), *self._parked()]
+
+    def _parked(self) -> list[Any]:
+        """Return those of them whose partitions are paused."""
         fetcher = self._fetcher
-        held = [*fetcher._completed_fetches.copy(), *fetcher._paused_completed_fetches.copy().values()]
-        held += fetcher._paused_partition_records.copy().values()
-        return sum(
-            response.size if isinstance(response, _Records) else len(response.partition_data.records or b"")
-            for response in held
-        )
+        return [
+            *fetcher._paused_completed_fetches.copy().values(),
+            *fetcher._paused_partition_records.copy().values(),
+        ]
 
 
 class _FullPollError(Exception):
@@ -336,6 +352,13 @@ class _Records(Fetcher.PartitionRecords):
 # A record's checksum and sizes, which nothing uses.
 NOT_KEPT = (None, -1, -1, -1)
 NO_BATCH = object()
+
+
+def _bytes_of(responses: list[Any]) -> int:
+    return sum(
+        response.size if isinstance(response, _Records) else len(response.partition_data.records or b"")
+        for response in responses
+    )
 
 
 def _next_batch(records: Any) -> Any:

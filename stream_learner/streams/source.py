@@ -153,7 +153,7 @@ class Source:
                 merge.expect_no_more(place)
             else:
                 merge.expect(place, asked_for=place not in consumer.full)
-        merge.full = merge.nbytes >= MAX_POLL_BYTES
+        merge.full = merge.nbytes >= MAX_POLL_BYTES or consumer.choked
 
     def _passed_over(self, damaged: Damaged) -> Gap | InputError:
         """Return what stands in the place of a damaged batch."""

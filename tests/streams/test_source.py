@@ -11,12 +11,12 @@ import pytest
 from confluent_kafka import Producer
 from kafka.structs import TopicPartition
 
-from stream_learner.config import InputSettings, KafkaSettings
+from stream_learner.config import MIB, InputSettings, KafkaSettings
 from stream_learner.errors import InputError, KafkaUnavailableError
 from stream_learner.local.broker import Broker
 from stream_learner.records.record import Gap, Record
 from stream_learner.records.spans import Positions
-from stream_learner.streams import offsets, source
+from stream_learner.streams import connection, offsets, source
 from stream_learner.streams.connection import ask
 from stream_learner.streams.source import Source
 
@@ -135,6 +135,34 @@ def test_partitions_that_have_no_room_for_a_record_each_are_read_by_turns(
         produce(kafka, topic, [bytes(10_000)] * each, partition)
     items = read(new_source(topic), {topic: dict.fromkeys(range(partitions), each)})
     assert len([item for item in items if isinstance(item, Record)]) == partitions * each
+
+
+def test_batches_of_many_partitions_come_together_although_each_is_larger_than_its_share(
+    kafka: KafkaSettings, new_topic, monkeypatch: pytest.MonkeyPatch
+):
+    partitions = 40
+    monkeypatch.setattr(connection, "RESPONSE_BYTES", 4 * MIB)
+    topic = new_topic(partitions=partitions)
+    for partition in range(partitions):
+        produce(kafka, topic, [bytes(300_000)], partition)
+    heard: list[str] = []
+    with closing(Source(kafka, InputSettings(topics=[topic]), {}, heard.append)) as opened:
+        read(opened, {topic: dict.fromkeys(range(partitions), 1)})
+    assert heard.count("fetch") < partitions / 2
+
+
+def test_nobody_waits_for_partitions_that_cannot_be_asked_for(
+    kafka: KafkaSettings, new_topic, monkeypatch: pytest.MonkeyPatch
+):
+    """Because the rests of what others sent take all the room for responses. Time stands still."""
+    partitions, each = 40, 10
+    monkeypatch.setattr(connection, "RESPONSE_BYTES", MIB)
+    monkeypatch.setattr(source, "MAX_POLL_BYTES", 800_000)
+    topic = new_topic(partitions=partitions)
+    for partition in range(partitions):
+        produce(kafka, topic, [bytes(10_000)] * each, partition)
+    with closing(Source(kafka, InputSettings(topics=[topic]), {}, clock=lambda: 0.0)) as opened:
+        read(opened, {topic: dict.fromkeys(range(partitions), each)})
 
 
 def test_a_partition_whose_records_are_old_does_not_keep_others_waiting(kafka: KafkaSettings, new_topic, new_source):
