@@ -308,7 +308,10 @@ class Metrics:
             self._position.labels(topic, partition).set(span.end)
 
     def observe_lag(self, topic: str, partition: int, records: int, seconds: float) -> None:
-        """How far reading is behind a partition's end."""
+        """How far reading is behind a partition's end. One that was added after `begin` is shown from now on."""
+        if (self._lag_records, topic, partition) not in self._values:
+            self._position.labels(topic, partition)
+            self._lost.labels(topic, partition)
         self._set(self._lag_records, topic, partition, records)
         self._set(self._lag_seconds, topic, partition, seconds)
 

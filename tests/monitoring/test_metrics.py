@@ -342,3 +342,12 @@ def test_lost_offsets_are_counted_by_partition(registry):
     Metrics(registry, version="1.2.3").observe(Report(spans={}, records=0, lost=lost))
     assert value(registry, "records_lost_total", topic="images", partition="0") == 6
     assert value(registry, "records_lost_total", topic="images", partition="1") == 2
+
+
+def test_a_partition_that_was_added_is_shown_before_anything_of_it_is_learned(registry, metrics):
+    metrics.begin({"images": {0: 7}})
+    for partition in (0, 1):
+        metrics.observe_lag("images", partition, 3, 0.5)
+    for partition, position in (("0", 7), ("1", 0)):
+        assert value(registry, "position", topic="images", partition=partition) == position
+        assert value(registry, "records_lost_total", topic="images", partition=partition) == 0
