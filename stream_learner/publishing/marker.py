@@ -61,7 +61,7 @@ def check_marker(store: Store, settings: Settings, checkpoints_topic_id: str) ->
     if found and found != (topics.cluster_id(settings), checkpoints_topic_id):
         raise StateError(
             f"checkpoint.store holds run {settings.run.id!r} of another cluster or of a checkpoints topic that was "
-            "made anew since; point kafka.bootstrap_servers and checkpoint.store at one run, or choose a new run.id"
+            "made again since; point kafka.bootstrap_servers and checkpoint.store at one run, or choose a new run.id"
         )
     return marker is not None
 

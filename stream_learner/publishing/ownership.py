@@ -39,7 +39,7 @@ class StopEvent(Protocol):
 
 
 def first_look(settings: Settings, look: Callable[[], None]) -> None:
-    """A worker that does not fit its run ends here, before it disturbs anybody. Raises what `look` does."""
+    """Fail before touching the active worker if the settings do not match the run. Raises what `look` does."""
     _look(look, forgiving=() if settings.run.on_conflict == "take_over" else (InputError,))
 
 

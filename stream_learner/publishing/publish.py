@@ -97,7 +97,7 @@ class Publish:
         """Effect 2: objects. May be tried again after an error: each try writes a folder of its own, and such parts as
         are not there yet.
 
-        Raises StoreError, KafkaUnavailableError, InputError when a topic was made anew, TopicsError when one is gone.
+        Raises StoreError, KafkaUnavailableError, InputError when a topic was made again, TopicsError when one is gone.
         """
         if topics.topic_ids(self._settings, list(self._topic_ids)) != self._topic_ids:
             raise InputError(
@@ -134,7 +134,7 @@ class Publish:
     def commit(self, prepared: Prepared) -> Manifest:
         """Effect 3: one transaction makes windows, dead letters, weights, manifest and positions visible together.
 
-        Any error leaves the outcome unknown: the process must end, and a restart finds out. Raises FencedError,
+        Any error leaves the outcome unknown: the process must end; a restart recovers. Raises FencedError,
         PublishError.
         """
         closed = prepared.snapshot.closed

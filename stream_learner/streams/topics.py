@@ -7,7 +7,7 @@ from kafka import KafkaAdminClient
 from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from stream_learner.config import Settings
+from stream_learner.config import MIB, Settings
 from stream_learner.errors import KafkaUnavailableError, TopicsError
 from stream_learner.streams.connection import ask, describe, kafka_failures, topics_are
 from stream_learner.streams.rights import Role, check_rights
@@ -15,7 +15,6 @@ from stream_learner.streams.rights import Role, check_rights
 log = structlog.get_logger()
 
 DAY_MS = 24 * 60 * 60 * 1000
-MIB = 1024 * 1024
 RECORD_OVERHEAD_BYTES = 64 * 1024
 CHUNK_BYTES = 512 * 1024
 # Largest manifest or window; the topic takes as much and room for headers and Kafka's own bytes.

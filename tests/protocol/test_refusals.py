@@ -45,7 +45,7 @@ def test_a_lost_manifest(new_run: NewRun) -> None:
     lost = len(run.finish(run.start()).history)
     run.delete_topic(f"{run.id}.checkpoints")
     topics.create(run.settings)
-    assert "made anew since" in run.start().ends(ExitCode.STATE)
+    assert "made again since" in run.start().ends(ExitCode.STATE)
     (run.store / run.id / "run.json").unlink()
     assert "run --fresh" in run.start().ends(ExitCode.STATE)
     worker = run.start("--fresh")
@@ -78,7 +78,7 @@ def test_an_input_that_is_left_out(finished: tuple[Run, Log], new_run: NewRun) -
 
 
 def test_an_input_with_fewer_partitions_than_before(finished: tuple[Run, Log], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a topic that was made anew has, and that is said first: so the manifest is changed."""
+    """Only a topic that was made again has, and that is said first: so the manifest is changed."""
     run, log = finished
     manifest = log.manifest
     manifest["positions"][run.input]["2"] = 1
