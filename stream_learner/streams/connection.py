@@ -11,7 +11,7 @@ from kafka import errors as kafka_errors
 from stream_learner.config import MIB, KafkaSettings
 from stream_learner.errors import KafkaUnavailableError, TopicsError
 from stream_learner.streams.bootstrap import REFUSALS, UnresolvedHostError, connect
-from stream_learner.streams.credentials import Certificates
+from stream_learner.streams.credentials import certificates, password
 from stream_learner.streams.reader import Reader
 from stream_learner.streams.rights import missing_right
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def client_config(kafka: KafkaSettings) -> dict[str, Any]:
-    """Keyword arguments for any kafka-python client. Raises UsageError when a certificate cannot be loaded."""
+    """Keyword arguments for any kafka-python client. Raises UsageError when credentials cannot be loaded."""
     config: dict[str, Any] = {
         "bootstrap_servers": [server.strip() for server in kafka.bootstrap_servers.split(",")],
         "client_id": kafka.client_id,
@@ -39,10 +39,10 @@ def client_config(kafka: KafkaSettings) -> dict[str, Any]:
         config |= {
             "sasl_mechanism": kafka.sasl_mechanism,
             "sasl_plain_username": kafka.sasl_username,
-            "sasl_plain_password": kafka.password,  # read again for each connection
+            "sasl_plain_password": password(kafka),
         }
     if kafka.security_protocol.endswith("SSL"):
-        config["ssl_context"] = Certificates(kafka)
+        config["ssl_context"] = certificates(kafka)
     return config
 
 

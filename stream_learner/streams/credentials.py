@@ -2,6 +2,8 @@
 
 import os
 import ssl
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,31 @@ class Certificates:
     def _identities(self) -> list[tuple[int, ...] | None]:
         """Return what changes when one of the files does."""
         return [_identity(path) for name in CERTIFICATES + KEYS if (path := getattr(self._kafka, name))]
+
+
+class Password:
+    """The SASL password, read again at each call. While its file cannot be read, the former one is given."""
+
+    def __init__(self, kafka: KafkaSettings):
+        """Raises UsageError when it cannot be read."""
+        self._kafka = kafka
+        try:
+            self._password = kafka.password()
+        except ValueError as error:
+            raise UsageError(f"kafka: {error}") from None
+
+    def __call__(self) -> str | None:
+        try:
+            self._password = self._kafka.password()
+        except ValueError as error:
+            log.warning("the password cannot be read again; the former one stays", error=str(error))
+        return self._password
+
+
+# Shared by all clients with the same settings: one that is opened while a file is replaced takes what was read before.
+# Pydantic gives settings that are frozen a hash; pyright does not know.
+certificates: Callable[[KafkaSettings], Certificates] = cache(Certificates)  # pyright: ignore[reportAssignmentType]
+password: Callable[[KafkaSettings], Password] = cache(Password)  # pyright: ignore[reportAssignmentType]
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:

@@ -28,6 +28,15 @@ def test_a_worker_outlives_new_certificates_and_a_new_password(tmp_path: Path, p
         run.learned(worker)
         worker.until("save", lambda: run.saved() == run.ends())
         broker.stop()
+        # Halfway: the former ones are used, also by clients that are opened now, as for each checkpoint.
+        (tmp_path / "password").unlink()
+        (tmp_path / "client.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+        broker.start()
+        run.feed(mixed(500))
+        run.learned(worker)
+        worker.until("save", lambda: run.saved() == run.ends())
+        assert "the former" in worker.text()
+        broker.stop()
         make_certificates(tmp_path)  # of a new authority; the former one is trusted no longer
         (tmp_path / "password").write_text(RENEWED)
         broker._properties = broker._properties.replace(PASSWORD, RENEWED)
