@@ -104,11 +104,11 @@ class _Wait(logging.Handler):
 def _stop_on_signals(deadline_s: Callable[[], float], at_once: Callable[[], bool] = lambda: False) -> threading.Event:
     """Set by the first signal that asks to end, which must be obeyed in time; a second one ends the process at once.
 
-    Where `at_once` says so the first one does, with 0, after a moment in which the event may end it as well. To be
-    called before any thread is started.
+    Where `at_once` says so the first one does, with 0, after a moment in which the event may end it as well.
     """
     stop = threading.Event()
     signals = _obeyed()
+    arrived, arrival = os.pipe()
 
     def end_within(seconds: float, code: ExitCode) -> None:
         timer = threading.Timer(seconds, _end_process, (code,))
@@ -116,16 +116,23 @@ def _stop_on_signals(deadline_s: Callable[[], float], at_once: Callable[[], bool
         timer.start()
 
     def listen() -> None:
-        signal.sigwait(signals)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        os.read(arrived, 1)
         stop.set()
         if at_once():
             end_within(LEAVE_S, ExitCode.OK)
         else:
             end_within(deadline_s(), ExitCode.WATCHDOG)
-        signal.sigwait(signals)
+        os.read(arrived, 1)
         _end_process(ExitCode.INTERRUPTED)
 
-    # Python's own handlers run on the main thread, which may be waiting for a broker in a way that no signal ends.
+    # Python's own handlers run on the main thread, which may be waiting for a broker in a way that no signal ends. So
+    # they do nothing, and Python writes to a pipe, whichever thread gets the signal: some start before this program
+    # (`sitecustomize`, as OpenTelemetry has one). Threads that start later are not interrupted.
+    os.set_blocking(arrival, False)
+    signal.set_wakeup_fd(arrival, warn_on_full_buffer=False)
+    for number in signals:
+        signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     threading.Thread(target=listen, name="signals", daemon=True).start()
     return stop

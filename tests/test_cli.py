@@ -392,12 +392,6 @@ def test_torch_is_not_loaded_where_it_is_not_needed(ready: Run, arguments: list[
     assert "torch" not in modules
 
 
-def test_the_command_line_starts_no_thread_before_it_blocks_signals():
-    """NumPy starts some when it is imported, and one that does not block SIGTERM would end the worker unsaved."""
-    threads = "import os, stream_learner.cli; print(len(os.listdir('/proc/self/task')))"
-    assert subprocess.check_output([sys.executable, "-c", threads], text=True) == "1\n"
-
-
 def test_config_prints_the_effective_settings(run: Run):
     environment = {"STREAM_LEARNER_BATCH__SIZE": "5", "STREAM_LEARNER_KAFKA__CLIENT_ID": "environment"}
     shown = json.loads(run.output("config", sets="kafka.client_id=set", environment=environment))

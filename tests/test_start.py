@@ -1,5 +1,6 @@
 """The start of a worker: what is refused before Kafka is touched, and signals in it."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -23,6 +24,8 @@ kafka.bootstrap_servers = "127.0.0.1:1"
 monitoring.port = 0
 log.level = "error"
 """
+
+THREAD = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
 
 
 @pytest.fixture
@@ -114,13 +117,20 @@ def test_what_is_refused_at_once_waits_for_no_import_of_torch(folder: Path, sets
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_at_the_start_ends_it_at_once(folder: Path, number: signal.Signals):
+@pytest.mark.parametrize("customized", [False, True])
+def test_a_signal_at_the_start_ends_it_at_once(folder: Path, number: signal.Signals, customized: bool):
+    """Also where a thread was started before the program, as tools that instrument it do."""
+    if customized:
+        (folder / "sitecustomize.py").write_text(THREAD)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "stream_learner", "run", "worker.toml", "--set"]
     with socket.create_server((HOST, 0)) as silent:
         silent.settimeout(60)
         command.append(f"kafka.bootstrap_servers={HOST}:{silent.getsockname()[1]}")
         obey = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=folder, preexec_fn=obey) as process:
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, cwd=folder, preexec_fn=obey, env=environment
+        ) as process:
             connection, _ = silent.accept()
             with connection:
                 process.send_signal(number)
