@@ -23,7 +23,7 @@ from stream_learner.streams.manifests import Found, Newest
 def test_missing_topics(new_run: NewRun) -> None:
     run = new_run()
     run.overrides["topics.prefix"] = "nowhere"
-    assert "nowhere.checkpoints is missing" in run.start().ends(ExitCode.TOPICS)
+    assert "topics nowhere.checkpoints, nowhere.history" in run.start().ends(ExitCode.TOPICS)
 
 
 def test_a_starter_that_does_not_fit_fences_nobody(new_run: NewRun) -> None:

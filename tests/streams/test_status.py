@@ -33,7 +33,7 @@ def test_before_the_first_checkpoint_everything_is_lag(new_settings: Callable[..
 
 
 def test_without_topics_there_is_none(new_settings: Callable[..., Settings]):
-    with pytest.raises(TopicsError, match="is missing"):
+    with pytest.raises(TopicsError, match="are missing"):
         read_status(new_settings())
 
 
