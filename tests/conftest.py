@@ -25,15 +25,21 @@ JAVA_OPTIONS = "JDK_JAVA_OPTIONS"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let brokers take Kafka's classes from an archive of Java's, which halves the CPU time of a start. A test run in
-    several processes makes it when it is missing; these inherit the environment."""
-    if hasattr(config, "workerinput"):
+    """Set the environment of the tests' processes."""
+    if hasattr(config, "workerinput"):  # inherited
         return
+    # Threads of several processes wait for each other in busy loops.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    assert config.cache
+    _use_archive(config.cache.mkdir("kafka"), bool(config.getoption("numprocesses", None)))
+
+
+def _use_archive(folder: Path, make: bool) -> None:
+    """Let brokers take Kafka's classes from an archive of Java's, which halves the CPU time of a start."""
     java = Path(_java())
     of_what = f"{java} {java.stat().st_mtime_ns} {jars.cache_folder()}"
-    assert config.cache
-    archive = config.cache.mkdir("kafka") / f"{hashlib.sha256(of_what.encode()).hexdigest()[:16]}.jsa"
-    if config.getoption("numprocesses", None) and not archive.exists():
+    archive = folder / f"{hashlib.sha256(of_what.encode()).hexdigest()[:16]}.jsa"
+    if make and not archive.exists():
         _archive_classes(archive)
     if archive.exists():
         os.environ[JAVA_OPTIONS] = f"-XX:SharedArchiveFile={archive}"
