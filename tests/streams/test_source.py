@@ -48,8 +48,13 @@ def make_topic(kafka: KafkaSettings, name: str) -> None:
     ask(kafka, "making a topic", lambda admin: admin.create_topics({name: topic}, wait_for_metadata=True))
 
 
+def ordered_producer(kafka: KafkaSettings) -> Producer:
+    """A producer whose batches stay in order when a broker that has just made the topic refuses the first ones."""
+    return Producer({"bootstrap.servers": kafka.bootstrap_servers, "enable.idempotence": True})
+
+
 def produce(kafka: KafkaSettings, topic: str, values: list[bytes], partition: int = 0) -> None:
-    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    producer = ordered_producer(kafka)
     for value in values:
         producer.produce(topic, value, partition=partition)
     producer.flush()
@@ -112,7 +117,7 @@ def test_a_backlog_is_read_in_the_order_of_production(
     topic = new_topic(partitions=4)
     random = np.random.default_rng(0)
     partition_of = random.choice(3, RECORDS, p=[0.7, 0.25, 0.05])  # the fourth stays empty
-    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    producer = ordered_producer(kafka)
     for i in sorted(range(RECORDS), key=lambda i: -partition_of[i]):
         producer.produce(topic, bytes(1000), partition=partition_of[i], timestamp=BEGIN_MS + i)
         producer.poll(0)
