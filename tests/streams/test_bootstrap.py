@@ -2,7 +2,9 @@
 
 import json
 import socket
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +84,8 @@ def test_why_kafka_is_not_reached_is_said_once(
     assert len(warned) <= most_warnings, done.err
     assert all("cannot be reached yet" in event or "DNS lookup failed" in event for event in warned)
     assert len(events) <= 1 + most_warnings, done.err
+    # Long before kafka.request_timeout_s, which is 30 where it is left out.
+    assert time.time() - datetime.fromisoformat(events[0]["timestamp"]).timestamp() < 15
 
 
 def test_a_taken_port_is_named_before_kafka_is_asked(tmp_path: Path):
