@@ -175,10 +175,13 @@ def demo(
 ) -> None:
     """Watch a model learn from a real Kafka: starts a broker, a feeder and a worker, and stops them at the end."""
     from stream_learner.local.demo import run_demo
-    from stream_learner.local.view import View, summary_table
+    from stream_learner.local.view import Lines, View, summary_table
 
     @contextmanager
-    def show(view: View) -> Iterator[Live]:
+    def show(view: View) -> Iterator[Live | Lines]:
+        if not out.is_terminal or out.is_dumb_terminal:
+            yield Lines(view, _say)
+            return
         with Live(view, console=out, auto_refresh=False) as live:
             out.show_cursor()  # or kill -9 would leave the terminal without
             yield live

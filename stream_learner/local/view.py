@@ -2,7 +2,9 @@
 
 import math
 import os
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +25,7 @@ SPARKLINE = 36
 # Columns of a terminal that has room for three figures in a row.
 WIDE = 76
 RATE_WINDOW_S = 10.0
+LINE_EVERY_S = 10.0
 STOPPED = "has saved and stopped"
 
 
@@ -147,6 +150,25 @@ class View:
             samples = count(self.figures.get("accuracy_samples", kind=kind))
             table.add_row(name, percent(self.figures.get("accuracy", kind=kind)), f"n = {samples}", note)
         return table
+
+
+class Lines:
+    """Prints a view as a line now and then, for output that is no terminal. Stands in for rich.live.Live."""
+
+    def __init__(self, view: View, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
+        self._view, self._say, self._clock = view, say, clock
+        self._said_at = clock()
+
+    def refresh(self) -> None:
+        """Print the line if one is due."""
+        if self._clock() < self._said_at + LINE_EVERY_S:
+            return
+        self._said_at = self._clock()
+        view, test = self._view, self._view.figures.get("accuracy", kind=Split.TEST)
+        self._say(
+            f"worker {view.state}: {view.fed:,} of {view.to_feed:,} fed, {view.read:,} read, "
+            f"{view.counts['learned']:,} learned, test {percent(test)}, time left {view.time_left}"
+        )
 
 
 def near(path: str) -> str:

@@ -5,7 +5,7 @@ from rich.console import Console
 
 from stream_learner.local.counts import Counts
 from stream_learner.local.scrape import Figures
-from stream_learner.local.view import View
+from stream_learner.local.view import Lines, View
 from stream_learner.records.record import Reason, Split
 
 
@@ -59,3 +59,12 @@ def test_what_a_new_process_does_not_know_yet_stays(view: View):
     assert "1.250" in (text := drawn(view, 80))
     assert "lag, records  7 " in text
     assert "87.5%  n = 1,000" in text
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(view: View):
+    said, now = list[str](), [100.0]
+    lines = Lines(view, said.append, lambda: now[0])
+    for now[0] in (100.0, 109.0, 110.0, 115.0, 120.5):
+        lines.refresh()
+    line = "worker learning: 0 of 70,000 fed, 40,000 read, 50,123 learned, test 87.5%, time left 0:02"
+    assert said == [line, line]
