@@ -165,7 +165,7 @@ class Worker:
         if time.monotonic() < self.tended_at + TEND_EVERY_S:
             return
         self.tended_at = time.monotonic()
-        self.health.unanswered_s = self.source.unanswered_s
+        self.health.unanswered = self.source.unanswered
         give_up(self.settings.kafka, self.health)
         self.election.poll()
         if not self.election.elected:
@@ -193,7 +193,7 @@ class Worker:
 
 def give_up(kafka: KafkaSettings, health: Health) -> None:
     """Raise KafkaUnavailableError when the brokers have not answered for `kafka.give_up_s`."""
-    if health.silence_s > kafka.give_up_s:
+    if health.cut_off_s > kafka.give_up_s:
         raise KafkaUnavailableError(
             f"Kafka at {kafka.bootstrap_servers} has not answered for kafka.give_up_s = {kafka.give_up_s:g} s. Nothing "
             "is lost: a restart continues from the last committed checkpoint; check that the brokers are up"

@@ -161,7 +161,7 @@ class Loop:
                 SimpleNamespace(
                     ends=lambda: {"images": {0: 100, 1: 7}},
                     starts=lambda: {"images": {0: 3}},
-                    unanswered_s=0.0,
+                    unanswered=("", 0.0),
                     oldest_ms=lambda _, partition: self.oldest_ms[partition],
                 ),
             ),

@@ -49,10 +49,11 @@ class Health:
         self._live_timeout_s = live_timeout_s
         self._request_timeout_s = request_timeout_s
         self._clock = clock
-        self._heartbeat_s = self._heard_s = clock()
+        self._heartbeat_s = self._heard_s = self._fetched_s = clock()
         self.phase = Phase.STARTING
-        self.unanswered_s = 0.0
-        """How long the brokers have not answered a request for records of the input, in seconds; 0 if none waits."""
+        self.unanswered: tuple[str, float] = "", 0.0
+        """The partition of the input whose records the brokers have been asked for longest without an answer, and for
+        how many seconds; 0 if none waits."""
         self.answered_at = dict.fromkeys(Answer, time.time())
         """When the brokers last answered each request, in seconds since 1970; the start before the first answer."""
 
@@ -60,11 +61,19 @@ class Health:
         """The brokers answered a request."""
         self.answered_at[Answer(answer)] = time.time()
         self._heard_s = self._clock()
+        if answer == Answer.FETCH:
+            self._fetched_s = self._heard_s
 
     @property
     def silence_s(self) -> float:
-        """Seconds since the brokers last answered anything, or `unanswered_s` if that is more."""
-        return max(self._clock() - self._heard_s, self.unanswered_s)
+        """Seconds since the brokers last answered anything, or have not answered for a partition if that is more."""
+        return max(self._clock() - self._heard_s, self.unanswered[1])
+
+    @property
+    def cut_off_s(self) -> float:
+        """The same, as long as they answer for no partition: a part of the input may be worth more than none."""
+        now = self._clock()
+        return max(now - self._heard_s, min(self.unanswered[1], now - self._fetched_s))
 
     def enter(self, phase: Phase) -> None:
         self.beat()
@@ -94,7 +103,8 @@ class Health:
         silence_s = self.silence_s
         if self.phase is Phase.STARTING or silence_s <= self._request_timeout_s:
             return None
-        what = " a fetch of the input" if self.unanswered_s == silence_s else ""
+        place, unanswered_s = self.unanswered
+        what = f" a fetch of {place}" if unanswered_s == silence_s else ""
         return (
             f"Kafka has not answered{what} for {silence_s:.0f} s (kafka.request_timeout_s = "
             f"{self._request_timeout_s:g})"

@@ -217,8 +217,8 @@ class Metrics:
         }
         self._silence = gauge(
             "kafka_silence_seconds",
-            "How long the brokers have answered nothing, or no fetch of the input while records were asked for, in "
-            "seconds.",
+            "How long the brokers have answered nothing, or no fetch of some partition whose records were asked for, "
+            "in seconds.",
         )
         self._foreign_records = counter(
             "foreign_records_total",

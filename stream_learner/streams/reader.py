@@ -91,19 +91,22 @@ class Reader(KafkaConsumer):
         self._compare, fetcher.maybe_validate_positions = fetcher.maybe_validate_positions, self._compare_leaders
         self._open, fetcher._parse_fetched_data = fetcher._parse_fetched_data, self._opened
         self._fetchable, fetcher._fetchable_partitions = fetcher._fetchable_partitions, self._to_fetch
-        self.asked_at: float | None = None
-        """When the brokers were first asked for records since they last answered that; None if nothing is asked for."""
+        self.asked_at: dict[TopicPartition, float] = {}
+        """When the brokers were first asked for records of each partition that they have not answered since."""
         self._least_fetch_bytes = LEAST_FETCH_BYTES
         self._greatest_fetch_bytes: int = fetcher.config["max_partition_fetch_bytes"]
         self._longest_wait_ms: int = fetcher.config["fetch_max_wait_ms"]
 
-    def _fetched(self, *sent: Any) -> None:
-        response = sent[-1]
+    def _fetched(self, node_id: int, offsets: dict[TopicPartition, int], sent_at: float, response: Any) -> None:
         if not response.error_code:
-            self.asked_at = None
-            self._heard("fetch")
+            answers = {TopicPartition(t.topic, p.partition_index): p for t in response.responses for p in t.partitions}
+            refused = {place for place, answer in answers.items() if answer.error_code}
+            answered = offsets.keys() - refused
+            self.asked_at = {place: at for place, at in self.asked_at.items() if place not in answered}
+            if answered:
+                self._heard("fetch")
             self._make_room_for_batches(response)
-        self._keep(*sent)
+        self._keep(node_id, offsets, sent_at, response)
 
     def _make_room_for_batches(self, response: Any) -> None:
         """Ask for more of each partition if a response held a larger batch alone: brokers send only the first one that
@@ -192,10 +195,12 @@ class Reader(KafkaConsumer):
         config, most = self._fetcher.config, self._fetcher.config["fetch_max_bytes"]
         if _bytes_of(self._held()) >= most:
             places, self._least_fetch_bytes = [], LEAST_FETCH_BYTES
+        now, asked_at = time.monotonic(), self.asked_at
+        # Whether a new leader has the same records is asked before records are (KIP-320).
+        compared = [place for place, state in self._subscription.assignment.items() if state.awaiting_validation]
+        self.asked_at = {place: asked_at.get(place, now) for place in (*places, *compared)}
         if not places:
-            self.asked_at = None
             return []
-        self.asked_at = self.asked_at or time.monotonic()
         share = most // max(1, sum(self.behind(place) for place in places))
         # In steps, because the brokers remember it for each partition and hear of each change.
         step = 2 ** max(share, self._least_fetch_bytes).bit_length() // 2

@@ -225,10 +225,14 @@ class Source:
         return waiting.timestamp_ms if waiting else self._newest_ms.get(place)
 
     @property
-    def unanswered_s(self) -> float:
-        """Seconds since the brokers were asked for records and have not answered; 0 if they are not asked for any."""
+    def unanswered(self) -> tuple[str, float]:
+        """The partition whose records the brokers have been asked for longest without an answer, and for how many
+        seconds; 0 if none waits. A partition without a leader waits too."""
         asked_at = self._consumer.asked_at
-        return time.monotonic() - asked_at if asked_at else 0.0
+        if not asked_at:
+            return "", 0.0
+        place = min(asked_at, key=lambda place: asked_at[place])
+        return f"{place.topic}[{place.partition}]", time.monotonic() - asked_at[place]
 
     def close(self) -> None:
         self._consumer.close()

@@ -64,12 +64,17 @@ def test_nobody_is_ready_while_kafka_answers_anything_but_fetches():
     clock = Clock()
     health = Health(live_timeout_s=1000, request_timeout_s=30, clock=clock)
     health.enter(Phase.LEARNING)
-    health.unanswered_s = 31
+    health.unanswered = "images[3]", 31.0
     assert health.why_not_ready() == (
-        "Kafka has not answered a fetch of the input for 31 s (kafka.request_timeout_s = 30)"
+        "Kafka has not answered a fetch of images[3] for 31 s (kafka.request_timeout_s = 30)"
     )
-    assert health.silence_s == 31
-    health.unanswered_s = 0.0
+    assert (health.silence_s, health.cut_off_s) == (31, 0)
+    clock.now += 5
+    health.heard("metadata")
+    assert health.cut_off_s == 5  # no other partition was answered either
+    health.heard("fetch")
+    assert health.cut_off_s == 0
+    health.unanswered = "", 0.0
     assert health.why_not_ready() is None
 
 

@@ -214,14 +214,15 @@ def test_an_outage_after_everything_was_saved_shows_and_passes(new_run: NewRun) 
 
 def test_a_broker_that_answers_all_but_fetches_shows_and_passes(new_run: NewRun, proxy: FaultProxy) -> None:
     """Answers to other requests, as for metadata every second, hide nothing."""
-    run = through(new_run(kafka__request_timeout_s=1.0), proxy)
+    run = through(new_run(checkpoint__every_s=0.5, kafka__request_timeout_s=1.0), proxy)
     run.feed(mixed(1000))
     worker = run.start()
     run.learned(worker)
+    worker.until("save", lambda: run.saved() == run.ends())  # or it might wait for a save, whose manifest is fetched
     proxy.loses = lambda key: key == FETCH
     run.feed(mixed(1000))
     not_ready(worker)
-    assert "Kafka has not answered a fetch of the input" in worker.page("readyz")[1]
+    assert f"Kafka has not answered a fetch of {run.input}[0]" in worker.page("readyz")[1]
     answered = sum(worker.metric("last_metadata_timestamp_seconds").values())
     worker.reaches("last_metadata_timestamp_seconds", answered + 0.001)
     proxy.heal()
@@ -368,7 +369,7 @@ def test_an_input_that_is_deleted_under_a_worker(new_run: NewRun) -> None:
     run.delete_topic(run.input)
     worker.until("warning", lambda: "not found in cluster metadata" in worker.text())
     not_ready(worker)
-    assert "a fetch of the input" in worker.page("readyz")[1]
+    assert f"a fetch of {run.input}[0]" in worker.page("readyz")[1]
     worker.reaches("kafka_silence_seconds", 12.0)  # longer than it takes the loop to look for new partitions
     worker.stop()
     assert f"{run.input} is missing" in run.start().ends(ExitCode.TOPICS)

@@ -1,5 +1,6 @@
 """The input on a real broker: every offset once and in order, whatever holds it."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -43,8 +44,8 @@ def new_source(kafka: KafkaSettings) -> Iterator[NewSource]:
         opened.close()
 
 
-def make_topic(kafka: KafkaSettings, name: str) -> None:
-    topic = {"num_partitions": 1, "replication_factor": 1}
+def make_topic(kafka: KafkaSettings, name: str, partitions: int = 1) -> None:
+    topic = {"num_partitions": partitions, "replication_factor": 1}
     ask(kafka, "making a topic", lambda admin: admin.create_topics({name: topic}, wait_for_metadata=True))
 
 
@@ -365,7 +366,7 @@ def test_a_learner_that_is_slow_asks_for_nothing(
     while len(opened._consumer.full) < 2:
         items = iter(opened.poll(POLL_S))
     opened._read(POLL_S)  # which pauses what is full, so that nothing is asked for
-    assert opened.unanswered_s == 0
+    assert opened.unanswered == ("", 0)
     assert next(items)
 
 
@@ -389,6 +390,24 @@ def outlive(broker: Broker) -> None:
         broker.start()
         produce(broker.settings, "images", [b"b"])
         assert values(read(source, {"images": {0: 2}})) == [b"b"]
+
+
+def test_a_partition_without_a_leader_is_named(tmp_path: Path):
+    """Of a broker with two disks one fails: partitions there have no leader any more, the others are read."""
+    disks = "metadata.log.dir=data\nlog.dirs=data,disk\nlog.flush.offset.checkpoint.interval.ms=200\n"
+    with Broker(tmp_path, properties=disks) as broker:
+        make_topic(broker.settings, "images", partitions=2)
+        lost = next(int(folder.name.rpartition("-")[2]) for folder in (tmp_path / "disk").glob("images-*"))
+        with closing(Source(broker.settings, InputSettings(topics=["images"]), {})) as source:
+            assert nothing_comes(source)
+            shutil.rmtree(tmp_path / "disk")
+            produce(broker.settings, "images", [b"a"], 1 - lost)
+            assert values(read(source, {"images": {1 - lost: 1}}), 1 - lost) == [b"a"]
+            waited = time.monotonic()
+            while source.unanswered[1] < 5:
+                assert time.monotonic() - waited < 60
+                assert nothing_comes(source)
+            assert source.unanswered[0] == f"images[{lost}]"
 
 
 def test_it_cannot_be_opened_without_a_broker():
