@@ -28,6 +28,7 @@ ENCODED = [png(digit_HWC) for digit_HWC in DIGITS_NHWC]
 # Networks that need larger images and more time than the shared tests give each: how large, and a test of their own.
 LARGE = {"resnet18": 33, "resnet50": 33, "timm:test_resnet": 33, "timm:test_vit": 32}
 MODELS = [name for name in registry.MODELS if name not in LARGE]
+LIGHT = {"learning__optimizer": "sgd"}  # of Muon's steps a large network's take seconds
 
 TRAIN, VALIDATION, TEST = Split
 DEFAULTS: dict[str, dict[str, Any]] = {

@@ -11,6 +11,7 @@ import torch
 from digit_stream import (
     DIGITS_NHWC,
     LARGE,
+    LIGHT,
     MODELS,
     TARGETS,
     TEST,
@@ -120,7 +121,7 @@ def test_decisions_to_release_change_nothing_but_their_own_time(run):
 @pytest.mark.parametrize("model", LARGE)
 def test_a_large_network_resumes_grows_and_releases_like_the_others(model):
     side = LARGE[model]
-    run = settings(model__name=model, model__height=side, model__width=side, memory__replay_size=8)
+    run = settings(**LIGHT, model__name=model, model__height=side, model__width=side, memory__replay_size=8)
     batches = stream(side)[:3]
     learner = learned(run, batches[:2])
     half = learner.snapshot()

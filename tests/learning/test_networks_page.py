@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from digit_stream import LARGE, SIDE, learned, settings, stream
+from digit_stream import LARGE, LIGHT, SIDE, learned, settings, stream
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -123,7 +123,9 @@ def test_the_page_has_every_network_of_the_registry():
 )
 def test_the_page_gives_a_releases_predictions(model: dict):
     side = LARGE.get(model["name"], SIDE)
-    given = settings(model__height=side, model__width=side, **{f"model__{key}": value for key, value in model.items()})
+    given = settings(
+        **LIGHT, model__height=side, model__width=side, **{f"model__{key}": value for key, value in model.items()}
+    )
     learner = learned(given, stream(side)[: 2 if side > SIDE else None])
     learner.decide_release()
     candidate = learner.snapshot().candidate
