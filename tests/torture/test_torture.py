@@ -8,7 +8,7 @@ from torture import POINTS, Pictures, torture
 from stream_learner.local.broker import Broker
 
 KILLS = 36  # a whole hand of the run of three partitions
-RECORDS = 200 * KILLS
+RECORDS = 130 * KILLS
 
 
 def test_nothing_is_lost_and_nothing_is_there_twice(broker: Broker, tmp_path: Path) -> None:
