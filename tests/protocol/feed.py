@@ -62,6 +62,12 @@ def digits() -> Images:
     ]
 
 
+@cache
+def gif() -> bytes:
+    """An image of a kind that is not taken. Its palette takes a while to find."""
+    return nasty_images.encoded("GIF")
+
+
 def bad(image: bytes, label: bytes) -> list[Draft]:
     """A record for every reason to reject one, each with a single flaw, and deletion markers."""
     labelled = [("label", label)]
@@ -77,7 +83,7 @@ def bad(image: bytes, label: bytes) -> list[Draft]:
         draft("undecodable_image", b"\xff\xd8 not a JPEG", labelled),
         draft("undecodable_image", image[: len(image) // 2], labelled, key=None),
         draft("undecodable_image", nasty_images.flipped(image, 8 * image.index(b"IDAT") + 50), labelled),
-        draft("undecodable_image", nasty_images.encoded("GIF"), labelled),
+        draft("undecodable_image", gif(), labelled),
         draft("undecodable_image", nasty_images.png_that_claims(0, 0, b""), labelled),
         draft("oversized_image", nasty_images.png_that_claims(1, 50_000_000, bytes(100)), labelled),
         draft("oversized_image", nasty_images.jpeg_that_claims(65_000, 65_000), labelled),

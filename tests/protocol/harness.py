@@ -100,7 +100,8 @@ class Worker:
         """A metric's series on the worker's page, by their labels; none while there is no page."""
         run = re.compile(r'\{run="[^"]*"\}|,run="[^"]*"(?=[,}])|(?<=\{)run="[^"]*",')
         series = re.compile(rf"stream_learner_{name}(\{{.*\}})? (.+)")
-        lines = [run.sub("", line) for line in self.page("metrics")[1].splitlines()]
+        page = self.page("metrics")[1].splitlines()
+        lines = [run.sub("", line) for line in page if line.startswith(f"stream_learner_{name}")]
         return {found[1]: float(found[2]) for line in lines if (found := series.fullmatch(line))}
 
     def reaches(self, name: str, value: float) -> None:
