@@ -28,20 +28,26 @@ INTRODUCTION = """# What the learner learns
 
 Made by `python benchmarks/learning.py report` from the files in `runs/`, where each run has its settings and its curve.
 
-Accuracies are in % of the images asked about, mean ± standard deviation over seeds. *Final*: at the end, all classes.
-*Anytime*: mean along the stream, on the classes seen so far. *Worst*: the least that a class ever had since it was
-first seen, mean over classes. *Last 100 steps*: standard deviation of the accuracy over them. *Views*: images forward
-and backward through the trained network; forwards of teachers and of evaluation are apart. That our learner predicts
-each image of the stream before it is learned, one forward more for each, is in no column. *Seconds*: learning without
-evaluation, on whatever machine, beside whatever else it ran. The last column is paired by seed, in points, with a 95 %
-interval (t).
+Accuracies are in % of the examined images, mean ± standard deviation over seeds.
 
-* Who replays nothing makes two steps with a batch where the others make one, for equal views; with several steps rate
-  and augmentation are others, unless they are set. Avalanche's `naive` makes one.
-* Retraining and what is compared with it vary images alike, by crop and flip, whatever the number of steps.
-* Where class sizes go from 100 to 1 by Zipf's law, the largest of ten classes has two thirds of the stream: who replays
-  nothing answers with it most of the time.
-* Of `weights.policies`, `record` does nothing where all records weigh 1.
+* *Final*: accuracy at the end, on all classes.
+* *Anytime*: mean accuracy along the stream, on the classes seen so far.
+* *Worst*: the lowest accuracy that a class had since it was first seen, mean over classes.
+* *Last 100 steps*: standard deviation of the accuracy over these steps.
+* *Views*: images forward and backward through the trained network. Forward passes of teachers and of evaluation are in
+  columns of their own. Our learner also predicts each image of the stream before it learns it. This one more forward pass
+  for each image is in no column.
+* *Seconds*: time of learning without evaluation. Runs used different machines, and other programs ran beside some.
+* The last column is the difference of the default to this row, in points. It is paired by seed and has a 95 % interval (t).
+
+How to read the tables:
+
+* Learners without replay make two steps per batch where the others make one, so that views are equal. With several steps,
+  rate and augmentation have other defaults. Avalanche's `naive` makes one step.
+* Retraining, and the runs compared with it, use the same augmentation for any number of steps: crop and flip.
+* Where class sizes go from 100 to 1 by Zipf's law, the largest of ten classes has two thirds of the stream. Learners without
+  replay predict it most of the time.
+* In `weights.policies`, `record` does nothing where all records have weight 1.
 """
 COLUMNS = (
     "contender",
