@@ -34,19 +34,20 @@ Accuracies are in % of the examined images, mean ± standard deviation over seed
 * *Anytime*: mean accuracy along the stream, on the classes seen so far.
 * *Worst*: the lowest accuracy that a class had since it was first seen, mean over classes.
 * *Last 100 steps*: standard deviation of the accuracy over these steps.
-* *Views*: images forward and backward through the trained network. Forward passes of teachers and of evaluation are in
-  columns of their own. Our learner also predicts each image of the stream before it learns it. This one more forward pass
-  for each image is in no column.
-* *Seconds*: time of learning without evaluation. Runs used different machines, and other programs ran beside some.
-* The last column is the difference of the default to this row, in points. It is paired by seed and has a 95 % interval (t).
+* *Views*: images forward and backward through the trained network. Forward passes of teachers and of evaluation are
+  counted in separate columns. Our learner also predicts each image of the stream before it learns it. This additional
+  forward pass is in no column.
+* *Seconds*: time of learning without evaluation. The machine and its load were not controlled.
+* The last column is the final accuracy of the default minus that of the row, in points, paired by seed, with a 95 %
+  interval (t).
 
 How to read the tables:
 
-* Learners without replay make two steps per batch where the others make one, so that views are equal. With several steps,
-  rate and augmentation have other defaults. Avalanche's `naive` makes one step.
+* Learners without replay make two steps per batch where the others make one, so that views are equal. With several
+  steps, rate and augmentation have other defaults. Avalanche's `naive` makes one step.
 * Retraining, and the runs compared with it, use the same augmentation for any number of steps: crop and flip.
-* Where class sizes go from 100 to 1 by Zipf's law, the largest of ten classes has two thirds of the stream. Learners without
-  replay predict it most of the time.
+* Where class sizes go from 100 to 1 by Zipf's law, the largest of ten classes has two thirds of the stream. Learners
+  without replay predict it most of the time.
 * In `weights.policies`, `record` does nothing where all records have weight 1.
 """
 COLUMNS = (
