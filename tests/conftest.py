@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,29 @@ from stream_learner.streams.connection import ask
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
+LONGEST = (
+    "test_broker_faults",
+    "test_demo",
+    "test_torture",
+    "test_two_workers",
+    "test_conformance",
+    "test_failures",
+    "test_rebuild",
+    "test_refusals",
+    "test_recovery",
+    "test_process_faults",
+    "test_store_faults",
+    "test_election",
+    "test_firing",
+    "test_cli",
+    "test_equality",
+    "test_source",
+    "test_security",
+    "test_renewal",
+    "test_start",
+    "test_hostile",
+)
+"""Files of tests, by the time that they take."""
 # Java's launcher adds these to every command line.
 JAVA_OPTIONS = "JDK_JAVA_OPTIONS"
 
@@ -30,8 +54,16 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     # Threads of several processes wait for each other in busy loops.
     os.environ["OMP_NUM_THREADS"] = "1"
+    # Of some hundred processes one compiles the modules, the others find them compiled.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     assert config.cache
     _use_archive(config.cache.mkdir("kafka"), bool(config.getoption("numprocesses", None)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest: one that came last would leave the other processes idle."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def _use_archive(folder: Path, make: bool) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-import timm
 import torch
 import torchvision
 from digit_stream import DIGITS_NHWC, as_bytes, learned, resumed, settings, stream
@@ -74,6 +73,8 @@ def of_torchvision(name: str) -> nn.Module:
 
 
 def of_timm(name: str) -> nn.Module:
+    import timm  # which takes seconds, in every process that collects the tests
+
     return timm.create_model(name.removeprefix("timm:"), pretrained=False)
 
 
