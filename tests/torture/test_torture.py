@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from feed import digits
 from torture import POINTS, Pictures, torture
 
@@ -11,6 +12,7 @@ KILLS = 36  # a whole hand of the run of three partitions
 RECORDS = 130 * KILLS
 
 
+@pytest.mark.timeout(1200)  # a minute on an idle machine
 def test_nothing_is_lost_and_nothing_is_there_twice(broker: Broker, tmp_path: Path) -> None:
     report = torture(broker, tmp_path, KILLS, 0, RECORDS, Pictures(digits(), {}), lambda: None)
     assert report.violations == []
