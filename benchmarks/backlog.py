@@ -22,14 +22,15 @@ from confluent_kafka import Producer
 
 from benchmarks.data import Data, decoded, open_data
 from stream_learner import config
+from stream_learner import networks as models
 from stream_learner.checkpoints import state
 from stream_learner.checkpoints.store import Store
-from stream_learner.learning import evaluation, models
+from stream_learner.follow.status import read_status
+from stream_learner.learning import evaluation
 from stream_learner.local.broker import Broker, free_port
 from stream_learner.local.processes import Child
 from stream_learner.local.scrape import scrape
 from stream_learner.streams import topics
-from stream_learner.streams.status import read_status
 
 RECORDS = 6_000
 PARTITIONS = 10

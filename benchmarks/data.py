@@ -10,9 +10,9 @@ import numpy as np
 from benchmarks.images import digest, mirrored, open_parts
 from stream_learner.config import ModelSettings
 from stream_learner.errors import DataError
+from stream_learner.formats import images
+from stream_learner.formats.record import RejectError
 from stream_learner.local.datasets import Dataset
-from stream_learner.records import images
-from stream_learner.records.record import RejectError
 
 MIN_MODEL_PX = 16
 MAX_MODEL_PX = 32

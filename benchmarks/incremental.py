@@ -13,14 +13,15 @@ from benchmarks.exam import Exam
 from benchmarks.outcome import Moment, Outcome
 from benchmarks.scenarios import Stream, corrupted
 from stream_learner.config import Settings
+from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import DataError, DivergedError
+from stream_learner.formats import images
+from stream_learner.formats.decoder import Decoder
+from stream_learner.formats.record import Gap, Record
 from stream_learner.learning.allocator import keep_freed_memory
 from stream_learner.learning.batch import batches
 from stream_learner.learning.learner import Learner
-from stream_learner.learning.models import ImageClassifier
-from stream_learner.records import images
-from stream_learner.records.decoder import Decoder
-from stream_learner.records.record import Gap, Reason, Record
+from stream_learner.networks import ImageClassifier
 
 TOPIC = "images"
 POLLED = 500

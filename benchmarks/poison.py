@@ -27,15 +27,15 @@ from rich.progress import track
 from rich.table import Table
 
 from stream_learner import config
+from stream_learner import networks as models
 from stream_learner.config import Settings
-from stream_learner.learning import models
+from stream_learner.formats.decoder import Decoder
+from stream_learner.formats.record import Gap, Record, Sample
 from stream_learner.learning.batch import batches
 from stream_learner.learning.evaluation import predict
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Candidate
 from stream_learner.local.datasets import Dataset, open_dataset
-from stream_learner.records.decoder import Decoder
-from stream_learner.records.record import Gap, Record, Sample
 
 HONEST, POISONED = TOPICS = ("honest", "poisoned")
 FLIPPED = (0.0, 0.0, 0.1, 0.6)  # share of the poisoned producer's labels, in each quarter of the stream

@@ -16,8 +16,8 @@ from benchmarks.exam import Exam
 from benchmarks.outcome import Moment, Outcome
 from benchmarks.scenarios import Stream
 from benchmarks.scores import Point, accuracy_of_seen
+from stream_learner import networks as models
 from stream_learner.config import Settings
-from stream_learner.learning import models
 from stream_learner.learning.allocator import keep_freed_memory
 from stream_learner.learning.placement import Placement, place
 from stream_learner.registry import AUGMENTATIONS

@@ -14,9 +14,10 @@ from benchmarks.incremental import TOPIC
 from benchmarks.outcome import Moment, Outcome
 from benchmarks.scenarios import Stream
 from stream_learner import config
+from stream_learner import networks as models
 from stream_learner.checkpoints import state
 from stream_learner.checkpoints.store import Store
-from stream_learner.learning import models
+from stream_learner.follow.status import read_status
 from stream_learner.learning.strategies import strategy
 from stream_learner.local.broker import Broker, free_port
 from stream_learner.local.datasets import Dataset
@@ -24,7 +25,6 @@ from stream_learner.local.feeder import feed
 from stream_learner.local.processes import Child
 from stream_learner.local.scrape import scrape
 from stream_learner.streams import topics
-from stream_learner.streams.status import read_status
 
 LOOK_EVERY_S = 0.5
 NEVER = 10**9

@@ -39,12 +39,12 @@ from rich.console import Console
 from rich.table import Table
 
 from stream_learner import config
+from stream_learner.formats.record import Gap, Record
 from stream_learner.local.broker import Broker, free_port
 from stream_learner.local.datasets import Dataset, Example, open_dataset
 from stream_learner.local.feeder import feed
 from stream_learner.local.processes import Child
 from stream_learner.local.scrape import scrape
-from stream_learner.records.record import Gap, Record
 from stream_learner.streams import topics
 
 MODELS = ("mlp", "cnn", "resnet18_slim")
@@ -116,7 +116,7 @@ def bare_torch(overrides: list[str], examples: list[Example]) -> Iterator[float]
     import torch
     from torch.nn import functional as F
 
-    from stream_learner.learning import models
+    from stream_learner import networks as models
     from stream_learner.learning.placement import place
 
     del examples
@@ -143,9 +143,9 @@ def in_memory(overrides: list[str], examples: list[Example]) -> Iterator[float]:
     """Learns the records of the topic without the topic; yields how many each batch covers."""
     from threading import Event
 
+    from stream_learner.formats.decoder import Decoder
     from stream_learner.learning.batch import batches
     from stream_learner.learning.learner import Learner
-    from stream_learner.records.decoder import Decoder
 
     messages = [(e.id.encode(), e.image, [("label", e.label.encode()), ("id", e.id.encode())]) for e in examples]
 

@@ -15,8 +15,8 @@ from benchmarks.exam import Exam
 from benchmarks.runs import Run
 from benchmarks.scenarios import SCENARIOS, corrupted
 from stream_learner import config
+from stream_learner import networks as models
 from stream_learner.errors import DataError, UsageError
-from stream_learner.learning import models
 from stream_learner.learning.identity import identity, settings_digest
 from stream_learner.learning.placement import place
 from stream_learner.learning.strategies import strategy

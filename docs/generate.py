@@ -18,15 +18,15 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from stream_learner import __version__, config
+from stream_learner.contract.manifest import Manifest
+from stream_learner.contract.vocabulary import Reason
+from stream_learner.contract.window import Window
 from stream_learner.errors import ExitCode
 from stream_learner.monitoring.metrics import Metrics
-from stream_learner.records.manifest import Manifest
-from stream_learner.records.record import Reason
-from stream_learner.records.window import Window
 from stream_learner.streams.rights import RIGHTS, Role
 
 ROOT = Path(__file__).parent.parent
-SCHEMAS = ROOT / "stream_learner" / "records" / "schemas"
+SCHEMAS = ROOT / "stream_learner" / "contract" / "schemas"
 
 
 def pages() -> dict[Path, str]:

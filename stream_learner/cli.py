@@ -29,8 +29,8 @@ from rich.text import Text
 
 from stream_learner import config
 from stream_learner.config import Settings
+from stream_learner.contract.spans import Stretches
 from stream_learner.errors import ExitCode, StreamLearnerError, out_of_memory
-from stream_learner.records.spans import Stretches
 from stream_learner.text import escape_unencodable, printable, printable_lines
 
 app = typer.Typer(
@@ -83,7 +83,7 @@ def run(
     )
     settings = config.load(config_file, overrides)
     health = Health(settings.monitoring.live_timeout_s, settings.kafka.request_timeout_s)
-    from stream_learner import start
+    from stream_learner.run import start
 
     start.run(settings, health, stop, _end_process, fresh=fresh, accept_rejects=accept_rejects)
     _end_process(ExitCode.OK)  # torch and the clients take a while to take themselves down
@@ -300,7 +300,7 @@ def show_config(
     if schema:
         _say_json(json.dumps(config.schema()))
         return
-    from stream_learner import start
+    from stream_learner.run import start
 
     settings = config.load(config_file, overrides)
     _say_json(settings.model_dump_json())
@@ -317,8 +317,8 @@ def status(
 
     From Kafka alone.
     """
-    from stream_learner.records.rejects import describe
-    from stream_learner.streams.status import read_status
+    from stream_learner.follow.status import read_status
+    from stream_learner.formats.rejects import describe
 
     found = read_status(_load(config_file, overrides))
     if as_json:
@@ -374,7 +374,7 @@ def rebuild(
 ) -> None:
     """Learn again what made a checkpoint, by the ledgers of the manifests, and compare the bytes."""
     from stream_learner.checkpoints.store import Store
-    from stream_learner.publishing import rebuild as rebuilding
+    from stream_learner.run import rebuild as rebuilding
 
     settings = _load(config_file, overrides)
     columns = *Progress.get_default_columns(), MofNCompleteColumn()

@@ -32,21 +32,17 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict, SettingsError
 
+from stream_learner.contract.manifest import MAX_CLASSES, MAX_RANDOM_FEATURES, MAX_SIDE_PIXELS
+from stream_learner.contract.signatures import Ed25519PrivateKey, Verifier, read_signing_key, read_verify_key
+from stream_learner.contract.topics import OUTPUTS
 from stream_learner.errors import UsageError
 from stream_learner.registry import AUGMENTATIONS, FORMATS, HEADS, MODELS, STRATEGIES, WEIGHTS
-from stream_learner.signatures import Ed25519PrivateKey, Verifier, read_signing_key, read_verify_key
 from stream_learner.text import without_credentials
 
 MIB = 1024 * 1024
 ENV_PREFIX = "STREAM_LEARNER_"
-# Bounds of the networks that a manifest may describe, and so of the settings.
-MAX_SIDE_PIXELS = 4096
-MAX_CLASSES = 65_536
-MAX_RANDOM_FEATURES = 65_536
 # Bytes of the names of all input topics, which manifests and windows repeat: 600 long names fit.
 MAX_TOPIC_NAMES_BYTES = 150_000
-OUTPUTS = ("checkpoints", "history", "weights", "metrics", "dead-letters")
-"""Topics that a run writes, without their prefix."""
 # Kafka's time-outs are int32, in milliseconds.
 MAX_KAFKA_S = (2**31 - 1) // 1000
 # Variables that Kubernetes sets beside a Service called stream-learner, or stream-learner-x.

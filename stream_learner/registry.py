@@ -57,17 +57,17 @@ def _imported(place: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-FORMATS = Registry("input.format", {"plain": "stream_learner.records.formats:plain"})
+FORMATS = Registry("input.format", {"plain": "stream_learner.formats.plain:plain"})
 
 MODELS = Registry(
     "model.name",
     {
-        "mlp": "stream_learner.learning.models.small:MLP",
-        "cnn": "stream_learner.learning.models.small:CNN",
-        "rnn": "stream_learner.learning.models.rnn:RNN",
-        "resnet18_slim": "stream_learner.learning.models.resnet:ResNet18Slim",
-        "resnet18": "stream_learner.learning.models.foreign:ResNet18",
-        "resnet50": "stream_learner.learning.models.foreign:ResNet50",
+        "mlp": "stream_learner.networks.small:MLP",
+        "cnn": "stream_learner.networks.small:CNN",
+        "rnn": "stream_learner.networks.rnn:RNN",
+        "resnet18_slim": "stream_learner.networks.resnet:ResNet18Slim",
+        "resnet18": "stream_learner.networks.foreign:ResNet18",
+        "resnet50": "stream_learner.networks.foreign:ResNet50",
     },
 )
 

@@ -13,7 +13,7 @@ DEADLINE_S = 60.0
 
 # There is one fork server for a session, and tests of the checkpoint protocol use it too, with the same list.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["stream_learner.cli", "stream_learner.worker", "torch._dynamo"])
+processes.set_forkserver_preload(["stream_learner.cli", "stream_learner.run.worker", "torch._dynamo"])
 
 
 class Done(NamedTuple):

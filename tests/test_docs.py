@@ -11,7 +11,7 @@ import typer.main
 
 from stream_learner import config
 from stream_learner.cli import app
-from stream_learner.records.manifest import Release
+from stream_learner.contract.manifest import Release
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md")]

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from stream_learner import config
+from stream_learner.contract.signatures import HEADER, Verifier, read_signing_key, read_verify_key
 from stream_learner.errors import UsageError
-from stream_learner.signatures import HEADER, Verifier, read_signing_key, read_verify_key
 
 BASE = ["run.id=digits", 'input.topics=["images"]']
 VALUE = b'{"sequence":1}'

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from command_line import Done, stream_learner
 
-from stream_learner import config, start
+from stream_learner import config
 from stream_learner.errors import ExitCode
 from stream_learner.local.broker import HOST
 from stream_learner.registry import AUGMENTATIONS, HEADS, MODELS, STRATEGIES, WEIGHTS
+from stream_learner.run import start
 
 # A port on which nothing listens: a run that asks Kafka for anything ends with code 3, and not before 30 s.
 SETTINGS = """

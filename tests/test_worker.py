@@ -13,21 +13,22 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from stream_learner import worker
 from stream_learner.config import Settings
+from stream_learner.contract.ledger import Piece
+from stream_learner.contract.spans import Positions, Span
+from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.errors import DivergedError, ExitCode, FencedError, KafkaUnavailableError, RejectsError
+from stream_learner.formats.record import Record, Rejection
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.drift import DriftMonitor
 from stream_learner.learning.prequential import Prequential
+from stream_learner.learning.progress import Closed, Progress
 from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import Metrics
-from stream_learner.records.breaker import Breaker
-from stream_learner.records.ledger import Piece
-from stream_learner.records.progress import Closed, Progress
-from stream_learner.records.record import Reason, Record, Rejection, Split
-from stream_learner.records.report import Report
-from stream_learner.records.spans import Positions, Span
-from stream_learner.worker import Worker
+from stream_learner.monitoring.report import Report
+from stream_learner.run import worker
+from stream_learner.run.breaker import Breaker
+from stream_learner.run.worker import Worker
 
 NEVER, ALWAYS = 1e9, 1e-9  # checkpoint.every_s
 BATCH = 10  # records

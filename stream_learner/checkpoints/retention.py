@@ -6,8 +6,8 @@ from datetime import timedelta
 from msgspec.structs import replace
 
 from stream_learner.checkpoints.store import Store
+from stream_learner.contract.manifest import Manifest, Object, State
 from stream_learner.errors import StoreError
-from stream_learner.records.manifest import Manifest, Object, State
 
 ORPHAN_AGE = timedelta(hours=24)
 # Objects of a checkpoint, by their keys below the run's folder, and parts of states, which outlive the checkpoint that

@@ -7,8 +7,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from stream_learner.contract import documents
 from stream_learner.errors import out_of_memory
-from stream_learner.records import documents
 
 DOCUMENT = "document"
 # The format's own bound.

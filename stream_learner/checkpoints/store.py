@@ -17,8 +17,8 @@ import structlog
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
+from stream_learner.contract.manifest import Object, digest
 from stream_learner.errors import StateError, StoreError, UsageError
-from stream_learner.records.manifest import Object, digest
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig

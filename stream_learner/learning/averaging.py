@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from stream_learner.learning.models import ImageClassifier
+from stream_learner.networks import ImageClassifier
 
 
 class Average:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from stream_learner.config import MIB, BatchSettings
+from stream_learner.contract.event_time import odd_kind
+from stream_learner.contract.ledger import Piece
+from stream_learner.contract.spans import Positions, Span, Spans, extend
+from stream_learner.contract.vocabulary import Split
 from stream_learner.errors import InputError
-from stream_learner.records.event_time import odd_kind
-from stream_learner.records.ledger import Piece
-from stream_learner.records.record import Gap, Record, RejectError, Rejection, Sample, Split
-from stream_learner.records.spans import Positions, Span, Spans, extend
+from stream_learner.formats.record import Gap, Record, RejectError, Rejection, Sample
 
 POLL_TIMEOUT_S = 0.5
 # A loop that does not turn is taken for dead.

@@ -4,10 +4,12 @@ from typing import Any
 
 from msgspec import Struct
 
-from stream_learner.config import MAX_CLASSES, Settings
+from stream_learner.config import Settings
+from stream_learner.contract.manifest import MAX_CLASSES
+from stream_learner.contract.vocabulary import Label, Reason
+from stream_learner.formats.labels import MAX_LABELS_BYTES, LabelRules, encoded_bytes
+from stream_learner.formats.record import RejectError
 from stream_learner.learning.stored import Count, parse
-from stream_learner.records.labels import MAX_LABELS_BYTES, LabelRules, encoded_bytes
-from stream_learner.records.record import Label, Reason, RejectError
 
 MAX_PENDING = 2_000
 

@@ -7,9 +7,9 @@ import numpy as np
 from msgspec import Struct
 
 from stream_learner.config import Settings
+from stream_learner.contract.spans import Spans
+from stream_learner.contract.window import Drift
 from stream_learner.learning.stored import Count, parse
-from stream_learner.records.report import Drift
-from stream_learner.records.spans import Spans
 
 BUCKETS_PER_SIZE = 5
 CHECK_EVERY = 32

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stream_learner.records.record import Label
-from stream_learner.records.window import Accuracy, accuracy
+from stream_learner.contract.vocabulary import Label
+from stream_learner.contract.window import Accuracy, accuracy
 
 EVALUATION_BATCH = 256
 CALIBRATION_BINS = 15

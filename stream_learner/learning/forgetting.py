@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from stream_learner.contract.vocabulary import Label
+from stream_learner.contract.window import Accuracy, ClassForgetting, Forgetting
 from stream_learner.learning.stored import Share, parse
-from stream_learner.records.record import Label
-from stream_learner.records.window import Accuracy, ClassForgetting, Forgetting
 
 
 class BestRecalls:

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from stream_learner.config import ReleaseSettings
+from stream_learner.contract.manifest import Decision
+from stream_learner.contract.vocabulary import Label
 from stream_learner.learning.evaluation import score
-from stream_learner.records.manifest import Decision
-from stream_learner.records.record import Label
 
 LEVEL = 0.05  # of the test, one-sided
 DRAWS = 10_000

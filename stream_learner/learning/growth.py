@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stream_learner.learning.models import head
+from stream_learner.networks import head
 
 
 def grow_head(model: nn.Module, optimizer: Optimizer, classes: int) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 
+from stream_learner import networks as models
 from stream_learner.config import ModelSettings, Settings
+from stream_learner.contract.manifest import ModelSpec, digest
 from stream_learner.errors import StateError
-from stream_learner.learning import models
+from stream_learner.formats.labels import LabelRules
 from stream_learner.learning.classes import check_room
-from stream_learner.learning.models.weights import file_digest
-from stream_learner.records.labels import LabelRules
-from stream_learner.records.manifest import ModelSpec, digest
+from stream_learner.networks.weights import file_digest
 
 STATE_FORMAT = 4
 # Sections whose settings decide what is learned from given batches.

@@ -11,8 +11,13 @@ import torch
 from msgspec import Struct
 from torch import Tensor
 
+from stream_learner import networks as models
 from stream_learner.config import ModelSettings, Settings
-from stream_learner.learning import evaluation, models
+from stream_learner.contract.manifest import Arithmetic, Decision
+from stream_learner.contract.spans import Positions
+from stream_learner.contract.vocabulary import Label, Reason, Split
+from stream_learner.formats.record import RejectError, Rejection, Sample
+from stream_learner.learning import evaluation
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.classes import Classes
 from stream_learner.learning.drift import DriftMonitor
@@ -21,17 +26,14 @@ from stream_learner.learning.identity import check_fits, identity, settings_dige
 from stream_learner.learning.memory import BalancedMemory
 from stream_learner.learning.placement import place
 from stream_learner.learning.prequential import Prequential
+from stream_learner.learning.progress import Progress
 from stream_learner.learning.releases import Releases
 from stream_learner.learning.snapshot import Snapshot
 from stream_learner.learning.stored import Count, parse, part, tensor
 from stream_learner.learning.strategies import Minibatch
 from stream_learner.learning.trainer import Trainer, prefixed, under
 from stream_learner.learning.weighting import Arrivals, Times, Weighed, Weights
-from stream_learner.records.manifest import Arithmetic, Decision
-from stream_learner.records.progress import Progress
-from stream_learner.records.record import Label, Reason, RejectError, Rejection, Sample, Split
-from stream_learner.records.report import Report
-from stream_learner.records.spans import Positions
+from stream_learner.monitoring.report import Report
 from stream_learner.registry import AUGMENTATIONS
 
 NON_FINITE_IN_A_ROW = 3

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
+from stream_learner.contract.manifest import Decision
 from stream_learner.learning.stored import Count, parse
-from stream_learner.records.manifest import Decision
 
 CUT = 0.5
 FLOOR = 0.1

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from stream_learner.config import LearningSettings
+from stream_learner.contract.manifest import Arithmetic
 from stream_learner.errors import UsageError
-from stream_learner.learning.models import ImageClassifier
-from stream_learner.records.manifest import Arithmetic
+from stream_learner.networks import ImageClassifier
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import torch
 from msgspec import Struct
 from torch import Tensor
 
+from stream_learner.contract.vocabulary import Label
+from stream_learner.contract.window import RECENT_SAMPLES, Confusion, Recent
 from stream_learner.learning.evaluation import calibration_error, score
 from stream_learner.learning.stored import NonNegative, parse, tensor, within
-from stream_learner.records.record import Label
-from stream_learner.records.window import RECENT_SAMPLES, Confusion, Recent
 
 TOP_CONFUSIONS = 10
 ROUNDING = 1e-5  # of a softmax in float32

@@ -9,20 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stream_learner import networks as models
 from stream_learner.config import Settings
-from stream_learner.learning import evaluation, gate, models
+from stream_learner.contract.manifest import Decision, Preprocessing
+from stream_learner.contract.spans import Positions, Spans, between, each
+from stream_learner.contract.vocabulary import Label, Split
+from stream_learner.learning import evaluation, gate
 from stream_learner.learning.classes import Classes
 from stream_learner.learning.forgetting import BestRecalls
 from stream_learner.learning.heads import silence
 from stream_learner.learning.memory import BalancedMemory
-from stream_learner.learning.models import ImageClassifier
 from stream_learner.learning.patience import Patience
 from stream_learner.learning.snapshot import Candidate
 from stream_learner.learning.stored import Count, is_finite, load_weights, parse
 from stream_learner.learning.trainer import Trainer, copies, under
-from stream_learner.records.manifest import Decision, Preprocessing
-from stream_learner.records.record import Label, Split
-from stream_learner.records.spans import Positions, Spans, between, each
+from stream_learner.networks import ImageClassifier
 
 
 class Stored(msgspec.Struct):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stream_learner.learning.heads import silence
-from stream_learner.learning.models import head
+from stream_learner.networks import head
 
 
 @torch.no_grad()

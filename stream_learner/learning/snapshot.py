@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from stream_learner.records.manifest import Arithmetic, Decision, ModelSpec, Preprocessing
-from stream_learner.records.progress import Closed
-from stream_learner.records.record import Label
-from stream_learner.records.spans import Positions, Spans
-from stream_learner.records.window import Accuracy, Forgetting, Recent
+from stream_learner.contract.manifest import Arithmetic, Decision, ModelSpec, Preprocessing
+from stream_learner.contract.spans import Positions, Spans
+from stream_learner.contract.vocabulary import Label
+from stream_learner.contract.window import Accuracy, Forgetting, Recent
+from stream_learner.learning.progress import Closed
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ import torch
 from msgspec import Struct
 from torch import Tensor, nn
 
+from stream_learner import networks as models
 from stream_learner.config import Settings
+from stream_learner.contract.manifest import ModelSpec
 from stream_learner.errors import UsageError
-from stream_learner.learning import models
 from stream_learner.learning.averaging import Average
 from stream_learner.learning.growth import grow_head, start_moments
 from stream_learner.learning.heads import Accumulator, silence
-from stream_learner.learning.models.weights import load_body
 from stream_learner.learning.muon import Muon, matrices_of
 from stream_learner.learning.optimizers import PlainAdam, PlainSGD
 from stream_learner.learning.placement import Placement
@@ -23,7 +23,7 @@ from stream_learner.learning.rows import begin_again, keep_silent, take_over
 from stream_learner.learning.stored import Count, NonNegative, load_weights, parse, part, tensor
 from stream_learner.learning.strategies import Minibatch, Step, Strategy, strategy
 from stream_learner.learning.weighting import WeightedLoss
-from stream_learner.records.manifest import ModelSpec
+from stream_learner.networks.weights import load_body
 from stream_learner.registry import HEADS
 
 MOMENTUM = frozenset({"momentum_buffer"})  # of SGD, and of Muon's matrices

@@ -3,12 +3,12 @@
 from collections import Counter
 
 from stream_learner.config import Settings
+from stream_learner.contract.manifest import decode_manifest
+from stream_learner.contract.topics import Names
+from stream_learner.contract.vocabulary import Reason, Split
+from stream_learner.contract.window import decode_window
 from stream_learner.local.scrape import Figures
-from stream_learner.records.manifest import decode_manifest
-from stream_learner.records.record import Reason, Split
-from stream_learner.records.window import decode_window
 from stream_learner.streams.journal import read_committed
-from stream_learner.streams.topics import Names
 
 Counts = Counter[str]
 """`records`, `learned`, `steps`, held-out samples by their `Split`, rejected records by their `Reason`, `releases`, and
@@ -54,7 +54,7 @@ class Totals:
 def committed(settings: Settings, since: Order, until: Order) -> Counts:
     """Return the counts of the checkpoints after `since`, up to `until`. Raises KafkaUnavailableError."""
     counts = Counts()
-    names = Names.of(settings)
+    names = Names.under(settings.prefix)
     for record in read_committed(settings, names.metrics, wait=False):
         window = decode_window(record.value or b"")
         if since < window.order <= until:

@@ -11,13 +11,14 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
+from stream_learner.contract.vocabulary import Split
 from stream_learner.errors import DataError
+from stream_learner.formats import images
+from stream_learner.formats.images import Header
+from stream_learner.formats.record import RejectError
 from stream_learner.local import extra, files, labelling, parquet
 from stream_learner.local.faults import Fault, refuse
 from stream_learner.local.labelling import Labelled
-from stream_learner.records import images
-from stream_learner.records.images import Header
-from stream_learner.records.record import RejectError, Split
 
 LAYOUTS = (
     "a data set is a folder of Hugging Face parquet files (a column of images, and `label`) or a folder with one "

@@ -14,7 +14,11 @@ from typing import Protocol
 
 from stream_learner import config
 from stream_learner.config import Settings
+from stream_learner.contract.manifest import Manifest
+from stream_learner.contract.spans import Positions
+from stream_learner.contract.vocabulary import Split
 from stream_learner.errors import DataError, ExitCode, KafkaUnavailableError, UsageError
+from stream_learner.follow.status import read_status
 from stream_learner.local.broker import Broker, free_port, is_running
 from stream_learner.local.counts import Order, Totals, committed, rejected
 from stream_learner.local.datasets import Dataset, open_dataset
@@ -22,11 +26,7 @@ from stream_learner.local.jars import cache_folder
 from stream_learner.local.processes import Child, Supervised
 from stream_learner.local.scrape import scrape
 from stream_learner.local.view import STOPPED, Summary, View, near
-from stream_learner.records.manifest import Manifest
-from stream_learner.records.record import Split
-from stream_learner.records.spans import Positions
 from stream_learner.streams import offsets, topics
-from stream_learner.streams.status import read_status
 
 FOLDER = Path(".stream-learner") / "demo"
 RUN = re.compile(r"demo-\d{8}-\d{6}")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stream_learner.errors import DataError
+from stream_learner.formats import images
 from stream_learner.local.faults import Fault
-from stream_learner.records import images
 
 # A Mac leaves such files in archives.
 HIDDEN = (".", "__MACOSX")

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import DataError
+from stream_learner.formats.labels import parse_label
+from stream_learner.formats.record import RejectError
 from stream_learner.local.faults import Fault
-from stream_learner.records.labels import parse_label
-from stream_learner.records.record import Reason, RejectError
 
 # Text may be stored as bytes, and whole numbers as floats, as pandas does where values are missing.
 STANDS_FOR = {bytes: str, float: int}

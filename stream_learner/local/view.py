@@ -15,9 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from stream_learner.contract.vocabulary import Split
 from stream_learner.local.counts import Counts, rejected
 from stream_learner.local.scrape import Figures
-from stream_learner.records.record import Split
 from stream_learner.text import printable
 
 SPARKS = " ▁▂▃▄▅▆▇█"

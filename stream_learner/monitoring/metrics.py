@@ -29,13 +29,13 @@ from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from stream_learner.contract import event_time
+from stream_learner.contract.manifest import Manifest
+from stream_learner.contract.spans import Positions, each
+from stream_learner.contract.vocabulary import Label, Reason, Split
+from stream_learner.contract.window import RECENT_SAMPLES, Accuracy, Recent
 from stream_learner.monitoring.health import Answer, Health, Phase
-from stream_learner.records import event_time
-from stream_learner.records.manifest import Manifest
-from stream_learner.records.record import Label, Reason, Split
-from stream_learner.records.report import Report
-from stream_learner.records.spans import Positions, each
-from stream_learner.records.window import RECENT_SAMPLES, Accuracy, Recent
+from stream_learner.monitoring.report import Report
 
 NAMESPACE = "stream_learner"
 BATCH_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)

@@ -10,10 +10,10 @@ import structlog
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
+from stream_learner.contract import keys
+from stream_learner.contract.manifest import Arithmetic, Manifest, decode_manifest, digest
+from stream_learner.contract.spans import offsets_in
 from stream_learner.errors import StateError, StreamLearnerError, UsageError
-from stream_learner.records import keys
-from stream_learner.records.manifest import Arithmetic, Manifest, decode_manifest, digest
-from stream_learner.records.spans import offsets_in
 from stream_learner.streams.history import History
 from stream_learner.streams.manifests import Foreign, Found
 

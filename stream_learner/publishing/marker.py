@@ -10,10 +10,10 @@ import msgspec
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
+from stream_learner.contract import documents
+from stream_learner.contract.documents import Epoch, Text
+from stream_learner.contract.manifest import encode
 from stream_learner.errors import StateError
-from stream_learner.records import documents
-from stream_learner.records.documents import Epoch, Text
-from stream_learner.records.manifest import encode
 from stream_learner.streams import topics
 
 

@@ -7,20 +7,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from stream_learner import __version__, signatures
+from stream_learner import __version__
 from stream_learner.checkpoints import retention, state
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
+from stream_learner.contract import keys, ledger, signatures
+from stream_learner.contract.manifest import Chunk, Manifest, Object, Release, State, digest
+from stream_learner.contract.spans import Positions
+from stream_learner.contract.topics import Names
+from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import InputError, StoreError
+from stream_learner.formats.record import Rejection
 from stream_learner.learning.snapshot import Snapshot
+from stream_learner.publishing.fit import fit
 from stream_learner.publishing.marker import write_marker
-from stream_learner.records import keys, ledger
-from stream_learner.records.fit import fit
-from stream_learner.records.manifest import Chunk, Manifest, Object, Release, State, digest
-from stream_learner.records.record import Reason, Rejection
-from stream_learner.records.spans import Positions
 from stream_learner.streams import topics
-from stream_learner.streams.topics import CHUNK_BYTES, MAX_DOCUMENT_BYTES, RECORD_OVERHEAD_BYTES, Names
+from stream_learner.streams.topics import CHUNK_BYTES, MAX_DOCUMENT_BYTES, RECORD_OVERHEAD_BYTES
 
 PROGRAM = f"stream-learner {__version__}"
 SWEEP_EVERY_S = 3600.0
@@ -77,7 +79,7 @@ class Publish:
         """
         self._settings = settings
         self._signer = settings.security.signer
-        self._names = Names.of(settings)
+        self._names = Names.under(settings.prefix)
         self._store = store
         self._transaction = transaction
         self._read_back = read_back

@@ -10,11 +10,11 @@ from typing import Any
 import structlog
 
 from stream_learner.config import Settings
+from stream_learner.contract.manifest import Manifest
 from stream_learner.errors import ExitCode, KafkaUnavailableError, StoreError, StreamLearnerError, out_of_memory
+from stream_learner.formats.rejects import describe
 from stream_learner.learning.snapshot import Snapshot
 from stream_learner.publishing.publish import Prepared, Publish
-from stream_learner.records.manifest import Manifest
-from stream_learner.records.rejects import describe
 
 log = structlog.get_logger()
 

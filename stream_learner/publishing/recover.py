@@ -11,18 +11,17 @@ from stream_learner.checkpoints import state
 from stream_learner.checkpoints.state import Tensors
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
+from stream_learner.contract import keys
+from stream_learner.contract.documents import MAX_EPOCH
+from stream_learner.contract.manifest import Manifest, Object
+from stream_learner.contract.spans import Positions
+from stream_learner.contract.topics import Names
 from stream_learner.errors import InputError, StateError
 from stream_learner.learning.identity import check_fits, check_network, identity
 from stream_learner.publishing.marker import check_marker, fenced_folder, last_epoch, replace_marker, write_marker
-from stream_learner.publishing.poison import lives_key
-from stream_learner.records import keys
-from stream_learner.records.documents import MAX_EPOCH
-from stream_learner.records.manifest import Manifest, Object
-from stream_learner.records.spans import Positions
 from stream_learner.streams import offsets, topics
 from stream_learner.streams.manifests import ONE_RUN, Found, Newest, no_manifest, read_newest
 from stream_learner.streams.rights import Role
-from stream_learner.streams.topics import Names
 
 log = structlog.get_logger()
 
@@ -70,7 +69,7 @@ class Recovery:
         self._fresh = fresh
         self._skipped = skipped
         self._skipped_up_to: dict[str, int] = {}
-        self._topic = Names.of(settings).checkpoints
+        self._topic = Names.under(settings.prefix).checkpoints
         self._identity = identity(settings)  # once: it reads the file of `model.weights`
         self._seen: Checkpoint | None = None
 
@@ -193,7 +192,7 @@ def _check_nothing_was_published(settings: Settings, store: Store, checkpoints_t
         f"{run}/memory/{first}",
         f"{keys.trials(run)}/",
         fenced_folder(settings),
-        lives_key(settings),
+        keys.lives(run),
     )
     traces = [key for key in store.times(f"{settings.run.id}/") if not key.startswith(harmless)]
     if check_marker(store, settings, checkpoints_topic_id) or traces or offsets.mirrored_positions(settings):

@@ -11,9 +11,9 @@ from kafka.errors import InvalidSessionTimeoutError
 from kafka.structs import TopicPartition
 
 from stream_learner.config import Settings
+from stream_learner.contract.topics import Names
 from stream_learner.errors import FencedError, KafkaUnavailableError, StateError, UsageError
 from stream_learner.streams.connection import ask, kafka_failures, reader
-from stream_learner.streams.topics import Names
 
 HEARTBEAT_S = 0.3
 REBALANCE_S = 0.1
@@ -43,7 +43,7 @@ class Election:
         self._settings = settings
         self._clock = clock
         self._group = settings.standby_group
-        self._place = TopicPartition(Names.of(settings).checkpoints, 0)
+        self._place = TopicPartition(Names.under(settings.prefix).checkpoints, 0)
         self._assignor = StickyPartitionAssignor()
         session_s = settings.run.session_timeout_s
         with kafka_failures(settings.kafka, "opening the election"):

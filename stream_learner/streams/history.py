@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from kafka.structs import TopicPartition
 
 from stream_learner.config import MIB, Settings
+from stream_learner.contract.topics import Names
 from stream_learner.errors import KafkaUnavailableError
 from stream_learner.streams.connection import kafka_failures, reader
 from stream_learner.streams.manifests import Foreign, Found, accepted
 from stream_learner.streams.reader import Reader, to_record
-from stream_learner.streams.topics import Names
 
 POLL_MS = 200
 # Of a response: small, for a few manifests are read at a place before another one is.
@@ -28,7 +28,7 @@ class History:
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic):
         """Raises KafkaUnavailableError."""
-        self.topic = Names.of(settings).history
+        self.topic = Names.under(settings.prefix).history
         self._settings = settings
         self._clock = clock
         self._place = TopicPartition(self.topic, 0)

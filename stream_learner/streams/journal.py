@@ -9,12 +9,12 @@ from kafka.errors import AuthorizationError, KafkaError
 from kafka.structs import TopicPartition
 
 from stream_learner.config import Settings
+from stream_learner.contract.topics import Names
 from stream_learner.errors import KafkaUnavailableError, PublishError
-from stream_learner.records.record import Record
+from stream_learner.formats.record import Record
 from stream_learner.streams.connection import ask, kafka_failures, reader
 from stream_learner.streams.reader import to_record
 from stream_learner.streams.rights import missing_right
-from stream_learner.streams.topics import Names
 
 UNKNOWN = "so the outcome is unknown; restart to recover"
 
@@ -57,7 +57,7 @@ class ReadBack:
 
     def __init__(self, settings: Settings):
         self._kafka = settings.kafka
-        self._place = TopicPartition(Names.of(settings).checkpoints, 0)
+        self._place = TopicPartition(Names.under(settings.prefix).checkpoints, 0)
         with kafka_failures(settings.kafka, "opening the checkpoints topic"):
             self._consumer: KafkaConsumer = reader(settings.kafka)
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from stream_learner.config import Settings
+from stream_learner.contract.manifest import Manifest, NewerVersionError, decode_manifest, digest
+from stream_learner.contract.signatures import Verifier
+from stream_learner.contract.spans import Positions, each
+from stream_learner.contract.topics import Names
 from stream_learner.errors import StateError
-from stream_learner.records.manifest import Manifest, NewerVersionError, decode_manifest, digest
-from stream_learner.records.record import Record
-from stream_learner.records.spans import Positions, each
-from stream_learner.signatures import Verifier
+from stream_learner.formats.record import Record
 from stream_learner.streams.journal import read_committed
-from stream_learner.streams.topics import Names
 
 # Offsets of the history topic that are read first: by a look, and where something is wrong. Then ten times as many, and
 # at last all.
@@ -92,7 +92,7 @@ def read_newest(settings: Settings, topic_id: str, positions: Positions, wait: b
     record with the run's key, an old manifest too, may have made compaction delete the newest one. Raises as
     `read_manifests` does.
     """
-    names = Names.of(settings)
+    names = Names.under(settings.prefix)
     foreign, newest = Foreign(names.checkpoints), None
     # A manifest of an older topic of the same name is nobody's newest, but the caller says better what is wrong.
     for found in read_manifests(settings, foreign, wait=wait):
@@ -120,7 +120,7 @@ def _newest_in_history(
 ) -> tuple[Found | None, int, Foreign]:
     """The newest manifest that was also written to the checkpoints topic as it is now, and the highest epoch of any.
     Reads the last `tail` offsets, and as far back as needed."""
-    names = Names.of(settings)
+    names = Names.under(settings.prefix)
     while True:
         newest, last_epoch, foreign = None, 0, Foreign(names.history)
         for found in read_manifests(settings, foreign, tail, wait):
@@ -138,8 +138,8 @@ def _newest_in_history(
 def no_manifest(settings: Settings, newest: Newest) -> StateError:
     """Return the error for a topic that holds foreign records only."""
     return StateError(
-        f"topic {Names.of(settings).checkpoints} holds no manifest of run {settings.run.id!r}, only foreign records: "
-        f"{'; '.join(map(str, newest.foreign))}. Nothing was changed; {advice(settings)}"
+        f"topic {Names.under(settings.prefix).checkpoints} holds no manifest of run {settings.run.id!r}, only foreign "
+        f"records: {'; '.join(map(str, newest.foreign))}. Nothing was changed; {advice(settings)}"
     )
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+from stream_learner.contract.event_time import is_known
 from stream_learner.errors import InputError
-from stream_learner.records.event_time import is_known
-from stream_learner.records.record import Gap, Record
+from stream_learner.formats.record import Gap, Record
 
 Place = tuple[str, int]
 """Topic and partition."""

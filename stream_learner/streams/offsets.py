@@ -5,7 +5,7 @@ from kafka.admin import OffsetSpec
 from kafka.structs import TopicPartition
 
 from stream_learner.config import KafkaSettings, Settings
-from stream_learner.records.spans import Positions
+from stream_learner.contract.spans import Positions
 from stream_learner.streams.connection import ask, describe
 
 

@@ -19,7 +19,7 @@ from kafka.record.default_records import DefaultRecordBatch
 from kafka.structs import TopicPartition
 
 from stream_learner.config import MIB
-from stream_learner.records.record import HEADER_BYTES, RECORD_BYTES, Record
+from stream_learner.formats.record import HEADER_BYTES, RECORD_BYTES, Record
 from stream_learner.streams.record_batch import Batch, Parsed
 
 # Of the records that one poll gives, and of what is decompressed for them; the last record may exceed it.

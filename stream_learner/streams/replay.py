@@ -9,7 +9,7 @@ from kafka.structs import TopicPartition
 
 from stream_learner.config import KafkaSettings
 from stream_learner.errors import InputError, KafkaUnavailableError
-from stream_learner.records.record import Record
+from stream_learner.formats.record import Record
 from stream_learner.streams.connection import kafka_failures, reader
 from stream_learner.streams.reader import Damaged, Reader, to_record
 

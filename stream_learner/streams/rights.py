@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from kafka import errors as kafka_errors
 
-from stream_learner.config import OUTPUTS, KafkaSettings, Settings
+from stream_learner.config import KafkaSettings, Settings
+from stream_learner.contract.topics import OUTPUTS
 from stream_learner.errors import KafkaUnavailableError
 
 WHERE = "docs/security.md lists the ACLs of each role"

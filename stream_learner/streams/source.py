@@ -8,9 +8,9 @@ from kafka.errors import LogTruncationError, OffsetOutOfRangeError
 from kafka.structs import TopicPartition
 
 from stream_learner.config import MIB, InputSettings, KafkaSettings
+from stream_learner.contract.spans import Positions
 from stream_learner.errors import InputError
-from stream_learner.records.record import Gap, Record
-from stream_learner.records.spans import Positions
+from stream_learner.formats.record import Gap, Record
 from stream_learner.streams.connection import kafka_failures, reader
 from stream_learner.streams.merge import Item, Merge
 from stream_learner.streams.reader import MAX_POLL_BYTES, Damaged, Reader, to_record

@@ -8,6 +8,7 @@ from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from stream_learner.config import MIB, Settings
+from stream_learner.contract.topics import Names
 from stream_learner.errors import KafkaUnavailableError, TopicsError
 from stream_learner.streams.connection import ask, describe, kafka_failures, topics_are
 from stream_learner.streams.rights import Role, check_rights
@@ -31,28 +32,6 @@ INTERNAL = {
     "__consumer_offsets": ("offsets.topic.replication.factor", None),
     "__transaction_state": ("transaction.state.log.replication.factor", "transaction.state.log.min.isr"),
 }
-
-
-@dataclass(frozen=True)
-class Names:
-    """Names of the output topics."""
-
-    checkpoints: str
-    history: str
-    weights: str
-    metrics: str
-    dead_letters: str
-
-    @classmethod
-    def of(cls, settings: Settings) -> "Names":
-        prefix = settings.prefix
-        return cls(
-            f"{prefix}.checkpoints",
-            f"{prefix}.history",
-            f"{prefix}.weights",
-            f"{prefix}.metrics",
-            f"{prefix}.dead-letters",
-        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +59,7 @@ def dead_letter_bytes(settings: Settings) -> int:
 
 
 def output_plan(settings: Settings) -> list[TopicPlan]:
-    names = Names.of(settings)
+    names = Names.under(settings.prefix)
     keep_90_days = {"cleanup.policy": "delete", "retention.ms": str(90 * DAY_MS)}
     keep_30_days = {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS)}
     # Compaction keeps the newest committed record of each key however old it is and however much was aborted since;
@@ -238,7 +217,7 @@ def topic_ids(settings: Settings, names: list[str]) -> dict[str, str]:
 
 def dead_letter_limit(settings: Settings) -> int:
     """Largest dead letter that the topic takes, in bytes. Raises KafkaUnavailableError."""
-    name = Names.of(settings).dead_letters
+    name = Names.under(settings.prefix).dead_letters
 
     def question(client: KafkaAdminClient) -> dict[str, dict[str, str]]:
         return _configs(client, ConfigResourceType.TOPIC, [name])

@@ -9,8 +9,8 @@ from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from stream_learner.config import MIB, Settings
+from stream_learner.contract.spans import Positions
 from stream_learner.errors import FencedError, KafkaUnavailableError, PublishError, UsageError
-from stream_learner.records.spans import Positions
 from stream_learner.streams.bootstrap import REFUSALS, connect
 from stream_learner.streams.connection import client_config, kafka_failures
 from stream_learner.streams.nulls import NULL

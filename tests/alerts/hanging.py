@@ -2,8 +2,8 @@
 
 import threading
 
-from stream_learner.records.formats import plain
-from stream_learner.records.record import Fields, Record
+from stream_learner.formats.plain import plain
+from stream_learner.formats.record import Fields, Record
 
 MARK = b"hang"
 

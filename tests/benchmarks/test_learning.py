@@ -21,10 +21,10 @@ from benchmarks.scenarios import FLIPPED_SHARE, LOW_WEIGHT, NOISY_SHARE, SCENARI
 from benchmarks.scores import Point, accuracy, accuracy_of_seen
 from benchmarks.trial import Trial
 from stream_learner import config
+from stream_learner import networks as models
+from stream_learner.contract.manifest import ModelArguments, ModelSpec
 from stream_learner.errors import DataError, ExitCode
-from stream_learner.learning import models
 from stream_learner.learning.placement import place
-from stream_learner.records.manifest import ModelArguments, ModelSpec
 from stream_learner.registry import WEIGHTS
 
 EACH = 24  # images of a class; of these the last four are the test part

@@ -7,15 +7,15 @@ import pytest
 
 from stream_learner.checkpoints.retention import ORPHAN_AGE, delete_dropped, folder, keep, share, sweep_orphans
 from stream_learner.checkpoints.store import Store
-from stream_learner.errors import StateError, StoreError
-from stream_learner.records.ledger import Ledger
-from stream_learner.records.manifest import (
+from stream_learner.contract.ledger import Ledger
+from stream_learner.contract.manifest import (
     Arithmetic,
     Manifest,
     Object,
     State,
     digest,
 )
+from stream_learner.errors import StateError, StoreError
 
 HOUR_S = 3600.0
 NOW_S = time.time()

@@ -16,10 +16,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from stream_learner.config import InputSettings, ModelSettings, RunSettings, Settings
+from stream_learner.formats import images
+from stream_learner.formats.decoder import Decoder
+from stream_learner.formats.record import Record, RejectError, Sample
 from stream_learner.local.datasets import open_dataset
-from stream_learner.records import images
-from stream_learner.records.decoder import Decoder
-from stream_learner.records.record import Record, RejectError, Sample
 
 SIDE_PX = 28
 SLOW_S = 0.05

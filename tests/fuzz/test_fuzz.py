@@ -4,7 +4,8 @@ from mmap import mmap
 
 from fuzz import MAX_GROWTH_MIB, decoders, fuzz, some_images
 
-from stream_learner.records.record import Reason, Record, Sample
+from stream_learner.contract.vocabulary import Reason
+from stream_learner.formats.record import Record, Sample
 
 COUNT = 4_000
 GROWTH_BYTES = 100 * 2**20

@@ -11,14 +11,15 @@ from sklearn.datasets import load_digits
 from stream_learner import registry
 from stream_learner.checkpoints import state
 from stream_learner.config import Settings
+from stream_learner.contract.spans import Span
+from stream_learner.contract.vocabulary import Label, Split
+from stream_learner.formats.images import png
+from stream_learner.formats.labels import LabelRules
+from stream_learner.formats.record import Record, Sample
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Snapshot
-from stream_learner.records.images import png
-from stream_learner.records.labels import LabelRules
-from stream_learner.records.record import Label, Record, Sample, Split
-from stream_learner.records.report import Report
-from stream_learner.records.spans import Span
+from stream_learner.monitoring.report import Report
 
 SIDE = 9  # pixels; the least that resnet18_slim takes
 _data, TARGETS = load_digits(return_X_y=True)

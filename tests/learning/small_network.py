@@ -1,6 +1,6 @@
 from torch import nn
 
-from stream_learner.learning.models import ImageClassifier
+from stream_learner.networks import ImageClassifier
 
 
 class Normalised(ImageClassifier):

@@ -3,9 +3,9 @@ import copy
 import torch
 from torch import nn
 
-from stream_learner.learning import models
+from stream_learner import networks as models
+from stream_learner.contract.manifest import ModelArguments, ModelSpec
 from stream_learner.learning.averaging import Average
-from stream_learner.records.manifest import ModelArguments, ModelSpec
 
 DECAY = 0.3
 

@@ -7,9 +7,10 @@ from digit_stream import DIGITS_NHWC, ENCODED
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream_learner.contract.vocabulary import Split
+from stream_learner.formats.images import png
+from stream_learner.formats.record import Record, Sample
 from stream_learner.learning.memory import BalancedMemory
-from stream_learner.records.images import png
-from stream_learner.records.record import Record, Sample, Split
 
 SHAPE = DIGITS_NHWC.shape[1:]
 PLENTY = 10**7

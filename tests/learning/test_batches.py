@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_learner.config import BatchSettings
+from stream_learner.contract.spans import Positions, Span, each, extend_all
+from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.errors import InputError
+from stream_learner.formats.record import Gap, Record, RejectError, Sample
 from stream_learner.learning.batch import MAX_HELD_OUT_BYTES, Batch, batches
-from stream_learner.records.record import Gap, Reason, Record, RejectError, Sample, Split
-from stream_learner.records.spans import Positions, Span, each, extend_all
 
 Polls = Sequence[Sequence[Record | Gap]]
 EMPTY_POLL_S = 0.1

@@ -1,9 +1,10 @@
 import pytest
 from digit_stream import settings
 
+from stream_learner.contract.vocabulary import Label, Reason
+from stream_learner.formats.record import RejectError
 from stream_learner.learning import classes
 from stream_learner.learning.classes import MAX_PENDING, Classes, Pending, check_room
-from stream_learner.records.record import Label, Reason, RejectError
 
 
 def restored(found: Classes, **overrides) -> Classes:

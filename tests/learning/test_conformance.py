@@ -30,14 +30,14 @@ from digit_stream import (
 )
 from torch import Tensor
 
-from stream_learner.learning import models
+from stream_learner import networks as models
+from stream_learner.contract.vocabulary import Reason
 from stream_learner.learning.evaluation import predict
 from stream_learner.learning.heads.statistics import NEVER
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Snapshot
 from stream_learner.learning.strategies import Losses, Step, Strategy
-from stream_learner.records.record import Reason
-from stream_learner.records.report import Report
+from stream_learner.monitoring.report import Report
 from stream_learner.registry import HEADS, STRATEGIES
 
 SOLVED = [{"model__head": head, "model__random_features": 80} for head in HEADS if head != "linear"]

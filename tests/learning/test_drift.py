@@ -8,11 +8,11 @@ import pytest
 from digit_stream import TARGETS, as_bytes, batch, learned, resumed, settings
 from river.drift import ADWIN
 
+from stream_learner.contract.spans import Span
+from stream_learner.contract.window import Drift
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.drift import Adwin, Change
 from stream_learner.learning.snapshot import Snapshot
-from stream_learner.records.report import Drift
-from stream_learner.records.spans import Span
 
 DELTA = 0.002
 N = 8_000

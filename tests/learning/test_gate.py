@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from stream_learner.config import ReleaseSettings
+from stream_learner.contract.manifest import Decision
 from stream_learner.learning.gate import DRAWS, decide, p_value
-from stream_learner.records.manifest import Decision
 
 WRONG = 1000
 Counts = tuple[int, int, int, int]

@@ -4,8 +4,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from stream_learner.learning.growth import grow_head, start_moments
-from stream_learner.learning.models.small import MLP
 from stream_learner.learning.muon import Muon
+from stream_learner.networks.small import MLP
 
 OLD, NEW = 3, 7
 LR = 0.01

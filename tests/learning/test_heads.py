@@ -25,19 +25,19 @@ from digit_stream import (
 )
 from safetensors.torch import save_file
 
+from stream_learner import networks as models
 from stream_learner.checkpoints import state
 from stream_learner.config import Settings, load
+from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import UsageError
-from stream_learner.learning import models
 from stream_learner.learning.evaluation import predict
 from stream_learner.learning.heads import StatisticsHead
-from stream_learner.learning.heads.random_features import RandomFeatures
 from stream_learner.learning.heads.ridge import PENALTIES
 from stream_learner.learning.heads.statistics import NEVER
 from stream_learner.learning.learner import Learner
-from stream_learner.learning.models.small import MLP
 from stream_learner.learning.snapshot import Candidate, Snapshot
-from stream_learner.records.record import Reason
+from stream_learner.networks.random_features import RandomFeatures
+from stream_learner.networks.small import MLP
 from stream_learner.registry import HEADS, STRATEGIES
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "models.md"

@@ -23,7 +23,10 @@ from digit_stream import (
 from PIL import Image
 
 from stream_learner.config import Settings
+from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.errors import UsageError
+from stream_learner.formats.decoder import Decoder
+from stream_learner.formats.record import Gap, Record
 from stream_learner.learning import classes
 from stream_learner.learning.batch import batches
 from stream_learner.learning.identity import check_fits, identity
@@ -31,8 +34,6 @@ from stream_learner.learning.learner import Learner
 from stream_learner.learning.strategies import Losses, Minibatch, Step
 from stream_learner.learning.strategies.er import ExperienceReplay
 from stream_learner.learning.strategies.finetune import FineTune
-from stream_learner.records.decoder import Decoder
-from stream_learner.records.record import Gap, Reason, Record, Split
 
 
 def test_a_teacher_that_is_not_kept_is_refused():

@@ -9,13 +9,13 @@ from digit_stream import DIGITS_NHWC, LARGE, MODELS, settings
 from msgspec.structs import replace
 from torch import nn
 
+from stream_learner import networks as models
+from stream_learner.contract.manifest import ModelArguments, ModelSpec
 from stream_learner.errors import StateError, UsageError
-from stream_learner.learning import models
 from stream_learner.learning.evaluation import own_probabilities, predict, score
 from stream_learner.learning.learner import Learner
-from stream_learner.learning.models.small import MLP
 from stream_learner.learning.placement import place
-from stream_learner.records.manifest import ModelArguments, ModelSpec
+from stream_learner.networks.small import MLP
 
 CPU = torch.device("cpu")
 
@@ -208,7 +208,7 @@ def test_a_function_of_ones_own_makes_a_classifier_or_is_refused():
 
     network = build(f"{__name__}:by_a_function")
     assert network(torch.zeros(3, 8, 8, 1, dtype=torch.uint8)).shape == (3, 2)
-    with pytest.raises(UsageError, match=r"by_mistake' makes no stream_learner.learning.models.ImageClassifier"):
+    with pytest.raises(UsageError, match=r"by_mistake' makes no stream_learner.networks.ImageClassifier"):
         build(f"{__name__}:by_mistake")
     with pytest.raises(UsageError, match=r"of_other_arguments' is called with classes, height, .*std: .*'classes'"):
         build(f"{__name__}:of_other_arguments")

@@ -10,9 +10,9 @@ from digit_stream import LARGE, LIGHT, SIDE, learned, settings, stream
 from torch import Tensor
 from torch.nn import functional as F
 
+from stream_learner import networks as models
 from stream_learner.checkpoints import state
-from stream_learner.learning import models
-from stream_learner.records.manifest import ModelArguments, ModelSpec
+from stream_learner.contract.manifest import ModelArguments, ModelSpec
 from stream_learner.registry import MODELS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "topics.md").read_text().split("\n## Networks\n")[1].split("\n## ")[0]

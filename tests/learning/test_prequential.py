@@ -21,13 +21,13 @@ from digit_stream import (
 )
 from sklearn.metrics import cohen_kappa_score
 
-from stream_learner.learning import models
+from stream_learner import networks as models
+from stream_learner.contract.vocabulary import Label
+from stream_learner.contract.window import ClassAccuracy, ClassForgetting, Confusion, Forgetting, Recent, accuracy
 from stream_learner.learning.evaluation import calibration_error
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.prequential import FadingMean, Prequential
 from stream_learner.learning.snapshot import Candidate
-from stream_learner.records.record import Label
-from stream_learner.records.window import ClassAccuracy, ClassForgetting, Confusion, Forgetting, Recent, accuracy
 
 LABELS = ["ant", "bee", "cat", 3, "3"]
 Seen = list[tuple[int, int, float]]  # target, prediction, confidence

@@ -11,11 +11,11 @@ from digit_stream import DIGITS_NHWC, as_bytes, learned, resumed, settings, stre
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stream_learner import networks as models
+from stream_learner.contract.manifest import ModelArguments, ModelSpec
 from stream_learner.errors import UsageError
-from stream_learner.learning import models
 from stream_learner.learning.learner import Learner
-from stream_learner.learning.models.weights import load_body
-from stream_learner.records.manifest import ModelArguments, ModelSpec
+from stream_learner.networks.weights import load_body
 
 Tensors = dict[str, Tensor]
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 from digit_stream import MODELS, TEST, TRAIN, VALIDATION, batch, digits_of, learned, position, resumed, settings, stream
 
+from stream_learner import networks as models
 from stream_learner.checkpoints import state
-from stream_learner.learning import models
+from stream_learner.contract.spans import Span
+from stream_learner.contract.vocabulary import Split
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.evaluation import predict
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.snapshot import Candidate
 from stream_learner.learning.strategies import Losses, Step
 from stream_learner.learning.strategies.er import ExperienceReplay
-from stream_learner.records.record import Split
-from stream_learner.records.spans import Span
 from stream_learner.registry import STRATEGIES
 
 CPU = torch.device("cpu")

@@ -21,8 +21,8 @@ from digit_stream import (
     stream,
 )
 
+from stream_learner import networks as models
 from stream_learner.checkpoints import state
-from stream_learner.learning import models
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.evaluation import predict
 from stream_learner.learning.heads.statistics import NEVER

@@ -9,12 +9,12 @@ from digit_stream import TEST, TRAIN, VALIDATION, as_bytes, batch, digits_of, po
 from torch import Tensor
 
 from stream_learner.checkpoints import state
+from stream_learner.contract.manifest import Decision
+from stream_learner.contract.spans import Span
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.patience import CUT, FLOOR, Patience
 from stream_learner.learning.snapshot import Snapshot
-from stream_learner.records.manifest import Decision
-from stream_learner.records.spans import Span
 
 RUN = {
     "learning__average_decay": 0.9,

@@ -25,16 +25,16 @@ from digit_stream import (
 )
 from pydantic import ValidationError
 
+from stream_learner import networks as models
 from stream_learner.checkpoints import state
 from stream_learner.config import WeightsSettings
-from stream_learner.learning import models
+from stream_learner.contract.vocabulary import Reason
 from stream_learner.learning.batch import Batch
 from stream_learner.learning.learner import Learner
+from stream_learner.learning.tally import Tally
 from stream_learner.learning.weighting import Arrivals, Policy, Times, Weights
 from stream_learner.learning.weighting.policies import FADE
 from stream_learner.learning.weighting.weights import CLOCK
-from stream_learner.records.record import Reason
-from stream_learner.records.window import Tally
 from stream_learner.registry import WEIGHTS
 
 HOUR_MS = 3_600_000

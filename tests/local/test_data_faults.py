@@ -14,9 +14,9 @@ import pytest
 from data_files import encoded, write_image, write_parquet, write_rows
 
 from stream_learner.errors import DataError
+from stream_learner.formats.labels import parse_label
 from stream_learner.local import demo
 from stream_learner.local.datasets import NoTestSplitError, open_dataset
-from stream_learner.records.labels import parse_label
 
 LATIN_1 = os.fsdecode(b"caf\xe9")
 NFC, NFD = "caf\u00e9", "cafe\u0301"

@@ -3,10 +3,10 @@ import io
 import pytest
 from rich.console import Console
 
+from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.local.counts import Counts
 from stream_learner.local.scrape import Figures
 from stream_learner.local.view import Lines, View
-from stream_learner.records.record import Reason, Split
 
 
 def page(**values: float) -> Figures:

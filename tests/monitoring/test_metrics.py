@@ -8,10 +8,8 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from stream_learner.monitoring.health import Answer, Health, Phase
-from stream_learner.monitoring.metrics import Metrics, RunRegistry
-from stream_learner.records.ledger import Ledger
-from stream_learner.records.manifest import (
+from stream_learner.contract.ledger import Ledger
+from stream_learner.contract.manifest import (
     Arithmetic,
     Decision,
     Manifest,
@@ -22,10 +20,13 @@ from stream_learner.records.manifest import (
     Release,
     digest,
 )
-from stream_learner.records.record import Reason, Record, Rejection, Split
-from stream_learner.records.report import Drift, Report
-from stream_learner.records.spans import Span
-from stream_learner.records.window import ClassForgetting, Confusion, Forgetting, Recent, accuracy
+from stream_learner.contract.spans import Span
+from stream_learner.contract.vocabulary import Reason, Split
+from stream_learner.contract.window import ClassForgetting, Confusion, Drift, Forgetting, Recent, accuracy
+from stream_learner.formats.record import Record, Rejection
+from stream_learner.monitoring.health import Answer, Health, Phase
+from stream_learner.monitoring.metrics import Metrics, RunRegistry
+from stream_learner.monitoring.report import Report
 
 OBJECT = Object(key="digits/memory/1", size=100, digest="sha256:00")
 CREATED = datetime(2025, 3, 1, 12, tzinfo=UTC)

@@ -20,8 +20,8 @@ from stream_learner.monitoring import server
 from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import Metrics
 from stream_learner.monitoring.pages import Pages
+from stream_learner.monitoring.report import Report
 from stream_learner.monitoring.server import serve
-from stream_learner.records.report import Report
 
 # Name without its suffix, type, unit that the help names.
 DOCUMENTED = {

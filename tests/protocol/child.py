@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 from no_hard_links import refuse_links
 
-from stream_learner import cli, start, worker
+from stream_learner import cli
 from stream_learner.checkpoints import retention, state
 from stream_learner.checkpoints.store import Store
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.memory import BalancedMemory
 from stream_learner.publishing import publish, recover
+from stream_learner.run import start, worker
 from stream_learner.streams import topics
 from stream_learner.streams.journal import ReadBack
 from stream_learner.streams.transaction import Transaction

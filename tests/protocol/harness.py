@@ -71,7 +71,7 @@ UNKNOWN_OUTCOME = (ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG)
 
 # A process that has imported torch already, and what its optimizers need, makes a worker in a moment.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["stream_learner.cli", "stream_learner.worker", "torch._dynamo"])
+processes.set_forkserver_preload(["stream_learner.cli", "stream_learner.run.worker", "torch._dynamo"])
 
 T = TypeVar("T")
 

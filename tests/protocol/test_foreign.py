@@ -16,12 +16,12 @@ from harness import NewRun, Run
 from stream_learner import config
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
+from stream_learner.contract.manifest import encode
 from stream_learner.errors import ExitCode, StateError
+from stream_learner.follow.status import read_status
 from stream_learner.publishing.recover import Recovery
-from stream_learner.records.manifest import encode
 from stream_learner.streams import manifests, topics
 from stream_learner.streams.manifests import Newest, read_newest
-from stream_learner.streams.status import read_status
 
 
 def write(run: Run, topic: str, value: bytes | None, key: str = "", headers: Headers | None = None) -> None:

@@ -15,9 +15,9 @@ from harness import NewRun, Run
 from hypothesis import given, settings
 
 from stream_learner.checkpoints.store import Store
+from stream_learner.contract.manifest import decode_manifest, digest
 from stream_learner.errors import ExitCode, InputError, StateError
 from stream_learner.publishing.recover import Recovery, check_positions, check_topics
-from stream_learner.records.manifest import decode_manifest, digest
 from stream_learner.streams import offsets
 
 Change = Callable[[dict[str, Any]], Any]

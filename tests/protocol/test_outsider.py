@@ -8,8 +8,8 @@ import safetensors.torch
 from checker import Log
 from harness import Run
 
-from stream_learner.learning.models import build
-from stream_learner.records.manifest import ModelSpec
+from stream_learner.contract.manifest import ModelSpec
+from stream_learner.networks import build
 
 
 def verified(data: bytes, reference: dict[str, Any]) -> bytes:

@@ -17,7 +17,7 @@ MODULE = """
 import os
 
 from stream_learner.learning.strategies.finetune import FineTune
-from stream_learner.records.formats import plain
+from stream_learner.formats.plain import plain
 
 
 def poisonous(record):

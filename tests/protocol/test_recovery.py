@@ -12,10 +12,10 @@ from feed import mixed
 from harness import DEADLINE_S, NewRun, Run
 
 from stream_learner.checkpoints.store import Store
+from stream_learner.contract.manifest import decode_manifest, digest
 from stream_learner.errors import ExitCode
 from stream_learner.publishing import recover
 from stream_learner.publishing.recover import Recovery
-from stream_learner.records.manifest import decode_manifest, digest
 from stream_learner.streams.manifests import Found, Newest
 
 # Where a worker is killed in its first publication, and the manifests this adds. Puts are those of parts, state,

@@ -12,10 +12,10 @@ from feed import Draft, client, digits, feed, good, mixed, send
 from harness import NewRun, Run
 
 from stream_learner.checkpoints.store import Store
+from stream_learner.contract.manifest import decode_manifest, digest
 from stream_learner.errors import ExitCode, InputError
 from stream_learner.publishing import recover
 from stream_learner.publishing.recover import Recovery
-from stream_learner.records.manifest import decode_manifest, digest
 from stream_learner.streams import topics
 from stream_learner.streams.manifests import Found, Newest
 

@@ -12,14 +12,8 @@ import torch
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import MAX_SEGMENTS, KafkaSettings, Settings
-from stream_learner.errors import TopicsError
-from stream_learner.learning.snapshot import Candidate, Snapshot
-from stream_learner.publishing import publish as publishing
-from stream_learner.publishing.publish import Publish
-from stream_learner.records.fit import fit
-from stream_learner.records.labels import MAX_LABEL_BYTES, MAX_LABELS_BYTES, encoded_bytes
-from stream_learner.records.ledger import Piece
-from stream_learner.records.manifest import (
+from stream_learner.contract.ledger import Piece
+from stream_learner.contract.manifest import (
     Arithmetic,
     Decision,
     ModelArguments,
@@ -29,15 +23,23 @@ from stream_learner.records.manifest import (
     digest,
     encode,
 )
-from stream_learner.records.progress import MAX_ENTRIES, Closed, Progress
-from stream_learner.records.record import Label, Reason, Record, Rejection, Split
-from stream_learner.records.report import Drift, Report
-from stream_learner.records.spans import Span
-from stream_learner.records.window import MAX_DRIFTS, ClassForgetting, Confusion, Forgetting, Recent, Tally, accuracy
+from stream_learner.contract.spans import Span
+from stream_learner.contract.vocabulary import Label, Reason, Split
+from stream_learner.contract.window import MAX_DRIFTS, ClassForgetting, Confusion, Drift, Forgetting, Recent, accuracy
+from stream_learner.errors import TopicsError
+from stream_learner.follow.status import read_status
+from stream_learner.formats.labels import MAX_LABEL_BYTES, MAX_LABELS_BYTES, encoded_bytes
+from stream_learner.formats.record import Record, Rejection
+from stream_learner.learning.progress import MAX_ENTRIES, Closed, Progress
+from stream_learner.learning.snapshot import Candidate, Snapshot
+from stream_learner.learning.tally import Tally
+from stream_learner.monitoring.report import Report
+from stream_learner.publishing import publish as publishing
+from stream_learner.publishing.fit import fit
+from stream_learner.publishing.publish import Publish
 from stream_learner.streams import topics
 from stream_learner.streams.connection import ask
 from stream_learner.streams.journal import ReadBack
-from stream_learner.streams.status import read_status
 from stream_learner.streams.topics import MAX_DOCUMENT_BYTES
 from stream_learner.streams.transaction import Transaction
 
@@ -143,7 +145,7 @@ def worst_snapshot(names: list[str]) -> Snapshot:
 def publish(settings: Settings) -> Iterator[Publish]:
     transaction, read_back = Transaction(settings), ReadBack(settings)
     transaction.fence()
-    ids = topics.topic_ids(settings, [*settings.input.topics, topics.Names.of(settings).checkpoints])
+    ids = topics.topic_ids(settings, [*settings.input.topics, topics.Names.under(settings.prefix).checkpoints])
     yield Publish(settings, Store(settings.checkpoint.store), transaction, read_back, ids, 1, None, None)
     transaction._producer.close(60)
     read_back._consumer.close()

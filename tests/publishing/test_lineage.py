@@ -13,12 +13,12 @@ from confluent_kafka import Producer
 from stream_learner import config
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
+from stream_learner.contract import ledger
+from stream_learner.contract.manifest import Arithmetic, Manifest, Object, State, decode_manifest, digest, encode
+from stream_learner.contract.spans import Span
 from stream_learner.errors import StateError, UsageError
 from stream_learner.local.broker import Broker
 from stream_learner.publishing.lineage import find_path
-from stream_learner.records import ledger
-from stream_learner.records.manifest import Arithmetic, Manifest, Object, State, decode_manifest, digest, encode
-from stream_learner.records.spans import Span
 from stream_learner.streams import topics
 from stream_learner.streams.history import History
 from stream_learner.streams.manifests import Foreign, Found

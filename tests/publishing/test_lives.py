@@ -8,10 +8,11 @@ import pytest
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
+from stream_learner.contract.manifest import encode
+from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import FencedError, InputError
-from stream_learner.publishing.poison import MAX_SET_ASIDE, Lives, Place
-from stream_learner.records.manifest import encode
-from stream_learner.records.record import Reason, Record, RejectError, Sample
+from stream_learner.formats.record import Record, RejectError, Sample
+from stream_learner.run.lives import MAX_SET_ASIDE, Lives, Place
 
 A, B, C = ("images", 0, 7), ("images", 0, 8), ("images", 1, 0)
 SETTINGS = Settings.model_validate({"run": {"id": "digits"}, "input": {"topics": ["images"]}})

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from stream_learner.records.record import Record
+from stream_learner.formats.record import Record
 
 DIGITS_NHW = (load_digits(return_X_y=True)[0].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
 

@@ -3,10 +3,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_learner.config import RejectsSettings
-from stream_learner.records.breaker import Breaker
-from stream_learner.records.record import Reason, Record, Rejection
-from stream_learner.records.rejects import describe
-from stream_learner.records.report import Report
+from stream_learner.contract.vocabulary import Reason
+from stream_learner.formats.record import Record, Rejection
+from stream_learner.formats.rejects import describe
+from stream_learner.monitoring.report import Report
+from stream_learner.run.breaker import Breaker
 
 REJECTION = Rejection(Record("images", 0, 0, 0, None, None, []), Reason.NO_IMAGE, "decode", "")
 

@@ -9,9 +9,10 @@ from PIL import Image
 from record_images import DIGITS_NHW, digit, encode, record
 
 from stream_learner.config import InputSettings, ModelSettings, RunSettings, Settings, SplitSettings
-from stream_learner.records.decoder import Decoder, parse_split, parse_weight
-from stream_learner.records.formats import plain
-from stream_learner.records.record import Fields, Reason, Record, RejectError, Sample, Split
+from stream_learner.contract.vocabulary import Reason, Split
+from stream_learner.formats.decoder import Decoder, parse_split, parse_weight
+from stream_learner.formats.plain import plain
+from stream_learner.formats.record import Fields, Record, RejectError, Sample
 
 
 def decoder(format: str = "plain", **split: Any) -> Decoder:  # noqa: A002 (the setting's name)

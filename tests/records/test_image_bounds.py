@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 from record_images import PNG_END, encode, gradient, jpeg_segment, png_chunk, png_header, png_of
 
-from stream_learner.records import images
-from stream_learner.records.images import jpegs, pngs
-from stream_learner.records.images.bounds import MAX_PARTS, MAX_SCANS, MAX_SIDE_PX
-from stream_learner.records.record import Reason, RejectError
+from stream_learner.contract.vocabulary import Reason
+from stream_learner.formats import images
+from stream_learner.formats.images import jpegs, pngs
+from stream_learner.formats.images.bounds import MAX_PARTS, MAX_SCANS, MAX_SIDE_PX
+from stream_learner.formats.record import RejectError
 
 MAX_PIXELS = 4096 * 4096
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image, ImageOps
 from record_images import encode, exif, gradient, jpeg_segment, png_chunk, png_of
 
-from stream_learner.records import images
-from stream_learner.records.images import bounds, pngs
-from stream_learner.records.images.pngs import Png
+from stream_learner.formats import images
+from stream_learner.formats.images import bounds, pngs
+from stream_learner.formats.images.pngs import Png
 
 RNG = np.random.default_rng(0)
 COLORS_HWC = RNG.integers(0, 256, (6, 9, 3), np.uint8)

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from record_images import DIGITS_NHW, digit, encode, gradient, png_of
 
-from stream_learner.records import images
-from stream_learner.records.record import Reason, RejectError
+from stream_learner.contract.vocabulary import Reason
+from stream_learner.formats import images
+from stream_learner.formats.record import RejectError
 
 MAX_PIXELS = 1_000_000
 SIZES = [(1, 1), (1, 40), (40, 1), (7, 5), (16, 16), (33, 200)]

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_learner.config import LabelsSettings, load
+from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import UsageError
-from stream_learner.records.labels import MAX_LABEL_BYTES, LabelRules, parse_label
-from stream_learner.records.record import Reason, RejectError
+from stream_learner.formats.labels import MAX_LABEL_BYTES, LabelRules, parse_label
+from stream_learner.formats.record import RejectError
 
 
 @pytest.mark.parametrize(

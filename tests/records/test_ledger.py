@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_learner.records import ledger
-from stream_learner.records.ledger import Ledger, Piece
-from stream_learner.records.spans import Span, Spans, extend
+from stream_learner.contract import ledger
+from stream_learner.contract.ledger import Ledger, Piece
+from stream_learner.contract.spans import Span, Spans, extend
 
 BATCHES = [[Piece("images", 1, 20)], [], [Piece("images", 0, 33), Piece("images", 1, 25), Piece("images", 0, 40)]]
 SPANS: Spans = {"images": {1: Span(12, 25), 0: Span(30, 40)}}

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, ValidationError
 from msgspec.structs import replace
 
-from stream_learner.records import documents, ledger
-from stream_learner.records.ledger import Piece
-from stream_learner.records.manifest import (
+from stream_learner.contract import documents, ledger
+from stream_learner.contract.ledger import Piece
+from stream_learner.contract.manifest import (
     Arithmetic,
     Chunk,
     Decision,
@@ -26,12 +26,12 @@ from stream_learner.records.manifest import (
     digest,
     encode,
 )
-from stream_learner.records.report import Drift
-from stream_learner.records.spans import Span
-from stream_learner.records.window import (
+from stream_learner.contract.spans import Span
+from stream_learner.contract.window import (
     ClassForgetting,
     Confusion,
     Distribution,
+    Drift,
     Forgetting,
     Recent,
     Window,

@@ -2,11 +2,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_learner.records.ledger import Piece
-from stream_learner.records.progress import ERROR_HEADERS_BYTES, PIECE_BYTES, Progress
-from stream_learner.records.record import Reason, Record, Rejection, Split
-from stream_learner.records.report import Drift, Report
-from stream_learner.records.spans import Span, Spans, advance, between, each, extend, extend_all
+from stream_learner.contract.ledger import Piece
+from stream_learner.contract.spans import Span, Spans, advance, between, each, extend, extend_all
+from stream_learner.contract.vocabulary import Reason, Split
+from stream_learner.contract.window import Drift
+from stream_learner.formats.record import Record, Rejection
+from stream_learner.learning.progress import ERROR_HEADERS_BYTES, PIECE_BYTES, Progress
+from stream_learner.monitoring.report import Report
 
 
 def rejection(offset: int, reason: Reason = Reason.NO_LABEL) -> Rejection:

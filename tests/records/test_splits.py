@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_learner.records.record import Split
-from stream_learner.records.splits import assign, group
+from stream_learner.contract.vocabulary import Split
+from stream_learner.formats.splits import assign, group
 
 RECORDS = 20_000
 CHI_SQUARE_2_DOF = 13.8  # exceeded by one fair draw in a thousand

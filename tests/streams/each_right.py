@@ -17,11 +17,11 @@ from harness import POLL_S, Run
 from secured import LEARNER, Secured
 
 from stream_learner.config import MIB
+from stream_learner.contract.topics import Names
 from stream_learner.errors import ExitCode, KafkaUnavailableError
 from stream_learner.streams import topics
 from stream_learner.streams.journal import read_committed
 from stream_learner.streams.rights import RIGHTS, Right, Role
-from stream_learner.streams.topics import Names
 
 RECORDS = 300
 SETTINGS = {
@@ -72,7 +72,7 @@ def learn(run: Run, target: Target) -> Outcome:
 
 def follow(run: Run, _: Target) -> Outcome:
     """What a program of somebody else's does, by our reader."""
-    names = Names.of(run.settings)
+    names = Names.under(run.settings.prefix)
     try:
         assert [*read_committed(run.settings, names.checkpoints)]
         assert [*read_committed(run.settings, names.weights)]
@@ -115,7 +115,7 @@ def outcome(secured: Secured, run: Run, monkeypatch: pytest.MonkeyPatch) -> Call
         allow(secured.broker.settings, [r for right in RIGHTS[role] if right != missing for r in right.of(settings)])
         if missing and missing[:3] == ("Read", "topic", "<prefix>.history"):  # needed where somebody else wrote
             foreign = Draft(b"key", b"no manifest", [], None)
-            feed(run.broker.bootstrap_servers, Names.of(settings).checkpoints, [foreign])
+            feed(run.broker.bootstrap_servers, Names.under(settings.prefix).checkpoints, [foreign])
         found = ROLES[role](run, target)
         if missing:
             (right,) = missing.of(settings)

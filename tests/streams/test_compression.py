@@ -6,7 +6,7 @@ import pytest
 from confluent_kafka import Producer
 
 from stream_learner.config import InputSettings, KafkaSettings
-from stream_learner.records.record import Record
+from stream_learner.formats.record import Record
 from stream_learner.streams.source import Source
 
 

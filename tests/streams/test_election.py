@@ -15,12 +15,12 @@ from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, R
 from secured import LEARNER, Secured
 
 from stream_learner.config import Settings, TopicsSettings
+from stream_learner.contract.topics import Names
 from stream_learner.errors import KafkaUnavailableError, StateError, UsageError
 from stream_learner.local.broker import Broker
 from stream_learner.streams import election, topics
 from stream_learner.streams.connection import ask
 from stream_learner.streams.election import Election
-from stream_learner.streams.topics import Names
 
 POLL_S = 0.05
 DEADLINE_S = 60.0
@@ -149,7 +149,11 @@ def test_new_metadata_changes_nothing(new_run: NewRun, join, monkeypatch: pytest
     run = new_run(LONG_S)
     with closing(Election(run)) as first:
         first.take_over()
-        ask(run.kafka, "adding a partition", lambda admin: admin.create_partitions({Names.of(run).checkpoints: 2}))
+        ask(
+            run.kafka,
+            "adding a partition",
+            lambda admin: admin.create_partitions({Names.under(run.prefix).checkpoints: 2}),
+        )
         first._consumer.topics()  # it would look again after five minutes
         first.poll()
         second = join(run)
@@ -309,7 +313,7 @@ def test_who_may_not_read_the_group_is_told_so(secured: Secured, unique_name: st
     )
     topics.create(run)
     run = run.model_copy(update={"kafka": run.kafka.model_copy(update={"sasl_username": LEARNER})})
-    grant(secured, ResourceType.TOPIC, Names.of(run).checkpoints)
+    grant(secured, ResourceType.TOPIC, Names.under(run.prefix).checkpoints)
     with closing(Election(run)) as vote, pytest.raises(KafkaUnavailableError, match=r"refused access .* ACLs"):
         vote.poll(DEADLINE_S)
     grant(secured, ResourceType.GROUP, run.standby_group)

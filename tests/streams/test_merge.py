@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_learner.errors import InputError
-from stream_learner.records.record import Gap, Record
+from stream_learner.formats.record import Gap, Record
 from stream_learner.streams import merge as merging
 from stream_learner.streams.merge import MAX_STALE, PATIENCE, USUAL_S, WAIT_S, Item, Merge
 

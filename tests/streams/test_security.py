@@ -16,10 +16,10 @@ from secured import LEARNER, MECHANISMS, OPERATOR, PASSWORD, Secured
 from stream_learner import config
 from stream_learner.config import KafkaSettings, Settings
 from stream_learner.errors import ExitCode, KafkaUnavailableError, UsageError
+from stream_learner.follow.status import read_status
 from stream_learner.streams import topics
 from stream_learner.streams.connection import ask
 from stream_learner.streams.rights import RIGHTS, Role
-from stream_learner.streams.status import read_status
 
 WAYS = [
     *((protocol, mechanism) for protocol in ("SASL_PLAINTEXT", "SASL_SSL") for mechanism in MECHANISMS),

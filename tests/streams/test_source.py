@@ -13,10 +13,10 @@ from confluent_kafka import Producer
 from kafka.structs import TopicPartition
 
 from stream_learner.config import MIB, InputSettings, KafkaSettings
+from stream_learner.contract.spans import Positions
 from stream_learner.errors import InputError, KafkaUnavailableError
+from stream_learner.formats.record import Gap, Record
 from stream_learner.local.broker import Broker
-from stream_learner.records.record import Gap, Record
-from stream_learner.records.spans import Positions
 from stream_learner.streams import connection, offsets, source
 from stream_learner.streams.connection import ask
 from stream_learner.streams.source import Source

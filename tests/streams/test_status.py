@@ -11,11 +11,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from stream_learner.config import Settings
+from stream_learner.contract.manifest import encode
 from stream_learner.errors import StateError, TopicsError
-from stream_learner.records.manifest import encode
-from stream_learner.records.window import Tally
+from stream_learner.follow.status import Status, read_status
+from stream_learner.learning.tally import Tally
 from stream_learner.streams import topics
-from stream_learner.streams.status import Status, read_status
 
 
 def produce(settings: Settings, topic: str, value: bytes, signature: bytes | None = None) -> None:

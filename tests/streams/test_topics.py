@@ -8,10 +8,10 @@ import pytest
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from stream_learner.config import Settings
+from stream_learner.contract.topics import Names
 from stream_learner.errors import TopicsError
 from stream_learner.streams import topics
 from stream_learner.streams.connection import ask
-from stream_learner.streams.topics import Names
 
 
 def alter(settings: Settings, topic: str, **configs: object) -> None:
@@ -23,7 +23,7 @@ def alter(settings: Settings, topic: str, **configs: object) -> None:
 
 def test_what_is_missing_is_made_once(new_settings: Callable[..., Settings]):
     settings = new_settings()
-    names = Names.of(settings)
+    names = Names.under(settings.prefix)
     output = [names.checkpoints, names.history, names.weights, names.metrics, names.dead_letters]
     assert topics.differences(settings) == [f"topics {', '.join([*output, *settings.input.topics])} are missing"]
     assert topics.create(settings) == output
@@ -47,7 +47,7 @@ def test_two_may_make_them_at_once(new_settings: Callable[..., Settings]):
 
 def test_larger_limits_pass(new_settings: Callable[..., Settings]):
     settings = new_settings()
-    names = Names.of(settings)
+    names = Names.under(settings.prefix)
     topics.create(settings, input_partitions=1)
     alter(settings, names.dead_letters, cleanup_policy="delete", max_message_bytes=17_000_000, retention_ms=-1)
     alter(settings, names.weights, cleanup_policy="compact", max_message_bytes=17_000_000, segment_bytes=1 << 30)
@@ -79,7 +79,7 @@ def test_what_differs_is_said(
 def test_another_number_of_partitions_is_said(new_settings: Callable[..., Settings]):
     settings = new_settings()
     topics.create(settings, input_partitions=1)
-    more = {Names.of(settings).checkpoints: 3}
+    more = {Names.under(settings.prefix).checkpoints: 3}
     ask(settings.kafka, "adding partitions", lambda admin: admin.create_partitions(more))
     with pytest.raises(TopicsError, match="has 3 partitions, not 1"):
         topics.check(settings)
@@ -88,7 +88,7 @@ def test_another_number_of_partitions_is_said(new_settings: Callable[..., Settin
 def test_a_topic_made_again_has_another_id(new_settings: Callable[..., Settings]):
     settings = new_settings()
     topics.create(settings)
-    name = Names.of(settings).checkpoints
+    name = Names.under(settings.prefix).checkpoints
     before = topics.topic_ids(settings, [name])
     assert before == topics.topic_ids(settings, [name])
     ask(settings.kafka, "deleting", lambda admin: admin.delete_topics([name]))

@@ -26,8 +26,8 @@ from raw_batches import Raw, batch, payload, record, send, varint
 
 from stream_learner.config import MIB, InputSettings, KafkaSettings, Settings
 from stream_learner.errors import InputError
+from stream_learner.formats.record import Gap, Record
 from stream_learner.local.broker import Broker
-from stream_learner.records.record import Gap, Record
 from stream_learner.streams import reader as reading
 from stream_learner.streams import record_batch
 from stream_learner.streams.connection import reader

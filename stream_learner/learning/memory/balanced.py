@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from stream_learner.errors import StateError
+from stream_learner.formats import images
+from stream_learner.formats.record import Record, RejectError, Sample
 from stream_learner.learning.memory.pixels import PixelCache
 from stream_learner.learning.memory.segments import Segments
 from stream_learner.learning.stored import tensor, within
-from stream_learner.records import images
-from stream_learner.records.record import Record, RejectError, Sample
 
 UNLIMITED = np.iinfo(np.int64).max
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stream_learner.contract.manifest import digest
 from stream_learner.learning.stored import tensor, within
-from stream_learner.records.manifest import digest
 
 # The columns of a memory count segments in int32.
 MAX_NUMBER = 2**31

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 import numpy as np
 from msgspec import Meta
 
+from stream_learner.contract.event_time import GREATEST_MS, LEAST_MS
 from stream_learner.learning.stored import parse
-from stream_learner.records.event_time import GREATEST_MS, LEAST_MS
 
 WINDOW = 101
 Timestamp = Annotated[int, Meta(ge=LEAST_MS, le=GREATEST_MS)]

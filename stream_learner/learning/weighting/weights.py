@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stream_learner.config import WeightsSettings
+from stream_learner.contract.window import COMBINED
 from stream_learner.learning.stored import parse, part
 from stream_learner.learning.weighting.clock import EventClock
 from stream_learner.learning.weighting.policies import Arrivals, Times
-from stream_learner.records.report import COMBINED
 from stream_learner.registry import WEIGHTS
 
 CLOCK = "event_time"

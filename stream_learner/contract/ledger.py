@@ -1,0 +1,73 @@
+"""The ledger: which offsets made each batch, in the order they were read."""
+
+import base64
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from stream_learner.contract import documents
+from stream_learner.contract.documents import Count
+from stream_learner.contract.spans import Partition, Spans, Topic
+
+# Far more than a ledger that fits in a manifest needs, far less than zlib can expand one to.
+MAX_JSON_BYTES = 64 * 1024 * 1024
+
+
+class Piece(NamedTuple):
+    """Neighbouring offsets of one partition that were read in one go, up to `end`; they begin where the partition's
+    last piece ended."""
+
+    topic: str
+    partition: int
+    end: int
+
+
+class Ledger(msgspec.Struct, frozen=True):
+    """Which offsets made each batch since the previous manifest: reading them again in this order gives the same
+    batches, and learning those from the state before gives the same state."""
+
+    batches: Count
+    partitions: list[tuple[Topic, Partition]]
+    """Topic and partition, by index."""
+    pieces: str
+    """Base64 of zlib (RFC 1950) of a JSON array of integers. For each batch: the number of its pieces, then for each of
+    them the index of its partition and the number of its offsets. A partition begins where its span does."""
+
+
+def encode(batches: list[list[Piece]], spans: Spans) -> Ledger:
+    """`spans` are the offsets that all the batches cover."""
+    at = {(topic, partition): span.start for topic, ps in spans.items() for partition, span in ps.items()}
+    index = {place: i for i, place in enumerate(at)}
+    numbers: list[int] = []
+    for batch in batches:
+        numbers.append(len(batch))
+        for topic, partition, end in batch:
+            numbers += index[topic, partition], end - at[topic, partition]
+            at[topic, partition] = end
+    packed = base64.b64encode(zlib.compress(msgspec.json.encode(numbers)))
+    return Ledger(len(batches), list(index), packed.decode())
+
+
+def decode(ledger: Ledger, spans: Spans) -> Iterator[list[Piece]]:
+    """The batches. `spans` are the manifest's. Raises ValueError when the two do not fit."""
+    at = {(topic, partition): span.start for topic, ps in spans.items() for partition, span in ps.items()}
+    try:
+        numbers = iter(documents.decode(_decompressed(ledger.pieces), list[Count], MAX_JSON_BYTES))
+        for _ in range(ledger.batches):
+            batch = []
+            for _ in range(next(numbers)):
+                place = ledger.partitions[next(numbers)]
+                at[place] += next(numbers)
+                batch.append(Piece(*place, at[place]))
+            yield batch
+    except (ValueError, zlib.error, IndexError, KeyError, StopIteration) as error:
+        raise ValueError(f"the ledger is damaged: {error}") from None
+    if at != {(topic, partition): span.end for topic, ps in spans.items() for partition, span in ps.items()}:
+        raise ValueError("the ledger does not end where the spans do")
+
+
+def _decompressed(pieces: str) -> bytes:
+    """Decompress a ledger to at most one byte more than `MAX_JSON_BYTES`."""
+    return zlib.decompressobj().decompress(base64.b64decode(pieces), MAX_JSON_BYTES + 1)

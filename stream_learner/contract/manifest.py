@@ -1,0 +1,346 @@
+"""The JSON record that names a checkpoint's state and the last released model."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from stream_learner.contract import documents, keys
+from stream_learner.contract.documents import Count, Digest, Epoch, RunId, Sequence, Text, Time
+from stream_learner.contract.ledger import Ledger
+from stream_learner.contract.spans import Offset, Partition, Positions, Span, Spans, Stretches, Topic, each
+from stream_learner.contract.vocabulary import Label
+from stream_learner.contract.window import Accuracy, Forgetting
+
+# Bounds of the networks that a manifest may describe.
+MAX_SIDE_PIXELS = 4096
+MAX_CLASSES = 65_536
+MAX_RANDOM_FEATURES = 65_536
+MANIFEST_SCHEMA_VERSION = 5
+
+
+class Object(msgspec.Struct, frozen=True):
+    """An object of the store: its key, size in bytes and digest (`sha256:` and 64 hex digits)."""
+
+    key: Annotated[str, Meta(pattern=keys.PATTERN, max_length=300)]
+    """Relative to `store`, and always under `<run_id>/`."""
+    size: Count
+    digest: Digest
+
+
+class State(msgspec.Struct, frozen=True):
+    """A saved state and the sequence of the checkpoint that made it. `parts` are objects that belong to it, by their
+    places in the manifest's `parts`."""
+
+    sequence: Sequence
+    object: Object
+    parts: list[Annotated[int, Meta(ge=0, le=2**31 - 1)]] = []
+    release: Sequence | None = None
+    """Checkpoint of the last release when the state was saved. Its state is needed to resume this one."""
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """Where a part of the release's bytes stands in the weights topic; parts are joined in this order."""
+
+    topic: Topic
+    partition: Partition
+    offset: Offset
+
+
+Side = Annotated[int, Meta(ge=1, le=MAX_SIDE_PIXELS)]
+
+
+class ModelArguments(msgspec.Struct, frozen=True, kw_only=True):
+    """Arguments of a network's class. `random_features` above 0 puts that many between the body and the head."""
+
+    classes: Annotated[int, Meta(ge=0, le=MAX_CLASSES)]
+    height: Side
+    width: Side
+    channels: Literal[1, 3]
+    mean: Annotated[list[float], Meta(min_length=1, max_length=3)]
+    std: Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=1, max_length=3)]
+    random_features: Annotated[int, Meta(ge=0, le=MAX_RANDOM_FEATURES)] = 0
+
+
+class ModelSpec(msgspec.Struct, frozen=True):
+    """What builds the network: an entry of the model registry (or `package.module:name`) and its arguments."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    arguments: ModelArguments
+
+
+class Preprocessing(msgspec.Struct, frozen=True):
+    """How an image becomes the network's input.
+
+    Decode, turn upright, composite over `background`, convert to `channels` (1: grey, 3: RGB), resize to `height` x
+    `width` with the `resize` filter, keep uint8 in layout NHWC. The network itself computes
+    (pixels / 255 - mean) / std.
+    """
+
+    height: int
+    width: int
+    channels: int
+    mean: list[float]
+    std: list[float]
+    resize: str = "bilinear, antialiased (Pillow Image.resize)"
+    layout: str = "NHWC"
+    dtype: str = "uint8"
+    orientation: str = "EXIF orientation applied (JPEG and PNG)"
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Color behind transparent pixels."""
+    color_space: str = "sRGB (ICC profiles and gamma are not applied)"
+    sample_depth: str = "16 bits: the high byte (fewer by sBIT: scaled); 1, 2 and 4 bits: scaled to 0..255"
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that downstream may use."""
+
+    sequence: Sequence
+    """Sequence of the checkpoint that released it."""
+    created_at: Time
+    object: Object
+    """Weights as safetensors; names are those of the network's state dict."""
+    chunks: list[Chunk]
+    """The same bytes in the weights topic; empty when over `release.inline_max_bytes`."""
+    model: ModelSpec
+    labels: list[Label]
+    """Label of each output, in order."""
+    retired: list[Count] = []
+    """Outputs that are never predicted: their labels have become aliases or are not allowed any more."""
+    preprocessing: Preprocessing
+    dtype: Text
+    """Type of the weights."""
+    validation: Accuracy
+    test: Accuracy
+    """Accuracy on the evaluation object's images."""
+    calibration_error: float | None = None
+    """Expected calibration error on the validation samples (Guo et al. 2017)."""
+    forgetting: Forgetting | None = None
+    """Recall on the evaluation object's images that earlier releases had on theirs and this one lacks."""
+    evaluation: Object
+    """The test samples, as safetensors: `images` uint8 [N, H, W, C], `labels` int64 [N] (indices into the label map;
+    -1: a label the model does not know), `predictions` int64 [N]."""
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """The gate's verdict on a candidate. Scores are mean recall (0..1) on the same validation samples, over the
+    classes held there."""
+
+    released: bool
+    abstained: bool
+    """Released without a comparison: there were too few held-out samples, or nothing was released before."""
+    worse: bool = False
+    """Refused for being below the last release: by more than `release.max_drop`, significantly (the other rules), or by
+    more than `release.max_old_class_drop` over old classes. Such refusals count for `release.patience`."""
+    candidate: float | None
+    last: float | None
+    """Score of the last release, now."""
+    samples: Count
+    reason: Text
+    both_right: Count | None = None
+    """Samples that both have right; this and what follows is None without a last release."""
+    only_last_right: Count | None = None
+    """Samples that the last release has right and the candidate has not."""
+    only_candidate_right: Count | None = None
+    p_value: float | None = None
+    """One-sided McNemar's exact test of the difference of the scores: the probability of one so great or greater,
+    against the candidate (`release.rule` at `not_worse`) or for it (`better`), were both equally good; None when not
+    tested."""
+    negative_flip_rate: float | None = None
+    """Share (0..1) of the samples that the last release has right and the candidate has wrong (Yan et al. 2021)."""
+    old_class_drop: float | None = None
+    """Mean recall that the candidate lacks of the last release over the classes that the latter knows; negative where
+    it has more."""
+
+
+class Arithmetic(msgspec.Struct, frozen=True):
+    """Conditions, beside the data, on which the bits of a result depend."""
+
+    torch: Text
+    """Version of PyTorch."""
+    device: Text
+    """`cpu` or a GPU's name."""
+    instructions: Text
+    """The CPU's vector instructions that PyTorch uses."""
+    threads: Count
+    settings: Digest
+    """Digest of the settings that decide what is learned from given batches."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """A record of the checkpoints and history topics. Times are ISO 8601 in UTC."""
+
+    schema_version: int = MANIFEST_SCHEMA_VERSION
+    program: Text
+    """Name and version of what wrote it."""
+    run_id: RunId
+    epoch: Epoch
+    """1, and one more each time that the run is started over (`run --fresh`)."""
+    sequence: Sequence
+    """1 for the epoch's first checkpoint, then one more each time."""
+    predecessor: Digest | None
+    """Digest of the previous manifest's bytes; None at sequence 1."""
+    created_at: Time
+    positions: Positions
+    """Next offset to read, per topic and partition."""
+    spans: Spans
+    """Offsets learned since the previous manifest."""
+    lost: Stretches
+    """Offsets among them whose records had fallen off retention before they were read, or were damaged on the brokers'
+    disks."""
+    ledger: Ledger
+    """Which of them made each batch."""
+    arithmetic: Arithmetic
+    """What computed the state. Where it is the same, the ledger's batches learned again from the state before give the
+    same bytes."""
+    store: Text
+    """URL of the store when this manifest was written, without credentials. An object's URL is `<store>/<key>`. For
+    readers that do not know the place: the store may have moved since."""
+    topic_ids: dict[Topic, Text]
+    """Kafka's id of each input topic and of the checkpoints topic."""
+    state: Object
+    kept: Annotated[list[State], Meta(min_length=1)]
+    """The states that exist, this one last."""
+    parts: list[Object]
+    """Objects that several states have in common: sealed segments of the memory."""
+    released: bool
+    """Whether this checkpoint released a model."""
+    decision: Decision | None
+    """The gate's verdict; None when this checkpoint only saved."""
+    release: Release | None
+    """The last released model."""
+    rolled_back_to: Sequence | None = None
+    """Sequence of the release that training went back to, after this checkpoint's candidate was one refusal too many
+    (`release.patience`)."""
+    poisoned: dict[Topic, dict[Partition, list[Offset]]] = {}
+    """Offsets among `spans` whose records were set aside without being decoded, because they ended the process."""
+    discarded: Spans = {}
+    """Offsets whose learning was undone by that. They are not read again."""
+    omitted: list[Text] = []
+    """Lists of the release that are empty because the manifest would not fit in its topic with them."""
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Epoch and sequence: those of a run's newest manifest are the greatest."""
+        return self.epoch, self.sequence
+
+    def url(self, reference: Object) -> str:
+        """Return the object's URL when this manifest was written."""
+        return f"{self.store}/{reference.key}"
+
+    def parts_of(self, state: State) -> list[Object]:
+        """The parts of one of the states kept."""
+        return [self.parts[place] for place in state.parts]
+
+    def released_state(self) -> State | None:
+        """The state that was saved with the last release; None before the first."""
+        wanted = self.release.sequence if self.release else None
+        return next((state for state in self.kept if state.sequence == wanted), None)
+
+
+def digest(data: bytes | memoryview) -> str:
+    """`sha256:` and 64 hex digits."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def encode(document: Any) -> bytes:
+    """JSON bytes of a manifest or window; keys keep the order of the type's fields."""
+    return msgspec.json.encode(document)
+
+
+class NewerVersionError(ValueError):
+    """A manifest that a newer program wrote, for the run `run_id`."""
+
+    def __init__(self, message: str, run_id: str):
+        super().__init__(message)
+        self.run_id = run_id
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Decode and check a manifest.
+
+    Raises ValueError when the bytes are not a manifest of a schema version that this program knows, or contradict
+    themselves.
+    """
+    try:
+        version = documents.decode(data, _Versioned)
+    except ValueError as error:
+        raise ValueError(f"not a manifest: {error}") from None
+    if version.schema_version != MANIFEST_SCHEMA_VERSION:
+        what = f"manifest schema version {version.schema_version}; this program reads {MANIFEST_SCHEMA_VERSION}"
+        if version.schema_version > MANIFEST_SCHEMA_VERSION:
+            raise NewerVersionError(what, version.run_id)
+        raise ValueError(what)
+    try:
+        manifest = documents.decode(data, Manifest)
+        _check_times(manifest)
+        _check_keys(manifest)
+    except ValueError as error:
+        raise ValueError(f"not a manifest: {error}") from None
+    if wrong := next(contradictions(manifest), None):
+        raise ValueError(f"not a manifest: {wrong}")
+    return manifest
+
+
+def _check_times(manifest: Manifest) -> None:
+    documents.check_time(manifest.created_at)
+    if manifest.release:
+        documents.check_time(manifest.release.created_at)
+
+
+def _check_keys(manifest: Manifest) -> None:
+    """Raise ValueError when the manifest names an object that the program itself would not have written for it."""
+    run_id, release = manifest.run_id, manifest.release
+    keys.check_object(manifest.state.key, run_id, manifest.sequence, keys.STATE)
+    for kept in manifest.kept:
+        keys.check_object(kept.object.key, run_id, kept.sequence, keys.STATE)
+    for part in manifest.parts:
+        keys.check_part(part.key, run_id)
+    if release:
+        keys.check_object(release.object.key, run_id, release.sequence, keys.RELEASE)
+        keys.check_object(release.evaluation.key, run_id, release.sequence, keys.EVALUATION)
+
+
+def contradictions(manifest: Manifest) -> Iterator[str]:
+    """Yield contradictions that the types allow. A manifest that the program writes has none."""
+    release, decision = manifest.release, manifest.decision
+    kept = [state.sequence for state in manifest.kept]
+    if manifest.run_id in (".", ".."):
+        yield "the run's folder would be outside of the store"
+    if (manifest.predecessor is None) != (manifest.sequence == 1):
+        yield "the first manifest, and no other, has no predecessor"
+    if kept != sorted({*kept}) or kept[-1] != manifest.sequence or manifest.kept[-1].object != manifest.state:
+        yield "`kept` does not hold older states and, at its end, `state`"
+    if any(place >= len(manifest.parts) for state in manifest.kept for place in state.parts):
+        yield "a state has parts that are not in `parts`"
+    if any(span.start > span.end for spans in (manifest.spans, manifest.discarded) for _, _, span in each(spans)):
+        yield "a span ends before it starts"
+    for topic, partition, span in each(manifest.spans):
+        if manifest.positions.get(topic, {}).get(partition) != span.end:
+            yield f"the position of {topic}[{partition}] is not where its span ends"
+    for topic, partition, stretches in each(manifest.lost):
+        around = manifest.spans.get(topic, {}).get(partition, Span(0, 0))
+        if not all(around.start <= lost.start <= lost.end <= around.end for lost in stretches):
+            yield f"offsets of {topic}[{partition}] are lost that are not in its span"
+    if manifest.released and not (decision and decision.released and release and release.sequence == manifest.sequence):
+        yield "it releases something else than was decided"
+    if manifest.rolled_back_to is not None and manifest.rolled_back_to != (release and release.sequence):
+        yield "training went back to another release than the last"
+    if release:
+        if release.sequence not in kept:
+            yield "the state of the last release is not kept"
+        arguments, shown = release.model.arguments, release.preprocessing
+        if len({*release.labels}) != len(release.labels) or len(release.labels) != arguments.classes:
+            yield "the labels do not fit the model's classes"
+        if release.retired != sorted({*release.retired} & {*range(arguments.classes)}):
+            yield "`retired` holds no outputs of the model"
+        names = "height", "width", "channels", "mean", "std"
+        if any(getattr(shown, name) != getattr(arguments, name) for name in names):
+            yield "`preprocessing` does not fit the model's arguments"
+
+
+class _Versioned(msgspec.Struct):
+    schema_version: int
+    run_id: str = ""

@@ -1,0 +1,77 @@
+"""How far reading got: positions (next offset per partition) and spans (half-open offset ranges).
+
+Both are nested by topic, then partition, as they appear in manifests and windows.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, NamedTuple, TypeVar
+
+from msgspec import Meta
+
+from stream_learner.contract.documents import END
+
+T = TypeVar("T")
+
+Topic = Annotated[str, Meta(pattern="^[a-zA-Z0-9._-]{1,249}" + END, max_length=249)]
+Partition = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Offset = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
+class Span(NamedTuple):
+    """Half-open range of one partition's offsets: `start` is in it, `end` is not. JSON: `[start, end]`."""
+
+    start: Offset
+    end: Offset
+
+
+Positions = dict[Topic, dict[Partition, Offset]]
+Spans = dict[Topic, dict[Partition, Span]]
+# Some stretches of each partition.
+Stretches = dict[Topic, dict[Partition, list[Span]]]
+
+
+def extend(spans: Spans, topic: str, partition: int, start: int, end: int) -> None:
+    """Grows the partition's span to `end`; a partition seen for the first time begins at `start`."""
+    partitions = spans.setdefault(topic, {})
+    known = partitions.get(partition)
+    partitions[partition] = Span(known.start if known else start, end)
+
+
+def extend_all(spans: Spans, more: Spans) -> None:
+    """Grows `spans` by `more`, which continues it.
+
+    Raises ValueError where it does not: a span that starts elsewhere would mean a record lost or read twice.
+    """
+    for topic, partition, span in each(more):
+        known = spans.get(topic, {}).get(partition)
+        if known and known.end != span.start:
+            raise ValueError(f"{topic}[{partition}]: offset {known.end} comes next, not {span.start}")
+        extend(spans, topic, partition, span.start, span.end)
+
+
+def advance(positions: Positions, spans: Spans) -> None:
+    """Moves positions to the ends of the spans."""
+    for topic, partition, span in each(spans):
+        positions.setdefault(topic, {})[partition] = span.end
+
+
+def offsets_in(spans: Spans) -> int:
+    """Return the number of offsets in spans."""
+    return sum(span.end - span.start for _, _, span in each(spans))
+
+
+def between(start: Positions, end: Positions) -> Spans:
+    """Offsets from `start` on, up to `end`, of the partitions that both know."""
+    spans: Spans = {}
+    for topic, partition, first in each(start):
+        stop = end.get(topic, {}).get(partition, first)
+        if first < stop:
+            spans.setdefault(topic, {})[partition] = Span(first, stop)
+    return spans
+
+
+def each(places: Mapping[str, Mapping[int, T]]) -> Iterator[tuple[str, int, T]]:
+    """Yields (topic, partition, span) of spans, (topic, partition, offset) of positions, in sorted order."""
+    for topic in sorted(places):
+        for partition in sorted(places[topic]):
+            yield topic, partition, places[topic][partition]

@@ -1,0 +1,1 @@
+"""What reads a run from outside, with read rights."""

@@ -1,0 +1,70 @@
+"""The status of a run from Kafka alone, whether its worker is up or not."""
+
+from dataclasses import dataclass
+
+from stream_learner.config import Settings
+from stream_learner.contract.manifest import Manifest
+from stream_learner.contract.spans import Positions
+from stream_learner.contract.topics import Names
+from stream_learner.contract.window import Window, decode_window
+from stream_learner.errors import StateError
+from stream_learner.streams import offsets, topics
+from stream_learner.streams.journal import read_committed
+from stream_learner.streams.manifests import UNSIGNED, advice, no_manifest, read_newest
+from stream_learner.streams.rights import Role
+
+# Offsets: enough that a committed window is among them, whatever was aborted since.
+METRICS_TAIL = 1000
+
+
+@dataclass(frozen=True)
+class Status:
+    """The newest manifest and window, None before the first; `lag` is records behind each partition's end."""
+
+    manifest: Manifest | None
+    window: Window | None
+    positions: Positions
+    lag: dict[str, dict[int, int]]
+
+
+def read_status(settings: Settings) -> Status:
+    """Raises TopicsError, KafkaUnavailableError, StateError when a record is not what it should be."""
+    topics.check(settings, role=Role.STATUS)
+    names = Names.under(settings.prefix)
+    topic_id = topics.topic_ids(settings, [names.checkpoints])[names.checkpoints]
+    newest = read_newest(settings, topic_id, positions={}, wait=False)
+    if newest.found is None and newest.foreign:
+        raise no_manifest(settings, newest)
+    manifest = newest.found.manifest if newest.found else None
+    window = _newest_window(settings, names.metrics)
+    first, end = offsets.bounds(settings.kafka, settings.input.topics)
+    positions = {
+        t: {p: _position(manifest, t, p, at) for p, at in sorted(partitions.items())} for t, partitions in first.items()
+    }
+    lag = {t: {p: end[t][p] - at for p, at in partitions.items()} for t, partitions in positions.items()}
+    return Status(manifest, window, positions, lag)
+
+
+def _newest_window(settings: Settings, topic: str) -> Window | None:
+    """Return the run's last window and skip other records. Raises StateError when there are only those."""
+    newest, why, verifier = None, None, settings.security.verifier
+    for record in read_committed(settings, topic, METRICS_TAIL, wait=False):
+        value = record.value or b""
+        try:
+            if verifier and not verifier.accepts(value, record.headers):
+                raise ValueError(UNSIGNED)
+            window = decode_window(value)
+        except ValueError as error:
+            why = error
+            continue
+        if window.run_id == settings.run.id and (newest is None or window.order >= newest.order):
+            newest = window
+        else:
+            why = why or f"a window of run {window.run_id!r}"
+    if newest is None and why is not None:
+        raise StateError(f"topic {topic} holds no window of run {settings.run.id!r} ({why}); {advice(settings)}")
+    return newest
+
+
+def _position(manifest: Manifest | None, topic: str, partition: int, first: int) -> int:
+    return manifest.positions.get(topic, {}).get(partition, first) if manifest else first

@@ -1,0 +1,1 @@
+"""From a record's bytes to a sample. No Kafka, no torch."""

@@ -1,0 +1,110 @@
+"""Record to sample: every check that can be made without the model."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from stream_learner.config import Settings
+from stream_learner.contract.vocabulary import Reason, Split
+from stream_learner.formats import images, splits
+from stream_learner.formats.labels import LabelRules, parse_label
+from stream_learner.formats.plain import Format
+from stream_learner.formats.record import Record, RejectError, Sample
+from stream_learner.registry import FORMATS
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Turns records into samples of one size. Stateless: the same record gives the same sample anywhere."""
+
+    format: Format
+    rules: LabelRules
+    skips_tombstones: bool
+    height: int
+    width: int
+    channels: int
+    max_record_bytes: int
+    max_image_pixels: int
+    validation: float
+    test: float
+    split_by: Literal["id", "key"]
+    held_out_from: list[str] | None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "Decoder":
+        """Build the decoder. Raises UsageError when `input.format` is unknown or `[labels]` contradicts itself."""
+        return cls(
+            format=FORMATS.lookup(settings.input.format),
+            rules=LabelRules.from_settings(settings.labels),
+            skips_tombstones=settings.input.tombstones == "skip",
+            height=settings.model.height,
+            width=settings.model.width,
+            channels=settings.model.channels,
+            max_record_bytes=settings.input.max_record_bytes,
+            max_image_pixels=settings.input.max_image_pixels,
+            validation=settings.split.validation,
+            test=settings.split.test,
+            split_by=settings.split.by,
+            held_out_from=settings.split.held_out_from,
+        )
+
+    def __call__(self, record: Record) -> Sample | None:
+        """Return the sample, or None for a deletion marker to skip. Raises RejectError for what cannot be used."""
+        if record.unreadable is not None:
+            raise RejectError(Reason.UNREADABLE_RECORD, record.unreadable)
+        if record.value is None and record.key is not None and self.skips_tombstones:
+            return None
+        if record.value and len(record.value) > self.max_record_bytes:
+            raise RejectError(
+                Reason.OVERSIZED_IMAGE,
+                f"{len(record.value)} bytes are over input.max_record_bytes = {self.max_record_bytes}",
+            )
+        fields = self.format(record)
+        if not fields.image:
+            raise RejectError(Reason.NO_IMAGE, "the record holds no image")
+        label = self.rules.apply(parse_label(fields.label))
+        weight = parse_weight(fields.weight)
+        split = parse_split(fields.split)
+        if self.held_out_from is not None and record.topic not in self.held_out_from:
+            if split in (Split.VALIDATION, Split.TEST):
+                message = f"split.held_out_from does not name {record.topic}; its records cannot be {split} samples"
+                raise RejectError(Reason.UNTRUSTED_HELD_OUT, message)
+            split = Split.TRAIN
+        group = 0
+        if split is not Split.TRAIN:
+            identity = self._identity(record, fields.id, fields.image)
+            split = split or splits.assign(identity, self.validation, self.test)
+            group = splits.group(identity)
+        pixels_HWC = images.decode(fields.image, self.height, self.width, self.channels, self.max_image_pixels)
+        return Sample(record, fields.image, pixels_HWC, label, weight, split, group)
+
+    def _identity(self, record: Record, id_: bytes | None, image: bytes) -> bytes:
+        """Return what the split is drawn from. Records that share it are in the same split."""
+        key = record.key if self.split_by == "key" else None
+        return key or id_ or hashlib.sha256(image).digest()
+
+
+def parse_weight(raw: float | bytes | None) -> float:
+    """Finite and not negative; 1 when unsaid. Raises RejectError (`bad_weight`)."""
+    if raw is None:
+        return 1.0
+    try:
+        weight = float(raw)
+        if isinstance(raw, bytes) and b"_" in raw:  # Python's own notation
+            raise ValueError
+    except (ValueError, OverflowError):
+        weight = math.nan
+    if not math.isfinite(weight) or weight < 0:
+        raise RejectError(Reason.BAD_WEIGHT, f"the weight {raw!r:.80} is not a finite number of at least 0")
+    return weight
+
+
+def parse_split(raw: str | bytes | None) -> Split | None:
+    """None when unsaid. Raises RejectError (`unknown_split`)."""
+    if raw is None:
+        return None
+    try:
+        return Split(raw.decode() if isinstance(raw, bytes) else raw)
+    except ValueError:  # UnicodeDecodeError is one
+        raise RejectError(Reason.UNKNOWN_SPLIT, f"the split {raw!r:.80} is none of {', '.join(Split)}") from None

@@ -1,0 +1,88 @@
+"""Encoded image to uint8 pixels of the model's size."""
+
+import contextlib
+import io
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from stream_learner.formats.images import exif, jpegs, pngs
+from stream_learner.formats.images.bounds import MAX_SIDE_PX, undecodable
+from stream_learner.formats.record import RejectError
+
+# Of a JPEG: about 600 bytes of tables.
+HEADER_BYTES = 1024
+STARTS = (jpegs.START, pngs.START)
+"""The first bytes of all images that are decoded."""
+PILLOW_MODE = {1: "L", 3: "RGB"}
+
+
+class Header(NamedTuple):
+    """Size of an image as a viewer shows it, in pixels, and whether it is grey."""
+
+    height: int
+    width: int
+    grey: bool
+
+
+def decode(image: bytes, height: int, width: int, channels: int, max_pixels: int) -> np.ndarray:
+    """Decode a JPEG or PNG to uint8 `[height, width, channels]`.
+
+    docs/topics.md says what is done with each kind. Another size is brought to the model's by Pillow's bilinear filter,
+    which averages when it shrinks. Raises RejectError (`undecodable_image`, `oversized_image`).
+    """
+    parsed = _parse(image, max_pixels)
+    try:
+        if isinstance(parsed, jpegs.Jpeg):
+            pixels_HWC = jpegs.pixels(parsed, channels)
+            if parsed.orientation == 1 and pixels_HWC.shape == (height, width, channels):
+                return pixels_HWC
+            picture = pngs.from_pixels(pixels_HWC)
+        else:
+            picture = pngs.picture(parsed)
+    except (ValueError, OSError, SyntaxError) as error:
+        raise undecodable(f"the image is damaged or cut off: {error}") from None
+    picture = exif.upright(picture, parsed.orientation)
+    if picture.mode != PILLOW_MODE[channels]:
+        picture = picture.convert(PILLOW_MODE[channels])
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(picture).reshape(height, width, channels)
+
+
+def header(image: bytes, max_pixels: int = MAX_SIDE_PX**2) -> Header:
+    """Return an image's size and whether it is grey; decode no pixel. Raises RejectError."""
+    parsed = _parse(image, max_pixels)
+    grey = parsed.grey if isinstance(parsed, pngs.Png) else parsed.components == 1
+    height, width = parsed.height, parsed.width
+    return Header(width, height, grey) if parsed.orientation in exif.ON_ITS_SIDE else Header(height, width, grey)
+
+
+def stored(image: bytes, pixels_HWC: np.ndarray) -> bytes:
+    """Return what the memory keeps of an image that was decoded to `pixels_HWC`: few bytes that decode to the same.
+
+    These are its own bytes when it has that size, `decode` takes it with that size as `max_pixels`, and it has at most
+    a header's bytes more than the pixels; else a PNG of the pixels.
+    """
+    height, width, _ = pixels_HWC.shape
+    if len(image) <= pixels_HWC.nbytes + HEADER_BYTES:
+        with contextlib.suppress(RejectError):  # pixels of 16 bits count twice
+            if header(image, max_pixels=height * width)[:2] == (height, width):
+                return image
+    return png(pixels_HWC)
+
+
+def png(pixels_HWC: np.ndarray) -> bytes:
+    """Encode uint8 pixels as a PNG, which loses nothing."""
+    file = io.BytesIO()
+    pngs.from_pixels(pixels_HWC).save(file, "PNG")
+    return file.getvalue()
+
+
+def _parse(image: bytes, max_pixels: int) -> jpegs.Jpeg | pngs.Png:
+    if image.startswith(jpegs.START):
+        return jpegs.parse(image, max_pixels)
+    if image.startswith(pngs.START):
+        return pngs.parse(image, max_pixels)
+    raise undecodable("not a JPEG or PNG")

@@ -1,0 +1,35 @@
+"""Bounds on an image, all checked on its header and its chunk or segment list before any pixel is decoded."""
+
+from stream_learner.contract.vocabulary import Reason
+from stream_learner.formats.record import RejectError
+
+MAX_SIDE_PX = 16_384
+"""Resizing first makes an intermediate of the image's height and the model's width."""
+MAX_SCANS = 32
+"""Each scan of a progressive JPEG visits the whole image. Encoders write up to 18."""
+MAX_PARTS = 1_500
+"""Segments of a JPEG or chunks of a PNG; libpng writes 8 KiB in each."""
+MAX_PNG_EXPANSION = 1_032
+"""Bytes that one byte of deflate can hold at most."""
+
+
+def check_size(height: int, width: int, max_pixels: int, *, bits: int = 8) -> None:
+    """Check an image's size. Pixels of 16 bits take twice the time and memory, and count twice.
+
+    Raises RejectError (`oversized_image`; `undecodable_image` when there is no pixel).
+    """
+    if not height or not width:
+        raise undecodable(f"its header says {height} x {width} pixels")
+    if height * width * max(bits, 8) > max_pixels * 8:
+        size = f"{height} x {width} pixels" + (" of 16 bits, which count twice," if bits == 16 else "")
+        raise oversized(f"{size} are over input.max_image_pixels = {max_pixels}")
+    if max(height, width) > MAX_SIDE_PX:
+        raise oversized(f"{height} x {width} pixels: a side is over {MAX_SIDE_PX}")
+
+
+def undecodable(message: str) -> RejectError:
+    return RejectError(Reason.UNDECODABLE_IMAGE, message)
+
+
+def oversized(message: str) -> RejectError:
+    return RejectError(Reason.OVERSIZED_IMAGE, message)

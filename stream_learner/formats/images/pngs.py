@@ -1,0 +1,257 @@
+"""PNG files: which ones are decoded, which parts are used, and their pixels."""
+
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from stream_learner.formats.images import exif
+from stream_learner.formats.images.bounds import (
+    MAX_PARTS,
+    MAX_PNG_EXPANSION,
+    check_size,
+    oversized,
+    undecodable,
+)
+
+START = b"\x89PNG\r\n\x1a\n"
+USED = frozenset((b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"sBIT", b"eXIf"))
+GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
+CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGB_ALPHA: 4}
+DEPTHS = {GREY: (1, 2, 4, 8, 16), PALETTE: (1, 2, 4, 8)} | dict.fromkeys((RGB, GREY_ALPHA, RGB_ALPHA), (8, 16))
+MODES = {GREY: "L", RGB: "RGB", GREY_ALPHA: "LA", RGB_ALPHA: "RGBA"}
+HIGH, LOW = 0, 1
+# Adam7: first column and row of each pass, and its steps.
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+BLOCK_BYTES = 0xFFFF
+# As on a page: dark drawings on a transparent ground, which are many, would vanish on black.
+WHITE = 255
+
+
+class Png(NamedTuple):
+    """The parts of a PNG that its pixels are made from. Height and width are as stored, before `orientation`."""
+
+    height: int
+    width: int
+    depth: int
+    color_type: int
+    interlaced: bool
+    orientation: int
+    palette: bytes
+    transparency: bytes
+    significant_bits: bytes
+    compressed: bytes
+
+    @property
+    def grey(self) -> bool:
+        return self.color_type in (GREY, GREY_ALPHA)
+
+
+def parse(data: bytes, max_pixels: int) -> Png:
+    """Check a PNG's structure, checksums and bounds; decode nothing. Raises RejectError (`undecodable_image`,
+    `oversized_image`).
+
+    Chunks that are not used are stepped over, whatever is in them. Frames of an animation are such chunks.
+    """
+    height, width, depth, color_type, interlaced = _header(data)
+    check_size(height, width, max_pixels, bits=depth)
+    view = memoryview(data)
+    chunks: dict[bytes, bytes] = {}
+    compressed: list[memoryview] = []
+    position, end = len(START), len(data)
+    for _ in range(MAX_PARTS):
+        if position + 12 > end:
+            break
+        length = int.from_bytes(view[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        body, position = position + 8, position + 12 + length
+        if kind not in USED:
+            if not kind[0] & 0x20:
+                raise undecodable(f"the PNG needs the unknown chunk {kind!r}")
+            continue
+        if position > end:
+            raise undecodable(f"the PNG is cut off in its chunk {kind.decode()}")
+        if zlib.crc32(view[body - 4 : position - 4]) != int.from_bytes(view[position - 4 : position], "big"):
+            raise undecodable(f"the PNG's chunk {kind.decode()} is damaged: wrong checksum")
+        if kind == b"IDAT":
+            compressed.append(view[body : position - 4])
+        elif kind == b"IEND":
+            break
+        else:
+            chunks.setdefault(kind, data[body : position - 4])
+    else:
+        raise oversized(f"the PNG has more than {MAX_PARTS} chunks")
+    palette, bits = chunks.get(b"PLTE", b""), chunks.get(b"sBIT", b"")[: CHANNELS[color_type]]
+    if color_type == PALETTE and (not palette or len(palette) % 3 or len(palette) > 3 * 256):
+        raise undecodable("the PNG's palette is missing or damaged")
+    return Png(
+        height,
+        width,
+        depth,
+        color_type,
+        interlaced,
+        exif.orientation(chunks.get(b"eXIf", b"")),
+        palette,
+        chunks.get(b"tRNS", b"")[:256],
+        b"" if set(bits) == {depth} else bits,
+        b"".join(compressed),
+    )
+
+
+def picture(png: Png) -> Image.Image:
+    """Decode to a grey or RGB picture of 8 bits, on white. Raises RejectError (`undecodable_image`), ValueError."""
+    rows = _inflated(png)
+    if png.color_type == PALETTE or png.depth < 8:
+        picture = _unpacked(png, rows, "P", "P" if png.depth == 8 else f"P;{png.depth}")
+        picture.putpalette(_greys(png) if png.grey else _colors(png))
+        return picture.convert("L" if png.grey else "RGB")
+    if png.transparency or png.significant_bits:
+        return _from_samples(png, rows)
+    picture = _unpacked(png, rows if png.depth == 8 else _half(png, rows, HIGH), MODES[png.color_type])
+    return _on_white(png, picture, picture) if png.color_type in (GREY_ALPHA, RGB_ALPHA) else picture
+
+
+def from_pixels(pixels_HWC: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels_HWC if pixels_HWC.shape[2] == 3 else pixels_HWC[:, :, 0])
+
+
+def _header(data: bytes) -> tuple[int, int, int, int, bool]:
+    try:
+        length, kind, width, height, depth, color_type, *methods = struct.unpack_from(">I4sIIBBBBB", data, len(START))
+    except struct.error:
+        raise undecodable("the PNG is cut off in its header") from None
+    if length != 13 or kind != b"IHDR":
+        raise undecodable("the PNG does not begin with its header")
+    if depth not in DEPTHS.get(color_type, ()) or methods not in ([0, 0, 0], [0, 0, 1]):
+        raise undecodable(f"no PNG has {depth} bits, color type {color_type} and methods {methods}")
+    return height, width, depth, color_type, methods[2] == 1
+
+
+def _inflated(png: Png) -> bytes:
+    """Inflate exactly the rows. Raises RejectError when some are missing; Pillow would leave them black."""
+    expected, given = _expected_bytes(png), len(png.compressed)
+    if expected > MAX_PNG_EXPANSION * given:
+        raise undecodable(f"{given} bytes cannot hold {png.height} x {png.width} pixels: the PNG is cut off")
+    inflater = zlib.decompressobj()
+    try:
+        rows = inflater.decompress(png.compressed, expected + 1)
+    except zlib.error as error:
+        raise undecodable(f"the PNG's pixels are damaged: {error}") from None
+    if len(rows) < expected or (len(rows) == expected and not inflater.eof):
+        raise undecodable(f"the PNG is cut off: {len(rows)} of its {expected} bytes of pixels are there")
+    return rows
+
+
+def _stored(rows: bytes) -> bytes:
+    """Wrap rows as a zlib stream of stored blocks (RFC 1950, 1951), the only form in which Pillow undoes filters."""
+    view, last = memoryview(rows), len(rows) - BLOCK_BYTES
+    parts: list[bytes | memoryview] = [b"\x78\x01"]
+    for start in range(0, len(rows), BLOCK_BYTES):
+        block = view[start : start + BLOCK_BYTES]
+        parts += (struct.pack("<BHH", start >= last, len(block), len(block) ^ 0xFFFF), block)
+    return b"".join((*parts, zlib.adler32(rows).to_bytes(4, "big")))
+
+
+def _expected_bytes(png: Png) -> int:
+    """Return the number of bytes of all rows, each with its filter's number."""
+    bits = png.depth * CHANNELS[png.color_type]
+    return sum(height * (1 + (width * bits + 7) // 8) for height, width in _passes(png))
+
+
+def _passes(png: Png) -> list[tuple[int, int]]:
+    """Return height and width of each pass; of the picture when it is not interlaced."""
+    if not png.interlaced:
+        return [(png.height, png.width)]
+    sizes = ((-(-(png.height - y) // dy), -(-(png.width - x) // dx)) for x, y, dx, dy in PASSES)
+    return [(height, width) for height, width in sizes if height > 0 and width > 0]
+
+
+def _unpacked(png: Png, rows: bytes, mode: str, raw_mode: str | None = None) -> Image.Image:
+    size = png.width, png.height
+    return Image.frombytes(mode, size, _stored(rows), "zip", raw_mode or mode, png.interlaced)
+
+
+def _half(png: Png, rows: bytes, half: int) -> bytes:
+    """Return rows of 8 bits that hold the high or the low bytes of samples of 16.
+
+    The rows keep their filters, which treat each byte of a pixel by itself.
+    """
+    halves, start = [], 0
+    for height, width in _passes(png):
+        samples = width * CHANNELS[png.color_type]
+        whole = np.frombuffer(rows, np.uint8, height * (1 + 2 * samples), start).reshape(height, -1)
+        kept = np.empty((height, 1 + samples), np.uint8)
+        kept[:, 0], kept[:, 1:] = whole[:, 0], whole[:, 1 + half :: 2]
+        halves.append(kept.tobytes())
+        start += whole.size
+    return b"".join(halves)
+
+
+def _on_white(png: Png, picture: Image.Image, mask: Image.Image) -> Image.Image:
+    white = Image.new("L" if png.grey else "RGB", picture.size, WHITE if png.grey else (WHITE,) * 3)
+    white.paste(picture, mask=mask)
+    return white
+
+
+def _from_samples(png: Png, rows: bytes) -> Image.Image:
+    """Decode where the value of each sample matters: a color that is transparent, or bits that are not significant."""
+    samples_HWC, colors = _samples(png, rows), 1 if png.grey else 3
+    bits = png.significant_bits.ljust(4, bytes([png.depth]))
+    picture = from_pixels(_eight_bits(samples_HWC[:, :, :colors], png.depth, max(bits[:colors])))
+    if samples_HWC.shape[2] > colors:
+        mask_HW = _eight_bits(samples_HWC[:, :, colors], png.depth, bits[colors])
+    elif len(png.transparency) == 2 * colors:
+        transparent = np.frombuffer(png.transparency, ">u2").astype(samples_HWC.dtype)
+        opaque_HW = np.zeros(samples_HWC.shape[:2], bool)
+        for channel in range(colors):
+            opaque_HW |= samples_HWC[:, :, channel] != transparent[channel]
+        mask_HW = opaque_HW * np.uint8(255)
+    else:
+        return picture
+    return _on_white(png, picture, Image.fromarray(mask_HW))
+
+
+def _samples(png: Png, rows: bytes) -> np.ndarray:
+    """Decode to samples as stored: uint8 or uint16 [height, width, channels]."""
+    mode = MODES[png.color_type]
+    if png.depth == 8:
+        return np.atleast_3d(np.asarray(_unpacked(png, rows, mode)))
+    high, low = (np.asarray(_unpacked(png, _half(png, rows, half), mode)) for half in (HIGH, LOW))
+    return np.atleast_3d(high.astype(np.uint16) << 8 | low)
+
+
+def _eight_bits(samples: np.ndarray, depth: int, significant: int) -> np.ndarray:
+    """Scale samples of `depth` bits to 8.
+
+    A file with fewer `significant` bits should hold them as the high bits. Where they are the low ones, whoever wrote
+    it did not scale them.
+    """
+    if 0 < significant < depth and samples.max() < 1 << significant:
+        low_bits = (1 << (depth - significant)) - 1
+        if (samples & low_bits).any():
+            depth = significant
+    if depth < 8:
+        samples = samples.astype(np.uint16) * 255 // ((1 << depth) - 1)
+    elif depth > 8:
+        samples = samples >> (depth - 8)
+    return samples.astype(np.uint8, copy=False)
+
+
+def _greys(png: Png) -> bytes:
+    """Return the palette that stands for greys of few bits; a transparent one is white."""
+    levels = 1 << png.depth
+    greys = [index * 255 // (levels - 1) for index in range(levels)]
+    if len(png.transparency) == 2:
+        greys[int.from_bytes(png.transparency, "big") % levels] = WHITE
+    return bytes(grey for grey in greys for _ in "RGB")
+
+
+def _colors(png: Png) -> bytes:
+    """Return the palette on white."""
+    if not png.transparency:
+        return png.palette
+    colors = np.frombuffer(png.palette, np.uint8).reshape(-1, 3).astype(np.uint32)
+    alphas = np.frombuffer(png.transparency.ljust(256, b"\xff"), np.uint8)[: len(colors), None].astype(np.uint32)
+    return ((colors * alphas + WHITE * (255 - alphas) + 127) // 255).astype(np.uint8).tobytes()

@@ -1,0 +1,40 @@
+"""Rejected records, counted by topic and reason: they lead to the producer that sent them."""
+
+from collections.abc import Iterable, Mapping
+
+from stream_learner.formats.record import Rejection
+
+Rejects = dict[str, dict[str, int]]
+"""Number of rejected records per topic and reason."""
+
+TOPICS_SHOWN = 5
+
+
+def count(rejects: Rejects, rejections: Iterable[Rejection]) -> None:
+    """Add rejections to `rejects`."""
+    for rejection in rejections:
+        reasons = rejects.setdefault(rejection.record.topic, {})
+        reasons[rejection.reason.value] = reasons.get(rejection.reason.value, 0) + 1
+
+
+def by_reason(rejects: Rejects) -> dict[str, int]:
+    """Return the number of rejected records per reason, over all topics."""
+    total: dict[str, int] = {}
+    for reasons in rejects.values():
+        for reason, number in reasons.items():
+            total[reason] = total.get(reason, 0) + number
+    return total
+
+
+def describe(rejects: Mapping[str, Mapping[str, int]]) -> str:
+    """Return `topic: reason 3, reason 1; topic: ...`, the most frequent first; five topics at most are named."""
+    topics = sorted(rejects, key=lambda topic: -sum(rejects[topic].values()))
+    shown = [f"{topic}: {_reasons(rejects[topic])}" for topic in topics[:TOPICS_SHOWN]]
+    if len(topics) > TOPICS_SHOWN:
+        rest = sum(sum(rejects[topic].values()) for topic in topics[TOPICS_SHOWN:])
+        shown.append(f"{len(topics) - TOPICS_SHOWN} more topics: {rest} records")
+    return "; ".join(shown)
+
+
+def _reasons(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {number}" for reason, number in sorted(reasons.items(), key=lambda item: -item[1]))

@@ -1,0 +1,86 @@
+"""The sums of the records between two snapshots."""
+
+from stream_learner.contract import event_time
+from stream_learner.contract.spans import Spans, Stretches, extend_all
+from stream_learner.contract.vocabulary import Label
+from stream_learner.contract.window import MAX_DRIFTS, Distribution, Drift, Window, accuracy
+from stream_learner.formats import rejects
+from stream_learner.formats.rejects import Rejects
+from stream_learner.monitoring.report import Report
+
+
+class Tally:
+    """Sums reports until a window closes."""
+
+    def __init__(self):
+        self.spans: Spans = {}
+        self.lost: Stretches = {}
+        self.records = 0
+        self.splits: dict[str, int] = {}
+        self.rejects: Rejects = {}
+        self.tombstones = 0
+        self.timestamps = dict.fromkeys(event_time.KINDS, 0)
+        self.learned = 0
+        self.steps = 0
+        self.loss_sum = 0.0
+        self.prequential: dict[Label, tuple[int, int]] = {}
+        self.weights: dict[str, Distribution] = {}
+        self.drift_count = 0
+        self.drifts: list[Drift] = []
+
+    def add(self, report: Report) -> None:
+        """Raises ValueError when the report does not continue the offsets counted so far."""
+        extend_all(self.spans, report.spans)
+        for topic, partition, span in report.lost:
+            self.lost.setdefault(topic, {}).setdefault(partition, []).append(span)
+        self.records += report.records
+        for split, count in report.samples.items():
+            self.splits[split.value] = self.splits.get(split.value, 0) + count
+        rejects.count(self.rejects, report.rejections)
+        self.tombstones += report.tombstones
+        for kind, count in report.odd_timestamps.items():
+            self.timestamps[kind] += count
+        self.learned += report.learned
+        self.steps += report.steps
+        self.loss_sum += report.loss_sum
+        self.drift_count += len(report.drifts)
+        self.drifts += report.drifts[: MAX_DRIFTS - len(self.drifts)]
+        for label, (correct, total) in report.prequential.items():
+            before = self.prequential.get(label, (0, 0))
+            self.prequential[label] = (before[0] + correct, before[1] + total)
+        for policy, factors in report.weights.items():
+            self.weights[policy] = _extended(self.weights.get(policy), factors)
+
+    def window(self, **rest) -> Window:
+        """The finished window; `rest` are the fields that are not sums."""
+        return Window(
+            spans=self.spans,
+            lost=self.lost,
+            records=self.records,
+            splits=self.splits,
+            rejected=rejects.by_reason(self.rejects),
+            rejected_by_topic=self.rejects,
+            tombstones=self.tombstones,
+            timestamps=self.timestamps,
+            learned=self.learned,
+            steps=self.steps,
+            loss=self.loss_sum / self.steps if self.steps else None,
+            weights=self.weights,
+            prequential=accuracy((label, *counts) for label, counts in self.prequential.items()),
+            drift_count=self.drift_count,
+            drifts=self.drifts,
+            **rest,
+        )
+
+
+def _extended(before: Distribution | None, values: list[float]) -> Distribution:
+    count, mean = len(values), sum(values) / len(values)
+    if before is None:
+        return Distribution(count, mean, min(values), max(values))
+    total = before.count + count
+    return Distribution(
+        count=total,
+        mean=before.mean + (mean - before.mean) * count / total,
+        min=min(before.min, *values),
+        max=max(before.max, *values),
+    )

@@ -1,0 +1,74 @@
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from stream_learner.errors import UsageError
+from stream_learner.networks.random_features import RandomFeatures
+
+
+class ImageClassifier(nn.Module):
+    """Normalisation, a body and a linear head that can grow: uint8 images [N, H, W, C] to logits [N, classes].
+
+    `body` maps float images [N, C, H, W] to features [N, F], `expansion` these to others, if anything, and `head` to
+    logits.
+    """
+
+    convolutional = True
+    """Whether channels_last and bf16 are worth it."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, body: nn.Module, features: int, classes: int, mean: list[float], std: list[float]):
+        super().__init__()
+        self.body = body
+        self.expansion: nn.Module = nn.Identity()
+        self.head = head(features, classes)
+        self.frozen = False
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def features(self, images_NHWC: Tensor) -> Tensor:
+        """What the head sees of uint8 images: float [N, F]."""
+        return self.expansion(self.body((images_NHWC.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std))
+
+    def forward(self, images_NHWC: Tensor) -> Tensor:
+        return self.head(self.features(images_NHWC))
+
+    def expand(self, width: int) -> None:
+        """Puts `width` random features between the body and a new head."""
+        self.expansion = RandomFeatures(self.head.in_features, width)
+        self.head = head(width, self.head.out_features)
+
+    def freeze(self) -> None:
+        """From here on only the head learns: the body takes no gradient (nothing is recorded for one, so its forward
+        costs what inference does) and stays in evaluation mode, so that batch normalisation keeps its statistics."""
+        self.frozen = True
+        self.body.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen:
+            self.body.eval()
+        return self
+
+
+def head(features: int, classes: int) -> nn.Linear:
+    """A linear layer; without classes it has no rows yet, and nothing to initialise."""
+    if classes:
+        return nn.Linear(features, classes)
+    layer = nn.Linear(features, 1)
+    layer.weight = nn.Parameter(torch.empty(0, features))
+    layer.bias = nn.Parameter(torch.empty(0))
+    layer.out_features = 0
+    return layer
+
+
+def require(pixels: int, height: int, width: int) -> None:
+    """Raises UsageError when an image's side is below `pixels`."""
+    if min(height, width) < pixels:
+        raise UsageError(
+            f"model.height and model.width must be at least {pixels} for this model, not {height} x {width}"
+        )

@@ -1,0 +1,33 @@
+from torch import nn
+
+from stream_learner.networks.classifier import ImageClassifier, require
+
+
+class MLP(ImageClassifier):
+    """Two hidden layers of 64."""
+
+    convolutional = False
+
+    def __init__(self, classes: int, height: int, width: int, channels: int, mean: list[float], std: list[float]):
+        body = nn.Sequential(
+            nn.Flatten(), nn.Linear(height * width * channels, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()
+        )
+        super().__init__(body, 64, classes, mean, std)
+
+
+class CNN(ImageClassifier):
+    """Convolution 32 of 3x3, max-pool 2, dense 128, dropout 0.2."""
+
+    def __init__(self, classes: int, height: int, width: int, channels: int, mean: list[float], std: list[float]):
+        require(4, height, width)
+        flat = 32 * ((height - 2) // 2) * ((width - 2) // 2)
+        body = nn.Sequential(
+            nn.Conv2d(channels, 32, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(flat, 128),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+        )
+        super().__init__(body, 128, classes, mean, std)

@@ -1,0 +1,62 @@
+"""A pretrained body, read from a file of safetensors."""
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from stream_learner.contract.manifest import digest
+from stream_learner.errors import UsageError
+from stream_learner.networks.classifier import ImageClassifier
+
+# Files converted from old versions of PyTorch lack it, and nothing here depends on it.
+COUNTER = "num_batches_tracked"
+
+
+def file_digest(path: Path) -> str:
+    """`sha256:` and 64 hex digits. Raises UsageError when the file cannot be read."""
+    return digest(_read(path))
+
+
+@torch.no_grad()
+def load_body(network: ImageClassifier, path: Path) -> None:
+    """Copies the file's tensors into the network's body.
+
+    Their names are those of the network's state dict (`body.conv1.weight`) or of its body's (`conv1.weight`), as
+    torchvision and timm have them; a head in the file is ignored. Raises UsageError, which names the first tensor that
+    is missing or of another shape, or layers that the network lacks.
+    """
+    try:
+        file = safetensors.torch.load(_read(path))
+    except SafetensorError as error:
+        raise UsageError(f"model.weights: {path} is not a file of safetensors: {error}") from None
+    body = network.body.state_dict()
+    prefix = "body." if any(f"body.{name}" in file for name in body) else ""
+    for name, tensor in body.items():
+        if prefix + name not in file:
+            if name.endswith(COUNTER):
+                continue
+            raise UsageError(
+                f"model.weights: {path} has no {prefix}{name}, which this model.name needs, "
+                f"but {', '.join(sorted(file)[:3])}"
+            )
+        found = file[prefix + name]
+        if found.shape != tensor.shape:
+            raise UsageError(
+                f"model.weights: {prefix}{name} is {list(found.shape)} in {path}, this model.name, model.height, "
+                f"model.width and model.channels need {list(tensor.shape)}"
+            )
+        tensor.copy_(found)
+    surplus = [name for name in file if name.startswith(prefix) and name.removeprefix(prefix) not in body]
+    # A whole network's file keeps its head apart from `body.`; in another, one layer may be the head.
+    layers = sorted({name.rpartition(".")[0] for name in surplus})
+    if len(layers) > (0 if prefix else 1):
+        raise UsageError(f"model.weights: {path} has layers that this model.name lacks: {', '.join(layers[:3])}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"model.weights: cannot read {path}: {error.strerror}") from None

@@ -1,1 +1,0 @@
-"""What travels, as types, and the way from bytes to samples. No Kafka, no torch."""

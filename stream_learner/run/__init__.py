@@ -1,0 +1,1 @@
+"""What drives a learner: the worker, its start, what it counts, and rebuilding."""

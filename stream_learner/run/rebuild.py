@@ -1,0 +1,179 @@
+"""A checkpoint made once more from an earlier state and the ledgers since: the same bytes, or something is not what the
+manifests say it is.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+
+import structlog
+
+from stream_learner.checkpoints import state
+from stream_learner.checkpoints.store import Store
+from stream_learner.config import Settings
+from stream_learner.contract import ledger
+from stream_learner.contract.manifest import Manifest, State, digest
+from stream_learner.contract.spans import Positions, Span, each, offsets_in
+from stream_learner.errors import InputError, MismatchError, StateError
+from stream_learner.formats.decoder import Decoder
+from stream_learner.learning.batch import Batch, Decode
+from stream_learner.learning.identity import check_network
+from stream_learner.learning.learner import Learner
+from stream_learner.learning.snapshot import Snapshot
+from stream_learner.publishing.lineage import BEGINNING, bytes_of, find_path, is_file, made_otherwise, made_with
+from stream_learner.publishing.publish import PROGRAM
+from stream_learner.run.lives import setting_aside
+from stream_learner.streams import topics
+from stream_learner.streams.history import History
+from stream_learner.streams.replay import Replay
+from stream_learner.streams.rights import Role
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What was done: batches and records learned again on the way from checkpoint `start` (0: none) to `end`.
+
+    The digests `state`, and `release` if the checkpoint released a model, are equal to the manifest's.
+    """
+
+    start: int
+    end: int
+    batches: int
+    records: int
+    state: str
+    release: str | None
+
+
+def rebuild(
+    settings: Settings, store: Store, start: str, target: str, on_progress: Callable[[int, int], None]
+) -> Rebuilt:
+    """Learn again what made a checkpoint and compare the bytes.
+
+    `start` is a checkpoint's sequence (0: before the first), its state's key or URL, or a file with the state's bytes;
+    `target` is a sequence or a file with a manifest. `on_progress(offsets, total)` is called as it proceeds. Raises
+    MismatchError when the bytes differ, UsageError, StateError, InputError, StoreError, KafkaUnavailableError.
+    """
+    topics.check(settings, role=Role.REBUILD)
+    with ExitStack() as opened:
+        history = opened.enter_context(closing(History(settings)))
+        path = find_path(settings, history, store, start, target)
+        _check_topics(settings, path.end)
+        learner = Learner(settings)
+        if path.start:
+            _restore(settings, learner, store, path.start, start)
+        doubts = [*path.changes, *_differences(learner, path.end)]
+        if doubts:
+            log.warning("the bytes may differ", why="; ".join(doubts))
+        batches = records = done = 0
+        decode = Decoder.from_settings(settings)
+        replays: dict[tuple[str, int], Replay] = {}
+        for manifest in path.manifests(history):
+            learner.progress.close()  # only the last state is compared; the others need not even be copied
+            for topic, partition, offset in each(_begin(manifest)):
+                learner.progress.positions.setdefault(topic, {}).setdefault(partition, offset)
+            for topic, partition, span in each(manifest.spans):
+                if (topic, partition) not in replays:
+                    replay = Replay(settings.kafka, topic, partition, span.start)
+                    replays[topic, partition] = opened.enter_context(closing(replay))
+            for batch in _batches(manifest, replays, decode):
+                learner.learn(batch)
+                if learner.release_due:
+                    learner.decide_release()
+                batches, records, done = batches + 1, records + batch.records, done + offsets_in(batch.spans)
+                on_progress(done, path.offsets)
+    digests = _compared(path.end, learner.snapshot(), doubts)
+    return Rebuilt(path.start.sequence if path.start else 0, path.end.sequence, batches, records, *digests)
+
+
+def _check_topics(settings: Settings, end: Manifest) -> None:
+    now = topics.topic_ids(settings, settings.input.topics)
+    for name, topic_id in now.items():
+        if end.topic_ids.get(name, topic_id) != topic_id:
+            raise InputError(f"topic {name} was deleted and made again since; the records that were learned are gone")
+
+
+def _begin(manifest: Manifest) -> Positions:
+    """Return the positions of all partitions before a manifest's spans were learned; some were not read in them."""
+    spans = manifest.spans
+    return {
+        topic: {p: spans.get(topic, {}).get(p, Span(at, at)).start for p, at in partitions.items()}
+        for topic, partitions in manifest.positions.items()
+    }
+
+
+def _restore(settings: Settings, learner: Learner, store: Store, before: Manifest, start: str) -> None:
+    if before.release:
+        check_network(before.release.model, settings.model)
+    data = bytes_of(start) if is_file(start) else store.fetch(before.state)
+    try:
+        document = state.decode_document(data)
+        parts = store.fetch_all(before.parts_of(before.kept[-1]), known={})
+        learner.restore(state.decode_tensors(data), document, parts, before.positions)
+        saved = before.released_state()
+        if before.release and saved:
+            if saved.object != before.state:
+                data = _released(store, saved)
+            learner.restore_released(state.decode_tensors(data), state.decode_document(data))
+    except ValueError as error:
+        raise StateError(f"the state of checkpoint {before.sequence} does not fit the settings: {error}") from None
+
+
+def _released(store: Store, saved: State) -> bytes:
+    """What the gate compares with, and training may go back to."""
+    try:
+        return store.fetch(saved.object)
+    except StateError as error:
+        raise StateError(
+            f"the state of checkpoint {saved.sequence}, the last release then, is needed too: {error}. Take a --from "
+            f"that released a model, or {BEGINNING} for the beginning"
+        ) from None
+
+
+def _batches(manifest: Manifest, replays: dict[tuple[str, int], Replay], decode: Decode) -> Iterator[Batch]:
+    """Yield the batches between a manifest and the one before, read again."""
+    poisoned = {(t, p, o) for t, partitions in manifest.poisoned.items() for p, os in partitions.items() for o in os}
+    decode = setting_aside(poisoned, decode)
+    at = {(topic, partition): span.start for topic, partition, span in each(manifest.spans)}
+    try:
+        for pieces in ledger.decode(manifest.ledger, manifest.spans):
+            batch = Batch()
+            for topic, partition, end in pieces:
+                replay, start = replays[topic, partition], at[topic, partition]
+                for lost in manifest.lost.get(topic, {}).get(partition, ()):
+                    if start <= lost.start < end:
+                        _read(replay, lost.start, batch, decode)
+                        replay.skip(lost.end)
+                _read(replay, end, batch, decode)
+                batch.cover(topic, partition, start, end)
+                at[topic, partition] = end
+            yield batch
+    except ValueError as error:
+        raise StateError(f"checkpoint {manifest.sequence} cannot be rebuilt: {error}") from None
+
+
+def _read(replay: Replay, end: int, batch: Batch, decode: Decode) -> None:
+    """Add the records up to the offset `end` to the batch."""
+    for record in replay.read(end):
+        batch.add(record, decode)
+
+
+def _differences(learner: Learner, end: Manifest) -> list[str]:
+    """Say how what computes now differs from what made the checkpoint."""
+    differing = made_otherwise(made_with(PROGRAM, learner.arithmetic), made_with(end.program, end.arithmetic))
+    return [f"it is rebuilt with {differing}, unlike checkpoint {end.sequence}"] if differing else []
+
+
+def _compared(end: Manifest, snapshot: Snapshot, doubts: list[str]) -> tuple[str, str | None]:
+    """Digests of the state and of the released weights. Raises MismatchError when one is not the manifest's."""
+    made = {"state": (digest(state.encode(snapshot.tensors, snapshot.document)), end.state.digest)}
+    if end.released and end.release and snapshot.candidate:
+        made["release"] = digest(state.encode(snapshot.candidate.weights)), end.release.object.digest
+    for what, (rebuilt, published) in made.items():
+        if rebuilt != published:
+            raise MismatchError(
+                f"the {what} of checkpoint {end.sequence} was rebuilt as {rebuilt}, and published as {published}: "
+                + ("; ".join(doubts) or "with the same settings, program and machine; code of your own may differ")
+            )
+    return made["state"][0], made["release"][0] if "release" in made else None

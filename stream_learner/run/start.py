@@ -1,0 +1,144 @@
+"""The start of a worker: its settings are checked, then Kafka is asked while torch is imported."""
+
+import gc
+import importlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import structlog
+
+from stream_learner import __version__
+from stream_learner.checkpoints.store import Store, check_location
+from stream_learner.config import Settings
+from stream_learner.contract import keys
+from stream_learner.contract.topics import Names
+from stream_learner.contract.window import COMBINED
+from stream_learner.errors import ExitCode, UsageError
+from stream_learner.formats.decoder import Decoder
+from stream_learner.learning.allocator import keep_freed_memory
+from stream_learner.monitoring import logs
+from stream_learner.monitoring.health import Health
+from stream_learner.monitoring.metrics import Metrics, RunRegistry
+from stream_learner.monitoring.server import serve
+from stream_learner.streams import topics
+from stream_learner.streams.connection import client_config
+from stream_learner.streams.election import Election
+from stream_learner.streams.journal import ReadBack
+from stream_learner.streams.rights import Role
+from stream_learner.streams.transaction import Transaction
+
+if TYPE_CHECKING:
+    from stream_learner.learning.learner import Learner
+
+log = structlog.get_logger()
+
+POLL_S = 0.2
+# Pixels a side that are enough for each network that needs no other library.
+ENOUGH_PIXELS = 9
+FROM_TORCHVISION = ("resnet18", "resnet50")
+
+
+def check(settings: Settings) -> None:
+    """Raise UsageError for whatever a worker refuses by its settings and local files alone.
+
+    Import torch only where nothing else can judge.
+    """
+    _check_without_torch(settings)
+    if needs_torch(settings):
+        build_learner(settings)
+
+
+def needs_torch(settings: Settings) -> bool:
+    """Return whether a learner must be built to know that the settings fit: its code, library or file may not."""
+    model, learning = settings.model, settings.learning
+    names = [model.name, model.head, learning.strategy, *learning.augment, *settings.weights.policies]
+    return (
+        any(":" in name for name in names)
+        or model.name in FROM_TORCHVISION
+        or (model.name != "mlp" and min(model.height, model.width) < ENOUGH_PIXELS)
+        or model.weights is not None
+        or learning.device not in ("auto", "cpu")
+        or not learning.average_decay
+    )
+
+
+def _check_without_torch(settings: Settings) -> None:
+    if settings.security.verifier and not settings.security.signer:
+        raise UsageError(
+            "security.verify_key_files is set and security.signing_key_file is not: the next start would refuse what "
+            "this worker publishes. Set security.signing_key_file; only readers do without"
+        )
+    Decoder.from_settings(settings)
+    client_config(settings.kafka)
+    check_location(settings.checkpoint.store)
+
+
+def build_learner(settings: Settings) -> "Learner":
+    """Import torch and build what learns. Raises UsageError when the settings do not fit."""
+    from stream_learner.learning.learner import Learner
+
+    return Learner(settings)
+
+
+def run(
+    settings: Settings,
+    health: Health,
+    stop: threading.Event,
+    end_process: Callable[[ExitCode], None],
+    *,
+    fresh: bool = False,
+    accept_rejects: bool = False,
+) -> None:
+    """Start a worker and run it until `stop` is set. Raises what `worker.run` does."""
+    gc.disable()  # imports make a million objects and no garbage: looking for it takes a seventh of their time
+    _check_without_torch(settings)
+    logs.configure(settings.log.level, settings.log.format)
+    keep_freed_memory()
+    registry, names = RunRegistry(settings.run.id), Names.under(settings.prefix)
+    serve(settings.monitoring.host, settings.monitoring.port, registry, health, settings.run.id)
+    metrics = Metrics(
+        registry,
+        __version__,
+        settings.input.topics,
+        (names.checkpoints, names.history),
+        [*settings.weights.policies, COMBINED],
+    )
+    metrics.follow(health)
+    importing = ThreadPoolExecutor(1, "import").submit(importlib.import_module, "stream_learner.run.worker")
+    learner = build_learner(settings) if needs_torch(settings) else None
+    store = Store(settings.checkpoint.store)
+    store.try_out(keys.trials(settings.run.id))
+    topics.check(settings, role=Role.WORKER)  # before clients that would only log that a topic is missing
+    topics.check_internal(settings)  # before they wait for these
+    transaction, read_back = Transaction(settings), ReadBack(settings)
+    with closing(Election(settings, health.heard)) as election:
+        election.check_members()
+        while not importing.done() and not stop.is_set():
+            if settings.run.on_conflict == "take_over":  # disturbs others, and all is not checked yet
+                wait([importing], POLL_S)
+            else:
+                election.poll(POLL_S)
+        if stop.is_set():
+            return
+        from stream_learner.run import worker
+
+        gc.freeze()  # what was imported stays
+        gc.enable()
+        worker.run(
+            settings,
+            learner or build_learner(settings),
+            store,
+            transaction,
+            read_back,
+            election,
+            metrics,
+            health,
+            stop,
+            end_process,
+            fresh=fresh,
+            accept_rejects=accept_rejects,
+        )
+    log.info("stopped")

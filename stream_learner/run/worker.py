@@ -1,0 +1,304 @@
+"""The worker: reads, learns, publishes, until it is told to stop."""
+
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+
+import structlog
+
+from stream_learner.checkpoints.store import Store
+from stream_learner.config import KafkaSettings, Settings
+from stream_learner.contract.event_time import age_s
+from stream_learner.contract.manifest import Manifest
+from stream_learner.contract.spans import Positions
+from stream_learner.contract.vocabulary import Split
+from stream_learner.errors import (
+    DivergedError,
+    FencedError,
+    InputError,
+    KafkaUnavailableError,
+    RejectsError,
+    StateError,
+)
+from stream_learner.formats.decoder import Decoder
+from stream_learner.learning.batch import MAX_BATCH_BYTES, Batch, batches
+from stream_learner.learning.learner import Learner
+from stream_learner.learning.progress import MAX_ENTRIES
+from stream_learner.monitoring.health import Answer, Health, Phase
+from stream_learner.monitoring.metrics import Metrics
+from stream_learner.publishing.ownership import await_turn, fencing, first_look, leaving_a_mark
+from stream_learner.publishing.publish import Publish
+from stream_learner.publishing.publisher import EndProcess, Publisher
+from stream_learner.publishing.recover import Recovered, Recovery
+from stream_learner.run.breaker import Breaker
+from stream_learner.run.lives import Lives
+from stream_learner.streams.election import Election
+from stream_learner.streams.journal import ReadBack
+from stream_learner.streams.source import Source
+from stream_learner.streams.transaction import Transaction
+
+log = structlog.get_logger()
+
+TEND_EVERY_S = 1.0
+MOST_SHOWN = 20
+
+
+@dataclass
+class Worker:
+    """The loop and its collaborators."""
+
+    settings: Settings
+    stream: Iterable[Batch]
+    learner: Learner
+    source: Source
+    publisher: Publisher
+    election: Election
+    metrics: Metrics
+    health: Health
+    breaker: Breaker
+    lives: Lives
+    tended_at: float = 0.0
+    saved_at: float = field(default_factory=time.monotonic)
+    warned_of: set[Split] = field(default_factory=set)
+
+    def loop(self) -> None:
+        """Learns until the stream ends, then saves once more. Raises RejectsError, DivergedError (after that save)."""
+        learner = self.learner
+        for batch in self.stream:
+            with self.lives.suspecting(batch.places):
+                report = learner.learn(batch)  # predict, then weighted step(s) with memory
+            self.metrics.observe(report)
+            self.breaker.observe(report)
+            for drift in report.drifts:
+                before, after = (round(error, 3) for error in (drift.error_before, drift.error_after))
+                log.warning("drift: predictions go wrong more often", before=before, after=after, records=drift.records)
+            self.tend()
+            if learner.release_due:
+                self.wait()  # falls on the same batch in every execution, so training waits
+                learner.decide_release()
+                self.warn_of_few_groups()
+                self.save()
+            elif self.save_due():
+                self.wait()
+                self.save()
+            if self.breaker.why or learner.diverged:
+                break
+        self.save_the_rest()
+        # Only now: the save has published the dead letters, so that a restart gets past them.
+        if why := self.breaker.why:
+            raise RejectsError(
+                f"{why}. See them in the dead-letter topic and repair the producer. A restart continues behind them; "
+                "`run --accept-rejects` never stops for rejected records"
+            )
+        if learner.diverged:
+            raise DivergedError(
+                "three batches in a row gave a loss or gradient that is not finite; records that no step learned are "
+                "dead letters. Lower learning.learning_rate or set learning.precision to fp32; if it goes on, choose "
+                "a new run.id"
+            )
+
+    def warn_of_few_groups(self) -> None:
+        """Log once that few groups dominate a held-out set, and again only if that ceased meanwhile."""
+        few = self.learner.few_groups()
+        for split, share in few.items():
+            if split not in self.warned_of:
+                log.warning(
+                    "10 groups hold most of a held-out set, so its figures say little about others: give each record "
+                    "an id of its own, or hold out more groups (split.validation, split.test, held_out.max_items)",
+                    split=split.value,
+                    share=round(share, 2),
+                )
+        self.warned_of = set(few)
+
+    def save_due(self) -> bool:
+        """Whether a save is due and possible, or so overdue that training must wait for it."""
+        settings, opened = self.settings.checkpoint, self.learner.progress.open
+        if self.learner.progress.empty:
+            return False
+        records = opened.tally.records
+        unsaved = records + self.publisher.unsaved_records
+        full = opened.pending_bytes >= settings.max_pending_bytes or opened.entries >= MAX_ENTRIES
+        if full or unsaved >= settings.max_unsaved_records:
+            return True
+        by_clock = time.monotonic() - self.saved_at >= settings.every_s
+        by_count = settings.every_records is not None and records >= settings.every_records
+        return (by_clock or by_count) and self.publisher.idle
+
+    def wait(self) -> None:
+        """Returns when the last snapshot is published."""
+        before = self.health.phase
+        if not self.publisher.idle:
+            self.health.enter(Phase.WAITING)
+        self.publisher.wait(self.tend)
+        self.health.enter(before)
+
+    def save(self) -> None:
+        self.publisher.submit(self.learner.snapshot(), self.lag())
+        self.saved_at = time.monotonic()
+        if self.lives.careful:
+            self.wait()  # or the end of a publication would be blamed on the record that is decoded meanwhile
+
+    def save_the_rest(self) -> None:
+        """Returns when everything that was learned is published."""
+        unsaved = self.learner.progress.open.tally.records + self.publisher.unsaved_records
+        log.info("stopping after a last save", unsaved_records=unsaved)
+        self.health.enter(Phase.STOPPING)
+        self.wait()
+        if not self.learner.progress.empty:
+            self.save()
+            self.wait()
+
+    def lag(self) -> Positions:
+        """Records between what was learned and the end of each partition."""
+        positions = self.learner.progress.positions
+        return {
+            topic: {p: max(0, end - positions.get(topic, {}).get(p, 0)) for p, end in partitions.items()}
+            for topic, partitions in self.source.ends().items()
+        }
+
+    def tend(self) -> None:
+        """What every turn of the loop, and of a wait, does: the heartbeat, and every second election and gauges. Raises
+        FencedError, KafkaUnavailableError."""
+        self.health.beat()
+        if time.monotonic() < self.tended_at + TEND_EVERY_S:
+            return
+        self.tended_at = time.monotonic()
+        self.health.unanswered = self.source.unanswered
+        give_up(self.settings.kafka, self.health)
+        self.election.poll()
+        if not self.election.elected:
+            raise FencedError(
+                "another one was elected: the brokers took this worker for dead, or it was replaced on purpose "
+                "(run.on_conflict = take_over). Nothing more is published; a restart stands by or recovers"
+            )
+        now_s = time.time()
+        for topic, partitions in self.lag().items():
+            for partition, records in partitions.items():
+                seconds = age_s(self.source.oldest_ms(topic, partition), now_s) if records else 0.0
+                self.metrics.observe_lag(topic, partition, records, seconds)
+        for topic, partitions in self.source.starts().items():
+            for partition, offset in partitions.items():
+                self.metrics.observe_log_start(topic, partition, offset)
+        memory = self.learner.memory
+        fill = zip(self.learner.labels, memory.counts.tolist(), strict=False)  # a label may have no training sample
+        self.metrics.observe_memory(dict(fill), memory.nbytes)
+        recent = self.learner.prequential.recent(self.learner.labels)
+        drift = self.learner.drift
+        self.metrics.observe_recent(recent, drift.window, drift.boosted(self.learner.records))
+        self.metrics.observe_refused(self.learner.refused)
+        self.metrics.observe_unsaved(self.learner.progress.open.tally.records + self.publisher.unsaved_records)
+
+
+def give_up(kafka: KafkaSettings, health: Health) -> None:
+    """Raise KafkaUnavailableError when the brokers have not answered for `kafka.give_up_s`."""
+    if health.cut_off_s > kafka.give_up_s:
+        raise KafkaUnavailableError(
+            f"Kafka at {kafka.bootstrap_servers} has not answered for kafka.give_up_s = {kafka.give_up_s:g} s. Nothing "
+            "is lost: a restart continues from the last committed checkpoint; check that the brokers are up"
+        )
+
+
+def run(
+    settings: Settings,
+    learner: Learner,
+    store: Store,
+    transaction: Transaction,
+    read_back: ReadBack,
+    election: Election,
+    metrics: Metrics,
+    health: Health,
+    stop: threading.Event,
+    end_process: EndProcess,
+    *,
+    fresh: bool = False,
+    accept_rejects: bool = False,
+) -> None:
+    """Waits for its turn, recovers, then learns until `stop` is set, and saves once more.
+
+    Raises subclasses of StreamLearnerError. A publication that fails, and another worker that takes over, end the
+    process through `end_process`.
+    """
+    decoder = Decoder.from_settings(settings)
+    if settings.model.frozen and not settings.model.weights:
+        log.warning(
+            "nothing trains the network's body, which is random unless its factory loads one; see model.weights"
+        )
+    end_process = leaving_a_mark(settings, store, end_process)
+    recovery = Recovery(settings, store, fresh, metrics.foreign_records)
+    first_look(settings, recovery.look)
+
+    def stand_by() -> None:
+        health.enter(Phase.STANDBY)
+        give_up(settings.kafka, health)
+
+    if not await_turn(settings, store, election, stop, stand_by, recovery.look):
+        return
+    try:
+        health.enter(Phase.RECOVERING)
+        recovered = recovery.take_over(fencing(election, transaction.fence))
+        last = _restore(learner, recovered, metrics)
+        source = Source(settings.kafka, settings.input, recovered.positions, health.heard)
+        metrics.begin(source.positions)
+        publish = Publish(settings, store, transaction, read_back, recovered.topic_ids, recovered.epoch, *last)
+        lives = Lives(store, settings)
+
+        def committed(manifest: Manifest, seconds: float) -> None:
+            health.heard(Answer.COMMIT)
+            metrics.checkpoint_committed(manifest, seconds)
+            lives.committed(manifest)
+
+        publisher = Publisher(settings, publish, committed, metrics.store_failed, end_process)
+        decode = lives.guarded(decoder)
+        stream = batches(
+            source,
+            decode,
+            recovered.positions,
+            settings.batch,
+            stop,
+            alone=lives.alone,
+            # All of a batch may become dead letters, and the time-out of a transaction is for that many bytes.
+            max_bytes=min(MAX_BATCH_BYTES, settings.checkpoint.max_pending_bytes),
+        )
+        breaker = Breaker(settings.rejects, enabled=not accept_rejects)
+        worker = Worker(settings, stream, learner, source, publisher, election, metrics, health, breaker, lives)
+        sequence = last[0].sequence if last[0] else 0
+        log.info("learning", epoch=recovered.epoch, sequence=sequence, classes=len(learner.labels))
+        del recovery, recovered  # the state it fetched
+        health.enter(Phase.LEARNING)
+        try:
+            with lives.watched():
+                try:
+                    worker.loop()
+                except InputError:
+                    worker.save_the_rest()  # its records may not be there any more to be learned again
+                    raise
+        except KafkaUnavailableError as error:
+            log.error(str(error))
+            election.close()
+            end_process(error.code)  # the publisher may wait for Kafka too, and would be waited for
+    except FencedError as error:
+        log.error(str(error))
+        end_process(error.code)
+
+
+def _restore(learner: Learner, recovered: Recovered, metrics: Metrics) -> tuple[Manifest | None, str | None]:
+    """Brings the learner to where the run stands; the newest manifest and its digest, None at a fresh start."""
+    learner.begin(recovered.positions)
+    checkpoint = recovered.checkpoint
+    if checkpoint is None:
+        return None, None
+    try:
+        learner.restore(checkpoint.tensors, checkpoint.document, checkpoint.parts, recovered.positions)
+        if checkpoint.released:
+            learner.restore_released(*checkpoint.released)
+    except ValueError as error:
+        raise StateError(
+            f"the state of checkpoint {checkpoint.manifest.sequence} cannot be restored: {error}. Bring it back from a "
+            "backup, or choose a new run.id"
+        ) from None
+    if learner.retired:
+        log.info("classes that [labels] retired", classes=dict(islice(learner.retired.items(), MOST_SHOWN)))
+    metrics.recovered(checkpoint.manifest)
+    return checkpoint.manifest, checkpoint.manifest_digest
