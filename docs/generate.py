@@ -82,8 +82,8 @@ def toml(value: object) -> str:
 
 def exit_codes() -> str:
     documented = member_docs(ExitCode)
-    rows = [f"| {code.value} | `{code.name}` | {documented[code.name]} |" for code in ExitCode]
-    return "\n".join(["| code | name | meaning |", "|---|---|---|", *rows])
+    rows = [f"| {code.value} | `{code.name}` | {code.remedy} | {documented[code.name]} |" for code in ExitCode]
+    return "\n".join(["| code | name | asks for | meaning |", "|---|---|---|---|", *rows])
 
 
 def reasons() -> str:

@@ -5,7 +5,16 @@ compares the two.
 """
 
 import re
-from enum import IntEnum
+from enum import IntEnum, StrEnum
+
+
+class Remedy(StrEnum):
+    """What an exit code asks of a supervisor."""
+
+    NOTHING = "nothing"
+    RESTART = "a restart"
+    PERSON = "a person"
+    """A restart would end the same way, or continue behind what somebody should look at first."""
 
 
 class ExitCode(IntEnum):
@@ -49,6 +58,24 @@ class ExitCode(IntEnum):
     """The process ran out of memory; give it more, or lower the settings that the message names."""
     INTERRUPTED = 130
     """Stopped at once by Ctrl-C or a second signal; what was not saved is read again."""
+
+    @property
+    def remedy(self) -> Remedy:
+        """What a supervisor should do. After a bug it restarts: a record that causes it is set aside in the end."""
+        if self in (ExitCode.OK, ExitCode.INTERRUPTED):
+            return Remedy.NOTHING
+        return Remedy.RESTART if self in CURED_BY_RESTART else Remedy.PERSON
+
+
+CURED_BY_RESTART = {
+    ExitCode.INTERNAL,
+    ExitCode.KAFKA,
+    ExitCode.STORE,
+    ExitCode.FENCED,
+    ExitCode.PUBLISH,
+    ExitCode.WATCHDOG,
+    ExitCode.MEMORY,
+}
 
 
 class StreamLearnerError(Exception):

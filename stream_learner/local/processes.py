@@ -5,21 +5,11 @@ import sys
 from pathlib import Path
 from typing import Self
 
-from stream_learner.errors import ExitCode, StreamLearnerError
+from stream_learner.errors import ExitCode, Remedy, StreamLearnerError
 from stream_learner.local.broker import ENDS_WITH_PARENT
 
 STOP_TIMEOUT_S = 90.0
 RESTARTS = 20
-# These do not get better by trying again.
-NEEDS_A_PERSON = {
-    ExitCode.INTERNAL,
-    ExitCode.USAGE,
-    ExitCode.TOPICS,
-    ExitCode.STATE,
-    ExitCode.INPUT,
-    ExitCode.REJECTS,
-    ExitCode.DIVERGED,
-}
 
 
 class ChildError(StreamLearnerError):
@@ -99,7 +89,8 @@ class Supervised(Child):
         code = self.ended()
         if code is None:
             return
-        if code in NEEDS_A_PERSON or self.restarts == RESTARTS:
+        hopeless = code in list(ExitCode) and ExitCode(code).remedy is Remedy.PERSON
+        if hopeless or self.restarts == RESTARTS:
             raise self.failure("worker", code)
         self.restarts += 1
         self.start()
