@@ -12,7 +12,7 @@ from stream_learner.config import Settings
 from stream_learner.contract.topics import Names
 from stream_learner.errors import KafkaUnavailableError, PublishError
 from stream_learner.formats.record import Record
-from stream_learner.streams.connection import ask, kafka_failures, reader
+from stream_learner.streams.connection import ask, describe, kafka_failures, reader
 from stream_learner.streams.reader import to_record
 from stream_learner.streams.rights import missing_right
 
@@ -85,9 +85,11 @@ class ReadBack:
 
 
 def _true_end(settings: Settings, place: TopicPartition) -> int:
-    specs = {place: OffsetSpec.LATEST}
-    ends = ask(settings.kafka, "looking up the end of a topic", lambda client: client.list_partition_offsets(specs))
-    return ends[place].offset
+    def question(client: KafkaAdminClient) -> int:
+        describe(client, [place.topic])  # of a topic that the user may not see, the next line says only: unknown
+        return client.list_partition_offsets({place: OffsetSpec.LATEST})[place].offset
+
+    return ask(settings.kafka, "looking up the end of a topic", question)
 
 
 def _open_transactions(settings: Settings, place: TopicPartition) -> str:
