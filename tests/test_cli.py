@@ -331,7 +331,7 @@ def test_debug_shows_the_traceback_and_the_same_line(tmp_path: Path, arguments: 
 def test_what_fails_in_code_of_ones_own_is_no_bug(tmp_path: Path, command: str, said: str):
     own = tmp_path / "own.py"
     imports = "import json\nfrom functools import partial\nfrom stream_learner import cli\n"
-    own.write_text(f"{imports}cli._exit_with({command}, False)")
+    own.write_text(f"{imports}cli.exit_with({command}, False)")
     done = subprocess.run([sys.executable, str(own)], capture_output=True, text=True)
     assert done.returncode == ExitCode.INTERNAL
     assert done.stderr.strip().endswith(said)
@@ -339,7 +339,7 @@ def test_what_fails_in_code_of_ones_own_is_no_bug(tmp_path: Path, command: str, 
 
 def test_a_module_of_ones_own_that_python_cannot_read_is_named(tmp_path: Path):
     (tmp_path / "own.py").write_text("def network(:")
-    script = "from stream_learner import cli\ncli._exit_with(lambda: __import__('own'), False)"
+    script = "from stream_learner import cli\ncli.exit_with(lambda: __import__('own'), False)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == ExitCode.INTERNAL
     assert f"{tmp_path / 'own.py'}:1 failed: SyntaxError: invalid syntax" in done.stderr

@@ -1,0 +1,16 @@
+"""Commands and arguments, a file for each group; no logic."""
+
+from stream_learner.cli import laptop, outside, setup, worker
+from stream_learner.cli.app import app, exit_with, main
+
+__all__ = ["app", "exit_with", "main"]
+
+# In the order in which `--help` lists them.
+app.command()(worker.run)
+app.command()(laptop.demo)
+app.command()(laptop.feed)
+app.command()(laptop.kafka)
+app.command()(setup.topics)
+app.command("config")(setup.show_config)
+app.command()(outside.status)
+app.command()(worker.rebuild)

@@ -1,0 +1,91 @@
+"""The command line itself, and how a command ends: every failure a person can cause is one line and an exit code."""
+
+import codecs
+import os
+import re
+import signal
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable
+from io import TextIOWrapper
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+
+from stream_learner.cli.output import err
+from stream_learner.errors import ExitCode, StreamLearnerError, out_of_memory
+from stream_learner.run.signals import end_process, obeyed
+from stream_learner.text import escape_unencodable, printable, printable_lines
+
+app = typer.Typer(
+    name="stream-learner",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Learns an image classifier from a Kafka stream, exactly once, and releases it downstream.",
+    epilog="`--debug` with any command shows the traceback of an error. Exit codes are in docs/operations.md.",
+)
+
+# They may include a password, when an option lacks its `=`.
+EXTRA_ARGUMENTS = re.compile(r"(unexpected extra argument\S*) \(.*\)", re.DOTALL)
+
+
+def main() -> None:
+    """Entry point: every failure a person can cause is one line and an exit code of `ExitCode`."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    codecs.register_error("escape", escape_unencodable)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="escape")  # labels and paths may be in any script
+    for number in obeyed():
+        signal.signal(number, _interrupt)
+    exit_with(lambda: app(prog_name="stream-learner", standalone_mode=False), debug)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """End the command in order. A second Ctrl-C ends the process at once."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a window that closes sends several
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(ExitCode.INTERRUPTED))
+    sys.exit(ExitCode.INTERRUPTED)
+
+
+def exit_with(command: Callable[[], object], debug: bool) -> None:
+    try:
+        command()
+    except StreamLearnerError as error:
+        _fail(error, error.code, str(error), debug)
+    except typer.TyperException as error:
+        # No command at all has shown the help already.
+        message = EXTRA_ARGUMENTS.sub(r"\1", error.format_message()) or "a command is missing"
+        _fail(error, ExitCode.USAGE, f"{message.rstrip('.')}; `--help` shows what there is", debug)
+    except Exception as error:  # noqa: BLE001 (the last resort, and the place for it)
+        if explained := out_of_memory(error):
+            _fail(error, explained.code, str(explained), debug)
+        what = f"{type(error).__name__}: {error}"
+        if place := _own_code(error):
+            _fail(error, ExitCode.INTERNAL, f"{place} failed: {what} (`--debug` shows the way there)", debug)
+        _fail(error, ExitCode.INTERNAL, f"{what} (a bug; `--debug` shows where)", debug)
+
+
+def _own_code(error: Exception) -> str | None:
+    """Where code failed that is neither ours nor a library's, `file:line`: a strategy, say, or a model of one's own."""
+    others = Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
+    places = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        places.append((Path(error.filename), error.lineno))
+    for path, line in reversed(places):
+        installed = {"site-packages", "dist-packages"} & set(path.parts) or any(map(path.is_relative_to, others))
+        if path.is_absolute() and not installed:
+            return f"{path}:{line}"
+    return None
+
+
+def _fail(error: Exception, code: ExitCode, message: str, debug: bool) -> NoReturn:
+    if debug:
+        err.print(printable_lines("".join(traceback.format_exception(error))), soft_wrap=True, markup=False)
+    err.print(f"error: {printable(' '.join(message.split()))}", style="red", soft_wrap=True, markup=False)
+    end_process(code)

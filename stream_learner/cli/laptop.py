@@ -1,0 +1,122 @@
+"""Commands of a laptop: the demo, a data set's feeder, a broker of one node."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import MofNCompleteColumn, Progress
+
+from stream_learner.cli.options import ConfigFile, DataFolder, Overrides
+from stream_learner.cli.output import err, load, out, say
+from stream_learner.run.signals import stop_on_signals
+from stream_learner.text import printable
+
+
+def demo(
+    data: DataFolder = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the last demo: feed its data once more.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first weights and of the order.")] = 0,
+    summary: Annotated[
+        # Opened at once: a file that cannot be written is better known before than after the demo.
+        typer.FileBinaryWrite | None,
+        typer.Option(metavar="FILE", lazy=False, help="Write the summary as JSON too.", show_default=False),
+    ] = None,
+) -> None:
+    """Watch a model learn from a real Kafka: starts a broker, a feeder and a worker, and stops them at the end."""
+    from stream_learner.local.demo import run_demo
+    from stream_learner.local.view import Lines, View, summary_table
+
+    @contextmanager
+    def show(view: View) -> Iterator[Live | Lines]:
+        if not out.is_terminal or out.is_dumb_terminal:
+            yield Lines(view, say)
+            return
+        with Live(view, console=out, auto_refresh=False) as live:
+            out.show_cursor()  # or kill -9 would leave the terminal without
+            yield live
+
+    found = run_demo(data, resume, seed, say, show)
+    out.print(summary_table(found))
+    if summary:
+        summary.write(msgspec.json.encode(found))
+
+
+class Order(StrEnum):
+    SHUFFLED = "shuffled"
+    BY_CLASS = "by_class"
+    DRIFTING = "drifting"
+
+
+class DataSplit(StrEnum):
+    TRAIN = "train"
+    TEST = "test"
+    ALL = "all"
+
+
+def feed(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    data: DataFolder = None,
+    split: Annotated[
+        DataSplit,
+        typer.Option(help="Which part, by the words in names of files and folders; `test` is fed with `split: test`."),
+    ] = DataSplit.TRAIN,
+    topic: Annotated[str | None, typer.Option(help="Topic to feed; the first input topic when left out.")] = None,
+    order: Annotated[
+        Order, typer.Option(help="All classes mixed, one class after the other, or a mix that changes smoothly.")
+    ] = Order.SHUFFLED,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Records per second; as fast as it goes when left out.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Records to send at most.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data set, each in a new order.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order.")] = 0,
+) -> None:
+    """Send a data set to a topic, as records of the plain form."""
+    from stream_learner.local import feeder
+    from stream_learner.local.datasets import open_dataset
+
+    settings = load(config_file, overrides)
+    stop = stop_on_signals(lambda: settings.run.stop_deadline_s)
+    dataset = open_dataset(data, split.value)
+    total = min(len(dataset) * epochs, limit or len(dataset) * epochs)
+    columns = *Progress.get_default_columns(), MofNCompleteColumn()
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+        bar = progress.add_task(f"feeding {escape(printable(dataset.name))}", total=total)
+        fed = feeder.feed(
+            dataset,
+            settings.kafka,
+            topic or settings.input.topics[0],
+            order=feeder.ORDERS[order],
+            seed=seed,
+            epochs=epochs,
+            limit=limit,
+            rate=rate,
+            on_progress=lambda sent: progress.update(bar, completed=sent),
+            stop=stop,
+        )
+    ends = ", ".join(f"{partition}: {offset}" for partition, offset in sorted(fed.end_offsets.items()))
+    say(f"fed {fed.records} records{dataset.beside}; end offset of each partition: {ends}")
+
+
+def kafka(
+    folder: Annotated[Path, typer.Option(help="Where the broker keeps its data.")] = Path(".stream-learner/kafka"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback.")] = 9092,
+) -> None:
+    """Run the local one-node Kafka by itself until Ctrl-C, for people who develop."""
+    from stream_learner.local.broker import Broker
+
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    with Broker(folder.resolve(), port) as broker:
+        say(f"Kafka is at {broker.bootstrap_servers}; Ctrl-C stops it")
+        stop.wait()

@@ -1,0 +1,39 @@
+"""What commands write, and the settings of those that ask Kafka while a person waits."""
+
+import json
+import logging
+from pathlib import Path
+
+from rich.console import Console
+from rich.highlighter import JSONHighlighter
+from rich.text import Text
+
+from stream_learner import config
+from stream_learner.config import Settings
+from stream_learner.text import printable, printable_lines
+
+out = Console()
+err = Console(stderr=True, highlight=False)
+
+
+def load(config_file: Path | None, overrides: list[str] | None) -> Settings:
+    """Load the settings of a command that asks Kafka while a person waits, who then sees on a terminal why."""
+    if err.is_terminal:
+        logging.getLogger("kafka.bootstrap").addHandler(_Wait())
+    return config.load(config_file, overrides)
+
+
+class _Wait(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(printable(record.getMessage()), style="yellow", soft_wrap=True, markup=False)
+
+
+def say(line: str) -> None:
+    """Write a line. It is not wrapped without a terminal, and nothing in it is markup."""
+    out.print(printable(line), soft_wrap=True, markup=False)
+
+
+def say_json(document: str) -> None:
+    """Write a JSON document, indented."""
+    text = json.dumps(json.loads(document), indent=2, ensure_ascii=False)
+    out.print(JSONHighlighter()(Text(printable_lines(text))), soft_wrap=True)

@@ -1,0 +1,64 @@
+"""Commands that look at a run from outside."""
+
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.table import Column, Table
+
+from stream_learner.cli.options import ConfigFile, Overrides
+from stream_learner.cli.output import load, out, say, say_json
+from stream_learner.contract.spans import Stretches
+from stream_learner.text import printable
+
+
+def status(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+) -> None:
+    """Show the newest checkpoint, how many records of each partition came since (lag) and the newest metrics.
+
+    From Kafka alone.
+    """
+    from stream_learner.follow.status import read_status
+    from stream_learner.formats.rejects import describe
+
+    found = read_status(load(config_file, overrides))
+    if as_json:
+        say_json(msgspec.json.encode(found).decode())
+        return
+    if found.manifest is None:
+        say("no checkpoint yet")
+    else:
+        manifest, release = found.manifest, found.manifest.release
+        say(
+            f"checkpoint {manifest.sequence} of {manifest.created_at}, epoch {manifest.epoch}: "
+            f"{manifest.url(manifest.state)}"
+        )
+        if release:
+            say(f"release {release.sequence} of {release.created_at}: {manifest.url(release.object)}")
+            say(f"test accuracy {_percent(release.test.accuracy)} on {release.test.total} samples")
+    if found.window:
+        window = found.window
+        say(
+            f"last window: {window.records} records, {window.learned} learned, "
+            f"{sum(window.rejected.values())} rejected, {window.tombstones} deletion markers, "
+            f"{_offsets(window.lost)} lost, "
+            f"prequential accuracy {_percent(window.prequential.accuracy)}"
+        )
+        if window.rejected_by_topic:
+            say(f"rejected: {describe(window.rejected_by_topic)}")
+    table = Table(Column("topic", overflow="fold"), "partition", "position", "lag")
+    for topic, partitions in found.lag.items():
+        for partition, lag in partitions.items():
+            table.add_row(printable(topic), str(partition), str(found.positions[topic][partition]), str(lag))
+    out.print(table)
+
+
+def _offsets(stretches: Stretches) -> int:
+    return sum(span.end - span.start for ps in stretches.values() for spans in ps.values() for span in spans)
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.1%}"

@@ -1,0 +1,48 @@
+"""Commands before a run: its settings and its topics."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from stream_learner import config
+from stream_learner.cli.options import ConfigFile, Overrides
+from stream_learner.cli.output import load, say, say_json
+
+
+def topics(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    check: Annotated[bool, typer.Option("--check", help="Create nothing; exit 4 when something differs.")] = False,
+    input_partitions: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Create missing input topics too, with this number of partitions.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Create the topics a run writes, or check them and say what differs."""
+    from stream_learner.streams import topics as kafka_topics
+
+    settings = load(config_file, overrides)
+    if not check:
+        for name in kafka_topics.create(settings, input_partitions):
+            say(f"created {name}")
+    kafka_topics.check(settings, input_partitions)
+    say("all topics are as they must be")
+
+
+def show_config(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the settings' JSON Schema instead.")] = False,
+) -> None:
+    """Print the effective settings as JSON, secrets redacted, and report whatever `run` would refuse in them."""
+    if schema:
+        say_json(json.dumps(config.schema()))
+        return
+    from stream_learner.run import start
+
+    settings = config.load(config_file, overrides)
+    say_json(settings.model_dump_json())
+    start.check(settings)

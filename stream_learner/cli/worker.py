@@ -1,0 +1,76 @@
+"""Commands that learn: `run`, and `rebuild`, which checks what was learned."""
+
+from typing import Annotated
+
+import typer
+from rich.progress import MofNCompleteColumn, Progress
+
+from stream_learner import config
+from stream_learner.cli.options import ConfigFile, Overrides
+from stream_learner.cli.output import err, load, say
+from stream_learner.errors import ExitCode
+from stream_learner.run.signals import end_process, stop_on_signals
+
+
+def run(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over although the run has published before and its manifest is lost.")
+    ] = False,
+    accept_rejects: Annotated[bool, typer.Option("--accept-rejects", help="Never stop for rejected records.")] = False,
+) -> None:
+    """Learn from the input topics until stopped (SIGTERM, SIGHUP or Ctrl-C: save, then exit 0)."""
+    from stream_learner.monitoring.health import Health
+
+    health = None
+    # Before it learns or stands by there is nothing to save, and what it waits for may take long.
+    stop = stop_on_signals(
+        lambda: settings.run.stop_deadline_s, at_once=lambda: health is None or health.why_not_started() is not None
+    )
+    settings = config.load(config_file, overrides)
+    health = Health(settings.monitoring.live_timeout_s, settings.kafka.request_timeout_s)
+    from stream_learner.run import start
+
+    start.run(settings, health, stop, end_process, fresh=fresh, accept_rejects=accept_rejects)
+    end_process(ExitCode.OK)  # torch and the clients take a while to take themselves down
+
+
+def rebuild(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    *,
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="STATE",
+            help="State to begin with: a checkpoint's sequence, a key, a URL or a file; 0: none.",
+        ),
+    ],
+    target: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="MANIFEST", help="Checkpoint to rebuild: its sequence, or a file with its manifest."
+        ),
+    ],
+) -> None:
+    """Learn again what made a checkpoint, by the ledgers of the manifests, and compare the bytes."""
+    from stream_learner.checkpoints.store import Store
+    from stream_learner.run import rebuild as rebuilding
+
+    settings = load(config_file, overrides)
+    columns = *Progress.get_default_columns(), MofNCompleteColumn()
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+        bar = progress.add_task("learning again", total=None)
+        rebuilt = rebuilding.rebuild(
+            settings,
+            Store(settings.checkpoint.store, create=False),
+            start,
+            target,
+            lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    say(f"checkpoint {rebuilt.end} rebuilt from {rebuilt.start}: {rebuilt.batches} batches, {rebuilt.records} records")
+    say(f"state {rebuilt.state}, as published")
+    if rebuilt.release:
+        say(f"release {rebuilt.release}, as published")
