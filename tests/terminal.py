@@ -30,7 +30,10 @@ class Terminal:
         self.process = subprocess.Popen(
             command,
             cwd=folder,
-            env=os.environ | {"TERM": "xterm-256color"} | environment,
+            # The terminal's size is asked for, unless these say otherwise.
+            env={k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+            | {"TERM": "xterm-256color"}
+            | environment,
             stdin=self._slave,
             stdout=self._slave,
             stderr=self._slave,

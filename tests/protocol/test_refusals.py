@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from checker import ERRORS, Log
+from checker import ERRORS, Log, check, places
 from confluent_kafka import Producer
 from feed import Draft, client, digits, feed, good, mixed, send
 from harness import NewRun, Run
@@ -114,7 +114,9 @@ def test_an_input_that_is_made_anew_under_a_worker(new_run: NewRun) -> None:
     run.create_input()
     feed(run.broker.bootstrap_servers, run.input, good(2000))  # past the position: other records at known offsets
     worker.ends(ExitCode.INPUT)
-    run.check()
+    log = run.published()
+    log.group.update(places(log.manifest["positions"]))  # brokers forget those of a deleted topic, some time
+    check(log, run.fed)
 
 
 def test_records_that_fell_off_retention(new_run: NewRun) -> None:

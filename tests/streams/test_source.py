@@ -397,7 +397,11 @@ def test_a_partition_without_a_leader_is_named(tmp_path: Path):
     disks = "metadata.log.dir=data\nlog.dirs=data,disk\nlog.flush.offset.checkpoint.interval.ms=200\n"
     with Broker(tmp_path, properties=disks) as broker:
         make_topic(broker.settings, "images", partitions=2)
-        lost = next(int(folder.name.rpartition("-")[2]) for folder in (tmp_path / "disk").glob("images-*"))
+        waited = time.monotonic()
+        while not (folders := list((tmp_path / "disk").glob("images-*"))):
+            assert time.monotonic() - waited < 60
+            time.sleep(0.1)
+        (lost,) = (int(folder.name.rpartition("-")[2]) for folder in folders)
         with closing(Source(broker.settings, InputSettings(topics=["images"]), {})) as source:
             assert nothing_comes(source)
             shutil.rmtree(tmp_path / "disk")
