@@ -326,6 +326,7 @@ def test_debug_shows_the_traceback_and_the_same_line(tmp_path: Path, arguments: 
             "own.py:4 failed: NameError: name 'nothing' is not defined (`--debug` shows the way there)",
         ),
         ("partial(json.loads, '{')", "(a bug; `--debug` shows where)"),
+        ("partial(__import__('stream_learner.text').text.printable, None)", "(a bug; `--debug` shows where)"),
     ],
 )
 def test_what_fails_in_code_of_ones_own_is_no_bug(tmp_path: Path, command: str, said: str):

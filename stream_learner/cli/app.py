@@ -73,7 +73,7 @@ def exit_with(command: Callable[[], object], debug: bool) -> None:
 
 def _own_code(error: Exception) -> str | None:
     """Where code failed that is neither ours nor a library's, `file:line`: a strategy, say, or a model of one's own."""
-    others = Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
+    others = Path(__file__).parent.parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
     places = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         places.append((Path(error.filename), error.lineno))
