@@ -9,7 +9,7 @@ from enum import IntEnum, StrEnum
 
 
 class Remedy(StrEnum):
-    """What an exit code asks of a supervisor."""
+    """Action that an exit code asks for."""
 
     NOTHING = "nothing"
     RESTART = "a restart"
@@ -61,7 +61,8 @@ class ExitCode(IntEnum):
 
     @property
     def remedy(self) -> Remedy:
-        """What a supervisor should do. After a bug it restarts: a record that causes it is set aside in the end."""
+        """Return the action that a supervisor should take. It restarts after a bug, because the worker sets a record
+        aside that ends it three times."""
         if self in (ExitCode.OK, ExitCode.INTERRUPTED):
             return Remedy.NOTHING
         return Remedy.RESTART if self in CURED_BY_RESTART else Remedy.PERSON

@@ -1,4 +1,4 @@
-"""What commands write, and the settings of those that ask Kafka while a person waits."""
+"""Write to the terminal, and load settings for commands that make a person wait for Kafka."""
 
 import json
 import logging

@@ -1,1 +1,1 @@
-"""What others read and write, as types: documents, spans, keys of objects, signatures. No Kafka, no torch."""
+"""Types of what other programs read and write: documents, spans, object keys, signatures. No Kafka, no torch."""

@@ -1,1 +1,1 @@
-"""What reads a run from outside, with read rights."""
+"""Read a run from outside, with read rights."""

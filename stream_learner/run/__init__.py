@@ -1,1 +1,1 @@
-"""What drives a learner: the worker, its start, what it counts, and rebuilding."""
+"""Drive a learner: start, worker loop, circuit breaker, rebuild."""
