@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.start import COMMAND
+from benchmarks.throughput import observe
 from stream_learner.local.broker import Broker
 
 SETTINGS = """
@@ -32,12 +33,6 @@ log.format = "json"
 SETTLE_S = 20.0
 
 
-def cpu_s(pid: int) -> float:
-    """CPU seconds of a process, its threads included."""
-    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def measure(settings: Path, rounds: int, seconds: float) -> list[float]:
     """Percent of a core in each round of an idle worker."""
     with subprocess.Popen([*COMMAND, "run", str(settings)], stderr=subprocess.PIPE, text=True) as worker:
@@ -48,9 +43,10 @@ def measure(settings: Path, rounds: int, seconds: float) -> list[float]:
         time.sleep(SETTLE_S)
         shares = []
         for _ in range(rounds):
-            before, began = cpu_s(worker.pid), time.monotonic()
+            first = observe(worker.pid, 0)
             time.sleep(seconds)
-            shares.append(100 * (cpu_s(worker.pid) - before) / (time.monotonic() - began))
+            last = observe(worker.pid, 0)
+            shares.append(100 * (last.cpu_s - first.cpu_s) / (last.at_s - first.at_s))
         worker.terminate()
         worker.stderr.read()
     return shares
