@@ -18,10 +18,10 @@ from stream_learner.errors import DataError, DivergedError
 from stream_learner.formats import images
 from stream_learner.formats.decoder import Decoder
 from stream_learner.formats.record import Gap, Record
-from stream_learner.learning.allocator import keep_freed_memory
 from stream_learner.learning.batch import batches
 from stream_learner.learning.learner import Learner
 from stream_learner.networks import ImageClassifier
+from stream_learner.run.process import keep_freed_memory
 
 TOPIC = "images"
 POLLED = 500

@@ -18,9 +18,9 @@ from benchmarks.scenarios import Stream
 from benchmarks.scores import Point, accuracy_of_seen
 from stream_learner import networks as models
 from stream_learner.config import Settings
-from stream_learner.learning.allocator import keep_freed_memory
 from stream_learner.learning.placement import Placement, place
 from stream_learner.registry import AUGMENTATIONS
+from stream_learner.run.process import keep_freed_memory
 
 BATCH = 32
 LEARNING_RATE = 0.001

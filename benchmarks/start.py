@@ -45,7 +45,10 @@ def measure(settings: Path) -> dict[str, float]:
     before, began = os.times(), time.time()
     found: dict[str, float] = {}
     stopping = False
-    with subprocess.Popen([*COMMAND, "run", str(settings)], stderr=subprocess.PIPE, text=True) as worker:
+    # An installed program has its bytecode; a checkout under PYTHONDONTWRITEBYTECODE would compile at every start.
+    bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(settings.parent / "bytecode")}
+    command = [*COMMAND, "run", str(settings)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | bytecode) as worker:
         assert worker.stderr
         for line in worker.stderr:
             entry = json.loads(line)

@@ -171,7 +171,7 @@ def measure_here(
     contender: Callable[[list[str], list[Example]], Iterator[float]], overrides: list[str], examples: list[Example]
 ) -> Measurement:
     """Runs a contender in this process until it is measured."""
-    from stream_learner.learning.allocator import keep_freed_memory
+    from stream_learner.run.process import keep_freed_memory
 
     keep_freed_memory()  # as the worker does
     turns = contender(overrides, examples)

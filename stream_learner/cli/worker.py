@@ -9,6 +9,7 @@ from stream_learner import config
 from stream_learner.cli.options import ConfigFile, Overrides
 from stream_learner.cli.output import err, load, say
 from stream_learner.errors import ExitCode
+from stream_learner.run.process import load_torch_libraries
 from stream_learner.run.signals import end_process, stop_on_signals
 
 
@@ -21,6 +22,7 @@ def run(
     accept_rejects: Annotated[bool, typer.Option("--accept-rejects", help="Never stop for rejected records.")] = False,
 ) -> None:
     """Learn from the input topics until stopped (SIGTERM, SIGHUP or Ctrl-C: save, then exit 0)."""
+    load_torch_libraries()
     from stream_learner.monitoring.health import Health
 
     health = None

@@ -18,11 +18,11 @@ from stream_learner.contract.topics import Names
 from stream_learner.contract.window import COMBINED
 from stream_learner.errors import ExitCode, UsageError
 from stream_learner.formats.decoder import Decoder
-from stream_learner.learning.allocator import keep_freed_memory
 from stream_learner.monitoring import logs
 from stream_learner.monitoring.health import Health
 from stream_learner.monitoring.metrics import Metrics, RunRegistry
 from stream_learner.monitoring.server import serve
+from stream_learner.run.process import keep_freed_memory
 from stream_learner.streams import topics
 from stream_learner.streams.connection import client_config
 from stream_learner.streams.election import Election
