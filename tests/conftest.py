@@ -8,11 +8,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import hypothesis
 import pytest
 
-from stream_learner.config import KafkaSettings
+from stream_learner.config import KafkaSettings, Settings
 from stream_learner.local import jars
 from stream_learner.local.broker import Broker, _java
 from stream_learner.streams.connection import ask
@@ -106,6 +107,17 @@ def kafka(broker: Broker) -> KafkaSettings:
 def unique_name(request: pytest.FixtureRequest) -> str:
     """Fit for a run id or a topic."""
     return f"{re.sub('[^a-zA-Z0-9._-]', '-', request.node.name)[:60]}-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def new_settings(kafka: KafkaSettings, unique_name: str) -> Callable[..., Settings]:
+    """Settings of a run with a name of its own; other sections as keyword arguments."""
+
+    def new_settings(**sections: Any) -> Settings:
+        defaults = {"run": {"id": unique_name}, "input": {"topics": [f"{unique_name}.input"]}, "kafka": kafka}
+        return Settings.model_validate(defaults | sections)
+
+    return new_settings
 
 
 @pytest.fixture

@@ -1,22 +1,9 @@
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 from secured import KEY_PASSWORD, PASSWORD, PROTOCOLS, SCRAM_USERS, Secured, make_certificates, make_properties
 
-from stream_learner.config import KafkaSettings, Settings
 from stream_learner.local.broker import Broker, free_port
-
-
-@pytest.fixture
-def new_settings(kafka: KafkaSettings, unique_name: str) -> Callable[..., Settings]:
-    """Settings of a run with a name of its own; other sections as keyword arguments."""
-
-    def new_settings(**sections: Any) -> Settings:
-        defaults = {"run": {"id": unique_name}, "input": {"topics": [f"{unique_name}.input"]}, "kafka": kafka}
-        return Settings.model_validate(defaults | sections)
-
-    return new_settings
 
 
 @pytest.fixture(scope="session")

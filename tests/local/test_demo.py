@@ -17,7 +17,7 @@ from terminal import CTRL_C, DEADLINE_S, Terminal
 from stream_learner.local.broker import Broker
 from stream_learner.local.datasets import open_dataset
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, "-m", "stream_learner", "demo"]
 RUNS = Path(".stream-learner") / "demo"
 LEARNING = r"releases +[1-9](?s:.*?)worker learning"

@@ -34,7 +34,7 @@ from stream_learner.errors import ExitCode
 from stream_learner.local.broker import HOST, free_port
 from stream_learner.streams.connection import ask, reader
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MODULE = [sys.executable, "-m", "stream_learner"]
 SCRIPT = [str(Path(sys.executable).with_name("stream-learner"))]
 COMMANDS = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
