@@ -50,7 +50,7 @@ def settings_page() -> str:
         "environment (`STREAM_LEARNER_KAFKA__BOOTSTRAP_SERVERS`), and stronger still is `--set kafka.client_id=x`. A "
         "name that is not on this page is an error. Units are in the names: `_s` seconds, `_bytes` bytes.",
         "",
-        "This page is made from `stream_learner/config.py` by `make docs`. `stream-learner config --schema` prints the "
+        "This page is made from `stream_learner/config/` by `make docs`. `stream-learner config --schema` prints the "
         "same as JSON Schema, `stream-learner config CONFIG` what is in force.",
     ]
     for name, field in config.Settings.model_fields.items():

@@ -1,0 +1,34 @@
+"""Every setting: defined, read, validated and documented once.
+
+The docstring under a field is its documentation: `stream-learner config --schema` and `docs/settings.md` come from it.
+"""
+
+from stream_learner.config.fields import MIB
+from stream_learner.config.learning import LearningSettings, ModelSettings, WeightsSettings
+from stream_learner.config.loading import load, schema
+from stream_learner.config.operating import KafkaSettings, MonitoringSettings, RejectsSettings, RunSettings
+from stream_learner.config.publishing import ReleaseSettings, TopicsSettings
+from stream_learner.config.reading import BatchSettings, InputSettings, LabelsSettings, SplitSettings
+from stream_learner.config.settings import ENV_PREFIX, MAX_SEGMENTS, Settings
+
+__all__ = [
+    "ENV_PREFIX",
+    "MAX_SEGMENTS",
+    "MIB",
+    "BatchSettings",
+    "InputSettings",
+    "KafkaSettings",
+    "LabelsSettings",
+    "LearningSettings",
+    "ModelSettings",
+    "MonitoringSettings",
+    "RejectsSettings",
+    "ReleaseSettings",
+    "RunSettings",
+    "Settings",
+    "SplitSettings",
+    "TopicsSettings",
+    "WeightsSettings",
+    "load",
+    "schema",
+]

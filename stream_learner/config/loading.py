@@ -1,0 +1,129 @@
+"""Read settings: files, environment and overrides, merged and validated; errors that name the field and the fix.
+
+Sources, strongest first: `--set section.key=value`, environment (`STREAM_LEARNER_SECTION__KEY`), one TOML file.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import InitSettingsSource, SettingsError
+
+from stream_learner.config.fields import KAFKA_NAME
+from stream_learner.config.settings import ENV_PREFIX, Settings
+from stream_learner.errors import UsageError
+
+# Variables that Kubernetes sets beside a Service called stream-learner, or stream-learner-x.
+SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT=\w+://.*|PORT_\d+_\w+(_PROTO|_PORT|_ADDR)?)(=|$)")
+# What pydantic calls the error of a default that depends on a value with an error of its own.
+CONSEQUENCE = "default_factory_not_called"
+
+
+def load(path: Path | None, overrides: list[str] | None = None) -> Settings:
+    """Read, merge and validate the settings.
+
+    `path` is the TOML file, or None for the environment alone; `overrides` are `section.key=value`, the value in
+    TOML notation (bare words are strings). Raises UsageError, which names the field and what would be right.
+    """
+    if path is not None and not path.is_file():
+        named = path if path.suffix == ".toml" else "of that name"  # which may be a password
+        raise UsageError(f"there is no settings file {named}; deploy/worker.example.toml is one to start from")
+
+    document: dict[str, Any] = {}
+
+    class Merged(Settings):
+        @classmethod
+        def settings_customise_sources(cls, settings_cls, init_settings, env_settings, **_):  # pyright: ignore
+            return init_settings, env_settings, InitSettingsSource(settings_cls, document)
+
+    try:
+        if path is not None:
+            document |= tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin with a BOM
+        settings = Merged(**_nested(overrides or []))
+        _reject_unknown_environment()
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except SettingsError as error:
+        raise UsageError(
+            f'the environment holds a setting that cannot be read; a list is written as ["a", "b"]: {error}'
+        ) from None
+    except ValidationError as error:
+        raise UsageError("; ".join(_explain(e) for e in error.errors() if e["type"] != CONSEQUENCE)) from None
+    return settings
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the settings file."""
+    return Settings.model_json_schema()
+
+
+def _nested(overrides: list[str]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        *sections, key = path.strip().split(".")
+        if not separator or len(sections) != 1:
+            raise UsageError(f"--set {_named(path.strip())} is not of the form section.key=value")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        document.setdefault(sections[0], {})[key] = value
+    return document
+
+
+def _named(path: str) -> str:
+    """Return the name of a setting, or `***` for anything else: it may be a secret."""
+    known = {*Settings.model_fields, *(key for name in Settings.model_fields for key in _section(name))}
+    return path if set(path.split(".")) <= known else "***"
+
+
+def _reject_unknown_environment() -> None:
+    # pydantic-settings looks up the names it knows and never sees a misspelt section.
+    for name, value in os.environ.items():
+        section, nested, _ = name.removeprefix(ENV_PREFIX).lower().partition("__")
+        if not name.startswith(ENV_PREFIX) or SERVICE.search(f"{name}={value}"):
+            continue
+        if not nested or section not in Settings.model_fields:
+            raise UsageError(f"unknown setting {name} in the environment{_nearest(section, Settings.model_fields)}")
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One validation error as a sentence that names the field and, for an unknown one, its nearest relative."""
+    location = [str(part) for part in error["loc"]]
+    name = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        fields = _section(location[0]) if len(location) > 1 else Settings.model_fields
+        return f"unknown setting {name}{_elsewhere(location[-1]) or _nearest(location[-1], fields)}"
+    if error["type"] == "string_pattern_mismatch":
+        return f"{name}: {KAFKA_NAME}"
+    if error["type"] == "missing":
+        names = [f"{name}.{key}" for key, field in _section(name).items() if field.is_required()] or [name]
+        return f"{', '.join(names)} is required"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}" if name else message  # one that spans sections names its field itself
+
+
+def _section(name: str) -> dict[str, FieldInfo]:
+    """Fields of the section called `name`; none when there is no such section."""
+    section = Settings.model_fields[name].annotation if name in Settings.model_fields else None
+    return section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else {}
+
+
+def _elsewhere(key: str) -> str:
+    found = [f"{section}.{key}" for section in Settings.model_fields if key in _section(section)]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(known))}"

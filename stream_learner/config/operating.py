@@ -1,0 +1,123 @@
+"""Settings of the process: its run, Kafka, when it stops, monitoring, logs."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, model_validator
+
+from stream_learner.config.fields import MAX_KAFKA_S, FileName, KafkaName, Section, read_secret
+
+
+class RunSettings(Section):
+    id: KafkaName
+    """Identity of one model's life: key of its manifests, folder of its objects."""
+    seed: NonNegativeInt = 0
+    """Seed of the first weights, of dropout and of what the memory keeps."""
+    stop_deadline_s: PositiveFloat = 60.0
+    """Seconds a stop (SIGTERM) may take, the last save included; then the process ends with code 10."""
+    on_conflict: Literal["standby", "take_over", "exit"] = "standby"
+    """What a worker does that starts while another of its run lives: wait, warm, until that one stops or dies; replace
+    it; or end with code 14. A worker that was replaced comes back as a standby whatever is set here."""
+    session_timeout_s: Annotated[PositiveFloat, Field(le=MAX_KAFKA_S)] = 10.0
+    """Seconds of silence after which the brokers take the active worker for dead and a standby takes over; within the
+    brokers' `group.min.session.timeout.ms` and `group.max.session.timeout.ms`."""
+
+
+def _servers(text: str) -> str:
+    if not re.fullmatch(r"[^,\s@/]+:\d+(\s*,\s*[^,\s@/]+:\d+)*", text):
+        raise ValueError("needs host:port, several separated by commas; credentials have settings of their own")
+    return text
+
+
+class KafkaSettings(Section):
+    bootstrap_servers: Annotated[str, AfterValidator(_servers)] = "127.0.0.1:9092"
+    """Brokers to start from, `host:port` separated by commas."""
+    client_id: str = "stream-learner"
+    """Name under which the brokers see this program."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """How connections are protected."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    """SASL mechanism, for the two SASL protocols."""
+    sasl_username: str | None = None
+    """SASL user."""
+    sasl_password: SecretStr | None = None
+    """SASL password. Better: `sasl_password_file`."""
+    sasl_password_file: FileName | None = None
+    """File that holds the SASL password (a trailing newline is dropped)."""
+    ssl_cafile: FileName | None = None
+    """Certificates of the authorities to trust, PEM; the system's when unset."""
+    ssl_certfile: FileName | None = None
+    """Client certificate, PEM, where the brokers ask for one."""
+    ssl_keyfile: FileName | None = None
+    """Key of the client certificate, PEM."""
+    ssl_key_password_file: FileName | None = None
+    """File that holds the password of `ssl_keyfile`."""
+    ssl_check_hostname: bool = True
+    """Whether the broker's certificate must name the host that was dialled."""
+    request_timeout_s: PositiveFloat = 30.0
+    """Seconds until a request to a broker is given up, and without any answer until the worker is no longer ready."""
+    give_up_s: PositiveFloat = 600.0
+    """Seconds without any answer from Kafka after which the worker ends with code 3, so that a supervisor restarts it.
+    At least `request_timeout_s`."""
+
+    @model_validator(mode="after")
+    def _sasl_is_whole(self) -> "KafkaSettings":
+        wants_sasl = self.security_protocol.startswith("SASL")
+        if wants_sasl and not (self.sasl_mechanism and self.sasl_username and self.password() is not None):
+            raise ValueError(f"{self.security_protocol} needs sasl_mechanism, sasl_username and sasl_password_file")
+        unused = [name for name in type(self).model_fields if name.startswith("sasl_") and getattr(self, name)]
+        if unused and not wants_sasl:
+            raise ValueError(
+                f"security_protocol = {self.security_protocol} does not use {', '.join(unused)}; set it to SASL_SSL or "
+                "SASL_PLAINTEXT, or leave them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gives_up_last(self) -> "KafkaSettings":
+        if self.give_up_s < self.request_timeout_s:
+            raise ValueError(
+                f"give_up_s = {self.give_up_s:g} is below request_timeout_s = {self.request_timeout_s:g}: one slow "
+                "answer would end the worker"
+            )
+        return self
+
+    def password(self) -> str | None:
+        """Return the SASL password, read from its file where one is named.
+
+        Raises ValueError when the file cannot be read.
+        """
+        if self.sasl_password_file is not None:
+            return read_secret(self.sasl_password_file, "sasl_password_file")
+        return self.sasl_password.get_secret_value() if self.sasl_password else None
+
+    def key_password(self) -> str | None:
+        """Return the password of the client certificate's key. Raises ValueError when its file cannot be read."""
+        return read_secret(self.ssl_key_password_file, "ssl_key_password_file") if self.ssl_key_password_file else None
+
+
+class RejectsSettings(Section):
+    max_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Share of rejected records among the last `window` that stops the worker."""
+    window: PositiveInt = 1_000
+    """Records over which the share is taken, once the process has read that many."""
+    max_in_a_row: PositiveInt = 200
+    """Rejected records in a row, over all topics, that stop the worker, however few it has read. Deletion markers and
+    rare labels do not count."""
+
+
+class MonitoringSettings(Section):
+    host: str = "127.0.0.1"
+    """Address of `/metrics` and the health pages; loopback unless you choose otherwise."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 9464
+    """Port of `/metrics` and the health pages; 0 takes a free one and logs it. So does the port of another worker of
+    the run on the same host."""
+    live_timeout_s: PositiveFloat = 120.0
+    """Seconds without a turn of the loop after which `/livez` fails."""
+
+
+class LogSettings(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is written."""
+    format: Literal["console", "json"] = "console"
+    """`console` for people, `json` for collectors (one object a line, on standard error)."""

@@ -1,0 +1,146 @@
+"""All settings of a worker, the checks that span sections, and the names that follow from settings."""
+
+from pydantic import model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from stream_learner.config.fields import MAX_KAFKA_S, MIB
+from stream_learner.config.learning import (
+    DriftSettings,
+    HeldOutSettings,
+    LearningSettings,
+    MemorySettings,
+    ModelSettings,
+    WeightsSettings,
+)
+from stream_learner.config.operating import KafkaSettings, LogSettings, MonitoringSettings, RejectsSettings, RunSettings
+from stream_learner.config.publishing import (
+    CheckpointSettings,
+    RecoverySettings,
+    ReleaseSettings,
+    SecuritySettings,
+    TopicsSettings,
+)
+from stream_learner.config.reading import BatchSettings, InputSettings, LabelsSettings, SplitSettings
+from stream_learner.contract.topics import OUTPUTS
+
+ENV_PREFIX = "STREAM_LEARNER_"
+# Objects that one manifest may name: it has to fit in a record of Kafka's.
+MAX_SEGMENTS = 4096
+
+
+class Settings(BaseSettings):
+    """The whole configuration of a worker."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    run: RunSettings
+    """The run's identity."""
+    input: InputSettings
+    """What is read."""
+    kafka: KafkaSettings = KafkaSettings()
+    """How Kafka is reached; the same for every client of the program."""
+    topics: TopicsSettings = TopicsSettings()
+    """The topics that are written."""
+    labels: LabelsSettings = LabelsSettings()
+    """Which labels are learned, and under which names."""
+    split: SplitSettings = SplitSettings()
+    """Shares of the splits, for records without a `split` header."""
+    batch: BatchSettings = BatchSettings()
+    """When a mini-batch closes."""
+    model: ModelSettings = ModelSettings()
+    """The network and its input."""
+    learning: LearningSettings = LearningSettings()
+    """How a batch is learned."""
+    weights: WeightsSettings = WeightsSettings()
+    """What a sample counts."""
+    drift: DriftSettings = DriftSettings()
+    """How a rise of the prequential error is noticed, and what `learning.on_drift` does about it."""
+    memory: MemorySettings = MemorySettings()
+    """What is kept for replay."""
+    held_out: HeldOutSettings = HeldOutSettings()
+    """What is kept for evaluation and never learned."""
+    release: ReleaseSettings = ReleaseSettings()
+    """When a model is released, and the gate."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    """When state is saved, and where."""
+    recovery: RecoverySettings = RecoverySettings()
+    """Starting again."""
+    rejects: RejectsSettings = RejectsSettings()
+    """The circuit breaker for bad input."""
+    security: SecuritySettings = SecuritySettings()
+    """Who may publish for the run: signatures of manifests and windows."""
+    monitoring: MonitoringSettings = MonitoringSettings()
+    """Prometheus and health pages."""
+    log: LogSettings = LogSettings()
+    """Logs."""
+
+    @model_validator(mode="after")
+    def _trusted_topics_are_read(self) -> "Settings":
+        for topic in self.split.held_out_from or []:
+            if topic not in self.input.topics:
+                raise ValueError(f"split.held_out_from: {topic} is not in input.topics")
+        return self
+
+    @model_validator(mode="after")
+    def _no_output_is_read(self) -> "Settings":
+        for topic in (f"{self.prefix}.{output}" for output in OUTPUTS):
+            if topic in self.input.topics:
+                raise ValueError(
+                    f"input.topics: {topic} is a topic that this run writes, so it would read its own output; leave "
+                    "it out, or set another topics.prefix"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _segments_fit_in_a_manifest(self) -> "Settings":
+        most = 2 * (self.memory.max_bytes + 2 * self.held_out.max_bytes)
+        states = self.checkpoint.keep + 1
+        if most * states > MAX_SEGMENTS * self.memory.segment_bytes:
+            raise ValueError(
+                f"memory.segment_bytes has to be {-(-most * states // MAX_SEGMENTS)} at least, for memory.max_bytes, "
+                "held_out.max_bytes and checkpoint.keep as they are"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_transaction_has_a_time_out_of_kafkas(self) -> "Settings":
+        if self.transaction_timeout_s > MAX_KAFKA_S:
+            raise ValueError(
+                "checkpoint.timeout_s, and a second for each MiB of checkpoint.max_pending_bytes and "
+                f"release.inline_max_bytes, may be {MAX_KAFKA_S} s at most"
+            )
+        return self
+
+    @property
+    def prefix(self) -> str:
+        """What the output topics' names start with."""
+        return self.topics.prefix or self.run.id
+
+    @property
+    def transactional_id(self) -> str:
+        """Transactional id of whoever writes the output topics, and the group under which the positions are mirrored.
+
+        It has no part of the run's id: two runs that share a prefix fence each other.
+        """
+        return f"stream-learner.{self.prefix}.worker"
+
+    @property
+    def standby_group(self) -> str:
+        """Group in which the workers that share the output topics elect the active one."""
+        return f"stream-learner.{self.prefix}.standby"
+
+    @property
+    def transaction_timeout_s(self) -> float:
+        """Seconds until the brokers abort a transaction: `checkpoint.timeout_s`, and a second for each MiB in it."""
+        return self.checkpoint.timeout_s + (self.checkpoint.max_pending_bytes + self.release.inline_max_bytes) / MIB
+
+    @property
+    def replay_size(self) -> int:
+        """Samples replayed in each step."""
+        return self.memory.replay_size or 3 * self.batch.size
