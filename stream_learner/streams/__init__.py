@@ -1,1 +1,1 @@
-"""Kafka in and out: the connection, the topics, the source, the transaction, the checkpoints topic as a journal."""
+"""Kafka input and output: connections, topics, the source, the transaction, the checkpoints topic as a journal."""

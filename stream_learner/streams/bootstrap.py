@@ -1,6 +1,6 @@
-"""The way of a kafka-python client to its first answer from the brokers, which ends at the first refusal.
+"""Bootstrap of a kafka-python client, up to its first answer from the brokers. It ends at the first refusal.
 
-kafka-python tries again until its time-out whatever the reason, and only its log says the reason, at each try.
+kafka-python itself retries until its time-out, whatever the reason, and only logs the reason, at each try.
 """
 
 import logging
@@ -28,10 +28,10 @@ REFUSALS = (
 )
 # Further tries would fail in the same way.
 FINAL = (*REFUSALS, kafka_errors.IllegalSaslStateError, kafka_errors.InvalidReceiveError, ssl.SSLError)
-# Tries after which a peer that closes each connection without an answer is taken to speak another protocol: they take
-# less than two seconds.
+# A peer that closes this many connections without an answer is assumed to speak another protocol. The tries take less
+# than two seconds.
 HANG_UPS = 3
-# What kafka-python says of failed tries.
+# The loggers with which kafka-python reports failed tries.
 LOGGERS = [
     logging.getLogger(f"kafka.{name}")
     for name in (
@@ -42,15 +42,15 @@ LOGGERS = [
 
 
 class UnresolvedHostError(kafka_errors.KafkaConnectionError):
-    """The brokers are there, but DNS knows none of the names that they advertise."""
+    """Error for brokers that answer, but advertise only names that DNS does not know."""
 
 
 def _says_more(record: logging.LogRecord) -> bool:
-    """Return whether a record says more than that no advertised host can be looked up."""
+    """Return whether a log record reports anything other than an advertised host that DNS does not know."""
     return UnresolvedHostError.__name__ not in record.getMessage()
 
 
-# kafka-python logs at four places that a name cannot be looked up, and `kafka.net.inet` is the first.
+# kafka-python logs a failed name lookup in four places. The first, `kafka.net.inet`, is enough.
 for module in ("connection", "manager"):
     logging.getLogger(f"kafka.net.{module}").addFilter(_says_more)
 
@@ -58,9 +58,10 @@ Opened = TypeVar("Opened")
 
 
 def connect(kind: Callable[..., Opened], config: dict[str, Any]) -> Opened:
-    """Open a kafka-python client. Raises its KafkaError that says why there is no connection, OSError.
+    """Open a kafka-python client.
 
-    A refusal ends it at once, other failures `bootstrap_timeout_ms`; the first of those is logged.
+    Raises OSError, or the KafkaError that says why there is no connection. A refusal is raised at once. Other failures
+    are retried for `bootstrap_timeout_ms`, and the first one is logged.
     """
     bootstrap = _Bootstrap(config["bootstrap_servers"], config["bootstrap_timeout_ms"] / 1000)
     for logger in LOGGERS:
@@ -78,7 +79,7 @@ def connect(kind: Callable[..., Opened], config: dict[str, Any]) -> Opened:
 
 
 class _Bootstrap(logging.Filter):
-    """Why tries of one client failed, in place of what kafka-python logs of them: one warning, or the error."""
+    """The failed tries of one client. Replaces kafka-python's log lines about them with one warning, or an error."""
 
     def __init__(self, servers: list[str], timeout_s: float):
         super().__init__()
@@ -92,30 +93,31 @@ class _Bootstrap(logging.Filter):
         return record.thread != self._thread
 
     def begin(self) -> None:
-        """Take what this thread logs from now on to be about these tries."""
+        """Treat log records of this thread as records about these tries, from now on."""
         self._thread = threading.get_ident()
 
     def failed(self, error: BaseException) -> None:
-        """Note why a try failed. Log the first reason, unless it ends the bootstrap."""
+        """Store why a try failed. Log the first reason, unless it ends the bootstrap."""
         self.failures.append(error)
         if len(self.failures) == 1 and not _is_final(error):
             servers = ", ".join(self._servers)
-            log.warning("%s cannot be reached yet: %s; trying for up to %g s", servers, str(error), self._timeout_s)
+            log.warning("%s cannot be reached yet: %s; retrying for up to %g s", servers, str(error), self._timeout_s)
 
     def end_when_refused(self) -> None:
         """Raise the reason of the last try if further tries would fail in the same way."""
         last = self.failures[-HANG_UPS:]
         if last and _is_final(last[-1]):
             if isinstance(last[-1], kafka_errors.InvalidReceiveError):
-                raise kafka_errors.KafkaConnectionError("the listener speaks another protocol, TLS perhaps")
+                raise kafka_errors.KafkaConnectionError("the listener speaks another protocol, possibly TLS")
             raise last[-1]
         if len(last) == HANG_UPS and all(map(_is_hang_up, last)):
             raise kafka_errors.KafkaConnectionError(
-                f"each connection is closed without an answer, as by a listener of another protocol: {last[-1]}"
+                "the broker closes each connection without an answer, possibly because its listener speaks another "
+                f"protocol: {last[-1]}"
             )
 
     def close(self) -> None:
-        """Close what a client that could not be opened leaves behind: its IO thread and sockets."""
+        """Close the IO thread and the sockets of a client that could not be opened."""
         if self.client:
             with suppress(kafka_errors.KafkaError, OSError):
                 self.client.close()
@@ -131,7 +133,7 @@ class _Client(KafkaNetClient):
 
 
 class _Dialer(KafkaNetSocket):
-    """Closes sockets that cannot be connected: kafka-python leaves them to the garbage collector."""
+    """A socket that is closed when it cannot be connected. kafka-python leaves it to the garbage collector."""
 
     SCHEMES = ("direct",)
 
@@ -144,7 +146,10 @@ class _Dialer(KafkaNetSocket):
 
 
 class _TcpTransport(KafkaTCPTransport):
-    """Delivers what came together with the end of a connection: kafka-python loses it, and with it a refusal."""
+    """A transport that delivers data which arrived together with the end of a connection.
+
+    kafka-python drops such data, and a refusal may be in it.
+    """
 
     def _sock_recv(self) -> tuple[bytes, Exception | None]:
         data, error = super()._sock_recv()
@@ -158,8 +163,8 @@ class _TlsTransport(_TcpTransport, KafkaSSLTransport):
 class _Manager(KafkaConnectionManager):
     def __init__(self, net: NetworkSelector, bootstrap: _Bootstrap, **config: Any):
         super().__init__(net, **config)
-        # kafka-python's own setting of this name does not get here. Brokers that make topics would make, with settings
-        # of their own, each that a client asks about.
+        # kafka-python's own setting of this name does not reach this object. Without it, brokers that create topics
+        # automatically would create each topic that a client asks about, with their default settings.
         self.cluster.config["allow_auto_create_topics"] = False
         self._bootstrap = bootstrap
         self._unresolved: set[str] = set()
@@ -204,7 +209,7 @@ class _Manager(KafkaConnectionManager):
         known = {broker.host for broker in self.cluster.brokers()} - self._unresolved
         raise (kafka_errors.KafkaConnectionError if known else UnresolvedHostError)(
             f"broker {node.node_id} is advertised as {node.host}:{node.port}, a name that DNS does not know; correct "
-            "the brokers' advertised.listeners, or DNS"
+            "advertised.listeners of the brokers, or DNS"
         )
 
 

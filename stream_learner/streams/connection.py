@@ -1,4 +1,4 @@
-"""Settings that every Kafka client of the program shares, and Kafka's errors in the program's words."""
+"""Settings that all Kafka clients of the program share, and translation of Kafka's errors into the program's errors."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,24 +15,24 @@ from stream_learner.streams.credentials import certificates, password
 from stream_learner.streams.reader import Reader
 from stream_learner.streams.rights import missing_right
 
-# Of one partition, and of all in a broker's response; the first batch may be larger.
+# Limits for one partition and for all partitions in a broker's response. The first batch may be larger.
 FETCH_BYTES = 8 * MIB
 RESPONSE_BYTES = 50 * MIB
 RETRY_PAUSE_S = 0.2
-# So often the brokers are asked for metadata: it finds new partitions, and shows whether they answer.
+# Interval between requests for metadata. They find new partitions and show whether the brokers answer.
 METADATA_S = 5.0
 
 T = TypeVar("T")
 
 
 def client_config(kafka: KafkaSettings) -> dict[str, Any]:
-    """Keyword arguments for any kafka-python client. Raises UsageError when credentials cannot be loaded."""
+    """Return keyword arguments for any kafka-python client. Raises UsageError when credentials cannot be loaded."""
     config: dict[str, Any] = {
         "bootstrap_servers": [server.strip() for server in kafka.bootstrap_servers.split(",")],
         "client_id": kafka.client_id,
         "request_timeout_ms": int(kafka.request_timeout_s * 1000),
         "bootstrap_timeout_ms": int(kafka.request_timeout_s * 1000),
-        "reconnect_backoff_max_ms": 1000,  # Apache's own; kafka-python would sleep on for 30 s after a long outage
+        "reconnect_backoff_max_ms": 1000,  # Apache's default; kafka-python's default is 30 s after a long outage
         "security_protocol": kafka.security_protocol,
     }
     if kafka.security_protocol.startswith("SASL"):
@@ -47,16 +47,16 @@ def client_config(kafka: KafkaSettings) -> dict[str, Any]:
 
 
 def reader(kafka: KafkaSettings, **more: Any) -> Reader:
-    """Open a consumer, outside any group unless given one. It commits nothing and never jumps by itself."""
+    """Open a consumer, without a group by default. It never commits, and never jumps to another offset by itself."""
     config = client_config(kafka) | {
         "group_id": None,
         "enable_auto_commit": False,
         "isolation_level": "read_committed",
-        # 'latest' would jump to the end when an offset is out of range, and lose what lies between.
+        # 'latest' would jump to the end when an offset is out of range, and skip the records before it.
         "auto_offset_reset": "none",
         "max_partition_fetch_bytes": FETCH_BYTES,
         "fetch_max_bytes": RESPONSE_BYTES,
-        # Answers must come before `kafka.request_timeout_s` has passed without any.
+        # A healthy broker must answer at least once within `kafka.request_timeout_s`.
         "metadata_max_age_ms": int(min(METADATA_S, kafka.request_timeout_s / 3) * 1000),
         "metrics_enabled": False,
     }
@@ -67,7 +67,7 @@ def reader(kafka: KafkaSettings, **more: Any) -> Reader:
 def kafka_failures(
     kafka: KafkaSettings, doing: str, operation: str = "Describe", name: str | None = None
 ) -> Iterator[None]:
-    """Turn kafka-python's errors into KafkaUnavailableError, which says what was being done and what to check.
+    """Turn kafka-python's errors into KafkaUnavailableError, which says what failed and what to check.
 
     `operation` and `name` are those of `missing_right`.
     """
@@ -92,16 +92,16 @@ def kafka_failures(
 
 
 def describe(client: KafkaAdminClient, names: list[str]) -> list[dict[str, Any]]:
-    """Kafka's descriptions of topics, for a question to `ask`: kafka-python hides errors in them.
+    """Return Kafka's descriptions of topics, for a question to `ask`. kafka-python hides errors in them.
 
-    Raises TopicsError when one is missing, KafkaError when one cannot be described (now).
+    Raises TopicsError when a topic is missing, KafkaError when a topic cannot be described.
     """
     described = client.describe_topics(names)
     missing = [t["name"] for t in described if t["error_code"] == kafka_errors.UnknownTopicOrPartitionError.errno]
     if missing:
         raise TopicsError(
-            f"{topics_are(missing)} missing; `stream-learner topics` makes missing output topics, and with "
-            "`--input-partitions N` missing input topics"
+            f"{topics_are(missing)} missing. Create missing output topics with `stream-learner topics`, missing input "
+            "topics with `stream-learner topics --input-partitions N`"
         )
     for topic in described:
         if topic["error_code"]:
@@ -110,12 +110,12 @@ def describe(client: KafkaAdminClient, names: list[str]) -> list[dict[str, Any]]
 
 
 def topics_are(names: list[str]) -> str:
-    """Name topics, with the verb that agrees."""
+    """Return the names of topics and the verb that agrees: "topic a is", "topics a, b are"."""
     return f"topic {names[0]} is" if len(names) == 1 else f"topics {', '.join(names)} are"
 
 
 def _relevant(kafka: KafkaSettings) -> list[str]:
-    """Settings on which a connection depends, in words."""
+    """Return the settings on which a connection depends, in words."""
     relevant = ["kafka.bootstrap_servers", "kafka.security_protocol"]
     if kafka.security_protocol.startswith("SASL"):
         relevant.append("the credentials in [kafka]")
@@ -125,9 +125,10 @@ def _relevant(kafka: KafkaSettings) -> list[str]:
 
 
 def ask(kafka: KafkaSettings, doing: str, question: Callable[[KafkaAdminClient], T], operation: str = "Describe") -> T:
-    """Return an admin client's answer. Ask again while Kafka is electing or loading what it needs to answer.
+    """Return an admin client's answer. Ask again while Kafka is electing a leader or loading its state.
 
-    `operation` is what the question needs of a topic. Raises KafkaUnavailableError after `kafka.request_timeout_s`.
+    `operation` is the right on topics that the question needs. Raises KafkaUnavailableError after
+    `kafka.request_timeout_s`.
     """
     deadline = time.monotonic() + kafka.request_timeout_s
     with kafka_failures(kafka, doing, operation):

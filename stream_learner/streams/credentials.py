@@ -1,4 +1,4 @@
-"""Certificates and passwords, read again for each connection, so that they can be renewed under a running worker."""
+"""Certificates and passwords, read again for each connection so that they can be renewed while a worker runs."""
 
 import os
 import ssl
@@ -23,14 +23,14 @@ KEYS = ("ssl_keyfile", "ssl_key_password_file")
 
 
 class Certificates:
-    """The part of an `ssl.SSLContext` that kafka-python needs, made again when a file has changed.
+    """The part of an `ssl.SSLContext` that kafka-python needs, loaded again when a file has changed.
 
-    A context of our own, so that producer, consumers and admin cannot differ in what they trust; a new one each time,
-    because nothing that a context trusts can be taken back.
+    All clients share one context, so that producer, consumers and admin client trust the same certificates. Each load
+    makes a new context, because a context cannot remove a certificate that it trusts.
     """
 
     def __init__(self, kafka: KafkaSettings):
-        """Raises UsageError when a certificate cannot be loaded."""
+        """Load the certificates. Raises UsageError when one cannot be loaded."""
         self._kafka = kafka
         self._files = self._identities()
         self._context = _load(kafka)
@@ -43,20 +43,22 @@ class Certificates:
             try:
                 self._context = _load(self._kafka)
                 log.info("certificates were renewed")
-            except UsageError as error:  # perhaps half written: the next change is looked at again
-                log.warning("certificates have changed and cannot be loaded; the former ones stay", error=str(error))
+            except UsageError as error:  # possibly half written: they are loaded again at the next change
+                log.warning(
+                    "certificates have changed and cannot be loaded; the previous ones stay in use", error=str(error)
+                )
         return self._context.wrap_socket(*args, **kwargs)
 
     def _identities(self) -> list[tuple[int, ...] | None]:
-        """Return what changes when one of the files does."""
+        """Return values that change when one of the files changes."""
         return [_identity(path) for name in CERTIFICATES + KEYS if (path := getattr(self._kafka, name))]
 
 
 class Password:
-    """The SASL password, read again at each call. While its file cannot be read, the former one is given."""
+    """The SASL password, read again at each call. If its file cannot be read, the previous password is returned."""
 
     def __init__(self, kafka: KafkaSettings):
-        """Raises UsageError when it cannot be read."""
+        """Read the password. Raises UsageError when it cannot be read."""
         self._kafka = kafka
         try:
             self._password = kafka.password()
@@ -67,12 +69,12 @@ class Password:
         try:
             self._password = self._kafka.password()
         except ValueError as error:
-            log.warning("the password cannot be read again; the former one stays", error=str(error))
+            log.warning("the password cannot be read again; the previous one stays in use", error=str(error))
         return self._password
 
 
-# Shared by all clients with the same settings: one that is opened while a file is replaced takes what was read before.
-# Pydantic gives settings that are frozen a hash; pyright does not know.
+# Shared by all clients with the same settings. A client that is opened while a file is replaced uses the values that
+# were read before. Pydantic makes frozen settings hashable, which pyright does not know.
 certificates: Callable[[KafkaSettings], Certificates] = cache(Certificates)  # pyright: ignore[reportAssignmentType]
 password: Callable[[KafkaSettings], Password] = cache(Password)  # pyright: ignore[reportAssignmentType]
 
@@ -94,13 +96,13 @@ def _load(kafka: KafkaSettings) -> ssl.SSLContext:
             context.load_cert_chain(kafka.ssl_certfile, kafka.ssl_keyfile, kafka.key_password() or "")
     except (OSError, ValueError) as error:
         named = [f"kafka.{name} = {path}" for name in CERTIFICATES if (path := getattr(kafka, name))]
-        named += [f"kafka.{name}" for name in KEYS if getattr(kafka, name)]  # what is set may be the secret itself
+        named += [f"kafka.{name}" for name in KEYS if getattr(kafka, name)]  # the value may be the secret itself
         raise UsageError(f"the certificates of {', '.join(named)} cannot be loaded: {error}") from None
     return context
 
 
 class _ReadsPassword(SaslMechanism):
-    """A mechanism, which kafka-python makes for each authentication, whose `sasl_plain_password` may be a function."""
+    """A SASL mechanism whose `sasl_plain_password` may be a function. It is made again for each authentication."""
 
     def __init__(self, **config: Any):
         password = config["sasl_plain_password"]

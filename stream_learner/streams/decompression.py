@@ -1,4 +1,4 @@
-"""Kafka's compression codecs, each stopped at a bound before the memory is allocated."""
+"""Kafka's compression codecs. Each one stops at a size limit before it allocates the memory."""
 
 import struct
 import zlib
@@ -10,7 +10,7 @@ import zstandard
 
 XERIAL_MAGIC = b"\x82SNAPPY\x00"
 XERIAL_HEADER_BYTES = 16
-# Of 32 KiB each where producers write them; a flood of empty ones would cost time and no memory.
+# Producers write blocks of 32 KiB. A large number of empty blocks would take time but no memory.
 MAX_SNAPPY_BLOCKS = 65_536
 
 
@@ -19,10 +19,10 @@ class TooLargeError(ValueError):
 
 
 def decompress(codec: int, data: bytes, max_bytes: int) -> bytes:
-    """Decompress the payload of a record batch; `codec` is the batch's number for it (KIP-98).
+    """Decompress the payload of a record batch; `codec` is the batch's number for its codec (KIP-98).
 
-    Takes no more memory than a small multiple of `max_bytes`. Raises ValueError when the payload is larger than that,
-    or damaged.
+    Needs no more memory than a small multiple of `max_bytes`. Raises ValueError when the payload is larger than
+    `max_bytes` or damaged.
     """
     if codec == 0:
         return data
@@ -31,7 +31,7 @@ def decompress(codec: int, data: bytes, max_bytes: int) -> bytes:
     except TooLargeError:
         raise ValueError(f"its batch decompresses to more than {max_bytes} bytes") from None
     except KeyError:
-        raise ValueError(f"its batch is compressed by the unknown codec {codec}") from None
+        raise ValueError(f"its batch is compressed with the unknown codec {codec}") from None
     except (EOFError, RuntimeError, struct.error, zlib.error, zstandard.ZstdError, snappy.UncompressError) as error:
         raise ValueError(f"its batch cannot be decompressed ({type(error).__name__}: {error})") from None
 
@@ -43,11 +43,11 @@ def _bounded(data: bytes, max_bytes: int) -> bytes:
 
 
 def _gzip(data: bytes, max_bytes: int) -> bytes:
-    # One member, which is what producers write; a flood of them would cost time and no memory.
+    # Read one member, as producers write one. A large number of members would take time but no memory.
     member = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
     out = _bounded(member.decompress(data, max_bytes + 1), max_bytes)
     if not member.eof:
-        raise EOFError("it ends too soon")
+        raise EOFError("it ends too early")
     return out
 
 
@@ -83,12 +83,12 @@ def _lz4(data: bytes, max_bytes: int) -> bytes:
     frame = lz4.frame.LZ4FrameDecompressor()
     out = _bounded(frame.decompress(data, max_length=max_bytes + 1), max_bytes)
     if not frame.eof:
-        raise EOFError("it ends too soon")
+        raise EOFError("it ends too early")
     return out
 
 
 def _zstd(data: bytes, max_bytes: int) -> bytes:
-    # The library itself refuses a frame whose window is over 128 MiB, the largest of any level.
+    # The library itself refuses a frame whose window is over 128 MiB, the largest window of all levels.
     with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as stream:
         return _bounded(stream.read(max_bytes + 1), max_bytes)
 

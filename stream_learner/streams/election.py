@@ -1,4 +1,4 @@
-"""Which worker of a run is the active one: Kafka's group membership elects it."""
+"""Election of the active worker of a run, through Kafka's group membership."""
 
 import time
 from collections.abc import Callable, Collection
@@ -20,17 +20,18 @@ REBALANCE_S = 0.1
 STEP_MS = 50
 JOIN_MS = 100
 CLOSE_MS = 1000
-# Later than any that a group reaches.
+# Higher than any generation that a group reaches.
 LAST_GENERATION = 2**31 - 1
 
 
 class Election:
-    """Membership in the group `Settings.standby_group`, in which the workers that share output topics share the one
-    partition of the checkpoints topic: whoever is assigned it is elected. Nothing is read or committed. To be used from
-    one thread.
+    """Membership in the group `Settings.standby_group`. Use it from one thread.
 
-    It is advice: one who is cut off, or frozen, believes itself elected until it hears otherwise. The judge is the
-    transaction, which fences.
+    The workers that share output topics are its members. The member that is assigned the one partition of the
+    checkpoints topic is elected. Nothing is read or committed.
+
+    The election is advice: a worker that is cut off or frozen believes that it is elected until the brokers answer.
+    The transaction decides, because it fences.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Election:
         heard: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Connect; the first `poll` joins. `heard` is that of Reader. Raises KafkaUnavailableError."""
+        """Connect. The first `poll` joins the group. `heard` is that of Reader. Raises KafkaUnavailableError."""
         self._settings = settings
         self._clock = clock
         self._group = settings.standby_group
@@ -53,59 +54,58 @@ class Election:
                 client_id=f"{settings.kafka.client_id}/{settings.run.id}",  # shows other members the run
                 group_id=self._group,
                 session_timeout_ms=int(session_s * 1000),
-                # Others hear of a change with their next heartbeat: one a second, so that a long session is not made
-                # longer by a third of it.
+                # Members learn of a change at their next heartbeat. The interval is short, so that a long session does
+                # not delay the change by a third of its length.
                 heartbeat_interval_ms=int(min(session_s / 3, HEARTBEAT_S) * 1000),
                 partition_assignment_strategy=[self._assignor],
             )
             self._seat = _Seat(self._consumer, self._place)
             self._consumer.subscribe([self._place.topic], listener=self._seat)
-            # Waits for the topic's metadata: the member that assigns for all must know the partition by then.
+            # Wait for the topic's metadata: the member that assigns for the group must know the partition by then.
             self._consumer.partitions_for_topic(self._place.topic)
 
     @property
     def elected(self) -> bool | None:
-        """What the last election in which this worker took part, once complete, said; None before the first."""
+        """Whether this worker won the last completed election that it took part in; None before the first."""
         return self._seat.elected
 
     def poll(self, timeout_s: float = 0.0) -> None:
-        """Keeps the membership alive and `elected` up to date; to be called about once a second, and by no means less
-        often than every five minutes.
+        """Keep the membership alive and update `elected`. Call it about once a second, at least every five minutes.
 
-        Returns at once, also while Kafka is away; but waits up to `timeout_s` for the next election to be complete, and
-        up to a second for one that is under way. Raises KafkaUnavailableError, UsageError.
+        Wait up to `timeout_s` for the next election to complete, and a moment for an election that is under way.
+        Otherwise return at once, also while Kafka is unavailable. Raises KafkaUnavailableError, UsageError.
         """
         started, elections = self._clock(), self._seat.elections
         self._poll(0)
-        # A member that is joining sends no heartbeats until a poll has seen it through.
+        # A member that is joining sends no heartbeats until a poll has completed the join.
         while self._seat.elections == elections and self._clock() - started < max(
             timeout_s, REBALANCE_S if self._seat.vacant else 0.0
         ):
             self._poll(STEP_MS)
 
     def take_over(self) -> None:
-        """Returns once elected: puts all other members, dead or alive, out of the group. They may come back, and hear
-        that they are not elected.
+        """Remove all other members from the group, dead or alive, and return once elected.
 
-        Raises StateError when a worker of another run is in the group, or begins at the same time and is elected;
-        KafkaUnavailableError after `recovery.timeout_s`, UsageError.
+        The others may join again, and learn that they are not elected.
+        Raises StateError when a worker of another run is in the group, or starts at the same time and is elected;
+        KafkaUnavailableError after `recovery.timeout_s`; UsageError.
         """
-        self.check_members()  # first: whoever joins disturbs the active worker
+        self.check_members()  # first, because joining disturbs the active worker
         deadline, patience_s = self._clock() + self._settings.recovery.timeout_s, HEARTBEAT_S
-        # Join, then look: of two workers that begin at the same time, the one that joins later sees the other.
+        # Join, then look: of two workers that start at the same time, the one that joins later sees the other.
         while not self.elected and self._member_id() not in self._member_ids():
             self._check_deadline(deadline)
             self._poll(JOIN_MS)
         self._outlast_other_runs(deadline)
         while not self.elected:
             self._check_deadline(deadline)
-            # Of two who say that the partition is theirs, the sticky assignor believes the later generation (KIP-54).
+            # If two members claim the partition, the sticky assignor prefers the higher generation (KIP-54).
             self._assignor.member_assignment = [self._place]
             self._assignor.generation = LAST_GENERATION
             self._poll(JOIN_MS)
             if not self.elected:
                 ask(self._settings.kafka, "taking over the run", self._put_others_out)
-                patience_s *= 2  # enough for the others' heartbeats; others who take over must not keep pace for ever
+                patience_s *= 2  # longer than the others' heartbeats; two workers that take over must fall out of step
                 self.poll(patience_s)
                 self._outlast_other_runs(deadline)
 
@@ -118,18 +118,18 @@ class Election:
             raise self._shared_with(others)
 
     def confirm(self) -> None:
-        """Asks the brokers: a worker that was frozen still believes itself elected when it wakes up.
+        """Ask the brokers whether this worker is elected: a frozen worker still believes so when it wakes up.
 
         Raises FencedError when it is not in the group any more, KafkaUnavailableError.
         """
         if not self.elected or self._member_id() not in self._member_ids():
             raise FencedError(
-                "another worker of this run was elected before this one had taken over; nothing is published, and a "
-                "restart stands by or recovers"
+                "another worker of this run was elected before this worker took over. Nothing was published; restart "
+                "to stand by or to recover"
             )
 
     def close(self) -> None:
-        """Leaves the group, so that a standby is elected at once."""
+        """Leave the group, so that a standby is elected at once."""
         self._consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
 
     def _poll(self, timeout_ms: int) -> None:
@@ -138,13 +138,16 @@ class Election:
                 self._consumer.poll(timeout_ms=timeout_ms)
             except InvalidSessionTimeoutError as error:
                 raise UsageError(
-                    f"the brokers refuse run.session_timeout_s = {self._settings.run.session_timeout_s:g}; it must be "
-                    "within their group.min.session.timeout.ms and group.max.session.timeout.ms"
+                    f"the brokers refuse run.session_timeout_s = {self._settings.run.session_timeout_s:g}; set it "
+                    "between their group.min.session.timeout.ms and group.max.session.timeout.ms"
                 ) from error
 
     def _outlast_other_runs(self, deadline: float) -> None:
-        """Return once no worker of another run is in the group: of those that begin at the same time, the elected one
-        stays and the others end. Raises StateError when another one is elected, KafkaUnavailableError."""
+        """Return once no worker of another run is in the group.
+
+        If workers of several runs start at the same time, the elected one stays and the others end. Raises StateError
+        when another worker is elected, KafkaUnavailableError.
+        """
         while others := self._other_runs():
             if self.elected is False and not self._seat.vacant:
                 raise self._shared_with(others)
@@ -155,7 +158,8 @@ class Election:
         if self._clock() > deadline:
             raise KafkaUnavailableError(
                 "this worker did not become the active one of its run within recovery.timeout_s = "
-                f"{self._settings.recovery.timeout_s:g}; see whether others try to take it over at the same time"
+                f"{self._settings.recovery.timeout_s:g}; check whether other workers try to take over the run at the "
+                "same time"
             )
 
     def _put_others_out(self, client: KafkaAdminClient) -> None:
@@ -189,7 +193,7 @@ class Election:
 
 
 class _Seat(ConsumerRebalanceListener):
-    """Whether this member holds the partition. Called on the client's IO thread."""
+    """Listener that knows whether this member holds the partition. Called on the client's IO thread."""
 
     def __init__(self, consumer: KafkaConsumer, place: TopicPartition):
         self._consumer = consumer
@@ -199,9 +203,9 @@ class _Seat(ConsumerRebalanceListener):
         self.elections = 0
 
     def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:  # noqa: ARG002
-        # Every election begins with this, also one that leaves the partition where it is, or of one who was put out.
+        # Every election begins with this call, also if the partition stays where it is or this member was removed.
         self.vacant = True
-        # kafka-python 3.0.12 forgets a join that it began because of new metadata, unless one poll sees it through.
+        # kafka-python 3.0.12 forgets a join that it began because of new metadata, unless one poll completes it.
         self._consumer._coordinator.request_rejoin()
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:

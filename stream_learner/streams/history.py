@@ -1,6 +1,6 @@
-"""The history topic, which holds every manifest of a run: read where it is needed, never as a whole.
+"""The history topic, which holds every manifest of a run. It is read in parts, because it can be large.
 
-At the defaults 90 days of it are about 4 GB.
+With default settings, 90 days of it are about 4 GB.
 """
 
 import time
@@ -17,17 +17,17 @@ from stream_learner.streams.manifests import Foreign, Found, accepted
 from stream_learner.streams.reader import Reader, to_record
 
 POLL_MS = 200
-# Of a response: small, for a few manifests are read at a place before another one is.
+# Size of a response. It is small, because only a few manifests are read at one place.
 FETCH_BYTES = MIB
 TAIL = 10
-"""Offsets at the topic's end in which the newest manifest is looked for first."""
+"""Number of offsets at the topic's end that are searched first for the newest manifest."""
 
 
 class History:
-    """The committed manifests of a run by offset. One reading at a time: a second one moves the first."""
+    """The committed manifests of a run by offset. Use one iterator at a time: a second one moves the first."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic):
-        """Raises KafkaUnavailableError."""
+        """Connect and look up the first and end offset. Raises KafkaUnavailableError."""
         self.topic = Names.under(settings.prefix).history
         self._settings = settings
         self._clock = clock
@@ -36,17 +36,17 @@ class History:
             self._consumer: Reader = reader(settings.kafka, max_partition_fetch_bytes=FETCH_BYTES)
             self._consumer.assign([self._place])
             self.first = self._consumer.beginning_offsets([self._place])[self._place]
-            # What an open transaction hides now is left out.
+            # Records that an open transaction hides now are left out.
             self.end = self._consumer.end_offsets([self._place])[self._place]
 
     def close(self) -> None:
         self._consumer.close()
 
     def read(self, start: int, end: int, foreign: Foreign | None = None) -> Iterator[Found]:
-        """Yield the manifests at offsets from `start` up to `end`, and note in `foreign` what else is there.
+        """Yield the manifests at offsets from `start` up to `end`, and add all other records to `foreign`.
 
-        Raises StateError when a newer program wrote one, KafkaUnavailableError when nothing comes for
-        `kafka.request_timeout_s`.
+        Raises StateError when a newer version of this program wrote a manifest, KafkaUnavailableError when no record
+        arrives for `kafka.request_timeout_s`.
         """
         kafka, security = self._settings.kafka, self._settings.security
         self._consumer.seek(self._place, start)
@@ -57,7 +57,7 @@ class History:
                 before, at = at, self._consumer.position(self._place) or at
             if at == before and self._clock() > deadline:
                 raise KafkaUnavailableError(
-                    f"nothing came from topic {self.topic} at offset {at} for "
+                    f"no record arrived from topic {self.topic} at offset {at} for "
                     f"kafka.request_timeout_s = {kafka.request_timeout_s:g}; check that the brokers are up"
                 )
             for record in map(to_record, polled.get(self._place, ())):
@@ -68,11 +68,11 @@ class History:
                 except ValueError as error:
                     if foreign:
                         foreign.add(record.offset, str(error))
-            if at > before:  # the caller may have taken long with each
+            if at > before:  # the caller may have taken long with each manifest
                 deadline = self._clock() + kafka.request_timeout_s
 
     def newest(self) -> Found | None:
-        """Return the manifest with the highest epoch and sequence near the topic's end; None when there is none."""
+        """Return the manifest with the highest epoch and sequence near the topic's end, None if there is none."""
         tail = TAIL
         while True:
             start = max(self.first, self.end - tail)
@@ -82,10 +82,10 @@ class History:
             tail *= 10
 
     def find(self, sequence: int, epoch: int | None = None) -> Found | None:
-        """Return the manifest of this sequence, of the newest epoch that has it unless one is given; None without one.
+        """Return the manifest of a sequence, None if there is none. Without `epoch`, the newest epoch that has it.
 
-        Epochs and sequences rise with the offsets, so a few records are read. All are where that finds none: the newest
-        epoch may have no such sequence, and somebody may have sent old manifests again.
+        Epochs and sequences rise with the offsets, so a binary search reads few records. If it finds nothing, all
+        records are read: the newest epoch may lack the sequence, or somebody may have sent old manifests again.
         """
         if newest := self.newest():
             wanted = epoch or newest.manifest.epoch, sequence
@@ -101,5 +101,5 @@ class History:
         return max(matching, key=lambda found: found.manifest.epoch, default=None)
 
     def _from(self, offset: int) -> Found:
-        """Return the first manifest from an offset on; there is one."""
+        """Return the first manifest at or after an offset. The caller knows that there is one."""
         return next(self.read(offset, self.end))

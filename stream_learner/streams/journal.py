@@ -26,14 +26,14 @@ def read_committed(
     wait: bool = True,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Record]:
-    """Yield all committed records of a one-partition topic, to its true end. One that cannot be read has no value.
+    """Yield all committed records of a one-partition topic, to its true end. A record that cannot be read has no value.
 
-    `tail` reads the last so many offsets only; without `wait` what an open transaction hides now is left out.
+    With `tail`, read only the last `tail` offsets. Without `wait`, leave out records that an open transaction hides.
 
-    The true end is the high watermark, asked by a read_uncommitted client: under read_committed the "end" is the last
-    stable offset, which an open transaction of anybody holds back, and records that are committed beyond would be
-    missed. Raises KafkaUnavailableError, also when an open transaction keeps the end out of reach for longer than
-    `recovery.timeout_s`; it is named then.
+    The true end is the high watermark, which only a read_uncommitted client can ask for. Under read_committed the end
+    is the last stable offset. Any producer's open transaction holds it back, and hides records committed after it.
+    Raises KafkaUnavailableError, also when an open transaction hides the end for longer than `recovery.timeout_s`. The
+    error names that transaction.
     """
     place = TopicPartition(topic, 0)
     deadline = clock() + settings.recovery.timeout_s
@@ -53,7 +53,7 @@ def read_committed(
 
 
 class ReadBack:
-    """Reads what this process published, as a downstream reader would."""
+    """Reader of this process's own manifests, as a downstream reader sees them."""
 
     def __init__(self, settings: Settings):
         self._kafka = settings.kafka
@@ -62,10 +62,10 @@ class ReadBack:
             self._consumer: KafkaConsumer = reader(settings.kafka)
 
     def verify(self, offset: int, value: bytes, deadline: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Returns once the record at `offset` is committed and equals `value`. Raises PublishError otherwise."""
+        """Return once the record at `offset` is committed and equals `value`. Raises PublishError otherwise."""
         manifest = f"the manifest at offset {offset} of {self._place.topic}"
         try:
-            # Not sooner: the consumer would log that a topic is missing before the start's checks say what to do.
+            # Not earlier: the consumer would log that a topic is missing before the checks at the start say what to do.
             self._consumer.assign([self._place])
             self._consumer.seek(self._place, offset)
             while clock() < deadline:
@@ -73,8 +73,8 @@ class ReadBack:
                     if messages[0].offset == offset and messages[0].value == value:
                         return
                     raise PublishError(
-                        f"{manifest} is not there after its commit; the process ends, and a restart goes on from the "
-                        "last committed checkpoint"
+                        f"{manifest} is missing after its commit, so the process ends; restart to resume from the last "
+                        "committed checkpoint"
                     )
         except AuthorizationError as error:
             why = missing_right(self._kafka, error, "Read")
@@ -86,14 +86,14 @@ class ReadBack:
 
 def _true_end(settings: Settings, place: TopicPartition) -> int:
     def question(client: KafkaAdminClient) -> int:
-        describe(client, [place.topic])  # of a topic that the user may not see, the next line says only: unknown
+        describe(client, [place.topic])  # for a topic that the user may not see, the next line says only "unknown"
         return client.list_partition_offsets({place: OffsetSpec.LATEST})[place].offset
 
     return ask(settings.kafka, "looking up the end of a topic", question)
 
 
 def _open_transactions(settings: Settings, place: TopicPartition) -> str:
-    """Who holds the topic's end back, in words, for a person who has to act."""
+    """Describe the transactions that hold the topic's end back, and what to do about them."""
 
     def question(client: KafkaAdminClient) -> tuple[set[int], list[str]]:
         producers = client.describe_producers([place])[place].active_producers
@@ -103,8 +103,8 @@ def _open_transactions(settings: Settings, place: TopicPartition) -> str:
 
     holders, names = ask(settings.kafka, "looking for open transactions", question)
     if not holders:
-        return "no open transaction is known; try again"
+        return "no open transaction was found; try again"
     return (
-        f"an open transaction holds it back (transactional id {', '.join(names) or 'unknown'}, producer id "
+        f"an open transaction holds the end back (transactional id {', '.join(names) or 'unknown'}, producer id "
         f"{', '.join(map(str, sorted(holders)))}); stop its producer, or abort it with kafka-transactions.sh"
     )

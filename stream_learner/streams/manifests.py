@@ -1,4 +1,4 @@
-"""A run's manifests, among whatever else somebody wrote to their topics."""
+"""A run's manifests, told apart from foreign records in the same topics."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ from stream_learner.errors import StateError
 from stream_learner.formats.record import Record
 from stream_learner.streams.journal import read_committed
 
-# Offsets of the history topic that are read first: by a look, and where something is wrong. Then ten times as many, and
-# at last all.
+# Number of offsets of the history topic that are read first: for a check, and if something is wrong. If they are not
+# enough, ten times as many are read, and finally all.
 LOOK_TAIL = 10
 HISTORY_TAIL = 1_000
 UNSIGNED = "it is not signed by one of security.verify_key_files"
 ONE_RUN = "topics belong to one run: set topics.prefix or run.id"
-SIGN_FIRST = 'a run that was not signed so far must write a signed checkpoint first (docs/security.md, "Signing")'
+SIGN_FIRST = 'a run that has not been signed must write a signed checkpoint first (docs/security.md, "Signing")'
 
 
 class Found(NamedTuple):
@@ -32,7 +32,7 @@ class Found(NamedTuple):
 
 @dataclass
 class Foreign:
-    """Offsets of a topic whose records are not the run's manifests, or copies of older ones; why the last is not."""
+    """Offsets whose records are not the run's manifests, or are copies of older ones, and the reason for the last."""
 
     topic: str
     offsets: list[int] = field(default_factory=list)
@@ -50,24 +50,24 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Newest:
-    """The run's newest manifest, None without any; foreign records that were met on the way to it."""
+    """The run's newest manifest (None if there is none), and the foreign records that were found with it."""
 
     found: Found | None
     foreign: list[Foreign]
     displaced: bool = False
-    """Whether only the history topic has it."""
+    """Whether only the history topic holds the manifest."""
     behind: bool = False
-    """Whether the run's mirrored positions are ahead of it, although foreign records were skipped: the newest manifest
-    is missing or damaged."""
+    """Whether the run's mirrored positions are ahead of the manifest, and foreign records were skipped. The newest
+    manifest is then missing or damaged."""
     last_epoch: int = 0
-    """Highest epoch among the manifests that were met, those of an older checkpoints topic too; 0 without any."""
+    """Highest epoch of all manifests that were read, also of an older checkpoints topic; 0 if there is none."""
 
 
 def read_manifests(settings: Settings, foreign: Foreign, tail: int | None = None, wait: bool = True) -> Iterator[Found]:
-    """Yield the run's manifests in `foreign.topic`, each once, and note there what else the topic holds.
+    """Yield the run's manifests in `foreign.topic`, each once, and add all other records to `foreign`.
 
-    `tail` and `wait` are those of `read_committed`. Raises StateError when a newer program wrote one,
-    KafkaUnavailableError.
+    `tail` and `wait` are those of `read_committed`. Raises StateError when a newer version of this program wrote a
+    manifest, KafkaUnavailableError.
     """
     verifier = settings.security.verifier
     seen: set[str] = set()
@@ -75,7 +75,7 @@ def read_manifests(settings: Settings, foreign: Foreign, tail: int | None = None
         try:
             found = accepted(record, settings.run.id, verifier)
             if found.digest in seen:
-                raise ValueError("it is a copy of an earlier one")
+                raise ValueError("it is a copy of an earlier manifest")
         except ValueError as error:
             foreign.add(record.offset, str(error))
         else:
@@ -84,20 +84,19 @@ def read_manifests(settings: Settings, foreign: Foreign, tail: int | None = None
 
 
 def read_newest(settings: Settings, topic_id: str, positions: Positions, wait: bool = True) -> Newest:
-    """Return the run's newest manifest: the one with the highest epoch and in it the highest sequence, whatever else is
-    in the topic.
+    """Return the run's newest manifest: the highest epoch, and in it the highest sequence. Skip foreign records.
 
-    `topic_id` is that of the checkpoints topic now; `positions` are the run's mirrored ones, where they are known.
-    The history topic holds the same bytes. Its end is read as well unless the positions show that nothing is missing: a
-    record with the run's key, an old manifest too, may have made compaction delete the newest one. Raises as
+    `topic_id` is the current id of the checkpoints topic. `positions` are the run's mirrored positions, if known.
+    Unless the positions show that no manifest is missing, the end of the history topic is read too. It holds the same
+    bytes: a foreign record with the run's key may have made compaction delete the newest manifest. Raises as
     `read_manifests` does.
     """
     names = Names.under(settings.prefix)
     foreign, newest = Foreign(names.checkpoints), None
-    # A manifest of an older topic of the same name is nobody's newest, but the caller says better what is wrong.
+    # A manifest of an older topic of the same name cannot be the newest, but the caller has the better error message.
     for found in read_manifests(settings, foreign, wait=wait):
         if newest and found.manifest.order <= newest.manifest.order:
-            foreign.add(found.offset, f"{_named(found.manifest)} stands behind {_named(newest.manifest)}")
+            foreign.add(found.offset, f"{_named(found.manifest)} comes after {_named(newest.manifest)}")
         else:
             newest = found
     met = [foreign] if foreign.offsets else []
@@ -118,8 +117,10 @@ def read_newest(settings: Settings, topic_id: str, positions: Positions, wait: b
 def _newest_in_history(
     settings: Settings, topic_id: str, positions: Positions, wait: bool, tail: int | None
 ) -> tuple[Found | None, int, Foreign]:
-    """The newest manifest that was also written to the checkpoints topic as it is now, and the highest epoch of any.
-    Reads the last `tail` offsets, and as far back as needed."""
+    """Return the newest manifest that was also written to the current checkpoints topic, and the highest epoch.
+
+    Read the last `tail` offsets of the history topic, and as far back as needed.
+    """
     names = Names.under(settings.prefix)
     while True:
         newest, last_epoch, foreign = None, 0, Foreign(names.history)
@@ -144,12 +145,15 @@ def no_manifest(settings: Settings, newest: Newest) -> StateError:
 
 
 def advice(settings: Settings) -> str:
-    """Say what to do when topics hold foreign records only."""
+    """Return what to do when topics hold only foreign records."""
     return f"{ONE_RUN}; {SIGN_FIRST}" if settings.security.verifier else ONE_RUN
 
 
 def accepted(record: Record, run_id: str, verifier: Verifier | None) -> Found:
-    """Decode a record. Raises ValueError when it is no manifest of the run, StateError when it is a newer program's."""
+    """Decode a record.
+
+    Raises ValueError when it is no manifest of the run, StateError when a newer version of this program wrote it.
+    """
     if record.value is None:
         raise ValueError(record.unreadable or "it has no value")
     if verifier and not verifier.accepts(record.value, record.headers):
@@ -179,6 +183,6 @@ def _named(manifest: Manifest) -> str:
 def _behind(newest: Found | None, positions: Positions) -> bool:
     if newest is None:
         return bool(positions)
-    # Only where the manifest has a position: the group may remember topics of before a `run --fresh`.
+    # Compare only partitions in the manifest: the group may still hold topics from before a `run --fresh`.
     reached = newest.manifest.positions
     return any(reached.get(topic, {}).get(p, offset) < offset for topic, p, offset in each(positions))

@@ -1,6 +1,6 @@
-"""Records of several partitions in the order in which they were produced.
+"""Merge of the records of several partitions into the order in which they were produced.
 
-By timestamp, as long as times say something. Times are not trusted: nobody waits for ever because of them.
+Records are ordered by timestamp where it is known. Timestamps are not trusted: no record waits forever because of them.
 """
 
 import math
@@ -18,21 +18,21 @@ from stream_learner.formats.record import Gap, Record
 Place = tuple[str, int]
 """Topic and partition."""
 Item = Record | Gap | InputError
-"""InputError: reading cannot continue behind the items before it."""
+"""InputError: the partition cannot be read past this point."""
 
-# A record costs 1, or more if it takes longer than this to use.
+# A record costs 1, or more if using it takes longer than this.
 USUAL_S = 0.001
-# What may be spent on others while a record waits for its time.
+# Cost that may be spent on other partitions while a record waits for its timestamp.
 PATIENCE = 5_000.0
-# How long records that are on their way are waited for.
+# Maximum wait for records that were requested.
 WAIT_S = 10.0
-# Entries of a heap that may be out of date, beside one for each queue.
+# Outdated entries that a heap may hold, in addition to one entry for each queue.
 MAX_STALE = 64
 
 
 @dataclass(slots=True)
 class _Queue:
-    """Items of one partition that wait. `turn` is valid once it waits by turns: when it is due."""
+    """Waiting items of one partition. `turn` says when its turn is due, and is valid once it waits for a turn."""
 
     place: Place
     items: deque[Item] = field(default_factory=deque)
@@ -44,41 +44,41 @@ class _Queue:
 
 
 class _Entry(NamedTuple):
-    """A queue's place in a heap, by `key`. It counts as long as the queue has no later one."""
+    """A queue's place in a heap, ordered by `key`. It is valid while the queue has no later entry."""
 
     key: tuple[float, float, Place]
     number: int
 
 
 class Merge:
-    """Gives the items of all partitions one by one; those of one partition in the order in which they were added.
+    """Merge of all partitions. `take` returns one item at a time, in the order of addition within each partition.
 
-    The record with the smallest timestamp goes first, of equal ones that of the partition that had none for longest.
-    A record without a known time has its turn, as has one that PATIENCE was spent on others for, and those behind it
-    until one is in time again: each such partition gets as much as an equal share, in records and in time spent on
-    them.
+    The record with the smallest timestamp comes first. Among equal timestamps, the partition that was served longest
+    ago comes first. Two kinds of records wait for a turn instead: records without a known time, and records for which
+    others were served until PATIENCE ran out. The second kind includes the records after them, until one is in time
+    again. A partition that waits for turns gets an equal share, in records and in time spent on them.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
         self._queues: dict[Place, _Queue] = {}
         self._filled = 0  # queues with items
-        self._at_once: deque[_Queue] = deque()  # whose next item is no record
+        self._at_once: deque[_Queue] = deque()  # queues whose next item is no record
         self._by_time: list[_Entry] = []
         self._by_turn: list[_Entry] = []
-        self._since: dict[Place, float] = {}  # what was spent when a patient queue began to wait, in that order
+        self._since: dict[Place, float] = {}  # cost spent when a patient queue began to wait, in that order
         self._spent = 0.0
-        self._share = 0.0  # what each queue could have had, if all had the same
+        self._share = 0.0  # cost that an equal share would have given each queue so far
         self._entries = 0
-        self._last: tuple[_Queue, float] | None = None  # the queue that gave the last record, and its cost
-        self._expected: dict[Place, float] = {}  # until when
+        self._last: tuple[_Queue, float] | None = None  # queue of the last record, and the record's cost
+        self._expected: dict[Place, float] = {}  # partitions to wait for, and until when
         self._missing: dict[Place, float] = {}  # those of them without items
         self.nbytes = 0
         self.full = False
-        """Whether nothing more can be read until something is given: then nobody is waited for."""
+        """Whether no more can be read until an item is taken. No partition is waited for then."""
 
     def add(self, place: Place, items: Sequence[Item]) -> None:
-        """Put items behind those that the partition has here; it is then not expected any more."""
+        """Append items to the partition's queue. The partition is no longer expected then."""
         queue = self._queues.setdefault(place, _Queue(place))
         was_empty = not queue.items
         queue.items.extend(items)
@@ -95,20 +95,22 @@ class Merge:
                 self._enter(queue)
 
     def expect(self, place: Place, *, asked_for: bool) -> None:
-        """Have others wait for the partition's next items once it has none here; for WAIT_S at most from when they were
-        asked for."""
+        """Make other partitions wait for this partition's next items once its queue is empty.
+
+        They wait at most WAIT_S from the time when the items were requested.
+        """
         until = min(self._clock() + WAIT_S if asked_for else math.inf, self._expected.get(place, math.inf))
         self._expected[place] = until
         if not self._has_items(place):
             self._missing[place] = until
 
     def expect_no_more(self, place: Place) -> None:
-        """Wait no longer for the partition's next items."""
+        """Stop waiting for the partition's next items."""
         self._expected.pop(place, None)
         self._missing.pop(place, None)
 
     def take(self) -> Record | Gap | None:
-        """Return the next item; None when there is none, or one is waited for. Raises InputError in its place."""
+        """Return the next item, None if there is none or it must be waited for. Raises InputError in its place."""
         self._settle()
         if not self._at_once and self._waits():
             return None
@@ -133,22 +135,22 @@ class Merge:
         return item
 
     def took(self, seconds: float) -> None:
-        """Say how long it took to use the record that was given last."""
+        """Set how long it took to use the record that was taken last, in seconds."""
         if self._last:
             self._last = self._last[0], max(1.0, seconds / USUAL_S)
 
     @property
     def ready(self) -> bool:
-        """Whether `take` has something to give."""
+        """Whether `take` would return an item."""
         return bool(self._at_once) or (self._filled > 0 and not self._waits())
 
     def bytes_of(self, place: Place) -> int:
-        """Bytes of the partition's records that are here."""
+        """Return the number of bytes of the partition's waiting records."""
         queue = self._queues.get(place)
         return queue.nbytes if queue else 0
 
     def next_record(self, place: Place) -> Record | None:
-        """Return the partition's next record that is here."""
+        """Return the partition's next waiting record, None if there is none."""
         queue = self._queues.get(place)
         return next((item for item in queue.items if isinstance(item, Record)), None) if queue else None
 
@@ -156,7 +158,7 @@ class Merge:
         return place in self._queues and bool(self._queues[place].items)
 
     def _waits(self) -> bool:
-        """Return whether a partition without items is waited for."""
+        """Return whether the merge waits for a partition without items."""
         while self._missing and not self.full:
             place, until = next(iter(self._missing.items()))
             if self._clock() < until:
@@ -165,7 +167,7 @@ class Merge:
         return False
 
     def _enter(self, queue: _Queue) -> None:
-        """Have the queue wait with its next item."""
+        """Enter the queue in the heaps with its next item."""
         item = queue.items[0]
         if not isinstance(item, Record):
             self._at_once.append(queue)
@@ -193,7 +195,7 @@ class Merge:
         return self._queues[entry.key[2]].entry == entry.number
 
     def _next(self) -> _Queue | None:
-        """Take the queue out that comes next."""
+        """Remove and return the queue that comes next."""
         if self._at_once:
             return self._at_once.popleft()
         self._lose_patience()
@@ -226,7 +228,7 @@ class Merge:
         return self._queues[heap[0].key[2]] if heap else None
 
     def _settle(self) -> None:
-        """Charge the last record to its queue, and have that wait again."""
+        """Charge the last record's cost to its queue, and enter the queue again."""
         if self._last is None:
             return
         (queue, cost), self._last = self._last, None
@@ -234,7 +236,7 @@ class Merge:
         if queue.patient:
             queue.turn = self._share
         others = self._filled - (1 if queue.items else 0)
-        if others:  # who is alone owes nothing
+        if others:  # a queue that is alone owes nothing
             self._share += cost / others
             queue.turn = min(queue.turn + cost / others + cost, self._share + PATIENCE)
         queue.given_at = self._spent

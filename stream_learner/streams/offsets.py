@@ -1,4 +1,4 @@
-"""Offsets as the brokers know them: ends of topics, and the run's mirrored positions."""
+"""Offsets that the brokers hold: ends of topics, and the run's mirrored positions."""
 
 from kafka import KafkaAdminClient
 from kafka.admin import OffsetSpec
@@ -10,7 +10,7 @@ from stream_learner.streams.connection import ask, describe
 
 
 def bounds(kafka: KafkaSettings, topics: list[str]) -> tuple[Positions, Positions]:
-    """First and end offset of every partition of the topics. Raises KafkaUnavailableError, TopicsError."""
+    """Return the first and end offset of every partition of the topics. Raises KafkaUnavailableError, TopicsError."""
 
     def question(client: KafkaAdminClient) -> tuple[Positions, Positions]:
         places = [
@@ -28,7 +28,7 @@ def bounds(kafka: KafkaSettings, topics: list[str]) -> tuple[Positions, Position
 
 
 def mirrored_positions(settings: Settings) -> Positions:
-    """Positions in the run's offsets group; empty when it has none. Raises KafkaUnavailableError."""
+    """Return the positions in the run's offsets group, which may be empty. Raises KafkaUnavailableError."""
     group = settings.transactional_id
     return ask(
         settings.kafka,

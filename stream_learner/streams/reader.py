@@ -1,6 +1,6 @@
-"""A consumer that no record stops: what cannot be read comes as an item of its own, in bounded memory.
+"""A consumer that no record can stop. Unreadable records become items of their own, and memory is bounded.
 
-kafka-python raises at a record that it cannot read, at each try, and decompresses a batch of any size.
+kafka-python itself raises at each try when it cannot read a record, and decompresses batches of any size.
 """
 
 import math
@@ -22,27 +22,27 @@ from stream_learner.config import MIB
 from stream_learner.formats.record import HEADER_BYTES, RECORD_BYTES, Record
 from stream_learner.streams.record_batch import Batch, Parsed
 
-# Of the records that one poll gives, and of what is decompressed for them; the last record may exceed it.
+# Limit for the records of one poll, and for the data decompressed for them. The last record may exceed it.
 MAX_POLL_BYTES = 64 * MIB
-# Of a partition in a response, while many have much to fetch, unless their batches are larger.
+# Least to fetch of a partition in a response, while many partitions have much to fetch. Larger batches raise it.
 LEAST_FETCH_BYTES = 64 * 1024
 SHORT_WAIT_MS = 20
 
 
 class Unreadable(ConsumerRecord):
-    """An offset whose record cannot be read, and why; a null value to whoever does not look."""
+    """An offset whose record cannot be read, and the reason. Its value is null."""
 
     why: str
 
 
 class Damaged(ConsumerRecord):
-    """Offsets from `offset` to `end`, whose batch does not have its checksum: it is not what a producer sent."""
+    """Offsets from `offset` up to `end`, whose batch has a wrong checksum and so differs from what a producer sent."""
 
     end: int
 
 
 def to_record(message: Any) -> Record:
-    """Convert a consumer's message."""
+    """Convert a consumer's message to a Record."""
     why = message.why if isinstance(message, Unreadable) else None
     headers = list(message.headers)
     return Record(
@@ -51,7 +51,7 @@ def to_record(message: Any) -> Record:
 
 
 class Budget:
-    """Bytes that a poll may give: `limit` in all, and what `of` says of each partition. `left` is the poll's rest."""
+    """Bytes that a poll may return: `limit` in total, `of(partition)` for each partition. `left` remains of `limit`."""
 
     def __init__(self) -> None:
         self.limit: float = MAX_POLL_BYTES
@@ -60,16 +60,16 @@ class Budget:
 
 
 class Reader(KafkaConsumer):
-    """A KafkaConsumer whose `poll` also gives Unreadable and Damaged, and no more than its `budget`.
+    """A KafkaConsumer whose `poll` also returns Unreadable and Damaged, and no more than its `budget`.
 
-    A partition that gave as much as the budget says of it is `full`: paused until it is resumed, while the client keeps
-    the rest of its response. `moved` are the partitions that the last poll read of.
+    A partition that has used up its budget is `full`. It is paused until it is resumed, while the client keeps the rest
+    of its response. `moved` holds the partitions that the last poll read.
     """
 
     def __init__(self, heard: Callable[[str], None] = lambda _: None, **config: Any):
-        """`heard` is called, on the client's IO thread, with "fetch" or "metadata" at each answer of the brokers."""
+        """Connect. At each answer of the brokers, `heard` is called with "fetch" or "metadata" on the IO thread."""
         super().__init__(**config)
-        # The first metadata, which name no topic, were no failed attempt: without this, a pause precedes the next ones.
+        # The first metadata name no topic, which is no failed attempt. Without this line, the next request waits.
         self._cluster._last_refresh_ms = 0.0
         heard("metadata")
         self._cluster.add_listener(lambda _: heard("metadata"))
@@ -80,11 +80,11 @@ class Reader(KafkaConsumer):
         self.moved: set[TopicPartition] = set()
         self.full: set[TopicPartition] = set()
         self.log_starts: dict[TopicPartition, int] = {}
-        """Oldest offset that the brokers keep (KIP-107), as of each partition's last fetch."""
+        """Oldest offset that the brokers keep (KIP-107), from each partition's last fetch."""
         self._ends: dict[TopicPartition, int] = {}
         fetcher = self._fetcher
         self._keep, fetcher._handle_fetch_response = fetcher._handle_fetch_response, self._fetched
-        # The class that takes a fetched response apart; the fetcher looks it up at each response.
+        # The class that unpacks a fetched response. The fetcher looks it up at each response.
         fetcher.PartitionRecords = partial(
             _Records, budget=self.budget, moved=self.moved, filled=self._filled, highwater=self.highwater
         )
@@ -92,7 +92,7 @@ class Reader(KafkaConsumer):
         self._open, fetcher._parse_fetched_data = fetcher._parse_fetched_data, self._opened
         self._fetchable, fetcher._fetchable_partitions = fetcher._fetchable_partitions, self._to_fetch
         self.asked_at: dict[TopicPartition, float] = {}
-        """When the brokers were first asked for records of each partition that they have not answered since."""
+        """Time of the first unanswered request for records of each partition, in monotonic seconds."""
         self._least_fetch_bytes = LEAST_FETCH_BYTES
         self._greatest_fetch_bytes: int = fetcher.config["max_partition_fetch_bytes"]
         self._longest_wait_ms: int = fetcher.config["fetch_max_wait_ms"]
@@ -109,8 +109,10 @@ class Reader(KafkaConsumer):
         self._keep(node_id, offsets, sent_at, response)
 
     def _make_room_for_batches(self, response: Any) -> None:
-        """Ask for more of each partition if a response held a larger batch alone: brokers send only the first one that
-        is larger than asked for (KIP-74)."""
+        """Raise the fetch size of each partition if a response held nothing but one larger batch.
+
+        Brokers send only the first batch that is larger than the fetch size (KIP-74).
+        """
         sizes = [len(p.records) for topic in response.responses for p in topic.partitions if p.records]
         if len(sizes) == 1 and sizes[0] > self._fetcher.config["max_partition_fetch_bytes"]:
             self._least_fetch_bytes = 2 ** sizes[0].bit_length()
@@ -121,7 +123,7 @@ class Reader(KafkaConsumer):
         self._unpark()
         try:
             return super().poll(*args, **kwargs)
-        except _FullPollError:  # kept by the fetcher since the last poll, whose records came first
+        except _FullPollError:  # stored by the fetcher at the last poll, which returned its records first
             return {}
         except _NoBatchError as error:
             place, offset = error.args
@@ -139,13 +141,13 @@ class Reader(KafkaConsumer):
         self.pause(place)
 
     def at(self, place: TopicPartition) -> int:
-        """Return the offset that the next poll gives first. Unlike `position` it looks at this partition alone."""
+        """Return the offset of the partition's next record. Unlike `position`, look at this partition only."""
         return self._subscription.assignment[place].position.offset
 
     def behind(self, place: TopicPartition) -> bool:
-        """Return whether the partition has something to fetch, as far as its last response said; True before the first.
+        """Return whether the partition has records to fetch, by its last response. True before the first response.
 
-        What stands behind the begin of an open transaction cannot be fetched (KIP-98).
+        Records after the beginning of an open transaction cannot be fetched (KIP-98).
         """
         return place not in self._ends or self.at(place) < self._ends[place]
 
@@ -153,23 +155,24 @@ class Reader(KafkaConsumer):
         self._leaders_known = False
 
     def _compare_leaders(self) -> None:
-        """Look for new leaders of partitions (KIP-320), if metadata or a response may have named one since the last
-        time. At each poll, that would be most of what idle partitions cost."""
+        """Look for new leaders of partitions (KIP-320) if metadata or a response may have named one since.
+
+        Doing so at each poll would be most of the cost of idle partitions.
+        """
         if not self._leaders_known:
             self._leaders_known = True
             self._compare()
 
     def _unpark(self) -> None:
-        """Put what partitions had left when they were paused behind the responses that wait; the client takes one a
-        poll."""
+        """Move the remaining responses of resumed partitions after the waiting ones. The client takes one per poll."""
         parked = self._fetcher._paused_partition_records
         for place in [place for place in parked if not self._subscription.is_paused(place)]:
             self._fetcher._completed_fetches.append(parked.pop(place))
 
     def _let_others_go_next(self) -> None:
-        """Put the partition that was read last behind those whose responses wait.
+        """Move the partition that was read last after the partitions whose responses wait.
 
-        The client would first give all of one response: 8 MiB can hold hundreds of millions of records.
+        The client itself would return all of one response first: 8 MiB can hold hundreds of millions of records.
         """
         fetcher = self._fetcher
         if fetcher._next_partition_records and fetcher._completed_fetches:
@@ -177,7 +180,7 @@ class Reader(KafkaConsumer):
             fetcher._next_partition_records = None
 
     def _opened(self, response: Any) -> Any:
-        """Take a response apart, unless that was done when its turn came before."""
+        """Unpack a response, unless it was unpacked at an earlier turn."""
         if isinstance(response, _Records):
             return response
         self._leaders_changed()
@@ -190,37 +193,37 @@ class Reader(KafkaConsumer):
         return self._open(response)
 
     def _to_fetch(self) -> list[TopicPartition]:
-        """Return the partitions to ask for next, and set how to ask. The client calls it in its own thread."""
+        """Return the partitions to fetch next, and set the fetch sizes and waits. Called on the client's thread."""
         places = self._fetchable()
         config, most = self._fetcher.config, self._fetcher.config["fetch_max_bytes"]
         if _bytes_of(self._held()) >= most:
             places, self._least_fetch_bytes = [], LEAST_FETCH_BYTES
         now, asked_at = time.monotonic(), self.asked_at
-        # Whether a new leader has the same records is asked before records are (KIP-320).
+        # The client asks a new leader whether it has the same records before it fetches them (KIP-320).
         compared = [place for place, state in self._subscription.assignment.items() if state.awaiting_validation]
         self.asked_at = {place: asked_at.get(place, now) for place in (*places, *compared)}
         if not places:
             return []
         share = most // max(1, sum(self.behind(place) for place in places))
-        # In steps, because the brokers remember it for each partition and hear of each change.
+        # In powers of two, because the brokers remember the size of each partition and each change is sent to them.
         step = 2 ** max(share, self._least_fetch_bytes).bit_length() // 2
         config["max_partition_fetch_bytes"] = min(step, self._greatest_fetch_bytes)
-        # A request that waits for news keeps others waiting that will soon be needed.
+        # A request that waits for new records would delay requests for partitions that are needed soon.
         news = len(places) == len(self._subscription.assignment)
         config["fetch_max_wait_ms"] = self._longest_wait_ms if news else SHORT_WAIT_MS
         return places
 
     @property
     def choked(self) -> bool:
-        """Whether full partitions hold so much of their responses that nothing more is asked for."""
+        """Whether unread responses of full partitions take so much memory that nothing more is fetched."""
         return _bytes_of(self._parked()) >= self._fetcher.config["fetch_max_bytes"]
 
     def _held(self) -> list[Any]:
-        """Return the responses that are not read to their end."""
+        """Return the responses that are not completely read."""
         return [*self._fetcher._completed_fetches.copy(), *self._parked()]
 
     def _parked(self) -> list[Any]:
-        """Return those of them whose partitions are paused."""
+        """Return the responses of paused partitions that are not completely read."""
         fetcher = self._fetcher
         return [
             *fetcher._paused_completed_fetches.copy().values(),
@@ -229,11 +232,11 @@ class Reader(KafkaConsumer):
 
 
 class _FullPollError(Exception):
-    """Ends a poll: the fetcher returns what it has, and raises this at the next one."""
+    """End of a poll. The fetcher returns the records that it has, and raises this error at the next poll."""
 
 
 class _NoBatchError(Exception):
-    """The bytes at a place and an offset are no batch. How far that goes is not known."""
+    """Bytes at a partition and an offset that are no batch. The number of affected offsets is unknown."""
 
 
 class _Records(Fetcher.PartitionRecords):
@@ -261,7 +264,7 @@ class _Records(Fetcher.PartitionRecords):
 
     @property
     def fetched_offset(self) -> int:
-        """Where reading continues, under the name that a response has for it."""
+        """Offset at which reading continues, under the name that a response uses."""
         return self.next_fetch_offset
 
     def take(self, n: int | None = None) -> list[ConsumerRecord]:
@@ -280,14 +283,15 @@ class _Records(Fetcher.PartitionRecords):
         return taken
 
     def _unpack_records(self, tp: TopicPartition, records: Any, *_: Any) -> Iterator[ConsumerRecord]:
-        """Yield records as kafka-python does, and items of their own for those that cannot be read."""
+        """Yield records as kafka-python does, and Unreadable or Damaged items for unreadable records."""
         batch = _next_batch(records)
         while batch is not None:
             following = _next_batch(records)
             if batch is NO_BATCH or not batch.validate_crc():
                 start, self.next_fetch_offset = self.next_fetch_offset, self._end_of_damage(batch, following)
                 yield _damaged(tp, start, self.next_fetch_offset)
-                break  # the next fetch: the brokers say which transactions were aborted behind a marker that is lost
+                # A transaction marker may be lost: the next fetch says which transactions were aborted after it.
+                break
             if batch.magic < 2:
                 yield from self._legacy(batch)
             else:
@@ -324,7 +328,7 @@ class _Records(Fetcher.PartitionRecords):
         """Yield records of the message formats before Kafka 0.11."""
         if batch.compression_type:
             why = "its batch is of a message format before Kafka 0.11, and compressed"
-            inside = range(self.next_fetch_offset, batch.base_offset + 1)  # its offset is that of the last record in it
+            inside = range(self.next_fetch_offset, batch.base_offset + 1)  # its offset is that of its last record
             parsed = [Parsed(offset, -1, unreadable=why) for offset in inside]
         else:
             parsed = [Parsed(r.offset, -1 if r.timestamp is None else r.timestamp, r.key, r.value) for r in batch]
@@ -333,14 +337,14 @@ class _Records(Fetcher.PartitionRecords):
             yield self._message(record, 0)
 
     def _end_of_damage(self, batch: Any, following: Any) -> int:
-        """Return the offset at which reading continues behind a damaged batch, whose own fields may be wrong."""
+        """Return the offset at which reading continues after a damaged batch, whose own fields may be wrong."""
         next_offset = self.next_fetch_offset + 1
         if batch is NO_BATCH:
             return next_offset
         if following not in (None, NO_BATCH):
             return max(next_offset, following.base_offset)
         if batch.magic == 2:
-            # Two fields that agree are likely right; if not, the batch is likely the topic's last.
+            # Two fields that agree are probably right. If they disagree, the batch is probably the topic's last.
             agree = batch.records_count == batch.last_offset_delta + 1
             return max(next_offset, batch.next_offset if agree else self._highwater(self.topic_partition) or 0)
         return max(next_offset, batch.base_offset + 1)
@@ -354,7 +358,7 @@ class _Records(Fetcher.PartitionRecords):
         return message
 
 
-# A record's checksum and sizes, which nothing uses.
+# A record's checksum and sizes, which no code uses.
 NOT_KEPT = (None, -1, -1, -1)
 NO_BATCH = object()
 
@@ -367,7 +371,7 @@ def _bytes_of(responses: list[Any]) -> int:
 
 
 def _next_batch(records: Any) -> Any:
-    """Return the next batch of a fetched response, None at its end, NO_BATCH where its bytes are none."""
+    """Return the next batch of a fetched response, None at its end, NO_BATCH if the bytes are no batch."""
     try:
         return records.next_batch()
     except (CorruptRecordError, struct.error, AssertionError):

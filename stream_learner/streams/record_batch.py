@@ -1,6 +1,6 @@
-"""Records of a batch, read so that a bad record loses its own offset and nothing else.
+"""Reader of record batches in which a bad record affects only its own offset.
 
-The format is KIP-98's, magic 2. kafka-python's own reader gives up the whole partition at the first bad record.
+The format is that of KIP-98, magic 2. kafka-python's own reader stops the whole partition at the first bad record.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,14 @@ from stream_learner.streams.decompression import decompress
 # A batch may decompress to this size, or to this multiple of its compressed size if that is more.
 MAX_DECOMPRESSED_BYTES = 64 * MIB
 MAX_RATIO = 4
-# Records and headers cost memory and time of their own, however few bytes they have.
+# Each record and each header costs memory and time, however few bytes it has.
 MAX_RECORDS = 500_000
 MAX_HEADERS = 1_000
 INT64 = range(-(2**63), 2**63)
 
 
 class Parsed(NamedTuple):
-    """One record. `unreadable` says why there is nothing but an offset; None where the record is there."""
+    """One record. `unreadable` says why only its offset is known, None for a readable record."""
 
     offset: int
     timestamp_ms: int
@@ -33,7 +33,7 @@ class Parsed(NamedTuple):
 
 
 class Batch:
-    """A record batch whose CRC is right, and whose content is not trusted."""
+    """A record batch with a correct CRC. Its content is not trusted."""
 
     def __init__(self, batch: DefaultRecordBatch):
         self._batch = batch
@@ -50,13 +50,13 @@ class Batch:
 
     @property
     def cost_bytes(self) -> int:
-        """Bytes that were decompressed to read it."""
+        """Number of bytes that were decompressed to read the batch."""
         if not self._batch.compression_type:
             return 0
         return MAX_DECOMPRESSED_BYTES if self._why else len(self._data)
 
     def __iter__(self) -> Iterator[Parsed]:
-        """Yield every record in the order of offsets, an item for each one that cannot be read."""
+        """Yield every record in the order of offsets, and an item for each record that cannot be read."""
         batch = self._batch
         expected, at = batch.base_offset, 0
         why = self._why
@@ -91,18 +91,18 @@ class _Record(NamedTuple):
 
 
 def _record(data: bytes, at: int) -> _Record:
-    """Read the fixed part of a record. Raises ValueError, IndexError when the next one cannot be found behind it."""
+    """Read the fixed part of a record. Raises ValueError or IndexError if the next record cannot be found."""
     length, at = decode_varint(data, at)
     end = at + length
     if length < 0 or end > len(data):
         raise ValueError(f"a record of {length} bytes")
-    timestamp_delta, at = decode_varint(data, at + 1)  # behind the attributes, which are not used
+    timestamp_delta, at = decode_varint(data, at + 1)  # skips the attributes, which are not used
     offset_delta, at = decode_varint(data, at)
     return _Record(timestamp_delta, offset_delta, at, end)
 
 
 def _content(data: bytes, at: int, end: int) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]:
-    """Return key, value and headers. Raises ValueError, IndexError."""
+    """Return key, value and headers. Raises ValueError or IndexError if they are malformed."""
     key, at = _bytes(data, at, end)
     value, at = _bytes(data, at, end)
     count, at = decode_varint(data, at)

@@ -1,4 +1,4 @@
-"""The input read again: given offsets, in an order that the caller chooses."""
+"""Second reading of the input: given offsets, in an order that the caller chooses."""
 
 import time
 from collections import deque
@@ -17,8 +17,11 @@ POLL_MS = 200
 
 
 class Replay:
-    """Reads one partition in steps. Each partition has a client of its own: what is read ahead in one must not fill the
-    memory while another is read."""
+    """Reader of one partition, in steps.
+
+    Each partition has a client of its own, so that records read ahead in one do not fill the memory while another is
+    read.
+    """
 
     def __init__(
         self,
@@ -28,7 +31,7 @@ class Replay:
         offset: int,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Begins at `offset`. Raises KafkaUnavailableError."""
+        """Connect, to begin at `offset`. Raises KafkaUnavailableError."""
         self._kafka = kafka
         self._clock = clock
         self._place = TopicPartition(topic, partition)
@@ -41,7 +44,7 @@ class Replay:
         self._consumer.seek(self._place, offset)
 
     def skip(self, offset: int) -> None:
-        """Continue at `offset`, whatever stands before it."""
+        """Continue at `offset`, without the records before it."""
         while self._ahead and self._ahead[0].offset < offset:
             self._ahead.popleft()
         if self._at < offset:
@@ -49,9 +52,9 @@ class Replay:
             self._consumer.seek(self._place, offset)
 
     def read(self, end: int) -> list[Record]:
-        """Records up to the offset `end`.
+        """Return the records up to the offset `end`.
 
-        Raises InputError when some are not there any more, KafkaUnavailableError when nothing comes for
+        Raises InputError when the topic no longer holds some of them, KafkaUnavailableError when no record arrives for
         `kafka.request_timeout_s`.
         """
         records: list[Record] = []
@@ -61,7 +64,7 @@ class Replay:
                 item = self._ahead.popleft()
                 if isinstance(item, Damaged):
                     raise InputError(
-                        f"records of {self._name} from offset {item.offset} to {item.end} are needed, and their batch "
+                        f"records of {self._name} from offset {item.offset} to {item.end} are needed, but their batch "
                         "is damaged on the broker (wrong checksum); begin with a later state"
                     )
                 records.append(item)
@@ -71,7 +74,7 @@ class Replay:
                 deadline = self._clock() + self._kafka.request_timeout_s
             elif self._clock() > deadline:
                 raise KafkaUnavailableError(
-                    f"nothing came from {self._name} at offset {self._at} for "
+                    f"no record arrived from {self._name} at offset {self._at} for "
                     f"kafka.request_timeout_s = {self._kafka.request_timeout_s:g}; check that the brokers are up"
                 )
 
@@ -79,13 +82,13 @@ class Replay:
         self._consumer.close()
 
     def _poll(self) -> bool:
-        """Reads ahead. Whether the partition moved."""
+        """Read ahead. Return whether the position moved."""
         with kafka_failures(self._kafka, "reading the input", "Read"):
             try:
                 polled = self._consumer.poll(timeout_ms=POLL_MS)
             except (OffsetOutOfRangeError, LogTruncationError) as error:
                 raise InputError(
-                    f"records of {self._name} from offset {self._at} on are needed, and are not there any more "
+                    f"records of {self._name} from offset {self._at} on are needed, but the topic no longer holds them "
                     f"({error}); begin with a later state, or give the topic a longer retention"
                 ) from error
             self._ahead += [m if isinstance(m, Damaged) else to_record(m) for m in polled.get(self._place, ())]

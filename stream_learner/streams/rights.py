@@ -1,4 +1,4 @@
-"""Which rights (ACLs) each program needs on Kafka, and refusals in words that name the missing right.
+"""Rights (ACLs) that each program needs on Kafka, and error messages that name the missing right.
 
 `docs/security.md` takes its tables from `RIGHTS`; a test takes each right away on a real broker.
 """
@@ -50,7 +50,7 @@ def _on_topics(operation: str, outputs: tuple[str, ...], purpose: str) -> list[R
 
 _CHECKED = _on_topics("DescribeConfigs", OUTPUTS, "check the topic's settings")
 
-# Describe is listed only where neither Read nor Write is, which include it.
+# Describe is listed only where neither Read nor Write is listed, because both include it.
 RIGHTS: dict[Role, list[Right]] = {
     Role.WORKER: [
         Right("Read", "topic", "<input>", "read records"),
@@ -100,10 +100,10 @@ INCLUDED_IN = {"Describe": "Read and Write include it", "Create": "Create on the
 
 
 def check_rights(settings: Settings, role: Role, described: list[dict[str, Any]]) -> None:
-    """Raise KafkaUnavailableError that names every right on a topic which the role lacks.
+    """Raise KafkaUnavailableError that names every right on a topic that the role lacks.
 
-    `described` are kafka-python's descriptions of topics: brokers add what the user may do (KIP-430). A right would
-    otherwise be missed only at its first use, for a dead letter or a release, long after the start.
+    `described` are kafka-python's descriptions of topics, to which brokers add the user's rights (KIP-430). Without
+    this check, a missing right would show only at its first use, long after the start: at a dead letter or a release.
     """
     allowed: dict[str, set[str]] = {}
     for topic in described:
@@ -119,17 +119,17 @@ def check_rights(settings: Settings, role: Role, described: list[dict[str, Any]]
     ]
     if lacking:
         raise KafkaUnavailableError(
-            f"Kafka at {settings.kafka.bootstrap_servers} refuses what the role {role} needs: {_user(settings.kafka)} "
-            f"lacks {', '.join(lacking)}; {WHERE}"
+            f"Kafka at {settings.kafka.bootstrap_servers} denies rights that the role {role} needs: "
+            f"{_user(settings.kafka)} lacks {', '.join(lacking)}; {WHERE}"
         )
 
 
 def missing_right(
     kafka: KafkaSettings, error: kafka_errors.AuthorizationError, operation: str, name: str | None = None
 ) -> str:
-    """Name the right that a refused request lacks: the user, the operation and the resource.
+    """Describe the right that a refused request lacks: the user, the operation and the resource.
 
-    `operation` is what the request needs of a topic; `name` is the resource where the error names none.
+    `operation` is the right on topics that the request needs. `name` is the resource, for errors that name none.
     """
     named = _named(error) or name
     match error:
@@ -146,7 +146,7 @@ def missing_right(
 
 
 def _named(error: kafka_errors.AuthorizationError) -> str:
-    """Return the resources that kafka-python's error names: in a set, alone, quoted, or as `GROUP/name:`."""
+    """Return the resources that kafka-python's error names: as a set, a string, quoted, or as `GROUP/name:`."""
     found = error.args[0] if error.args else ""
     if isinstance(found, (set, frozenset)):
         return ", ".join(sorted(found))

@@ -1,4 +1,4 @@
-"""The input: every partition of the input topics, from where the model stands, in the order of production."""
+"""Input of a run: all partitions of the input topics, from the model's positions on, in the order of production."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -17,20 +17,20 @@ from stream_learner.streams.reader import MAX_POLL_BYTES, Damaged, Reader, to_re
 
 PARTITION_CHECK_S = 5.0
 MAX_POLL_RECORDS = 5000
-# How long the brokers may keep a request until there is news. Each request costs something for each partition.
+# How long the brokers may hold a request until there are new records. Each request has a cost for each partition.
 NEWS_S = 2.0
-# Of the records of a partition that are read ahead. Those of all partitions take MAX_POLL_BYTES at most.
+# Limit for records of a partition that are read ahead. Those of all partitions take at most MAX_POLL_BYTES.
 MAX_AHEAD_BYTES = 8 * MIB
-# How long records are given before more are read.
+# How long `poll` returns records before it reads more.
 HAND_S = 0.1
 
 log = structlog.get_logger()
 
 
 class Source:
-    """Reads ahead in every partition and gives the records in the order in which they were produced.
+    """Reader of all partitions. It reads ahead, and returns records in the order in which they were produced.
 
-    It remembers, per partition, which offset it reads next. What was learned stands in the learner's positions.
+    It stores the next offset to read of each partition. The learner's positions say which records were learned.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Source:
         heard: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Begins at `positions`; a partition that is missing there, or added later, begins at offset 0.
+        """Connect, to begin at `positions`, or at offset 0 in partitions that are missing there or added later.
 
         `heard` is that of Reader. Raises KafkaUnavailableError.
         """
@@ -50,7 +50,7 @@ class Source:
         self._clock = clock
         self._merge = Merge(clock)
         self._newest_ms: dict[TopicPartition, int] = {}
-        self._stopped: set[TopicPartition] = set()  # an InputError stands behind what was read of them
+        self._stopped: set[TopicPartition] = set()  # their waiting records end with an InputError
         self._next = {TopicPartition(t, p): offset for t, ps in positions.items() for p, offset in ps.items()}
         with kafka_failures(kafka, "opening the input"):
             self._consumer: Reader = reader(
@@ -66,10 +66,11 @@ class Source:
             self._assign()
 
     def poll(self, timeout_s: float) -> Iterator[Record | Gap]:
-        """Return the next records in order, to be used for HAND_S; none when none came in time or Kafka is away.
+        """Return an iterator over the next records in order. It ends after HAND_S.
 
-        Raises InputError when the next record is not there any more or its batch is damaged, and `input.on_lost` is
-        `stop`, or never was there; KafkaUnavailableError.
+        It is empty if no record arrives in time or Kafka is unavailable.
+        Raises InputError when the next offset never existed, or its record is lost or damaged and `input.on_lost` is
+        `stop`; KafkaUnavailableError.
         """
         if self._clock() >= self._check_partitions_at:
             self._assign()
@@ -81,8 +82,8 @@ class Source:
                 self._lost(error)
             except LogTruncationError as error:
                 raise InputError(
-                    f"the topic was truncated ({error}): the offset that comes next means other records now. What was "
-                    "learned is safe; choose a new run.id to learn from what is there"
+                    f"the topic was truncated ({error}), so the next offset may hold other records now. The learned "
+                    "state is safe; choose a new run.id to learn from the topic as it is"
                 ) from error
         return self._merged()
 
@@ -96,11 +97,11 @@ class Source:
                 return
 
     def took(self, seconds: float) -> None:
-        """Say how long it took to decode the record that came last: others get as much time."""
+        """Set how long it took to decode the last record, in seconds. Other partitions get as much time."""
         self._merge.took(seconds)
 
     def _lost(self, error: OffsetOutOfRangeError) -> None:
-        """Put gaps where records have fallen off retention; reading continues behind them."""
+        """Add gaps where retention deleted records, and continue reading after them."""
         places = [place for place in self._next if place not in self._stopped]
         first, end = self._consumer.beginning_offsets(places), self._consumer.end_offsets(places)
         for place in places:
@@ -108,15 +109,16 @@ class Source:
             where = f"{place.topic}[{place.partition}]"
             if offset > end[place]:
                 raise InputError(
-                    f"{where} ends at offset {end[place]}, before {offset}, which comes next: the topic lost records, "
-                    "or is another one. What was learned is safe; choose a new run.id to learn from what is there"
+                    f"{where} ends at offset {end[place]}, before the next offset to read, {offset}: the topic lost "
+                    "records, or it is another topic. The learned state is safe; choose a new run.id to learn from the "
+                    "topic as it is"
                 ) from error
             if offset < first[place]:
                 lost = f"records of {where} from offset {offset} to {first[place]} have fallen off retention"
                 if self._settings.on_lost == "stop":
                     stop = InputError(
-                        f"{lost} before they were learned. What was learned is safe: give the topic a longer "
-                        "retention, and go on behind them with input.on_lost = continue"
+                        f"{lost} before they were learned. The learned state is safe: give the topic a longer "
+                        "retention, and set input.on_lost = continue to continue after them"
                     )
                     self._merge.add(place, [stop])
                     self._stop(place)
@@ -124,11 +126,11 @@ class Source:
                     log.warning(lost)
                     self._merge.add(place, [Gap(place.topic, place.partition, first[place], lost=True)])
                     self._next[place] = first[place]
-        for place, offset in self._next.items():  # all of them: the error may have come in the middle of a poll
+        for place, offset in self._next.items():  # all partitions, because the error may have interrupted a poll
             self._consumer.seek(place, offset)
 
     def _read(self, timeout_s: float) -> None:
-        """Read ahead."""
+        """Read ahead, and add what was read to the merge."""
         consumer, merge = self._consumer, self._merge
         consumer.budget.limit = MAX_POLL_BYTES - merge.nbytes
         for place, messages in consumer.poll(timeout_ms=int(timeout_s * 1000)).items():
@@ -156,24 +158,24 @@ class Source:
         merge.full = merge.nbytes >= MAX_POLL_BYTES or consumer.choked
 
     def _passed_over(self, damaged: Damaged) -> Gap | InputError:
-        """Return what stands in the place of a damaged batch."""
+        """Return the item that replaces a damaged batch."""
         where = f"{damaged.topic}[{damaged.partition}]"
         what = f"the batch of {where} that holds offset {damaged.offset} is damaged on the broker (wrong checksum)"
         if self._settings.on_lost == "continue":
             log.warning(f"{what}; offsets {damaged.offset} to {damaged.end} are lost")
             return Gap(damaged.topic, damaged.partition, damaged.end, lost=True)
         return InputError(
-            f"{what}. What was read before it is saved: repair the topic (another replica may be intact), or pass over "
-            f"offsets {damaged.offset} to {damaged.end} with input.on_lost = continue"
+            f"{what}. The state before it is saved: repair the topic (another replica may be intact), or set "
+            f"input.on_lost = continue to skip offsets {damaged.offset} to {damaged.end}"
         )
 
     def _stop(self, place: TopicPartition) -> None:
-        """Read no further in a partition: an InputError stands behind what was read."""
+        """Stop reading a partition. Its waiting records end with an InputError."""
         self._stopped.add(place)
         self._consumer.pause(place)
 
     def _resume(self) -> None:
-        """Read on where half of what may be read ahead is used."""
+        """Resume partitions that have used half of what may be read ahead."""
         for place in self._consumer.full - self._stopped:
             ahead_bytes = self._merge.bytes_of(place)
             if not ahead_bytes or 2 * ahead_bytes < self._most_ahead(MAX_POLL_BYTES - self._merge.nbytes):
@@ -182,35 +184,35 @@ class Source:
                     self._merge.expect(place, asked_for=True)
 
     def _room(self, place: TopicPartition) -> float:
-        """Return how many bytes more may be read of a partition now."""
+        """Return how many more bytes of a partition may be read now."""
         return self._most_ahead(self._consumer.budget.left) - self._merge.bytes_of(place)
 
     def _most_ahead(self, left_bytes: float) -> float:
         """Return how many bytes may be read ahead of a partition.
 
-        Half of MAX_POLL_BYTES is shared out equally, so that none has to wait until others are read. Of the other half,
-        a partition may have half of what is left, so that some is left for others (Choudhury and Hahne 1998).
+        Half of MAX_POLL_BYTES is divided equally, so that no partition waits until others are read. Of the other half,
+        a partition may take half of the remainder, so that others get some too (Choudhury and Hahne 1998).
         """
         common = MAX_POLL_BYTES / 2
         return max(common / len(self._next), min(MAX_AHEAD_BYTES, (left_bytes - common) / 2))
 
     @property
     def positions(self) -> Positions:
-        """Offset that is handed out next, of every partition."""
+        """Offset of the next record to add to the merge, for every partition."""
         positions: Positions = {}
         for place, offset in self._next.items():
             positions.setdefault(place.topic, {})[place.partition] = offset
         return positions
 
     def starts(self) -> Positions:
-        """Oldest offset of each partition that the brokers keep, as of its last fetch."""
+        """Return the oldest offset of each partition that the brokers keep, from its last fetch."""
         starts: Positions = {}
         for place, offset in self._consumer.log_starts.items():
             starts.setdefault(place.topic, {})[place.partition] = offset
         return starts
 
     def ends(self) -> Positions:
-        """End offset of each partition as far as its last fetch told."""
+        """Return the end offset of each partition, from its last fetch."""
         ends: Positions = {}
         for place in self._next:
             end = self._consumer.highwater(place)
@@ -219,15 +221,17 @@ class Source:
         return ends
 
     def oldest_ms(self, topic: str, partition: int) -> int | None:
-        """Timestamp of the oldest record that was not given, or of the last one that was if none is here."""
+        """Return the timestamp of the oldest waiting record, or of the last returned one if none waits."""
         place = TopicPartition(topic, partition)
         waiting = self._merge.next_record(place)
         return waiting.timestamp_ms if waiting else self._newest_ms.get(place)
 
     @property
     def unanswered(self) -> tuple[str, float]:
-        """The partition whose records the brokers have been asked for longest without an answer, and for how many
-        seconds; 0 if none waits. A partition without a leader waits too."""
+        """The partition with the oldest unanswered fetch, and its age in seconds; 0 if there is none.
+
+        A partition without a leader counts as unanswered.
+        """
         asked_at = self._consumer.asked_at
         if not asked_at:
             return "", 0.0
@@ -238,9 +242,9 @@ class Source:
         self._consumer.close()
 
     def _assign(self) -> None:
-        """Takes all partitions; one that is new begins at offset 0, explicitly."""
+        """Assign all partitions. A new partition begins at offset 0, explicitly."""
         self._check_partitions_at = self._clock() + PARTITION_CHECK_S
-        # Not the client's own method: for a topic that was deleted it waits, without a time-out.
+        # Not the client's own method: it waits without a time-out for a topic that was deleted.
         cluster = self._consumer._cluster
         places = {
             TopicPartition(topic, partition)
@@ -249,12 +253,12 @@ class Source:
         } | set(self._next)
         if places == self._consumer.assignment():
             return
-        # Not the first offset that is there: what has fallen off a partition that was added is lost like any other.
+        # Not the partition's first offset: records that retention deleted from a new partition count as lost too.
         self._next |= dict.fromkeys(places - self._next.keys(), 0)
         self._consumer.assign(sorted(places))
         self._consumer.pause(*self._consumer.full | self._stopped)
         for place in places:
             self._consumer.seek(place, self._next[place])
-            # Brokers say nothing more of a partition that was at its end before.
+            # Brokers send nothing about a partition that was read to its end before.
             if place not in self._consumer.full | self._stopped and self._consumer.behind(place):
                 self._merge.expect(place, asked_for=True)

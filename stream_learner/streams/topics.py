@@ -1,4 +1,4 @@
-"""The topics a run reads and writes: what they must look like, made and checked."""
+"""Topics that a run reads and writes: their required settings, creation and checks."""
 
 from dataclasses import dataclass, field
 
@@ -18,16 +18,16 @@ log = structlog.get_logger()
 DAY_MS = 24 * 60 * 60 * 1000
 RECORD_OVERHEAD_BYTES = 64 * 1024
 CHUNK_BYTES = 512 * 1024
-# Largest manifest or window; the topic takes as much and room for headers and Kafka's own bytes.
+# Largest manifest or window. The topic's limit adds room for headers and Kafka's own bytes.
 MAX_DOCUMENT_BYTES = 4 * MIB - RECORD_OVERHEAD_BYTES
-# Smallest segments and largest messages that managed Kafka lets a topic have.
+# Smallest segments and largest messages that managed Kafka allows.
 MANAGED_SEGMENT_BYTES = 50 * MIB
 MANAGED_MESSAGE_BYTES = 8 * MIB
 HIDDEN = kafka_errors.TopicAuthorizationFailedError.errno
 LIMITED = (kafka_errors.PolicyViolationError, kafka_errors.InvalidConfigurationError)
 MISSING = kafka_errors.UnknownTopicOrPartitionError.errno
-# Kafka's own topics that a worker needs, and the brokers' settings by which they are made at first use: replicas, and
-# replicas that must be in sync.
+# Kafka's own topics that a worker needs. The brokers create them at first use with these settings: the number of
+# replicas, and the number of replicas that must be in sync.
 INTERNAL = {
     "__consumer_offsets": ("offsets.topic.replication.factor", None),
     "__transaction_state": ("transaction.state.log.replication.factor", "transaction.state.log.min.isr"),
@@ -36,7 +36,7 @@ INTERNAL = {
 
 @dataclass(frozen=True)
 class TopicPlan:
-    """Required settings of a topic. `partitions` None: any number. `least` holds limits that also do, though worse."""
+    """Required settings of a topic. `partitions` None allows any number. `least` holds the lowest acceptable limits."""
 
     name: str
     partitions: int | None
@@ -44,7 +44,7 @@ class TopicPlan:
     least: dict[str, str] = field(default_factory=dict)
 
     def within_limits(self) -> dict[str, str]:
-        """Return the configs within the limits that managed Kafka sets."""
+        """Return the configs, adjusted to the limits of managed Kafka."""
         found = self.configs.copy()
         if "segment.bytes" in found:
             found["segment.bytes"] = str(max(int(found["segment.bytes"]), MANAGED_SEGMENT_BYTES))
@@ -54,16 +54,17 @@ class TopicPlan:
 
 
 def dead_letter_bytes(settings: Settings) -> int:
-    """Largest dead letter, in bytes: the largest input record and room for the headers that say why."""
+    """Return the size of the largest dead letter in bytes: the largest input record and its explaining headers."""
     return settings.input.max_record_bytes + RECORD_OVERHEAD_BYTES
 
 
 def output_plan(settings: Settings) -> list[TopicPlan]:
+    """Return the plans of the run's output topics."""
     names = Names.under(settings.prefix)
     keep_90_days = {"cleanup.policy": "delete", "retention.ms": str(90 * DAY_MS)}
     keep_30_days = {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS)}
-    # Compaction keeps the newest committed record of each key however old it is and however much was aborted since;
-    # retention would not. Small segments, because the one being written is never compacted.
+    # Compaction keeps the newest committed record of each key, however old it is and however much was aborted since.
+    # Retention would not. Segments are small, because the active segment is never compacted.
     newest_of_each_key = {"cleanup.policy": "compact", "segment.bytes": str(16 * MIB)}
     chunk_bytes = str(CHUNK_BYTES + RECORD_OVERHEAD_BYTES)
     return [
@@ -77,15 +78,15 @@ def output_plan(settings: Settings) -> list[TopicPlan]:
             keep_30_days | {"max.message.bytes": str(dead_letter_bytes(settings))},
             least={
                 "max.message.bytes": str(min(dead_letter_bytes(settings), MIB))
-            },  # larger ones leave their value out
+            },  # larger dead letters are sent without their value
         ),
     ]
 
 
 def create(settings: Settings, input_partitions: int | None = None) -> list[str]:
-    """Makes the output topics that are missing, and the input topics too when `input_partitions` is given.
+    """Create missing output topics, and with `input_partitions` missing input topics too. Return the created names.
 
-    Returns the names made. Raises KafkaUnavailableError, TopicsError when the brokers' rules forbid one.
+    Raises KafkaUnavailableError, TopicsError when the brokers' rules forbid a topic.
     """
     plans = output_plan(settings)
     if input_partitions is not None:
@@ -93,7 +94,7 @@ def create(settings: Settings, input_partitions: int | None = None) -> list[str]
         plans += [TopicPlan(name, input_partitions, limit) for name in settings.input.topics]
 
     def question(client: KafkaAdminClient) -> list[str]:
-        # Asked by name: a topic that the user may not see is in no list, and would be waited for in vain.
+        # Ask by name: a list leaves out topics that the user may not see, and creating them would never succeed.
         described = client.describe_topics([plan.name for plan in plans])
         if hidden := {t["name"] for t in described if t["error_code"] == HIDDEN}:
             raise kafka_errors.TopicAuthorizationFailedError(hidden)
@@ -119,7 +120,7 @@ def _create(client: KafkaAdminClient, plan: TopicPlan, replication_factor: int) 
                 why=refused,
                 taken=changed,
             )
-    # Another process of this run may be faster; differences() has the last word.
+    # Another process of this run may create the topic first. differences() checks the result.
     if error in (kafka_errors.NoError, kafka_errors.TopicAlreadyExistsError):
         client.wait_for_topics([plan.name])
     elif issubclass(error, kafka_errors.AuthorizationError):
@@ -128,23 +129,22 @@ def _create(client: KafkaAdminClient, plan: TopicPlan, replication_factor: int) 
         raise error(why)
     else:
         raise TopicsError(
-            f"the brokers do not make topic {plan.name}: {why or error.__name__} "
-            "Set topics.replication_factor to what they have, or make the topic with Kafka's own tools"
+            f"the brokers refuse to create topic {plan.name}: {why or error.__name__} "
+            "Set topics.replication_factor to at most their number, or create the topic with Kafka's own tools"
         )
 
 
 def _try(
     client: KafkaAdminClient, plan: TopicPlan, configs: dict[str, str], replication_factor: int
 ) -> tuple[type[kafka_errors.KafkaError], str | None]:
-    """Ask for a topic; kafka-python's own exception would print the whole request."""
+    """Try to create a topic and return the error. kafka-python's own exception would print the whole request."""
     description = {"num_partitions": plan.partitions, "replication_factor": replication_factor, "configs": configs}
     answer = client.create_topics({plan.name: description}, raise_errors=False)["topics"][0]
     return kafka_errors.for_code(answer["error_code"]), answer["error_message"]
 
 
 def differences(settings: Settings, input_partitions: int | None = None, role: Role | None = None) -> list[str]:
-    """Return what differs from the plan, in sentences. Input topics may have any number of partitions unless one is
-    given.
+    """Return the differences from the plan, in sentences. Check input topics' partitions only with `input_partitions`.
 
     Raises KafkaUnavailableError, also when the user lacks a right on a topic that `role` needs.
     """
@@ -166,19 +166,20 @@ def differences(settings: Settings, input_partitions: int | None = None, role: R
 
 
 def check(settings: Settings, input_partitions: int | None = None, role: Role | None = None) -> None:
-    """Raise TopicsError when a topic is missing or differs, KafkaUnavailableError as `differences`."""
+    """Raise TopicsError when a topic is missing or differs, KafkaUnavailableError as `differences` does."""
     found = differences(settings, input_partitions, role)
     if found:
         raise TopicsError(
-            f"{'; '.join(found)}. `stream-learner topics` makes missing output topics, and with `--input-partitions N` "
-            "missing input topics; change what differs with Kafka's own tools"
+            f"{'; '.join(found)}. Create missing output topics with `stream-learner topics`, missing input topics with "
+            "`stream-learner topics --input-partitions N`; change other settings with Kafka's own tools"
         )
 
 
 def check_internal(settings: Settings) -> None:
-    """Raise KafkaUnavailableError if Kafka's own topics are missing and there are too few brokers to make them.
+    """Raise KafkaUnavailableError if Kafka's own topics are missing and there are too few brokers to create them.
 
-    Whoever needs them would wait until a time-out: the brokers only answer that no coordinator is available.
+    Without this check, a client would wait until its time-out: the brokers only answer that no coordinator is
+    available.
     """
 
     def question(client: KafkaAdminClient) -> list[str]:
@@ -190,33 +191,31 @@ def check_internal(settings: Settings) -> None:
         return [why for name in missing for why in _too_few(name, len(brokers), next(iter(configs.values()), {}))]
 
     if found := ask(settings.kafka, "looking for Kafka's internal topics", question):
-        raise KafkaUnavailableError(
-            f"{'; '.join(found)}. Start the other brokers, or lower these settings of the brokers"
-        )
+        raise KafkaUnavailableError(f"{'; '.join(found)}. Start more brokers, or lower these settings of the brokers")
 
 
 def _too_few(topic: str, brokers: int, configs: dict[str, str]) -> list[str]:
-    """Why that many brokers, with these settings, cannot make or write one of Kafka's own topics."""
+    """Return why this number of brokers, with these settings, cannot create or write one of Kafka's own topics."""
     replicas, in_sync = ((name, int(configs[name])) if name in configs else ("", 0) for name in INTERNAL[topic])
     for name, needed in (replicas, in_sync):
         if needed > brokers:
-            return [f"the brokers cannot make topic {topic}: {name} = {needed}, and {brokers} are up"]
+            return [f"the brokers cannot create topic {topic}: {name} = {needed}, but {brokers} are up"]
     if replicas[1] and in_sync[1] > replicas[1]:
-        return [f"nobody could write to topic {topic}: {in_sync[0]} = {in_sync[1]}, and {replicas[0]} = {replicas[1]}"]
+        return [f"no client can write to topic {topic}: {in_sync[0]} = {in_sync[1]}, but {replicas[0]} = {replicas[1]}"]
     return []
 
 
 def topic_ids(settings: Settings, names: list[str]) -> dict[str, str]:
-    """Kafka's id of each topic, which changes when a topic is deleted and made again (KIP-516).
+    """Return Kafka's id of each topic, which changes when a topic is deleted and created again (KIP-516).
 
-    Raises TopicsError when one is missing, KafkaUnavailableError.
+    Raises TopicsError when a topic is missing, KafkaUnavailableError.
     """
     described = ask(settings.kafka, "looking up topic ids", lambda client: describe(client, names))
     return {topic["name"]: str(topic["topic_id"]) for topic in described}
 
 
 def dead_letter_limit(settings: Settings) -> int:
-    """Largest dead letter that the topic takes, in bytes. Raises KafkaUnavailableError."""
+    """Return the size of the largest dead letter that the topic accepts, in bytes. Raises KafkaUnavailableError."""
     name = Names.under(settings.prefix).dead_letters
 
     def question(client: KafkaAdminClient) -> dict[str, dict[str, str]]:
@@ -227,12 +226,12 @@ def dead_letter_limit(settings: Settings) -> int:
 
 
 def cluster_id(settings: Settings) -> str:
-    """Raises KafkaUnavailableError."""
+    """Return the cluster's id. Raises KafkaUnavailableError."""
     return ask(settings.kafka, "looking up the cluster", lambda client: client.describe_cluster()["cluster_id"])
 
 
 def _suffices(key: str, actual: str | None, wanted: str) -> bool:
-    # More retention or larger messages than asked for do no harm.
+    # Longer retention or larger messages than planned do no harm.
     if actual is not None and key in ("max.message.bytes", "retention.ms"):
         return int(actual) == -1 or int(actual) >= int(wanted)
     return key == "segment.bytes" or actual == wanted
@@ -241,8 +240,8 @@ def _suffices(key: str, actual: str | None, wanted: str) -> bool:
 def _describe(
     settings: Settings, client: KafkaAdminClient, plans: list[TopicPlan], role: Role | None
 ) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
-    """Partitions of those topics that exist, and configs of those among them whose plan names any."""
-    # Asked by name: a topic that the user may not see is in no list.
+    """Return the partitions of the existing topics, and the configs of those whose plan names any."""
+    # Ask by name: a list leaves out topics that the user may not see.
     described = client.describe_topics([plan.name for plan in plans])
     if role:
         check_rights(settings, role, described)
@@ -253,14 +252,14 @@ def _describe(
     partitions = {t["name"]: len(t["partitions"]) for t in describe(client, names)}
     with kafka_failures(settings.kafka, "checking the settings of topics", "DescribeConfigs"):
         found = _configs(client, ConfigResourceType.TOPIC, configured)
-        # kafka-python drops the error of a topic whose settings the user may not see. Every topic has settings.
+        # kafka-python drops the error for a topic whose settings the user may not see. Every topic has settings.
         if hidden := {name for name, configs in found.items() if not configs}:
             raise kafka_errors.TopicAuthorizationFailedError(hidden)
         return partitions, found
 
 
 def _configs(client: KafkaAdminClient, kind: ConfigResourceType, names: list[str]) -> dict[str, dict[str, str]]:
-    """Return the settings of topics or brokers; none where the user may not see them."""
+    """Return the settings of topics or brokers, empty where the user may not see them."""
     if not names:
         return {}
     found = client.describe_configs([ConfigResource(kind, name) for name in names], config_filter="all")

@@ -1,4 +1,4 @@
-"""One transactional producer for the run: everything that is published goes through it."""
+"""The run's transactional producer. Everything that is published goes through it."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -26,11 +26,11 @@ Headers = list[tuple[str, bytes | None]]
 
 
 class Transaction:
-    """begin, send, confirm, offsets, commit: after any error in between the outcome is unknown, the producer is not
-    to be used again, and the process ends.
+    """A transaction: begin, send, confirm, offsets, commit. After any error the process must end.
 
-    kafka-python 3.0.12 can return from `commit_transaction()` with nothing committed after a record failed; so every
-    record is confirmed, with a deadline, before the commit, and the manifest is read back after it.
+    The outcome is then unknown, and the producer must not be used again. After a failed record, kafka-python 3.0.12 can
+    return from `commit_transaction()` with nothing committed. Therefore every record is confirmed, with a deadline,
+    before the commit, and the manifest is read back after it.
     """
 
     def __init__(self, settings: Settings):
@@ -41,15 +41,15 @@ class Transaction:
         shared = client_config(settings.kafka)
         config = shared | {
             "transactional_id": self._id,
-            # Time for a second try, and kafka-python refuses a delivery time-out that is not longer.
+            # Leaves time for a second try; kafka-python refuses a delivery time-out that is not longer than this.
             "request_timeout_ms": min(shared["request_timeout_ms"], timeout_ms // 2),
             "transaction_timeout_ms": timeout_ms,
             "delivery_timeout_ms": timeout_ms,
-            # A lost answer to the fence can leave kafka-python waiting for nothing: a restart asks again.
+            # If the answer to the fencing request is lost, kafka-python can wait forever. A restart asks again.
             "max_block_ms": min(timeout_ms, 2 * shared["request_timeout_ms"]),
             "acks": "all",
             "max_request_size": max(dead_letter_bytes(settings), 4 * MIB),
-            # No batch is larger than a topic takes: kafka-python would split it, and then flush() fails.
+            # No batch may be larger than a topic accepts: kafka-python would split it, and then flush() fails.
             "batch_size": min(512 * 1024, dead_letter_bytes(settings)),
             "linger_ms": 5,
             "metrics_enabled": False,
@@ -58,7 +58,7 @@ class Transaction:
             self._producer: KafkaProducer = connect(KafkaProducer, config)
 
     def fence(self) -> None:
-        """Fence any other worker of this run and abort what it left open (KIP-98).
+        """Fence any other worker of this run, and abort its open transaction (KIP-98).
 
         Raises UsageError when the brokers refuse the transaction's time-out, KafkaUnavailableError.
         """
@@ -66,27 +66,29 @@ class Transaction:
             try:
                 self._producer.init_transactions()
             except kafka_errors.KafkaError as error:
-                # kafka-python 3.0.12 gives an error of no kind, whose text has the kind's name.
+                # kafka-python 3.0.12 raises a general error, whose text holds the name of the specific one.
                 if kafka_errors.InvalidTransactionTimeoutError.__name__ not in str(error):
                     raise
                 raise UsageError(
-                    f"the brokers refuse transactions of {self._timeout_s:g} s, which is over their "
-                    "transaction.max.timeout.ms. Lower checkpoint.timeout_s, checkpoint.max_pending_bytes or "
-                    "release.inline_max_bytes (the sum of the first and a second for each MiB of the others), or raise "
-                    "that limit"
+                    f"the brokers refuse transactions of {self._timeout_s:g} s, which exceeds their "
+                    "transaction.max.timeout.ms. The time is checkpoint.timeout_s, and one second for each MiB of "
+                    "checkpoint.max_pending_bytes and of release.inline_max_bytes: lower these, or raise that limit"
                 ) from error
 
     def begin(self) -> None:
         self._call("begin", self._producer.begin_transaction)
 
     def send(self, topic: str, value: bytes | None, key: bytes | None, headers: Headers | None = None) -> Any:
-        """A future of the record's metadata; `confirm` it."""
+        """Send a record and return a future of its metadata, for `confirm`."""
         key = NULL if key is value is None else key
         known = [(name, NULL if content is None else content) for name, content in headers or []]
         return self._call(f"a record to {topic}", lambda: self._producer.send(topic, value, key, headers=known))
 
     def confirm(self, futures: Iterable[Any], deadline: float) -> list[tuple[str, int, int]]:
-        """Waits until every record is written; (topic, partition, offset) of each. `deadline` is monotonic seconds."""
+        """Wait until every record is written, and return (topic, partition, offset) of each.
+
+        `deadline` is in monotonic seconds.
+        """
         self._call("the records", lambda: self._producer.flush(timeout=max(0.0, deadline - time.monotonic())))
         written = []
         for future in futures:
@@ -95,7 +97,7 @@ class Transaction:
         return written
 
     def offsets(self, positions: Positions) -> None:
-        """Mirrors the positions to a group that nobody joins, for lag tools."""
+        """Mirror the positions to a group that no consumer joins, for lag tools."""
         offsets = {
             TopicPartition(topic, partition): OffsetAndMetadata(offset, "", -1)
             for topic, partitions in positions.items()
@@ -110,12 +112,12 @@ class Transaction:
         try:
             return action()
         except (kafka_errors.KafkaError, OSError) as error:
-            # kafka-python gives the error itself, or one that only names it, by which of its threads was first.
+            # kafka-python raises the error itself, or one that wraps it, depending on which of its threads was first.
             fenced = next((cause for cause in (error, *error.args) if isinstance(cause, FENCED)), None)
             if fenced:
                 raise FencedError(
-                    f"another worker of this run took over, or a transaction outlived its time-out ({what}: "
-                    f"{type(fenced).__name__}); nothing more is published, and a restart recovers"
+                    f"another worker of this run took over, or a transaction exceeded its time-out ({what}: "
+                    f"{type(fenced).__name__}). Nothing more is published; restart to recover"
                 ) from error
             refused = next((cause for cause in (error, *error.args) if isinstance(cause, REFUSALS)), None)
             if refused:
@@ -125,10 +127,10 @@ class Transaction:
                     else f"{type(refused).__name__}: {refused}; check the credentials in [kafka]"
                 )
                 raise KafkaUnavailableError(
-                    f"Kafka refused {what}: {why}. Nothing is lost: a restart continues from the last committed "
+                    f"Kafka refused {what}: {why}. Nothing is lost; then restart to resume from the last committed "
                     "checkpoint"
                 ) from error
             raise PublishError(
-                f"publishing failed at {what} ({type(error).__name__}: {error}); the process ends, and a restart "
-                "goes on from the last committed checkpoint"
+                f"publishing failed at {what} ({type(error).__name__}: {error}), so the process ends; restart to "
+                "resume from the last committed checkpoint"
             ) from error

@@ -206,7 +206,7 @@ def test_no_broker(run: Run, command: str, servers: str, reason: str):
 def test_a_person_who_waits_for_kafka_sees_why(run: Run):
     command = [*MODULE, "status", str(run.file), "--set", NOWHERE, "--set", "kafka.request_timeout_s=1"]
     with Terminal(command, run.folder, columns=200) as terminal:
-        terminal.await_text("127.0.0.1:1 cannot be reached yet: .*ECONNREFUSED; trying for up to 1 s\n+error: ")
+        terminal.await_text("127.0.0.1:1 cannot be reached yet: .*ECONNREFUSED; retrying for up to 1 s\n+error: ")
         assert terminal.wait() == ExitCode.KAFKA
 
 

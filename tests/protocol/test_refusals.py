@@ -91,8 +91,8 @@ def test_an_input_with_fewer_partitions_than_before(finished: tuple[Run, Log], m
 
 def test_a_transaction_longer_than_the_brokers_allow(new_run: NewRun) -> None:
     text = new_run(checkpoint__timeout_s=900.0).start().ends(ExitCode.USAGE)
-    assert "the brokers refuse transactions of 972 s, which is over their transaction.max.timeout.ms" in text
-    assert "Lower checkpoint.timeout_s, checkpoint.max_pending_bytes or release.inline_max_bytes" in text
+    assert "the brokers refuse transactions of 972 s, which exceeds their transaction.max.timeout.ms" in text
+    assert "checkpoint.timeout_s, and one second for each MiB of checkpoint.max_pending_bytes" in text
 
 
 def test_an_input_that_was_made_anew(new_run: NewRun) -> None:

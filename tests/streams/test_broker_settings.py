@@ -81,5 +81,5 @@ def test_internal_topics_that_too_few_brokers_can_make(new_settings: Callable[..
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == ExitCode.KAFKA
     message = ended.stderr
-    assert "topic __consumer_offsets: offsets.topic.replication.factor = 3, and 1 are up" in message
-    assert "topic __transaction_state: transaction.state.log.min.isr = 2, and 1 are up" in message
+    assert "topic __consumer_offsets: offsets.topic.replication.factor = 3, but 1 are up" in message
+    assert "topic __transaction_state: transaction.state.log.min.isr = 2, but 1 are up" in message
