@@ -21,7 +21,7 @@ from stream_learner import __version__, config
 from stream_learner.contract.manifest import Manifest
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.contract.window import Window
-from stream_learner.errors import ExitCode
+from stream_learner.errors import ExitCode, Remedy
 from stream_learner.monitoring.metrics import Metrics
 from stream_learner.streams.rights import RIGHTS, Role
 
@@ -32,9 +32,11 @@ SCHEMAS = ROOT / "stream_learner" / "contract" / "schemas"
 def pages() -> dict[Path, str]:
     """Every generated file and what it must hold."""
     operations, topics, security = (ROOT / "docs" / f"{name}.md" for name in ("operations", "topics", "security"))
+    deploy = ROOT / "deploy" / "README.md"
     return {
         ROOT / "docs" / "settings.md": settings_page(),
         operations: filled(operations, {"exit codes": exit_codes(), "metrics": metrics()}),
+        deploy: filled(deploy, {"restarts": restarts()}),
         topics: filled(topics, {"reject reasons": reasons()}),
         security: filled(security, {f"rights of {role}": rights(role) for role in Role}),
         SCHEMAS / "manifest.schema.json": schema(Manifest),
@@ -84,6 +86,16 @@ def exit_codes() -> str:
     documented = member_docs(ExitCode)
     rows = [f"| {code.value} | `{code.name}` | {code.remedy} | {documented[code.name]} |" for code in ExitCode]
     return "\n".join(["| code | name | asks for | meaning |", "|---|---|---|---|", *rows])
+
+
+def restarts() -> str:
+    documented = member_docs(Remedy)
+    codes = {
+        remedy: ", ".join(f"{code.value} `{code.name}`" for code in ExitCode if code.remedy is remedy)
+        for remedy in Remedy
+    }
+    rows = [f"| {remedy} | {codes[remedy]} | {documented[remedy.name]} |" for remedy in Remedy]
+    return "\n".join(["| asks for | exit codes | meaning |", "|---|---|---|", *rows])
 
 
 def reasons() -> str:

@@ -9,12 +9,15 @@ from enum import IntEnum, StrEnum
 
 
 class Remedy(StrEnum):
-    """Action that an exit code asks for."""
+    """Action that an exit code asks for. The docstring under each member is its line in the documentation."""
 
     NOTHING = "nothing"
+    """The command ended as it was asked to."""
     RESTART = "a restart"
+    """A restart resumes the run, once the cause is gone."""
     PERSON = "a person"
-    """A restart would end the same way, or continue behind what somebody should look at first."""
+    """A restart ends the same way, or continues behind records that should be looked at first. Follow the last line of
+    the log."""
 
 
 class ExitCode(IntEnum):
@@ -45,9 +48,10 @@ class ExitCode(IntEnum):
     WATCHDOG = 10
     """A publication did not end in time, or a stop outlived its deadline; a restart recovers."""
     REJECTS = 11
-    """Too many of the last records were rejected; see the dead-letter topic, then `run --accept-rejects`."""
+    """Too many of the last records were rejected; see the dead-letter topic, then `run --accept-rejects`. A restart
+    continues behind them."""
     DIVERGED = 12
-    """Three batches in a row gave a loss or gradient that is not finite."""
+    """Three batches in a row gave a loss or gradient that is not finite. A restart continues behind them."""
     DATA = 13
     """A data set cannot be read, or has labels or images that no worker takes; the message names them."""
     CONFLICT = 14

@@ -12,6 +12,7 @@ import typer.main
 from stream_learner import config
 from stream_learner.cli import app
 from stream_learner.contract.manifest import Release
+from stream_learner.publishing.ownership import MAYBE_REPLACED
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md")]
@@ -24,6 +25,12 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def test_generated_pages_are_up_to_date():
     subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--check"], check=True)
+
+
+def test_the_exit_codes_of_a_worker_that_may_have_been_replaced_are_listed():
+    *others, last = sorted(MAYBE_REPLACED)
+    listed = f"replaced (codes {', '.join(map(str, map(int, others)))} and {int(last)} while it was active)"
+    assert listed in (ROOT / "docs" / "operations.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from stream_learner.cli import app
 from stream_learner.config import MonitoringSettings, Settings, load
-from stream_learner.errors import ExitCode
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -181,10 +180,3 @@ def test_the_commands_of_image_and_compose_are_the_programs(compose):
     for command in (json.loads(run_worker), compose["services"]["topics"]["command"]):
         # --help runs nothing, but an unknown command or option before it is still an error.
         assert CliRunner().invoke(app, [*command, "--help"]).exit_code == 0
-
-
-def test_the_readme_says_what_each_exit_code_means_for_restarts():
-    table = (DEPLOY / "README.md").read_text().partition("| exit code |")[2].partition("\n\n")[0]
-    told = {int(number) for number in re.findall(r"\b\d+\b", table)}
-    # A data set is for `feed` and `demo`, a mismatch for `rebuild`, Ctrl-C for terminals.
-    assert told == set(ExitCode) - {ExitCode.DATA, ExitCode.MISMATCH, ExitCode.INTERRUPTED}
