@@ -1,6 +1,6 @@
-"""What ends the program: one exit code for each cause, and the exception that carries it.
+"""Exit codes of the program, one for each cause, and the exceptions that carry them.
 
-The table is part of the interface: supervisors and scripts branch on it. `docs/operations.md` prints it; a test
+The codes are part of the interface: supervisors and scripts depend on them. `docs/operations.md` lists them, and a test
 compares the two.
 """
 
@@ -9,29 +9,29 @@ from enum import IntEnum, StrEnum
 
 
 class Remedy(StrEnum):
-    """Action that an exit code asks for. The docstring under each member is its line in the documentation."""
+    """Action that an exit code asks for. The docstring of each member is its line in the documentation."""
 
     NOTHING = "nothing"
-    """The command ended as it was asked to."""
+    """The command ended as requested."""
     RESTART = "a restart"
     """A restart resumes the run, once the cause is gone."""
     PERSON = "a person"
-    """A restart ends the same way, or continues behind records that should be looked at first. Follow the last line of
-    the log."""
+    """A restart ends the same way, or continues after records that a person should look at first. Follow the last line
+    of the log."""
 
 
 class ExitCode(IntEnum):
-    """Exit codes of every command. The docstring under each member is its line in the documentation."""
+    """Exit codes of all commands. The docstring of each member is its line in the documentation."""
 
     OK = 0
     """Done, or stopped on request after a last save."""
     INTERNAL = 1
-    """A bug: in stream_learner (please report it with the output of `--debug`), or in your own code, which the message
+    """A bug in stream_learner (please report it with the output of `--debug`), or in your own code, which the message
     then names."""
     USAGE = 2
-    """The command line or the settings are wrong; nothing was started."""
+    """The command line or the settings are wrong. Nothing was started."""
     KAFKA = 3
-    """Kafka cannot be reached, or refuses the credentials or a right (ACL); a restart tries again."""
+    """Kafka cannot be reached, or it refuses the credentials or a right (ACL). A restart tries again."""
     TOPICS = 4
     """A topic is missing or differs from what the run needs; see `stream-learner topics`."""
     STORE = 5
@@ -39,34 +39,36 @@ class ExitCode(IntEnum):
     STATE = 6
     """The saved state or its manifest is missing, damaged, forged, or belongs to another model, strategy or cluster."""
     INPUT = 7
-    """The input topic was recreated, or records that were not read yet are gone: they have fallen off its retention, or
-    are damaged on the brokers' disks."""
+    """The input topic was recreated, or records that were not read yet are gone: they have fallen off retention, or are
+    damaged on the brokers' disks."""
     FENCED = 8
-    """Another worker of the same run took over (or a transaction outlived its time-out); a restart recovers."""
+    """Another worker of the same run took over, or a transaction exceeded its time-out. A restart recovers."""
     PUBLISH = 9
-    """A publication failed and its outcome is unknown; a restart recovers."""
+    """A publication failed, and its outcome is unknown. A restart recovers."""
     WATCHDOG = 10
-    """A publication did not end in time, or a stop outlived its deadline; a restart recovers."""
+    """A publication did not end in time, or a stop exceeded its deadline. A restart recovers."""
     REJECTS = 11
     """Too many of the last records were rejected; see the dead-letter topic, then `run --accept-rejects`. A restart
-    continues behind them."""
+    continues after them."""
     DIVERGED = 12
-    """Three batches in a row gave a loss or gradient that is not finite. A restart continues behind them."""
+    """Three batches in a row gave a loss or gradient that is not finite. A restart continues after them."""
     DATA = 13
-    """A data set cannot be read, or has labels or images that no worker takes; the message names them."""
+    """A data set cannot be read, or has labels or images that no worker accepts. The message names them."""
     CONFLICT = 14
     """Another worker of this run is alive, and `run.on_conflict` is `exit`."""
     MISMATCH = 15
-    """A rebuilt state is not the one that was published."""
+    """A rebuilt state differs from the published one."""
     MEMORY = 16
     """The process ran out of memory; give it more, or lower the settings that the message names."""
     INTERRUPTED = 130
-    """Stopped at once by Ctrl-C or a second signal; what was not saved is read again."""
+    """Stopped at once by Ctrl-C or a second signal. Records that were not saved are read again."""
 
     @property
     def remedy(self) -> Remedy:
-        """Return the action that a supervisor should take. It restarts after a bug, because the worker sets a record
-        aside that ends it three times."""
+        """Action that a supervisor should take.
+
+        It restarts the worker after a bug, because a record that ends the worker three times is set aside.
+        """
         if self in (ExitCode.OK, ExitCode.INTERRUPTED):
             return Remedy.NOTHING
         return Remedy.RESTART if self in CURED_BY_RESTART else Remedy.PERSON
@@ -84,7 +86,7 @@ CURED_BY_RESTART = {
 
 
 class StreamLearnerError(Exception):
-    """A failure a person can act on. Its message says what happened and what to do, in one line."""
+    """A failure that a person can act on. Its message says in one line what happened and what to do."""
 
     code = ExitCode.INTERNAL
 
@@ -141,7 +143,7 @@ class MismatchError(StreamLearnerError):
     code = ExitCode.MISMATCH
 
 
-# Of torch, of CUDA, and of a thread whose stack finds no room.
+# Messages of torch, of CUDA, and of a thread without room for its stack.
 OUT_OF_MEMORY = "can't allocate memory|out of memory|can't start new thread"
 
 
@@ -150,7 +152,7 @@ class OutOfMemoryError(StreamLearnerError):
 
 
 def out_of_memory(error: BaseException) -> OutOfMemoryError | None:
-    """What to say when the error means that memory ran out, as Python, NumPy, torch and CUDA tell it; else None."""
+    """Return an OutOfMemoryError if Python, NumPy, torch or CUDA raised the error because memory ran out, else None."""
     if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
         return None
     return OutOfMemoryError(

@@ -1,7 +1,7 @@
-"""Registries of everything that settings choose by name; each maps a name to `package.module:name`.
+"""Registries of the classes and functions that settings choose by name. Each maps a name to `package.module:name`.
 
-An entry is imported when it is first looked up, so that a name can be checked without importing torch. A user's own
-code is named in the same form.
+An entry is imported when it is first looked up, so that a name can be checked without importing torch. Users name their
+own code in the same form.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from stream_learner.errors import UsageError
 
 
 class Registry(UserDict[str, Any]):
-    """Names that one setting knows, each with the class or function it stands for."""
+    """The names that one setting accepts, each with its class or function."""
 
     def __init__(self, setting: str, places: Mapping[str, str | None]):
         super().__init__(places)
@@ -27,7 +27,7 @@ class Registry(UserDict[str, Any]):
         return found
 
     def lookup(self, name: str) -> Any:
-        """Return the entry called `name`, or a user's own. Raises UsageError, which names the setting."""
+        """Return the entry called `name`, or the user's own object. Raises UsageError, which names the setting."""
         if name in self:
             return self[name]
         try:
@@ -38,15 +38,15 @@ class Registry(UserDict[str, Any]):
             raise UsageError(f"{self.setting} = {name!r} cannot be imported: {error}") from None
 
     def known(self, name: str) -> str:
-        """Return `name` if it is one of the registry's or has the form of a user's own, which is not imported.
+        """Return `name` if it is in the registry or has the form of a user's own object, which is not imported.
 
-        Raises ValueError that names the nearest one.
+        Raises ValueError, which suggests the most similar name.
         """
         module, colon, attribute = name.partition(":")
         if name in self or (module and colon and attribute and not module.startswith(".")):
             return name
         if colon:
-            raise ValueError(f"{name!r} is no `package.module:name`")
+            raise ValueError(f"{name!r} is not of the form `package.module:name`")
         near = difflib.get_close_matches(name, self, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(self))}"
         raise ValueError(f"{name!r} is unknown; {hint}")

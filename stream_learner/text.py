@@ -2,8 +2,8 @@
 
 import re
 
-# user:password@ and ?signature of a URL, wherever it stands in a message; as a path a URL has lost a slash.
-# A password may hold a slash, as secret keys of buckets do; `host:port/` is none.
+# user:password@ and ?signature of a URL anywhere in a message. A URL that was turned into a path has lost a slash.
+# A password may hold a slash, like secret keys of buckets. `host:port/` is no password.
 USERINFO = re.compile(r"(?<=:/)(/?)(?:[^\s/?#\"'<>]+|[^\s/?#\"'<>:@]+:(?!\d+/)[^\s?#\"'<>@]+)@")
 QUERY = re.compile(r"(?<=://)([^\s?\"'<>]*)\?[^\s\"'<>]+")
 
@@ -11,27 +11,27 @@ QUERY = re.compile(r"(?<=://)([^\s?\"'<>]*)\?[^\s\"'<>]+")
 def printable(text: str) -> str:
     """Return text for one line of a terminal or log.
 
-    Credentials in URLs become `***`. What does not print becomes `\\uXXXX`, also inside JSON: control characters (C0,
-    C1), bidirectional and other formatting characters, separators of lines, lone surrogates.
+    Credentials in URLs become `***`. Characters that do not print become `\\uXXXX`, also inside JSON: control
+    characters (C0, C1), bidirectional and other formatting characters, line separators, lone surrogates.
     """
     text = without_credentials(text)
     return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
 def printable_lines(text: str) -> str:
-    """Return `printable` text of several lines."""
+    """Return text of several lines, each made `printable`."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def without_credentials(text: str) -> str:
-    """Return text in which user, password and query of each URL are `***`."""
+    """Return the text with `***` in place of user, password and query of each URL."""
     if ":/" not in text:
         return text
     return QUERY.sub(r"\1?***", USERINFO.sub(r"\1***@", text))
 
 
 def escape_unencodable(error: UnicodeError) -> tuple[str, int]:
-    """Escape likewise what an encoding lacks; a handler for `codecs.register_error`."""
+    """Escape characters that an encoding lacks, as `printable` does. Handler for `codecs.register_error`."""
     assert isinstance(error, UnicodeEncodeError)
     return "".join(map(_escaped, error.object[error.start : error.end])), error.end
 

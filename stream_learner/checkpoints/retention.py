@@ -1,4 +1,4 @@
-"""Which states are kept, and what may be deleted."""
+"""Retention: the states that are kept, and the objects that may be deleted."""
 
 import re
 from datetime import timedelta
@@ -13,15 +13,15 @@ ORPHAN_AGE = timedelta(hours=24)
 # Objects of a checkpoint, by their keys below the run's folder, and parts of states, which outlive the checkpoint that
 # wrote them: `<sequence>-<uuid>/<name>` and `memory/<sequence>-<uuid>`.
 CHECKPOINT = re.compile(r"\d{12,}-[^/]+/")
-# A file that a killed process left before it became an object; only in a folder.
+# A file that a killed process left before it became an object. It occurs only in a folder.
 STAGED = re.compile(r"#\d+$")
 PART = re.compile(r"memory/\d{12,}-[^/]+$")
 
 
 def keep(existing: list[State], new: State, count: int) -> list[State]:
-    """Return the states that stay: the newest `count`, the new one included, and those of their releases.
+    """Return the states to keep: the newest `count`, including the new one, and the states of their releases.
 
-    That is at most one more: a release since the oldest of the newest states is among them.
+    These are at most `count` + 1: a release since the oldest of the newest states is already among them.
     """
     states = [*existing, new]
     newest = states[-count:]
@@ -30,18 +30,20 @@ def keep(existing: list[State], new: State, count: int) -> list[State]:
 
 
 def share(kept: list[State], parts: dict[int, list[Object]]) -> tuple[list[State], list[Object]]:
-    """The states, and each object once that is a part of one of them; `parts` are those of each sequence."""
+    """Return the states with indices into a list of their parts, and that list, in which each part occurs once.
+
+    `parts` holds the parts of each state, by sequence.
+    """
     shared = list(dict.fromkeys(part for state in kept for part in parts[state.sequence]))
     places = {part: place for place, part in enumerate(shared)}
     return [replace(s, parts=[places[part] for part in parts[s.sequence]]) for s in kept], shared
 
 
 def delete_dropped(store: Store, before: Manifest, after: Manifest) -> None:
-    """Delete the objects of checkpoints, and the parts of states, that `after` keeps no longer; this process has
-    committed it.
+    """Delete the objects of checkpoints and the parts of states that `before` keeps and `after` does not.
 
-    A worker that was replaced never gets here with a manifest of its own, so it cannot delete what the new owner
-    names: parts that `after` names, and others that it wrote itself. Raises StoreError.
+    This process must have committed `after`. A worker that was replaced cannot commit, so it never deletes objects that
+    the new active worker names. Raises StoreError.
     """
     kept = {folder(state.object.key) for state in after.kept}
     for state in before.kept:
@@ -52,10 +54,9 @@ def delete_dropped(store: Store, before: Manifest, after: Manifest) -> None:
 
 
 def sweep_orphans(store: Store, run_id: str, manifest: Manifest) -> None:
-    """Delete objects of this run that no manifest names, once they are older than any publication could take.
+    """Delete objects of this run that no manifest names, once they are older than any publication can take.
 
-    The age is taken by the store's clock against the newest manifest's own state, never by this machine's. Raises
-    StoreError.
+    The age is measured by the store's clock, relative to the state of the newest manifest. Raises StoreError.
     """
     kept = {folder(state.object.key) for state in manifest.kept}
     parts = {part.key for part in manifest.parts}
@@ -63,7 +64,7 @@ def sweep_orphans(store: Store, run_id: str, manifest: Manifest) -> None:
     now = objects.get(manifest.state.key)
     if now is None:
         raise StoreError(
-            f"object {store.url}/{manifest.state.key}, just written, is not listed; no orphans are looked for"
+            f"object {store.url}/{manifest.state.key} was just written, but is not listed; orphans are not deleted"
         )
 
     def is_orphan(key: str) -> bool:
@@ -75,5 +76,5 @@ def sweep_orphans(store: Store, run_id: str, manifest: Manifest) -> None:
 
 
 def folder(key: str) -> str:
-    """The folder of one checkpoint's objects."""
+    """Return the folder of one checkpoint's objects."""
     return key.rsplit("/", 1)[0]

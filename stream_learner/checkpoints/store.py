@@ -1,4 +1,4 @@
-"""Objects by key: written once, verified when read."""
+"""Object store: objects are written once by key, and verified when they are read."""
 
 import errno
 import os
@@ -28,29 +28,29 @@ log = structlog.get_logger()
 # obstore raises Python's own FileNotFoundError and PermissionError where they fit.
 FAILURES = (BaseError, OSError)
 
-# Of one request to a bucket: a hiccup goes unnoticed, and what lasts longer is the caller's to see, to count and to try
-# again. obstore's own would hide a failing store for three minutes.
+# Retries of one request to a bucket. They hide short failures. The caller sees, counts and retries longer ones.
+# obstore's defaults would hide a failing store for three minutes.
 RETRIES: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
 
 Mode = Literal["create", "overwrite"]
 
-# More than a file system keeps beside a file's name, so that a full disk is noticed.
+# More than a file system stores inline with a file's name, so that the trial detects a full disk.
 TRIAL_BYTES = 64 * 1024
-# A trial takes seconds; what is older was left by a process that was killed.
+# A trial takes seconds, so a process that was killed left older objects.
 TRIAL_AGE = timedelta(hours=1)
 
 
 class Store:
-    """A folder or a bucket. Keys are relative to it, so that it can move.
+    """A folder or a bucket. Keys are relative to it, so that it can be moved.
 
-    No key leads out of it, neither by its segments nor, in a folder, by a symbolic link: every method raises StateError
-    for such a key.
+    A key must not lead out of the store by its segments or, in a folder, through a symbolic link. Every method raises
+    StateError for such a key.
     """
 
     def __init__(self, location: str, *, create: bool = True):
         """Open a folder or a URL (`file://`, `s3://`, `gs://`, `az://`).
 
-        A missing folder is made, unless `create` is False, as for those who only read. Raises UsageError, StoreError.
+        Create a missing folder, unless `create` is False, as for readers. Raises UsageError, StoreError.
         """
         if "://" not in location:
             location = Path(location).expanduser().resolve().as_uri()
@@ -79,19 +79,19 @@ class Store:
             raise UsageError(f"checkpoint.store = {self.url!r} is not a folder or a known URL: {why}") from error
 
     def try_out(self, folder: str) -> None:
-        """Try on an object below `folder` everything that a worker asks of a store, and find out how it writes.
+        """Try all operations that a worker needs on an object below `folder`, and choose the write mode.
 
-        Also delete what killed processes left there. Raises StoreError with what the store refuses.
+        Also delete objects that killed processes left there. Raises StoreError that names the failed operation.
         """
         key, data = f"{folder}/{uuid.uuid4()}", os.urandom(TRIAL_BYTES)
         try:
-            self.delete([key])  # nothing: without the right to delete, nothing is written
+            self.delete([key])  # deletes nothing, but fails before the first write if the right is missing
             self._try_create_only(key, data)
             if self.get(key) != data:
-                raise StoreError(f"object {self.url}/{key} was read back with other bytes than it was written with")
+                raise StoreError(f"object {self.url}/{key} was read back with other bytes than were written")
             written = self.times(f"{folder}/")
             if key not in written:
-                raise StoreError(f"object {self.url}/{key} was just written and is not listed")
+                raise StoreError(f"object {self.url}/{key} was just written, but is not listed")
             self.delete([key, *(other for other, time in written.items() if written[key] - time > TRIAL_AGE)])
         except StoreError as error:
             with suppress(StoreError):
@@ -102,19 +102,19 @@ class Store:
             ) from error
 
     def _try_create_only(self, key: str, data: bytes) -> None:
-        """Write an object, and let later ones be overwritten if the store cannot refuse to.
+        """Write an object create-only. If the store does not support that, switch to overwriting.
 
-        File systems without hard links (SMB, many of FUSE) and some buckets cannot. Nothing depends on it: two writers
-        never choose the same name, except for small objects that are the same whoever writes them.
+        File systems without hard links (SMB, many with FUSE) and some buckets do not support it. Nothing depends on it:
+        two writers never choose the same name, except for small objects with the same content.
         """
         try:
             self._put(key, data, "create")
-        except FAILURES as error:  # AlreadyExistsError, too: nobody else writes to this key
+        except FAILURES as error:  # AlreadyExistsError too, because no other process writes to this key
             why = _line(error)
         else:
             try:
                 self._put(key, data, "create")
-                why = "an object that exists was written again"
+                why = "an existing object was overwritten"
             except AlreadyExistsError:
                 return
             except FAILURES as error:
@@ -122,7 +122,8 @@ class Store:
         self._mode = "overwrite"
         self.put(key, data)
         log.info(
-            "checkpoint.store cannot write create-only; objects have unique names, so they are written without it",
+            "checkpoint.store does not support create-only writes; objects are written without it, which is safe "
+            "because their names are unique",
             why=why,
         )
 
@@ -138,14 +139,16 @@ class Store:
 
     def _put(self, key: str, data: bytes, mode: Mode) -> None:
         path = self._checked(key)
-        # Not in parts: a killed upload would leave them in the bucket, where no listing shows them.
+        # No multipart upload: if it were killed, its parts would stay in the bucket, where no listing shows them.
         obstore.put(self._store, key, data, mode=mode, use_multipart=False)
         if path and self._folder:
             _flush(path, self._folder)
 
     def replace(self, key: str, data: bytes) -> None:
-        """Write a small object, whether it exists or not. It is not flushed: a power cut may undo it. Raises
-        StoreError."""
+        """Write a small object, whether it exists or not. Raises StoreError.
+
+        The object is not flushed, so a power failure may undo the write.
+        """
         self._checked(key)
         try:
             obstore.put(self._store, key, data, use_multipart=False)
@@ -153,19 +156,19 @@ class Store:
             raise StoreError(f"object {self.url}/{key} cannot be written: {_line(error)}") from error
 
     def get(self, key: str, max_bytes: int | None = None) -> bytes | None:
-        """Return an object's bytes, None when there is none.
+        """Return an object's bytes, None if it does not exist.
 
-        Raises StoreError, and StateError when there are more than `max_bytes`; they are not read then.
+        Raises StoreError, and StateError when it is larger than `max_bytes`. Such an object is not read.
         """
         path = self._checked(key)
         try:
-            if path and path.exists() and not path.is_file():  # a named pipe would be waited for
-                raise StateError(f"{self.url}/{key} is no file; bring it back from a backup. Nothing was changed")
+            if path and path.exists() and not path.is_file():  # reading a named pipe would wait
+                raise StateError(f"{self.url}/{key} is not a file; restore it from a backup. Nothing was changed")
             found = obstore.get(self._store, key)
             if max_bytes is not None and found.meta["size"] > max_bytes:
                 raise StateError(
                     f"object {self.url}/{key} is not the one that was written ({found.meta['size']} bytes, more than "
-                    f"{max_bytes}); bring it back from a backup. Nothing was changed"
+                    f"{max_bytes}); restore it from a backup. Nothing was changed"
                 )
             return bytes(found.bytes())
         except FileNotFoundError:
@@ -174,30 +177,33 @@ class Store:
             raise StoreError(f"object {self.url}/{key} cannot be read: {_line(error)}") from error
 
     def fetch(self, reference: Object) -> bytes:
-        """Return the bytes that a manifest names. Raises StateError when they are missing or others, StoreError."""
+        """Return the bytes of an object that a manifest names.
+
+        Raises StateError when the object is missing or holds other bytes, StoreError.
+        """
         data = self.get(reference.key, reference.size)
         if data is None:
             raise StateError(
-                f"object {self.url}/{reference.key}, which a manifest names, is missing; bring it back from a backup, "
+                f"object {self.url}/{reference.key}, which a manifest names, is missing; restore it from a backup, "
                 "or set checkpoint.store to where the run's objects are. Nothing was changed"
             )
         if len(data) != reference.size or digest(data) != reference.digest:
             raise StateError(
                 f"object {self.url}/{reference.key} is not the one a manifest names ({len(data)} bytes with "
-                f"{digest(data)}, not {reference.size} with {reference.digest}); bring it back from a backup. Nothing "
-                "was changed"
+                f"{digest(data)}, not {reference.size} with {reference.digest}); restore it from a backup. Nothing was "
+                "changed"
             )
         return data
 
     def fetch_all(self, references: Iterable[Object], known: Mapping[str, bytes]) -> dict[str, bytes]:
-        """The bytes of objects by digest; those known already are not read again. Raises as `fetch` does."""
+        """Return the bytes of objects by digest. Known ones are not read again. Raises as `fetch` does."""
         return {r.digest: known[r.digest] if r.digest in known else self.fetch(r) for r in references}
 
     def times(self, prefix: str) -> dict[str, datetime]:
-        """Return the keys under a folder, each with its time of writing by the store's clock. Raises StoreError.
+        """Return the keys under a folder, each with the time of writing by the store's clock. Raises StoreError.
 
-        What a killed process left half written is listed. Symbolic links, what lies behind them, and names that are not
-        keys are not listed.
+        Files that a killed process left half written are included. Symbolic links, files behind them, and names that
+        are no keys are left out.
         """
         path = self._checked(prefix.removesuffix("/"))
         try:
@@ -210,7 +216,7 @@ class Store:
         return {key: time for key, time in found.items() if _is_key(key)}
 
     def delete(self, keys: list[str]) -> None:
-        """Delete objects; one that is gone already is no error. Raises StoreError."""
+        """Delete objects. An object that does not exist is no error. Raises StoreError."""
         for key in keys:
             path = self._checked(key)
             try:
@@ -224,7 +230,7 @@ class Store:
                 raise StoreError(f"object {self.url}/{key} cannot be deleted: {_line(error)}") from error
 
     def _checked(self, key: str) -> Path | None:
-        """Return the file of a key; None in a bucket. Raises StateError when the key would lead out of the store."""
+        """Return the file of a key, None in a bucket. Raises StateError when the key would lead out of the store."""
         if not _is_key(key):
             raise StateError(f"{key!r} is not the key of an object in checkpoint.store {self.url}. Nothing was changed")
         if self._folder is None:
@@ -232,14 +238,14 @@ class Store:
         path = self._folder / key
         if os.path.realpath(path) != str(path):
             raise StateError(
-                f"{self.url}/{key} is a symbolic link or lies behind one; objects are neither read nor deleted through "
-                "links. Put the run's own folder there, or set checkpoint.store to where it is"
+                f"{self.url}/{key} is a symbolic link or lies behind one, and objects are neither read nor deleted "
+                "through links. Replace the link with the run's own folder, or set checkpoint.store to that folder"
             )
         return path
 
 
 def check_location(location: str) -> None:
-    """Raise UsageError when it is a URL that no store can have. Neither make a folder nor ask a bucket."""
+    """Raise UsageError when a location is a URL that no store can have. Create no folder and ask no bucket."""
     if "://" in location and not location.startswith("file://"):
         Store(location)
 
@@ -254,20 +260,20 @@ def _without_credentials(url: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError:
-        return url  # it is refused later
+        return url  # refused later
     user, _, host = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=host if ":" in user else parts.netloc, query="", fragment=""))
 
 
 def _flush(path: Path, root: Path) -> None:
-    # The bytes, then every folder entry on the way to them: a manifest must not outlive a power cut that its state did.
+    # Flush the bytes, then each folder entry on the path: after a power failure, a manifest's state must be there too.
     for place in (path, *(parent for parent in path.parents if parent == root or root in parent.parents)):
         descriptor = os.open(place, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         except OSError as error:
-            # fsync(2): a file system that does not support it. Old SMB clients do not, for folders: they write entries
-            # at once.
+            # EINVAL: the file system does not support fsync(2) here. Old SMB clients do not for folders, because they
+            # write entries at once.
             if place == path or error.errno != errno.EINVAL:
                 raise
         finally:
@@ -277,7 +283,7 @@ def _flush(path: Path, root: Path) -> None:
 def _times(folder: Path, root: Path) -> dict[str, datetime]:
     """Return the keys of the files below a folder, with their times.
 
-    obstore does not list the files that it has not yet linked to their keys, which a killed process leaves behind.
+    obstore does not list files that it has not yet linked to their keys. A killed process leaves such files behind.
     """
 
     def failed(error: OSError) -> None:
@@ -287,7 +293,7 @@ def _times(folder: Path, root: Path) -> dict[str, datetime]:
     times = {}
     for parent, _, names in os.walk(folder, onerror=failed, followlinks=False):
         for path in (Path(parent, name) for name in names):
-            with suppress(FileNotFoundError):  # deleted meanwhile
+            with suppress(FileNotFoundError):  # deleted in the meantime
                 found = path.lstat()
                 if stat.S_ISREG(found.st_mode):
                     times[path.relative_to(root).as_posix()] = datetime.fromtimestamp(found.st_mtime, UTC)
@@ -295,7 +301,7 @@ def _times(folder: Path, root: Path) -> dict[str, datetime]:
 
 
 def _delete(path: Path, root: Path) -> None:
-    """Deletes a file, staged ones too, which obstore refuses, and the folders that become empty by it."""
+    """Delete a file, and the folders that become empty. Delete staged files too, which obstore refuses to do."""
     path.unlink()
     for folder in path.parents[: path.parents.index(root)]:
         try:

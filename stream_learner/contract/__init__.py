@@ -1,1 +1,1 @@
-"""Types of what other programs read and write: documents, spans, object keys, signatures. No Kafka, no torch."""
+"""Types that other programs read and write: documents, spans, object keys, signatures. No Kafka, no torch."""

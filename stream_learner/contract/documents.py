@@ -1,4 +1,4 @@
-"""JSON documents that arrive from outside: bounded in size before they are parsed, and in their values by types."""
+"""JSON documents from outside. Their size is checked before they are parsed, and types check their values."""
 
 from datetime import datetime, timedelta
 from typing import Annotated, TypeVar
@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
-# The limit of the topics that hold manifests and windows.
+# Size limit of the topics that hold manifests and windows.
 MAX_BYTES = 4 * 1024 * 1024
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -25,13 +25,13 @@ T = TypeVar("T")
 
 
 def decode(data: bytes, kind: type[T], max_bytes: int = MAX_BYTES) -> T:
-    """Decode JSON. Raise ValueError when it is too large, nested too deep, or not of this type."""
+    """Decode JSON. Raises ValueError when it is too large, nested too deeply, or not of this type."""
     if len(data) > max_bytes:
         raise ValueError(f"{len(data)} bytes long; at most {max_bytes} are read")
     try:
         return msgspec.json.decode(data, type=kind)
     except RecursionError:
-        raise ValueError("JSON that is nested too deep") from None
+        raise ValueError("JSON that is nested too deeply") from None
 
 
 def check_time(text: str) -> None:

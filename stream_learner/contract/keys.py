@@ -1,8 +1,9 @@
-"""Keys of a run's objects in the store: one place for what is written and for what a manifest may name.
+"""Keys of a run's objects in the store: those that a worker writes, and those that a manifest may name.
 
-`<run.id>/<sequence>-<uuid>/<name>` are the objects of one checkpoint. `<run.id>/memory/<sequence>-<uuid>` are parts of
-states, which outlive the checkpoint that wrote them. `<run.id>/trials/<uuid>` are what workers try a store with.
-`<run.id>/lives.json` remembers workers that died.
+* `<run.id>/<sequence>-<uuid>/<name>`: objects of one checkpoint.
+* `<run.id>/memory/<sequence>-<uuid>`: parts of states, which outlive the checkpoint that wrote them.
+* `<run.id>/trials/<uuid>`: objects with which a starting worker tries the store.
+* `<run.id>/lives.json`: notes on workers that died.
 """
 
 import re
@@ -22,27 +23,30 @@ PATTERN = f"^{_PATTERN}" + END
 
 
 def new_folder(run_id: str, sequence: int) -> str:
-    """Return a folder for the objects of one attempt to write a checkpoint; no other attempt uses it."""
+    """Return a folder for the objects of one attempt to write a checkpoint. No other attempt uses it."""
     return f"{run_id}/{sequence:012d}-{uuid.uuid4()}"
 
 
 def new_part(run_id: str, sequence: int) -> str:
-    """Return a key for a part. It is not the digest: another worker could write or delete what this one names."""
+    """Return a new key for a part.
+
+    It is not the digest, because another worker could then write or delete a part that this worker names.
+    """
     return f"{run_id}/memory/{sequence:012d}-{uuid.uuid4()}"
 
 
 def trials(run_id: str) -> str:
-    """Return the folder of objects that exist only while a starting worker tries the store."""
+    """Return the folder of the objects with which a starting worker tries the store."""
     return f"{run_id}/trials"
 
 
 def lives(run_id: str) -> str:
-    """Return the key of what is remembered of a run's workers that died."""
+    """Return the key of the notes on a run's workers that died."""
     return f"{run_id}/lives.json"
 
 
 def is_key(text: str) -> bool:
-    """Return whether the text is the key of some run's object."""
+    """Return whether the text is the key of an object of any run."""
     return re.fullmatch(_PATTERN, text) is not None
 
 

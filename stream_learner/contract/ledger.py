@@ -1,4 +1,4 @@
-"""The ledger: which offsets made each batch, in the order they were read."""
+"""The ledger: the offsets of each batch, in the order in which they were read."""
 
 import base64
 import zlib
@@ -11,13 +11,12 @@ from stream_learner.contract import documents
 from stream_learner.contract.documents import Count
 from stream_learner.contract.spans import Partition, Spans, Topic
 
-# Far more than a ledger that fits in a manifest needs, far less than zlib can expand one to.
+# Far more than a ledger in a manifest needs, and far less than zlib can expand it to.
 MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
 class Piece(NamedTuple):
-    """Neighbouring offsets of one partition that were read in one go, up to `end`; they begin where the partition's
-    last piece ended."""
+    """Adjacent offsets of one partition that were read together, up to `end`. They begin at the last piece's end."""
 
     topic: str
     partition: int
@@ -25,19 +24,22 @@ class Piece(NamedTuple):
 
 
 class Ledger(msgspec.Struct, frozen=True):
-    """Which offsets made each batch since the previous manifest: reading them again in this order gives the same
-    batches, and learning those from the state before gives the same state."""
+    """The offsets of each batch since the previous manifest, in the order in which they were read.
+
+    Reading them again in this order gives the same batches. Learning these from the previous state gives the same
+    state.
+    """
 
     batches: Count
     partitions: list[tuple[Topic, Partition]]
     """Topic and partition, by index."""
     pieces: str
-    """Base64 of zlib (RFC 1950) of a JSON array of integers. For each batch: the number of its pieces, then for each of
-    them the index of its partition and the number of its offsets. A partition begins where its span does."""
+    """Base64 of zlib (RFC 1950) of a JSON array of integers. For each batch: the number of its pieces, then for each
+    piece the index of its partition and the number of its offsets. A partition's first piece begins with its span."""
 
 
 def encode(batches: list[list[Piece]], spans: Spans) -> Ledger:
-    """`spans` are the offsets that all the batches cover."""
+    """Encode the pieces of batches. `spans` are the offsets that the batches cover together."""
     at = {(topic, partition): span.start for topic, ps in spans.items() for partition, span in ps.items()}
     index = {place: i for i, place in enumerate(at)}
     numbers: list[int] = []
@@ -51,7 +53,7 @@ def encode(batches: list[list[Piece]], spans: Spans) -> Ledger:
 
 
 def decode(ledger: Ledger, spans: Spans) -> Iterator[list[Piece]]:
-    """The batches. `spans` are the manifest's. Raises ValueError when the two do not fit."""
+    """Yield the pieces of each batch. `spans` are the manifest's. Raises ValueError when the two do not match."""
     at = {(topic, partition): span.start for topic, ps in spans.items() for partition, span in ps.items()}
     try:
         numbers = iter(documents.decode(_decompressed(ledger.pieces), list[Count], MAX_JSON_BYTES))
@@ -65,9 +67,9 @@ def decode(ledger: Ledger, spans: Spans) -> Iterator[list[Piece]]:
     except (ValueError, zlib.error, IndexError, KeyError, StopIteration) as error:
         raise ValueError(f"the ledger is damaged: {error}") from None
     if at != {(topic, partition): span.end for topic, ps in spans.items() for partition, span in ps.items()}:
-        raise ValueError("the ledger does not end where the spans do")
+        raise ValueError("the ledger does not end where the spans end")
 
 
 def _decompressed(pieces: str) -> bytes:
-    """Decompress a ledger to at most one byte more than `MAX_JSON_BYTES`."""
+    """Decompress a ledger, to at most one byte more than `MAX_JSON_BYTES`."""
     return zlib.decompressobj().decompress(base64.b64decode(pieces), MAX_JSON_BYTES + 1)

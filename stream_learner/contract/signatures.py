@@ -1,4 +1,4 @@
-"""Ed25519 signatures (RFC 8032) of what a run publishes, and the PEM files that hold the keys."""
+"""Ed25519 signatures (RFC 8032) of a run's published records, and the PEM files of the keys."""
 
 import errno
 import os
@@ -16,25 +16,25 @@ Headers = Sequence[tuple[str, bytes | None]]
 
 
 class Verifier:
-    """Public keys, one of which must have made the signature."""
+    """Verifier with a set of public keys. A signature must match one of them."""
 
     def __init__(self, keys: Iterable[Ed25519PublicKey]):
         self._keys = list(keys)
 
     def accepts(self, value: bytes, headers: Headers) -> bool:
-        """Return whether the headers hold one signature, by one of the keys, over exactly these bytes."""
+        """Return whether the headers hold exactly one signature, and it is of these bytes by one of the keys."""
         signatures = [signature or b"" for name, signature in headers if name == HEADER]
         return len(signatures) == 1 and any(_verifies(key, signatures[0], value) for key in self._keys)
 
     def knows(self, key: Ed25519PrivateKey) -> bool:
-        """Return whether the private key's public half is one of the keys."""
+        """Return whether the public key of this private key is one of the keys."""
         return key.public_key() in self._keys
 
 
 def read_signing_key(path: Path) -> Ed25519PrivateKey:
     """Read a private key. Raises ValueError when the file does not hold an unencrypted Ed25519 key in PEM.
 
-    No message shows the path, which may be the key itself in the wrong place, nor the library's error.
+    No message shows the path, which may be the key itself by mistake, or the library's error.
     """
     try:
         data = _read(path)
@@ -46,8 +46,8 @@ def read_signing_key(path: Path) -> Ed25519PrivateKey:
         key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise ValueError(
-            "the file of signing_key_file does not hold an unencrypted Ed25519 private key in PEM; docs/security.md, "
-            '"Signing", says how to make one'
+            "the file of signing_key_file does not hold an unencrypted Ed25519 private key in PEM; see "
+            'docs/security.md, "Signing", for how to make one'
         )
     return key
 
@@ -64,8 +64,8 @@ def read_verify_key(path: Path) -> Ed25519PublicKey:
         key = None
     if not isinstance(key, Ed25519PublicKey):
         raise ValueError(
-            f"verify_key_files: {str(path)!r} does not hold an Ed25519 public key in PEM; docs/security.md, "
-            '"Signing", says how to make one'
+            f"verify_key_files: {str(path)!r} does not hold an Ed25519 public key in PEM; see docs/security.md, "
+            '"Signing", for how to make one'
         )
     return key
 

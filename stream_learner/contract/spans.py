@@ -1,6 +1,6 @@
-"""How far reading got: positions (next offset per partition) and spans (half-open offset ranges).
+"""Positions (the next offset of each partition) and spans (half-open offset ranges).
 
-Both are nested by topic, then partition, as they appear in manifests and windows.
+Both are nested by topic, then by partition, as in manifests and windows.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ Offset = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Span(NamedTuple):
-    """Half-open range of one partition's offsets: `start` is in it, `end` is not. JSON: `[start, end]`."""
+    """Half-open range of one partition's offsets: it includes `start` but not `end`. JSON: `[start, end]`."""
 
     start: Offset
     end: Offset
@@ -26,21 +26,21 @@ class Span(NamedTuple):
 
 Positions = dict[Topic, dict[Partition, Offset]]
 Spans = dict[Topic, dict[Partition, Span]]
-# Some stretches of each partition.
+# Several ranges of each partition.
 Stretches = dict[Topic, dict[Partition, list[Span]]]
 
 
 def extend(spans: Spans, topic: str, partition: int, start: int, end: int) -> None:
-    """Grows the partition's span to `end`; a partition seen for the first time begins at `start`."""
+    """Extend the partition's span to `end`. The span of a new partition begins at `start`."""
     partitions = spans.setdefault(topic, {})
     known = partitions.get(partition)
     partitions[partition] = Span(known.start if known else start, end)
 
 
 def extend_all(spans: Spans, more: Spans) -> None:
-    """Grows `spans` by `more`, which continues it.
+    """Extend `spans` by `more`, which must continue them.
 
-    Raises ValueError where it does not: a span that starts elsewhere would mean a record lost or read twice.
+    Raises ValueError otherwise: a span that starts elsewhere would mean that a record was lost or read twice.
     """
     for topic, partition, span in each(more):
         known = spans.get(topic, {}).get(partition)
@@ -50,7 +50,7 @@ def extend_all(spans: Spans, more: Spans) -> None:
 
 
 def advance(positions: Positions, spans: Spans) -> None:
-    """Moves positions to the ends of the spans."""
+    """Move positions to the ends of the spans."""
     for topic, partition, span in each(spans):
         positions.setdefault(topic, {})[partition] = span.end
 
@@ -61,7 +61,7 @@ def offsets_in(spans: Spans) -> int:
 
 
 def between(start: Positions, end: Positions) -> Spans:
-    """Offsets from `start` on, up to `end`, of the partitions that both know."""
+    """Return the offsets from `start` up to `end`, for the partitions that both hold."""
     spans: Spans = {}
     for topic, partition, first in each(start):
         stop = end.get(topic, {}).get(partition, first)
@@ -71,7 +71,7 @@ def between(start: Positions, end: Positions) -> Spans:
 
 
 def each(places: Mapping[str, Mapping[int, T]]) -> Iterator[tuple[str, int, T]]:
-    """Yields (topic, partition, span) of spans, (topic, partition, offset) of positions, in sorted order."""
+    """Yield (topic, partition, span) of spans, or (topic, partition, offset) of positions, in sorted order."""
     for topic in sorted(places):
         for partition in sorted(places[topic]):
             yield topic, partition, places[topic][partition]

@@ -1,4 +1,4 @@
-"""The figures of the records between two snapshots, as published to the metrics topic."""
+"""Windows: the figures of the records between two snapshots, as published to the metrics topic."""
 
 from collections.abc import Iterable
 
@@ -11,14 +11,14 @@ from stream_learner.contract.vocabulary import Label
 
 WINDOW_SCHEMA_VERSION = 3
 RECENT_SAMPLES = 1_000
-# Each has the spans of all partitions that its batch read.
+# Limit, because each drift holds the spans of all partitions of its batch.
 MAX_DRIFTS = 20
 COMBINED = "combined"
-"""Name of the weights that a sample's factors make, beside those of the policies."""
+"""Name of the product of a sample's factors, next to the names of the policies."""
 
 
 class ClassAccuracy(msgspec.Struct, frozen=True):
-    """One class: how many samples were scored and how many of them were right."""
+    """One class: the number of samples that were scored, and how many of them were correct."""
 
     label: Label
     correct: Count
@@ -26,8 +26,8 @@ class ClassAccuracy(msgspec.Struct, frozen=True):
 
 
 class Accuracy(msgspec.Struct, frozen=True):
-    """Accuracy over samples. `accuracy` is correct / total (0..1), None without samples; so is `mean_recall`, the
-    mean over classes of the class's own accuracy."""
+    """Accuracy over samples. `accuracy` is correct / total (0..1). `mean_recall` is the mean over classes of the
+    class's own accuracy. Both are None without samples."""
 
     correct: Count
     total: Count
@@ -37,7 +37,7 @@ class Accuracy(msgspec.Struct, frozen=True):
 
 
 def accuracy(counts: Iterable[tuple[Label, int, int]]) -> Accuracy:
-    """Accuracy from (label, correct, total) of each class."""
+    """Compute the accuracy from (label, correct, total) of each class."""
     per_class = [ClassAccuracy(label, correct, total) for label, correct, total in counts if total]
     correct = sum(c.correct for c in per_class)
     total = sum(c.total for c in per_class)
@@ -51,7 +51,7 @@ def accuracy(counts: Iterable[tuple[Label, int, int]]) -> Accuracy:
 
 
 class Distribution(msgspec.Struct, frozen=True):
-    """Of a policy's factors, or of the weights that come of them; at least one."""
+    """Distribution of a policy's factors, or of the combined weights. It holds at least one value."""
 
     count: Count
     mean: float
@@ -60,7 +60,7 @@ class Distribution(msgspec.Struct, frozen=True):
 
 
 class Confusion(msgspec.Struct, frozen=True):
-    """How many samples of class `label` were taken for class `prediction`."""
+    """The number of samples of class `label` that were predicted as class `prediction`."""
 
     label: Label
     prediction: Label
@@ -72,18 +72,19 @@ class Recent(msgspec.Struct, frozen=True, kw_only=True):
 
     accuracy: Accuracy
     faded_accuracy: float
-    """Over the whole run, a sample's weight fading by 1/1,000 with each later one (Gama, Sebastiao, Rodrigues 2013)."""
+    """Accuracy over the whole run. A sample's weight fades by 1/1,000 with each later one (Gama, Sebastiao, Rodrigues
+    2013)."""
     kappa: float | None
-    """Cohen's kappa: 1 is perfect, 0 is chance; None where chance is always right (one class)."""
+    """Cohen's kappa: 1 is perfect, 0 is chance; None if chance is always right (one class)."""
     calibration_error: float | None
-    """Expected calibration error over 15 bins (Guo et al. 2017): how far confidence is from accuracy."""
+    """Expected calibration error over 15 bins (Guo et al. 2017): the difference between confidence and accuracy."""
     confusions: list[Confusion]
     """The ten most frequent, most frequent first."""
 
 
 class ClassForgetting(msgspec.Struct, frozen=True, kw_only=True):
-    """One class: the `best` recall that it had at an earlier release, and how much of it is gone: negative when the
-    recall is better than ever."""
+    """One class: its `best` recall at an earlier release, and `forgetting`, by how much its recall is lower now. It is
+    negative when the recall is higher than at any earlier release."""
 
     label: Label
     best: float
@@ -91,24 +92,24 @@ class ClassForgetting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Forgetting(msgspec.Struct, frozen=True, kw_only=True):
-    """Forgetting on the test samples, over the classes that an earlier release was tested on; `mean` is None without
-    any (Chaudhry et al. 2018)."""
+    """Forgetting on the test samples, over the classes of earlier releases (Chaudhry et al. 2018). `mean` is None if
+    there are none."""
 
     mean: float | None
     per_class: list[ClassForgetting]
 
 
 class Drift(msgspec.Struct, frozen=True):
-    """The prequential error rose."""
+    """A rise of the prequential error."""
 
     records: Count
-    """Input records of the run up to the end of the batch in which it was seen."""
+    """Input records of the run up to the end of the batch in which the drift was found."""
     spans: Spans
     """Offsets of that batch."""
     error_before: float
-    """Error (0..1) of the samples that the detector dropped as being of the past."""
+    """Error (0..1) of the older samples, which the detector dropped."""
     error_after: float
-    """Error of those that it kept."""
+    """Error of the newer samples, which it kept."""
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,8 +128,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     spans: Spans
     """Start and end offset per topic and partition."""
     lost: Stretches = {}
-    """Offsets among them whose records had fallen off retention before they were read, or were damaged on the brokers'
-    disks, with `input.on_lost` at `continue`."""
+    """Offsets in `spans` whose records fell off retention before they were read, or were damaged on the brokers' disks,
+    if `input.on_lost` is `continue`."""
     records: Count
     """Input records read."""
     splits: dict[str, Count]
@@ -140,8 +141,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     tombstones: Count
     """Deletion markers (null values with a key) that were skipped."""
     timestamps: dict[str, Count]
-    """Records whose timestamp is more than an hour ahead of the worker's clock (`future`), or no time at all, such as
-    -1 or seconds (`unknown`)."""
+    """Records whose timestamp is more than an hour ahead of the worker's clock (`future`), or is no time in
+    milliseconds, such as -1 or seconds (`unknown`)."""
     learned: Count
     """Training samples that were learned."""
     steps: Count
@@ -149,37 +150,37 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     loss: float | None
     """Mean weighted loss of the steps."""
     weights: dict[str, Distribution] = {}
-    """Of the samples learned, by policy (`weights.policies`), and `combined`: their product, clipped."""
+    """Weights of the learned samples, by policy (`weights.policies`), and `combined`: their product, clipped."""
     prequential: Accuracy
-    """Each batch predicted before it was learned."""
+    """Accuracy of predictions made before each batch was learned."""
     validation: Accuracy | None
-    """Held-out validation samples under the model of this window's release decision; None without a decision."""
+    """Accuracy on the validation samples of the model in this window's release decision; None without a decision."""
     test: Accuracy | None
-    """Held-out test samples, likewise."""
+    """Accuracy of the same model on the test samples; None without a decision."""
     calibration_error: float | None = None
     """Expected calibration error of that model on the validation samples."""
     forgetting: Forgetting | None = None
-    """Recall on the test samples that earlier releases had and that model lacks."""
+    """Recall on the test samples that earlier releases reached and that model does not."""
     recent: Recent | None = None
-    """How the run's last training samples were predicted; None before the first."""
+    """Predictions of the run's last training samples; None before the first."""
     drift_count: int
-    """Drifts seen in this window."""
+    """Number of drifts found in this window."""
     drifts: list[Drift] = []
-    """The first 20 of them. One change of the stream may be seen more than once, while the detector parts with
-    what it remembers of the time before."""
+    """The first 20 drifts. The detector may report one change of the stream more than once, while it still remembers
+    samples from before the change."""
     lag: Positions
-    """Records behind the end of each partition when the window closed."""
+    """Number of records up to the end of each partition when the window closed."""
     omitted: list[str] = []
-    """Lists and maps that are empty because the window would not fit in its topic with them."""
+    """Lists and maps that were left empty, because the window with them would not fit in its topic."""
 
     @property
     def order(self) -> tuple[int, int]:
-        """Epoch and sequence: those of a run's newest window are the greatest."""
+        """Epoch and sequence. A run's newest window has the highest ones."""
         return self.epoch, self.sequence
 
 
 def decode_window(data: bytes) -> Window:
-    """Decode a window. Raises ValueError when the bytes are not one of a schema version that this program knows."""
+    """Decode a window. Raises ValueError when the bytes are no window of a schema version that this program knows."""
     try:
         window = documents.decode(data, Window)
         documents.check_time(window.created_at)

@@ -1,1 +1,1 @@
-"""What operators see: Prometheus metrics, health pages and logs."""
+"""Views for operators: Prometheus metrics, health pages and logs."""

@@ -1,4 +1,4 @@
-"""Whether the worker has started, lives and is ready: three questions with different answers."""
+"""Health of a worker: whether it has started, whether it lives and whether it is ready."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """What a worker is doing."""
+    """Current activity of a worker."""
 
     STARTING = "starting"
     STANDBY = "standby"
@@ -24,12 +24,12 @@ WHY_NOT_READY = {
     Phase.WAITING: "waiting for a checkpoint to be written",
     Phase.STOPPING: "stopping",
 }
-# Before the loop turns there are no beats: looking up, fetching and restoring have time-outs of their own.
+# Before the loop runs there are no beats. Lookups, downloads and restoring have time-outs of their own.
 WITHOUT_BEATS = (Phase.STARTING, Phase.RECOVERING)
 
 
 class Answer(StrEnum):
-    """Requests whose last answer from the brokers is remembered."""
+    """Kinds of requests for which the time of the last answer is stored."""
 
     FETCH = "fetch"
     COMMIT = "commit"
@@ -37,28 +37,27 @@ class Answer(StrEnum):
 
 
 class Health:
-    """What the health pages say. Each method returns or sets one attribute, so any thread may call it.
+    """State behind the health pages. Each method reads or sets one attribute, so any thread may call it.
 
-    Kafka is never asked: a broker's outage must not get the worker killed.
+    No method asks Kafka: an outage of the brokers must not get the worker killed.
     """
 
     def __init__(
         self, live_timeout_s: float, request_timeout_s: float = 30.0, clock: Callable[[], float] = time.monotonic
     ):
-        """The time-outs are those of the settings, `monitoring.` and `kafka.`."""
+        """Take the time-outs `monitoring.live_timeout_s` and `kafka.request_timeout_s`."""
         self._live_timeout_s = live_timeout_s
         self._request_timeout_s = request_timeout_s
         self._clock = clock
         self._heartbeat_s = self._heard_s = self._fetched_s = clock()
         self.phase = Phase.STARTING
         self.unanswered: tuple[str, float] = "", 0.0
-        """The partition of the input whose records the brokers have been asked for longest without an answer, and for
-        how many seconds; 0 if none waits."""
+        """The input partition with the oldest unanswered fetch, and its age in seconds; 0 if there is none."""
         self.answered_at = dict.fromkeys(Answer, time.time())
-        """When the brokers last answered each request, in seconds since 1970; the start before the first answer."""
+        """Time of the last answer to each kind of request, in seconds since 1970; at first the start of the process."""
 
     def heard(self, answer: str) -> None:
-        """The brokers answered a request."""
+        """Note that the brokers answered a request."""
         self.answered_at[Answer(answer)] = time.time()
         self._heard_s = self._clock()
         if answer == Answer.FETCH:
@@ -66,40 +65,44 @@ class Health:
 
     @property
     def silence_s(self) -> float:
-        """Seconds since the brokers last answered anything, or have not answered for a partition if that is more."""
+        """Seconds since the last answer of the brokers, or the age of the oldest unanswered fetch if that is more."""
         return max(self._clock() - self._heard_s, self.unanswered[1])
 
     @property
     def cut_off_s(self) -> float:
-        """The same, as long as they answer for no partition: a part of the input may be worth more than none."""
+        """Seconds without an answer, like `silence_s`; but answered fetches of other partitions count as answers.
+
+        A worker that can still read a part of the input does not give up.
+        """
         now = self._clock()
         return max(now - self._heard_s, min(self.unanswered[1], now - self._fetched_s))
 
     def enter(self, phase: Phase) -> None:
+        """Begin a phase. This counts as a turn of the loop."""
         self.beat()
         self.phase = phase
 
     def beat(self) -> None:
-        """The loop made a turn."""
+        """Note that the loop made a turn."""
         self._heartbeat_s = self._clock()
 
     def why_not_started(self) -> str | None:
-        """None once the worker learns or stands by."""
+        """Return the reason why the worker has not started, None once it learns or stands by."""
         return WHY_NOT_READY[self.phase] if self.phase in WITHOUT_BEATS else None
 
     def why_not_live(self) -> str | None:
-        """None while the loop beats, and before it does."""
+        """Return the reason why the worker is not live, None while the loop beats or before its first beat."""
         silence_s = self._clock() - self._heartbeat_s
         if self.phase in WITHOUT_BEATS or silence_s <= self._live_timeout_s:
             return None
         return f"the loop made no turn for {silence_s:.0f} s (monitoring.live_timeout_s = {self._live_timeout_s:g})"
 
     def why_not_ready(self) -> str | None:
-        """None while records are being learned, or would be if any came."""
+        """Return the reason why the worker is not ready, None while it learns records or waits for new ones."""
         return self.why_not_live() or self._why_cut_off() or WHY_NOT_READY[self.phase]
 
     def _why_cut_off(self) -> str | None:
-        """None while the brokers answer, and before anybody listens for answers."""
+        """Return the reason why the worker counts as cut off, None while it starts or the brokers answer."""
         silence_s = self.silence_s
         if self.phase is Phase.STARTING or silence_s <= self._request_timeout_s:
             return None

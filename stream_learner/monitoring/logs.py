@@ -1,4 +1,4 @@
-"""Structured logs on standard error, for people or for collectors. Modules use `structlog.get_logger()`."""
+"""Structured logs on standard error, for people or log collectors. Modules use `structlog.get_logger()`."""
 
 import logging
 import sys
@@ -20,11 +20,11 @@ def configure(
     level: Literal["debug", "info", "warning", "error"],
     format: Literal["console", "json"],  # noqa: A002 (the setting's name)
 ) -> None:
-    """Gives structlog, the standard library's loggers and Python's warnings one level, format and handler."""
+    """Set one level, format and handler for structlog, the standard library's loggers and Python's warnings."""
     if format == "json":
         renderer = structlog.processors.JSONRenderer(serializer=_json)
     else:
-        # Rich's tracebacks, the default here, show local variables, and secrets among them.
+        # Rich's tracebacks, the default here, show local variables, which may hold secrets.
         plain = structlog.dev.plain_traceback
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
     renderers = [structlog.processors.format_exc_info, _make_printable, renderer]
@@ -46,9 +46,9 @@ def configure(
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    # Not DEBUG: there kafka-python writes SASL passwords (the admin client's configuration, SaslAuthenticate requests).
+    # Not DEBUG, because kafka-python then logs SASL passwords (the admin client's settings, SaslAuthenticate requests).
     logging.getLogger("kafka").setLevel(logging.INFO if level == "debug" else max(logging.WARNING, root.level))
-    # Warns when its thread had to wait a tenth of a second for its turn, which beside training is nothing unusual.
+    # This logger warns when its thread waits a tenth of a second to run, which is usual during training.
     logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
     logging.captureWarnings(True)
 
@@ -66,12 +66,15 @@ def _printable(value: Any) -> Any:
 
 
 def _lines(text: Any) -> Any:
-    # Indented: no line of an exception's message looks like a line of the log.
+    # Indented, so that no line of an exception's message looks like a line of the log.
     return "\n".join(f"  {line}" for line in printable_lines(text).split("\n")) if isinstance(text, str) else text
 
 
 class _Repeats(logging.Filter):
-    """Let kafka-python log a message once a minute: while the brokers are away it logs it many times a second."""
+    """Filter that passes each message of kafka-python once a minute.
+
+    While the brokers are unavailable, kafka-python logs it many times a second.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         super().__init__()
@@ -84,7 +87,7 @@ class _Repeats(logging.Filter):
         said, now = (record.name, str(record.msg)), self._clock()
         if now < self._silent_until.get(said, 0.0):
             return False
-        # What it says may differ each time, so what it said long ago is forgotten.
+        # Messages may differ each time, so expired ones are removed.
         self._silent_until = {s: until for s, until in self._silent_until.items() if until > now}
         self._silent_until[said] = now + REPEAT_EVERY_S
         return True

@@ -1,7 +1,7 @@
-"""What Prometheus sees of a worker.
+"""Prometheus metrics of a worker.
 
-The names are an interface: dashboards, alerts and the demo's view read them. Base units only; a figure that is not
-known yet is NaN or absent, so that no alert fires on it.
+The names are an interface: dashboards, alerts and the demo's view read them. All units are base units. A figure that is
+not known yet is NaN or absent, so that no alert fires on it.
 """
 
 import logging
@@ -44,9 +44,9 @@ WEIGHT_BUCKETS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0
 
 
 class RunRegistry(CollectorRegistry):
-    """A registry whose series have the run's id as the label `run`, those of the process included.
+    """A registry whose series, including those of the process, have the run's id as the label `run`.
 
-    A label, not an info metric to join with: alerts must name a run whose worker is gone, and its series with it.
+    It is a label and not an info metric to join with: alerts must name a run after its worker and series are gone.
     """
 
     def __init__(self, run_id: str):
@@ -63,7 +63,7 @@ class RunRegistry(CollectorRegistry):
 
 
 class Metrics:
-    """The worker's metrics in `registry`. Methods may be called from any thread, `observe` from one only."""
+    """The worker's metrics in `registry`. Any thread may call the methods, but only one may call `observe`."""
 
     def __init__(
         self,
@@ -73,9 +73,10 @@ class Metrics:
         own_topics: Iterable[str] = (),
         policies: Iterable[str] = (),
     ):
-        """Register the metrics. Give the input topics, the run's own topics that it reads, and the weights' policies.
+        """Register the metrics.
 
-        Every series exists from here on, except those by partition (see `begin`) and by class.
+        `topics` are the input topics, `own_topics` the run's own topics that it reads, `policies` the weight policies.
+        All series exist from now on, except those by partition (see `begin`) and by class.
         """
         counter = partial(Counter, namespace=NAMESPACE, registry=registry)
         gauge = partial(Gauge, namespace=NAMESPACE, registry=registry)
@@ -105,8 +106,9 @@ class Metrics:
         self._loss = gauge("loss", "Weighted loss of the last batch that was learned, mean over its steps, in nats.")
         self._accuracy = gauge(
             "accuracy",
-            "Accuracy, as a ratio from 0 to 1: prequential fades, with about the last "
-            f"{RECENT_SAMPLES} training samples in it, recent has just those; validation and test of the last release.",
+            "Accuracy, as a ratio from 0 to 1: prequential is faded over about the last "
+            f"{RECENT_SAMPLES} training samples, recent is over exactly those, validation and test are of the last "
+            "release.",
             ("kind",),
         )
         self._accuracy_samples = gauge(
@@ -115,8 +117,8 @@ class Metrics:
         self._weights = _WeightHistograms(registry)
         self._calibration_error = gauge(
             "calibration_error",
-            f"Expected calibration error, as a ratio from 0 to 1: recent over the last {RECENT_SAMPLES} training "
-            "samples, predicted before they were learned; validation of the last release.",
+            f"Expected calibration error, as a ratio from 0 to 1: recent is over the last {RECENT_SAMPLES} training "
+            "samples, predicted before they were learned; validation is of the last release.",
             ("kind",),
         )
         self._kappa = gauge(
@@ -132,17 +134,17 @@ class Metrics:
         )
         self._forgetting = gauge(
             "forgetting",
-            "Best recall that a class had at an earlier release less that at the last release, on the test samples, "
+            "Best recall of a class at an earlier release minus its recall at the last release, on the test samples, "
             "as a ratio from -1 to 1.",
             ("label",),
         )
-        self._drifts = counter("drifts_total", "Rises of the prequential error that the detector saw, in drifts.")
+        self._drifts = counter("drifts_total", "Rises of the prequential error that the detector found, in drifts.")
         self._drift_window = gauge(
-            "drift_window", "Newest training samples that the drift detector takes for alike, in samples."
+            "drift_window", "Newest training samples between which the drift detector sees no change, in samples."
         )
         self._boosted = gauge("boosted", "Whether learning is boosted after a drift: 1 when it is, 0 when not.")
         self._log_start = gauge(
-            "log_start", "Oldest offset that the brokers keep, as an offset, as of the last fetch.", partition
+            "log_start", "Oldest offset that the brokers keep, as an offset, from the last fetch.", partition
         )
         self._position = gauge("position", "Next offset to learn, as an offset.", partition)
         self._lag_records = gauge("lag_records", "Distance from the partition's end, in records.", partition)
@@ -170,7 +172,7 @@ class Metrics:
         )
         self._checkpoint_time = gauge(
             "last_checkpoint_timestamp_seconds",
-            "When the last checkpoint was made, in seconds since 1970, UTC; the start of the process before the first.",
+            "Time of the last checkpoint, in seconds since 1970, UTC; before the first, the start of the process.",
         )
         self._checkpoint_bytes = gauge("last_checkpoint_bytes", "Size of the last saved state, in bytes.")
         self._sequence = gauge(
@@ -186,48 +188,50 @@ class Metrics:
         )
         self._negative_flip_rate = gauge(
             "negative_flip_rate",
-            "Validation samples that the last release had right and the last candidate wrong, as a ratio from 0 to 1.",
+            "Validation samples that the last release predicted right and the last candidate wrong, as a ratio from 0 "
+            "to 1.",
         )
         self._old_class_drop = gauge(
             "old_class_drop",
-            "Mean recall that the last candidate lacked of the last release over the classes that the latter knew, as "
-            "a ratio from -1 to 1.",
+            "Mean recall of the last release minus that of the last candidate, over the classes that the release knew, "
+            "as a ratio from -1 to 1.",
         )
         self._store_failures = counter("store_failures_total", "Failed writes to the object store, in attempts.")
 
         self._kafka_warnings = counter(
             "kafka_warnings_total",
-            "What the Kafka client complains of (lost connections, time-outs, refusals), in messages.",
+            "Warnings of the Kafka client (lost connections, time-outs, refusals), in messages.",
         )
         self._answered = {
             Answer.FETCH: gauge(
                 "last_fetch_timestamp_seconds",
-                "When the brokers last answered a fetch of the input, with records or without, in seconds since 1970, "
-                "UTC; the start before the first. A worker that still has records to learn does not fetch.",
+                "Time of the brokers' last answer to a fetch of the input, with or without records, in seconds since "
+                "1970, UTC; before the first, the start. A worker that still has records to learn does not fetch.",
             ),
             Answer.COMMIT: gauge(
                 "last_commit_timestamp_seconds",
-                "When this process last committed a checkpoint, in seconds since 1970, UTC; the start before that.",
+                "Time of this process's last commit of a checkpoint, in seconds since 1970, UTC; before the first, the "
+                "start.",
             ),
             Answer.METADATA: gauge(
                 "last_metadata_timestamp_seconds",
-                "When the brokers last answered a request for metadata, which is made every few seconds whatever the "
-                "worker does, in seconds since 1970, UTC; the start before the first.",
+                "Time of the brokers' last answer to a request for metadata, in seconds since 1970, UTC; before the "
+                "first, the start. The worker sends such a request every few seconds in every phase.",
             ),
         }
         self._silence = gauge(
             "kafka_silence_seconds",
-            "How long the brokers have answered nothing, or no fetch of some partition whose records were asked for, "
-            "in seconds.",
+            "Time since the brokers' last answer, or age of the oldest unanswered fetch of a partition if that is "
+            "more, in seconds.",
         )
         self._foreign_records = counter(
             "foreign_records_total",
-            "Records in the run's own topics that are not its manifests, met and skipped at the start, in records.",
+            "Records in the run's own topics that are not its manifests, skipped at the start, in records.",
             ("topic",),
         )
-        self._phase = gauge("phase", "What the worker is doing: 1 for that phase, 0 for the others.", ("phase",))
+        self._phase = gauge("phase", "Phase of the worker: 1 for the current phase, 0 for the others.", ("phase",))
 
-        self._live = gauge("live", "Whether the worker's loop turns, as `/livez` says: 1 when it does, 0 when not.")
+        self._live = gauge("live", "Whether the worker's loop runs, as `/livez` shows: 1 when it does, 0 when not.")
 
         build = Info("build", "The program's version; no unit, always 1.", namespace=NAMESPACE, registry=registry)
         build.info({"version": version})
@@ -260,7 +264,7 @@ class Metrics:
         self._classes_shown: set[Label] = set()
 
     def follow(self, health: Health) -> None:
-        """Show phase and last answers of the brokers as of each scrape; count what the Kafka client complains of."""
+        """Show the phase and the brokers' last answers at each scrape, and count the Kafka client's warnings."""
         for phase in Phase:
             self._phase.labels(phase).set_function(lambda phase=phase: health.phase is phase)
         self._live.set_function(lambda: health.why_not_live() is None)
@@ -274,7 +278,7 @@ class Metrics:
         self._foreign_records.labels(topic).inc(records)
 
     def begin(self, positions: Positions) -> None:
-        """Show each partition and its next offset to learn, before anything is read."""
+        """Show each partition and its next offset to learn, before any record is read."""
         for topic, partitions in positions.items():
             for partition, offset in partitions.items():
                 self._position.labels(topic, partition).set(offset)
@@ -308,7 +312,7 @@ class Metrics:
             self._position.labels(topic, partition).set(span.end)
 
     def observe_lag(self, topic: str, partition: int, records: int, seconds: float) -> None:
-        """How far reading is behind a partition's end. One that was added after `begin` is shown from now on."""
+        """Set the lag behind a partition's end. A partition that was added after `begin` is shown from now on."""
         if (self._lag_records, topic, partition) not in self._values:
             self._position.labels(topic, partition)
             self._lost.labels(topic, partition)
@@ -316,7 +320,7 @@ class Metrics:
         self._set(self._lag_seconds, topic, partition, seconds)
 
     def observe_log_start(self, topic: str, partition: int, offset: int) -> None:
-        """Oldest offset of a partition that can still be read."""
+        """Set the oldest offset of a partition that can still be read."""
         self._set(self._log_start, topic, partition, offset)
 
     def _set(self, gauge: Gauge, topic: str, partition: int, value: float) -> None:
@@ -327,18 +331,21 @@ class Metrics:
             gauge.labels(topic, partition).set(value)
 
     def observe_refused(self, candidates: int) -> None:
-        """Candidates refused for being worse since the last release."""
+        """Set the number of candidates refused for being worse since the last release."""
         self._refused.set(candidates)
 
     def observe_memory(self, fill: dict[Label, int], size_bytes: int) -> None:
-        """Samples in the memory by label, and the bytes of their encoded images."""
+        """Set the number of samples in the memory by label, and the bytes of their encoded images."""
         for label, items in fill.items():
             self._memory_items.labels(label).set(items)
         self._memory_bytes.set(size_bytes)
 
     def observe_recent(self, recent: Recent | None, drift_window: int, boosted: bool) -> None:
-        """How the last training samples were predicted (None before the first), how many of them the drift detector
-        takes for alike, and whether learning is boosted."""
+        """Set the figures of the last training samples (None before the first) and of the drift detector.
+
+        `drift_window` is the number of newest samples between which the detector sees no change. `boosted` says whether
+        learning is boosted.
+        """
         self._drift_window.set(drift_window)
         self._boosted.set(boosted)
         if recent is None:
@@ -355,11 +362,11 @@ class Metrics:
         self._classes_shown = {c.label for c in classes}
 
     def observe_unsaved(self, records: int) -> None:
-        """Input records that were learned and are in no committed checkpoint."""
+        """Set the number of input records that were learned and are in no committed checkpoint."""
         self._unsaved.set(records)
 
     def checkpoint_committed(self, manifest: Manifest, seconds: float) -> None:
-        """A checkpoint that took `seconds` from snapshot to commit."""
+        """Count a checkpoint that took `seconds` from snapshot to commit."""
         self._newest(manifest)
         self._checkpoint.observe(seconds)
         self._checkpoint_bytes.set(manifest.state.size)
@@ -370,7 +377,7 @@ class Metrics:
         self._discarded.inc(sum(span.end - span.start for _, _, span in each(manifest.discarded)))
 
     def recovered(self, manifest: Manifest) -> None:
-        """The newest checkpoint, found at the start: shown, not counted as one that this process made."""
+        """Show the newest checkpoint, found at the start, without counting it: this process did not make it."""
         self._newest(manifest)
 
     def _newest(self, manifest: Manifest) -> None:
@@ -390,7 +397,7 @@ class Metrics:
                 shown.set(math.nan if figure is None else figure)
 
     def store_failed(self) -> None:
-        """A write to the object store failed and will be tried again."""
+        """Count a failed write to the object store, which will be tried again."""
         self._store_failures.inc()
 
     def _show(self, kind: str, accuracy: Accuracy) -> None:
@@ -404,7 +411,7 @@ class Metrics:
 
 
 class _Counts(logging.Handler):
-    """kafka-python tries again by itself and tells only its log."""
+    """Log handler that counts kafka-python's warnings. kafka-python retries by itself and only logs failures."""
 
     def __init__(self, counter: Counter):
         super().__init__(logging.WARNING)
@@ -415,8 +422,10 @@ class _Counts(logging.Handler):
 
 
 class _WeightHistograms(Collector):
-    """A histogram for each policy. prometheus-client's own takes 1.5 us a value, with a small network as long as
-    learning it."""
+    """A histogram for each policy.
+
+    prometheus-client's own histogram takes 1.5 us per value, as long as a small network needs to learn a sample.
+    """
 
     def __init__(self, registry: CollectorRegistry):
         self._counts: dict[str, list[int]] = {}

@@ -16,7 +16,7 @@ RENDERING_SHARE = 0.05
 
 
 class Answer(NamedTuple):
-    """An HTTP response; `headers` has its Content-Type and what else it needs."""
+    """An HTTP response. `headers` holds its Content-Type and other headers, except Content-Length and Connection."""
 
     status: str
     headers: dict[str, str]
@@ -26,8 +26,8 @@ class Answer(NamedTuple):
 class Pages:
     """The pages of one worker. Not thread-safe.
 
-    Rendering `/metrics` may take a twentieth of one core, however often it is asked for: a page that took longer to
-    render is served again for longer. `clock` and `cpu_clock` (this thread's) are in seconds.
+    Rendering `/metrics` takes at most a twentieth of one core, however often it is requested. The longer a page took to
+    render, the longer it is served from the cache. `clock` and `cpu_clock` (of this thread) are in seconds.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class Pages:
         }
         self._clock = clock
         self._cpu_clock = cpu_clock
-        self._rendered: dict[tuple[bool, bool], tuple[Answer, float]] = {}  # with the time until which it is served
+        self._rendered: dict[tuple[bool, bool], tuple[Answer, float]] = {}  # with the time until which each is served
 
     def answer(self, path: str, headers: dict[str, str]) -> Answer:
-        """Answer a GET request; names of `headers` are in lower case."""
+        """Answer a GET request. The names of `headers` are in lower case."""
         if path == "/metrics":
             return self._metrics(OPENMETRICS in headers.get("accept", ""), "gzip" in headers.get("accept-encoding", ""))
         if path not in self._health:
             return Answer(
-                "404 Not Found", {"Content-Type": TEXT}, _line(f"here are /metrics, {', '.join(self._health)}")
+                "404 Not Found", {"Content-Type": TEXT}, _line(f"known paths are /metrics, {', '.join(self._health)}")
             )
         problem = self._health[path]()
         status = "503 Service Unavailable" if problem else "200 OK"
@@ -64,7 +64,7 @@ class Pages:
         if form in self._rendered and self._clock() < self._rendered[form][1]:
             return self._rendered[form][0]
         began = self._cpu_clock()
-        # In fixed formats: whoever asks must not choose how many there are.
+        # The formats are fixed, so that a client cannot choose how many pages are cached.
         render, content_type = (
             (openmetrics.generate_latest, openmetrics.CONTENT_TYPE_LATEST)
             if as_openmetrics

@@ -1,4 +1,4 @@
-"""What one batch did: the figures that windows, progress bars and Prometheus are made of."""
+"""Figures of one batch, for windows, progress bars and Prometheus."""
 
 from dataclasses import dataclass, field
 
@@ -13,14 +13,18 @@ from stream_learner.formats.record import Rejection
 class Report:
     """Figures of one batch.
 
-    `tombstones` of its `records` are deletion markers that were skipped; `used` tells for each other record, except
-    those with a rare label, in the order of reading, whether it became a sample that was not rejected later;
-    `pieces` are its offsets in the order of reading; `lost` (topic, partition, span) those that were lost before they
-    were read;
-    `learned` counts training samples whose batch was learned (weight 0 included); `loss_sum` is the sum over `steps`
-    of each step's weighted loss; `prequential` counts, by label, (correct, seen) of training samples predicted before
-    they were learned; `weights` are the factors that each policy gave the samples learned, and their `combined`
-    weights; `drifts` are those that the batch brought to light. Times are in seconds.
+    * `tombstones`: deletion markers among the `records`, which were skipped.
+    * `used`: for each other record without a rare label, in the order of reading, whether it became a sample that was
+      not rejected later.
+    * `pieces`: offsets of the batch in the order of reading.
+    * `lost`: (topic, partition, span) of offsets that were lost before they were read.
+    * `learned`: number of training samples whose batch was learned, weight 0 included.
+    * `loss_sum`: sum over `steps` of each step's weighted loss.
+    * `prequential`: (correct, seen) by label, of training samples predicted before they were learned.
+    * `weights`: factors that each policy gave the learned samples, and their `combined` weights.
+    * `drifts`: drifts that the detector found with this batch.
+
+    Times are in seconds.
     """
 
     spans: Spans

@@ -1,8 +1,8 @@
-"""The monitoring port: a small HTTP server that answers probes whatever many or slow clients do.
+"""The monitoring port: a small HTTP server that answers probes even with many or slow clients.
 
-One thread serves all connections. At most 64 are open; a new one closes the oldest, so that a probe is answered while
-thousands of clients hold sockets open. Each connection has one request, and ten seconds from its start to its end.
-Servers in libraries (waitress, uvicorn, aiohttp) stop accepting at their limit, or answer 503.
+One thread serves all connections. At most 64 are open, and a new one closes the oldest. So a probe is answered while
+thousands of clients hold sockets open. Each connection serves one request and lasts at most ten seconds. Servers in
+libraries (waitress, uvicorn, aiohttp) stop accepting at their limit, or answer 503.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing discards what was not sent
 
 
 class Server:
-    """Answers on a daemon thread until closed; `port` is the one it got."""
+    """A server that answers on a daemon thread until it is closed. `port` is its actual port."""
 
     def __init__(self, listener: socket.socket, claim: socket.socket, pages: Pages):
         self.port = listener.getsockname()[1]
@@ -45,6 +45,7 @@ class Server:
         self._thread.start()
 
     def close(self) -> None:
+        """Close the port and all connections, and wait for the thread."""
         self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
 
@@ -67,10 +68,10 @@ class Server:
                 oldest = next(iter(self._open))
                 oldest.cancel()
                 await asyncio.wait([oldest])
-            # From here to the task that owns the connection nothing awaits: a cancelled `sock_accept` would lose it.
+            # No await until a task owns the connection: a cancelled `sock_accept` would lose it.
             try:
                 client, _ = self._listener.accept()
-            except BlockingIOError:  # the client is gone already
+            except BlockingIOError:  # the client has left already
                 continue
             except OSError as error:  # the same, or the process is out of file descriptors
                 log.debug("could not accept a connection", error=str(error))
@@ -81,7 +82,7 @@ class Server:
             task = self._loop.create_task(self._serve(client))
             self._open[task] = None
             task.add_done_callback(self._open.pop)
-            # A task that is cancelled before its first step runs no line of its own.
+            # A task that is cancelled before its first step does not run, so it cannot close the client itself.
             task.add_done_callback(lambda _, client=client: client.close())
             await asyncio.sleep(0)  # a request that has arrived is answered before the next connection is accepted
 
@@ -103,11 +104,11 @@ class Server:
                         for part in _encoded(*self._answer(head)):
                             await self._loop.sock_sendall(client, part)
             except (TimeoutError, OSError, asyncio.CancelledError):
-                # Too slow, gone or pushed out: the kernel must not keep what it did not take.
+                # Too slow, gone or replaced by a newer client: the kernel must not keep unsent data.
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
     async def _head(self, client: socket.socket) -> bytes | None:
-        """Read a request up to the empty line after its headers; None when the client leaves before."""
+        """Read a request up to the empty line after its headers. Return None if the client leaves earlier."""
         head = b""
         while b"\r\n\r\n" not in head and len(head) <= MAX_HEAD_BYTES:
             data = await self._loop.sock_recv(client, MAX_HEAD_BYTES)
@@ -132,19 +133,19 @@ class Server:
         try:
             return self._pages.answer(target.partition("?")[0], headers), method == "GET"
         except Exception:  # one page must not end the server
-            log.warning("a page could not be made", path=target, exc_info=True)
+            log.warning("a page of the monitoring port could not be rendered", path=target, exc_info=True)
             return Answer("500 Internal Server Error", {"Content-Type": TEXT}, b"see the log\n"), True
 
 
 def _encoded(answer: Answer, with_body: bool) -> tuple[bytes, bytes]:
-    # Two parts: connections whose clients are slow share one body.
+    # Two parts, so that connections of slow clients share one body.
     headers = answer.headers | {"Content-Length": str(len(answer.body)), "Connection": "close"}
     lines = [f"HTTP/1.1 {answer.status}", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""]).encode(), answer.body if with_body else b""
 
 
 def serve(host: str, port: int, registry: CollectorRegistry, health: Health, run_id: str) -> Server:
-    """Start the pages. Port 0 picks a free one, and so does a port that another worker of the run has on this host.
+    """Start the server. With port 0, or if another worker of the run on this host has the port, use a free port.
 
     Raises UsageError when the address cannot be used.
     """
@@ -161,7 +162,7 @@ def serve(host: str, port: int, registry: CollectorRegistry, health: Health, run
     log.info("monitoring", host=host, port=server.port)
     if port and not has_claim:
         log.warning(
-            "another worker of the run on this host has monitoring.port; the pages of this one are on a free port",
+            "another worker of the run on this host uses monitoring.port; this worker uses a free port instead",
             taken=port,
             free=server.port,
         )
@@ -169,10 +170,10 @@ def serve(host: str, port: int, registry: CollectorRegistry, health: Health, run
 
 
 def _claimed(claim: socket.socket, name: str) -> bool:
-    """Bind an abstract Unix socket, and return False when another process has bound the same name.
+    """Bind an abstract Unix socket. Return False when another process has bound the same name.
 
     Like a port, the name belongs to the network namespace, and the kernel frees it when the process ends. It shows at
-    once whether a worker of the run has the port, also when that worker is frozen and would not answer over HTTP.
+    once whether a worker of the run has the port, even if that worker is frozen and would not answer over HTTP.
     """
     try:
         claim.bind(f"\0stream-learner/{hashlib.sha256(name.encode()).hexdigest()}")

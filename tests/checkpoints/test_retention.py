@@ -183,7 +183,7 @@ def test_without_the_newest_state_there_is_no_clock_and_nothing_is_swept(run):
     newest = run.checkpoint(2)
     run.checkpoint(1, attempt="killed-long-ago", age_s=10 * ORPHAN_AGE.total_seconds())
     run.store.delete([newest.object.key])
-    with pytest.raises(StoreError, match="just written, is not listed"):
+    with pytest.raises(StoreError, match="was just written, but is not listed"):
         sweep_orphans(run.store, "digits", manifest([newest]))
     assert "000000000001-killed-long-ago" in run.folders()
 

@@ -89,7 +89,7 @@ def test_an_object_that_is_too_large_is_not_read(store):
 def test_what_is_no_file_is_not_waited_for(store, folder):
     (folder / KEY).parent.mkdir(parents=True)
     os.mkfifo(folder / KEY)
-    with pytest.raises(StateError, match="is no file"):
+    with pytest.raises(StateError, match="is not a file"):
         store.get(KEY)
 
 
@@ -147,7 +147,7 @@ def test_no_link_is_followed(store, folder, tmp_path, linked, outside):
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(target if linked == KEY else behind)
     for use in uses(store, KEY):
-        with pytest.raises(StateError, match=r"is a symbolic link or lies behind one; .* checkpoint\.store"):
+        with pytest.raises(StateError, match=r"is a symbolic link or lies behind one, .* checkpoint\.store"):
             use()
     assert target.read_bytes() == b"of somebody else"
 
@@ -269,7 +269,7 @@ def test_a_file_system_without_hard_links(folder, error):
     )
     command = [sys.executable, NO_HARD_LINKS, str(error), sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.count("cannot write create-only") == 1
+    assert done.stdout.count("does not support create-only writes") == 1
     assert os.strerror(error) in done.stdout
     assert Store(str(folder)).times("digits").keys() == {KEY}
     assert (folder / KEY).read_bytes() == b"bytes"
@@ -310,7 +310,7 @@ def test_a_bucket_with_or_without_create_only(server, create_only):
         store.try_out(TRIALS)
     assert not server.objects
     assert [line["event"].split(";")[0] for line in logs] == (
-        [] if create_only is CreateOnly.KEPT else ["checkpoint.store cannot write create-only"]
+        [] if create_only is CreateOnly.KEPT else ["checkpoint.store does not support create-only writes"]
     )
     large = bytes(6 * MIB)  # obstore would write it in parts
     assert store.fetch(store.put(KEY, large)) == large

@@ -172,9 +172,9 @@ def test_a_bad_value_names_its_field(file, override, field):
 NAMED = [
     ("input.format=plane", "input.format: 'plane' is unknown; did you mean plain?"),
     ("model.name=cnm", "model.name: 'cnm' is unknown; did you mean cnn?"),
-    ("model.name=:Net", "model.name: ':Net' is no `package.module:name`"),
-    ("model.name=.models:Net", "model.name: '.models:Net' is no `package.module:name`"),
-    ("model.name=models:", "model.name: 'models:' is no `package.module:name`"),
+    ("model.name=:Net", "model.name: ':Net' is not of the form `package.module:name`"),
+    ("model.name=.models:Net", "model.name: '.models:Net' is not of the form `package.module:name`"),
+    ("model.name=models:", "model.name: 'models:' is not of the form `package.module:name`"),
     ("model.head=rigde", "model.head: 'rigde' is unknown; did you mean ridge?"),
     ("learning.strategy=err", "learning.strategy: 'err' is unknown; did you mean er?"),
     ("learning.strategy=xyz", "'xyz' is unknown; known are derpp, er, er_ace, er_la, finetune, mkd"),

@@ -257,8 +257,8 @@ def test_whatever_a_window_says_it_is_one_or_refused(document):
     ("data", "message"),
     [
         (b" " * (documents.MAX_BYTES + 1), "4194305 bytes long; at most 4194304 are read"),
-        (b'{"schema_version": 5, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deep"),
-        (b"[" * 1_000_000, "nested too deep|Expected `object`"),
+        (b'{"schema_version": 5, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b"[" * 1_000_000, "nested too deeply|Expected `object`"),
         (b'{"run_id": "\xff"}', "utf-8|missing required field"),
         (b"", "truncated"),
     ],

@@ -213,7 +213,7 @@ def test_a_function_of_ones_own_makes_a_classifier_or_is_refused():
     with pytest.raises(UsageError, match=r"of_other_arguments' is called with classes, height, .*std: .*'classes'"):
         build(f"{__name__}:of_other_arguments")
     for name in (":by_a_function", ".relative:by_a_function"):
-        with pytest.raises(UsageError, match=r"is no `package\.module:name`"):
+        with pytest.raises(UsageError, match=r"is not of the form `package\.module:name`"):
             build(name)
 
 

@@ -32,7 +32,7 @@ DOCUMENTED = {
     "records_held_out": ("counter", "records"),
     "records_rejected": ("counter", "records"),
     "records_lost": ("counter", "offsets"),
-    "phase": ("gauge", "1 for that phase"),
+    "phase": ("gauge", "1 for the current phase"),
     "kafka_warnings": ("counter", "messages"),
     "record_timestamps": ("counter", "records"),
     "steps": ("counter", "steps"),
@@ -140,7 +140,7 @@ def test_health_pages_follow_the_worker(port, health):
 def test_another_path_is_not_found_and_says_which_there_are(port):
     response, body = get(port, "/")
     assert response.status == 404
-    assert body == b"here are /metrics, /startupz, /livez, /readyz\n"
+    assert body == b"known paths are /metrics, /startupz, /livez, /readyz\n"
 
 
 def test_nothing_is_written_about_requests(port, capfd):
@@ -295,6 +295,6 @@ def test_a_port_that_another_worker_of_the_run_has_is_replaced_by_a_free_one(hea
         with closing(serve("127.0.0.1", port, CollectorRegistry(), health, "digits")) as second:
             assert first.port == port != second.port
             assert get(second.port, "/livez")[0].status == 200
-            assert f"on a free port free={second.port} taken={port}" in capsys.readouterr().out
+            assert f"uses a free port instead free={second.port} taken={port}" in capsys.readouterr().out
     with closing(serve("127.0.0.1", port, CollectorRegistry(), health, "digits")) as again:
         assert again.port == port

@@ -124,7 +124,7 @@ def test_a_second_worker_on_one_host_does_without_the_port_of_the_first(new_run:
     second = run.start()
     run.feed(mixed(500))
     run.learned(second)
-    assert "another worker of the run on this host has monitoring.port" in second.text()
+    assert "another worker of the run on this host uses monitoring.port" in second.text()
     second.stop()
     first.kill()
     run.check()
