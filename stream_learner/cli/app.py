@@ -10,11 +10,12 @@ import traceback
 from collections.abc import Callable
 from io import TextIOWrapper
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from stream_learner.cli.output import err
+from stream_learner import __version__
+from stream_learner.cli.output import err, say
 from stream_learner.errors import ExitCode, StreamLearnerError, out_of_memory
 from stream_learner.run.signals import end_process, obeyed
 from stream_learner.text import escape_unencodable, printable, printable_lines
@@ -22,7 +23,6 @@ from stream_learner.text import escape_unencodable, printable, printable_lines
 app = typer.Typer(
     name="stream-learner",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Learns an image classifier from a Kafka stream, exactly once, and releases it downstream.",
     epilog="`--debug` with any command shows the traceback of an error. Exit codes are in docs/operations.md.",
@@ -30,6 +30,22 @@ app = typer.Typer(
 
 # They may include a password, when an option lacks its `=`.
 EXTRA_ARGUMENTS = re.compile(r"(unexpected extra argument\S*) \(.*\)", re.DOTALL)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(f"stream-learner {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the program, which stand before a command."""
 
 
 def main() -> None:
@@ -42,7 +58,12 @@ def main() -> None:
             stream.reconfigure(errors="escape")  # labels and paths may be in any script
     for number in obeyed():
         signal.signal(number, _interrupt)
-    exit_with(lambda: app(prog_name="stream-learner", standalone_mode=False), debug)
+    exit_with(_command, debug)
+
+
+def _command() -> None:
+    if app(prog_name="stream-learner", standalone_mode=False):  # typer has reported a shell that it cannot complete in
+        sys.exit(ExitCode.USAGE)
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -28,6 +28,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from terminal import Terminal
 
+from stream_learner import __version__
 from stream_learner.cli import app
 from stream_learner.config import KafkaSettings
 from stream_learner.errors import ExitCode
@@ -132,6 +133,10 @@ def test_the_module_is_the_script(arguments: list[str]):
         subprocess.run([*command, *arguments], capture_output=True, text=True) for command in (MODULE, SCRIPT)
     )
     assert (module.returncode, module.stdout, module.stderr) == (script.returncode, script.stdout, script.stderr)
+
+
+def test_the_version_is_the_packages(tmp_path: Path):
+    assert stream_learner("--version", folder=tmp_path) == (ExitCode.OK, f"stream-learner {__version__}\n", "")
 
 
 # Failures
