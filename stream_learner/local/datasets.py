@@ -1,4 +1,4 @@
-"""Labelled images on disk, still encoded: what a laptop can feed to a topic."""
+"""Data sets: labelled, encoded images on disk that can be fed to a topic."""
 
 import io
 import os
@@ -42,13 +42,13 @@ SplitName = Literal["train", "test", "all"]
 
 
 class NoTestSplitError(DataError):
-    """A data set has no images set apart for the test."""
+    """Error for a data set without a test split."""
 
 
 class Example(NamedTuple):
     """An encoded image (JPEG or PNG), its label, and an id that is unique and stable within its data set.
 
-    `split` is what the example is held out for, None where that is left to the worker.
+    `split` is the held-out split of the example, or None if the worker should decide.
     """
 
     image: bytes
@@ -59,12 +59,12 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples in a fixed order; `dataset[i]` reads the image of one, all else is at hand.
+    """Examples in a fixed order. `dataset[i]` reads one image; everything else is in memory.
 
-    `labels` are the classes in their own order, `named` where they came with the data, and are not its numbers or
-    folders; `targets` the index into them of each example. `height`, `width` (px)
-    and `channels` suit a model for these images. `skipped` counts files beside the images. `held_out` is the split of
-    each example that is in a part for the test or validation.
+    `labels` are the classes in their own order. `named` is true if the data set has names for them, and they are not
+    just numbers or folders. `targets` holds the index into `labels` of each example. `height`, `width` (px) and
+    `channels` suit a model for these images. `skipped` counts files that are no images. `held_out` holds the split of
+    each example in a test or validation part.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Dataset:
 
     @property
     def beside(self) -> str:
-        """Return a note about skipped files for messages about the images."""
+        """Note about skipped files, for messages about the images."""
         return f" ({self.skipped:,} other file{'s' if self.skipped > 1 else ''} skipped)" if self.skipped else ""
 
     @property
@@ -100,20 +100,21 @@ class Dataset:
 
 
 def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
-    """The data set in a folder, or scikit-learn's handwritten digits when there is none.
+    """Open the data set in a folder, or scikit-learn's handwritten digits without a folder.
 
-    `split` chooses among the files by the words `train`, `test` and `validation` (or `valid`, `val`, `dev`) in their
-    names and in those of the folders around them, a class's own folder apart. Where none says `train`, those that say
-    nothing are that, or else `validation`, or else `test`; where none says `test`, those of `validation` are. With
-    `all`, what is not train but says `test` or `validation` is held out for that. Images of class folders are read
-    when they are asked for, those of parquet files at once. Raises NoTestSplitError when there is neither, DataError,
-    UsageError.
+    `split` chooses files by the words `train`, `test` and `validation` (or `valid`, `val`, `dev`) in their names and in
+    the names of the folders around them, except class folders. If no name has `train`, the training files are those
+    without such a word, or else those with `validation`, or else those with `test`. If no name has `test`, the test
+    files are those with `validation`. With `all`, other files with `test` or `validation` are held out for that split.
+
+    Images in class folders are read when they are needed, images in parquet files at once. Raises NoTestSplitError when
+    `test` is chosen and there are no such files, DataError, UsageError.
     """
     if path is None:
         if split == "test":
             raise NoTestSplitError(f"{DIGITS} have no test split of their own")
         return _digits()
-    if not os.path.isdir(path):  # Path.is_dir raises where a folder above it is closed
+    if not os.path.isdir(path):  # Path.is_dir raises if a folder above it cannot be read
         raise DataError(f"there is no folder {path}; {LAYOUTS}")
     visible = files.visible(path)
     if tables := [file for file in visible if file.suffix.lower() == ".parquet"]:
@@ -121,27 +122,29 @@ def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
     found = files.pictures(path, visible)
     if astray := _astray(path, found.files):
         raise DataError(
-            f"images such as {astray[0]}, {len(astray)} in all, are in no class's folder: classes' folders are in "
-            f"{path} itself or in folders that say a part, such as `train`; move the images, remove them, or name the "
-            "folder above the classes"
+            f"images such as {astray[0]} ({len(astray)} in total) are in no class folder: class folders are in {path} "
+            "itself or in folders named after a part, such as `train`; move or remove the images, or give the folder "
+            "that holds the class folders"
         )
     chosen = _of_split({file: file.relative_to(path).parts[:-2] for file in found.files}, path, split)
     return _class_folders(path, chosen, found)
 
 
 def _astray(root: Path, pictures: Sequence[Path]) -> list[Path]:
-    """Those beside classes' folders, or deeper than these: a class's folder is in the root, or in one that says a
-    part."""
+    """Return the images that are not in a class folder, but next to one or deeper.
+
+    A class folder is in the root, or in a folder named after a part.
+    """
     placed = {p for p in pictures if all(_part((name,)) for name in p.relative_to(root).parts[:-2])}
     folders = {picture.parent for picture in placed} - {root}
     flat = {folder for folder in folders if folder.parent == root and _part((folder.name,))}
-    # A class may well be called `train`, among others, but not where classes are in parts or nothing else is there.
+    # A class may be called `train`, but only among other classes, and only if classes are not in parts.
     above = {root, *(flat if flat == folders or any(folder.parent != root for folder in folders) else ())}
     return [picture for picture in pictures if picture not in placed or picture.parent in above]
 
 
 def _digits() -> Dataset:
-    """The test set of the Optical Recognition of Handwritten Digits data (UCI): 1,797 of 8 x 8 pixels."""
+    """Load the test set of the Optical Recognition of Handwritten Digits data (UCI): 1,797 images of 8 x 8 pixels."""
     with extra("demo"):
         from sklearn.datasets import load_digits
 
@@ -159,7 +162,7 @@ def _png(pixels_HW: Any) -> bytes:
 
 
 def _of_split(told_by: dict[Path, tuple[str, ...]], root: Path, split: SplitName) -> dict[Path, Split | None]:
-    """Files of a split, by the names that tell of each file, and what each is held out for."""
+    """Return the files of a split, each with its held-out split. `told_by` holds the names that show a file's part."""
     part_of = {file: _part(names) for file, names in told_by.items()}
     parts = set(part_of.values())
     train = parts & {"train"} or parts & {None} or parts & {"validation"} or parts
@@ -175,7 +178,7 @@ def _of_split(told_by: dict[Path, tuple[str, ...]], root: Path, split: SplitName
 
 
 def _part(names: tuple[str, ...]) -> str | None:
-    """What the innermost name says that has a word for it."""
+    """Return the part that the innermost of the names shows, None if no name shows one."""
     for name in reversed(names):
         for word in re.split("[^a-z]+", name.lower()):
             if word in PARTS:
@@ -222,7 +225,7 @@ def _dataset(
     sample = [read(index) for index in range(0, len(ids), max(1, len(ids) // SAMPLED_IMAGES))]
     headers = [found for found in map(_header, sample) if found]
     if not headers:
-        beside = f" ({skipped:,} other files are there)" if skipped else ""
+        beside = f" (it holds {skipped:,} other files)" if skipped else ""
         raise DataError(f"there is no image in {name} that can be opened{beside}; {LAYOUTS}")
     (height, width), _ = Counter(found[:2] for found in headers).most_common(1)[0]
     channels = 1 if all(found.grey for found in headers) else 3

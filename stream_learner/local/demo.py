@@ -1,4 +1,4 @@
-"""The main job on a laptop: a real Kafka, a feeder and a worker, each a process, watched until the feed is learned."""
+"""The demo: a real Kafka, a feeder and a worker on a laptop, each in a process, until all records are learned."""
 
 import json
 import os
@@ -32,7 +32,7 @@ FOLDER = Path(".stream-learner") / "demo"
 RUN = re.compile(r"demo-\d{8}-\d{6}")
 KEPT_RUNS = 3
 DATA = "data.txt"
-# A small data set is fed slowly enough to be watched.
+# A small data set is fed slowly, so that a person can watch.
 WATCH_S = 20.0
 WATCHABLE = 5_000
 LOOK_EVERY_S = 0.25
@@ -41,7 +41,7 @@ WAITS = "waits for Kafka"
 
 
 class Live(Protocol):
-    """rich.live.Live, or what stands in for it."""
+    """Protocol of rich.live.Live and its replacements."""
 
     def refresh(self) -> None: ...
 
@@ -53,11 +53,10 @@ def run_demo(
     say: Callable[[str], None],
     show: Callable[[View], AbstractContextManager[Live]],
 ) -> Summary:
-    """Run the demo to its end and return what it did.
+    """Run the demo to its end and return its summary.
 
-    `say` gets a line for each thing that happens before and after the view; `show(view)` draws the view meanwhile.
-    Raises subclasses of StreamLearnerError, and SystemExit where a signal's handler does. In every case each process
-    that was started is stopped.
+    `say` gets a line for each event before and after the view. `show(view)` draws the view. Raises subclasses of
+    StreamLearnerError, and SystemExit if a signal handler does. All started processes are stopped in every case.
     """
     began = time.monotonic()
     folder = _last_run() if resume else None
@@ -75,7 +74,7 @@ def run_demo(
         topics.create(settings, input_partitions=1)
         _remember(folder)
         if removed := _remove_old_runs():
-            say(f"removed {removed} older demo{'s' if removed > 1 else ''}: the last {KEPT_RUNS} are kept")
+            say(f"removed {removed} older demo{'s' if removed > 1 else ''}; the last {KEPT_RUNS} are kept")
         say(f"Kafka is at {broker.bootstrap_servers}; the run's files are in {near(str(folder))}")
         before = read_status(settings).manifest
         common = [str(folder / "worker.toml")] + [word for override in overrides for word in ("--set", override)]
@@ -103,7 +102,7 @@ def _learn(
     view: View,
     show: Callable[[View], AbstractContextManager[Live]],
 ) -> None:
-    """Feed the data set, learn it, and stop the worker cleanly; `since` is the last checkpoint before.
+    """Feed the data set, learn it, and stop the worker cleanly. `since` is the last checkpoint before the start.
 
     Raises ChildError, and KafkaUnavailableError when Kafka does not start again.
     """
@@ -128,7 +127,7 @@ def _learn(
                 if all_learned:
                     view.state = "saves and stops"
                     live.refresh()
-                    stopped = worker.stop() == ExitCode.OK  # or else it died before it had saved
+                    stopped = worker.stop() == ExitCode.OK  # otherwise it died before it saved
                     view.state = STOPPED if stopped else view.state
                 else:
                     time.sleep(LOOK_EVERY_S)
@@ -139,7 +138,7 @@ def _learn(
 
 
 def _look(settings: Settings, start: Positions, worker: Supervised, feeder: Child, totals: Totals, view: View) -> bool:
-    """Bring the view up to date. Return whether the feeder is done and everything it fed is learned."""
+    """Update the view. Return whether the feeder is done and all its records are learned."""
     fed = feeder.ended()
     if fed:
         raise feeder.failure("feeder", fed)
@@ -156,12 +155,12 @@ def _look(settings: Settings, start: Positions, worker: Supervised, feeder: Chil
 
 
 def _order(manifest: Manifest | None) -> Order:
-    """Return the place in the run of a manifest, and of none."""
+    """Return the epoch and sequence of a manifest, or those before the first one."""
     return manifest.order if manifest else (1, 0)
 
 
 def _held_out(dataset: Dataset, settings: Settings) -> dict[Split, str]:
-    """Say where the samples of each held-out set come from."""
+    """Describe where the samples of each held-out set come from."""
     shares = {Split.VALIDATION: settings.split.validation, Split.TEST: settings.split.test}
     own = set(dataset.held_out.values())
     return {s: f"the data's {s} part" if s in own else f"{share:.0%} of what is fed" for s, share in shares.items()}
@@ -172,10 +171,10 @@ def _resume_command() -> str:
 
 
 def _summary(settings: Settings, folder: Path, before: Manifest | None, began: float) -> Summary:
-    """Sum up what the topics say was done since the manifest `before`."""
+    """Summarise the run since the manifest `before`, from its topics."""
     after = read_status(settings).manifest
     if after is None or after.release is None:
-        raise DataError("the data set is too small for a release; take more images")
+        raise DataError("the data set is too small for a release; use more images")
     counts = committed(settings, _order(before), after.order)
     earlier = before.release.test.accuracy if before and before.release else None
     return Summary(
@@ -201,20 +200,22 @@ def _new_run(dataset: Dataset, data: Path | None, seed: int) -> Path:
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise UsageError(f"the demo cannot make {folder}: {error.strerror}; run it in a folder of yours") from None
+        raise UsageError(
+            f"the demo cannot create {folder}: {error.strerror}; run it in a folder that you may write to"
+        ) from None
     (folder / "worker.toml").write_text(_settings(dataset, run_id, folder, seed))
     (folder / DATA).write_bytes(os.fsencode(data.resolve()) if data else b"")
     return folder
 
 
 def _fed_before(folder: Path) -> Path | None:
-    """The data set that a run was fed with, None for the digits."""
+    """Return the data set with which a run was fed, None for the digits."""
     path = (folder / DATA).read_bytes()
     return Path(os.fsdecode(path)) if path else None
 
 
 def _remember(folder: Path) -> None:
-    """Makes this the run to resume."""
+    """Make this run the one to resume."""
     latest = FOLDER / "latest"
     latest.unlink(missing_ok=True)
     latest.symlink_to(folder.name)
@@ -228,7 +229,7 @@ def _last_run() -> Path:
 
 
 def _remove_old_runs() -> int:
-    """Remove all runs but the last, and those whose Kafka runs. Return their number."""
+    """Remove old runs, except the last ones and those whose Kafka is running. Return the number of removed runs."""
     runs = sorted(path for path in FOLDER.iterdir() if RUN.fullmatch(path.name) and not path.is_symlink())
     old = [run for run in runs[:-KEPT_RUNS] if not is_running(run / "kafka")]
     for run in old:
@@ -243,7 +244,7 @@ def _settings(dataset: Dataset, run_id: str, folder: Path, seed: int) -> str:
 [run]
 id = "{run_id}"
 seed = {seed}
-# There is one worker: after a kill it need not wait until the broker gives up its former self.
+# There is one worker, so after a kill it need not wait until the session of its previous process expires.
 on_conflict = "take_over"
 
 [input]

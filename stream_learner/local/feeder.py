@@ -1,4 +1,4 @@
-"""A data set to a topic: in which order, how fast, and nothing lost without a word."""
+"""Feeder of a data set to a topic, with a choice of order and rate. A lost record raises an error."""
 
 import itertools
 import time
@@ -15,30 +15,30 @@ from stream_learner.local.datasets import Dataset
 from stream_learner.streams import offsets
 from stream_learner.streams.connection import client_config, connect, kafka_failures
 
-# kafka-python bounds neither what waits to be sent nor what waits to be acknowledged.
+# kafka-python limits neither the records that wait to be sent nor those that wait for an acknowledgement.
 MAX_UNACKNOWLEDGED_BYTES = 64 * MIB
 MAX_RECORD_BYTES = 17 * MIB
 PROGRESS_EVERY_S = 0.1
-# Standard deviation of a class's moment in the stream, in widths of a class.
+# Standard deviation of the time of a class's examples in the stream, in widths of a class.
 DRIFT_WIDTH = 1.0
 
 Order = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-"""Class index of each example to the examples' indices in the order in which they are sent, each once."""
+"""Function from the class index of each example to the order in which the examples are sent, as their indices."""
 
 
 def shuffled(targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """All classes mixed, as if the stream were stationary."""
+    """Mix all classes, as in a stationary stream."""
     return rng.permutation(len(targets))
 
 
 def by_class(targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One class after the other, shuffled inside: the hardest case of incremental learning."""
+    """Send one class after the other, each shuffled. This is the hardest case of incremental learning."""
     mixed = rng.permutation(len(targets))
     return mixed[np.argsort(targets[mixed], kind="stable")]
 
 
 def drifting(targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The mix of classes changes smoothly: each class comes and goes as a Gaussian (Shanahan et al. 2021)."""
+    """Change the mix of classes smoothly: each class rises and falls as a Gaussian (Shanahan et al. 2021)."""
     return np.argsort(rng.normal(targets, DRIFT_WIDTH), kind="stable")
 
 
@@ -46,7 +46,7 @@ ORDERS: dict[str, Order] = {"shuffled": shuffled, "by_class": by_class, "driftin
 
 
 class Fed(NamedTuple):
-    """What a feed did: records acknowledged, and the end offset of each partition after them."""
+    """Result of a feed: the number of acknowledged records, and the end offset of each partition after them."""
 
     records: int
     end_offsets: dict[int, int]
@@ -65,15 +65,15 @@ def feed(
     on_progress: Callable[[int], None] = lambda _: None,
     stop: Event | None = None,
 ) -> Fed:
-    """Sends `epochs` passes over a data set, each in a new order; at most `limit` records in all.
+    """Send `epochs` passes over a data set, each in a new order, and at most `limit` records in total.
 
-    A record is in the plain form: the image as value, the id as key (so it chooses the partition) and header, the
-    label as header, and the split of an example that is held out. `rate` is in records/s; None is as fast as it goes.
-    `on_progress` gets the number of acknowledged records now and then and at the end. Once `stop` is set nothing more
-    is sent, and what was sent is awaited.
-    Raises KafkaUnavailableError when a record is not acknowledged, TopicsError when there is no such topic.
+    A record is in the plain format: the image as value, the id as key and header, the label as header, and the split of
+    a held-out example as header. The key chooses the partition. `rate` is in records/s, None for no limit.
+    `on_progress` gets the number of acknowledged records several times a second and at the end. Once `stop` is set,
+    no more records are sent, and the sent ones are awaited.
+    Raises KafkaUnavailableError when a record is not acknowledged, TopicsError when the topic is missing.
     """
-    offsets.bounds(kafka, [topic])  # refuses a topic that is missing before anything is read
+    offsets.bounds(kafka, [topic])  # refuses a missing topic before anything is read
     indices = itertools.islice(_schedule(dataset, order, seed, epochs), limit)
     with kafka_failures(kafka, f"feeding {topic}", "Write"):
         records = _produce(dataset, indices, kafka, topic, rate, on_progress, stop or Event())
@@ -111,12 +111,12 @@ def _produce(
     started = shown = time.monotonic()
     try:
         for sent, index in enumerate(indices):
-            # A schedule, so that what one record is late the next ones make up for.
+            # A schedule, so that the next records make up for the delay of one.
             ahead_s = started + sent / rate - time.monotonic() if rate else 0.0
             if stop.wait(ahead_s) if ahead_s > 0 else stop.is_set():
                 break
             example = dataset[index]
-            key = example.id.encode(errors="surrogateescape")  # a file's name need not be UTF-8
+            key = example.id.encode(errors="surrogateescape")  # a file's name may not be UTF-8
             headers = [("label", example.label.encode()), ("id", key)]
             headers += [("split", example.split.encode())] if example.split else []
             unacknowledged.append((producer.send(topic, example.image, key, headers), len(example.image)))

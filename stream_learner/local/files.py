@@ -1,4 +1,4 @@
-"""The files of a data set: all that are visible, and which of them are images."""
+"""The files of a data set: the visible ones, and the images among them."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from stream_learner.errors import DataError
 from stream_learner.formats import images
 from stream_learner.local.faults import Fault
 
-# A Mac leaves such files in archives.
+# macOS adds `__MACOSX` to archives.
 HIDDEN = (".", "__MACOSX")
 NOT_AN_IMAGE = "neither a JPEG nor a PNG"
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -34,17 +34,19 @@ class Pictures(NamedTuple):
 
 
 def visible(root: Path) -> list[Path]:
-    """Return all files below a folder, sorted, without those whose path has a hidden name.
+    """Return all files below a folder, sorted, except those with a hidden name in their path.
 
-    Links to folders are followed. Raises DataError when two paths lead to one folder (which a loop of links does), or
-    a folder cannot be read.
+    Links to folders are followed. Raises DataError when two paths lead to one folder (as in a loop of links), or when a
+    folder cannot be read.
     """
     files: list[Path] = []
     try:
         reached = {_identity(parent): str(parent) for parent in root.resolve().parents}
         for folder, folders, names in os.walk(root, followlinks=True, onerror=_fail):
             if (first := reached.setdefault(_identity(folder), folder)) != folder:
-                raise DataError(f"{folder} and {first} are one folder; remove the link, so that each image is fed once")
+                raise DataError(
+                    f"{folder} and {first} are the same folder; remove the link, so that each image is fed once"
+                )
             folders[:] = [name for name in sorted(folders) if not name.startswith(HIDDEN)]
             files += [Path(folder, name) for name in names if not name.startswith(HIDDEN)]
     except OSError as error:
@@ -53,9 +55,9 @@ def visible(root: Path) -> list[Path]:
 
 
 def pictures(root: Path, files: Iterable[Path]) -> Pictures:
-    """Sort out images by their first bytes, whatever the files are called.
+    """Find the images among files by their first bytes, not by their names.
 
-    A fault is a file in another image format or with an image's suffix, or one that cannot be read.
+    A fault is a file that cannot be read, has another image format, or has an image's suffix but is none.
     """
     found = Pictures([], 0, [])
     others = 0
@@ -75,7 +77,7 @@ def pictures(root: Path, files: Iterable[Path]) -> Pictures:
 
 
 def read(file: Path) -> bytes:
-    """Raises DataError."""
+    """Read a file. Raises DataError."""
     try:
         return file.read_bytes()
     except OSError as error:
@@ -83,7 +85,7 @@ def read(file: Path) -> bytes:
 
 
 def place(path: Path, root: Path) -> str:
-    """Return a path as the data set's messages and ids name it."""
+    """Return a path relative to the data set's folder, for messages and ids."""
     return path.relative_to(root).as_posix()
 
 
@@ -97,7 +99,7 @@ def _fail(error: OSError) -> None:
 
 
 def _start(file: Path) -> bytes:
-    """Return a file's first bytes; none of a pipe or a device, which would be waited for. Raises OSError."""
+    """Return a file's first bytes, and none of a pipe or a device, which could block. Raises OSError."""
     if not stat.S_ISREG(file.stat().st_mode):
         return b""
     with file.open("rb", buffering=0) as opened:

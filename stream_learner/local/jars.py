@@ -1,6 +1,6 @@
-"""Kafka's jars: from Maven Central once, then from a cache folder, and checked each time against our own sums.
+"""Kafka's jars: downloaded from Maven Central once, then cached, and checked against our own checksums each time.
 
-`python -m stream_learner.local.jars` resolves them anew and prints the list that belongs in `kafka-jars.sha256`.
+`python -m stream_learner.local.jars` resolves them again and prints the content of `kafka-jars.sha256`.
 """
 
 import hashlib
@@ -13,40 +13,42 @@ from tempfile import TemporaryDirectory
 from stream_learner.errors import KafkaUnavailableError
 from stream_learner.local import extra
 
-# Kafka's own dependencies name no logger; without the second one it would fail without a word.
+# Kafka's own dependencies include no logger. Without the second artifact, Kafka would fail without a message.
 ARTIFACTS = (("org.apache.kafka", "kafka_2.13", "4.1.0"), ("org.slf4j", "slf4j-simple", "1.7.36"))
 SUMS = Path(__file__).with_name("kafka-jars.sha256")
-# Each attempt is some 200 requests.
+# Each attempt makes about 200 requests.
 ATTEMPTS = 3
 
 
 def class_path() -> str:
-    """Class path of Kafka's jars, downloaded if need be. Raises KafkaUnavailableError, UsageError."""
+    """Return the class path of Kafka's jars. Download them if needed. Raises KafkaUnavailableError, UsageError."""
     folder = cache_folder()
     if not folder.is_dir():
         _download(folder)
     if trouble := mismatch(folder):
-        raise KafkaUnavailableError(f"Kafka's jars in {folder} cannot be trusted: {trouble}; delete that folder")
+        raise KafkaUnavailableError(
+            f"Kafka's jars in {folder} cannot be trusted: {trouble}; delete that folder to download them again"
+        )
     return os.pathsep.join(str(jar) for jar in sorted(folder.glob("*.jar")))
 
 
 def cache_folder() -> Path:
-    """Where the jars are kept; another list of sums has another folder."""
+    """Return the folder of the jars. Each list of checksums has a folder of its own."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return caches / "stream-learner" / f"kafka-{_sha256(SUMS)[:16]}"
 
 
 def mismatch(folder: Path) -> str | None:
-    """How the jars in a folder differ from the list of sums; None when they are the same."""
+    """Return how the jars in a folder differ from the list of checksums, None if they do not."""
     expected = {name: digest for digest, name in (line.split() for line in SUMS.read_text().splitlines())}
     found = {jar.name: _sha256(jar) for jar in folder.glob("*.jar")}
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"
         if name not in expected:
-            return f"{name} is not in the list of sums"
+            return f"{name} is not in the list of checksums"
         if found[name] != expected[name]:
-            return f"{name} has another sha256 than the list of sums"
+            return f"the sha256 of {name} differs from the list of checksums"
     return None
 
 
@@ -55,7 +57,8 @@ def _download(folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise KafkaUnavailableError(
-            f"no room for Kafka's jars: {error}; set XDG_CACHE_HOME to a folder you may write to"
+            f"the folder for Kafka's jars cannot be created: {error}; set XDG_CACHE_HOME to a folder that you may "
+            "write to"
         ) from None
     with TemporaryDirectory(dir=folder.parent, prefix="download-") as scratch:
         fresh = Path(scratch) / "jars"
@@ -64,27 +67,27 @@ def _download(folder: Path) -> None:
             jar.rename(fresh / jar.name)
         if trouble := mismatch(fresh):
             raise KafkaUnavailableError(
-                f"what was downloaded as Kafka cannot be trusted: {trouble}; check what stands between here and "
+                f"Kafka's downloaded jars cannot be trusted: {trouble}; check the proxies between this machine and "
                 "Maven Central"
             )
-        # Moved as a whole, so that a download cut short is never taken for a finished one. Another process that
-        # was faster has put the same jars there.
+        # Moved as a whole, so that an incomplete download is never mistaken for a complete one. If another process was
+        # faster, it has put the same jars there.
         with suppress(OSError):
             fresh.rename(folder)
 
 
 def _resolve(scratch: Path) -> list[Path]:
-    """Downloads the artifacts and all that they need at run time."""
+    """Download the artifacts and all their run-time dependencies."""
     failure = None
     for attempt in range(ATTEMPTS):
         try:
-            # A folder of its own: jgo takes a file that was cut short for a whole one.
+            # A folder for each attempt, because jgo mistakes an incomplete file for a complete one.
             return _resolve_once(scratch / f"attempt-{attempt}")
         # jgo raises RuntimeError, requests its own kind of OSError.
         except (OSError, RuntimeError) as error:
             failure = error
     raise KafkaUnavailableError(
-        f"Kafka's jars cannot be downloaded from Maven Central ({failure}); check the network and start again"
+        f"Kafka's jars cannot be downloaded from Maven Central ({failure}); check the network and try again"
     ) from failure
 
 

@@ -1,4 +1,4 @@
-"""Labels of a data set in the form in which the worker learns them."""
+"""Labels of a data set, in the form that the worker learns."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ from stream_learner.formats.labels import parse_label
 from stream_learner.formats.record import RejectError
 from stream_learner.local.faults import Fault
 
-# Text may be stored as bytes, and whole numbers as floats, as pandas does where values are missing.
+# Text may be stored as bytes. Whole numbers may be stored as floats, as pandas does when values are missing.
 STANDS_FOR = {bytes: str, float: int}
 
 
 class Labelled(NamedTuple):
-    """The classes in their order, the index into them of each example, and the examples without a usable label."""
+    """The classes in order, the class index of each example, and the examples without a usable label as faults."""
 
     labels: list[str]
     named: bool
@@ -24,15 +24,16 @@ class Labelled(NamedTuple):
 
 
 def classify(root: Path, values: Sequence[Any], places: Sequence[str], names: Sequence[str] | None) -> Labelled:
-    """Give every example its class. Values that the worker takes for one label are one class.
+    """Assign a class to every example. Values that the worker treats as the same label form one class.
 
-    Numbers are indices into `names` where there are some; classes then have the order of the names, else of the
-    numbers or of the text. The worker's own rule decides what a label is. Raises DataError for values of several types.
+    If there are `names`, numbers are indices into them, and the classes have their order. Otherwise the classes are
+    sorted as numbers or as text. The worker's own function parses the labels. Raises DataError for values of several
+    types.
     """
     kinds = {STANDS_FOR.get(type(value), type(value)) for value in values if value is not None}
     if len(kinds) > 1:
         listed = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise DataError(f"the labels in {root} are of several types ({listed}); make them of one")
+        raise DataError(f"the labels in {root} have several types ({listed}); convert them to one")
     numbers = kinds == {int}
     names = names if numbers else None  # text is a name already
     texts: dict[Any, str] = {}

@@ -15,7 +15,7 @@ LABELS = ("label", "fine_label", "labels")
 
 
 class Rows(NamedTuple):
-    """Rows of all files: image bytes, label, id and file of each, and the classes' names where labels are numbers."""
+    """Rows of all files: image bytes, label, id and file of each, and names of the classes if labels are numbers."""
 
     images: list[bytes | None]
     values: list[Any]
@@ -25,7 +25,7 @@ class Rows(NamedTuple):
 
 
 def read(root: Path, files: Sequence[Path], layouts: str) -> Rows:
-    """Raises DataError, which names the `layouts` that would do, UsageError."""
+    """Read all files. Raises UsageError, and DataError that names the accepted `layouts`."""
     with extra("demo"):
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -43,7 +43,7 @@ def read(root: Path, files: Sequence[Path], layouts: str) -> Rows:
         except (ValueError, OSError, pa.ArrowException, msgspec.MsgspecError) as error:
             raise DataError(f"{file} is not in the image layout ({error}); {layouts}") from None
         if rows.names and own and own != rows.names:
-            raise DataError(f"{file} has other classes than {files[0]}; name the folder of one configuration alone")
+            raise DataError(f"{file} has other classes than {files[0]}; give a folder that holds one configuration")
         rows = rows._replace(names=rows.names or own)
         rows.ids.extend(f"{place(file, root)}/{row}" for row in range(len(table)))
         rows.files.extend([file] * len(table))
@@ -51,7 +51,10 @@ def read(root: Path, files: Sequence[Path], layouts: str) -> Rows:
 
 
 def _columns(schema: Any) -> tuple[str, str]:
-    """Return the names of the columns of images, `img` and `image` before others, and of labels. Raises ValueError."""
+    """Return the names of the image column and the label column. Raises ValueError.
+
+    Among several image columns, `img` and `image` come first.
+    """
     import pyarrow as pa
 
     images = [field.name for field in schema if _holds_images(field.type)]
@@ -61,7 +64,7 @@ def _columns(schema: Any) -> tuple[str, str]:
         missing = f"none is {' or '.join(LABELS)}" if images else "none has structs with a binary field `bytes`"
         raise ValueError(f"of its columns {', '.join(schema.names)} {missing}")
     if pa.types.is_nested(schema.field(labels[0]).type):
-        raise ValueError(f"`{labels[0]}` has several labels for an image")
+        raise ValueError(f"`{labels[0]}` has several labels per image")
     return images[0], labels[0]
 
 
@@ -74,7 +77,7 @@ def _holds_images(column: Any) -> bool:
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str] | None:
-    """Return names of the integer labels, where a parquet file's schema knows them. Raises MsgspecError."""
+    """Return the names of integer labels, None if the file's schema has none. Raises MsgspecError."""
     if b"huggingface" in metadata:
         features = msgspec.json.decode(metadata[b"huggingface"], type=_HuggingFace).info.features
         return msgspec.convert(features.get(label, {}), _Feature).names

@@ -1,4 +1,4 @@
-"""The demo's children: processes of our own commands, stopped whatever happens."""
+"""Child processes of the demo, which run commands of this program. They are stopped in every case."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ RESTARTS = 20
 
 
 class ChildError(StreamLearnerError):
-    """A child ended when it should not have; carries its exit code."""
+    """Error for a child that ended too early, with its exit code."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
@@ -21,10 +21,10 @@ class ChildError(StreamLearnerError):
 
 
 class Child:
-    """A `stream-learner` command in a process and session of its own, so that a Ctrl-C in the terminal reaches only us.
+    """A `stream-learner` command in a process of its own, with its output in `log`. It is a context manager.
 
-    Its output goes to `log`. A context manager: leaving it stops the process with SIGTERM, and SIGKILL when that takes
-    too long.
+    Leaving it stops the process with SIGTERM, or with SIGKILL if that takes too long. The process has a session of its
+    own, so that Ctrl-C in the terminal reaches only the demo itself.
     """
 
     def __init__(self, arguments: list[str], log: Path):
@@ -48,7 +48,7 @@ class Child:
         return self._process.pid if self._process else 0
 
     def ended(self) -> int | None:
-        """Its exit code, None while it runs."""
+        """Return the exit code, None while the process runs."""
         return self._process.poll() if self._process else None
 
     def failure(self, what: str, code: int) -> ChildError:
@@ -60,7 +60,7 @@ class Child:
         )
 
     def stop(self) -> int:
-        """Ask it to end, wait, and return its exit code. May be called again: it is asked once."""
+        """Ask the process to end, wait, and return its exit code. It is asked only once if this is called again."""
         assert self._process is not None
         if not self._asked:
             self._process.terminate()
@@ -80,12 +80,12 @@ class Child:
 
 
 class Supervised(Child):
-    """A worker that is started again when it dies, as a supervisor does in production."""
+    """A worker that is started again when it dies, as by a supervisor in production."""
 
     restarts = 0
 
     def tend(self) -> None:
-        """Starts it again if it ended in a way that a restart recovers. Raises ChildError otherwise."""
+        """Start the worker again if it ended in a way that a restart recovers. Raises ChildError otherwise."""
         code = self.ended()
         if code is None:
             return

@@ -1,4 +1,4 @@
-"""A worker's figures as its metrics page tells them: what anybody could read."""
+"""A worker's figures, read from its metrics page as any client reads them."""
 
 import math
 import urllib.request
@@ -11,16 +11,16 @@ TIMEOUT_S = 2.0
 
 @dataclass(frozen=True)
 class Figures:
-    """One scrape: every sample by name and labels."""
+    """One scrape: all samples by name and labels."""
 
     samples: dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
     def get(self, name: str, **labels: str) -> float:
-        """A sample's value, NaN when it is not there (yet)."""
+        """Return a sample's value, NaN if the sample does not exist (yet)."""
         return self.samples.get((f"stream_learner_{name}", tuple(sorted(labels.items()))), math.nan)
 
     def total(self, name: str, **labels: str) -> float:
-        """Sum over the values of all other labels."""
+        """Return the sum of the samples with these labels, over all values of the other labels."""
         name = f"stream_learner_{name}"
         return sum(v for (n, values), v in self.samples.items() if n == name and labels.items() <= dict(values).items())
 
@@ -30,7 +30,7 @@ class Figures:
         return phases[0] if phases else "starting"
 
     def positions(self) -> dict[tuple[str, int], int]:
-        """Next offset to learn per topic and partition, as far as any was learned."""
+        """Return the next offset to learn of each partition of which any record was learned."""
         found = {}
         for (name, labels), value in self.samples.items():
             if name == "stream_learner_position":
@@ -40,7 +40,7 @@ class Figures:
 
 
 def scrape(port: int) -> Figures | None:
-    """None while the page does not answer."""
+    """Scrape the metrics page. Return None while it does not answer."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=TIMEOUT_S) as answer:
             text = answer.read().decode()

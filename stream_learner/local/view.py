@@ -1,4 +1,4 @@
-"""What the demo shows while it runs, and the summary at its end."""
+"""Display of the demo while it runs, and the summary at its end."""
 
 import math
 import os
@@ -22,7 +22,7 @@ from stream_learner.text import printable
 
 SPARKS = " ▁▂▃▄▅▆▇█"
 SPARKLINE = 36
-# Columns of a terminal that has room for three figures in a row.
+# Columns that a terminal needs for three figures in a row.
 WIDE = 76
 RATE_WINDOW_S = 10.0
 LINE_EVERY_S = 10.0
@@ -31,7 +31,7 @@ STOPPED = "has saved and stopped"
 
 @dataclass
 class View:
-    """The figures of one demo, drawn again at every scrape. Times are monotonic seconds.
+    """The figures of one demo, drawn again after every scrape. Times are in monotonic seconds.
 
     `held_out` says where the samples of each held-out set come from.
     """
@@ -51,19 +51,19 @@ class View:
     _prequential: list[float] = field(default_factory=list)
 
     def worker(self, pid: int, restarts: int, phase: str | None, now: float) -> None:
-        """Take the worker's process, and its phase where its page answers."""
+        """Set the worker's process, and its phase if its page answers."""
         silent = "starting" if pid != self.pid or self.state == "starting" else "does not answer"
         self.pid, self.restarts, self.state = pid, restarts, phase or silent
         if not self.read:
-            self._reads.clear()  # how long it takes to start says nothing about the rest
+            self._reads.clear()  # the time of the start would distort the rate
         self._reads.append((now, self.read))
         while now - self._reads[0][0] > RATE_WINDOW_S:
             self._reads.popleft()
 
     def update(self, figures: Figures, counts: Counts, read: int) -> None:
-        """Take the figures of a worker that has recovered, the run's counts, and the number of records read.
+        """Set the figures of a worker that has recovered, the run's counts, and the number of records read.
 
-        What a new process does not know yet stays as it was seen last.
+        Figures that a new process does not know yet keep their last value.
         """
         known = {sample: value for sample, value in figures.samples.items() if not math.isnan(value)}
         self.figures, self.counts = Figures({**self.figures.samples, **known}), counts
@@ -81,7 +81,7 @@ class View:
 
     @property
     def time_left(self) -> str:
-        """At this rate."""
+        """Time until all records are read at the current rate, as minutes and seconds."""
         if not self.rate:
             return "-"
         minutes, seconds = divmod(math.ceil((self.to_feed - self.read) / self.rate), 60)
@@ -97,7 +97,7 @@ class View:
             yield Text("stopping after a last save; Ctrl-C again stops at once", "dim")
         elif self.state != STOPPED:
             yield Text(f"kill -9 {self.pid}: it starts again, and nothing is lost. Ctrl-C stops all", "dim")
-        # The cursor rests in the last line, where the next picture wipes out the terminal's `^C`.
+        # The cursor stays in the last line, where the next drawing overwrites the terminal's `^C`.
         yield Text()
 
     def _bars(self) -> Table:
@@ -153,7 +153,7 @@ class View:
 
 
 class Lines:
-    """Prints a view as a line now and then, for output that is no terminal. Stands in for rich.live.Live."""
+    """Printer of a view as one line at intervals, for output that is no terminal. Replaces rich.live.Live."""
 
     def __init__(self, view: View, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
         self._view, self._say, self._clock = view, say, clock
@@ -172,7 +172,7 @@ class Lines:
 
 
 def near(path: str) -> str:
-    """A path as one would type it here."""
+    """Return a path as a user would type it in the current folder."""
     return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
 
 
@@ -189,7 +189,7 @@ def percent(value: float | None) -> str:
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a demo did. Accuracies are 0..1; before the first release a model knows no class and gets none right."""
+    """Summary of a demo. Accuracies are 0..1. Before the first release the accuracy is 0, as no class is known."""
 
     run_id: str
     records_read: int
@@ -204,11 +204,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     seconds: float
     next_command: str
-    """Continue this run."""
+    """Command that continues this run."""
 
 
 def summary_table(summary: Summary) -> RenderableType:
-    """The demo's last words."""
+    """Return the summary as a table."""
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim")
     rows.add_column(overflow="fold")

@@ -1,4 +1,4 @@
-"""Networks. Each takes uint8 images [N, H, W, C] and gives logits [N, classes]."""
+"""Networks. Each maps uint8 images [N, H, W, C] to logits [N, classes]."""
 
 import inspect
 from collections.abc import Callable
@@ -18,15 +18,18 @@ TIMM = "timm:"
 
 
 def factory(name: str) -> Callable[..., ImageClassifier]:
-    """What makes the network called `name`: a class of the registry, `timm:NETWORK`, or a user's
-    `package.module:factory`; called with the arguments of a ModelSpec. Raises UsageError when there is none."""
+    """Return the factory of the network called `name`. Call it with the arguments of a ModelSpec.
+
+    It is a class of the registry, `timm:NETWORK`, or a user's `package.module:factory`. Raises UsageError when there is
+    none.
+    """
     if name.startswith(TIMM):
         return Timm(name.removeprefix(TIMM))
     return MODELS.lookup(name)
 
 
 def spec_of(settings: ModelSettings, classes: int) -> ModelSpec:
-    """Describe the network that the settings ask for. Raises UsageError when there is no such head."""
+    """Return the spec of the network that the settings choose. Raises UsageError when there is no such head."""
     head_class = HEADS.lookup(settings.head)
     arguments = ModelArguments(
         classes=classes,
@@ -43,14 +46,14 @@ def spec_of(settings: ModelSettings, classes: int) -> ModelSpec:
 def build(spec: ModelSpec, own: str | None = None) -> ImageClassifier:
     """Build the network that a manifest describes, freshly initialised.
 
-    A manifest may come from anybody, so its name is imported only if it equals `own`: the `package.module:name` from
-    the caller's own settings. Raises StateError for any other name outside the registry, UsageError when the name makes
-    something else or the images are too small.
+    A manifest is not trusted, so its name is imported only if it equals `own`: the `package.module:name` from the
+    caller's own settings. Raises StateError for any other name outside the registry, UsageError when the factory
+    returns something else or the images are too small.
     """
     if spec.name not in MODELS and not spec.name.startswith(TIMM) and spec.name != own:
         raise StateError(
-            f"the network {spec.name!r} is not one of this program's ({', '.join(MODELS)}, {TIMM}NETWORK), so nothing "
-            "is imported for it; if it is your own, pass its name: build(spec, own='package.module:name')"
+            f"the network {spec.name!r} is not one of this program's ({', '.join(MODELS)}, {TIMM}NETWORK), so it is "
+            "not imported; if it is your own, pass its name: build(spec, own='package.module:name')"
         )
     arguments = msgspec.structs.asdict(spec.arguments)
     random_features = arguments.pop("random_features")
@@ -59,11 +62,11 @@ def build(spec: ModelSpec, own: str | None = None) -> ImageClassifier:
         inspect.signature(make).bind(**arguments)
     except TypeError as error:
         raise UsageError(f"model.name = {spec.name!r} is called with {', '.join(arguments)}: {error}") from None
-    except ValueError:  # there is no telling: a function of C's
+    except ValueError:  # a function in C, whose parameters are unknown
         pass
     model = make(**arguments)
     if not isinstance(model, ImageClassifier):
-        raise UsageError(f"model.name = {spec.name!r} makes no {__name__}.ImageClassifier, as it is to")
+        raise UsageError(f"model.name = {spec.name!r} does not return a {__name__}.ImageClassifier, which it must")
     if random_features:
         model.expand(random_features)
     return model

@@ -1,3 +1,5 @@
+"""Base class of all networks: a body and a linear head that can grow."""
+
 from typing import Self
 
 import torch
@@ -10,12 +12,12 @@ from stream_learner.networks.random_features import RandomFeatures
 class ImageClassifier(nn.Module):
     """Normalisation, a body and a linear head that can grow: uint8 images [N, H, W, C] to logits [N, classes].
 
-    `body` maps float images [N, C, H, W] to features [N, F], `expansion` these to others, if anything, and `head` to
-    logits.
+    `body` maps float images [N, C, H, W] to features [N, F]. `expansion` maps these to other features, or is the
+    identity. `head` maps them to logits.
     """
 
     convolutional = True
-    """Whether channels_last and bf16 are worth it."""
+    """Whether channels_last and bf16 make the network faster."""
 
     mean: Tensor
     std: Tensor
@@ -30,20 +32,23 @@ class ImageClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     def features(self, images_NHWC: Tensor) -> Tensor:
-        """What the head sees of uint8 images: float [N, F]."""
+        """Return the features of uint8 images that the head receives: float [N, F]."""
         return self.expansion(self.body((images_NHWC.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std))
 
     def forward(self, images_NHWC: Tensor) -> Tensor:
         return self.head(self.features(images_NHWC))
 
     def expand(self, width: int) -> None:
-        """Puts `width` random features between the body and a new head."""
+        """Insert `width` random features between the body and a new head."""
         self.expansion = RandomFeatures(self.head.in_features, width)
         self.head = head(width, self.head.out_features)
 
     def freeze(self) -> None:
-        """From here on only the head learns: the body takes no gradient (nothing is recorded for one, so its forward
-        costs what inference does) and stays in evaluation mode, so that batch normalisation keeps its statistics."""
+        """Freeze the body, so that from now on only the head learns.
+
+        The body takes no gradient, so its forward pass costs as much as inference. It stays in evaluation mode, so that
+        batch normalisation keeps its statistics.
+        """
         self.frozen = True
         self.body.requires_grad_(False)
         self.train(self.training)
@@ -56,7 +61,7 @@ class ImageClassifier(nn.Module):
 
 
 def head(features: int, classes: int) -> nn.Linear:
-    """A linear layer; without classes it has no rows yet, and nothing to initialise."""
+    """Return a linear layer. With 0 classes it has no rows, and nothing to initialise."""
     if classes:
         return nn.Linear(features, classes)
     layer = nn.Linear(features, 1)
@@ -67,7 +72,7 @@ def head(features: int, classes: int) -> nn.Linear:
 
 
 def require(pixels: int, height: int, width: int) -> None:
-    """Raises UsageError when an image's side is below `pixels`."""
+    """Raise UsageError when height or width is less than `pixels`."""
     if min(height, width) < pixels:
         raise UsageError(
             f"model.height and model.width must be at least {pixels} for this model, not {height} x {width}"

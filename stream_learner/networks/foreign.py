@@ -1,4 +1,4 @@
-"""Networks of other libraries, which are imported only when `model.name` asks for one."""
+"""Networks of other libraries. A library is imported only when `model.name` names one of its networks."""
 
 import difflib
 import importlib
@@ -15,8 +15,11 @@ from stream_learner.networks.classifier import ImageClassifier
 
 
 class TorchvisionResNet(ImageClassifier):
-    """torchvision's network as it is, without its last layer `fc`. It shrinks an image 32 times: made for 224 pixels,
-    it needs 33 to learn from a batch of one. Let small images be enlarged by `model.height` and `model.width`."""
+    """A network of torchvision, unchanged except for its last layer `fc`, which is removed.
+
+    It reduces the size of an image by 32, and is made for 224 pixels. It needs 33 pixels to learn from a batch of one.
+    For small images, set a larger `model.height` and `model.width`, to which they are enlarged.
+    """
 
     network: ClassVar[str]
 
@@ -45,8 +48,10 @@ class ResNet50(TorchvisionResNet):
 
 @dataclass(frozen=True)
 class Timm:
-    """`timm:NETWORK`: any of timm's networks, without its last layer; those that are made for one size of image take
-    the model's."""
+    """`timm:NETWORK`: any network of timm, without its last layer.
+
+    Networks that are made for one image size are set to the size in the model's settings.
+    """
 
     network: str
     convolutional: ClassVar[bool] = True
@@ -78,9 +83,10 @@ def _library(module: str, extra: str, name: str) -> ModuleType:
 
 @torch.no_grad()
 def _count_features(body: nn.Module, name: str, height: int, width: int, channels: int) -> int:
-    """How many features the body gives: one image in training mode, on the device `meta`, which computes shapes alone.
+    """Return the number of features of the body, from a forward pass of one image in training mode.
 
-    Raises UsageError when the network cannot learn from a batch of one such image.
+    The pass runs on the device `meta`, which computes only shapes. Raises UsageError when the network cannot learn from
+    a batch of one such image.
     """
     shapes = {key: tensor.to("meta") for key, tensor in (*body.named_parameters(), *body.named_buffers())}
     image = torch.empty(1, channels, height, width, device="meta")

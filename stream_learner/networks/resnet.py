@@ -1,3 +1,5 @@
+"""A small ResNet for small images."""
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -5,10 +7,10 @@ from stream_learner.networks.classifier import ImageClassifier, require
 
 
 class ResNet18Slim(ImageClassifier):
-    """ResNet-18 (He et al. 2016) with 20 filters first and a 3x3 stem: the one of GEM (Lopez-Paz and Ranzato 2017)."""
+    """ResNet-18 (He et al. 2016) with 20 initial filters and a 3x3 stem, as in GEM (Lopez-Paz and Ranzato 2017)."""
 
     def __init__(self, classes: int, height: int, width: int, channels: int, mean: list[float], std: list[float]):
-        require(9, height, width)  # or batch normalisation could meet a single value, in a batch of one
+        require(9, height, width)  # below, batch normalisation would get a single value in a batch of one
         filters = 20
         blocks: list[nn.Module] = []
         before = filters

@@ -1,10 +1,12 @@
+"""Small networks: an MLP and a CNN."""
+
 from torch import nn
 
 from stream_learner.networks.classifier import ImageClassifier, require
 
 
 class MLP(ImageClassifier):
-    """Two hidden layers of 64."""
+    """Multilayer perceptron with two hidden layers of 64 units."""
 
     convolutional = False
 
@@ -16,7 +18,7 @@ class MLP(ImageClassifier):
 
 
 class CNN(ImageClassifier):
-    """Convolution 32 of 3x3, max-pool 2, dense 128, dropout 0.2."""
+    """Convolution with 32 filters of 3x3, max-pool 2, dense layer of 128 units, dropout 0.2."""
 
     def __init__(self, classes: int, height: int, width: int, channels: int, mean: list[float], std: list[float]):
         require(4, height, width)

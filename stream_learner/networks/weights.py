@@ -1,4 +1,4 @@
-"""A pretrained body, read from a file of safetensors."""
+"""Pretrained weights of a body, read from a safetensors file."""
 
 from pathlib import Path
 
@@ -15,22 +15,22 @@ COUNTER = "num_batches_tracked"
 
 
 def file_digest(path: Path) -> str:
-    """`sha256:` and 64 hex digits. Raises UsageError when the file cannot be read."""
+    """Return the digest of a file: `sha256:` and 64 hex digits. Raises UsageError when it cannot be read."""
     return digest(_read(path))
 
 
 @torch.no_grad()
 def load_body(network: ImageClassifier, path: Path) -> None:
-    """Copies the file's tensors into the network's body.
+    """Copy the file's tensors into the network's body.
 
-    Their names are those of the network's state dict (`body.conv1.weight`) or of its body's (`conv1.weight`), as
-    torchvision and timm have them; a head in the file is ignored. Raises UsageError, which names the first tensor that
-    is missing or of another shape, or layers that the network lacks.
+    Their names are those of the network's state dict (`body.conv1.weight`) or of the body's (`conv1.weight`), as in
+    torchvision and timm. A head in the file is ignored. Raises UsageError that names the first tensor that is missing
+    or has another shape, or the layers that the network lacks.
     """
     try:
         file = safetensors.torch.load(_read(path))
     except SafetensorError as error:
-        raise UsageError(f"model.weights: {path} is not a file of safetensors: {error}") from None
+        raise UsageError(f"model.weights: {path} is not a safetensors file: {error}") from None
     body = network.body.state_dict()
     prefix = "body." if any(f"body.{name}" in file for name in body) else ""
     for name, tensor in body.items():
@@ -38,18 +38,18 @@ def load_body(network: ImageClassifier, path: Path) -> None:
             if name.endswith(COUNTER):
                 continue
             raise UsageError(
-                f"model.weights: {path} has no {prefix}{name}, which this model.name needs, "
-                f"but {', '.join(sorted(file)[:3])}"
+                f"model.weights: {path} has no {prefix}{name}, which this model.name needs; it has "
+                f"{', '.join(sorted(file)[:3])}"
             )
         found = file[prefix + name]
         if found.shape != tensor.shape:
             raise UsageError(
-                f"model.weights: {prefix}{name} is {list(found.shape)} in {path}, this model.name, model.height, "
+                f"model.weights: {prefix}{name} is {list(found.shape)} in {path}, but this model.name, model.height, "
                 f"model.width and model.channels need {list(tensor.shape)}"
             )
         tensor.copy_(found)
     surplus = [name for name in file if name.startswith(prefix) and name.removeprefix(prefix) not in body]
-    # A whole network's file keeps its head apart from `body.`; in another, one layer may be the head.
+    # In the file of a whole network, the head is not below `body.`. In other files, one extra layer may be the head.
     layers = sorted({name.rpartition(".")[0] for name in surplus})
     if len(layers) > (0 if prefix else 1):
         raise UsageError(f"model.weights: {path} has layers that this model.name lacks: {', '.join(layers[:3])}")

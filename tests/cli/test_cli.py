@@ -270,11 +270,11 @@ def test_a_rebuild_makes_no_store(run: Run):
     [
         ("missing", "there is no folder missing; a data set is"),
         ("empty", "there is no image in empty that can be opened; a data set is"),
-        ("flat", r"images such as flat/image\.png, 1 in all, are in no class's folder"),
+        ("flat", r"images such as flat/image\.png \(1 in total\) are in no class folder"),
         ("broken", r"train\.parquet is not in the image layout"),
-        ("unlabelled", r"unlabelled has 2 faults, so none of it is fed: 0\.parquet/0: the label nan is not .*/1: "),
-        ("latin-1", r"1 fault, so none of it is fed: caf\\udce9: the label is not UTF-8 text\. Correct"),
-        ("loop", r"loop/cat/again and loop/cat are one folder; remove the link"),
+        ("unlabelled", r"unlabelled has 2 faults, so nothing is fed: 0\.parquet/0: the label nan is not .*/1: "),
+        ("latin-1", r"1 fault, so nothing is fed: caf\\udce9: the label is not UTF-8 text\. Correct"),
+        ("loop", r"loop/cat/again and loop/cat are the same folder; remove the link"),
     ],
 )
 def test_a_data_set_that_cannot_be_read(run: Run, command: str, data: str, said: str):
@@ -300,10 +300,10 @@ def test_a_split_that_a_data_set_lacks(ready: Run):
 
 def test_a_kafka_that_cannot_start(tmp_path: Path, taken: int):
     said = failure(stream_learner("kafka", "--port", taken, folder=tmp_path), ExitCode.KAFKA)
-    assert f"port {taken} on 127.0.0.1 is taken" in said
+    assert f"port {taken} on 127.0.0.1 is in use" in said
     (tmp_path / "file").touch()
     done = stream_learner("kafka", "--port", free_port(), "--folder", "file/kafka", folder=tmp_path)
-    assert "file/kafka: Not a directory; take another folder" in failure(done, ExitCode.KAFKA)
+    assert "file/kafka: Not a directory; choose another folder" in failure(done, ExitCode.KAFKA)
 
 
 @pytest.mark.parametrize(

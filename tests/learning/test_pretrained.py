@@ -102,11 +102,14 @@ def test_a_file_of_torchvision_or_timm_gives_its_predictions(path, name, origina
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (without("0.weight"), "has no 0.weight, which this model.name needs, but 1.bias, 1.num_batches_tracked, 1.run"),
+        (
+            without("0.weight"),
+            "has no 0.weight, which this model.name needs; it has 1.bias, 1.num_batches_tracked, 1.run",
+        ),
         (
             lambda tensors: tensors | {"0.weight": torch.zeros(20, 3, 3, 3)},
-            r"0.weight is \[20, 3, 3, 3\] in .*, this model.name, model.height, model.width and model.channels need "
-            r"\[20, 1, 3, 3\]",
+            r"0.weight is \[20, 3, 3, 3\] in .*, but this model.name, model.height, model.width and model.channels "
+            r"need \[20, 1, 3, 3\]",
         ),
         (
             lambda tensors: tensors | {"3.residual.6.weight": torch.zeros(20), "fc.weight": torch.zeros(7, 160)},
@@ -138,7 +141,7 @@ def test_a_file_that_cannot_be_read_is_refused(path):
     with pytest.raises(UsageError, match=r"model.weights: cannot read .*: No such file"):
         Learner(settings(model__weights=path))
     path.write_bytes(b"a pickle, perhaps")
-    with pytest.raises(UsageError, match=r"model.weights: .* is not a file of safetensors"):
+    with pytest.raises(UsageError, match=r"model.weights: .* is not a safetensors file"):
         Learner(settings(model__weights=path))
 
 

@@ -69,7 +69,7 @@ def test_stop_ends_a_frozen_broker_and_may_be_repeated(tmp_path: Path):
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path, listener: socket.socket):
     port = listener.getsockname()[1]
-    with pytest.raises(KafkaUnavailableError, match=f"port {port} on 127.0.0.1 is taken"):
+    with pytest.raises(KafkaUnavailableError, match=f"port {port} on 127.0.0.1 is in use"):
         Broker(tmp_path, port).start()
 
 

@@ -99,7 +99,7 @@ def test_a_label_that_the_worker_would_refuse(tmp_path: Path, values: list, reas
 def test_a_number_that_has_no_name(tmp_path: Path):
     write_parquet(tmp_path / "a.parquet", [0, -1, 2], metadata={"classes": '["cat", "dog"]'})
     assert refusal(tmp_path) == (
-        "2 faults, so none of it is fed: a.parquet/1: the label -1 is not an index into the 2 class names; "
+        "2 faults, so nothing is fed: a.parquet/1: the label -1 is not an index into the 2 class names; "
         "a.parquet/2: the label 2 is not an index into the 2 class names. Correct, convert or remove these"
     )
 
@@ -109,7 +109,7 @@ def test_all_faults_are_counted_and_the_first_are_named(tmp_path: Path):
     write_rows(tmp_path / "a.parquet", [encoded(0)] * 1200, [0.0] + [nan] * 1199)
     write_rows(tmp_path / "b.parquet", [encoded(0), None, b"", WEBP], [0.0] * 4)
     said = refusal(tmp_path)
-    assert said.startswith("1,202 faults, so none of it is fed: a.parquet/1: ")
+    assert said.startswith("1,202 faults, so nothing is fed: a.parquet/1: ")
     assert re.findall(r"a\.parquet/(\d+)", said) == ["1", "2", "3", "4", "5"]
     assert said.endswith("; and 1,197 more. Correct, convert or remove these")
     (tmp_path / "a.parquet").unlink()
@@ -155,7 +155,7 @@ def test_images_in_other_formats_are_reported(tmp_path: Path, format: str):  # n
     for name in ("2.jpg", "3", f"4.{format.lower()}"):
         write_image(tmp_path / "cat" / name, image)
     said = refusal(tmp_path)
-    assert said.startswith("3 faults, so none of it is fed: cat/2.jpg: neither a JPEG nor a PNG; cat/3: neither")
+    assert said.startswith("3 faults, so nothing is fed: cat/2.jpg: neither a JPEG nor a PNG; cat/3: neither")
 
 
 def test_files_called_images_that_are_none_are_reported(tmp_path: Path):
@@ -180,7 +180,7 @@ def test_other_files_are_skipped_and_counted(tmp_path: Path):
     assert (data.ids, data.skipped) == (["cat/1.jpg"], 5)
     (tmp_path / "cat" / "1.jpg").unlink()
     assert "there is no image in" in (said := refusal(tmp_path))
-    assert "(5 other files are there)" in said
+    assert "(it holds 5 other files)" in said
 
 
 def test_a_class_folder_may_be_a_link(tmp_path: Path):
@@ -201,7 +201,7 @@ def test_a_folder_that_is_reached_twice_is_reported(tmp_path: Path, target: str)
         write_image(tmp_path / "data" / label / "1.png")
     link = tmp_path / "data" / "cat" / "link"
     link.symlink_to(target)
-    assert re.search(r"link(/|).* are one folder; remove the link", refusal(tmp_path / "data"))
+    assert re.search(r"link(/|).* are the same folder; remove the link", refusal(tmp_path / "data"))
 
 
 def test_links_that_multiply_are_followed_once(tmp_path: Path):
@@ -212,7 +212,7 @@ def test_links_that_multiply_are_followed_once(tmp_path: Path):
         for name in ("a", "b"):
             (folder / name).symlink_to(following)
     folders[-1].mkdir()
-    assert "are one folder; remove the link" in refusal(folders[0])
+    assert "are the same folder; remove the link" in refusal(folders[0])
 
 
 def test_a_folder_whose_name_is_no_utf_8_is_reported(tmp_path: Path):

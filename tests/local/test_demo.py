@@ -177,7 +177,7 @@ def test_a_kill_leaves_nothing_behind_and_ctrl_c_a_clean_terminal(tmp_path: Path
         terminal.wait()
         assert terminal.cursor_is_shown
         assert terminal.modes_now() == terminal.modes
-        assert "removed 3 older demos: the last 3 are kept" in terminal.text
+        assert "removed 3 older demos; the last 3 are kept" in terminal.text
         assert "200 of them are its test part: fed with `split: test`, never learned" in terminal.text
     for process in running:
         await_end(process)

@@ -53,7 +53,7 @@ WRONG = [
     ("model.height=3", "model.height and model.width must be at least 4"),
     ("model.name=resnet18_slim model.width=8", "model.height and model.width must be at least 9"),
     ("model.weights=missing.safetensors", "model.weights: cannot read missing.safetensors"),
-    ("model.weights=latin-1.txt", "model.weights: latin-1.txt is not a file of safetensors"),
+    ("model.weights=latin-1.txt", "model.weights: latin-1.txt is not a safetensors file"),
     ("model.head=no_module:Head", "model.head = 'no_module:Head' cannot be imported"),
     ("learning.strategy=colorsys:rgb_to_hsv", "learning.strategy = 'colorsys:rgb_to_hsv' is no class derived from"),
     ("learning.strategy=mkd learning.average_decay=0", "learning.strategy = 'mkd' has the average for a teacher"),
