@@ -60,6 +60,9 @@ class ExitCode(IntEnum):
     """A rebuilt state differs from the published one."""
     MEMORY = 16
     """The process ran out of memory; give it more, or lower the settings that the message names."""
+    DEPENDENCY = 17
+    """Something that the record format needs, such as a schema registry or a bucket, does not answer. A restart tries
+    again."""
     INTERRUPTED = 130
     """Stopped at once by Ctrl-C or a second signal. Records that were not saved are read again."""
 
@@ -82,6 +85,7 @@ CURED_BY_RESTART = {
     ExitCode.PUBLISH,
     ExitCode.WATCHDOG,
     ExitCode.MEMORY,
+    ExitCode.DEPENDENCY,
 }
 
 
@@ -141,6 +145,10 @@ class ConflictError(StreamLearnerError):
 
 class MismatchError(StreamLearnerError):
     code = ExitCode.MISMATCH
+
+
+class DependencyError(StreamLearnerError):
+    code = ExitCode.DEPENDENCY
 
 
 # Messages of torch, of CUDA, and of a thread without room for its stack.

@@ -57,7 +57,7 @@ def _imported(place: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-FORMATS = Registry("input.format", {"plain": "stream_learner.formats.plain:plain"})
+FORMATS = Registry("input.format", {"plain": "stream_learner.formats.plain:Plain"})
 
 MODELS = Registry(
     "model.name",

@@ -58,7 +58,8 @@ class KafkaSettings(Section):
     """Seconds until a request to a broker is given up, and without any answer until the worker is no longer ready."""
     give_up_s: PositiveFloat = 600.0
     """Seconds without any answer from Kafka after which the worker ends with code 3, so that a supervisor restarts it.
-    At least `request_timeout_s`."""
+    At least `request_timeout_s`. Also the seconds for which a format of your own may ask to read a record later; then
+    the worker ends with code 17."""
 
     @model_validator(mode="after")
     def _sasl_is_whole(self) -> "KafkaSettings":

@@ -1,7 +1,7 @@
 """Settings of what is read, from a record to a batch."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, StrictInt, model_validator
 
@@ -22,7 +22,10 @@ class InputSettings(Section):
     topics: Annotated[list[KafkaName], Field(min_length=1), AfterValidator(_fit_in_manifests)]
     """Topics to learn from; every partition of each is read."""
     format: Annotated[str, AfterValidator(FORMATS.known)] = "plain"
-    """How a record carries an image: a name from `stream_learner.registry.FORMATS`, or `package.module:name`."""
+    """How a record carries an image: a name from `stream_learner.registry.FORMATS`, or `package.module:Class`."""
+    format_settings: dict[str, Any] = {}
+    """Settings of the format, which its class defines; `plain` has none. They are printed like all others: give names
+    of files instead of secrets."""
     max_record_bytes: PositiveInt = 8 * MIB
     """Largest record taken; a larger one goes to the dead letters as `oversized_image`, its value left out."""
     max_image_pixels: PositiveInt = 4096 * 4096

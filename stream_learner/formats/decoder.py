@@ -8,10 +8,9 @@ from typing import Literal
 from stream_learner.config import Settings
 from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.formats import images, splits
+from stream_learner.formats.format import Format, build
 from stream_learner.formats.labels import LabelRules, parse_label
-from stream_learner.formats.plain import Format
 from stream_learner.formats.record import Record, RejectError, Sample
-from stream_learner.registry import FORMATS
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,9 @@ class Decoder:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Decoder":
-        """Build the decoder. Raises UsageError when `input.format` is unknown or `[labels]` contradicts itself."""
+        """Build the decoder. Raises UsageError when the settings of the format or of `[labels]` do not fit."""
         return cls(
-            format=FORMATS.lookup(settings.input.format),
+            format=build(settings.input),
             rules=LabelRules.from_settings(settings.labels),
             skips_tombstones=settings.input.tombstones == "skip",
             height=settings.model.height,
@@ -50,19 +49,19 @@ class Decoder:
         )
 
     def __call__(self, record: Record) -> Sample | None:
-        """Return the sample, or None for a deletion marker to skip. Raises RejectError for what cannot be used."""
+        """Return the sample, or None for a deletion marker to skip.
+
+        Raises RejectError for a record that cannot be used, RetryLaterError when it cannot be read now.
+        """
         if record.unreadable is not None:
             raise RejectError(Reason.UNREADABLE_RECORD, record.unreadable)
         if record.value is None and record.key is not None and self.skips_tombstones:
             return None
-        if record.value and len(record.value) > self.max_record_bytes:
-            raise RejectError(
-                Reason.OVERSIZED_IMAGE,
-                f"{len(record.value)} bytes are over input.max_record_bytes = {self.max_record_bytes}",
-            )
-        fields = self.format(record)
+        self._check_size(record.value)
+        fields = self.format.read(record)
         if not fields.image:
             raise RejectError(Reason.NO_IMAGE, "the record holds no image")
+        self._check_size(fields.image)  # a format may fetch or decompress it
         label = self.rules.apply(parse_label(fields.label))
         weight = parse_weight(fields.weight)
         split = parse_split(fields.split)
@@ -78,6 +77,11 @@ class Decoder:
             group = splits.group(identity)
         pixels_HWC = images.decode(fields.image, self.height, self.width, self.channels, self.max_image_pixels)
         return Sample(record, fields.image, pixels_HWC, label, weight, split, group)
+
+    def _check_size(self, data: bytes | None) -> None:
+        if data and len(data) > self.max_record_bytes:
+            message = f"{len(data)} bytes are over input.max_record_bytes = {self.max_record_bytes}"
+            raise RejectError(Reason.OVERSIZED_IMAGE, message)
 
     def _identity(self, record: Record, id_: bytes | None, image: bytes) -> bytes:
         """Return what the split is drawn from. Records that share it are in the same split."""

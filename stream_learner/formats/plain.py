@@ -1,24 +1,21 @@
-"""Forms an input record may have: a pure function from record to fields for each."""
+"""The format of records whose value is an image."""
 
-from collections.abc import Callable
-
+from stream_learner.formats.format import Format
 from stream_learner.formats.record import Fields, Record
 
 
-def plain(record: Record) -> Fields:
-    """Value: the encoded image. Headers: `label`, and optionally `weight`, `split`, `id`, each as UTF-8 text.
+class Plain(Format):
+    """The value is the encoded image. The headers are `label` and optionally `weight`, `split` and `id`, as UTF-8 text.
 
-    Of a header that stands twice the last counts, as in Kafka's own `lastHeader`.
+    If a header is there more than once, the last one counts, as in Kafka's own `lastHeader`.
     """
-    headers = dict(record.headers)
-    return Fields(
-        image=record.value,
-        label=headers.get("label"),
-        weight=headers.get("weight"),
-        split=headers.get("split"),
-        id=headers.get("id"),
-    )
 
-
-Format = Callable[[Record], Fields]
-"""Raises RejectError when the record does not have this form."""
+    def read(self, record: Record) -> Fields:
+        headers = dict(record.headers)
+        return Fields(
+            image=record.value,
+            label=headers.get("label"),
+            weight=headers.get("weight"),
+            split=headers.get("split"),
+            id=headers.get("id"),
+        )

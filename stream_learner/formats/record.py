@@ -84,3 +84,10 @@ class RejectError(Exception):
         super().__init__(message)
         self.reason = reason
         self.message = message
+
+
+class RetryLaterError(Exception):
+    """Raised when a record cannot be read now because something outside is at fault; it is read again later.
+
+    The message says in one line what is at fault.
+    """

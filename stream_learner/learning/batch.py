@@ -13,7 +13,7 @@ from stream_learner.contract.ledger import Piece
 from stream_learner.contract.spans import Positions, Span, Spans, extend
 from stream_learner.contract.vocabulary import Split
 from stream_learner.errors import InputError
-from stream_learner.formats.record import Gap, Record, RejectError, Rejection, Sample
+from stream_learner.formats.record import Gap, Record, RejectError, Rejection, RetryLaterError, Sample
 
 POLL_TIMEOUT_S = 0.5
 # A loop that does not turn is taken for dead.
@@ -26,7 +26,8 @@ MAX_HELD_OUT_BYTES = 4 * MIB
 
 
 Decode = Callable[[Record], Sample | None]
-"""Returns None for a deletion marker that is skipped. Raises RejectError when a record cannot be used."""
+"""Returns None for a deletion marker that is skipped. Raises RejectError when a record cannot be used, RetryLaterError
+when it cannot be read now."""
 
 
 class Source(Protocol):
@@ -41,6 +42,13 @@ class Source(Protocol):
 
 class StopEvent(Protocol):
     def is_set(self) -> bool: ...
+
+
+class Outage(Protocol):
+    """stream_learner.run.outage.Outage."""
+
+    def wait(self, record: Record, error: RetryLaterError) -> Iterator[None]: ...
+    def over(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -75,19 +83,25 @@ class Batch:
         self.pieces.append(Piece(topic, partition, end))
 
     def add(self, record: Record, decode: Decode) -> None:
+        """Decode a record and add what it gives. Raises RetryLaterError before anything is changed."""
+        sample = rejection = None
+        try:
+            sample = decode(record)
+        except RejectError as reject:
+            rejection = Rejection(record, reject.reason, "decode", reject.message)
         self.records += 1
         self.bytes += record.nbytes
         if odd := odd_kind(record.timestamp_ms, time.time()):
             self.odd_timestamps[odd] += 1
-        try:
-            sample = decode(record)
-        except RejectError as reject:
-            self.rejections.append(Rejection(record, reject.reason, "decode", reject.message))
+        if rejection:
+            self.rejections.append(rejection)
+        elif sample is None:
+            self.tombstones += 1
+            return
         else:
-            if sample is None:
-                self.tombstones += 1
-                return
             self.samples.append(sample)
+            if sample.image is not record.value:
+                self.bytes += len(sample.image)
             if sample.split is Split.TRAIN:
                 self.training += 1
             else:
@@ -109,6 +123,7 @@ def batches(
     stop: StopEvent,
     clock: Callable[[], float] = time.monotonic,
     *,
+    outage: Outage | None = None,
     alone: Container[tuple[str, int, int]] = (),
     max_bytes: int = MAX_BATCH_BYTES,
 ) -> Iterator[Batch]:
@@ -117,12 +132,25 @@ def batches(
     `positions` are where the source begins. A batch closes when it holds `batch.size` training samples, after
     `batch.linger_s`, after `batch.max_span` records, at many bytes of held-out pixels, or at `max_bytes`; a record in
     `alone` (topic, partition, offset) has a batch of its own. Yields an empty batch at least every second
-    meanwhile, between two records too, so that the loop turns however long they take to decode. Raises what the source
-    does, InputError after the open batch.
+    meanwhile, between two records too, so that the loop turns however long they take to decode. `outage` waits when a
+    record cannot be read now; later records wait behind it. Raises what the source and `outage` do, InputError after
+    the open batch.
     """
     next_offset = {(topic, p): offset for topic, partitions in positions.items() for p, offset in partitions.items()}
     batch = Batch()
     opened = turned = clock()
+
+    def turn() -> Iterator[Batch]:
+        """Yield the open batch when it has lingered, or an empty one when the loop has to turn."""
+        nonlocal batch, opened, turned
+        if clock() - opened >= settings.linger_s:
+            yield batch
+            batch = Batch()
+            opened = turned = clock()
+        elif clock() - turned >= TURN_S:
+            yield Batch()
+            turned = clock()
+
     try:
         while True:
             began = clock()
@@ -145,8 +173,20 @@ def batches(
                         batch.lost.append((*place, Span(start, end)))
                 else:
                     end = item.offset + 1
-                    began = clock()
-                    batch.add(item, decode)
+                    while True:
+                        began = clock()
+                        try:
+                            batch.add(item, decode)
+                            break
+                        except RetryLaterError as error:
+                            if outage is None:
+                                raise
+                            for _ in outage.wait(item, error):
+                                yield from turn()
+                            if stop.is_set():
+                                return
+                    if outage:
+                        outage.over()
                     seconds = clock() - began
                     source.took(seconds)
                     batch.decode_s += seconds
@@ -161,13 +201,7 @@ def batches(
                     turned = clock()
             if stop.is_set():
                 return
-            if clock() - opened >= settings.linger_s:
-                yield batch
-                batch = Batch()
-                opened = turned = clock()
-            elif clock() - turned >= TURN_S:
-                yield Batch()
-                turned = clock()
+            yield from turn()
     except InputError:
         if batch.spans:
             yield batch  # its records may not be there any more to be read again

@@ -53,6 +53,8 @@ class Health:
         self.phase = Phase.STARTING
         self.unanswered: tuple[str, float] = "", 0.0
         """The input partition with the oldest unanswered fetch, and its age in seconds; 0 if there is none."""
+        self.waits_for: str | None = None
+        """What the input waits for, if a record format has asked to wait."""
         self.answered_at = dict.fromkeys(Answer, time.time())
         """Time of the last answer to each kind of request, in seconds since 1970; at first the start of the process."""
 
@@ -62,6 +64,10 @@ class Health:
         self._heard_s = self._clock()
         if answer == Answer.FETCH:
             self._fetched_s = self._heard_s
+
+    def wait_for(self, what: str | None) -> None:
+        """Set what the input waits for; None if nothing."""
+        self.waits_for = what
 
     @property
     def silence_s(self) -> float:
@@ -99,7 +105,7 @@ class Health:
 
     def why_not_ready(self) -> str | None:
         """Return the reason why the worker is not ready, None while it learns records or waits for new ones."""
-        return self.why_not_live() or self._why_cut_off() or WHY_NOT_READY[self.phase]
+        return self.why_not_live() or self._why_cut_off() or WHY_NOT_READY[self.phase] or self.waits_for
 
     def _why_cut_off(self) -> str | None:
         """Return the reason why the worker counts as cut off, None while it starts or the brokers answer."""

@@ -25,7 +25,7 @@ from stream_learner.contract.manifest import Manifest
 from stream_learner.contract.spans import Offset, Partition, Topic
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import FencedError, StateError, StoreError, StreamLearnerError
-from stream_learner.formats.record import Record, RejectError, Sample
+from stream_learner.formats.record import Record, RejectError, RetryLaterError, Sample
 from stream_learner.learning.batch import Decode
 
 log = structlog.get_logger()
@@ -105,7 +105,7 @@ class Lives:
         self._suspect(places)
         try:
             yield
-        except RejectError:
+        except (RejectError, RetryLaterError):
             self._suspect([])
             raise
         self._suspect([])

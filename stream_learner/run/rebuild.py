@@ -2,6 +2,7 @@
 manifests say it is.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from stream_learner.learning.snapshot import Snapshot
 from stream_learner.publishing.lineage import BEGINNING, bytes_of, find_path, is_file, made_otherwise, made_with
 from stream_learner.publishing.publish import PROGRAM
 from stream_learner.run.lives import setting_aside
+from stream_learner.run.outage import Outage, patient
 from stream_learner.streams import topics
 from stream_learner.streams.history import History
 from stream_learner.streams.replay import Replay
@@ -67,7 +69,7 @@ def rebuild(
         if doubts:
             log.warning("the bytes may differ", why="; ".join(doubts))
         batches = records = done = 0
-        decode = Decoder.from_settings(settings)
+        decode = patient(Decoder.from_settings(settings), Outage(settings.kafka.give_up_s, threading.Event()))
         replays: dict[tuple[str, int], Replay] = {}
         for manifest in path.manifests(history):
             learner.progress.close()  # only the last state is compared; the others need not even be copied

@@ -15,6 +15,7 @@ from stream_learner.contract.manifest import Manifest
 from stream_learner.contract.spans import Positions
 from stream_learner.contract.vocabulary import Split
 from stream_learner.errors import (
+    DependencyError,
     DivergedError,
     FencedError,
     InputError,
@@ -34,6 +35,7 @@ from stream_learner.publishing.publisher import EndProcess, Publisher
 from stream_learner.publishing.recover import Recovered, Recovery
 from stream_learner.run.breaker import Breaker
 from stream_learner.run.lives import Lives
+from stream_learner.run.outage import Outage
 from stream_learner.streams.election import Election
 from stream_learner.streams.journal import ReadBack
 from stream_learner.streams.source import Source
@@ -257,6 +259,7 @@ def run(
             recovered.positions,
             settings.batch,
             stop,
+            outage=Outage(settings.kafka.give_up_s, stop, health.wait_for),
             alone=lives.alone,
             # All of a batch may become dead letters, and the time-out of a transaction is for that many bytes.
             max_bytes=min(MAX_BATCH_BYTES, settings.checkpoint.max_pending_bytes),
@@ -271,7 +274,7 @@ def run(
             with lives.watched():
                 try:
                     worker.loop()
-                except InputError:
+                except (InputError, DependencyError):
                     worker.save_the_rest()  # its records may not be there any more to be learned again
                     raise
         except KafkaUnavailableError as error:

@@ -122,7 +122,7 @@ def killed(stage: Stage) -> None:
 
 def hung(stage: Stage) -> None:
     """Everything is learned and saved when the worker's loop hangs at a record."""
-    settings = {"input__format": "hanging:hanging", "monitoring__live_timeout_s": max(5.0, 120 / stage.factor)}
+    settings = {"input__format": "hanging:Hanging", "monitoring__live_timeout_s": max(5.0, 120 / stage.factor)}
     with stage.run("hung", **settings) as run:
         worker = run.start_altered(child.with_modules, Path(__file__).parent)
         with closing(Feeder(run, endless())):

@@ -2,13 +2,14 @@
 
 import threading
 
-from stream_learner.formats.plain import plain
+from stream_learner.formats.plain import Plain
 from stream_learner.formats.record import Fields, Record
 
 MARK = b"hang"
 
 
-def hanging(record: Record) -> Fields:
-    if record.key == MARK:
-        threading.Event().wait()
-    return plain(record)
+class Hanging(Plain):
+    def read(self, record: Record) -> Fields:
+        if record.key == MARK:
+            threading.Event().wait()
+        return super().read(record)

@@ -1,4 +1,5 @@
 import dataclasses
+import doctest
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,27 @@ from record_images import DIGITS_NHW, digit, encode, record
 
 from stream_learner.config import InputSettings, ModelSettings, RunSettings, Settings, SplitSettings
 from stream_learner.contract.vocabulary import Reason, Split
+from stream_learner.errors import UsageError
+from stream_learner.formats import format  # noqa: A004 (the module's name)
 from stream_learner.formats.decoder import Decoder, parse_split, parse_weight
-from stream_learner.formats.plain import plain
+from stream_learner.formats.plain import Plain
 from stream_learner.formats.record import Fields, Record, RejectError, Sample
 
 
-def decoder(format: str = "plain", **split: Any) -> Decoder:  # noqa: A002 (the setting's name)
+def decoder(
+    format: str = "plain",  # noqa: A002 (the setting's name)
+    format_settings: dict[str, Any] | None = None,
+    **split: Any,
+) -> Decoder:
     return Decoder.from_settings(
         Settings(
             run=RunSettings(id="digits"),
             input=InputSettings(
-                topics=["images", "more"], format=format, max_record_bytes=10_000, max_image_pixels=10_000
+                topics=["images", "more"],
+                format=format,
+                format_settings=format_settings or {},
+                max_record_bytes=10_000,
+                max_image_pixels=10_000,
             ),
             model=ModelSettings(height=8, width=8, channels=1),
             split=SplitSettings(validation=0.25, test=0.25, **split),
@@ -199,14 +210,51 @@ def test_what_the_record_says_is_checked_before_its_image_is_decoded():
     assert caught.value.reason is Reason.BAD_WEIGHT
 
 
-def labelled_by_key(given_record: Record) -> Fields:
+class LabelledByKey(Plain):
     """A format of a user's own."""
-    return plain(given_record)._replace(label=given_record.key)
+
+    prefix: str = ""
+    copies: int = 1
+
+    def read(self, record: Record) -> Fields:
+        label = (record.key or b"").removeprefix(self.prefix.encode())
+        return super().read(record)._replace(image=(record.value or b"") * self.copies, label=label)
 
 
-def test_a_format_of_ones_own_is_reached_by_its_path():
-    sample = sample_of(record(digit(0), key=b"seven"), decoder(f"{__name__}:labelled_by_key"))
-    assert sample.label == "seven"
+OWN = f"{__name__}:{LabelledByKey.__name__}"
+
+
+def test_a_format_of_ones_own_has_settings_of_its_own():
+    assert sample_of(record(digit(0), key=b"seven"), decoder(OWN)).label == "seven"
+    assert sample_of(record(digit(0), key=b"is-seven"), decoder(OWN, {"prefix": "is-"})).label == "seven"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        (OWN, {"prefx": "is-"}, "unknown setting input.format_settings.prefx; known here: prefix, copies"),
+        (OWN, {"copies": "many"}, "input.format_settings.copies: Input should be a valid integer, "),
+        ("plain", {"prefix": "is-"}, "unknown setting input.format_settings.prefix; known here: none"),
+        (f"{__name__}:sample_of", {}, "input.format: test_decoder:sample_of is not a subclass of stream_learner."),
+        (f"{__name__}:Decoder", {}, "input.format: test_decoder:Decoder is not a subclass of stream_learner."),
+    ],
+)
+def test_a_format_and_settings_that_do_not_fit_are_refused(name, given, message):
+    with pytest.raises(UsageError) as caught:
+        decoder(name, given)
+    assert str(caught.value).startswith(message)
+
+
+def test_an_image_that_a_format_makes_is_bounded_like_a_record():
+    given_record = record(digit(0), key=b"seven")
+    assert len(digit(0)) * 50 < 10_000 < len(digit(0)) * 200
+    with pytest.raises(RejectError, match=r"over input\.max_record_bytes = 10000") as caught:
+        decoder(OWN, {"copies": 200})(given_record)
+    assert caught.value.reason is Reason.OVERSIZED_IMAGE
+
+
+def test_the_example_of_the_base_class_works():
+    assert doctest.testmod(format, raise_on_error=True).attempted > 5
 
 
 def test_envelopes_may_carry_typed_fields():

@@ -1,5 +1,5 @@
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -12,7 +12,7 @@ from stream_learner.config import BatchSettings
 from stream_learner.contract.spans import Positions, Span, each, extend_all
 from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.errors import InputError
-from stream_learner.formats.record import Gap, Record, RejectError, Sample
+from stream_learner.formats.record import Gap, Record, RejectError, RetryLaterError, Sample
 from stream_learner.learning.batch import MAX_HELD_OUT_BYTES, Batch, batches
 
 Polls = Sequence[Sequence[Record | Gap]]
@@ -291,6 +291,74 @@ def test_the_open_batch_is_learned_before_the_input_ends_in_an_error():
     assert next(stream).records == 2
     with pytest.raises(InputError):
         next(stream)
+
+
+class Outage:
+    """Asks to wait `tries` times before each record whose value is `later`; each wait takes four steps."""
+
+    def __init__(self, script: Script, tries: int, step_s: float = 0.5, stop_at: float = 1e9):
+        self.script, self.tries, self.step_s, self.stop_at = script, tries, step_s, stop_at
+        self.left = tries
+        self.waited: list[int] = []
+
+    def decode(self, record: Record) -> Sample | None:
+        if record.value == b"later":
+            if self.left:
+                self.left -= 1
+                raise RetryLaterError("the registry does not answer")
+            record = record._replace(value=b"train")
+        return self.script.decode(record)
+
+    def wait(self, record: Record, error: RetryLaterError) -> Iterator[None]:
+        assert str(error) == "the registry does not answer"
+        self.waited.append(record.offset)
+        for _ in range(4):
+            self.script.now += self.step_s
+            self.script.stop.asked |= self.script.now >= self.stop_at
+            if self.script.stop.asked:
+                return
+            yield
+
+    def over(self) -> None:
+        self.left = self.tries
+
+    def batches(self, **settings) -> list[Batch]:
+        chosen = BatchSettings.model_validate({"linger_s": 1e6} | settings)
+        script = self.script
+        return list(batches(script, self.decode, {}, chosen, script.stop, lambda: script.now, outage=self))
+
+
+def test_a_record_that_cannot_be_read_now_keeps_its_place():
+    script = Script([[record(0), record(1, b"later"), record(2), record(3, b"later"), record(0, partition=1)], []])
+    outage = Outage(script, tries=2)
+    got = [batch for batch in outage.batches(size=5) if batch.spans]
+    assert [b.pieces for b in got] == [[("images", 0, 4), ("images", 1, 1)]]
+    assert [(s.record.partition, s.record.offset) for s in got[0].samples] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
+    assert (got[0].records, len(got[0].places), got[0].rejections) == (5, 5, [])
+    assert outage.waited == [1, 1, 3, 3]
+
+
+def test_the_loop_turns_and_the_open_batch_closes_while_a_record_cannot_be_read():
+    script = Script([[record(0), record(1, b"later"), record(2)], []])
+    got = Outage(script, tries=2).batches(size=2, linger_s=2.5)
+    assert spans(got) == [{}, {}, {0: (0, 1)}, {}, {0: (1, 3)}]
+    assert script.took_s == [0.0] * 3  # the partition is not charged for the wait
+
+
+def test_a_stop_is_obeyed_while_a_record_cannot_be_read():
+    script = Script([[record(i) for i in range(3)], [record(3), record(4, b"later"), record(5)]])
+    outage = Outage(script, tries=100, stop_at=5.0)
+    assert [s for s in spans(outage.batches(size=3)) if s] == [{0: (0, 3)}]
+    assert script.now == 5.0
+
+
+def test_an_image_that_is_not_the_records_counts_toward_the_bytes_of_a_batch():
+    def decode(record: Record) -> Sample | None:
+        return Sample(record, b"x" * 1000, PIXELS_HWC, "label", 1.0, Split.TRAIN, 0)
+
+    batch = Batch()
+    batch.add(record(0), decode)
+    assert batch.bytes == record(0).nbytes + 1000
 
 
 def test_the_loop_turns_while_a_batch_stays_open():

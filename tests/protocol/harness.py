@@ -191,8 +191,7 @@ class Run:
             "kafka.bootstrap_servers": self.broker.bootstrap_servers,
             "checkpoint.store": str(self.store),
         }
-        # JSON's scalars and lists are TOML's too.
-        return [f"{name}={json.dumps(value)}" for name, value in (settings | self.overrides).items()]
+        return [f"{name}={toml(value)}" for name, value in (settings | self.overrides).items()]
 
     @property
     def settings(self) -> Settings:
@@ -359,6 +358,13 @@ class Run:
     def _add(self, worker: Worker) -> Worker:
         self.workers.append(worker)
         return worker
+
+
+def toml(value: Any) -> str:
+    """A setting's value; scalars and lists are written as in JSON."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {toml(item)}" for name, item in value.items()) + "}"
+    return json.dumps(value)
 
 
 NewRun = Callable[..., Run]

@@ -17,16 +17,17 @@ MODULE = """
 import os
 
 from stream_learner.learning.strategies.finetune import FineTune
-from stream_learner.formats.plain import plain
+from stream_learner.formats.plain import Plain
 
 
-def poisonous(record):
-    said = dict(record.headers).get("poison")
-    if said == b"abort":
-        os.abort()
-    if said == b"raise":
-        raise KeyError("poison")
-    return plain(record)
+class Format(Plain):
+    def read(self, record):
+        said = dict(record.headers).get("poison")
+        if said == b"abort":
+            os.abort()
+        if said == b"raise":
+            raise KeyError("poison")
+        return super().read(record)
 
 
 class Poisonous(FineTune):
@@ -73,7 +74,7 @@ def rebuilt(run: Run, modules: Path, log: Log) -> str:
 
 
 def test_a_record_that_ends_the_process_three_times_is_set_aside(new_run: NewRun, modules: Path) -> None:
-    run = new_run(input__format="poisonous:poisonous", **NEVER)
+    run = new_run(input__format="poisonous:Format", **NEVER)
     feed(run, good(100), [poison(poison="abort")], good(50), [poison(poison="raise")], good(100))
     for _ in range(3):
         start(run, modules).ends(-signal.SIGABRT)

@@ -11,7 +11,7 @@ from stream_learner.config import Settings
 from stream_learner.contract.manifest import encode
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import FencedError, InputError
-from stream_learner.formats.record import Record, RejectError, Sample
+from stream_learner.formats.record import Record, RejectError, RetryLaterError, Sample
 from stream_learner.run.lives import MAX_SET_ASIDE, Lives, Place
 
 A, B, C = ("images", 0, 7), ("images", 0, 8), ("images", 1, 0)
@@ -80,6 +80,8 @@ def test_a_kill_between_two_records_blames_none(store: Store):
             pass
         with pytest.raises(RejectError), lives.suspecting([B]):
             raise RejectError(Reason.NO_LABEL, "")
+        with pytest.raises(RetryLaterError), lives.suspecting([B]):
+            raise RetryLaterError("")
     lives = Lives(store, SETTINGS)
     assert (verdict(lives, A), verdict(lives, B), lives.alone) == ("decoded", "decoded", frozenset())
 

@@ -1,0 +1,84 @@
+"""The base class of record formats: an extension point."""
+
+from abc import abstractmethod
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from stream_learner.config import InputSettings
+from stream_learner.errors import UsageError
+from stream_learner.formats.record import Fields, Record
+from stream_learner.registry import FORMATS
+
+
+class Format(BaseModel):
+    """A form that input records may have. The fields of a subclass are its settings.
+
+    The settings are read from `[input.format_settings]` and validated when the worker starts; a subclass without fields
+    has none. Keep clients and caches in private attributes (pydantic's `PrivateAttr`) and connect at the first `read`:
+    a format is also built to check settings.
+
+    For each record, `read` has one of three outcomes:
+
+    1. It returns the record's `Fields`. They are checked afterwards: labels, weights and images need no check here.
+    2. It raises `RejectError` if the record does not have this form, normally with `Reason.BAD_ENVELOPE`. The record
+       becomes a dead letter.
+    3. It raises `RetryLaterError` if something outside is at fault, such as a schema registry or a bucket that does not
+       answer. The worker waits and reads the same record again. It neither loses nor rejects the record. After
+       `kafka.give_up_s` the process ends with code 17.
+
+    Any other exception is a bug and ends the process.
+
+    The same record must always give the same fields, because a resumed or rebuilt run reads it again. If a record
+    refers to something outside, that content must never change. One thread calls `read`, and the worker sends no
+    heartbeat meanwhile: limit each wait to a few seconds.
+
+    >>> import json
+    >>> from base64 import b64decode
+    >>> from stream_learner.formats import Fields, Format, Reason, Record, RejectError
+    >>> class Envelope(Format):
+    ...     label_field: str = "label"
+    ...
+    ...     def read(self, record: Record) -> Fields:
+    ...         try:
+    ...             envelope = json.loads(record.value or b"")
+    ...             return Fields(b64decode(envelope["image"]), envelope[self.label_field])
+    ...         except (ValueError, KeyError, TypeError) as error:
+    ...             raise RejectError(Reason.BAD_ENVELOPE, f"no image and label in JSON: {error!r}") from None
+    >>> envelope = Envelope(label_field="class")
+    >>> envelope.read(Record("images", 0, 0, 0, None, b'{"image": "/9j/4A==", "class": "cat"}', [])).label
+    'cat'
+    >>> envelope.read(Record("images", 0, 1, 0, None, b"{}", []))
+    Traceback (most recent call last):
+    stream_learner.formats.record.RejectError: no image and label in JSON: KeyError('image')
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @abstractmethod
+    def read(self, record: Record) -> Fields:
+        """Return the fields of a record. Raises RejectError, RetryLaterError."""
+
+
+def build(settings: InputSettings) -> Format:
+    """Build the format that `input.format` names.
+
+    Raises UsageError when it is unknown or no Format, or `input.format_settings` do not fit it.
+    """
+    kind = FORMATS.lookup(settings.format)
+    if not (isinstance(kind, type) and issubclass(kind, Format)):
+        raise UsageError(
+            f"input.format: {settings.format} is not a subclass of stream_learner.formats.Format; docs/extending.md "
+            "has an example"
+        )
+    try:
+        return kind.model_validate(settings.format_settings)
+    except ValidationError as error:
+        raise UsageError("; ".join(_explain(kind, problem) for problem in error.errors())) from None
+
+
+def _explain(kind: type[Format], problem: ErrorDetails) -> str:
+    name = ".".join(["input.format_settings", *map(str, problem["loc"])])
+    if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
+        return f"unknown setting {name}; known here: {', '.join(kind.model_fields) or 'none'}"
+    return f"{name}: {problem['msg'].removeprefix('Value error, ')}"
