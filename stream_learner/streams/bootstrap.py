@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
@@ -128,8 +129,21 @@ class _Client(KafkaNetClient):
 
     def __init__(self, bootstrap: _Bootstrap, **config: Any):
         net = NetworkSelector(**config)
-        super().__init__(net, _Manager(net, bootstrap, **config), **config)
+        manager = _Manager(net, bootstrap, **config)
+        self._transports = manager.transports
+        super().__init__(net, manager, **config)
         bootstrap.client = self
+
+    def close(self, node_id: Any = None) -> None:
+        """Close the client, or one connection, as kafka-python does, and the sockets that it leaves open.
+
+        It leaves those of connections whose last request still waits to be sent.
+        """
+        super().close(node_id)
+        if node_id is None:
+            for transport in list(self._transports):
+                if sock := transport._sock:
+                    sock.close()
 
 
 class _Dialer(KafkaNetSocket):
@@ -168,6 +182,7 @@ class _Manager(KafkaConnectionManager):
         self.cluster.config["allow_auto_create_topics"] = False
         self._bootstrap = bootstrap
         self._unresolved: set[str] = set()
+        self.transports: WeakSet[KafkaTCPTransport] = WeakSet()
 
     async def _do_bootstrap(self, deadline: float | None) -> Any:
         self._bootstrap.begin()
@@ -195,6 +210,7 @@ class _Manager(KafkaConnectionManager):
                 connected = _TlsTransport(self._net, connected, node.host, ssl_context=self.config["ssl_context"])
             else:
                 connected = _TcpTransport(self._net, connected, node.host)
+            self.transports.add(connected)
             await connected.handshake()
         except (OSError, ValueError) as error:
             connected.close()

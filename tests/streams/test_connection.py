@@ -5,11 +5,13 @@ import threading
 from typing import Any
 
 import pytest
+from kafka import KafkaAdminClient
 from kafka.errors import CoordinatorLoadInProgressError, InvalidTopicError
 
-from stream_learner.config import KafkaSettings
+from stream_learner.config import MIB, KafkaSettings
 from stream_learner.errors import ExitCode, KafkaUnavailableError
-from stream_learner.streams.connection import ask
+from stream_learner.streams.bootstrap import connect
+from stream_learner.streams.connection import ask, client_config
 
 
 class Broker:
@@ -64,3 +66,14 @@ def test_why_there_is_no_connection_is_said(servers: str, reason: str, caplog: p
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert f"{servers} cannot be reached yet" in warning
     assert threading.active_count() == before
+
+
+def test_a_client_that_is_closed_before_everything_is_sent_leaves_no_socket_open(kafka: KafkaSettings):
+    client = connect(KafkaAdminClient, client_config(kafka))
+    client.describe_cluster()
+    (connection,) = client._manager._conns.values()
+    sock = connection.transport._sock
+    client._net.stop()
+    connection.transport.write(bytes(64 * MIB))  # more than a socket takes at once
+    client.close()
+    assert sock.fileno() == -1
