@@ -11,13 +11,10 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.live import Live
-from rich.markup import escape
-from rich.progress import MofNCompleteColumn, Progress
 
 from stream_learner.cli.options import ConfigFile, DataFolder, Overrides
-from stream_learner.cli.output import err, load, out, say
+from stream_learner.cli.output import load, out, progress, say
 from stream_learner.run.signals import stop_on_signals
-from stream_learner.text import printable
 
 
 def demo(
@@ -87,10 +84,7 @@ def feed(
     settings = load(config_file, overrides)
     stop = stop_on_signals(lambda: settings.run.stop_deadline_s)
     dataset = open_dataset(data, split.value)
-    total = min(len(dataset) * epochs, limit or len(dataset) * epochs)
-    columns = *Progress.get_default_columns(), MofNCompleteColumn()
-    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-        bar = progress.add_task(f"feeding {escape(printable(dataset.name))}", total=total)
+    with progress(f"feeding {dataset.name}") as show:
         fed = feeder.feed(
             dataset,
             settings.kafka,
@@ -100,7 +94,7 @@ def feed(
             epochs=epochs,
             limit=limit,
             rate=rate,
-            on_progress=lambda sent: progress.update(bar, completed=sent),
+            on_progress=show,
             stop=stop,
         )
     ends = ", ".join(f"{partition}: {offset}" for partition, offset in sorted(fed.end_offsets.items()))

@@ -2,10 +2,14 @@
 
 import json
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.highlighter import JSONHighlighter
+from rich.markup import escape
+from rich.progress import MofNCompleteColumn, Progress
 from rich.text import Text
 
 from stream_learner import config
@@ -37,3 +41,12 @@ def say_json(document: str) -> None:
     """Write a JSON document, indented."""
     text = json.dumps(json.loads(document), indent=2, ensure_ascii=False)
     out.print(JSONHighlighter()(Text(printable_lines(text))), soft_wrap=True)
+
+
+@contextmanager
+def progress(task: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal. Yield the function that takes how much is done, and of how much."""
+    columns = *Progress.get_default_columns(), MofNCompleteColumn()
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
+        bar = bars.add_task(escape(printable(task)), total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)

@@ -8,7 +8,7 @@ from rich.table import Column, Table
 
 from stream_learner.cli.options import ConfigFile, Overrides
 from stream_learner.cli.output import load, out, say, say_json
-from stream_learner.contract.spans import Stretches
+from stream_learner.contract.spans import offsets_in_all
 from stream_learner.text import printable
 
 
@@ -44,7 +44,7 @@ def status(
         say(
             f"last window: {window.records} records, {window.learned} learned, "
             f"{sum(window.rejected.values())} rejected, {window.tombstones} deletion markers, "
-            f"{_offsets(window.lost)} lost, "
+            f"{offsets_in_all(window.lost)} lost, "
             f"prequential accuracy {_percent(window.prequential.accuracy)}"
         )
         if window.rejected_by_topic:
@@ -54,10 +54,6 @@ def status(
         for partition, lag in partitions.items():
             table.add_row(printable(topic), str(partition), str(found.positions[topic][partition]), str(lag))
     out.print(table)
-
-
-def _offsets(stretches: Stretches) -> int:
-    return sum(span.end - span.start for ps in stretches.values() for spans in ps.values() for span in spans)
 
 
 def _percent(share: float | None) -> str:

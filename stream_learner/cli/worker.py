@@ -3,11 +3,10 @@
 from typing import Annotated
 
 import typer
-from rich.progress import MofNCompleteColumn, Progress
 
 from stream_learner import config
 from stream_learner.cli.options import ConfigFile, Overrides
-from stream_learner.cli.output import err, load, say
+from stream_learner.cli.output import load, progress, say
 from stream_learner.errors import ExitCode
 from stream_learner.run.process import load_torch_libraries
 from stream_learner.run.signals import end_process, stop_on_signals
@@ -62,16 +61,9 @@ def rebuild(
     from stream_learner.run import rebuild as rebuilding
 
     settings = load(config_file, overrides)
-    columns = *Progress.get_default_columns(), MofNCompleteColumn()
-    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-        bar = progress.add_task("learning again", total=None)
-        rebuilt = rebuilding.rebuild(
-            settings,
-            Store(settings.checkpoint.store, create=False),
-            start,
-            target,
-            lambda done, total: progress.update(bar, completed=done, total=total),
-        )
+    store = Store(settings.checkpoint.store, create=False)
+    with progress("learning again") as show:
+        rebuilt = rebuilding.rebuild(settings, store, start, target, show)
     say(f"checkpoint {rebuilt.end} rebuilt from {rebuilt.start}: {rebuilt.batches} batches, {rebuilt.records} records")
     say(f"state {rebuilt.state}, as published")
     if rebuilt.release:

@@ -60,6 +60,11 @@ def offsets_in(spans: Spans) -> int:
     return sum(span.end - span.start for _, _, span in each(spans))
 
 
+def offsets_in_all(stretches: Stretches) -> int:
+    """Return the number of offsets in several ranges of each partition."""
+    return sum(span.end - span.start for _, _, spans in each(stretches) for span in spans)
+
+
 def between(start: Positions, end: Positions) -> Spans:
     """Return the offsets from `start` up to `end`, for the partitions that both hold."""
     spans: Spans = {}

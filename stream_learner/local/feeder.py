@@ -62,21 +62,22 @@ def feed(
     epochs: int = 1,
     limit: int | None = None,
     rate: float | None = None,
-    on_progress: Callable[[int], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
     stop: Event | None = None,
 ) -> Fed:
     """Send `epochs` passes over a data set, each in a new order, and at most `limit` records in total.
 
     A record is in the plain format: the image as value, the id as key and header, the label as header, and the split of
     a held-out example as header. The key chooses the partition. `rate` is in records/s, None for no limit.
-    `on_progress` gets the number of acknowledged records several times a second and at the end. Once `stop` is set,
-    no more records are sent, and the sent ones are awaited.
+    `on_progress(acknowledged, total)` is called several times a second and at the end. Once `stop` is set, no more
+    records are sent, and the sent ones are awaited.
     Raises KafkaUnavailableError when a record is not acknowledged, TopicsError when the topic is missing.
     """
     offsets.bounds(kafka, [topic])  # refuses a missing topic before anything is read
     indices = itertools.islice(_schedule(dataset, order, seed, epochs), limit)
+    total = min(len(dataset) * epochs, limit or len(dataset) * epochs)
     with kafka_failures(kafka, f"feeding {topic}", "Write"):
-        records = _produce(dataset, indices, kafka, topic, rate, on_progress, stop or Event())
+        records = _produce(dataset, indices, kafka, topic, rate, lambda done: on_progress(done, total), stop or Event())
     return Fed(records, offsets.bounds(kafka, [topic])[1][topic])
 
 

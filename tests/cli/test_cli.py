@@ -498,13 +498,14 @@ def test_feed_makes_passes_over_a_folder_in_an_order(run: Run, new_topic: Callab
     assert labels(kafka, topic, 16) == [*(["cat"] * 3 + ["dog"] * 3) * 2, "cat", "cat", "cat", "dog"]
 
 
-def test_feed_shows_a_folders_name_as_text(run: Run, new_topic: Callable[..., str]):
+def test_feed_shows_its_progress_and_a_folders_name_as_text(run: Run, new_topic: Callable[..., str]):
     folder = run.folder / "[bold]photos\x1b[2J"
     (folder / "cat").mkdir(parents=True)
     Image.new("L", (8, 8)).save(folder / "cat" / "0.png")
     done = run("feed", "--data", folder, "--topic", new_topic(), environment={"FORCE_COLOR": "1", "COLUMNS": "200"})
     assert done.code == ExitCode.OK
     assert "feeding [bold]photos\\u001b[2J" in done.err
+    assert " 1/1" in done.err
 
 
 def labels(kafka: KafkaSettings, topic: str, count: int) -> list[str]:

@@ -62,8 +62,9 @@ def test_drifting_moves_through_the_classes_and_mixes_neighbours(digits: Dataset
 
 def test_every_record_arrives_in_the_plain_form(kafka: KafkaSettings, new_topic: Callable[..., str], digits: Dataset):
     topic, seen = new_topic(partitions=3), []
-    fed = feed(digits, kafka, topic, on_progress=seen.append)
-    assert fed.records == sum(fed.end_offsets.values()) == seen[-1] == len(digits)
+    fed = feed(digits, kafka, topic, on_progress=lambda *progress: seen.append(progress))
+    assert seen[-1] == (len(digits), len(digits))
+    assert fed.records == sum(fed.end_offsets.values()) == len(digits)
     assert sorted(fed.end_offsets) == [0, 1, 2]
     assert all(fed.end_offsets.values())
     examples = {example.id: example for example in digits}
