@@ -1,1 +1,1 @@
-"""What the worker and its learner are worth: measurements, the streams they run on, and a reference."""
+"""Benchmarks of the worker and its learner: measurements, their streams, and a reference."""

@@ -1,10 +1,10 @@
-"""Learning a backlog against learning the same records live: what the order of reading costs.
+"""The cost of the reading order: a backlog, compared with the same records learned live.
 
     python benchmarks/backlog.py [--data DIR] [--seeds N]
 
-The records are keyed by class, so that each partition holds some classes whole. `backlog`: all of them are there before
-the worker starts. `live`: it learns each portion as it comes. Both learn the same records with the same settings, with
-a small memory; what counts is the accuracy of the network that the last release names, on test images.
+The records are keyed by class, so that each partition holds whole classes. `backlog`: all records are in the topic
+before the worker starts. `live`: the worker learns each portion as it arrives. Both learn the same records with the
+same settings and a small memory. The result is the accuracy of the last release's network on test images.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A data set for the learning benchmarks: encoded images to learn from and to be tested on."""
+"""Data set of the learning benchmarks: encoded images for training and test."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a model knows: the images it is asked about, and what it answers."""
+"""Exam of a model: test images, and the model's predictions."""
 
 from collections.abc import Sequence
 

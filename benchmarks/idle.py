@@ -1,7 +1,7 @@
 """CPU time that a worker uses while no records arrive, by the number of partitions that it reads.
 
 `python -m benchmarks.idle --partitions 1 --partitions 600`: a local broker and a small network. Prints JSON: percent of
-one core, median and range over the rounds. The process is observed from outside, so all of its threads count.
+one core, as median and range over the rounds. The process is measured from outside, so all of its threads count.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The product's learner on a stream that is held in memory, and what it knows along the way."""
+"""The product's learner on a stream in memory, with its accuracy along the way."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,11 +1,11 @@
-"""How well, and how cheaply, the learner learns: streams that make learners forget, against retraining, through Kafka.
+"""Accuracy and cost of the learner on streams that cause forgetting, compared with retraining, and through Kafka.
 
     python benchmarks/learning.py increments --data DIR --strategy er --seed 0 --views 1
 
-A finished run is a file in the folder of runs; a second start skips it. Every run prints one line of JSON. `report`
-makes tables and plots of all files in that folder. Options that say so may be repeated: all combinations run.
-Images are mirrored at random unless the data set calls its classes by one character each, as digits and letters are;
-`--set "learning.augment=['crop']"` says otherwise.
+A finished run is a file in the folder of runs, and a second start skips it. Every run prints one line of JSON. `report`
+makes tables and plots of all files in that folder. Some options may be repeated, as their help says: all combinations
+run. Images are mirrored at random, unless the names of all classes have one character, like digits and letters. To
+change that, use `--set "learning.augment=['crop']"`.
 """
 
 import itertools

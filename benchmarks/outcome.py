@@ -1,4 +1,4 @@
-"""What a run gave and what it cost."""
+"""Outcome of a run: its results and its cost."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple

@@ -1,16 +1,16 @@
-"""What a producer that sends wrong labels does to the released model, and what the gate can do about it.
+"""The effect of a producer with wrong labels on the released model, with and without the gate.
 
     python benchmarks/poison.py [--data DIR] [--seed N] [--set section.key=value ...]
 
-Two producers, a topic each, take turns and send half of the images each. The labels of the one are right. The other
-flips some, always to the next class: none in the first half of the stream, 10 % in the third quarter, 60 % in the last.
-The hash puts its records into every split, unless `split.held_out_from` names the honest topic alone. A fifth of the
-images is in neither topic: the clean test set, which the worker never sees.
+Two producers with one topic each take turns, and each sends half of the images. The labels of the first are right. The
+second flips some to the next class: none in the first half of the stream, 10 % in the third quarter, 60 % in the last.
+The hash assigns its records to every split, unless `split.held_out_from` names only the honest topic. A fifth of the
+images is in neither topic. It is the clean test set, which the worker never sees.
 
-The stream is learned in memory, once for each guard. The table shows how many models were released at each stage, the
-accuracy on the clean test set of the one that downstream had at the stage's end, and that of the worst one released
-since the first flip. The default data are scikit-learn's handwritten digits. The last line is one JSON object with
-every decision.
+The stream is learned in memory, once for each guard. For each stage, the table shows the number of released models and
+two accuracies on the clean test set: that of the model in use at the end of the stage, and that of the worst model
+released since the first flip. The default data are scikit-learn's handwritten digits. The last line is one JSON object
+with every decision.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What incremental learning is measured against: a new network for each increment, trained on all data so far."""
+"""Retraining, the baseline of incremental learning: a new network for each increment, trained on all data so far."""
 
 import copy
 import time

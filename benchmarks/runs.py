@@ -1,4 +1,4 @@
-"""Finished runs, each a JSON file that is named by what was asked for."""
+"""Finished runs. Each is a JSON file, named after its options."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a learner is shown, record by record: a registry from name to function."""
+"""Scenarios: the records that a learner gets, in order. A registry maps names to functions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

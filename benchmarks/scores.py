@@ -1,4 +1,4 @@
-"""What a benchmark says about a learner, from how many images of each class it got right at points of its stream."""
+"""Scores of a learner, from the number of correct images of each class at points of its stream."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

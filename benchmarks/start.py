@@ -1,7 +1,7 @@
-"""How long a worker takes from the start of its process to the first learned record, and what each part costs.
+"""Time of a worker from the start of its process to the first learned record, and the share of each part.
 
-`python -m benchmarks.start --rounds 5`: a local broker, the digits of scikit-learn, a small network; each round is a
-restart of the same run. Prints JSON: seconds since the process was started, median and range over the rounds.
+`python -m benchmarks.start --rounds 5`: a local broker, scikit-learn's digits and a small network. Each round restarts
+the same run. Prints JSON: seconds since the start of the process, as median and range over the rounds.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""The order in which a benchmark shows its images, from a seed alone: the same for every contender.
+"""Streams: the order of a benchmark's images. It depends only on a seed, so it is the same for every contender.
 
-Everything here is indices into a data set: `targets`, int64 [N], is the class of each of its images. A stream is a list
-of increments, each an int64 array of indices in the order of arrival; no index occurs twice.
+A stream holds indices into a data set. `targets`, int64 [N], is the class of each image. A stream is a list of
+increments, and each increment an int64 array of indices in the order of arrival. No index occurs twice.
 """
 
 import numpy as np

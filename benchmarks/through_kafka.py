@@ -1,4 +1,4 @@
-"""The same stream through a real Kafka and the real worker; what counts is the model that it releases."""
+"""The same stream through a real Kafka and the real worker. The released model is measured."""
 
 import time
 from collections.abc import Callable

@@ -1,20 +1,20 @@
-"""Throughput of the worker on a real Kafka, against the same learner without Kafka and against bare torch.
+"""Throughput of the worker on a real Kafka, compared with the same learner without Kafka and with bare torch.
 
     python benchmarks/throughput.py [--model M] [--data DIR] [--rounds N]
 
-Each contender is a process of its own, and they take turns, round after round:
+Each contender is a process of its own, and they take turns in each round:
 
-- `bare_torch`: the model's training step alone, on one batch (stream and replay) that stays in memory;
-- `in_memory`: `Decoder`, `batches()` and `Learner` on encoded images held in memory;
+- `bare_torch`: only the model's training step, on one batch (stream and replay) that stays in memory;
+- `in_memory`: `Decoder`, `batches()` and `Learner` on encoded images in memory;
 - `worker`: `python -m stream_learner run` on a topic that was filled before, without checkpoints;
 - `worker_saving`: the same, with a checkpoint every 10 s.
 
-All of them learn by Adam, without an average or augmentation, so that the ratios say what reading, decoding and
-counting cost. `learning.py` says what the default's way of learning costs, and is worth.
+All use Adam without averaging or augmentation, so that the ratios show the cost of reading, decoding and counting.
+`learning.py` measures the cost and the benefit of the default settings.
 
-The default data are made up: JPEG images of 32 x 32 pixels, about as costly to decode as CIFAR-10's. The last line is
-one JSON object; each of its figures is the least, the median and the greatest of the rounds, and each ratio is taken
-between measurements of one round. The figures of different machines do not compare, the ratios may.
+The default data are generated JPEG images of 32 x 32 pixels, about as costly to decode as those of CIFAR-10. The last
+line is one JSON object. Each figure is the minimum, median and maximum over the rounds, and each ratio compares
+measurements of one round. Figures of different machines cannot be compared, but their ratios can.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""One run of one contender, from what was asked for to its scores."""
+"""One run of one contender, from its options to its scores."""
 
 import shutil
 from collections.abc import Callable

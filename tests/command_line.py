@@ -1,4 +1,4 @@
-"""The command line in a process of its own, which is there in a moment: forked from one that has imported it all."""
+"""The command line in a process of its own. It starts fast, because it is forked from a process with all imports."""
 
 import multiprocessing
 import os

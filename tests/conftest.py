@@ -1,4 +1,4 @@
-"""What many tests share: one real broker for the whole session, and names that no other test uses."""
+"""Shared fixtures: one real broker for the whole session, and names that no other test uses."""
 
 import hashlib
 import os

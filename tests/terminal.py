@@ -1,4 +1,4 @@
-"""A program in a terminal of 80 x 24: what it writes, in order, and keys that are typed."""
+"""A program in a terminal of 80 x 24: its output in order, and typed keys."""
 
 import fcntl
 import os

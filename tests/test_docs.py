@@ -1,4 +1,4 @@
-"""The documentation says what is: every command and setting it shows exists, every link leads somewhere."""
+"""The documentation is correct: every command and setting in it exists, and every link has a target."""
 
 import re
 import subprocess

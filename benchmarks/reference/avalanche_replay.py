@@ -1,4 +1,4 @@
-"""Avalanche's replay on the very stream that our learner gets: the reference of `benchmarks/learning.py increments`.
+"""Avalanche's replay on the same stream as our learner: the reference of `benchmarks/learning.py increments`.
 
 It runs in an environment of its own, from the root of the repository:
 
@@ -8,8 +8,8 @@ It runs in an environment of its own, from the root of the repository:
         --seed 0 --lr 0.05 --augment --bf16
 
 Network, strategies, memory and training loop are Avalanche's (Lomonaco et al. 2021). The stream is one experience, cut
-into experiences of ten images, so that no strategy is told where an increment ends. The last line is one JSON object,
-which `--runs` keeps beside our learner's runs, for `benchmarks/learning.py report`.
+into experiences of ten images, so that no strategy knows where an increment ends. The last line is one JSON object.
+`--runs` stores it next to our learner's runs, for `benchmarks/learning.py report`.
 """
 
 import argparse

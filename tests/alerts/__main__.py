@@ -1,6 +1,7 @@
-"""The long form: every alert by a fault, with rules `factor` times as fast; then a healthy run, with the shipped rules.
+"""Long form of the alert tests: each alert is fired by a fault, then a healthy run must fire none.
 
-Prints a table, and one JSON object as the last line.
+The faults use rules that are `factor` times as fast, the healthy run the shipped rules. Prints a table, and one JSON
+object as the last line.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A record format of somebody's own, which hangs at a marked record."""
+"""A user's own record format, which hangs at a marked record."""
 
 import threading
 

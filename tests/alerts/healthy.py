@@ -1,4 +1,4 @@
-"""A run that is well: restarts, kills that a standby makes good, and roll-backs are no reason for an alert."""
+"""A healthy run: restarts, kills with a standby, and roll-backs must fire no alert."""
 
 import time
 from collections import Counter

@@ -1,4 +1,4 @@
-"""A short form of `make alerts`: two alerts by real faults, a real Prometheus scraping real workers."""
+"""Short form of `make alerts`: real faults fire two alerts in a real Prometheus that scrapes real workers."""
 
 from pathlib import Path
 

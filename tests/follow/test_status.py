@@ -1,4 +1,4 @@
-"""What Kafka alone tells of a run; a run that has learned is looked at in tests of the command line."""
+"""The status of a run from Kafka alone. Tests of the command line cover a run that has learned."""
 
 from collections.abc import Callable
 from pathlib import Path

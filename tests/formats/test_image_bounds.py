@@ -1,4 +1,4 @@
-"""A bounded cost for any image, and a complete image or none."""
+"""The cost of any image is bounded, and only complete images are accepted."""
 
 import struct
 import tracemalloc

@@ -1,4 +1,4 @@
-"""What each kind of image becomes: the table in docs/topics.md."""
+"""The result for each kind of image, as in the table of docs/topics.md."""
 
 import io
 import re

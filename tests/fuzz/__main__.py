@@ -1,4 +1,4 @@
-"""The long form: progress, and one JSON object as the last line."""
+"""Long form of the fuzz test: prints progress, and one JSON object as the last line."""
 
 import faulthandler
 import json

@@ -1,4 +1,4 @@
-"""Damaged images through the whole decoder: each becomes a sample or a rejection, soon and in bounded memory."""
+"""Damaged images through the whole decoder: each becomes a sample or a rejection, in bounded time and memory."""
 
 import io
 import resource

@@ -1,4 +1,4 @@
-"""Ways to damage a JPEG or PNG, from single bits to parts of another file under right checksums."""
+"""Mutations of a JPEG or PNG, from single bits to parts of another file with correct checksums."""
 
 import struct
 import zlib

@@ -1,4 +1,4 @@
-"""A worker between a good producer and a hostile one, and slow clients at its monitoring port; what became of each."""
+"""A worker with a good producer, a hostile one, and slow clients at its monitoring port."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What a hostile producer sends: each record is made to crash, stop, slow down, fill up or mislead the worker."""
+"""Records of a hostile producer, each made to crash, stop, slow down, fill up or mislead the worker."""
 
 import gzip
 import zlib

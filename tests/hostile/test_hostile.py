@@ -1,4 +1,4 @@
-"""A short form of `make hostile`: everything nasty once or more."""
+"""Short form of `make hostile`: each hostile record at least once."""
 
 from pathlib import Path
 

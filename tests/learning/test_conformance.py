@@ -1,4 +1,4 @@
-"""What holds for every strategy with every model, and for every head that is solved."""
+"""Properties of every strategy with every model, and of every solved head."""
 
 import math
 from functools import cache

@@ -1,4 +1,4 @@
-"""The drift detector against river's, its errors, and what a drift does to learning."""
+"""The drift detector, compared with river's; its errors; and the effect of a drift on learning."""
 
 from collections.abc import Callable
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""A state is read from a store that others may write: whatever it holds, it is taken over whole or refused."""
+"""Others may write to the store, so a state with any content is restored completely or refused."""
 
 import copy
 import random

@@ -1,4 +1,4 @@
-"""Heads that are solved from sums: by themselves, and in a learner."""
+"""Solved heads, alone and in a learner."""
 
 import re
 from functools import partial

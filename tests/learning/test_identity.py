@@ -1,4 +1,4 @@
-"""The digest of the settings that decide what is learned: a path of manifests across a change shows it."""
+"""The digest of the settings that affect what is learned. Manifests before and after a change show it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What does not depend on the strategy or the model."""
+"""Properties of the learner that do not depend on the strategy or the model."""
 
 import io
 from itertools import combinations, islice

@@ -1,4 +1,4 @@
-"""`docs/topics.md` is enough to compute with a release: this reads the page, and of the package only what it wrote."""
+"""`docs/topics.md` is sufficient to compute with a release. This test uses the page and the written files only."""
 
 import re
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""A producer that sends ever more wrong labels gets no worse model released.
+"""A producer that sends more and more wrong labels cannot cause the release of a worse model.
 
-Worse is judged on a clean test set that the worker never sees: 359 images, whose accuracy is known to a few points,
-so that what counts is the mean over seeds. The strategy has no memory, so that it learns whatever it is told last.
+Models are compared on a clean test set of 359 images that the worker never sees. Its accuracy is precise to a few
+points, so the mean over seeds is compared. The strategy has no memory, so that the last labels have the most effect.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Every figure against its plain computation."""
+"""Every prequential figure, compared with a plain computation."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""A backbone from a file, and one that stays as it is."""
+"""A backbone loaded from a file, and a frozen backbone."""
 
 from collections.abc import Callable
 from pathlib import Path

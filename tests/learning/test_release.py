@@ -1,4 +1,4 @@
-"""What the learner releases, and when."""
+"""Releases of the learner: their content and their time."""
 
 from collections.abc import Sequence
 

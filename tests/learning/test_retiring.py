@@ -1,4 +1,4 @@
-"""Classes retire where `[labels]` makes their labels aliases or does not allow them any more."""
+"""Classes retire when `[labels]` makes their labels aliases, or no longer allows them."""
 
 from collections.abc import Collection, Iterator
 

@@ -1,4 +1,4 @@
-"""What each strategy minimises, beside the formula of its paper, written out sample by sample."""
+"""The loss of each strategy, compared with the formula of its paper, computed sample by sample."""
 
 import math
 from collections.abc import Iterator, Sequence

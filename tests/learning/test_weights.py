@@ -1,4 +1,4 @@
-"""Each policy against plain arithmetic, and what holds for every one of them in a learner."""
+"""Each weight policy, compared with plain arithmetic, and properties of all policies in a learner."""
 
 import json
 import math

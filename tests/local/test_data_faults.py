@@ -1,4 +1,4 @@
-"""Labels and images of data sets as people mean them; the rest is reported before anything is fed."""
+"""Labels and images of data sets are read as people mean them. All faults are reported before anything is fed."""
 
 import json
 import os

@@ -1,7 +1,7 @@
 """Clients that hold connections open: `python slow_clients.py PORT COUNT`, until standard input ends.
 
-A third sends nothing, a third a byte in each round, a third asks for the metrics and reads nothing. A client whose
-connection was closed connects again in the next round. Writes a line once all have connected.
+A third of the clients send nothing, a third send one byte in each round, and a third request the metrics but read
+nothing. A client whose connection was closed connects again in the next round. Writes a line once all have connected.
 """
 
 import resource

@@ -1,6 +1,6 @@
-"""Reads what a run published, as an outsider would, and finds whatever is not accounted for exactly once.
+"""Checker of a run's published records: it finds every input record that is not accounted for exactly once.
 
-Nothing of the worker's is used: another Kafka client, plain JSON, plain files and HTTP.
+It uses no code of the worker, but another Kafka client, plain JSON, plain files and HTTP.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What a worker's process runs, in a child of the fork server."""
+"""The worker's process, as a child of the fork server."""
 
 import ctypes
 import math

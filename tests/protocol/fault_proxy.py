@@ -1,4 +1,4 @@
-"""A network between Kafka's clients and a broker that is slow, loses answers, and breaks."""
+"""Proxy between Kafka's clients and a broker that simulates a network which is slow, loses answers, or breaks."""
 
 import asyncio
 import socket

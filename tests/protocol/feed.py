@@ -1,4 +1,4 @@
-"""Input records, good and bad, and what must become of each."""
+"""Good and bad input records, each with its expected result."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Images made to cost more than they are worth: sizes that are claimed, scans and chunks without end, bombs."""
+"""Images made to be expensive: false sizes, endless scans and chunks, decompression bombs."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""An object server of the tests' own: as much of S3 as the worker uses, and it fails when told to."""
+"""Object server for tests: the part of S3 that the worker uses, with failures on demand."""
 
 import hashlib
 import threading

@@ -1,4 +1,4 @@
-"""Record batches made byte by byte, as a hostile producer makes them (KIP-98), and a way to send them."""
+"""Record batches made byte by byte, as by a hostile producer (KIP-98), and a function to send them."""
 
 import struct
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Faults of Kafka and of the network: each is waited out, or ends the process so that the next start gets past it."""
+"""Faults of Kafka and of the network: the worker waits for their end, or ends so that the next start continues."""
 
 import random
 import signal

@@ -1,4 +1,4 @@
-"""The checker must see damage of every kind, or its silence elsewhere means nothing."""
+"""The checker must find every kind of damage. Otherwise its silence in other tests means nothing."""
 
 import copy
 import hashlib

@@ -1,4 +1,4 @@
-"""Publications that fail: their outcome is never taken for a commit, and a restart makes up for them."""
+"""Failed publications: they are never mistaken for a commit, and a restart repeats them."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""Records of somebody else in the run's own topics: skipped and counted, and never taken for its newest manifest."""
+"""Foreign records in the run's own topics: they are skipped and counted, and never mistaken for a manifest."""
 
 import json
 from pathlib import Path

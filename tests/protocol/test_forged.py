@@ -1,4 +1,4 @@
-"""Manifests written by somebody else: nothing of theirs is imported, read, deleted or resumed."""
+"""Forged manifests: nothing that they name is imported, read, deleted or resumed."""
 
 import json
 import uuid

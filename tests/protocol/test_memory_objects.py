@@ -1,4 +1,4 @@
-"""What the memory holds is written once, not with every checkpoint, and deleted when no state needs it any more."""
+"""The memory's samples are written once, not with every checkpoint, and deleted when no state needs them."""
 
 from itertools import pairwise
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The newest release stays in the weights topic, however often the publication of the next one is killed."""
+"""The newest release stays in the weights topic, even if the publication of the next one is killed many times."""
 
 import signal
 from collections.abc import Iterator

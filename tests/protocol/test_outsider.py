@@ -1,4 +1,4 @@
-"""What a downstream program needs: Kafka, the object store, plain torch and the class that the manifest names."""
+"""A downstream program needs only Kafka, the object store, plain torch and the class that the manifest names."""
 
 import hashlib
 from typing import Any

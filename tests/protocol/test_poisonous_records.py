@@ -1,4 +1,4 @@
-"""Records that end the process, again and again: the next start sets them aside, and everything else is learned."""
+"""Records that repeatedly end the process: a later start sets them aside, and all other records are learned."""
 
 import signal
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The process is stopped, starved of memory, told another time: nothing is lost, and the next start goes on."""
+"""The process is stopped, runs out of memory, or its clock jumps: nothing is lost, and the next start continues."""
 
 import resource
 import signal

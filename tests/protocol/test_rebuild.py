@@ -1,4 +1,4 @@
-"""The ledger tells what made a checkpoint: learned again, it gives the same bytes."""
+"""The ledger holds the records of a checkpoint: learning them again gives the same bytes."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Stopped, killed, started again: everything fed is accounted for exactly once."""
+"""A worker is stopped, killed and started again: every record is accounted for exactly once."""
 
 import shutil
 import signal

@@ -1,4 +1,4 @@
-"""Stop rather than guess: what a worker does not go on from, and what it leaves as it was."""
+"""States and topics from which a worker refuses to continue, without changing anything."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""Labels are allowed, renamed and merged while a run lives; its classes retire the same however often it is killed."""
+"""Labels are allowed, renamed and merged during a run. Its classes retire in the same way if it is killed."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Topics belong to one run: whoever comes second is refused before it writes anything."""
+"""Topics belong to one run: a worker of a second run is refused before it writes anything."""
 
 import time
 from pathlib import Path

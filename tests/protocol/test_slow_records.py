@@ -1,4 +1,4 @@
-"""Records that take long to decode: meanwhile the worker keeps its place and obeys signals."""
+"""Records that take long to decode: the worker keeps its role and reacts to signals in the meantime."""
 
 from functools import partial
 from pathlib import Path

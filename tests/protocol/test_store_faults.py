@@ -1,4 +1,4 @@
-"""A store that fails, fills up or is damaged: training goes on while it may, no start takes one object for another."""
+"""A store that fails, fills up or is damaged: training continues where it can, and a start detects wrong objects."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Two workers of one run: one learns, the other stands by, and whoever was replaced publishes nothing."""
+"""Two workers of one run: one learns, the other stands by, and a replaced worker publishes nothing."""
 
 import signal
 from typing import Any

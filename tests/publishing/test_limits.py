@@ -1,4 +1,4 @@
-"""The largest window and manifest that may come about, through the real broker."""
+"""The largest possible window and manifest, through the real broker."""
 
 import random
 import uuid

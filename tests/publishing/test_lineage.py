@@ -1,4 +1,4 @@
-"""Paths through a long history topic: few manifests are read beside those on the path, whatever else is there."""
+"""Paths through a long history topic: few manifests are read apart from those on the path."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What lives remember of each other, in a real folder; a life that is left behind without its end has died."""
+"""Notes that a worker's processes leave for later ones, in a real folder. A process without a noted end has died."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The start of a worker: what is refused before Kafka is touched, and signals in it."""
+"""The start of a worker: checks that fail before Kafka is contacted, and signals during the start."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The loop, with stand-ins for what it drives: when it saves, when it waits, and how it ends."""
+"""The worker's loop with stand-ins for its collaborators: when it saves, when it waits, and how it ends."""
 
 import math
 import time

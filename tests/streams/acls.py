@@ -1,4 +1,4 @@
-"""A user of a real broker who has the rights that a test gives."""
+"""A user of a real broker with the rights that a test grants."""
 
 import re
 import time

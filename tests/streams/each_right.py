@@ -1,6 +1,6 @@
-"""Each role of docs/security.md on a real broker: it works with its rights, and fails without any one of them.
+"""Each role of docs/security.md on a real broker: it works with its rights, and fails if any one is missing.
 
-`make test` does not collect this file; `make acls` runs it, in order: what the worker publishes is read by the others.
+`make test` does not collect this file. `make acls` runs it in order, because other roles read the worker's records.
 """
 
 import time

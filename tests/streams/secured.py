@@ -1,4 +1,4 @@
-"""A broker with a listener for every way to protect a connection, and certificates of an authority of its own."""
+"""A broker with a listener for each security protocol, and certificates of its own authority."""
 
 import subprocess
 from dataclasses import dataclass

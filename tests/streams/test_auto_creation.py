@@ -1,4 +1,4 @@
-"""Brokers that create missing topics at first use create none for this program: only `topics` and the demo do that."""
+"""This program never makes brokers create missing topics automatically. Only `topics` and the demo create topics."""
 
 import re
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What an operator sees of a start that does not get to Kafka: the reason, once, in few lines."""
+"""Output of a start that cannot reach Kafka: the reason, once, in few lines."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""Producers compress as they like."""
+"""Records with every compression codec are read."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Questions to a broker that is away, or not ready to answer."""
+"""Requests to a broker that is unavailable, or not ready to answer."""
 
 import logging
 import threading

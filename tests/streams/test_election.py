@@ -1,4 +1,4 @@
-"""The election on a real broker: who is elected, who hears of it, and that nobody hears of a loss that was none."""
+"""The election on a real broker: which worker is elected, which workers learn of it, and no false report of a loss."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""Partitions' records in one order: by time where times say something, by turns where they do not."""
+"""Order of the merged partitions: by time where timestamps are known, by turns where they are not."""
 
 from collections import Counter
 from collections.abc import Sequence

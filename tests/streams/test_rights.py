@@ -1,4 +1,4 @@
-"""Refusals name the right that is missing. `make acls` shows on a real broker that every right is needed."""
+"""Error messages name the missing right. `make acls` shows on a real broker that every right is needed."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Every way to protect a connection, on a real broker: who may gets through, who may not is told why."""
+"""Each security protocol on a real broker: valid clients connect, and others get the reason."""
 
 import json
 import signal

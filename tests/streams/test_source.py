@@ -1,4 +1,4 @@
-"""The input on a real broker: every offset once and in order, whatever holds it."""
+"""The input on a real broker: every offset once and in order, whatever record or gap it holds."""
 
 import shutil
 import time

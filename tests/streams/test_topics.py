@@ -1,4 +1,4 @@
-"""The topics of a run on a real broker: made, checked, told apart."""
+"""The topics of a run on a real broker: their creation, their checks and their ids."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""The long form: a broker of its own, progress, a table, and one JSON object as the last line."""
+"""Long form of the torture test, with a broker of its own: prints progress, a table, and one JSON object at the end."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A short form of `make torture`: every kind of life once."""
+"""Short form of `make torture`: every kind of life once."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
-"""Kills a run's worker again and again, and asks the checker what is left.
+"""Torture test: kills a run's worker many times, and lets the checker inspect the result.
 
-Each life gets some records of its own, mixed with bad ones, and ends at a named point of the protocol or at a moment.
-Everything is drawn from a seed. Named points are reached by wrapping the worker's collaborators in its process (see
-`child`); the worker itself knows nothing of them.
+Each life gets some good and bad records, and ends at a named point of the protocol or at a random time. A seed decides
+everything. Named points are reached by wrapping the worker's collaborators in its process (see `child`). The worker
+itself does not know them.
 """
 
 import io
