@@ -1,5 +1,5 @@
 """Writes what the documentation takes from the code: settings, exit codes, reject reasons, metrics, rights on
-Kafka, JSON Schemas.
+Kafka, the rooms, JSON Schemas.
 
 `python docs/generate.py` rewrites the files; `--check` changes nothing and exits 1 when one is out of date.
 """
@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import sys
+import tomllib
 from enum import Enum
 from pathlib import Path
 
@@ -26,17 +27,19 @@ from stream_learner.monitoring.metrics import Metrics
 from stream_learner.streams.rights import RIGHTS, Role
 
 ROOT = Path(__file__).parent.parent
-SCHEMAS = ROOT / "stream_learner" / "contract" / "schemas"
+PACKAGE = ROOT / "stream_learner"
+SCHEMAS = PACKAGE / "contract" / "schemas"
 
 
 def pages() -> dict[Path, str]:
     """Every generated file and what it must hold."""
     operations, topics, security = (ROOT / "docs" / f"{name}.md" for name in ("operations", "topics", "security"))
-    deploy = ROOT / "deploy" / "README.md"
+    deploy, development = ROOT / "deploy" / "README.md", ROOT / "docs" / "development.md"
     return {
         ROOT / "docs" / "settings.md": settings_page(),
         operations: filled(operations, {"exit codes": exit_codes(), "metrics": metrics()}),
         deploy: filled(deploy, {"restarts": restarts()}),
+        development: filled(development, {"rooms": rooms()}),
         topics: filled(topics, {"reject reasons": reasons()}),
         security: filled(security, {f"rights of {role}": rights(role) for role in Role}),
         SCHEMAS / "manifest.schema.json": schema(Manifest),
@@ -115,6 +118,48 @@ def metrics() -> str:
 def rights(role: Role) -> str:
     rows = [f"| {right.operation} | {right.resource} | `{right.name}` | {right.purpose} |" for right in RIGHTS[role]]
     return "\n".join(["| operation | on | name | needed to |", "|---|---|---|---|", *rows])
+
+
+def rooms() -> str:
+    """Who may import whom, by the rules of import-linter."""
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (rule["layers"] for rule in rules if rule["type"] == "layers")
+    floors = {room: floor for floor, layer in enumerate(layers) for room in layer.split(" | ")}
+    forbidden = {
+        (source.partition(".")[2], module.removeprefix("stream_learner."))
+        for rule in rules
+        if rule["type"] == "forbidden"
+        for source in rule["source_modules"]
+        for module in rule["forbidden_modules"]
+    }
+
+    def may_import(room: str, other: str) -> bool:
+        return floors[room] < floors[other] and (room, other) not in forbidden
+
+    arrows = []
+    for room in floors:
+        below = [other for other in floors if may_import(room, other)]
+        # Arrows lead on: a room that is reached through another one needs no arrow of its own.
+        nearest = [other for other in below if not any(may_import(between, other) for between in below)]
+        arrows += [f"  {room} --> {' & '.join(nearest)}"] if nearest else []
+    rows = [f"| {room_name(room)} | {room_doc(room)} |" for room in floors]
+    lines = ["```mermaid", "flowchart TD", *arrows, "```", "", "| room | what lives there |", "|---|---|", *rows, ""]
+    for library, name in (("kafka", "Kafka's client"), ("torch", "torch")):
+        allowed = [room_name(room) for room in floors if (room, library) not in forbidden]
+        lines.append(f"Only {' and '.join([', '.join(allowed[:-1]), allowed[-1]])} import {name}.")
+    return "\n".join(lines)
+
+
+def room_name(room: str) -> str:
+    return f"`{room}/`" if (PACKAGE / room).is_dir() else f"`{room}.py`"
+
+
+def room_doc(room: str) -> str:
+    """The first paragraph of a room's docstring."""
+    path = PACKAGE / room / "__init__.py" if (PACKAGE / room).is_dir() else PACKAGE / f"{room}.py"
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring, f"{path} has no docstring"
+    return one_line(docstring.partition("\n\n")[0])
 
 
 def member_docs(enum: type[Enum]) -> dict[str, str]:
