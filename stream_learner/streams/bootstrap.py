@@ -171,7 +171,23 @@ class _TcpTransport(KafkaTCPTransport):
 
 
 class _TlsTransport(_TcpTransport, KafkaSSLTransport):
-    pass
+    """A transport whose handshake has a time-out. kafka-python waits without end for a peer that does not answer."""
+
+    timeout_at: float | None = None
+
+    async def handshake(self) -> None:
+        sock: Any = self._sock
+        while True:
+            try:
+                return sock.do_handshake()
+            except ssl.SSLWantReadError:
+                wait = self._net.wait_read
+            except ssl.SSLWantWriteError:
+                wait = self._net.wait_write
+            try:
+                await wait(sock, self.timeout_at)
+            except kafka_errors.KafkaTimeoutError:
+                raise TimeoutError("no answer") from None
 
 
 class _Manager(KafkaConnectionManager):
@@ -208,13 +224,16 @@ class _Manager(KafkaConnectionManager):
         try:
             if self.ssl_enabled:
                 connected = _TlsTransport(self._net, connected, node.host, ssl_context=self.config["ssl_context"])
+                connected.timeout_at = timeout_at
             else:
                 connected = _TcpTransport(self._net, connected, node.host)
             self.transports.add(connected)
             await connected.handshake()
-        except (OSError, ValueError) as error:
+        except BaseException as error:  # GeneratorExit when the client is closed meanwhile
             connected.close()
-            raise kafka_errors.KafkaConnectionError(f"Handshake failed: {error}") from error
+            if isinstance(error, (OSError, ValueError)):
+                raise kafka_errors.KafkaConnectionError(f"Handshake failed: {error}") from error
+            raise
         return connected
 
     def _explain(self, node: Any) -> None:

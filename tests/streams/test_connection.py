@@ -1,7 +1,9 @@
 """Requests to a broker that is unavailable, or not ready to answer."""
 
 import logging
+import socket
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +12,8 @@ from kafka.errors import CoordinatorLoadInProgressError, InvalidTopicError
 
 from stream_learner.config import MIB, KafkaSettings
 from stream_learner.errors import ExitCode, KafkaUnavailableError
-from stream_learner.streams.bootstrap import connect
+from stream_learner.local.broker import HOST
+from stream_learner.streams.bootstrap import _Bootstrap, _Client, connect
 from stream_learner.streams.connection import ask, client_config
 
 
@@ -77,3 +80,35 @@ def test_a_client_that_is_closed_before_everything_is_sent_leaves_no_socket_open
     connection.transport.write(bytes(64 * MIB))  # more than a socket takes at once
     client.close()
     assert sock.fileno() == -1
+
+
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """A listener that takes connections and never answers."""
+    with socket.create_server((HOST, 0)) as silent:
+        yield silent
+
+
+def tls_to(listener: socket.socket) -> KafkaSettings:
+    address = f"{HOST}:{listener.getsockname()[1]}"
+    return KafkaSettings(bootstrap_servers=address, security_protocol="SSL", request_timeout_s=1)
+
+
+def test_a_tls_handshake_without_an_answer_ends(silent: socket.socket):
+    before = threading.active_count()
+    with pytest.raises(KafkaUnavailableError, match=r"while asking .*Handshake failed: no answer"):
+        ask(tls_to(silent), "asking", lambda admin: admin.list_topics())
+    assert threading.active_count() == before
+
+
+def test_a_client_that_is_closed_during_a_tls_handshake_leaves_no_socket_open(silent: socket.socket):
+    config = client_config(tls_to(silent))
+    client = _Client(_Bootstrap(config["bootstrap_servers"], 1), **config)
+    client._net.start()
+    client._manager.bootstrap_async()
+    peer, _ = silent.accept()
+    with peer:
+        assert peer.recv(1)
+        client.close()
+        while peer.recv(4096):
+            pass
