@@ -12,6 +12,7 @@ from stream_learner.checkpoints import retention, state
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.contract import keys, ledger, signatures
+from stream_learner.contract.dead_letter import DeadLetter
 from stream_learner.contract.manifest import Chunk, Manifest, Object, Release, State, digest
 from stream_learner.contract.spans import Positions
 from stream_learner.contract.topics import Names
@@ -26,7 +27,6 @@ from stream_learner.streams.topics import CHUNK_BYTES, MAX_DOCUMENT_BYTES, RECOR
 
 PROGRAM = f"stream-learner {__version__}"
 SWEEP_EVERY_S = 3600.0
-ERROR_HEADER = "__connect.errors."
 
 
 class Transaction(Protocol):
@@ -267,23 +267,20 @@ class Publish:
         )
 
     def _send_dead_letter(self, rejection: Rejection) -> Any:
-        record, topic = rejection.record, self._names.dead_letters
-        # Names as in Kafka Connect's dead letter queue (KIP-298), so that its tools read ours.
-        errors = [
-            (ERROR_HEADER + "topic", record.topic.encode()),
-            (ERROR_HEADER + "partition", str(record.partition).encode()),
-            (ERROR_HEADER + "offset", str(record.offset).encode()),
-            (ERROR_HEADER + "stage", rejection.stage.encode()),
-            (ERROR_HEADER + "exception.class.name", rejection.reason.value.encode()),
-            (ERROR_HEADER + "exception.message", rejection.message.encode(errors="replace")[:1000]),
-        ]
-        # Not what a producer wrote in our name, nor what a record that comes from dead letters brought.
-        headers = [header for header in record.headers if not header[0].startswith(ERROR_HEADER)]
-        size = sum(len(name.encode()) + len(value or b"") + 10 for name, value in headers)
-        if size + len(record.value or b"") + len(record.key or b"") > self._max_letter_bytes:
-            about = [("truncated", b"true"), ("digest", digest(record.value or b"").encode())]
-            return self._transaction.send(topic, None, record.key and record.key[:1000], about + errors)
-        return self._transaction.send(topic, record.value, record.key, headers + errors)
+        record = rejection.record
+        letter = DeadLetter(
+            record.topic,
+            record.partition,
+            record.offset,
+            rejection.stage,
+            rejection.reason,
+            rejection.message,
+            record.key,
+            record.value,
+            record.headers,
+        )
+        key, value, headers = letter.encode(self._max_letter_bytes)
+        return self._transaction.send(self._names.dead_letters, value, key, headers)
 
 
 def _poisoned(rejections: list[Rejection]) -> dict[str, dict[int, list[int]]]:
