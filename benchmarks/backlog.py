@@ -42,7 +42,7 @@ LOOK_EVERY_S = 0.05
 
 
 def accuracy(data: Data, broker: Broker, run: str, records: np.ndarray, live: bool, own: list[str]) -> float:
-    """Let a worker learn the records, indices of training images, and ask its last release about the test images."""
+    """Let a worker learn the records, given as indices of training images, and test its last release."""
     with TemporaryDirectory() as name:
         topic, port = f"{run}.images", free_port()
         overrides = [
@@ -111,7 +111,7 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="Orders of the records.")] = 3,
     own: Annotated[list[str] | None, typer.Option("--set", help="A setting of the worker; may be repeated.")] = None,
 ) -> None:
-    """Accuracy of what was learned from a backlog and live."""
+    """Compare the accuracy after learning a backlog with the accuracy after learning live."""
     opened = open_data(data)
     scores: dict[str, list[float]] = defaultdict(list)
     with TemporaryDirectory() as name, Broker(Path(name) / "kafka") as broker:

@@ -32,8 +32,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Data:
-    """`digest` tells it from others of its name. `height`, `width` (px) and `channels` are what a model sees of the
-    images: their own size, between 16 and 32 px; `mirrored`, whether they mean the same seen in a mirror."""
+    """Both parts of a data set.
+
+    `digest` distinguishes data sets of the same name. `height`, `width` (px) and `channels` are those of the images for
+    a model: their own size, but 16 to 32 px. `mirrored` says whether an image keeps its meaning when mirrored.
+    """
 
     name: str
     digest: str
@@ -47,8 +50,10 @@ class Data:
 
 
 def open_data(folder: Path | None) -> Data:
-    """Reads both parts of a data set, scikit-learn's digits when there is no folder. Raises DataError, also where an
-    image cannot be decoded, and UsageError."""
+    """Read both parts of a data set, or of scikit-learn's digits without a folder.
+
+    Raises DataError, also when an image cannot be decoded, and UsageError.
+    """
     train, test = open_parts(folder)
     height, width = (min(max(side, MIN_MODEL_PX), MAX_MODEL_PX) for side in (train.height, train.width))
     size = height, width, train.channels
@@ -74,6 +79,6 @@ def _part(dataset: Dataset, labels: list[str], size: tuple[int, int, int]) -> Pa
 
 
 def decoded(encoded: Iterable[bytes], model: ModelSettings) -> np.ndarray:
-    """What the model sees of the images, uint8 [N, H, W, C]."""
+    """Return the images as the model gets them, uint8 [N, H, W, C]."""
     pixels = [images.decode(image, model.height, model.width, model.channels, MAX_IMAGE_PIXELS) for image in encoded]
     return np.stack(pixels)

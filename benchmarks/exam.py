@@ -14,7 +14,7 @@ UNKNOWN = -1
 
 
 class Exam:
-    """Images to ask about, uint8 [N, H, W, C], and their classes, int64 [N]."""
+    """Test images, uint8 [N, H, W, C], and their classes, int64 [N]."""
 
     def __init__(self, pixels_NHWC: np.ndarray, targets: np.ndarray):
         self._pixels = pixels_NHWC
@@ -22,8 +22,10 @@ class Exam:
         self._sample = np.random.default_rng(0).permutation(len(targets))[:SAMPLE]
 
     def take(self, model: nn.Module, device: torch.device, classes: Sequence[int], sample: bool = False) -> Point:
-        """Asks about the images of `classes`, which are what the rows of the model's head stand for: those that were
-        seen; the others count as not known. Of all images about the same 2,000 when a `sample` will do."""
+        """Let a model predict the images, or the same 2,000 of them with `sample`.
+
+        `classes` are those of the rows of the model's head. Images of other classes are not predicted.
+        """
         among = self._sample if sample else np.arange(len(self._targets))
         targets = self._targets[among]
         seen = np.isin(targets, classes)

@@ -34,7 +34,7 @@ SETTLE_S = 20.0
 
 
 def measure(settings: Path, rounds: int, seconds: float) -> list[float]:
-    """Percent of a core in each round of an idle worker."""
+    """Return the CPU use of an idle worker in each round, in percent of a core."""
     with subprocess.Popen([*COMMAND, "run", str(settings)], stderr=subprocess.PIPE, text=True) as worker:
         assert worker.stderr
         for line in worker.stderr:

@@ -15,10 +15,10 @@ TEST_SHARE = 1 / 6  # CIFAR's and MNIST's, near enough
 
 
 def open_parts(path: Path | None) -> tuple[Dataset, Dataset]:
-    """(training part, test part) of a data set, as `open_dataset` tells them apart.
+    """Return (training part, test part) of a data set, as `open_dataset` separates them.
 
-    Where there is no test part, or nothing beside it, a sixth of each class is it, always the same, which is said.
-    Raises DataError.
+    If one of them is missing, a fixed sixth of each class becomes the test part, and a message says so. Raises
+    DataError.
     """
     dataset = open_dataset(path, "train")
     try:
@@ -34,7 +34,10 @@ def open_parts(path: Path | None) -> tuple[Dataset, Dataset]:
 
 
 def digest(parts: Iterable[tuple[np.ndarray, Iterable[bytes]]]) -> str:
-    """What tells a data set from others of its name; of each part its classes, int64 [N], and its encoded images."""
+    """Return a digest that distinguishes data sets of the same name.
+
+    It covers the classes of each part, int64 [N], and its encoded images.
+    """
     hashed = hashlib.sha256()
     for targets, encoded in parts:
         hashed.update(targets.tobytes())
@@ -44,13 +47,15 @@ def digest(parts: Iterable[tuple[np.ndarray, Iterable[bytes]]]) -> str:
 
 
 def mirrored(dataset: Dataset) -> bool:
-    """Whether images are taken to mean the same seen in a mirror: not where the classes are called by one character
-    each, as digits and letters are."""
+    """Return whether the images are assumed to keep their meaning when mirrored.
+
+    This is false if the names of all classes have one character, like digits and letters.
+    """
     return not (dataset.named and all(len(label) == 1 for label in dataset.labels))
 
 
 def subset(dataset: Dataset, indices: streams.Indices) -> Dataset:
-    """The examples at these indices, in this order."""
+    """Return the examples at these indices, in this order."""
     chosen = indices.tolist()
     return replace(
         dataset,

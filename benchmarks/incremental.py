@@ -32,7 +32,7 @@ LAST_EVERY = 10
 
 @dataclass
 class Count:
-    """Images that went through a network: `views` forward and backward, `forwards` without gradients."""
+    """Number of images that went through a network: `views` forward and backward, `forwards` without gradients."""
 
     views: int = 0
     forwards: int = 0
@@ -40,7 +40,7 @@ class Count:
 
 @contextmanager
 def counted() -> Iterator[Count]:
-    """Counts at the networks themselves, so that no strategy can leave any out."""
+    """Count at the networks themselves, so that no strategy can leave out any image."""
     count, features = Count(), ImageClassifier.features
 
     def counting(self: ImageClassifier, images_NHWC: torch.Tensor) -> torch.Tensor:
@@ -58,7 +58,7 @@ def counted() -> Iterator[Count]:
 
 
 class Source:
-    """A stream's records, as a consumer would give them."""
+    """A stream's records, in the form in which a consumer returns them."""
 
     def __init__(self, stream: Stream, data: Data, settings: Settings):
         self._stream = stream
@@ -72,7 +72,7 @@ class Source:
         return [self._record(offset) for offset in range(begin, self._offset)]
 
     def took(self, seconds: float) -> None:
-        """There is one partition, which nobody waits for."""
+        """Do nothing: there is one partition, so no other one waits."""
 
     def _record(self, offset: int) -> Record:
         index = int(self._stream.indices[offset])
@@ -90,8 +90,10 @@ class Source:
 def learn(
     settings: Settings, stream: Stream, data: Data, exams: tuple[Exam, Exam], on_progress: Callable[[int], None]
 ) -> Outcome:
-    """Learns as much of the stream as fills batches; `exams` are of images as they are before and from
-    `stream.changes_at` on."""
+    """Learn as much of the stream as fills batches.
+
+    `exams` are the exams on the original images, and on the images from `stream.changes_at` on.
+    """
     keep_freed_memory()
     learner = Learner(settings)
     learner.begin({TOPIC: {0: 0}})

@@ -61,7 +61,7 @@ RunsOption = Annotated[Path, typer.Option(help="Folder of finished runs.")]
 
 
 def go(trials: Iterable[Trial], data: Path | None, runs: Path) -> None:
-    """Makes the runs that are missing, and prints every one's figures as a line of JSON."""
+    """Make the missing runs, and print the figures of every run as a line of JSON."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with errors_told():
         opened = open_data(data)
@@ -73,7 +73,7 @@ def go(trials: Iterable[Trial], data: Path | None, runs: Path) -> None:
 
 @contextmanager
 def errors_told() -> Iterator[None]:
-    """Ends the program with the message and the code of what is not a bug."""
+    """End the program with the message and the exit code of an error that is no bug."""
     try:
         yield
     except StreamLearnerError as error:
@@ -86,7 +86,7 @@ def summary(run: Run) -> Run:
 
 
 def scenario(name: str, kafka: bool = False) -> Callable[..., None]:
-    """The command that runs contenders on a scenario: batches of 10, a memory of 1,000 images."""
+    """Return the command that runs contenders on a scenario: batches of 10, a memory of 1,000 images."""
 
     def command(
         data: DataOption = None,
@@ -124,7 +124,10 @@ def retrain(
     overrides: SetOption = [],  # noqa: B006
     runs: RunsOption = RUNS,
 ) -> None:
-    """Ten increments: retraining on all data so far at each, against steps on what is new and a tenth of the data."""
+    """Compare retraining on all data with incremental steps, on ten increments.
+
+    The incremental learner trains on the new data and on replayed samples, a tenth of the data.
+    """
     name = "class_tenths" if classes else "tenths"
     trials = (
         Trial(name, s, n, EPOCHS if s == RETRAIN else v, m, SEED_BATCH, MEMORY_SHARE, validation, tuple(overrides))
@@ -143,7 +146,7 @@ def ablation(
     overrides: SetOption = [],  # noqa: B006
     runs: RunsOption = RUNS,
 ) -> None:
-    """What each policy of weights is worth, under wrong labels, imbalance and drift; first without any."""
+    """Measure the benefit of each weight policy under wrong labels, imbalance and drift. The first run has none."""
     policies = ["[]", *(f"['{policy}']" for policy in WEIGHTS)]
     trials = (
         Trial(name, DEFAULT, n, v, model, BATCH, None, validation, (HALF_LIFE, *overrides, f"weights.policies={p}"))
@@ -156,7 +159,10 @@ def ablation(
 def report_command(
     runs: RunsOption = RUNS, output: Annotated[Path, typer.Option(help="Folder of tables and plots.")] = DOCS
 ) -> None:
-    """Tables (Markdown, JSON) and plots (PNG) of all finished runs; needs the extra `bench` (`make test` brings it)."""
+    """Write tables (Markdown, JSON) and plots (PNG) of all finished runs. Needs the extra `bench`.
+
+    `make test` installs it.
+    """
     with errors_told():
         with extra("bench"):
             from benchmarks import report

@@ -8,7 +8,7 @@ from benchmarks.scores import Point
 
 
 class Moment(NamedTuple):
-    """What a model that has seen so many records of its stream knows, after so many views and seconds of learning."""
+    """Accuracy of a model at a point of its stream: after a number of records, views and seconds of learning."""
 
     records: int
     views: int
@@ -18,11 +18,13 @@ class Moment(NamedTuple):
 
 @dataclass
 class Outcome:
-    """`moments` are examinations along the stream, the last one at its end and on all images; `last_steps` those of
-    the last 100 steps, where there were any.
+    """Result of a run.
 
-    A view is an image that went forward and backward through the trained network; what went through a teacher or an
-    examination, and never backward, is counted apart. `seconds` leave examinations out.
+    `moments` are exams along the stream; the last one is at its end and on all images. `last_steps` are the exams of
+    the last 100 steps, if there are any.
+
+    A view is an image that went forward and backward through the trained network. Images that went only through a
+    teacher or an exam are counted separately. `seconds` excludes exams.
     """
 
     moments: list[Moment] = field(default_factory=list)
@@ -34,7 +36,7 @@ class Outcome:
     seconds: float = 0.0
 
     def scored(self) -> dict[str, Any]:
-        """As JSON: `scores.summary`, the costs, and the `curve` of accuracy on the classes seen so far."""
+        """Return as JSON: `scores.summary`, the costs, and the `curve` of accuracy on the classes seen so far."""
         return {
             **scores.summary([moment.point for moment in self.moments], self.last_steps),
             "steps": self.steps,

@@ -17,8 +17,11 @@ NAME_WIDTH = 34  # characters
 
 
 def draw(title: str, contenders: dict[str, dict[int, Run]], file: Path) -> None:
-    """Writes a PNG; `contenders` are runs by name and seed. Bars and bands are one standard deviation over seeds; the
-    names beside the right plot tell the lines of the left one too."""
+    """Write a PNG. `contenders` are runs by name and seed.
+
+    Bars and bands show one standard deviation over the seeds. The names next to the right plot also label the lines of
+    the left one.
+    """
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}):
         figure = Figure(figsize=(11, 4.5 + 0.15 * len(contenders)), layout="constrained")
         along, end = figure.subplots(1, 2, width_ratios=(3, 2))

@@ -67,9 +67,11 @@ console = Console(highlight=False, width=120)
 
 @dataclass(frozen=True)
 class Outcome:
-    """A decision after so many records of the stream, in which `flipped` is the share of labels that the poisoned
-    producer flips by then. `validation` is the candidate's mean recall on the held-out samples, `accuracy` its accuracy
-    on the clean test set; both 0..1."""
+    """A decision of the gate after a number of records.
+
+    `flipped` is the share of labels that the poisoned producer flips at that point. `validation` is the candidate's
+    mean recall on the held-out samples, `accuracy` its accuracy on the clean test set; both are 0..1.
+    """
 
     records: int
     flipped: float
@@ -79,7 +81,7 @@ class Outcome:
 
 
 class Stream:
-    """The records of both topics in turn, as source and, once all were read, as stop event."""
+    """The records of both topics in turn. It is the source, and after the last record also the stop event."""
 
     def __init__(self, dataset: Dataset, order: np.ndarray, rng: np.random.Generator):
         self.flipped = np.repeat(FLIPPED, -(-len(order) // len(FLIPPED)))[: len(order)]
@@ -108,7 +110,7 @@ def record(dataset: Dataset, index: int, target: int, topic: str, offset: int) -
 
 
 def learn(settings: Settings, dataset: Dataset, seed: int) -> Iterator[Outcome]:
-    """Learns the stream, mixed and poisoned by `seed`; yields every decision. `settings` read both `TOPICS`."""
+    """Learn the stream, mixed and poisoned by `seed`, and yield every decision. `settings` read both `TOPICS`."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(dataset))
     apart = min(MAX_TEST, len(order) // 5)
@@ -134,7 +136,7 @@ def learn(settings: Settings, dataset: Dataset, seed: int) -> Iterator[Outcome]:
 
 
 def accuracy(candidate: Candidate, samples: list[Sample]) -> float:
-    """Of the network as downstream builds it."""
+    """Return the accuracy of the network as downstream builds it."""
     network = models.build(candidate.model)
     network.load_state_dict(candidate.weights)
     predictions = predict(network, np.stack([sample.pixels_HWC for sample in samples]), torch.device("cpu"))
@@ -143,7 +145,7 @@ def accuracy(candidate: Candidate, samples: list[Sample]) -> float:
 
 
 def overrides_for(dataset: Dataset, seed: int) -> list[str]:
-    """Settings, as `section.key=value`, of a worker that learns the stream without a guard."""
+    """Return settings, as `section.key=value`, of a worker that learns the stream without a guard."""
     return [
         "run.id=poison",
         f"run.seed={seed}",
@@ -157,12 +159,12 @@ def overrides_for(dataset: Dataset, seed: int) -> list[str]:
 
 
 def served(outcomes: list[Outcome], flipped: float) -> float:
-    """Accuracy of the model that downstream has once the producer has flipped so much."""
+    """Return the accuracy of the model that is in use downstream when the producer flips this share of labels."""
     return next(o.accuracy for o in reversed(outcomes) if o.released and o.flipped <= flipped)
 
 
 def worst_release(outcomes: list[Outcome]) -> float | None:
-    """Accuracy of the worst model that was released since the first flip; None when none was."""
+    """Return the accuracy of the worst model released since the first flip, None if there is none."""
     return min((o.accuracy for o in outcomes if o.released and o.flipped), default=None)
 
 
@@ -184,7 +186,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the order, of the flips and of the first weights.")] = 0,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="A setting, as section.key=value.")] = None,
 ) -> None:
-    """Accuracy of released models while a producer sends wrong labels, guarded and unguarded."""
+    """Measure the accuracy of released models while a producer sends wrong labels, with and without guards."""
     dataset = open_dataset(data)
     common = overrides_for(dataset, seed) + (overrides or [])
     found = {

@@ -67,7 +67,7 @@ FIGURES = ("final", "anytime", "worst", "views", "teacher_views", "evaluation_vi
 
 
 class Group(NamedTuple):
-    """Runs that compare: what they share, and each contender's runs by seed."""
+    """Runs that can be compared: their common options, and each contender's runs by seed."""
 
     benchmark: str
     data: str
@@ -90,7 +90,7 @@ class Group(NamedTuple):
 
 
 def write(folder: Path, output: Path) -> list[Path]:
-    """Writes `learning.md`, `learning.json`, and a plot for each group of runs on test images; returns the files."""
+    """Write `learning.md`, `learning.json`, and a plot for each group of runs on test images. Return the files."""
     output.mkdir(parents=True, exist_ok=True)
     pages, tables, files = [INTRODUCTION], [], []
     found = read_all(folder)
@@ -111,8 +111,10 @@ def write(folder: Path, output: Path) -> list[Path]:
 
 
 def grouped(found: Sequence[Run]) -> list[Group]:
-    """Runs by what they share. Raises DataError when a contender has two runs of one seed, or two data sets have one
-    name."""
+    """Group runs by their common options.
+
+    Raises DataError when a contender has two runs of one seed, or two data sets have the same name.
+    """
     groups: dict[tuple[str, ...], Group] = {}
     digests: dict[str, str] = {}
     for run in found:
@@ -132,14 +134,16 @@ def grouped(found: Sequence[Run]) -> list[Group]:
 
 
 def contender(run: Run) -> str:
-    """What a run is called among those it compares with."""
+    """Return the name of a run among the runs of its group."""
     words = [run["strategy"], *([] if run["strategy"] == RETRAIN else [f"{run['budget']}x"]), *run["overrides"]]
     return " ".join([*words, *(["through Kafka"] if run["through"] == "kafka" else [])])
 
 
 def table(group: Group) -> list[dict[str, Any]]:
-    """A row for each contender, the best first: mean and deviation of each figure, and the difference to the default,
-    of its budgets the least."""
+    """Return a row for each contender, the best first: mean and deviation of each figure, difference to the default.
+
+    The difference is to the default contender with the smallest budget.
+    """
     plain = (f"{DEFAULT} {budget}x" for budget in sorted({run["budget"] for run in group.runs}))
     default = next((group.contenders[name] for name in plain if name in group.contenders), None)
     rows = [row(name, seeds, default) for name, seeds in group.contenders.items()]
@@ -158,7 +162,7 @@ def row(name: str, seeds: dict[int, Run], default: dict[int, Run] | None) -> dic
 
 
 def mean(values: Sequence[float | None]) -> dict[str, float | None] | None:
-    """Mean and standard deviation; None where a run does not tell."""
+    """Return mean and standard deviation, None if a run lacks the figure."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -166,7 +170,7 @@ def mean(values: Sequence[float | None]) -> dict[str, float | None] | None:
 
 
 def difference(paired: Sequence[float]) -> dict[str, Any]:
-    """Mean of paired differences and its t interval; none for a single pair."""
+    """Return the mean of paired differences and its t interval, which a single pair lacks."""
     middle = float(np.mean(paired))
     if len(paired) == 1:
         return {"mean": middle, "interval": None}

@@ -43,9 +43,12 @@ def retrain(
     say: Callable[[str], None],
     on_progress: Callable[[int], None],
 ) -> Outcome:
-    """Trains anew at each of `stream.ends`: Adam, rate 0.001, batches of 32, at most 10 epochs, the
-    learner's augmentation; the epoch that is best on the validation images counts. Says a line for each, its test
-    accuracy on 2,000 images. `once(number, train)` is what `train()` returns, or returned when it was called before."""
+    """Train a new network at each of `stream.ends`, and print its test accuracy on 2,000 images.
+
+    Training uses Adam, rate 0.001, batches of 32, at most 10 epochs, and the learner's augmentation. The epoch with the
+    best accuracy on the validation images counts. `once(number, train)` returns the result of `train()`, or the result
+    of an earlier call.
+    """
     keep_freed_memory()
     placement = place(settings.learning, models.factory(settings.model.name))
     pixels_NHWC = torch.from_numpy(decoded((data.train.images[i] for i in stream.indices.tolist()), settings.model))
@@ -77,7 +80,7 @@ def train(
     say: Callable[[str], None],
     on_progress: Callable[[int], None],
 ) -> Trained:
-    """Trains one network on images, uint8 [N, H, W, C], whose `rows`, int64 [N], are indices into `classes`."""
+    """Train one network on images, uint8 [N, H, W, C]. `rows`, int64 [N], are indices into `classes`."""
     torch.manual_seed(settings.run.seed)
     augmentations = [AUGMENTATIONS.lookup(name) for name in settings.learning.augment]
     model = models.build(models.spec_of(settings.model, len(classes)), own=settings.model.name)

@@ -13,7 +13,7 @@ Run = dict[str, Any]
 
 
 def key(asked: Run) -> str:
-    """File name, without suffix, for what a run was asked for: words for people and a digest of all of it."""
+    """Return a file name, without suffix, for the options of a run: words for people, and a digest of all options."""
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     words = (asked[name] for name in ("benchmark", "data", "model", "part", "through", "strategy", "budget"))
     name = re.sub("[^a-zA-Z0-9_.-]+", "_", "-".join(map(str, words)))
@@ -21,7 +21,7 @@ def key(asked: Run) -> str:
 
 
 def once(folder: Path, asked: Run, run: Callable[[], Run]) -> Run:
-    """What `run` returns, beside what was asked for; from its file, which is then said, when it was run before."""
+    """Return the result of `run` with its options. If it was run before, read it from its file and say so."""
     file = folder / f"{key(asked)}.json"
     if file.exists():
         print(f"was run before, delete it to run again: {file}", file=sys.stderr)
@@ -34,5 +34,5 @@ def once(folder: Path, asked: Run, run: Callable[[], Run]) -> Run:
 
 
 def read_all(folder: Path) -> list[Run]:
-    """All finished runs in a folder, in the order of their names."""
+    """Read all finished runs in a folder, in the order of their names."""
     return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]

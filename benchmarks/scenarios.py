@@ -18,9 +18,12 @@ LOW_WEIGHT = 0.1
 
 @dataclass(frozen=True)
 class Stream:
-    """Records in order. `indices` int64 [N] are the training images, `labels` int64 [N] the classes the records
-    claim, `weights` float32 [N] what their headers say; `ends` the numbers of records after which, as far as they fill
-    batches, the model is examined on all test images; images from record `changes_at` on are corrupted."""
+    """Records in order.
+
+    `indices`, int64 [N], are the training images, `labels`, int64 [N], the classes in the records, and `weights`,
+    float32 [N], the weights in their headers. `ends` are numbers of records after which the model is examined on all
+    test images, rounded down to full batches. From record `changes_at` on, the images are corrupted.
+    """
 
     indices: np.ndarray
     labels: np.ndarray
@@ -36,7 +39,7 @@ class Stream:
         return self.changes_at < len(self)
 
     def whole_batches(self, size: int) -> "Stream":
-        """Without the records that would be left in an open batch."""
+        """Return the stream without the records that would not fill a batch."""
         n = len(self) - len(self) % size
         ends = [min(end, n) for end in self.ends]
         return replace(self, indices=self.indices[:n], labels=self.labels[:n], weights=self.weights[:n], ends=ends)
@@ -49,22 +52,22 @@ def _stream(targets: np.ndarray, parts: list[np.ndarray]) -> Stream:
 
 
 def increments(targets: np.ndarray, train: np.ndarray, seed: int) -> Stream:
-    """Five increments, each of classes of its own: Split-CIFAR-10 when there are ten."""
+    """Five increments with disjoint classes. This is Split-CIFAR-10 when there are ten classes."""
     return _stream(targets, streams.increments(targets, train, seed, INCREMENTS))
 
 
 def shuffled(targets: np.ndarray, train: np.ndarray, seed: int) -> Stream:
-    """All classes mixed."""
+    """All classes, mixed."""
     return _stream(targets, streams.iid(train, seed, INCREMENTS))
 
 
 def tenths(targets: np.ndarray, train: np.ndarray, seed: int) -> Stream:
-    """Ten increments, all classes in each."""
+    """Ten increments, with all classes in each."""
     return _stream(targets, streams.iid(train, seed, TENTHS))
 
 
 def class_tenths(targets: np.ndarray, train: np.ndarray, seed: int) -> Stream:
-    """Ten increments, each of classes of its own."""
+    """Ten increments with disjoint classes."""
     return _stream(targets, streams.increments(targets, train, seed, TENTHS))
 
 
@@ -74,19 +77,18 @@ def blurry(targets: np.ndarray, train: np.ndarray, seed: int) -> Stream:
 
 
 def imbalanced(targets: np.ndarray, train: np.ndarray, seed: int) -> Stream:
-    """Class sizes by Zipf's law, the largest 100 times the smallest, all classes mixed."""
+    """All classes, mixed, with sizes by Zipf's law: the largest class is 100 times the smallest."""
     return _stream(targets, streams.iid(streams.zipf(targets, train, seed), seed, INCREMENTS))
 
 
 def drifting(targets: np.ndarray, train: np.ndarray, seed: int) -> Stream:
-    """All classes mixed; from the middle on the images are corrupted, those of the test too."""
+    """All classes, mixed. From the middle of the stream on, the images are corrupted, also those of the test."""
     stream = shuffled(targets, train, seed)
     return replace(stream, changes_at=len(stream) // 2)
 
 
 def noisy(targets: np.ndarray, train: np.ndarray, seed: int) -> Stream:
-    """All classes mixed; half of the records come from a producer that gets 60 % of its labels wrong and says so by
-    a weight of 0.1."""
+    """All classes, mixed. Half of the records come from a producer with 60 % wrong labels and a weight of 0.1."""
     stream = shuffled(targets, train, seed)
     rng = np.random.default_rng([seed, 1])
     unreliable = rng.random(len(stream)) < NOISY_SHARE
@@ -113,7 +115,7 @@ SCENARIOS: dict[str, Callable[[np.ndarray, np.ndarray, int], Stream]] = {
 
 
 def corrupted(pixels_NHWC: np.ndarray, seed: int) -> np.ndarray:
-    """Half the contrast and Gaussian noise (two of the corruptions of Hendrycks and Dietterich 2019), uint8."""
+    """Halve the contrast and add Gaussian noise (two corruptions of Hendrycks and Dietterich 2019); uint8."""
     rng = np.random.default_rng(seed)
     x_NHWC = pixels_NHWC.astype(np.float32) / 255
     mean_N111 = x_NHWC.mean((1, 2, 3), keepdims=True)

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 
 class Point(NamedTuple):
-    """One evaluation: per class, over its evaluation images.
+    """One evaluation: figures per class, over its evaluation images.
 
-    `correct` and `total`, the images of classes that were not seen included, are int64 [classes]; `seen`, bool
-    [classes], tells the classes of which the learner had been shown an image by then. `total` may differ between
-    points: a few images do where many points are wanted.
+    `correct` and `total` are int64 [classes], and include images of classes that were not seen. `seen`, bool [classes],
+    marks the classes of which the learner has seen an image. `total` may differ between points, because frequent points
+    use fewer images.
     """
 
     correct: NDArray[np.int64]
@@ -21,15 +21,15 @@ class Point(NamedTuple):
 
     @property
     def asked(self) -> int:
-        """How many images the model was asked about: those of the classes seen."""
+        """Return the number of images of classes that were seen."""
         return int(self.total[self.seen].sum())
 
 
 def summary(points: Sequence[Point], last: Sequence[Point]) -> dict[str, Any]:
-    """As JSON: final (all classes), anytime and worst-case accuracy (0..1), and the spread over the last 100 steps.
+    """Return as JSON: final (all classes), anytime and worst-case accuracy (0..1), and spread over the last 100 steps.
 
-    `points` are spread evenly over the stream and end with it, `last` over its last 100 steps. None is what fewer than
-    two of them do not tell.
+    `points` are spread evenly over the stream and end with it. `last` are spread over its last 100 steps. A figure that
+    needs two points is None with fewer.
     """
     along = len(points) > 1
     return {
@@ -41,34 +41,41 @@ def summary(points: Sequence[Point], last: Sequence[Point]) -> dict[str, Any]:
 
 
 def evaluate(predictions: NDArray[np.int64], targets: NDArray[np.int64], seen: NDArray[np.bool_]) -> Point:
-    """`predictions` and `targets` are classes, [N]; a prediction outside the known classes is merely wrong."""
+    """Count correct predictions per class.
+
+    `predictions` and `targets` are classes, [N]. A prediction outside the known classes counts as wrong.
+    """
     right = targets[predictions == targets]
     return Point(np.bincount(right, minlength=len(seen)), np.bincount(targets, minlength=len(seen)), seen)
 
 
 def accuracy(point: Point) -> float:
-    """Share of right answers (0..1) among the images of all classes, seen or not."""
+    """Return the share of correct predictions (0..1) among the images of all classes, seen or not."""
     return float(point.correct.sum() / point.total.sum())
 
 
 def accuracy_of_seen(point: Point) -> float | None:
-    """Share of right answers (0..1) among the images of the classes seen so far; None when there is none of them."""
+    """Return the share of correct predictions (0..1) among the images of classes seen so far, None without any."""
     return float(point.correct[point.seen].sum() / point.asked) if point.asked else None
 
 
 def anytime(points: Sequence[Point]) -> float:
-    """Average anytime accuracy (Caccia et al. 2020): the mean over the points of the accuracy on the classes seen,
-    without points at which there was no image of them."""
+    """Return the average anytime accuracy (Caccia et al. 2020): the mean over points of the accuracy on seen classes.
+
+    Points without images of seen classes are left out.
+    """
     accuracies = [accuracy_of_seen(point) for point in points]
     return float(np.mean([accuracy for accuracy in accuracies if accuracy is not None]))
 
 
 def worst(points: Sequence[Point]) -> float:
-    """Worst-case accuracy, after De Lange et al. 2023, "Continual evaluation for lifelong learning: identifying the
-    stability gap": the least accuracy that each class ever had since it was first seen, averaged over the classes.
+    """Return the worst-case accuracy: the lowest accuracy of each class since it was first seen, averaged over classes.
 
-    Classes stand for the paper's tasks, so that it is defined for streams without boundaries; the classes seen last are
-    treated like all others. Classes that were never seen, or without evaluation images, are left out.
+    After De Lange et al. 2023, "Continual evaluation for lifelong learning: identifying the stability gap".
+
+    Classes take the place of the paper's tasks, so that the figure is defined for streams without boundaries. The
+    classes seen last are treated like all others. Classes that were never seen, or have no evaluation images, are left
+    out.
     """
     recall = np.array([point.correct / np.maximum(point.total, 1) for point in points])
     counted = np.array([point.seen & (point.total > 0) for point in points])
@@ -77,7 +84,7 @@ def worst(points: Sequence[Point]) -> float:
 
 
 def spread(points: Sequence[Point]) -> dict[str, float]:
-    """Mean, standard deviation (of a sample) and range of the accuracy over these points."""
+    """Return mean, standard deviation (of a sample) and range of the accuracy over these points."""
     accuracies = [accuracy(point) for point in points]
     return {
         "mean": float(np.mean(accuracies)),

@@ -39,7 +39,7 @@ EVENTS = {
 
 
 def measure(settings: Path) -> dict[str, float]:
-    """Seconds from the start of a process to each event, CPU seconds, and seconds from "stopped" to the exit."""
+    """Measure seconds from the start of a process to each event and from "stopped" to the exit, and CPU seconds."""
     feed = [*COMMAND, "feed", str(settings), "--limit", "100"]
     subprocess.run(feed, check=True, stdout=subprocess.DEVNULL)
     before, began = os.times(), time.time()

@@ -14,8 +14,10 @@ SPLIT, CLASSES, ARRIVAL, TIMES, COUNTS = range(5)
 
 
 def split(targets: Indices, seed: int, validation: float = 0.05) -> tuple[Indices, Indices]:
-    """(train, validation), ascending: of each class the share `validation` is set apart, at random; of two images or
-    more one at least, but never all."""
+    """Return (train, validation), ascending: a random share `validation` of each class is held out.
+
+    Of a class with at least two images, at least one is held out, but never all.
+    """
     random = np.random.default_rng((seed, SPLIT))
     held_out = [
         random.permutation(members)[: min(len(members) - 1, max(1, round(validation * len(members))))]
@@ -26,14 +28,14 @@ def split(targets: Indices, seed: int, validation: float = 0.05) -> tuple[Indice
 
 
 def iid(train: Indices, seed: int, count: int = 1) -> list[Indices]:
-    """`count` increments that are all alike: random parts of `train`."""
+    """Return `count` similar increments: random parts of `train`."""
     return np.array_split(np.random.default_rng((seed, ARRIVAL)).permutation(train), count)
 
 
 def increments(targets: Indices, train: Indices, seed: int, count: int = 5) -> list[Indices]:
-    """`count` increments that share no class, shuffled within (van de Ven et al. 2022, class-incremental).
+    """Return `count` increments with disjoint classes, each shuffled (van de Ven et al. 2022, class-incremental).
 
-    Which classes belong together, and their order, comes from the seed. Raises ValueError with fewer classes than
+    The seed decides which classes belong together, and their order. Raises ValueError if there are fewer classes than
     increments.
     """
     order = _class_order(targets[train], seed)
@@ -44,10 +46,10 @@ def increments(targets: Indices, train: Indices, seed: int, count: int = 5) -> l
 
 
 def gaussian_schedule(targets: Indices, train: Indices, seed: int, width: float = 0.1) -> list[Indices]:
-    """One increment without boundaries: classes come and go, one after another (Shanahan et al. 2021).
+    """Return one increment without boundaries, in which classes rise and fall (Shanahan et al. 2021).
 
-    Images of a class arrive at times drawn from a normal distribution around its turn, the turns being spread evenly
-    over the stream, in an order from the seed. `width` is the standard deviation as a share of the stream.
+    Images of a class arrive at times drawn from a normal distribution around its turn. The turns are spread evenly over
+    the stream, in an order from the seed. `width` is the standard deviation as a share of the stream.
     """
     order = _class_order(targets[train], seed)
     turns = (np.argsort(order) + 0.5) / len(order)  # of the classes, ascending
@@ -58,10 +60,10 @@ def gaussian_schedule(targets: Indices, train: Indices, seed: int, width: float 
 
 
 def zipf(targets: Indices, train: Indices, seed: int, ratio: float = 100.0) -> Indices:
-    """What is left of `train`, ascending, when the k-th class keeps a share k^-s of its images (Zipf's law).
+    """Return the rest of `train`, ascending, when the k-th class keeps a share k^-s of its images (Zipf's law).
 
-    The exponent s is such that the first class keeps `ratio` times the share of the last one, which keeps one image at
-    least. The order of the classes comes from the seed.
+    The exponent s is chosen so that the first class keeps `ratio` times the share of the last one, which keeps at least
+    one image. The order of the classes comes from the seed.
     """
     order = _class_order(targets[train], seed)
     ranks = np.arange(1, len(order) + 1)

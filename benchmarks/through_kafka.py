@@ -31,9 +31,11 @@ NEVER = 10**9
 
 
 def learn(overrides: list[str], stream: Stream, data: Data, exam: Exam, on_progress: Callable[[int], None]) -> Outcome:
-    """Feeds the stream, runs `stream-learner run` until it has released what it learned of all of it, and examines
-    the release, the one moment of the outcome. Views are those of full steps: the first finds nothing to replay. Raises
-    ChildError when the worker ends."""
+    """Feed the stream, run `stream-learner run` until it has released all of it, and examine the release.
+
+    The outcome has this one moment. Views are those of full steps, although the first step has nothing to replay.
+    Raises ChildError when the worker ends.
+    """
     with TemporaryDirectory() as name, Broker(Path(name) / "kafka") as broker:
         folder = Path(name)
         overrides = [

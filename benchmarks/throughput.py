@@ -72,8 +72,10 @@ console = Console(highlight=False, width=120)
 
 
 class Observation(NamedTuple):
-    """What a process has done by `at_s` (monotonic): records learned, CPU seconds, peak resident bytes; and the CPU
-    seconds of the whole machine."""
+    """Figures of a process at `at_s` (monotonic): records learned, CPU seconds, peak resident bytes.
+
+    It also has the CPU seconds of the whole machine.
+    """
 
     at_s: float
     records: float
@@ -83,8 +85,11 @@ class Observation(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """What a process does once it is warm. `cores_elsewhere` is how many cores all other processes kept busy: beside a
-    worker that is the broker, beside the others it should be none."""
+    """Figures of a process after its warm-up.
+
+    `cores_elsewhere` is the number of cores that all other processes kept busy. With a worker, that is the broker. With
+    other contenders, it should be 0.
+    """
 
     records_per_s: float
     cpu_s_per_1000_records: float
@@ -93,7 +98,7 @@ class Measurement(NamedTuple):
 
 
 def observe(pid: int, records: float) -> Observation:
-    """Looks at a process through /proc."""
+    """Read the figures of a process from /proc."""
     times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     status = Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()
     user, nice, system, _idle, _iowait, *interrupts = Path("/proc/stat").read_text().split()[1:8]
@@ -112,7 +117,7 @@ def between(first: Observation, last: Observation) -> Measurement:
 
 
 def bare_torch(overrides: list[str], examples: list[Example]) -> Iterator[float]:
-    """Trains on one batch for ever; yields the input records that each step stands for."""
+    """Train on one batch forever, and yield the number of input records that each step stands for."""
     import torch
     from torch.nn import functional as F
 
@@ -140,7 +145,7 @@ def bare_torch(overrides: list[str], examples: list[Example]) -> Iterator[float]
 
 
 def in_memory(overrides: list[str], examples: list[Example]) -> Iterator[float]:
-    """Learns the records of the topic without the topic; yields how many each batch covers."""
+    """Learn the records of the topic without Kafka, and yield the number of records that each batch covers."""
     from threading import Event
 
     from stream_learner.formats.decoder import Decoder
@@ -170,7 +175,7 @@ def in_memory(overrides: list[str], examples: list[Example]) -> Iterator[float]:
 def measure_here(
     contender: Callable[[list[str], list[Example]], Iterator[float]], overrides: list[str], examples: list[Example]
 ) -> Measurement:
-    """Runs a contender in this process until it is measured."""
+    """Run a contender in this process until it is measured."""
     from stream_learner.run.process import keep_freed_memory
 
     keep_freed_memory()  # as the worker does
@@ -189,7 +194,7 @@ def measure_here(
 
 
 def measure_apart(contender: Callable, overrides: list[str], examples: list[Example]) -> Measurement:
-    """Runs a contender in a new process until it is measured."""
+    """Run a contender in a new process until it is measured."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         return process.submit(measure_here, contender, overrides, examples).result()
 
@@ -198,7 +203,7 @@ def measure_apart(contender: Callable, overrides: list[str], examples: list[Exam
 
 
 class Input:
-    """The input topic, filled ahead of who reads it: the data set again and again, always in the same order."""
+    """The input topic, filled ahead of its reader: the data set repeatedly, always in the same order."""
 
     def __init__(self, broker: Broker, dataset: Dataset):
         self.records = 0
@@ -206,7 +211,7 @@ class Input:
         self._dataset = dataset
 
     def fill(self, records: int) -> None:
-        """Makes it hold at least so many records."""
+        """Fill the topic until it holds at least this number of records."""
         epochs = math.ceil((records - self.records) / len(self._dataset))
         if epochs > 0:
             self.records += feed(self._dataset, self._kafka, TOPIC, order=as_it_is, epochs=epochs).records
@@ -218,7 +223,7 @@ def as_it_is(targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def measure_worker(overrides: list[str], measured_s: float, filled: int, log: Path) -> Measurement:
-    """Runs `stream-learner run` until it is measured, from outside, by what its metrics page says."""
+    """Run `stream-learner run` until it is measured from outside, by its metrics page."""
     settings = config.load(None, overrides)
     topics.create(settings)
     with Child(["run", *(word for override in overrides for word in ("--set", override))], log) as worker:
@@ -245,7 +250,7 @@ def measure_worker(overrides: list[str], measured_s: float, filled: int, log: Pa
 
 
 def made_up() -> Dataset:
-    """JPEG images of 32 x 32 pixels: ten colour patterns under noise."""
+    """Return JPEG images of 32 x 32 pixels: ten colour patterns with noise."""
     random = np.random.default_rng(0)
     patterns = random.integers(64, 192, (CLASSES, 8, 8, 3))
     targets = random.integers(CLASSES, size=IMAGES).tolist()
@@ -260,7 +265,7 @@ def made_up() -> Dataset:
 
 
 def mixed_sample(dataset: Dataset) -> Dataset:
-    """Some examples of a data set, mixed, their images read."""
+    """Return some examples of a data set, mixed, with their images in memory."""
     indices = np.random.default_rng(0).permutation(len(dataset))[:IMAGES].tolist()
     targets, ids = [dataset.targets[i] for i in indices], [dataset.ids[i] for i in indices]
     return replace(dataset, targets=targets, ids=ids, read=[dataset.read(i) for i in indices].__getitem__)
@@ -269,7 +274,7 @@ def mixed_sample(dataset: Dataset) -> Dataset:
 def measure(
     common: list[str], model: str, rounds: int, examples: list[Example], topic: Input, folder: Path
 ) -> dict[str, list[Measurement]]:
-    """Measurements of every contender, one a round."""
+    """Measure every contender once in each round."""
     found: dict[str, list[Measurement]] = {name: [] for name in CONTENDERS}
     for number in range(rounds):
         # There and back, so that a machine that slows down or speeds up favours nobody.
@@ -358,7 +363,7 @@ def main(
     data: Annotated[Path | None, typer.Option(help="Data set, in a layout that `stream-learner feed` reads.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender has its turn.")] = 3,
 ) -> None:
-    """Throughput of the worker on a real Kafka, against the same learner in memory and against bare torch."""
+    """Measure the throughput of the worker on a real Kafka, of the same learner in memory, and of bare torch."""
     dataset = mixed_sample(open_dataset(data)) if data else made_up()
     examples = list(dataset)
     image_bytes = sum(len(example.image) for example in examples) / len(examples)

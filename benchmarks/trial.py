@@ -30,11 +30,11 @@ USED_BY_RETRAINING = {"model": True, "learning": {"augment", "device", "precisio
 
 @dataclass(frozen=True)
 class Trial:
-    """What is asked for.
+    """Options of a run.
 
-    `scenario` is a name from SCENARIOS; `strategy` one from STRATEGIES, `default` for what the settings have by
-    themselves, or `retrain`. `budget` is the number of steps with each batch of new images, each step with as many
-    replayed ones. `overrides` are settings as `section.key=value`. `kafka`: through a broker and the worker.
+    `scenario` is a name from SCENARIOS. `strategy` is one from STRATEGIES, `default` for the default settings, or
+    `retrain`. `budget` is the number of steps with each batch of new images, each step with as many replayed ones.
+    `overrides` are settings as `section.key=value`. `kafka` runs through a broker and the worker.
     """
 
     scenario: str
@@ -50,7 +50,7 @@ class Trial:
     kafka: bool = False
 
     def once(self, folder: Path, data: Data, progress: Progress) -> Run:
-        """The run, scored, from its file in `folder` when it was made before. Raises UsageError, DataError."""
+        """Return the scored run, from its file in `folder` if it was made before. Raises UsageError, DataError."""
         train, validation = streams.split(data.train.targets, self.seed)
         try:
             stream = SCENARIOS[self.scenario](data.train.targets, train, self.seed).whole_batches(self.batch)

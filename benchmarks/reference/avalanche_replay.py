@@ -60,7 +60,7 @@ CROP, FLIP = v2.RandomCrop(SIDE, padding=4), v2.RandomHorizontalFlip()
 
 
 class Shown(Dataset[tuple[Tensor, int]]):
-    """Float images [3, 32, 32] and their classes, in the order of `indices`; varied anew each time one is shown."""
+    """Float images [3, 32, 32] and their classes, in the order of `indices`, augmented each time they are shown."""
 
     def __init__(self, x_NCHW: Tensor, targets: streams.Indices, indices: streams.Indices, vary: v2.Transform):
         self._x_NCHW, self._indices, self._vary = x_NCHW, indices.tolist(), vary
@@ -97,7 +97,7 @@ def strategy_of(arguments: argparse.Namespace, model: torch.nn.Module) -> Superv
 
 
 class Evaluation:
-    """Evaluates a network on images of its own: all of them, or a few that are always the same."""
+    """Evaluation of a network on images of its own: on all of them, or on a fixed few."""
 
     def __init__(self, x_NCHW: Tensor, targets: streams.Indices, classes: int):
         mixed = np.random.default_rng(0).permutation(len(targets))
@@ -106,7 +106,7 @@ class Evaluation:
 
     @torch.inference_mode()
     def point(self, model: torch.nn.Module, shown: streams.Indices, count: int | None = None) -> scores.Point:
-        """`shown` are the classes of the images of the stream so far."""
+        """Evaluate the network. `shown` are the classes of the images of the stream so far."""
         model.eval()
         predictions = [model(x_NCHW).argmax(1) for x_NCHW in self._x_NCHW[:count].split(500)]
         model.train()
@@ -116,7 +116,10 @@ class Evaluation:
 
 
 def steps(stream: list[streams.Indices]) -> tuple[int, set[int]]:
-    """How many steps the stream takes, and those after which an increment has been learned, as far as it fills them."""
+    """Return the number of steps in the stream, and the steps after which an increment has been learned.
+
+    An increment that ends within a step counts as learned after the last full step.
+    """
     *inner, whole = (int(images) for images in np.cumsum([len(increment) for increment in stream]))
     last = math.ceil(whole / STEP)
     return last, {images // STEP for images in inner} | {last}
@@ -129,8 +132,10 @@ def experiences(dataset: Shown) -> Iterator:
 
 
 class Data(NamedTuple):
-    """Both parts of a data set and their classes, indices into the training part's labels; of the training part, the
-    images that are learned and those set apart for validation."""
+    """Both parts of a data set and their classes, as indices into the labels of the training part.
+
+    Of the training part, it has the images that are learned and those held out for validation.
+    """
 
     train: Files
     targets: streams.Indices
@@ -141,7 +146,7 @@ class Data(NamedTuple):
 
 
 def replay(arguments: argparse.Namespace, data: Data) -> runs.Run:
-    """What a run gives, and what it costs."""
+    """Learn the stream with replay, and return the results and costs of the run."""
     stream = streams.increments(data.targets, data.learned, arguments.seed, arguments.increments)
     order = np.concatenate(stream)
 
