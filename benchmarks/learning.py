@@ -29,7 +29,7 @@ from stream_learner.local import extra
 from stream_learner.registry import WEIGHTS
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
-RUNS = DOCS / "runs"
+RUNS = Path(__file__).parent / "results" / "learning"
 DETAILS = ("settings", "curve", "arithmetic")
 SLIM = "resnet18_slim"
 MODELS = ["mlp", "cnn", SLIM]

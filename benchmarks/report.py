@@ -26,7 +26,8 @@ TITLES = {
 }
 INTRODUCTION = """# What the learner learns
 
-Made by `python benchmarks/learning.py report` from the files in `runs/`, where each run has its settings and its curve.
+Made by `python benchmarks/learning.py report` from the files in `benchmarks/results/learning/`, where each run has
+its settings and its curve.
 
 Accuracies are in % of the examined images, mean ± standard deviation over seeds.
 

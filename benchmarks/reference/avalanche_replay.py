@@ -51,7 +51,7 @@ POINT_STEPS = 475
 LAST_STEPS = 100
 LAST_EVERY = 10
 FEW_IMAGES = 2_000  # where many points are wanted
-RUNS = Path("docs/benchmarks/runs")
+RUNS = Path("benchmarks/results/learning")
 USUAL = {"momentum": 0.0, "weight_decay": 0.0, "memory": 1_000, "increments": 5}
 WITHOUT = {"augment": "unaugmented", "bf16": "fp32"}
 """What to call a run that lacks these."""
