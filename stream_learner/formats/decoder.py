@@ -1,4 +1,4 @@
-"""Record to sample: every check that can be made without the model."""
+"""From a record to a sample, with every check that does not need the model."""
 
 import hashlib
 import math
@@ -84,13 +84,13 @@ class Decoder:
             raise RejectError(Reason.OVERSIZED_IMAGE, message)
 
     def _identity(self, record: Record, id_: bytes | None, image: bytes) -> bytes:
-        """Return what the split is drawn from. Records that share it are in the same split."""
+        """Return the identity that determines the split. Records with the same identity are in the same split."""
         key = record.key if self.split_by == "key" else None
         return key or id_ or hashlib.sha256(image).digest()
 
 
 def parse_weight(raw: float | bytes | None) -> float:
-    """Finite and not negative; 1 when unsaid. Raises RejectError (`bad_weight`)."""
+    """Parse a weight: finite and at least 0; 1 if there is none. Raises RejectError (`bad_weight`)."""
     if raw is None:
         return 1.0
     try:
@@ -105,10 +105,10 @@ def parse_weight(raw: float | bytes | None) -> float:
 
 
 def parse_split(raw: str | bytes | None) -> Split | None:
-    """None when unsaid. Raises RejectError (`unknown_split`)."""
+    """Parse a split; None if there is none. Raises RejectError (`unknown_split`)."""
     if raw is None:
         return None
     try:
         return Split(raw.decode() if isinstance(raw, bytes) else raw)
     except ValueError:  # UnicodeDecodeError is one
-        raise RejectError(Reason.UNKNOWN_SPLIT, f"the split {raw!r:.80} is none of {', '.join(Split)}") from None
+        raise RejectError(Reason.UNKNOWN_SPLIT, f"the split {raw!r:.80} is not one of {', '.join(Split)}") from None

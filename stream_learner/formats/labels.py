@@ -1,4 +1,4 @@
-"""Label text in one form: what looks the same to a person is the same label."""
+"""Labels in a normal form, so that labels that look the same are the same."""
 
 import unicodedata
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from stream_learner.formats.record import RejectError
 
 MAX_LABEL_BYTES = 256
 TOO_LONG = f"the label is longer than {MAX_LABEL_BYTES} bytes of UTF-8"
-# Before normalisation, which takes quadratic time on long runs of combining marks. NFC makes at most four characters
-# into one of at least two bytes, so no label within the bound in bytes has more.
+# Checked before normalisation, which takes quadratic time on long runs of combining marks. NFC joins at most four
+# characters into one of at least two bytes, so no label of MAX_LABEL_BYTES has more characters.
 MAX_RAW_LABEL_CHARACTERS = 4 * MAX_LABEL_BYTES
-# Control characters (NUL and binary integers have them), formatting (bidi marks, zero-width characters, a byte order
-# mark), lone surrogates, line and paragraph separators.
+# Control characters (as in NUL and binary integers), formatting characters (bidi marks, zero-width characters, a byte
+# order mark), lone surrogates, line and paragraph separators.
 REFUSED_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-# Of all classes, as JSON: manifests name each label. A thousand labels of 256 bytes fit, whatever is in them.
+# Bytes of the labels of all classes as JSON, because manifests name each label. A thousand labels of 256 bytes fit.
 MAX_LABELS_BYTES = 512 * 1024
 INT64 = range(-(2**63), 2**63)
 
@@ -61,10 +61,10 @@ def encoded_bytes(label: Label) -> int:
 
 @dataclass(frozen=True)
 class LabelRules:
-    """Which labels are learned, and under which names.
+    """The labels that are learned, and the names under which they are learned.
 
-    Labels are looked up by their text, so that `7` in the settings means the integer 7 of a format of your own as well.
-    `allowed` is None when all labels are.
+    Labels are compared as text, so `7` in the settings also means the integer 7 of a user's format. `allowed` is None
+    if all labels are allowed.
     """
 
     allowed: frozenset[str] | None = None
@@ -72,7 +72,7 @@ class LabelRules:
 
     @classmethod
     def from_settings(cls, settings: LabelsSettings) -> "LabelRules":
-        """Read the rules.
+        """Build the rules.
 
         Raises UsageError when a label is malformed, the file cannot be read, or an alias stands for another alias or
         for a label that is not allowed.
@@ -115,7 +115,7 @@ def _parsed(label: Label, setting: str) -> Label:
 
 
 def _read(path: Path) -> list[str]:
-    """Return the labels of a file with one a line; blank lines and a byte order mark are no labels."""
+    """Return the labels of a text file, one a line, without blank lines and a byte order mark."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:

@@ -7,14 +7,16 @@ import numpy as np
 
 from stream_learner.contract.vocabulary import Label, Reason, Split
 
-# What a record and a header take in memory beside their bytes, roughly.
+# Approximate memory of a record and of a header, without their contents.
 RECORD_BYTES = 500
 HEADER_BYTES = 200
 
 
 class Record(NamedTuple):
-    """One Kafka message, to the byte. `timestamp_ms` is milliseconds since 1970, UTC. `unreadable` says why only its
-    offset is known; None for a record that was read."""
+    """One Kafka message, unchanged. `timestamp_ms` is in milliseconds since 1970, UTC.
+
+    `unreadable` is the reason why the message cannot be read, and then only its place is known; None otherwise.
+    """
 
     topic: str
     partition: int
@@ -27,14 +29,17 @@ class Record(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory, roughly."""
+        """Approximate bytes in memory."""
         headers = sum(HEADER_BYTES + len(name) + len(value or b"") for name, value in self.headers)
         return RECORD_BYTES + len(self.key or b"") + len(self.value or b"") + headers
 
 
 class Gap(NamedTuple):
-    """Offsets that give no record: reading continues at `next_offset`. They never held one (control records,
-    compaction), or it is `lost`: it fell off retention, or its batch is damaged on the brokers' disks."""
+    """Offsets without records; reading continues at `next_offset`.
+
+    They never held records (control records, compaction), or the records are `lost`: they fell off retention, or their
+    batch is damaged on the brokers' disks.
+    """
 
     topic: str
     partition: int
@@ -43,7 +48,7 @@ class Gap(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """What a record says, before any of it is checked. None: it does not say."""
+    """Fields of a record before any check; None for a missing field."""
 
     image: bytes | None
     label: Label | bytes | None
@@ -55,8 +60,8 @@ class Fields(NamedTuple):
 class Sample(NamedTuple):
     """An image, as received and decoded. `pixels_HWC` is uint8 of the model's height, width and channels.
 
-    `group` is a hash (int64) of what the split is drawn from, shared by samples that are always in one split; 0 for
-    records that say `train` themselves.
+    `group` is a hash (int64) of the identity that determines the split, so samples of one group are always in one
+    split. It is 0 for training samples whose split was not drawn.
     """
 
     record: Record
@@ -69,7 +74,7 @@ class Sample(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """A record that cannot be used, and why. `stage` is `decode` or `learn`."""
+    """A record that cannot be used, and the reason. `stage` is `decode` or `learn`."""
 
     record: Record
     reason: Reason
@@ -78,7 +83,7 @@ class Rejection(NamedTuple):
 
 
 class RejectError(Exception):
-    """Raised where a record proves unusable; carries the reason and a message for its producer."""
+    """Raised when a record cannot be used, with the reason and a message for its producer."""
 
     def __init__(self, reason: Reason, message: str):
         super().__init__(message)

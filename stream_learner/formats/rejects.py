@@ -1,4 +1,4 @@
-"""Rejected records, counted by topic and reason: they lead to the producer that sent them."""
+"""Counts of rejected records by topic and reason, which lead to their producers."""
 
 from collections.abc import Iterable, Mapping
 
@@ -27,7 +27,7 @@ def by_reason(rejects: Rejects) -> dict[str, int]:
 
 
 def describe(rejects: Mapping[str, Mapping[str, int]]) -> str:
-    """Return `topic: reason 3, reason 1; topic: ...`, the most frequent first; five topics at most are named."""
+    """Return `topic: reason 3, reason 1; topic: ...`, the most frequent first, with at most TOPICS_SHOWN topics."""
     topics = sorted(rejects, key=lambda topic: -sum(rejects[topic].values()))
     shown = [f"{topic}: {_reasons(rejects[topic])}" for topic in topics[:TOPICS_SHOWN]]
     if len(topics) > TOPICS_SHOWN:

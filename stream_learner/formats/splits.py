@@ -1,4 +1,4 @@
-"""Which records are held out, decided from the record alone."""
+"""Splits of records, determined by the record alone."""
 
 import hashlib
 

@@ -11,7 +11,7 @@ from stream_learner.formats.images import exif, jpegs, pngs
 from stream_learner.formats.images.bounds import MAX_SIDE_PX, undecodable
 from stream_learner.formats.record import RejectError
 
-# Of a JPEG: about 600 bytes of tables.
+# A small JPEG is longer than its pixels by its tables, which take about 600 bytes.
 HEADER_BYTES = 1024
 STARTS = (jpegs.START, pngs.START)
 """The first bytes of all images that are decoded."""
@@ -29,8 +29,8 @@ class Header(NamedTuple):
 def decode(image: bytes, height: int, width: int, channels: int, max_pixels: int) -> np.ndarray:
     """Decode a JPEG or PNG to uint8 `[height, width, channels]`.
 
-    docs/topics.md says what is done with each kind. Another size is brought to the model's by Pillow's bilinear filter,
-    which averages when it shrinks. Raises RejectError (`undecodable_image`, `oversized_image`).
+    docs/topics.md describes what is done with each kind of image. An image of another size is resized with Pillow's
+    bilinear filter, which averages when it shrinks. Raises RejectError (`undecodable_image`, `oversized_image`).
     """
     parsed = _parse(image, max_pixels)
     try:
@@ -52,7 +52,7 @@ def decode(image: bytes, height: int, width: int, channels: int, max_pixels: int
 
 
 def header(image: bytes, max_pixels: int = MAX_SIDE_PX**2) -> Header:
-    """Return an image's size and whether it is grey; decode no pixel. Raises RejectError."""
+    """Return an image's size and whether it is grey, without decoding pixels. Raises RejectError."""
     parsed = _parse(image, max_pixels)
     grey = parsed.grey if isinstance(parsed, pngs.Png) else parsed.components == 1
     height, width = parsed.height, parsed.width
@@ -60,10 +60,10 @@ def header(image: bytes, max_pixels: int = MAX_SIDE_PX**2) -> Header:
 
 
 def stored(image: bytes, pixels_HWC: np.ndarray) -> bytes:
-    """Return what the memory keeps of an image that was decoded to `pixels_HWC`: few bytes that decode to the same.
+    """Return a short encoding of an image that was decoded to `pixels_HWC`. It decodes to the same pixels.
 
-    These are its own bytes when it has that size, `decode` takes it with that size as `max_pixels`, and it has at most
-    a header's bytes more than the pixels; else a PNG of the pixels.
+    The image's own bytes are returned if it has that size, `decode` accepts it with that size as `max_pixels`, and it
+    is at most HEADER_BYTES longer than the pixels. Otherwise a PNG of the pixels is returned.
     """
     height, width, _ = pixels_HWC.shape
     if len(image) <= pixels_HWC.nbytes + HEADER_BYTES:
@@ -74,7 +74,7 @@ def stored(image: bytes, pixels_HWC: np.ndarray) -> bytes:
 
 
 def png(pixels_HWC: np.ndarray) -> bytes:
-    """Encode uint8 pixels as a PNG, which loses nothing."""
+    """Encode uint8 pixels as a PNG, without loss."""
     file = io.BytesIO()
     pngs.from_pixels(pixels_HWC).save(file, "PNG")
     return file.getvalue()

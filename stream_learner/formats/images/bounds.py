@@ -1,22 +1,22 @@
-"""Bounds on an image, all checked on its header and its chunk or segment list before any pixel is decoded."""
+"""Bounds on an image. They are checked on its header and its list of chunks or segments, before pixels are decoded."""
 
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.formats.record import RejectError
 
 MAX_SIDE_PX = 16_384
-"""Resizing first makes an intermediate of the image's height and the model's width."""
+"""Longest side. A resize makes an intermediate image of the original height and the model's width."""
 MAX_SCANS = 32
-"""Each scan of a progressive JPEG visits the whole image. Encoders write up to 18."""
+"""Scans of a progressive JPEG. Each visits the whole image; encoders write up to 18."""
 MAX_PARTS = 1_500
 """Segments of a JPEG or chunks of a PNG; libpng writes 8 KiB in each."""
 MAX_PNG_EXPANSION = 1_032
-"""Bytes that one byte of deflate can hold at most."""
+"""Bytes that one byte of deflate can expand to."""
 
 
 def check_size(height: int, width: int, max_pixels: int, *, bits: int = 8) -> None:
-    """Check an image's size. Pixels of 16 bits take twice the time and memory, and count twice.
+    """Check an image's size. Pixels of 16 bits count twice, because they take twice the time and memory.
 
-    Raises RejectError (`oversized_image`; `undecodable_image` when there is no pixel).
+    Raises RejectError (`oversized_image`, or `undecodable_image` for an image without pixels).
     """
     if not height or not width:
         raise undecodable(f"its header says {height} x {width} pixels")

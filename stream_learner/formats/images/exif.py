@@ -1,4 +1,4 @@
-"""The one EXIF tag that changes how an image looks."""
+"""The orientation, the only EXIF tag that changes how an image looks."""
 
 import struct
 
@@ -22,9 +22,9 @@ ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def orientation(tiff: bytes) -> int:
-    """Return the orientation in EXIF data (1..8). It is 1, upright, where none is readable.
+    """Return the orientation in EXIF data (1..8), or 1 (upright) if none can be read.
 
-    Pillow's parser copies the value of every entry; 64 KiB of entries that share their values would cost 350 MB.
+    Pillow's parser copies the value of every entry, so 64 KiB of entries that share their values would take 350 MB.
     """
     try:
         order = BYTE_ORDERS[tiff[:4]]
@@ -41,5 +41,5 @@ def orientation(tiff: bytes) -> int:
 
 
 def upright(picture: Image.Image, orientation: int) -> Image.Image:
-    """Turn or mirror a picture to how a viewer shows it."""
+    """Turn or mirror a picture as an image viewer does."""
     return picture.transpose(TURNS[orientation]) if orientation in TURNS else picture

@@ -1,4 +1,4 @@
-"""JPEG files: which ones are decoded, which parts are used, and their pixels."""
+"""JPEG files: checks, the parts that are used, and pixels."""
 
 import io
 import re
@@ -44,8 +44,11 @@ LEFT_OVER = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 
 
 class Jpeg(NamedTuple):
-    """`file` holds what the pixels are made from, and nothing else: metadata, thumbnails, further pictures and trailing
-    bytes are left out. Height and width are as stored, before `orientation`."""
+    """A JPEG that was checked. Height and width are as stored, before `orientation`.
+
+    `file` has the parts that the pixels are made from. Metadata, thumbnails, further pictures and trailing bytes are
+    left out.
+    """
 
     height: int
     width: int
@@ -60,16 +63,19 @@ class _Frame(NamedTuple):
     components: bytes
     progressive: bool
     least_bits: int
-    """Each block of 8 x 8 samples takes a bit for its first coefficient; in a sequential JPEG, one more to end it."""
+    """Fewest bits of the scans: one for the first coefficient of each block of 8 x 8 samples, and one to end the block
+    in a sequential JPEG."""
 
 
 def parse(data: bytes, max_pixels: int) -> Jpeg:
-    """Check a JPEG's structure and bounds; decode nothing. Raises RejectError (`undecodable_image`,
-    `oversized_image`)."""
+    """Check a JPEG's structure and bounds without decoding pixels.
+
+    Raises RejectError (`undecodable_image`, `oversized_image`).
+    """
     frame: _Frame | None = None
     kept, orientation, scanned, scans = [START], 1, b"", 0
     position, end = len(START), len(data)
-    data += NO_MORE  # every search and read below then finds something
+    data += NO_MORE  # so that every search and read below finds something
     for _ in range(MAX_PARTS):
         start = position
         first, marker, length = SEGMENT.unpack_from(data, start)
@@ -90,7 +96,7 @@ def parse(data: bytes, max_pixels: int) -> Jpeg:
             if scans > MAX_SCANS:
                 raise oversized(f"the JPEG has more than {MAX_SCANS} scans")
             header = data[start:position]
-            if not frame.progressive:  # Samsung's cameras write other values here, which mean nothing
+            if not frame.progressive:  # Samsung's cameras write other values, which have no meaning
                 header = header[:-3] + WHOLE_SPECTRUM
             scanned += _scanned(header)
             scan, position = position, MARKER.search(data, position).start()  # pyright: ignore[reportOptionalMemberAccess]
@@ -104,7 +110,7 @@ def parse(data: bytes, max_pixels: int) -> Jpeg:
                 raise undecodable(f"{end} bytes cannot hold {frame.height} x {frame.width} pixels: the JPEG is cut off")
             kept.append(data[start:position])
         elif marker == APP0 and data.startswith(b"JFIF\0", start + 4):
-            kept.append(JFIF)  # some say revision 2, at which libjpeg warns
+            kept.append(JFIF)  # some files say revision 2, and libjpeg warns
         elif marker == APP1 and orientation == 1 and data.startswith(b"Exif\0", start + 4):
             orientation = exif.orientation(data[start + 10 : position])
         elif marker == APP14 and data.startswith(b"Adobe", start + 4) and data[start + 15 : position][:1] <= b"\2":
@@ -124,7 +130,8 @@ def parse(data: bytes, max_pixels: int) -> Jpeg:
 def pixels(jpeg: Jpeg, channels: int) -> np.ndarray:
     """Decode to uint8 `[height, width, channels]`; CMYK becomes RGB.
 
-    Every warning of libjpeg about the data is an error: it fills what is missing with grey. Raises ValueError.
+    Every warning of libjpeg about the data is an error, because libjpeg fills missing parts with grey. Raises
+    ValueError.
     """
     colors = "CMYK" if jpeg.components == 4 else "GRAY" if channels == 1 else "RGB"
     try:
@@ -132,7 +139,7 @@ def pixels(jpeg: Jpeg, channels: int) -> np.ndarray:
     except ValueError as error:
         if "subsampling" not in str(error):
             raise
-        picture = JpegImagePlugin.JpegImageFile(io.BytesIO(jpeg.file))  # it has all subsamplings
+        picture = JpegImagePlugin.JpegImageFile(io.BytesIO(jpeg.file))  # which supports all subsamplings
         return np.atleast_3d(np.array(picture.convert("L" if channels == 1 else "RGB")))
     if colors != "CMYK":
         return pixels_HWC
@@ -145,7 +152,7 @@ def _decode(file: bytes, colors: str) -> np.ndarray:
     try:
         return simplejpeg.decode_jpeg(file, colorspace=colors)
     except ValueError as error:
-        if "memory" in str(error).lower():  # a good record does not become a dead letter because memory is short
+        if "memory" in str(error).lower():  # a lack of memory must not make a good record a dead letter
             raise MemoryError(str(error)) from None
         left_over = LEFT_OVER.search(str(error))
         padding = -len(END) - int(left_over[1]) if left_over else 0
@@ -154,7 +161,7 @@ def _decode(file: bytes, colors: str) -> np.ndarray:
         return simplejpeg.decode_jpeg(file[:padding] + END, colorspace=colors)
 
 
-@lru_cache(maxsize=64)  # most images of a stream have the same
+@lru_cache(maxsize=64)  # most images of a stream have equal ones
 def _frame(marker: int, header: bytes) -> _Frame:
     if len(header) < 6 or len(header) != 6 + 3 * header[5]:
         raise undecodable("the JPEG's frame header is damaged")
@@ -171,9 +178,9 @@ def _frame(marker: int, header: bytes) -> _Frame:
     return _Frame(height, width, header[6::3], progressive, blocks if progressive else 2 * blocks)
 
 
-@lru_cache(maxsize=64)  # most images of a stream have the same
+@lru_cache(maxsize=64)  # most images of a stream have equal ones
 def _scanned(header: bytes) -> bytes:
-    """Return the components whose first coefficient a scan holds; every component needs it."""
+    """Return the components whose first coefficients a scan holds. Every component needs them."""
     count = header[4] if len(header) > 4 else 0
     if len(header) != 8 + 2 * count:
         raise undecodable("a scan header of the JPEG is damaged")

@@ -1,4 +1,4 @@
-"""PNG files: which ones are decoded, which parts are used, and their pixels."""
+"""PNG files: checks, the parts that are used, and pixels."""
 
 import struct
 import zlib
@@ -26,12 +26,12 @@ HIGH, LOW = 0, 1
 # Adam7: first column and row of each pass, and its steps.
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 BLOCK_BYTES = 0xFFFF
-# As on a page: dark drawings on a transparent ground, which are many, would vanish on black.
+# The color of transparent parts: drawings are often dark on transparent ground, and would vanish on black.
 WHITE = 255
 
 
 class Png(NamedTuple):
-    """The parts of a PNG that its pixels are made from. Height and width are as stored, before `orientation`."""
+    """Parts of a PNG that its pixels are made from. Height and width are as stored, before `orientation`."""
 
     height: int
     width: int
@@ -50,10 +50,10 @@ class Png(NamedTuple):
 
 
 def parse(data: bytes, max_pixels: int) -> Png:
-    """Check a PNG's structure, checksums and bounds; decode nothing. Raises RejectError (`undecodable_image`,
-    `oversized_image`).
+    """Check a PNG's structure, checksums and bounds without decoding pixels.
 
-    Chunks that are not used are stepped over, whatever is in them. Frames of an animation are such chunks.
+    Chunks that are not used, such as frames of an animation, are skipped unchecked. Raises RejectError
+    (`undecodable_image`, `oversized_image`).
     """
     height, width, depth, color_type, interlaced = _header(data)
     check_size(height, width, max_pixels, bits=depth)
@@ -101,7 +101,7 @@ def parse(data: bytes, max_pixels: int) -> Png:
 
 
 def picture(png: Png) -> Image.Image:
-    """Decode to a grey or RGB picture of 8 bits, on white. Raises RejectError (`undecodable_image`), ValueError."""
+    """Decode to a grey or RGB picture of 8 bits on white. Raises RejectError (`undecodable_image`), ValueError."""
     rows = _inflated(png)
     if png.color_type == PALETTE or png.depth < 8:
         picture = _unpacked(png, rows, "P", "P" if png.depth == 8 else f"P;{png.depth}")
@@ -130,7 +130,7 @@ def _header(data: bytes) -> tuple[int, int, int, int, bool]:
 
 
 def _inflated(png: Png) -> bytes:
-    """Inflate exactly the rows. Raises RejectError when some are missing; Pillow would leave them black."""
+    """Inflate the rows. Raises RejectError if some are missing, which Pillow would leave black."""
     expected, given = _expected_bytes(png), len(png.compressed)
     if expected > MAX_PNG_EXPANSION * given:
         raise undecodable(f"{given} bytes cannot hold {png.height} x {png.width} pixels: the PNG is cut off")
@@ -145,7 +145,7 @@ def _inflated(png: Png) -> bytes:
 
 
 def _stored(rows: bytes) -> bytes:
-    """Wrap rows as a zlib stream of stored blocks (RFC 1950, 1951), the only form in which Pillow undoes filters."""
+    """Return rows as a zlib stream of stored blocks (RFC 1950, 1951): Pillow undoes filters only in a zlib stream."""
     view, last = memoryview(rows), len(rows) - BLOCK_BYTES
     parts: list[bytes | memoryview] = [b"\x78\x01"]
     for start in range(0, len(rows), BLOCK_BYTES):
@@ -155,13 +155,13 @@ def _stored(rows: bytes) -> bytes:
 
 
 def _expected_bytes(png: Png) -> int:
-    """Return the number of bytes of all rows, each with its filter's number."""
+    """Return the number of bytes of all rows, including the byte for each row's filter."""
     bits = png.depth * CHANNELS[png.color_type]
     return sum(height * (1 + (width * bits + 7) // 8) for height, width in _passes(png))
 
 
 def _passes(png: Png) -> list[tuple[int, int]]:
-    """Return height and width of each pass; of the picture when it is not interlaced."""
+    """Return height and width of each pass; without interlacing the picture is one pass."""
     if not png.interlaced:
         return [(png.height, png.width)]
     sizes = ((-(-(png.height - y) // dy), -(-(png.width - x) // dx)) for x, y, dx, dy in PASSES)
@@ -174,9 +174,9 @@ def _unpacked(png: Png, rows: bytes, mode: str, raw_mode: str | None = None) -> 
 
 
 def _half(png: Png, rows: bytes, half: int) -> bytes:
-    """Return rows of 8 bits that hold the high or the low bytes of samples of 16.
+    """Return rows of 8 bits with the high or the low bytes of samples of 16 bits.
 
-    The rows keep their filters, which treat each byte of a pixel by itself.
+    The rows keep their filters, because filters treat each byte of a pixel separately.
     """
     halves, start = [], 0
     for height, width in _passes(png):
@@ -196,7 +196,7 @@ def _on_white(png: Png, picture: Image.Image, mask: Image.Image) -> Image.Image:
 
 
 def _from_samples(png: Png, rows: bytes) -> Image.Image:
-    """Decode where the value of each sample matters: a color that is transparent, or bits that are not significant."""
+    """Decode by the value of each sample, for a PNG with a transparent color or with insignificant bits."""
     samples_HWC, colors = _samples(png, rows), 1 if png.grey else 3
     bits = png.significant_bits.ljust(4, bytes([png.depth]))
     picture = from_pixels(_eight_bits(samples_HWC[:, :, :colors], png.depth, max(bits[:colors])))
@@ -225,8 +225,8 @@ def _samples(png: Png, rows: bytes) -> np.ndarray:
 def _eight_bits(samples: np.ndarray, depth: int, significant: int) -> np.ndarray:
     """Scale samples of `depth` bits to 8.
 
-    A file with fewer `significant` bits should hold them as the high bits. Where they are the low ones, whoever wrote
-    it did not scale them.
+    The `significant` bits of a sample should be its high bits. If they are the low bits, the program that wrote the
+    file did not scale the samples.
     """
     if 0 < significant < depth and samples.max() < 1 << significant:
         low_bits = (1 << (depth - significant)) - 1
@@ -240,7 +240,7 @@ def _eight_bits(samples: np.ndarray, depth: int, significant: int) -> np.ndarray
 
 
 def _greys(png: Png) -> bytes:
-    """Return the palette that stands for greys of few bits; a transparent one is white."""
+    """Return a palette for greys of fewer than 8 bits. The transparent grey is white."""
     levels = 1 << png.depth
     greys = [index * 255 // (levels - 1) for index in range(levels)]
     if len(png.transparency) == 2:
@@ -249,7 +249,7 @@ def _greys(png: Png) -> bytes:
 
 
 def _colors(png: Png) -> bytes:
-    """Return the palette on white."""
+    """Return the palette, blended with white where it is transparent."""
     if not png.transparency:
         return png.palette
     colors = np.frombuffer(png.palette, np.uint8).reshape(-1, 3).astype(np.uint32)
