@@ -21,34 +21,35 @@ from stream_learner.registry import AUGMENTATIONS, HEADS, MODELS, STRATEGIES, WE
 
 class ModelSettings(Section):
     name: Annotated[str, AfterValidator(MODELS.known)] = "cnn"
-    """Network: a name from `stream_learner.registry.MODELS`, `timm:NETWORK` (one of timm's), or
+    """Network: a name from `stream_learner.registry.MODELS`, `timm:NETWORK` (a network of timm), or
     `package.module:factory`."""
     weights: Path | None = None
-    """A pretrained backbone to begin with: a file of safetensors whose names are those of the network's state dict, or
-    of its body's as torchvision and timm have them; a head in it is ignored. A run stays with one file, by digest."""
+    """Pretrained backbone to start from: a safetensors file. Its names are those of the network's state dict, or those
+    of its body in torchvision or timm. A head in the file is ignored. A run must keep the same file; its digest is
+    checked."""
     freeze: bool | None = None
-    """Whether the backbone stays as it is, batch normalisation included, and only the head learns. When unset it does
-    under a head that is solved, which needs that, and learns under another."""
+    """Whether the backbone, including batch normalisation, stays unchanged, so that only the head learns. When unset,
+    the backbone is frozen under a solved head, which needs that, and learns under the linear head."""
     head: Annotated[str, AfterValidator(HEADS.known)] = "linear"
-    """What classifies the backbone's features: `linear`, trained by the strategy, or a head that is solved from sums
-    over all samples and forgets nothing, under a frozen backbone: `prototype` (nearest class mean), `ridge` (ridge
-    regression), `random_features` (ridge regression on random features, RanPAC); or `package.module:name`. A solved
-    head uses neither strategy nor optimizer nor replay memory."""
+    """Classifier of the backbone's features. `linear` is trained by the strategy. The others are solved from sums over
+    all samples, forget nothing and need a frozen backbone: `prototype` (nearest class mean), `ridge` (ridge
+    regression), `random_features` (ridge regression on random features, RanPAC), or `package.module:name`. A solved
+    head uses no strategy, optimizer or replay memory."""
     random_features: Annotated[PositiveInt, Field(le=MAX_RANDOM_FEATURES)] = 2_000
-    """Random features under the head `random_features`; the state holds 8 bytes for each pair of them."""
+    """Number of random features of the head `random_features`. The state holds 8 bytes for each pair of them."""
     height: Annotated[PositiveInt, Field(le=MAX_SIDE_PIXELS)] = 32
-    """Height in pixels to which images are resized."""
+    """Height in pixels that images are resized to."""
     width: Annotated[PositiveInt, Field(le=MAX_SIDE_PIXELS)] = 32
-    """Width in pixels to which images are resized."""
+    """Width in pixels that images are resized to."""
     channels: Literal[1, 3] = 3
     """1 for grey, 3 for RGB."""
     mean: list[float] = [0.5]
-    """Mean subtracted from pixels in 0..1: one for all channels or one for each."""
+    """Mean to subtract from pixels in 0..1: one for all channels or one for each."""
     std: list[PositiveFloat] = [0.25]
-    """Standard deviation that pixels are divided by: one for all channels or one for each."""
+    """Standard deviation to divide pixels by: one for all channels or one for each."""
     max_classes: Annotated[PositiveInt, Field(le=MAX_CLASSES)] = 1000
-    """Classes that may exist at a time; records with a label beyond become dead letters. It may be raised later; a
-    worker does not start with fewer than its run has. Retired classes do not count."""
+    """Largest number of classes at a time; retired classes do not count. Records with a label beyond it become dead
+    letters. You may raise it later. A worker does not start if its run has more classes."""
 
     @model_validator(mode="after")
     def _constants_fit_the_channels(self) -> "ModelSettings":
@@ -79,38 +80,39 @@ def _by_steps(value: Callable[[int], Any]) -> Any:
 
 class LearningSettings(Section):
     strategy: Annotated[str, AfterValidator(STRATEGIES.known)] = "er_la"
-    """How a batch is learned: a name from `stream_learner.registry.STRATEGIES`, or `package.module:name`."""
+    """Method of learning a batch: a name from `stream_learner.registry.STRATEGIES`, or `package.module:name`."""
     steps_per_batch: PositiveInt = 1
-    """Optimizer updates made with each batch. More of them learn more from it, each costing as much as one; what is
-    left out of `augment`, `average_decay` and `learning_rate` follows."""
+    """Optimizer steps on each batch. More steps learn more from a batch, and each step costs the same. The defaults of
+    `augment`, `average_decay` and `learning_rate` depend on it."""
     augment: list[Annotated[str, AfterValidator(AUGMENTATIONS.known)]] = _by_steps(
         lambda steps: ["crop", "flip", *(["color_jitter", "cutout"] if steps > 1 else [])]
     )
-    """How images are varied each time they are learned, in this order: names from
-    `stream_learner.registry.AUGMENTATIONS`, or `package.module:name`. Leave `flip` out where left and
-    right mean something, as in text. Left out, several steps per batch add `color_jitter` and `cutout`."""
+    """Augmentations of an image each time it is learned, in this order: names from
+    `stream_learner.registry.AUGMENTATIONS`, or `package.module:name`. Leave out `flip` where left and right have a
+    meaning, as in text. When unset, several steps per batch add `color_jitter` and `cutout`."""
     average_decay: Annotated[float, Field(ge=0, lt=1)] = _by_steps(lambda steps: 0.997 ** (1 / steps))
-    """Decay per step of the moving average of weights and buffers that predicts and is released; 0 keeps none. Left
-    out, it averages over as many batches whatever the number of steps for each."""
+    """Decay per step of the moving average of weights and buffers, which predicts and is released. 0 disables the
+    average. When unset, the average is over the same number of batches for any number of steps."""
     optimizer: Literal["muon", "adam", "sgd"] = "muon"
     """Optimizer: Muon (Jordan et al. 2024), Adam (Kingma and Ba 2015) or SGD."""
     learning_rate: PositiveFloat = _by_steps(lambda steps: 0.005 / steps**0.5)
-    """Learning rate. Muon and Adam take rates of one size, SGD greater ones; a pretrained network wants less. Left out,
-    it is divided by the square root of the steps per batch."""
+    """Learning rate. Muon and Adam take rates of the same order, SGD larger ones. A pretrained network needs a smaller
+    one. When unset, it is 0.005 divided by the square root of `steps_per_batch`."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of Muon and SGD; Adam ignores it."""
+    """Momentum of Muon and SGD. Adam ignores it."""
     weight_decay: NonNegativeFloat = 0.0
-    """L2 penalty of Adam and SGD; decoupled decay of Muon."""
+    """L2 penalty of Adam and SGD, decoupled decay of Muon."""
     on_drift: Literal["none", "boost"] = "none"
-    """What a drift changes, beside being reported: nothing, or rate and replay for a while, as `[drift]` says."""
+    """Reaction to a drift, in addition to the report. `none`: no change. `boost`: another learning rate and replay size
+    for a while, as set in `[drift]`."""
     device: str = "auto"
-    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
+    """Device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the training steps; `auto` is what is faster for the model on the device."""
+    """Arithmetic of the training steps. `auto` takes the faster one for the model on the device."""
     channels_last: Literal["auto"] | bool = "auto"
-    """Memory layout of images; `auto` is what is faster for the model."""
+    """Whether images are in the memory layout channels-last. `auto` takes the faster layout for the model."""
     threads: NonNegativeInt = 0
-    """Threads of the arithmetic; 0 is one per core. Equal results need equal numbers."""
+    """Threads for arithmetic. 0 takes one per core. Only runs with the same number of threads give equal results."""
 
 
 class WeightsSettings(Section):
@@ -118,14 +120,15 @@ class WeightsSettings(Section):
     """Factors of a sample's weight, which are multiplied: names from `stream_learner.registry.WEIGHTS`
     (`record`, `class_balance`, `recency`, `novelty`, `hardness`), or `package.module:name`."""
     max_weight: PositiveFloat = 10.0
-    """Sample weights above are clipped to this."""
+    """Largest sample weight. Larger ones are clipped."""
     half_life_records: PositiveFloat | None = None
-    """`recency`: input records after which a sample counts half."""
+    """`recency`: number of input records after which a sample counts half."""
     half_life_s: PositiveFloat | None = None
-    """`recency`, instead: seconds of event time (the records' timestamps) after which a sample counts half."""
+    """`recency`, as the alternative: seconds of event time (the records' timestamps) after which a sample counts
+    half."""
     class_balance_beta: Annotated[float, Field(ge=0, lt=1)] = 0.9999
-    """`class_balance`: a class's effective number of samples goes to 1 / (1 - beta). Nearer to 1 is nearer to inverse
-    frequency; classes with many more samples than that weigh the same, however rare one is beside the other."""
+    """`class_balance`: the effective number of a class's samples approaches 1 / (1 - beta). The nearer beta is to 1,
+    the nearer weights are to inverse frequency. Classes with many more samples than this limit have the same weight."""
 
     @model_validator(mode="after")
     def _policies_fit(self) -> "WeightsSettings":
@@ -138,31 +141,31 @@ class WeightsSettings(Section):
 
 class DriftSettings(Section):
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.002
-    """Confidence of the detector (ADWIN, Bifet and Gavalda 2007): the lower, the fewer false alarms and the later the
-    true ones."""
+    """Confidence of the detector (ADWIN, Bifet and Gavalda 2007). Lower values give fewer false alarms and later
+    detections."""
     boost_records: PositiveInt = 2_000
-    """Input records after a drift during which learning is boosted, where `learning.on_drift` is `boost`."""
+    """Input records after a drift during which learning is boosted, if `learning.on_drift` is `boost`."""
     boost_learning_rate: PositiveFloat = 1.5
-    """What the learning rate is multiplied by meanwhile. Muon's default rate bears little more: at 2 a CNN ended lower
-    than without, at 3 its units died."""
+    """Factor of the learning rate during a boost. Muon's default rate tolerates little more: at 2 a CNN ended lower
+    than without a boost, at 3 its units died."""
     boost_replay: PositiveFloat = 1.0
-    """What the replay size is multiplied by meanwhile: above 1 guards what was known, which helps where new classes
-    arrive; below 1 unlearns it sooner, which helps where labels have changed their meaning."""
+    """Factor of the replay size during a boost. Above 1 it protects what was learned, which helps where new classes
+    arrive. Below 1 the model forgets sooner, which helps where labels have changed their meaning."""
 
 
 class MemorySettings(Section):
     max_items: NonNegativeInt = 10_000
-    """Samples kept for replay, over all classes; of small images far fewer than `max_bytes` would hold. With more
-    classes than that, those that came first keep none."""
+    """Samples kept for replay, over all classes. With small images this limit is reached far below `max_bytes`. With
+    more classes than samples, the oldest classes keep none."""
     max_bytes: NonNegativeInt = 256 * MIB
-    """Bytes of the encoded images kept for replay, over all classes; those given up take as much again at
-    most."""
+    """Bytes of the encoded images kept for replay, over all classes. Images that were given up take at most the same
+    again."""
     segment_bytes: Annotated[PositiveInt, Field(le=1024 * MIB)] = 16 * MIB
-    """Bytes of images after which a checkpoint writes them into an object of their own, once; what is newer is written
-    with each checkpoint. Also for the held-out sets."""
+    """Bytes of images after which a checkpoint writes them, once, into an object of their own. Newer images are written
+    with each checkpoint. The same applies to the held-out sets."""
     replay_size: PositiveInt | None = None
-    """Samples replayed in each step; three times `batch.size` when unset. With as many as are new, a stream that stays
-    with one class would tell the model in half of each step that there is no other."""
+    """Samples replayed in each step; three times `batch.size` when unset. With only as many replayed as new, a stream
+    of one class ruins the head."""
 
 
 class HeldOutSettings(Section):

@@ -10,17 +10,18 @@ from stream_learner.config.fields import MAX_KAFKA_S, FileName, KafkaName, Secti
 
 class RunSettings(Section):
     id: KafkaName
-    """Identity of one model's life: key of its manifests, folder of its objects."""
+    """Identity of one model's life: the key of its manifests and the folder of its objects."""
     seed: NonNegativeInt = 0
-    """Seed of the first weights, of dropout and of what the memory keeps."""
+    """Seed of the initial weights, of dropout and of the memory's choice of samples."""
     stop_deadline_s: PositiveFloat = 60.0
-    """Seconds a stop (SIGTERM) may take, the last save included; then the process ends with code 10."""
+    """Seconds that a stop (SIGTERM) may take, including the last save. After that the process exits with code 10."""
     on_conflict: Literal["standby", "take_over", "exit"] = "standby"
-    """What a worker does that starts while another of its run lives: wait, warm, until that one stops or dies; replace
-    it; or end with code 14. A worker that was replaced comes back as a standby whatever is set here."""
+    """Action of a worker that starts while another worker of its run is alive. `standby`: wait, with the newest state
+    loaded, until the other one stops or dies. `take_over`: replace it. `exit`: exit with code 14. A worker that was
+    replaced always comes back as a standby."""
     session_timeout_s: Annotated[PositiveFloat, Field(le=MAX_KAFKA_S)] = 10.0
-    """Seconds of silence after which the brokers take the active worker for dead and a standby takes over; within the
-    brokers' `group.min.session.timeout.ms` and `group.max.session.timeout.ms`."""
+    """Seconds of silence after which the brokers consider the active worker dead, and a standby takes over. Must be
+    within the brokers' `group.min.session.timeout.ms` and `group.max.session.timeout.ms`."""
 
 
 def _servers(text: str) -> str:
@@ -31,35 +32,36 @@ def _servers(text: str) -> str:
 
 class KafkaSettings(Section):
     bootstrap_servers: Annotated[str, AfterValidator(_servers)] = "127.0.0.1:9092"
-    """Brokers to start from, `host:port` separated by commas."""
+    """Brokers to connect to first, as `host:port`, separated by commas."""
     client_id: str = "stream-learner"
-    """Name under which the brokers see this program."""
+    """Client id that the brokers see."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    """How connections are protected."""
+    """Protocol of the connections: with or without encryption, with or without SASL."""
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
-    """SASL mechanism, for the two SASL protocols."""
+    """SASL mechanism. The two SASL protocols need it."""
     sasl_username: str | None = None
     """SASL user."""
     sasl_password: SecretStr | None = None
-    """SASL password. Better: `sasl_password_file`."""
+    """SASL password. Prefer `sasl_password_file`."""
     sasl_password_file: FileName | None = None
-    """File that holds the SASL password (a trailing newline is dropped)."""
+    """File that holds the SASL password. A trailing newline is removed."""
     ssl_cafile: FileName | None = None
-    """Certificates of the authorities to trust, PEM; the system's when unset."""
+    """Certificates of the trusted authorities (PEM); the system's when unset."""
     ssl_certfile: FileName | None = None
-    """Client certificate, PEM, where the brokers ask for one."""
+    """Client certificate (PEM), if the brokers require one."""
     ssl_keyfile: FileName | None = None
-    """Key of the client certificate, PEM."""
+    """Key of the client certificate (PEM)."""
     ssl_key_password_file: FileName | None = None
     """File that holds the password of `ssl_keyfile`."""
     ssl_check_hostname: bool = True
-    """Whether the broker's certificate must name the host that was dialled."""
+    """Whether the broker's certificate must name the host that the worker connects to."""
     request_timeout_s: PositiveFloat = 30.0
-    """Seconds until a request to a broker is given up, and without any answer until the worker is no longer ready."""
+    """Seconds after which a request to a broker is given up. After the same time without any answer, the worker is no
+    longer ready."""
     give_up_s: PositiveFloat = 600.0
-    """Seconds without any answer from Kafka after which the worker ends with code 3, so that a supervisor restarts it.
-    At least `request_timeout_s`. Also the seconds for which a format of your own may ask to read a record later; then
-    the worker ends with code 17."""
+    """Seconds without any answer from Kafka after which the worker exits with code 3, so that a supervisor restarts it.
+    At least `request_timeout_s`. A format of your own may postpone a record for the same time; then the worker exits
+    with code 17."""
 
     @model_validator(mode="after")
     def _sasl_is_whole(self) -> "KafkaSettings":
@@ -99,26 +101,26 @@ class KafkaSettings(Section):
 
 class RejectsSettings(Section):
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """Share of rejected records among the last `window` that stops the worker."""
+    """Share of rejected records among the last `window` records that stops the worker."""
     window: PositiveInt = 1_000
-    """Records over which the share is taken, once the process has read that many."""
+    """Records over which the share is computed, once the process has read that many."""
     max_in_a_row: PositiveInt = 200
-    """Rejected records in a row, over all topics, that stop the worker, however few it has read. Deletion markers and
-    rare labels do not count."""
+    """Consecutive rejected records, over all topics, that stop the worker, even if it has read few records. Deletion
+    markers and rare labels do not count."""
 
 
 class MonitoringSettings(Section):
     host: str = "127.0.0.1"
-    """Address of `/metrics` and the health pages; loopback unless you choose otherwise."""
+    """Address of `/metrics` and the health pages. The default is loopback."""
     port: Annotated[int, Field(ge=0, le=65535)] = 9464
-    """Port of `/metrics` and the health pages; 0 takes a free one and logs it. So does the port of another worker of
-    the run on the same host."""
+    """Port of `/metrics` and the health pages. 0 takes a free port and logs it. A free port is also taken if another
+    worker of the run on the same host has this one."""
     live_timeout_s: PositiveFloat = 120.0
-    """Seconds without a turn of the loop after which `/livez` fails."""
+    """Seconds without a turn of the worker's loop after which `/livez` fails."""
 
 
 class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe level that is written."""
+    """Lowest severity to write."""
     format: Literal["console", "json"] = "console"
-    """`console` for people, `json` for collectors (one object a line, on standard error)."""
+    """`console` for people, `json` for log collectors (one object per line, on standard error)."""

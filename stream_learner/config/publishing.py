@@ -11,62 +11,64 @@ from stream_learner.text import without_credentials
 
 class TopicsSettings(Section):
     prefix: KafkaName | None = None
-    """Prefix of the names of the output topics; `run.id` when unset. It also names the transactional id and the
-    groups, so one run at a time can use it: topics belong to one run."""
+    """Prefix of the output topics' names; `run.id` when unset. It also names the transactional id and the groups, so
+    only one run at a time can use it. Topics belong to one run."""
     replication_factor: int = -1
-    """Replicas of the output topics; -1 takes the cluster's default."""
+    """Replicas of the output topics. -1 takes the cluster's default."""
 
 
 class ReleaseSettings(Section):
     every_records: PositiveInt = 5_000
-    """Input records between two decisions to release."""
+    """Input records between two release decisions."""
     rule: Literal["max_drop", "not_worse", "better"] = "max_drop"
-    """What a candidate must be to be released, by mean recall on the same validation samples: at most `max_drop` below
-    the last release; not significantly worse; significantly better (McNemar's exact test, one-sided, at 0.05)."""
+    """Condition for a release, by mean recall on the same validation samples. `max_drop`: at most `max_drop` below the
+    last release. `not_worse`: not significantly worse. `better`: significantly better. The test is McNemar's exact
+    test, one-sided, at 0.05."""
     max_drop: Annotated[float, Field(ge=0, le=1)] = 0.02
-    """Mean recall (0..1) that a candidate may lack of the last release under the rule `max_drop`."""
+    """Mean recall (0..1) that a candidate may lose against the last release under the rule `max_drop`."""
     max_old_class_drop: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Mean recall (0..1) that a candidate may lack of the last release over the classes that the latter knows, whatever
-    the rule; any when unset. What new classes gain does not make up for it."""
+    """Mean recall (0..1) that a candidate may lose over the classes of the last release, under any rule; no limit when
+    unset. Gains on new classes do not make up for it."""
     patience: PositiveInt | None = 5
-    """Refusals since the last release, of candidates that were worse, after which training goes back to it at half the
-    learning rate (down to a tenth, until a model is released); unset, it never does."""
+    """Refusals of worse candidates since the last release after which training goes back to that release at half the
+    learning rate. The rate falls no lower than a tenth, until a model is released. When unset, training never goes
+    back."""
     min_held_out: NonNegativeInt = 100
-    """Validation samples below which the gate abstains: the candidate is released, and the manifest says so."""
+    """Validation samples below which the gate abstains: the candidate is released, and the manifest records this."""
     inline_max_bytes: NonNegativeInt = 8 * MIB
-    """Releases up to this size also travel in the weights topic."""
+    """Largest release that also travels in the weights topic."""
 
 
 class CheckpointSettings(Section):
     store: Annotated[str, PlainSerializer(without_credentials, when_used="json")] = ".stream-learner/objects"
-    """Where objects live: a folder, or a URL (`file://`, `s3://`, `gs://`, `az://`)."""
+    """Place of the objects: a folder, or a URL (`file://`, `s3://`, `gs://`, `az://`)."""
     every_records: PositiveInt | None = None
-    """Input records between two saves, beside those of the clock."""
+    """Input records between two saves, in addition to `every_s`."""
     every_s: PositiveFloat = 30.0
     """Seconds between two saves."""
     keep: Annotated[PositiveInt, Field(le=1000)] = 3
-    """Newest states that are kept, beside the last release before the oldest of them, which is needed to resume that
-    one. Manifests name all objects of these states, so more states need a larger `memory.segment_bytes`."""
+    """Newest states to keep. The last release before the oldest of them is kept too, because that state needs it to be
+    resumed. Manifests name all objects of these states, so more states need a larger `memory.segment_bytes`."""
     max_unsaved_records: PositiveInt = 100_000
-    """Input records that may wait for a save when the store is failing; then reading stops."""
+    """Input records that may wait for a save while the store fails. Then reading stops."""
     max_pending_bytes: PositiveInt = 64 * MIB
     """Bytes of metric windows and dead letters that force a save."""
     timeout_s: PositiveFloat = 30.0
-    """Seconds a publication's transaction may take, beside one for each MiB of `max_pending_bytes` and
-    `release.inline_max_bytes`; then the process ends, and a restart recovers. The sum must be within the brokers'
+    """Seconds that a publication's transaction may take. Each MiB of `max_pending_bytes` and `release.inline_max_bytes`
+    adds one second. After that the process ends, and a restart recovers. The sum must be within the brokers'
     `transaction.max.timeout.ms` (15 minutes by default)."""
 
 
 class RecoverySettings(Section):
     timeout_s: PositiveFloat = 180.0
-    """Seconds for reading the checkpoints topic to its end; longer than an open transaction may live."""
+    """Seconds for reading the checkpoints topic to its end. Must be longer than an open transaction may live."""
 
 
 class SecuritySettings(Section):
     signing_key_file: FileName | None = None
     """Ed25519 private key (PEM, not encrypted) that signs each manifest and window; unsigned when unset."""
     verify_key_files: list[FileName] = []
-    """Ed25519 public keys (PEM). Once there is one, every command refuses a manifest or window that none of these keys
+    """Ed25519 public keys (PEM). If there are any, every command refuses a manifest or window that none of them
     signed."""
 
     _signer: Ed25519PrivateKey | None = PrivateAttr(None)

@@ -40,43 +40,43 @@ class Settings(BaseSettings):
     )
 
     run: RunSettings
-    """The run's identity."""
+    """Identity of the run, and how a worker starts and stops."""
     input: InputSettings
-    """What is read."""
+    """Topics to read, and limits on their records."""
     kafka: KafkaSettings = KafkaSettings()
-    """How Kafka is reached; the same for every client of the program."""
+    """Connection to Kafka, the same for every client of the program."""
     topics: TopicsSettings = TopicsSettings()
-    """The topics that are written."""
+    """Topics to write."""
     labels: LabelsSettings = LabelsSettings()
-    """Which labels are learned, and under which names."""
+    """Labels to learn, and their names."""
     split: SplitSettings = SplitSettings()
     """Shares of the splits, for records without a `split` header."""
     batch: BatchSettings = BatchSettings()
-    """When a mini-batch closes."""
+    """Size of a mini-batch, and when it closes."""
     model: ModelSettings = ModelSettings()
     """The network and its input."""
     learning: LearningSettings = LearningSettings()
-    """How a batch is learned."""
+    """Training on a batch."""
     weights: WeightsSettings = WeightsSettings()
-    """What a sample counts."""
+    """Weights of the samples."""
     drift: DriftSettings = DriftSettings()
-    """How a rise of the prequential error is noticed, and what `learning.on_drift` does about it."""
+    """Detection of a rise in the prequential error, and the boost that `learning.on_drift` chooses."""
     memory: MemorySettings = MemorySettings()
-    """What is kept for replay."""
+    """Samples kept for replay."""
     held_out: HeldOutSettings = HeldOutSettings()
-    """What is kept for evaluation and never learned."""
+    """Samples kept for evaluation and never learned."""
     release: ReleaseSettings = ReleaseSettings()
-    """When a model is released, and the gate."""
+    """Decisions to release a model: when, and by which rule."""
     checkpoint: CheckpointSettings = CheckpointSettings()
-    """When state is saved, and where."""
+    """Saves of the state: when, and where."""
     recovery: RecoverySettings = RecoverySettings()
-    """Starting again."""
+    """Recovery at a start."""
     rejects: RejectsSettings = RejectsSettings()
-    """The circuit breaker for bad input."""
+    """Circuit breaker for bad input."""
     security: SecuritySettings = SecuritySettings()
-    """Who may publish for the run: signatures of manifests and windows."""
+    """Signatures of manifests and windows."""
     monitoring: MonitoringSettings = MonitoringSettings()
-    """Prometheus and health pages."""
+    """Prometheus metrics and health pages."""
     log: LogSettings = LogSettings()
     """Logs."""
 
