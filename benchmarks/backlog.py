@@ -36,7 +36,7 @@ RECORDS = 6_000
 PARTITIONS = 10
 MEMORY = 500
 BATCH = 32
-PORTION = 64  # records that are there before the next come, live
+PORTION = 64  # records in the topic before the next portion is sent, in `live`
 NEVER = 10**9  # seconds: batches close full
 LOOK_EVERY_S = 0.05
 
@@ -79,7 +79,7 @@ def accuracy(data: Data, broker: Broker, run: str, records: np.ndarray, live: bo
         if not live:
             for portion in portions:
                 send(portion)
-                time.sleep(0.002)  # or all portions would be of one millisecond
+                time.sleep(0.002)  # otherwise all portions would have the same millisecond
         with Child(["run", *(word for o in overrides for word in ("--set", o))], Path(name) / "worker.log") as worker:
             learned = sent = 0
             while learned < len(records) // BATCH * BATCH:

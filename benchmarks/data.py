@@ -67,13 +67,13 @@ def _part(dataset: Dataset, labels: list[str], size: tuple[int, int, int]) -> Pa
     if unknown := sorted(set(dataset.labels) - set(labels)):
         raise DataError(f"the test images of {dataset.name} have classes that the training images lack: {unknown}")
     if not len(dataset):
-        raise DataError(f"{dataset.name} has too few images to set some apart for the test")
+        raise DataError(f"{dataset.name} has too few images to hold out a test part")
     encoded = [dataset.read(index) for index in range(len(dataset))]
     for image, place in zip(encoded, dataset.ids, strict=True):
         try:
             images.decode(image, *size, MAX_IMAGE_PIXELS)
         except RejectError as error:
-            raise DataError(f"{place} in {dataset.name}: {error}; leave it out or make it a JPEG or PNG") from None
+            raise DataError(f"{place} in {dataset.name}: {error}; remove it, or convert it to JPEG or PNG") from None
     index_of = np.array([labels.index(label) for label in dataset.labels])
     return Part(encoded, index_of[dataset.targets])
 

@@ -29,7 +29,7 @@ checkpoint.store = "{folder}/objects"
 monitoring.port = 0
 log.format = "json"
 """
-# After the first records, until what a start leaves behind is done.
+# Wait after the first records, until the work of the start is done.
 SETTLE_S = 20.0
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks import streams
 from stream_learner.local.datasets import Dataset, NoTestSplitError, open_dataset
 
-TEST_SHARE = 1 / 6  # CIFAR's and MNIST's, near enough
+TEST_SHARE = 1 / 6  # about that of CIFAR and MNIST
 
 
 def open_parts(path: Path | None) -> tuple[Dataset, Dataset]:

@@ -100,7 +100,7 @@ def learn(
     device = next(learner.network.parameters()).device
     size = settings.batch.size
     last = len(stream) // size * size
-    # No batch further than an end: after it come classes that an exam of those seen does not ask about yet.
+    # No batch crosses an end: the classes after it are not in the exam of the classes seen so far.
     whole = {end // size * size for end in stream.ends} - {0}
     sampled = set(range(size * EVERY_STEPS, last, size * EVERY_STEPS)) - whole
     last_steps = {last - size * steps for steps in range(0, LAST_STEPS, LAST_EVERY)}
@@ -108,10 +108,10 @@ def learn(
     outcome, records, prequential_views = Outcome(), 0, 0
     with counted() as count:
         began = time.monotonic()
-        # Time stands still, so that a batch closes when it is full and for no other reason.
+        # The clock stands still, so that a batch closes only when it is full.
         for batch in batches(source, decoder, {TOPIC: {0: 0}}, settings.batch, Event(), clock=lambda: 0.0):
             report = learner.learn(batch)
-            # More classes than settings allow, say; the learner gets past a single step that is not finite.
+            # For example, more classes than allowed. The learner survives a single step that is not finite.
             if refused := [r for r in report.rejections if r.reason is not Reason.NON_FINITE_STEP]:
                 raise DataError(f"{refused[0].message}; a benchmark learns every record of its stream")
             if learner.diverged:
@@ -120,7 +120,7 @@ def learn(
                     "lower learning.learning_rate"
                 )
             if learner.release_due:
-                learner.decide_release()  # nothing is held out, so that all are released: `novelty` looks at the last
+                learner.decide_release()  # nothing is held out, so every model is released, for `novelty`
             records += batch.records
             prequential_views += sum(seen for _, seen in report.prequential.values())
             outcome.steps += report.steps

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.runs import Run
 
-# Okabe and Ito 2008: told apart with any kind of colour vision; markers tell more of them apart.
+# Okabe and Ito 2008: colours for any kind of colour vision. Markers distinguish more contenders.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DPI = 120
@@ -27,7 +27,7 @@ def draw(title: str, contenders: dict[str, dict[int, Run]], file: Path) -> None:
         along, end = figure.subplots(1, 2, width_ratios=(3, 2))
         names = sorted(contenders, key=lambda name: np.mean([run["final"] for run in contenders[name].values()]))
         retrained = any("retrain" in name for name in names)
-        against = "views" if retrained else "records"  # what the two pay for is not the same
+        against = "views" if retrained else "records"  # retraining needs several views of each record
         for place, name in enumerate(names):
             look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
             runs = list(contenders[name].values())
@@ -36,7 +36,7 @@ def draw(title: str, contenders: dict[str, dict[int, Run]], file: Path) -> None:
             end.errorbar(final.mean(), place, xerr=deviation, capsize=4, linestyle="", **look)
             curves = [tuple([m[axis] for m in run["curve"]] for axis in (against, "accuracy")) for run in runs]
             x = np.array(curves[0][0])
-            # The moments of other seeds differ a little.
+            # The points of other seeds differ slightly.
             y_SM = 100 * np.array([np.interp(x, moments, accuracies) for moments, accuracies in curves])
             y = y_SM.mean(0)
             along.plot(x, y, markersize=5, **look)

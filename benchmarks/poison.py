@@ -46,7 +46,7 @@ RULES = {
     "better": ["release.rule=better"],
 }
 TRUSTED = f"split.held_out_from=['{HONEST}']"
-DIGITS_OVERRIDES = [  # they are few: all that can be learned from each, and enough of them to compare with
+DIGITS_OVERRIDES = [  # there are few images: learn as much as possible from each, and hold out enough to compare
     "model.name=mlp",
     "batch.size=8",
     "learning.steps_per_batch=5",

@@ -96,7 +96,7 @@ def write(folder: Path, output: Path) -> list[Path]:
     pages, tables, files = [INTRODUCTION], [], []
     found = read_all(folder)
     if not found:
-        raise DataError(f"there is no finished run in {folder}; make some, or name another folder with --runs")
+        raise DataError(f"there is no finished run in {folder}; make some, or choose another folder with --runs")
     for group in grouped(found):
         rows = table(group)
         page = f"## {group.title}\n\n{markdown(rows)}"
@@ -121,7 +121,7 @@ def grouped(found: Sequence[Run]) -> list[Group]:
     for run in found:
         if digests.setdefault(run["data"], run["digest"]) != run["digest"]:
             raise DataError(
-                f"there are runs on two data sets called {run['data']}; keep those of one in another folder (--runs)"
+                f"there are runs on two data sets named {run['data']}; move those of one to another folder (--runs)"
             )
         shared = (run["benchmark"], run["data"], run["model"], run["part"])
         seeds = groups.setdefault(shared, Group(*shared, {})).contenders.setdefault(contender(run), {})
@@ -176,7 +176,7 @@ def difference(paired: Sequence[float]) -> dict[str, Any]:
     if len(paired) == 1:
         return {"mean": middle, "interval": None}
     error = float(stats.sem(paired))
-    # Without any spread the interval is the point itself, which scipy leaves undefined.
+    # Without spread, the interval is the point itself, which scipy leaves undefined.
     low, high = stats.t.interval(LEVEL, len(paired) - 1, middle, error) if error else (middle, middle)
     return {"mean": middle, "interval": [float(low), float(high)]}
 

@@ -112,7 +112,7 @@ def train(
         evaluation_views += valid.asked + test.asked
         say(f"Epoch {epoch} - Train Loss: {np.mean(losses):.4f}, Test Acc: {accuracy_of_seen(test) or 0:.4f}")
         accuracy = accuracy_of_seen(valid)
-        if accuracy is None or accuracy > best_accuracy:  # the last epoch counts where nothing tells them apart
+        if accuracy is None or accuracy > best_accuracy:  # without validation accuracy, the last epoch counts
             best, best_accuracy, best_epoch = copy.deepcopy(model), accuracy or 0.0, epoch
         elif epoch - best_epoch >= PATIENCE:
             break

@@ -24,10 +24,10 @@ def once(folder: Path, asked: Run, run: Callable[[], Run]) -> Run:
     """Return the result of `run` with its options. If it was run before, read it from its file and say so."""
     file = folder / f"{key(asked)}.json"
     if file.exists():
-        print(f"was run before, delete it to run again: {file}", file=sys.stderr)
+        print(f"this run is finished; delete the file to run it again: {file}", file=sys.stderr)
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}")  # a run that is cut off leaves no half of a file
+        unfinished = file.with_suffix(f".{os.getpid()}")  # an interrupted run leaves no half-written file
         unfinished.write_text(json.dumps(asked | run(), indent=1) + "\n")
         unfinished.rename(file)
     return json.loads(file.read_text())

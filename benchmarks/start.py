@@ -29,7 +29,7 @@ monitoring.port = 0
 log.format = "json"
 """
 COMMAND = [sys.executable, "-m", "stream_learner"]
-# What the worker logs on its way, and what it had done by then.
+# Log events of the worker, and the step that each one completes.
 EVENTS = {
     "monitoring": "settings checked, monitoring port open",
     "learning": "torch imported, elected, run taken over, input opened",
@@ -45,7 +45,7 @@ def measure(settings: Path) -> dict[str, float]:
     before, began = os.times(), time.time()
     found: dict[str, float] = {}
     stopping = False
-    # An installed program has its bytecode; a checkout under PYTHONDONTWRITEBYTECODE would compile at every start.
+    # An installed program has bytecode files. A checkout with PYTHONDONTWRITEBYTECODE would compile at every start.
     bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(settings.parent / "bytecode")}
     command = [*COMMAND, "run", str(settings)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | bytecode) as worker:

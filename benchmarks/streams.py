@@ -40,7 +40,7 @@ def increments(targets: Indices, train: Indices, seed: int, count: int = 5) -> l
     """
     order = _class_order(targets[train], seed)
     if len(order) < count:
-        raise ValueError(f"{len(order)} classes do not make {count} increments")
+        raise ValueError(f"{len(order)} classes are too few for {count} increments")
     (mixed,) = iid(train, seed)
     return [mixed[np.isin(targets[mixed], classes)] for classes in np.array_split(order, count)]
 

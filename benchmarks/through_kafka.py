@@ -66,7 +66,7 @@ def learn(overrides: list[str], stream: Stream, data: Data, exam: Exam, on_progr
             seconds = time.monotonic() - began
         manifest = read_status(settings).manifest
         assert manifest is not None
-        assert manifest.release is not None  # a worker that is stopped in order publishes what it has decided
+        assert manifest.release is not None  # a worker that is stopped cleanly publishes its last decision
         model = models.build(manifest.release.model, own=settings.model.name)
         model.load_state_dict(state.decode_tensors(Store(settings.checkpoint.store).fetch(manifest.release.object)))
     classes = [data.labels.index(str(label)) for label in manifest.release.labels]

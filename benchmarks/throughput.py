@@ -277,7 +277,7 @@ def measure(
     """Measure every contender once in each round."""
     found: dict[str, list[Measurement]] = {name: [] for name in CONTENDERS}
     for number in range(rounds):
-        # There and back, so that a machine that slows down or speeds up favours nobody.
+        # In alternating order, so that a machine that becomes slower or faster favours no contender.
         for name in CONTENDERS if number % 2 == 0 else reversed(CONTENDERS):
             saving = name == "worker_saving"
             overrides = [
@@ -397,7 +397,7 @@ def main(
     console.print(table(summaries))
     busy = max(figures["cores_elsewhere"][name]["max"] for figures in summaries.values() for name in CONTENDERS[:2])
     if busy > QUIET_CORES:
-        console.print(f"Other programs kept up to {busy:.1f} cores busy: these figures say little.", style="yellow")
+        console.print(f"Other programs kept up to {busy:.1f} cores busy: the figures are unreliable.", style="yellow")
     print(json.dumps(about | {"models": summaries}))
 
 

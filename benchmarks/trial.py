@@ -23,7 +23,7 @@ from stream_learner.learning.strategies import strategy
 
 DEFAULT = "default"
 RETRAIN = "retrain"
-# The rest of the settings says how records and models come and go.
+# The other settings only affect input and output.
 SECTIONS = {"batch", "model", "learning", "memory", "weights", "drift", "release"}
 USED_BY_RETRAINING = {"model": True, "learning": {"augment", "device", "precision", "channels_last", "threads"}}
 
@@ -129,9 +129,9 @@ class Trial:
             *self.overrides,
         ]
         replays = strategy(config.load(None, overrides).learning.strategy).replays
-        # Who replays nothing makes twice the steps of half the size: equal views.
+        # A strategy without replay makes twice the steps of half the size, which gives equal views.
         steps = f"learning.steps_per_batch={self.budget if replays else 2 * self.budget}"
-        # Retraining and what is compared with it, which has a share, vary images alike.
+        # Retraining and the runs compared with it (those with a share) use the same augmentation.
         alike = ["learning.augment=['crop', 'flip']"] if self.memory_share else []
         augment = config.load(None, [steps, *alike, *overrides]).learning.augment
         if not data.mirrored:

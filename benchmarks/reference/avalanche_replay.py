@@ -45,12 +45,12 @@ from torchvision.transforms import v2
 from benchmarks import images, runs, scores, streams
 from stream_learner.local.datasets import Dataset as Files
 
-SIDE = 32  # pixels; what SlimResNet18 is made for
+SIDE = 32  # pixels; SlimResNet18 is made for this size
 STEP = 10  # images from the stream, and as many from memory
 POINT_STEPS = 475
 LAST_STEPS = 100
 LAST_EVERY = 10
-FEW_IMAGES = 2_000  # where many points are wanted
+FEW_IMAGES = 2_000  # for frequent evaluations
 RUNS = Path("benchmarks/results/learning")
 USUAL = {"momentum": 0.0, "weight_decay": 0.0, "memory": 1_000, "increments": 5}
 WITHOUT = {"augment": "unaugmented", "bf16": "fp32"}
@@ -127,7 +127,7 @@ def steps(stream: list[streams.Indices]) -> tuple[int, set[int]]:
 
 def experiences(dataset: Shown) -> Iterator:
     whole = benchmark_from_datasets(train=[as_classification_dataset(dataset)])
-    whole = task_incremental_benchmark(whole)  # the memories want task labels: one experience, one task
+    whole = task_incremental_benchmark(whole)  # the memories need task labels: one task per experience
     return iter(split_online_stream(whole.train_stream, STEP, shuffle=False))
 
 
@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--validation", action="store_true", help="evaluate on the validation images instead of test")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of finished runs")
     arguments = parser.parse_args()
-    logging.captureWarnings(True)  # Avalanche warns of calls of its own at each step
+    logging.captureWarnings(True)  # Avalanche warns about its own calls at each step
 
     train, test = images.open_parts(arguments.data)
     test_targets = np.array([train.labels.index(test.labels[target]) for target in test.targets])

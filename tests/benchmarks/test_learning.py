@@ -113,7 +113,7 @@ def test_a_second_start_says_where_its_figures_are_from(
     trial = Trial("shuffled", "finetune", 0, 1, "mlp", 10, None, True, ())
     data = open_data(digits)
     with Progress(disable=True) as progress:
-        for said in ("", f"was run before, delete it to run again: {tmp_path}"):
+        for said in ("", f"this run is finished; delete the file to run it again: {tmp_path}"):
             trial.once(tmp_path, data, progress)
             assert capsys.readouterr().err.startswith(said)
 
@@ -126,9 +126,9 @@ def test_too_few_classes_for_the_increments_are_told(tmp_path: Path):
     arguments = ["increments", "--data", str(tmp_path), "--model", "mlp", "--runs", str(tmp_path / "runs")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == ExitCode.USAGE
-    assert "error: 2 classes do not make 5 increments; `shuffled` takes any number" in result.output
+    assert "error: 2 classes are too few for 5 increments; `shuffled` takes any number" in result.output
     result = CliRunner().invoke(app, ["retrain", "--classes", *arguments[1:]])
-    assert "error: 2 classes do not make 10 increments; leave --classes out" in result.output
+    assert "error: 2 classes are too few for 10 increments; leave --classes out" in result.output
 
 
 def test_an_image_that_cannot_be_decoded_is_told_before_anything_is_learned(digits: Path, tmp_path: Path):
