@@ -109,7 +109,7 @@ class Source:
             where = f"{place.topic}[{place.partition}]"
             if offset > end[place]:
                 raise InputError(
-                    f"{where} ends at offset {end[place]}, before the next offset to read, {offset}: the topic lost "
+                    f"{where} ends at offset {end[place]}, before {offset}, the next offset to read: the topic lost "
                     "records, or it is another topic. The learned state is safe; choose a new run.id to learn from the "
                     "topic as it is"
                 ) from error

@@ -61,7 +61,7 @@ def test_a_store_without_create_only(new_run: NewRun, server: ObjectServer) -> N
         run.feed(mixed(300))
         worker = start()
         run.finish(worker)
-        assert worker.text().count("cannot write create-only") == 1
+        assert worker.text().count("does not support create-only writes") == 1
     run.finish(run.start())
 
 
