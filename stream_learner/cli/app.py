@@ -1,4 +1,4 @@
-"""The command line itself, and how a command ends: every failure a person can cause is one line and an exit code."""
+"""The command line, and the end of a command: one line and an exit code for every failure that a person can cause."""
 
 import codecs
 import os
@@ -28,7 +28,7 @@ app = typer.Typer(
     epilog="`--debug` with any command shows the traceback of an error. Exit codes are in docs/operations.md.",
 )
 
-# They may include a password, when an option lacks its `=`.
+# The arguments may include a password, if an option lacks its `=`.
 EXTRA_ARGUMENTS = re.compile(r"(unexpected extra argument\S*) \(.*\)", re.DOTALL)
 
 
@@ -45,11 +45,11 @@ def options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options of the program, which stand before a command."""
+    """Take the options that stand before a command."""
 
 
 def main() -> None:
-    """Entry point: every failure a person can cause is one line and an exit code of `ExitCode`."""
+    """Run the command line, and end the process with an exit code of `ExitCode`."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     codecs.register_error("escape", escape_unencodable)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _command() -> None:
-    if app(prog_name="stream-learner", standalone_mode=False):  # typer has reported a shell that it cannot complete in
+    if app(prog_name="stream-learner", standalone_mode=False):  # typer has reported an unknown shell
         sys.exit(ExitCode.USAGE)
 
 
@@ -75,25 +75,26 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def exit_with(command: Callable[[], object], debug: bool) -> None:
+    """Run a command. Report its failure in one line and end the process with the failure's exit code."""
     try:
         command()
     except StreamLearnerError as error:
         _fail(error, error.code, str(error), debug)
     except typer.TyperException as error:
-        # No command at all has shown the help already.
+        # Without any command, typer has already shown the help.
         message = EXTRA_ARGUMENTS.sub(r"\1", error.format_message()) or "a command is missing"
-        _fail(error, ExitCode.USAGE, f"{message.rstrip('.')}; `--help` shows what there is", debug)
+        _fail(error, ExitCode.USAGE, f"{message.rstrip('.')}; see `--help`", debug)
     except Exception as error:  # noqa: BLE001 (the last resort, and the place for it)
         if explained := out_of_memory(error):
             _fail(error, explained.code, str(explained), debug)
         what = f"{type(error).__name__}: {error}"
         if place := _own_code(error):
-            _fail(error, ExitCode.INTERNAL, f"{place} failed: {what} (`--debug` shows the way there)", debug)
-        _fail(error, ExitCode.INTERNAL, f"{what} (a bug; `--debug` shows where)", debug)
+            _fail(error, ExitCode.INTERNAL, f"{place} failed: {what} (`--debug` shows the traceback)", debug)
+        _fail(error, ExitCode.INTERNAL, f"{what} (a bug; `--debug` shows the traceback)", debug)
 
 
 def _own_code(error: Exception) -> str | None:
-    """Where code failed that is neither ours nor a library's, `file:line`: a strategy, say, or a model of one's own."""
+    """Return `file:line` of the user's own code that failed, such as a model. None if no such code was running."""
     others = Path(__file__).parent.parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
     places = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:

@@ -1,4 +1,4 @@
-"""Commands of a laptop: the demo, a data set's feeder, a broker of one node."""
+"""Commands for a laptop: the demo, the feeder of a data set, a one-node broker."""
 
 import signal
 import threading
@@ -19,15 +19,17 @@ from stream_learner.run.signals import stop_on_signals
 
 def demo(
     data: DataFolder = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the last demo: feed its data once more.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first weights and of the order.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the last demo and feed its data once more.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial weights and of the order.")] = 0,
     summary: Annotated[
-        # Opened at once: a file that cannot be written is better known before than after the demo.
+        # Opened at once, so that a file that cannot be written is reported before the demo, not after it.
         typer.FileBinaryWrite | None,
         typer.Option(metavar="FILE", lazy=False, help="Write the summary as JSON too.", show_default=False),
     ] = None,
 ) -> None:
-    """Watch a model learn from a real Kafka: starts a broker, a feeder and a worker, and stops them at the end."""
+    """Watch a model learn from a real Kafka: start a broker, a feeder and a worker, and stop them at the end."""
     from stream_learner.local.demo import run_demo
     from stream_learner.local.view import Lines, View, summary_table
 
@@ -37,7 +39,7 @@ def demo(
             yield Lines(view, say)
             return
         with Live(view, console=out, auto_refresh=False) as live:
-            out.show_cursor()  # or kill -9 would leave the terminal without
+            out.show_cursor()  # else the terminal would have no cursor after kill -9
             yield live
 
     found = run_demo(data, resume, seed, say, show)
@@ -64,20 +66,20 @@ def feed(
     data: DataFolder = None,
     split: Annotated[
         DataSplit,
-        typer.Option(help="Which part, by the words in names of files and folders; `test` is fed with `split: test`."),
+        typer.Option(
+            help="Part to send, by the words in names of files and folders. `test` gets the header `split: test`."
+        ),
     ] = DataSplit.TRAIN,
-    topic: Annotated[str | None, typer.Option(help="Topic to feed; the first input topic when left out.")] = None,
+    topic: Annotated[str | None, typer.Option(help="Topic to feed. Default: the first input topic.")] = None,
     order: Annotated[
-        Order, typer.Option(help="All classes mixed, one class after the other, or a mix that changes smoothly.")
+        Order, typer.Option(help="Order: all classes mixed, one class after the other, or a mix that changes smoothly.")
     ] = Order.SHUFFLED,
-    rate: Annotated[
-        float | None, typer.Option(min=0.001, help="Records per second; as fast as it goes when left out.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Records to send at most.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Records per second. Default: no limit.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Largest number of records to send.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data set, each in a new order.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order.")] = 0,
 ) -> None:
-    """Send a data set to a topic, as records of the plain form."""
+    """Send a data set to a topic, as records in the plain format."""
     from stream_learner.local import feeder
     from stream_learner.local.datasets import open_dataset
 
@@ -102,10 +104,10 @@ def feed(
 
 
 def kafka(
-    folder: Annotated[Path, typer.Option(help="Where the broker keeps its data.")] = Path(".stream-learner/kafka"),
+    folder: Annotated[Path, typer.Option(help="Folder of the broker's data.")] = Path(".stream-learner/kafka"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback.")] = 9092,
 ) -> None:
-    """Run the local one-node Kafka by itself until Ctrl-C, for people who develop."""
+    """Run only the local one-node Kafka, until Ctrl-C. For development."""
     from stream_learner.local.broker import Broker
 
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have."""
+"""Arguments and options of several commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +15,8 @@ DataFolder = Annotated[
     Path | None,
     typer.Option(
         metavar="PATH",
-        help="Images: a folder of parquet files in the Hugging Face layout, or of class folders. Handwritten digits "
-        "when left out.",
+        help="Images: a folder of parquet files in the Hugging Face layout, or of class folders. Default: "
+        "handwritten digits.",
         show_default=False,
     ),
 ]

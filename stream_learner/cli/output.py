@@ -1,4 +1,4 @@
-"""Write to the terminal, and load settings for commands that make a person wait for Kafka."""
+"""Output to the terminal, and settings of commands during which a person waits for Kafka."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ err = Console(stderr=True, highlight=False)
 
 
 def load(config_file: Path | None, overrides: list[str] | None) -> Settings:
-    """Load the settings of a command that asks Kafka while a person waits, who then sees on a terminal why."""
+    """Load the settings of a command that asks Kafka. On a terminal, show the reason for a wait."""
     if err.is_terminal:
         logging.getLogger("kafka.bootstrap").addHandler(_Wait())
     return config.load(config_file, overrides)
@@ -33,7 +33,7 @@ class _Wait(logging.Handler):
 
 
 def say(line: str) -> None:
-    """Write a line. It is not wrapped without a terminal, and nothing in it is markup."""
+    """Write a line of plain text. It is not wrapped."""
     out.print(printable(line), soft_wrap=True, markup=False)
 
 
@@ -45,7 +45,7 @@ def say_json(document: str) -> None:
 
 @contextmanager
 def progress(task: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal. Yield the function that takes how much is done, and of how much."""
+    """Show a progress bar on a terminal. Yield a function of the amount done and the total."""
     columns = *Progress.get_default_columns(), MofNCompleteColumn()
     with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
         bar = bars.add_task(escape(printable(task)), total=None)

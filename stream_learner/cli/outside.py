@@ -1,4 +1,4 @@
-"""Commands that look at a run from outside."""
+"""Commands that read a run from outside."""
 
 from typing import Annotated
 
@@ -17,9 +17,9 @@ def status(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
 ) -> None:
-    """Show the newest checkpoint, how many records of each partition came since (lag) and the newest metrics.
+    """Show the newest checkpoint, the lag of each partition in records, and the newest metrics.
 
-    From Kafka alone.
+    Reads Kafka only.
     """
     from stream_learner.follow.status import read_status
     from stream_learner.formats.rejects import describe

@@ -1,4 +1,4 @@
-"""Commands before a run: its settings and its topics."""
+"""Commands that prepare a run: its settings and its topics."""
 
 import json
 from typing import Annotated
@@ -13,7 +13,9 @@ from stream_learner.cli.output import load, say, say_json
 def topics(
     config_file: ConfigFile = None,
     overrides: Overrides = None,
-    check: Annotated[bool, typer.Option("--check", help="Create nothing; exit 4 when something differs.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Create nothing. Exit with code 4 if something differs.")
+    ] = False,
     input_partitions: Annotated[
         int | None,
         typer.Option(
@@ -21,7 +23,7 @@ def topics(
         ),
     ] = None,
 ) -> None:
-    """Create the topics a run writes, or check them and say what differs."""
+    """Create the topics that a run writes, or check them and report differences."""
     from stream_learner.streams import topics as kafka_topics
 
     settings = load(config_file, overrides)
@@ -29,7 +31,7 @@ def topics(
         for name in kafka_topics.create(settings, input_partitions):
             say(f"created {name}")
     kafka_topics.check(settings, input_partitions)
-    say("all topics are as they must be")
+    say("all topics are correct")
 
 
 def show_config(
@@ -37,7 +39,7 @@ def show_config(
     overrides: Overrides = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the settings' JSON Schema instead.")] = False,
 ) -> None:
-    """Print the effective settings as JSON, secrets redacted, and report whatever `run` would refuse in them."""
+    """Print the effective settings as JSON with secrets redacted, and report what `run` would refuse in them."""
     if schema:
         say_json(json.dumps(config.schema()))
         return

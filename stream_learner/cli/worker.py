@@ -1,4 +1,4 @@
-"""Commands that learn: `run`, and `rebuild`, which checks what was learned."""
+"""Commands that learn: `run`, and `rebuild`, which repeats and checks it."""
 
 from typing import Annotated
 
@@ -16,16 +16,19 @@ def run(
     config_file: ConfigFile = None,
     overrides: Overrides = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over although the run has published before and its manifest is lost.")
+        bool,
+        typer.Option(
+            "--fresh", help="Start again from the beginning, although the run has published and its manifest is lost."
+        ),
     ] = False,
-    accept_rejects: Annotated[bool, typer.Option("--accept-rejects", help="Never stop for rejected records.")] = False,
+    accept_rejects: Annotated[bool, typer.Option("--accept-rejects", help="Do not stop for rejected records.")] = False,
 ) -> None:
     """Learn from the input topics until stopped (SIGTERM, SIGHUP or Ctrl-C: save, then exit 0)."""
     load_torch_libraries()
     from stream_learner.monitoring.health import Health
 
     health = None
-    # Before it learns or stands by there is nothing to save, and what it waits for may take long.
+    # Before the worker learns or stands by there is nothing to save, and it may wait for long.
     stop = stop_on_signals(
         lambda: settings.run.stop_deadline_s, at_once=lambda: health is None or health.why_not_started() is not None
     )
@@ -34,7 +37,7 @@ def run(
     from stream_learner.run import start
 
     start.run(settings, health, stop, end_process, fresh=fresh, accept_rejects=accept_rejects)
-    end_process(ExitCode.OK)  # torch and the clients take a while to take themselves down
+    end_process(ExitCode.OK)  # torch and the clients take a while to shut down
 
 
 def rebuild(
@@ -46,7 +49,7 @@ def rebuild(
         typer.Option(
             "--from",
             metavar="STATE",
-            help="State to begin with: a checkpoint's sequence, a key, a URL or a file; 0: none.",
+            help="State to start from: a checkpoint's sequence, a key, a URL or a file. 0 for none.",
         ),
     ],
     target: Annotated[
@@ -56,7 +59,7 @@ def rebuild(
         ),
     ],
 ) -> None:
-    """Learn again what made a checkpoint, by the ledgers of the manifests, and compare the bytes."""
+    """Learn a checkpoint's batches again, by the ledgers in the manifests, and compare the bytes."""
     from stream_learner.checkpoints.store import Store
     from stream_learner.run import rebuild as rebuilding
 

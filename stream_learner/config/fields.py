@@ -1,4 +1,4 @@
-"""Types that fields of several sections share, and what a section of the settings is."""
+"""Base class of the sections, and types of fields that several sections share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,30 +12,32 @@ MAX_KAFKA_S = (2**31 - 1) // 1000
 
 def _not_a_parent(text: str) -> str:
     if text in (".", ".."):
-        raise ValueError("'.' and '..' are folders' names for themselves and their parents, which Kafka refuses too")
+        raise ValueError("must not be '.' or '..', which name folders and which Kafka refuses")
     return text
 
 
-# Kafka's own rule for topic names; run ids and prefixes become parts of them, and run ids name folders.
+# Kafka's rule for topic names. Run ids and prefixes become parts of them, and run ids name folders.
 KafkaName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,200}$"), AfterValidator(_not_a_parent)]
-KAFKA_NAME = "takes 1 to 200 letters (a to z, A to Z), digits, dots, hyphens and underscores"
+KAFKA_NAME = "must be 1 to 200 letters (a to z, A to Z), digits, dots, hyphens and underscores"
 
 
 def _as_shown(path: Path) -> str:
-    return str(path) if path.is_file() else "***"  # a password may have been put where a file name belongs
+    return str(path) if path.is_file() else "***"  # it may be a password in the wrong place
 
 
 FileName = Annotated[Path, PlainSerializer(_as_shown, when_used="json")]
 
 
 class Section(BaseModel):
+    """Settings of one subject: a table of the settings file."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def read_secret(path: Path, setting: str) -> str:
     """Return the text of a secret file without its trailing newline.
 
-    Raises ValueError when it cannot be read. The message names `setting`, not the path: it may be the secret itself.
+    Raises ValueError when it cannot be read. The message names `setting` and not the path, which may be the secret.
     """
     try:
         return path.read_text(encoding="utf-8").rstrip("\r\n")

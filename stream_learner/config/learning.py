@@ -1,4 +1,4 @@
-"""Settings of the network, and of how it learns and is evaluated."""
+"""Settings of the network, its training and its evaluation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -62,19 +62,19 @@ class ModelSettings(Section):
     def _a_solved_head_has_a_frozen_backbone(self) -> "ModelSettings":
         if self.head != "linear" and self.freeze is False:
             raise ValueError(
-                f'head = "{self.head}" adds up features, which a backbone that learns would change behind it: leave '
-                'freeze out (and set weights to a pretrained backbone), or set head = "linear"'
+                f'head = "{self.head}" sums features, so it needs a frozen backbone: remove freeze = false (and set '
+                'weights to a pretrained backbone), or set head = "linear"'
             )
         return self
 
     @property
     def frozen(self) -> bool:
-        """Whether the backbone stays as it is."""
+        """Whether the backbone does not learn."""
         return self.freeze or self.head != "linear"
 
 
 def _by_steps(value: Callable[[int], Any]) -> Any:
-    """A field that, left out, has its value by `steps_per_batch`."""
+    """Return a field whose default depends on `steps_per_batch`."""
     return Field(default_factory=lambda earlier: value(earlier["steps_per_batch"]))
 
 
@@ -133,9 +133,9 @@ class WeightsSettings(Section):
     @model_validator(mode="after")
     def _policies_fit(self) -> "WeightsSettings":
         if len(set(self.policies)) < len(self.policies):
-            raise ValueError("policies names one twice")
+            raise ValueError("policies must not repeat a name")
         if "recency" in self.policies and (self.half_life_records is None) == (self.half_life_s is None):
-            raise ValueError("recency needs half_life_records or half_life_s, and not both")
+            raise ValueError("recency needs either half_life_records or half_life_s")
         return self
 
 

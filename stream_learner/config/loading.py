@@ -1,4 +1,4 @@
-"""Read settings: files, environment and overrides, merged and validated; errors that name the field and the fix.
+"""Load settings: merge file, environment and overrides, validate them, and report errors by the name of the field.
 
 Sources, strongest first: `--set section.key=value`, environment (`STREAM_LEARNER_SECTION__KEY`), one TOML file.
 """
@@ -20,21 +20,21 @@ from stream_learner.config.fields import KAFKA_NAME
 from stream_learner.config.settings import ENV_PREFIX, Settings
 from stream_learner.errors import UsageError
 
-# Variables that Kubernetes sets beside a Service called stream-learner, or stream-learner-x.
+# Variables that Kubernetes sets for a Service called stream-learner or stream-learner-x.
 SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT=\w+://.*|PORT_\d+_\w+(_PROTO|_PORT|_ADDR)?)(=|$)")
-# What pydantic calls the error of a default that depends on a value with an error of its own.
+# Pydantic's error for a default that depends on an invalid value.
 CONSEQUENCE = "default_factory_not_called"
 
 
 def load(path: Path | None, overrides: list[str] | None = None) -> Settings:
     """Read, merge and validate the settings.
 
-    `path` is the TOML file, or None for the environment alone; `overrides` are `section.key=value`, the value in
-    TOML notation (bare words are strings). Raises UsageError, which names the field and what would be right.
+    `path` is the TOML file, or None for the environment alone. `overrides` are `section.key=value`, with the value in
+    TOML notation (bare words are strings). Raises UsageError, which names the field and a valid value.
     """
     if path is not None and not path.is_file():
-        named = path if path.suffix == ".toml" else "of that name"  # which may be a password
-        raise UsageError(f"there is no settings file {named}; deploy/worker.example.toml is one to start from")
+        named = path if path.suffix == ".toml" else "of that name"  # the name may be a password
+        raise UsageError(f"there is no settings file {named}; copy deploy/worker.example.toml to start")
 
     document: dict[str, Any] = {}
 
@@ -53,16 +53,14 @@ def load(path: Path | None, overrides: list[str] | None = None) -> Settings:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except SettingsError as error:
-        raise UsageError(
-            f'the environment holds a setting that cannot be read; a list is written as ["a", "b"]: {error}'
-        ) from None
+        raise UsageError(f'cannot parse a setting in the environment; write a list as ["a", "b"]: {error}') from None
     except ValidationError as error:
         raise UsageError("; ".join(_explain(e) for e in error.errors() if e["type"] != CONSEQUENCE)) from None
     return settings
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema of the settings file."""
+    """Return the JSON Schema of the settings file."""
     return Settings.model_json_schema()
 
 
@@ -82,13 +80,13 @@ def _nested(overrides: list[str]) -> dict[str, Any]:
 
 
 def _named(path: str) -> str:
-    """Return the name of a setting, or `***` for anything else: it may be a secret."""
+    """Return the name of a setting, or `***` for other text, which may be a secret."""
     known = {*Settings.model_fields, *(key for name in Settings.model_fields for key in _section(name))}
     return path if set(path.split(".")) <= known else "***"
 
 
 def _reject_unknown_environment() -> None:
-    # pydantic-settings looks up the names it knows and never sees a misspelt section.
+    # pydantic-settings looks up only the names that it knows, so it never sees a misspelt section.
     for name, value in os.environ.items():
         section, nested, _ = name.removeprefix(ENV_PREFIX).lower().partition("__")
         if not name.startswith(ENV_PREFIX) or SERVICE.search(f"{name}={value}"):
@@ -98,7 +96,7 @@ def _reject_unknown_environment() -> None:
 
 
 def _explain(error: ErrorDetails) -> str:
-    """One validation error as a sentence that names the field and, for an unknown one, its nearest relative."""
+    """Return a validation error as a sentence that names the field and, if it is unknown, the nearest known name."""
     location = [str(part) for part in error["loc"]]
     name = ".".join(location)
     if error["type"] == "extra_forbidden":
@@ -110,11 +108,11 @@ def _explain(error: ErrorDetails) -> str:
         names = [f"{name}.{key}" for key, field in _section(name).items() if field.is_required()] or [name]
         return f"{', '.join(names)} is required"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}" if name else message  # one that spans sections names its field itself
+    return f"{name}: {message}" if name else message  # a check that spans sections names its field
 
 
 def _section(name: str) -> dict[str, FieldInfo]:
-    """Fields of the section called `name`; none when there is no such section."""
+    """Return the fields of a section. Empty if there is no such section."""
     section = Settings.model_fields[name].annotation if name in Settings.model_fields else None
     return section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else {}
 

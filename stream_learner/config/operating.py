@@ -1,4 +1,4 @@
-"""Settings of the process: its run, Kafka, when it stops, monitoring, logs."""
+"""Settings of the process: run, connection to Kafka, circuit breaker, monitoring, logs."""
 
 import re
 from typing import Annotated, Literal
@@ -26,7 +26,7 @@ class RunSettings(Section):
 
 def _servers(text: str) -> str:
     if not re.fullmatch(r"[^,\s@/]+:\d+(\s*,\s*[^,\s@/]+:\d+)*", text):
-        raise ValueError("needs host:port, several separated by commas; credentials have settings of their own")
+        raise ValueError("must be host:port, separated by commas; credentials have their own settings")
     return text
 
 
@@ -72,7 +72,7 @@ class KafkaSettings(Section):
         if unused and not wants_sasl:
             raise ValueError(
                 f"security_protocol = {self.security_protocol} does not use {', '.join(unused)}; set it to SASL_SSL or "
-                "SASL_PLAINTEXT, or leave them out"
+                "SASL_PLAINTEXT, or remove them"
             )
         return self
 
@@ -80,13 +80,13 @@ class KafkaSettings(Section):
     def _gives_up_last(self) -> "KafkaSettings":
         if self.give_up_s < self.request_timeout_s:
             raise ValueError(
-                f"give_up_s = {self.give_up_s:g} is below request_timeout_s = {self.request_timeout_s:g}: one slow "
-                "answer would end the worker"
+                f"give_up_s = {self.give_up_s:g} must be at least request_timeout_s = {self.request_timeout_s:g}, or "
+                "one slow answer would end the worker"
             )
         return self
 
     def password(self) -> str | None:
-        """Return the SASL password, read from its file where one is named.
+        """Return the SASL password, from its file if one is set.
 
         Raises ValueError when the file cannot be read.
         """

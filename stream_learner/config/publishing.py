@@ -1,4 +1,4 @@
-"""Settings of what is written: topics, releases, checkpoints, signatures."""
+"""Settings of the output: topics, releases, checkpoints, signatures."""
 
 from typing import Annotated, Literal
 
@@ -82,17 +82,17 @@ class SecuritySettings(Section):
             self._verifier = Verifier(map(read_verify_key, self.verify_key_files))
         if self._signer and self._verifier and not self._verifier.knows(self._signer):
             raise ValueError(
-                "the public half of signing_key_file is not among verify_key_files, so the run would refuse its own "
-                "manifests; add it there"
+                "the public key of signing_key_file is not in verify_key_files, so the run would refuse its own "
+                "manifests; add it to verify_key_files"
             )
         return self
 
     @property
     def signer(self) -> Ed25519PrivateKey | None:
-        """The signing key, as its file was when the settings were read."""
+        """Return the signing key, as it was when the settings were read."""
         return self._signer
 
     @property
     def verifier(self) -> Verifier | None:
-        """The verify keys, as their files were when the settings were read; None without any."""
+        """Return the verify keys, as they were when the settings were read. None without any."""
         return self._verifier

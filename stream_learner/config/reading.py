@@ -1,4 +1,4 @@
-"""Settings of what is read, from a record to a batch."""
+"""Settings of the input: topics, labels, splits, batches."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,13 +8,15 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, StrictIn
 from stream_learner.config.fields import MIB, KafkaName, Section
 from stream_learner.registry import FORMATS
 
-# Bytes of the names of all input topics, which manifests and windows repeat: 600 long names fit.
+# Bytes of the names of all input topics, which manifests and windows repeat. 600 long names fit.
 MAX_TOPIC_NAMES_BYTES = 150_000
 
 
 def _fit_in_manifests(topics: list[str]) -> list[str]:
     if sum(map(len, topics)) > MAX_TOPIC_NAMES_BYTES:
-        raise ValueError(f"the names of all topics take more than {MAX_TOPIC_NAMES_BYTES} bytes")
+        raise ValueError(
+            f"the names of all topics take more than {MAX_TOPIC_NAMES_BYTES} bytes; use fewer topics or shorter names"
+        )
     return topics
 
 
@@ -75,7 +77,7 @@ class SplitSettings(Section):
     @model_validator(mode="after")
     def _something_is_left_to_learn(self) -> "SplitSettings":
         if self.validation + self.test >= 1:
-            raise ValueError("validation + test must be below 1, or nothing is left to learn")
+            raise ValueError("validation + test must be below 1, or no record is left to learn")
         return self
 
 

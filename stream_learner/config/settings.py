@@ -1,4 +1,4 @@
-"""All settings of a worker, the checks that span sections, and the names that follow from settings."""
+"""All settings of a worker, checks that span sections, and names that follow from the settings."""
 
 from pydantic import model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -24,12 +24,12 @@ from stream_learner.config.reading import BatchSettings, InputSettings, LabelsSe
 from stream_learner.contract.topics import OUTPUTS
 
 ENV_PREFIX = "STREAM_LEARNER_"
-# Objects that one manifest may name: it has to fit in a record of Kafka's.
+# Objects that one manifest may name. The manifest must fit in a Kafka record.
 MAX_SEGMENTS = 4096
 
 
 class Settings(BaseSettings):
-    """The whole configuration of a worker."""
+    """All settings of a worker."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -92,8 +92,8 @@ class Settings(BaseSettings):
         for topic in (f"{self.prefix}.{output}" for output in OUTPUTS):
             if topic in self.input.topics:
                 raise ValueError(
-                    f"input.topics: {topic} is a topic that this run writes, so it would read its own output; leave "
-                    "it out, or set another topics.prefix"
+                    f"input.topics: {topic} is a topic that this run writes, so it would read its own output; remove "
+                    "it, or set another topics.prefix"
                 )
         return self
 
@@ -103,44 +103,44 @@ class Settings(BaseSettings):
         states = self.checkpoint.keep + 1
         if most * states > MAX_SEGMENTS * self.memory.segment_bytes:
             raise ValueError(
-                f"memory.segment_bytes has to be {-(-most * states // MAX_SEGMENTS)} at least, for memory.max_bytes, "
-                "held_out.max_bytes and checkpoint.keep as they are"
+                f"memory.segment_bytes must be at least {-(-most * states // MAX_SEGMENTS)} with these values of "
+                "memory.max_bytes, held_out.max_bytes and checkpoint.keep"
             )
         return self
 
     @model_validator(mode="after")
-    def _a_transaction_has_a_time_out_of_kafkas(self) -> "Settings":
+    def _kafka_can_express_the_time_out(self) -> "Settings":
         if self.transaction_timeout_s > MAX_KAFKA_S:
             raise ValueError(
-                "checkpoint.timeout_s, and a second for each MiB of checkpoint.max_pending_bytes and "
-                f"release.inline_max_bytes, may be {MAX_KAFKA_S} s at most"
+                "checkpoint.timeout_s, plus one second for each MiB of checkpoint.max_pending_bytes and "
+                f"release.inline_max_bytes, must be at most {MAX_KAFKA_S} s"
             )
         return self
 
     @property
     def prefix(self) -> str:
-        """What the output topics' names start with."""
+        """Return the prefix of the output topics' names."""
         return self.topics.prefix or self.run.id
 
     @property
     def transactional_id(self) -> str:
-        """Transactional id of whoever writes the output topics, and the group under which the positions are mirrored.
+        """Return the transactional id of the active worker. It also names the group that mirrors the positions.
 
-        It has no part of the run's id: two runs that share a prefix fence each other.
+        It does not contain the run's id, so two runs with the same prefix fence each other.
         """
         return f"stream-learner.{self.prefix}.worker"
 
     @property
     def standby_group(self) -> str:
-        """Group in which the workers that share the output topics elect the active one."""
+        """Return the group in which the workers with the same output topics elect the active one."""
         return f"stream-learner.{self.prefix}.standby"
 
     @property
     def transaction_timeout_s(self) -> float:
-        """Seconds until the brokers abort a transaction: `checkpoint.timeout_s`, and a second for each MiB in it."""
+        """Return the seconds until the brokers abort a transaction: `checkpoint.timeout_s`, plus one for each MiB."""
         return self.checkpoint.timeout_s + (self.checkpoint.max_pending_bytes + self.release.inline_max_bytes) / MIB
 
     @property
     def replay_size(self) -> int:
-        """Samples replayed in each step."""
+        """Return the number of samples replayed in each step."""
         return self.memory.replay_size or 3 * self.batch.size

@@ -328,10 +328,10 @@ def test_debug_shows_the_traceback_and_the_same_line(tmp_path: Path, arguments: 
     [
         (
             "lambda: nothing",
-            "own.py:4 failed: NameError: name 'nothing' is not defined (`--debug` shows the way there)",
+            "own.py:4 failed: NameError: name 'nothing' is not defined (`--debug` shows the traceback)",
         ),
-        ("partial(json.loads, '{')", "(a bug; `--debug` shows where)"),
-        ("partial(__import__('stream_learner.text').text.printable, None)", "(a bug; `--debug` shows where)"),
+        ("partial(json.loads, '{')", "(a bug; `--debug` shows the traceback)"),
+        ("partial(__import__('stream_learner.text').text.printable, None)", "(a bug; `--debug` shows the traceback)"),
     ],
 )
 def test_what_fails_in_code_of_ones_own_is_no_bug(tmp_path: Path, command: str, said: str):
@@ -449,9 +449,9 @@ def test_topics_are_created_once_then_checked(run: Run):
     assert sorted(made[:-1]) == sorted(
         f"created {run.id}.{name}" for name in ("checkpoints", "history", "weights", "metrics", "dead-letters", "input")
     )
-    assert made[-1] == "all topics are as they must be"
+    assert made[-1] == "all topics are correct"
     for options in ([], ["--check"], ["--input-partitions", 1]):
-        assert run.output("topics", *options) == "all topics are as they must be\n"
+        assert run.output("topics", *options) == "all topics are correct\n"
 
 
 def test_status_before_the_first_checkpoint(ready: Run):

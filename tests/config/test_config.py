@@ -155,7 +155,7 @@ def test_an_unknown_override_is_refused_with_the_nearest_name(file, override, me
         ("release.max_old_class_drop=5", "release.max_old_class_drop"),
         ("rejects.max_share=1.5", "rejects.max_share"),
         ("monitoring.port=70000", "monitoring.port"),
-        ("run.id=a/b", "run.id: takes 1 to 200 letters (a to z, A to Z), digits, dots, hyphens and underscores"),
+        ("run.id=a/b", "run.id: must be 1 to 200 letters (a to z, A to Z), digits, dots, hyphens and underscores"),
         (
             "kafka.sasl_password=x",
             "kafka: security_protocol = PLAINTEXT does not use sasl_password; set it to SASL_SSL",
@@ -232,7 +232,7 @@ def test_a_bad_value_in_the_environment_names_its_field(file, monkeypatch):
     monkeypatch.setenv("STREAM_LEARNER_INPUT__TOPICS", "images")
     message = problem(file)
     assert '"input"' in message
-    assert 'a list is written as ["a", "b"]' in message
+    assert 'write a list as ["a", "b"]' in message
 
 
 def test_what_is_required_is_named(tmp_path, monkeypatch):
@@ -386,9 +386,9 @@ def test_every_default_can_be_written_down_and_read_again(file):
 def test_a_manifest_has_room_for_all_segments(file):
     bounds = ["memory.max_bytes=1048576", "held_out.max_bytes=524288"]
     assert config.load(file, [*bounds, "memory.segment_bytes=4096"]).memory.segment_bytes == 4096
-    with pytest.raises(UsageError, match=r"memory\.segment_bytes has to be 4096 at least"):
+    with pytest.raises(UsageError, match=r"memory\.segment_bytes must be at least 4096"):
         config.load(file, [*bounds, "memory.segment_bytes=4095"])
-    with pytest.raises(UsageError, match=r"memory\.segment_bytes has to be 101376 at least.*checkpoint\.keep"):
+    with pytest.raises(UsageError, match=r"memory\.segment_bytes must be at least 101376.*checkpoint\.keep"):
         config.load(file, [*bounds, "memory.segment_bytes=4096", "checkpoint.keep=98"])
     with pytest.raises(UsageError, match=r"input\.topics: the names of all topics take more than 150000 bytes"):
         config.load(file, [f"input.topics={[f'{n:04d}'.ljust(200, 'x') for n in range(751)]}"])

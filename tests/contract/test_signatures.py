@@ -86,7 +86,7 @@ def test_a_key_put_where_its_files_name_belongs_is_not_shown(files):
 
 def test_a_run_must_accept_its_own_signature(files):
     keys = [f"security.signing_key_file={files['one']}", f'security.verify_key_files=["{files["another_public"]}"]']
-    with pytest.raises(UsageError, match="the public half of signing_key_file is not among verify_key_files"):
+    with pytest.raises(UsageError, match="the public key of signing_key_file is not in verify_key_files"):
         config.load(None, [*BASE, *keys])
     both = f'security.verify_key_files=["{files["another_public"]}", "{files["one_public"]}"]'
     security = config.load(None, [*BASE, keys[0], both]).security

@@ -415,7 +415,7 @@ def test_a_head_that_is_solved_has_a_frozen_backbone(tmp_path):
     assert load(path).model.frozen
     assert load(path, ["model.freeze=true"]).model.frozen
     assert not load(path, ["model.head=linear"]).model.frozen
-    with pytest.raises(UsageError, match=r'head = "ridge" adds up features.* leave freeze out'):
+    with pytest.raises(UsageError, match=r'head = "ridge" sums features.* remove freeze'):
         load(path, ["model.freeze=false"])
 
 
