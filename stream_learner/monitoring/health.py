@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from enum import StrEnum
 
+from stream_learner.text import printable
+
 
 class Phase(StrEnum):
     """Current activity of a worker."""
@@ -67,7 +69,7 @@ class Health:
 
     def wait_for(self, what: str | None) -> None:
         """Set what the input waits for; None if nothing."""
-        self.waits_for = what
+        self.waits_for = what and printable(what)  # a message of a format may quote a record
 
     @property
     def silence_s(self) -> float:

@@ -43,8 +43,8 @@ def test_only_a_worker_that_learns_and_beats_is_ready():
         health.enter(phase)
         assert (health.why_not_ready() is None) == (phase is Phase.LEARNING)
     health.enter(Phase.LEARNING)
-    health.wait_for("a record cannot be read now")
-    assert health.why_not_ready() == "a record cannot be read now"
+    health.wait_for("http://user:secret@registry/\n does not answer")
+    assert health.why_not_ready() == "http://***@registry/\\u000a does not answer"
     assert health.why_not_live() is None
     health.wait_for(None)
     assert health.why_not_ready() is None
