@@ -140,7 +140,7 @@ def test_an_image_that_cannot_be_decoded_is_told_before_anything_is_learned(digi
     )
     assert result.exit_code == ExitCode.DATA
     assert "error: train/3/7.png in digits: " in result.output
-    assert "leave it out" in result.output
+    assert "remove it" in result.output
 
 
 def test_a_record_that_the_learner_refuses_ends_the_run(digits: Path, tmp_path: Path):
