@@ -61,6 +61,12 @@ def test_every_setting_named_exists(page: Path):
             assert key in known, f"{page.name} names {section}.{key}"
 
 
+def test_every_file_to_open_first_exists():
+    table = (ROOT / "docs" / "development.md").read_text().partition("| to see | open |")[2].partition("\n\n")[0]
+    for path in re.findall(r"`([^`]+)`", table):
+        assert (ROOT / "stream_learner" / path).exists(), f"there is no {path}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page: Path):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
