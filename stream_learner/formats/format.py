@@ -30,8 +30,8 @@ class Format(BaseModel):
     Any other exception is a bug and ends the process.
 
     The same record must always give the same fields, because a resumed or rebuilt run reads it again. If a record
-    refers to something outside, that content must never change. One thread calls `read`, and the worker sends no
-    heartbeat meanwhile: limit each wait to a few seconds.
+    refers to something outside, that content must never change. One thread calls `read`. Meanwhile the worker neither
+    learns nor stops, so limit each wait to a few seconds.
 
     >>> import json
     >>> from base64 import b64decode
