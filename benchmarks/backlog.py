@@ -23,13 +23,14 @@ from confluent_kafka import Producer
 from benchmarks.data import Data, decoded, open_data
 from stream_learner import config
 from stream_learner import networks as models
-from stream_learner.checkpoints import state
 from stream_learner.checkpoints.store import Store
+from stream_learner.contract import tensors
 from stream_learner.follow.status import read_status
 from stream_learner.learning import evaluation
 from stream_learner.local.broker import Broker, free_port
 from stream_learner.local.processes import Child
 from stream_learner.local.scrape import scrape
+from stream_learner.networks.tensors import as_tensors, load_weights
 from stream_learner.streams import topics
 
 RECORDS = 6_000
@@ -98,7 +99,7 @@ def accuracy(data: Data, broker: Broker, run: str, records: np.ndarray, live: bo
         assert manifest is not None
         assert manifest.release is not None
         model = models.build(manifest.release.model, own=settings.model.name)
-        model.load_state_dict(state.decode_tensors(Store(settings.checkpoint.store).fetch(manifest.release.object)))
+        load_weights(model, as_tensors(tensors.decode(Store(settings.checkpoint.store).fetch(manifest.release.object))))
     classes = np.array([data.labels.index(str(label)) for label in manifest.release.labels])
     asked = decoded(data.test.images, settings.model)
     return float((classes[evaluation.predict(model.eval(), asked, torch.device("cpu"))] == data.test.targets).mean())

@@ -18,10 +18,13 @@ from stream_learner.errors import DataError, DivergedError
 from stream_learner.formats import images
 from stream_learner.formats.decoder import Decoder
 from stream_learner.formats.record import Gap, Record
-from stream_learner.learning.batch import batches
 from stream_learner.learning.learner import Learner
+from stream_learner.learning.process import set_up_torch
 from stream_learner.networks import ImageClassifier
+from stream_learner.run.batches import batches
+from stream_learner.run.driver import Driver
 from stream_learner.run.process import keep_freed_memory
+from stream_learner.run.progress import Progress
 
 TOPIC = "images"
 POLLED = 500
@@ -95,8 +98,9 @@ def learn(
     `exams` are the exams on the original images, and on the images from `stream.changes_at` on.
     """
     keep_freed_memory()
-    learner = Learner(settings)
-    learner.begin({TOPIC: {0: 0}})
+    set_up_torch(settings.learning)
+    driver = Driver(Learner(settings), Progress({TOPIC: {0: 0}}))
+    learner = driver.learner
     device = next(learner.network.parameters()).device
     size = settings.batch.size
     last = len(stream) // size * size
@@ -109,8 +113,8 @@ def learn(
     with counted() as count:
         began = time.monotonic()
         # The clock stands still, so that a batch closes only when it is full.
-        for batch in batches(source, decoder, {TOPIC: {0: 0}}, settings.batch, Event(), clock=lambda: 0.0):
-            report = learner.learn(batch)
+        for batch in batches(source, decoder, driver.progress.positions, settings.batch, Event(), clock=lambda: 0.0):
+            report = driver.learn(batch)
             # For example, more classes than allowed. The learner survives a single step that is not finite.
             if refused := [r for r in report.rejections if r.reason is not Reason.NON_FINITE_STEP]:
                 raise DataError(f"{refused[0].message}; a benchmark learns every record of its stream")
@@ -120,7 +124,7 @@ def learn(
                     "lower learning.learning_rate"
                 )
             if learner.release_due:
-                learner.decide_release()  # nothing is held out, so every model is released, for `novelty`
+                driver.decide()  # nothing is held out, so every model is released, for `novelty`
             records += batch.records
             prequential_views += sum(seen for _, seen in report.prequential.values())
             outcome.steps += report.steps

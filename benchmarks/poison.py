@@ -31,11 +31,14 @@ from stream_learner import networks as models
 from stream_learner.config import Settings
 from stream_learner.formats.decoder import Decoder
 from stream_learner.formats.record import Gap, Record, Sample
-from stream_learner.learning.batch import batches
 from stream_learner.learning.evaluation import predict
 from stream_learner.learning.learner import Learner
-from stream_learner.learning.snapshot import Candidate
+from stream_learner.learning.outcome import Candidate
+from stream_learner.learning.process import set_up_torch
 from stream_learner.local.datasets import Dataset, open_dataset
+from stream_learner.run.batches import batches
+from stream_learner.run.driver import Driver
+from stream_learner.run.progress import Progress
 
 HONEST, POISONED = TOPICS = ("honest", "poisoned")
 FLIPPED = (0.0, 0.0, 0.1, 0.6)  # share of the poisoned producer's labels, in each quarter of the stream
@@ -118,14 +121,15 @@ def learn(settings: Settings, dataset: Dataset, seed: int) -> Iterator[Outcome]:
     records = (record(dataset, index, dataset.targets[index], HONEST, 0) for index in order[:apart])
     clean = [sample for sample in map(decode, records) if sample]
     stream = Stream(dataset, order[apart:], rng)
-    learner, start = Learner(settings), {topic: {0: 0} for topic in TOPICS}
-    learner.begin(start)
-    for batch in batches(stream, decode, start, settings.batch, stream, clock=lambda: 0.0):
-        learner.learn(batch)
+    set_up_torch(settings.learning)
+    driver = Driver(Learner(settings), Progress({topic: {0: 0} for topic in TOPICS}))
+    learner, positions = driver.learner, driver.progress.positions
+    for batch in batches(stream, decode, positions, settings.batch, stream, clock=lambda: 0.0):
+        driver.learn(batch)
         if learner.release_due:
-            decision = learner.decide_release()
-            candidate = learner.snapshot().candidate
-            assert candidate
+            decided = driver.decide()
+            decision, candidate = decided.decision, decided.candidate
+            driver.snapshot(decided)  # ends the interval
             yield Outcome(
                 records=learner.records,
                 flipped=float(stream.flipped[learner.records - 1]),

@@ -19,6 +19,8 @@ from benchmarks.scores import Point, accuracy_of_seen
 from stream_learner import networks as models
 from stream_learner.config import Settings
 from stream_learner.learning.placement import Placement, place
+from stream_learner.learning.process import set_up_torch
+from stream_learner.learning.spec import spec_of
 from stream_learner.registry import AUGMENTATIONS
 from stream_learner.run.process import keep_freed_memory
 
@@ -50,6 +52,7 @@ def retrain(
     of an earlier call.
     """
     keep_freed_memory()
+    set_up_torch(settings.learning)
     placement = place(settings.learning, models.factory(settings.model.name))
     pixels_NHWC = torch.from_numpy(decoded((data.train.images[i] for i in stream.indices.tolist()), settings.model))
     outcome = Outcome()
@@ -83,7 +86,7 @@ def train(
     """Train one network on images, uint8 [N, H, W, C]. `rows`, int64 [N], are indices into `classes`."""
     torch.manual_seed(settings.run.seed)
     augmentations = [AUGMENTATIONS.lookup(name) for name in settings.learning.augment]
-    model = models.build(models.spec_of(settings.model, len(classes)), own=settings.model.name)
+    model = models.build(spec_of(settings.model, len(classes)), own=settings.model.name)
     model.to(placement.device, memory_format=placement.memory_format)  # pyright: ignore
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
     best, best_accuracy, best_epoch = copy.deepcopy(model), -1.0, 0

@@ -123,11 +123,14 @@ def bare_torch(overrides: list[str], examples: list[Example]) -> Iterator[float]
 
     from stream_learner import networks as models
     from stream_learner.learning.placement import place
+    from stream_learner.learning.process import set_up_torch
+    from stream_learner.learning.spec import spec_of
 
     del examples
     settings = config.load(None, overrides)
+    set_up_torch(settings.learning)
     placement = place(settings.learning, models.factory(settings.model.name))
-    model = models.build(models.spec_of(settings.model, CLASSES), own=settings.model.name)
+    model = models.build(spec_of(settings.model, CLASSES), own=settings.model.name)
     model.to(placement.device, memory_format=placement.memory_format)  # pyright: ignore
     optimizer = torch.optim.Adam(model.parameters(), settings.learning.learning_rate, fused=True)
     samples = settings.batch.size + settings.replay_size
@@ -149,8 +152,11 @@ def in_memory(overrides: list[str], examples: list[Example]) -> Iterator[float]:
     from threading import Event
 
     from stream_learner.formats.decoder import Decoder
-    from stream_learner.learning.batch import batches
     from stream_learner.learning.learner import Learner
+    from stream_learner.learning.process import set_up_torch
+    from stream_learner.run.batches import batches
+    from stream_learner.run.driver import Driver
+    from stream_learner.run.progress import Progress
 
     messages = [(e.id.encode(), e.image, [("label", e.label.encode()), ("id", e.id.encode())]) for e in examples]
 
@@ -166,10 +172,11 @@ def in_memory(overrides: list[str], examples: list[Example]) -> Iterator[float]:
             pass
 
     settings = config.load(None, overrides)
-    learner, start = Learner(settings), {TOPIC: {0: 0}}
-    learner.begin(start)
-    for batch in batches(Source(), Decoder.from_settings(settings), start, settings.batch, Event()):
-        yield learner.learn(batch).records
+    set_up_torch(settings.learning)
+    driver = Driver(Learner(settings), Progress({TOPIC: {0: 0}}))
+    decode = Decoder.from_settings(settings)
+    for batch in batches(Source(), decode, driver.progress.positions, settings.batch, Event()):
+        yield driver.learn(batch).records
 
 
 def measure_here(

@@ -28,6 +28,11 @@ class Record(NamedTuple):
     unreadable: str | None = None
 
     @property
+    def place(self) -> str:
+        """Topic, partition and offset in one string."""
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+    @property
     def nbytes(self) -> int:
         """Approximate bytes in memory."""
         headers = sum(HEADER_BYTES + len(name) + len(value or b"") for name, value in self.headers)
@@ -60,11 +65,13 @@ class Fields(NamedTuple):
 class Sample(NamedTuple):
     """An image, as received and decoded. `pixels_HWC` is uint8 of the model's height, width and channels.
 
-    `group` is a hash (int64) of the identity that determines the split, so samples of one group are always in one
-    split. It is 0 for training samples whose split was not drawn.
+    `key` identifies the sample among all of a run; a memory draws what it keeps by a hash of it. `timestamp_ms` is the
+    event time, milliseconds since 1970, UTC. `group` is a hash (int64) of the identity that determines the split, so
+    samples of one group are always in one split. It is 0 for training samples whose split was not drawn.
     """
 
-    record: Record
+    key: str
+    timestamp_ms: int
     image: bytes
     pixels_HWC: np.ndarray
     label: Label

@@ -1,5 +1,6 @@
 """Labels and their class indices: which label is a class, when it becomes one, and when it retires."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -96,16 +97,16 @@ class Classes:
         self.labels.append(label)
         self.labels_bytes += encoded_bytes(label)
 
-    def document(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the state as JSON. Pairs, because JSON's keys would turn the label 7 into "7"."""
         return {
             "labels": list(self.labels),
             "retired": [list(pair) for pair in self.retired.items()],
-            "pending": self._pending.document(),
+            "pending": self._pending.state_dict(),
         }
 
-    def restore(self, document: dict[str, Any]) -> None:
-        """Take over what `document()` gave. Raises ValueError when it is not that."""
+    def load_state_dict(self, document: Mapping[str, Any]) -> None:
+        """Take over what `state_dict()` gave. Raises ValueError when it is not that."""
         stored = parse(document, Stored)
         for label in stored.labels:
             self._add(label)
@@ -115,7 +116,7 @@ class Classes:
         indices = {index for pair in stored.retired for index in pair if index is not None}
         if len(self.retired) < len(stored.retired) or max(indices, default=-1) >= len(self.labels):
             raise ValueError(f"retired holds no indices of {len(self.labels)} classes, each once")
-        self._pending.restore(stored.pending)
+        self._pending.load_state_dict(stored.pending)
 
 
 class Pending:
@@ -141,21 +142,21 @@ class Pending:
         """Drop the label's count."""
         self._counts.pop(label, None)
 
-    def document(self) -> list[Any]:
+    def state_dict(self) -> list[Any]:
         return [list(pair) for pair in self._counts.items()]
 
-    def restore(self, counts: list[tuple[Label, Count]]) -> None:
-        """Take over what `document()` gave. Raises ValueError when it is not that."""
+    def load_state_dict(self, counts: list[tuple[Label, Count]]) -> None:
+        """Take over what `state_dict()` gave. Raises ValueError when it is not that."""
         self._counts = dict(counts)
         if len(self._counts) < len(counts) or len(counts) > MAX_PENDING or not all(self._counts.values()):
             raise ValueError("pending holds no counts of new labels")
 
 
-def check_room(document: dict[str, Any], settings: Settings) -> None:
+def check_room(document: Mapping[str, Any], settings: Settings) -> None:
     """Raise ValueError when a state has more classes than `model.max_classes`, once `[labels]` has retired some, or
     when its labels take more room than manifests have."""
     classes = Classes(settings)
-    classes.restore(document)
+    classes.load_state_dict(document)
     classes.retire()
     if classes.in_use > settings.model.max_classes:
         raise ValueError(f"it has {classes.in_use} classes, more than model.max_classes = {settings.model.max_classes}")

@@ -7,8 +7,6 @@ import numpy as np
 from msgspec import Struct
 
 from stream_learner.config import Settings
-from stream_learner.contract.spans import Spans
-from stream_learner.contract.window import Drift
 from stream_learner.learning.stored import Count, parse
 
 BUCKETS_PER_SIZE = 5
@@ -71,10 +69,10 @@ class Adwin:
         """Errors in the window."""
         return sum(map(sum, self._buckets))
 
-    def document(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"seen": self._seen, "buckets": [list(buckets) for buckets in self._buckets]}
 
-    def restore(self, document: dict[str, Any]) -> None:
+    def load_state_dict(self, document: dict[str, Any]) -> None:
         stored = parse(document, StoredAdwin)
         full = all(len(of_size) <= BUCKETS_PER_SIZE for of_size in stored.buckets)
         if not (full and 1 <= len(stored.buckets) <= SIZES) or any(
@@ -119,14 +117,14 @@ class DriftMonitor:
         self._adwin = Adwin(settings.drift.delta)
         self._boost_until = 0  # a count of input records
 
-    def observe(self, errors: np.ndarray, records: int, spans: Spans) -> list[Drift]:
-        """The drifts that a batch brings to light.
+    def observe(self, errors: np.ndarray, records: int) -> list[Change]:
+        """Return the drifts that a batch brings to light.
 
         `errors` (bool [N]) says which of its training samples, in order, were predicted wrongly; `records` counts the
-        run's input records with the batch's, `spans` are the batch's offsets.
+        run's input records with the batch's.
         """
         changes = filter(None, map(self._adwin.add, errors.tolist()))
-        drifts = [Drift(records, spans, *change) for change in changes if change.after > change.before]
+        drifts = [change for change in changes if change.after > change.before]
         if drifts:
             self._boost_until = records + self._settings.boost_records
         return drifts
@@ -148,10 +146,10 @@ class DriftMonitor:
         """What the replay size of that batch is multiplied by."""
         return self._settings.boost_replay if self.boosted(records) else 1.0
 
-    def document(self) -> dict[str, Any]:
-        return {"adwin": self._adwin.document(), "boost_until": self._boost_until}
+    def state_dict(self) -> dict[str, Any]:
+        return {"adwin": self._adwin.state_dict(), "boost_until": self._boost_until}
 
-    def restore(self, document: dict[str, Any]) -> None:
+    def load_state_dict(self, document: dict[str, Any]) -> None:
         stored = parse(document, StoredMonitor)
-        self._adwin.restore(stored.adwin)
+        self._adwin.load_state_dict(stored.adwin)
         self._boost_until = stored.boost_until

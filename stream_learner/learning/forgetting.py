@@ -34,9 +34,9 @@ class BestRecalls:
         """Drop a label that retired."""
         self._best.pop(label, None)
 
-    def document(self) -> list[Any]:
+    def state_dict(self) -> list[Any]:
         """Pairs of label and recall: JSON's keys would turn the label 7 into "7"."""
         return [list(pair) for pair in self._best.items()]
 
-    def restore(self, document: list[Any]) -> None:
+    def load_state_dict(self, document: list[Any]) -> None:
         self._best = dict(parse(document, list[tuple[Label, Share]]))

@@ -1,20 +1,20 @@
 """Settings that a saved state must match to be resumed."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from stream_learner import networks as models
 from stream_learner.config import ModelSettings, Settings
 from stream_learner.contract.manifest import ModelSpec, digest
 from stream_learner.errors import StateError
 from stream_learner.formats.labels import LabelRules
 from stream_learner.learning.classes import check_room
-from stream_learner.networks.weights import file_digest
+from stream_learner.learning.spec import spec_of
 
-STATE_FORMAT = 4
+STATE_FORMAT = 5
 # Sections whose settings decide what is learned from given batches.
 DECIDING = {
     "batch",
@@ -48,9 +48,15 @@ def identity(settings: Settings) -> dict[str, Any]:
     return {
         "format": STATE_FORMAT,
         "model": model.model_dump(exclude={"max_classes", "weights", "freeze"}) | {"frozen": model.frozen},
-        "model.weights": file_digest(model.weights) if model.weights else None,
+        "model.weights": _file_digest(model.weights) if model.weights else None,
         "seed": settings.run.seed,
     } | (_steps(settings) if model.head == "linear" else {})
+
+
+def _file_digest(path: Path) -> str:
+    from stream_learner.networks.weights import read  # imports torch, which a run without such a file does not wait for
+
+    return digest(read(path))
 
 
 def _steps(settings: Settings) -> dict[str, Any]:
@@ -77,7 +83,7 @@ def settings_digest(settings: Settings, identity: dict[str, Any]) -> str:
     return digest(json.dumps(document, sort_keys=True).encode())
 
 
-def check_fits(document: dict[str, Any], wanted: dict[str, Any], settings: Settings) -> None:
+def check_fits(document: Mapping[str, Any], wanted: dict[str, Any], settings: Settings) -> None:
     """Raise ValueError, which names what differs, when a state belongs to settings of another identity than `wanted`,
     or has more classes than `settings` allow."""
     if differing := [line for name, value in wanted.items() for line in _differing(name, document.get(name), value)]:
@@ -87,7 +93,7 @@ def check_fits(document: dict[str, Any], wanted: dict[str, Any], settings: Setti
 
 def check_network(found: ModelSpec, settings: ModelSettings) -> None:
     """Raise StateError, which names what differs, when a manifest's release has another network than the settings."""
-    wanted = models.spec_of(settings, found.arguments.classes)
+    wanted = spec_of(settings, found.arguments.classes)
     if differing := [*_differing("model", _by_setting(found), _by_setting(wanted))]:
         raise StateError(
             f"the release that the manifest names does not fit the settings: {'; '.join(differing)}. Set them back, or "

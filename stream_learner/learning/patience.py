@@ -45,14 +45,14 @@ class Patience:
         self._refusals, self.learning_rate_factor = 0, max(FLOOR, self.learning_rate_factor * CUT)
         return True
 
-    def document(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "refusals": self._refusals,
             "learning_rate_factor": self.learning_rate_factor,
             "refused": self.refused,
         }
 
-    def restore(self, document: dict[str, Any]) -> None:
+    def load_state_dict(self, document: dict[str, Any]) -> None:
         stored = parse(document, Stored)
         self._refusals, self.refused = stored.refusals, stored.refused
         self.learning_rate_factor = stored.learning_rate_factor

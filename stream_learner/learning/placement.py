@@ -35,10 +35,9 @@ class Placement:
 
 
 def place(settings: LearningSettings, model: Callable[..., ImageClassifier]) -> Placement:
-    """Resolves `auto`: measured, convolutions gain from bf16 and channels_last, small dense layers lose.
+    """Resolve `auto`: measured, convolutions gain from bf16 and channels_last, small dense layers lose.
 
-    In this thread, and those that it starts, denormal numbers count as 0 from now on; in the whole process cuDNN's
-    convolutions are deterministic. Raises UsageError when the device is not there.
+    Raises UsageError when the device is not there.
     """
     name = settings.device
     if name == "auto":
@@ -48,10 +47,6 @@ def place(settings: LearningSettings, model: Callable[..., ImageClassifier]) -> 
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"learning.device = {name!r} cannot be used: {str(error).splitlines()[0]}") from None
-    # The momentum of what has no gradient any more fades into denormal numbers, with which processors take ten times as
-    # long.
-    torch.set_flush_denormal(True)
-    torch.backends.cudnn.deterministic = True  # a run that was stopped and resumed is to end like one that was not
     convolutional = getattr(model, "convolutional", False)
     autocast = settings.precision == "bf16"
     if settings.precision == "auto":

@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import torch
 from msgspec import Struct
-from torch import Tensor
 
 from stream_learner.contract.vocabulary import Label
 from stream_learner.contract.window import RECENT_SAMPLES, Confusion, Recent
 from stream_learner.learning.evaluation import calibration_error, score
-from stream_learner.learning.stored import NonNegative, parse, tensor, within
+from stream_learner.learning.state_dict import StateDict
+from stream_learner.learning.stored import NonNegative, parse
+from stream_learner.networks.tensors import tensor, within
 
 TOP_CONFUSIONS = 10
 ROUNDING = 1e-5  # of a softmax in float32
@@ -44,10 +45,10 @@ class FadingMean:
         """0 before the first sample."""
         return self._mean
 
-    def document(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         return {"mean": self._mean, "weight": self._weight}
 
-    def restore(self, document: dict[str, float]) -> None:
+    def load_state_dict(self, document: dict[str, float]) -> None:
         stored = parse(document, StoredMean)
         self._mean, self._weight = stored.mean, stored.weight
 
@@ -97,29 +98,27 @@ class Prequential:
             ],
         )
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Copies of the window."""
-        return {name: torch.from_numpy(array.copy()) for name, array in self._window.items()}
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of the window and the faded accuracy."""
+        window = {name: torch.from_numpy(array.copy()) for name, array in self._window.items()}
+        return {"faded": self._faded.state_dict()} | window
 
-    def document(self) -> dict[str, Any]:
-        return {"faded": self._faded.document()}
-
-    def restore(self, tensors: dict[str, Tensor], document: dict[str, Any], classes: int) -> None:
-        """Take over what `tensors()` and `document()` gave, of a learner that knows `classes` classes.
+    def load_state_dict(self, state: StateDict, classes: int) -> None:
+        """Take over what `state_dict` gave, of a learner that knows `classes` classes.
 
         Raises ValueError when they are not that.
         """
-        samples = tensor(tensors, "labels", torch.int64, None)
+        samples = tensor(state, "labels", torch.int64, None)
         if len(samples) > RECENT_SAMPLES:
             raise ValueError(f"tensor labels has {len(samples)} elements, over {RECENT_SAMPLES}")
         for name in ("labels", "predictions"):
-            indices = within(tensor(tensors, name, torch.int64, len(samples)), name, 0, classes)
+            indices = within(tensor(state, name, torch.int64, len(samples)), name, 0, classes)
             self._window[name] = indices.numpy().copy()
-        confidences = tensor(tensors, "confidences", torch.float32, len(samples)).numpy().copy()
+        confidences = tensor(state, "confidences", torch.float32, len(samples)).numpy().copy()
         if (confidences < 0).any() or (confidences > 1 + ROUNDING).any():
             raise ValueError("tensor confidences holds no probabilities")
         self._window["confidences"] = confidences
-        self._faded.restore(document["faded"])
+        self._faded.load_state_dict(state["faded"])
 
 
 def kappa(predictions: np.ndarray, targets: np.ndarray) -> float | None:

@@ -1,6 +1,5 @@
 """What is released, and what happens when it is not."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,25 +11,26 @@ from torch import Tensor
 from stream_learner import networks as models
 from stream_learner.config import Settings
 from stream_learner.contract.manifest import Decision, Preprocessing
-from stream_learner.contract.spans import Positions, Spans, between, each
 from stream_learner.contract.vocabulary import Label, Split
 from stream_learner.learning import evaluation, gate
 from stream_learner.learning.classes import Classes
 from stream_learner.learning.forgetting import BestRecalls
 from stream_learner.learning.heads import silence
 from stream_learner.learning.memory import BalancedMemory
+from stream_learner.learning.outcome import Candidate, Outcome
 from stream_learner.learning.patience import Patience
-from stream_learner.learning.snapshot import Candidate
-from stream_learner.learning.stored import Count, is_finite, load_weights, parse
-from stream_learner.learning.trainer import Trainer, copies, under
+from stream_learner.learning.spec import spec_of
+from stream_learner.learning.state_dict import StateDict, copies, under
+from stream_learner.learning.stored import Count, parse
+from stream_learner.learning.trainer import Trainer
 from stream_learner.networks import ImageClassifier
+from stream_learner.networks.tensors import is_finite, load_weights
 
 
 class Stored(msgspec.Struct):
     decided_at: Count
     taught: bool
     retired_since: list[Count]
-    may_discard_from: list[tuple[str, Count, Count]]
     best_recalls: list[Any]
     patience: dict[str, Any]
 
@@ -39,12 +39,11 @@ class Stored(msgspec.Struct):
 class Released:
     """The last release: the network that the gate compares with, and what training goes back to.
 
-    `tensors` and `document` are the trainer's state; `records` counts the run's input records up to there.
+    `state` is the trainer's; `records` counts the run's input records up to there.
     """
 
     network: ImageClassifier
-    tensors: dict[str, Tensor]
-    document: dict[str, Any]
+    state: StateDict
     records: int
 
 
@@ -70,10 +69,8 @@ class Releases:
         self._taught = False  # whether something was learned since
         self._released: Released | None = None
         self._retired_since: list[int] = []  # class indices
-        self._may_discard_from: Positions = {}  # of the last release or roll-back, or where a partition began since
         self._best_recalls = BestRecalls()
         self._patience = Patience(settings.release.patience)
-        self._outcome: tuple[Candidate, Decision, Spans | None] | None = None
 
     @property
     def network(self) -> ImageClassifier | None:
@@ -99,13 +96,8 @@ class Releases:
         """Note that a batch with a weight above 0 was learned."""
         self._taught = True
 
-    def learned(self, spans: Spans) -> None:
-        """Takes note of a batch's offsets."""
-        for topic, partition, span in each(spans):
-            self._may_discard_from.setdefault(topic, {}).setdefault(partition, span.start)
-
-    def decide(self, classes: Classes, records: int, positions: Positions) -> Decision:
-        """Evaluate the network, which knows `classes` after `records` input records, up to `positions`, and decide."""
+    def decide(self, classes: Classes, records: int) -> Outcome:
+        """Evaluate the network, which knows `classes` after `records` input records, and decide."""
         self._decided_at, self._taught = records, False
         self._trainer.solve()
         candidate, decision = self._judged(classes)
@@ -113,15 +105,13 @@ class Releases:
             self._best_recalls.released(candidate.test)
             self._released = Released(
                 network=self._build(candidate.weights),
-                tensors=self._trainer.tensors(),
-                document=self._trainer.document(),
+                state=self._trainer.state_dict(),
                 records=records,
             )
-            self._may_discard_from = copy.deepcopy(positions)
             self._retired_since = []
-        discarded = self._roll_back(classes, positions) if self._patience.decided(decision) else None
-        self._outcome = candidate, decision, discarded
-        return decision
+        if rolled_back := self._patience.decided(decision):
+            self._roll_back(classes)
+        return Outcome(candidate, decision, rolled_back)
 
     def _judged(self, classes: Classes) -> tuple[Candidate, Decision]:
         """The network as a release would have it, beside the last release on the same samples."""
@@ -173,61 +163,47 @@ class Releases:
     def _silence(self, network: ImageClassifier) -> None:
         silence(network.head, [row for row in self._retired_since if row < network.head.out_features])
 
-    def _roll_back(self, classes: Classes, positions: Positions) -> Spans:
-        """Training goes back to the last release; the offsets whose learning is undone. Positions, counters, random
-        draws, labels and held-out samples go on."""
+    def _roll_back(self, classes: Classes) -> None:
+        """Take training back to the last release. Counters, random draws, labels and held-out samples stay."""
         assert self._released
         known = self._released.network.head.out_features
-        self._trainer.restore(self._released.tensors, self._released.document, known)
+        self._trainer.load_state_dict(self._released.state, known)
         self._trainer.set_classes(len(classes.labels), classes.retired)
         self._memory.drop_since(self._released.records)
-        discarded = between(self._may_discard_from, positions)
-        self._may_discard_from = copy.deepcopy(positions)
-        return discarded
-
-    def take_outcome(self) -> tuple[Candidate, Decision, Spans | None] | None:
-        """The last decision's candidate and what was discarded with it, once; None when none was taken since."""
-        outcome, self._outcome = self._outcome, None
-        return outcome
 
     # -- state
 
-    def document(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The state, as JSON; the last release itself is in the state that was saved with it."""
         return {
             "decided_at": self._decided_at,
             "taught": self._taught,
             "retired_since": list(self._retired_since),
-            "may_discard_from": [*each(self._may_discard_from)],
-            "best_recalls": self._best_recalls.document(),
-            "patience": self._patience.document(),
+            "best_recalls": self._best_recalls.state_dict(),
+            "patience": self._patience.state_dict(),
         }
 
-    def restore(self, document: dict[str, Any]) -> None:
-        """Take over what `document()` gave. Raises ValueError when it is not that."""
+    def load_state_dict(self, document: dict[str, Any]) -> None:
+        """Take over what `state_dict()` gave. Raises ValueError when it is not that."""
         stored = parse(document, Stored)
         self._decided_at, self._taught = stored.decided_at, stored.taught
         self._retired_since = stored.retired_since
-        for topic, partition, offset in stored.may_discard_from:
-            self._may_discard_from.setdefault(topic, {})[partition] = offset
-        self._best_recalls.restore(stored.best_recalls)
-        self._patience.restore(stored.patience)
+        self._best_recalls.load_state_dict(stored.best_recalls)
+        self._patience.load_state_dict(stored.patience)
 
-    def restore_released(
-        self, tensors: dict[str, Tensor], document: dict[str, Any], classes: int, records: int
-    ) -> None:
+    def load_released(self, state: StateDict, classes: int, records: int) -> None:
         """Take the last release, of `classes` classes, from the trainer's state after `records` input records.
 
         Raises ValueError when the state is not one of the trainer's.
         """
-        self._trainer.check(tensors, document, classes)  # now: training may go back to it at any time
-        weights = under("average", tensors) or under("model", tensors)
-        self._released = Released(self._build(weights), tensors, document, records)
+        self._trainer.check(state, classes)  # now: training may go back to it at any time
+        weights = under("average", state) or under("model", state)
+        self._released = Released(self._build(weights), state, records)
         self._silence(self._released.network)
 
     def _build(self, weights: dict[str, Tensor]) -> ImageClassifier:
         """Build the settings' network with these weights, in evaluation mode, on the device."""
-        spec = models.spec_of(self._settings.model, len(weights["head.bias"]))
+        spec = spec_of(self._settings.model, len(weights["head.bias"]))
         with torch.random.fork_rng(devices=[]):  # initialising it must not move the state's generator
             model = models.build(spec, own=spec.name)
         load_weights(model, weights)

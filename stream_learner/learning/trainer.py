@@ -20,9 +20,12 @@ from stream_learner.learning.muon import Muon, matrices_of
 from stream_learner.learning.optimizers import PlainAdam, PlainSGD
 from stream_learner.learning.placement import Placement
 from stream_learner.learning.rows import begin_again, keep_silent, take_over
-from stream_learner.learning.stored import Count, NonNegative, load_weights, parse, part, tensor
+from stream_learner.learning.spec import spec_of
+from stream_learner.learning.state_dict import StateDict, copied, copies, prefixed, under
+from stream_learner.learning.stored import Count, NonNegative, parse, part
 from stream_learner.learning.strategies import Minibatch, Step, Strategy, strategy
 from stream_learner.learning.weighting import WeightedLoss
+from stream_learner.networks.tensors import load_weights, tensor
 from stream_learner.networks.weights import load_body
 from stream_learner.registry import HEADS
 
@@ -148,7 +151,7 @@ class Trainer:
                 keep_silent(self._average.model.head, None, self._silent_rows)
 
     def scale_learning_rate(self, factor: float) -> None:
-        """Scale the learning rate. Call again after `restore`."""
+        """Scale the learning rate. Call again after `load_state_dict`."""
         for group in self._optimizer.param_groups:
             group["lr"] = factor * self._settings.learning.learning_rate
 
@@ -157,7 +160,7 @@ class Trainer:
         UsageError when the strategy's losses are not one a sample."""
         self.model.train()
         buffers = [buffer.clone() for buffer in self.model.buffers()]
-        normaliser, kept = copy.copy(self._weighted_loss), self.strategy.state()
+        normaliser, kept = copy.copy(self._weighted_loss), self.strategy.state_dict()
         self._optimizer.zero_grad()
         teacher = self._average.model if self._average else None
         with self._placement.training():
@@ -175,7 +178,7 @@ class Trainer:
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
             self._weighted_loss = normaliser
-            self.strategy.restore(kept)
+            self.strategy.load_state_dict(kept)
             return math.nan
         if self._fresh_rows:
             start_moments(self._optimizer, self.model.head, self._fresh_rows)
@@ -201,63 +204,57 @@ class Trainer:
 
     # -- state
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Copies of the state's tensors, on the CPU."""
-        tensors = prefixed("model", copies(self.model.state_dict()))
-        if self._average:
-            tensors |= prefixed("average", copies(self._average.model.state_dict()))
-        if self._accumulator:
-            tensors |= prefixed("head", self._accumulator.state())
-        for index, parameter in enumerate(self._optimizer.param_groups[0]["params"]):
-            for key, moment in self._optimizer.state.get(parameter, {}).items():
-                if moment is not None:
-                    tensors[f"optimizer/{index}/{key}"] = copied(moment)
-        return tensors | prefixed("strategy", copies(self.strategy.state()))
-
-    def document(self) -> dict[str, Any]:
-        """The rest of the state, as JSON."""
-        return {
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of the state's tensors, on the CPU, and the rest of the state, as JSON."""
+        state: dict[str, Any] = {
             "loss_normaliser": self._weighted_loss.mean,
             "fresh_rows": list(self._fresh_rows),
             "silent_rows": list(self._silent_rows),
             "averaged_steps": self._average.steps if self._average else 0,
         }
+        state |= prefixed("model", copies(self.model.state_dict()))
+        if self._average:
+            state |= prefixed("average", copies(self._average.model.state_dict()))
+        if self._accumulator:
+            state |= prefixed("head", self._accumulator.state_dict())
+        for index, parameter in enumerate(self._optimizer.param_groups[0]["params"]):
+            for key, moment in self._optimizer.state.get(parameter, {}).items():
+                if moment is not None:
+                    state[f"optimizer/{index}/{key}"] = copied(moment)
+        return state | prefixed("strategy", copies(self.strategy.state_dict()))
 
     @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor], document: dict[str, Any], classes: int) -> None:
-        """Take over what `tensors()` and `document()` gave of a network with `classes` classes.
-
-        Raises ValueError when they are not that.
-        """
-        stored = parse(document, Stored)
+    def load_state_dict(self, state: StateDict, classes: int) -> None:
+        """Take over what `state_dict` gave, of a network with `classes` classes. Raises ValueError for any other."""
+        stored = parse(state, Stored)
         with part("model"):
-            weights = under("model", tensors)
+            weights = under("model", state)
             tensor(weights, "head.bias", torch.float32, classes)
             self._begin(self._build(classes))
             load_weights(self.model, weights)
         if self._average:
             with part("average"):
-                load_weights(self._average.model, under("average", tensors))
+                load_weights(self._average.model, under("average", state))
             self._average.steps = stored.averaged_steps
         if self._accumulator:
             with part("head"):
-                self._accumulator.restore(under("head", tensors), classes)
+                self._accumulator.load_state_dict(under("head", state), classes)
         with part("optimizer"):
-            self._restore_moments(under("optimizer", tensors))
+            self._restore_moments(under("optimizer", state))
         with part("strategy"):
-            self.strategy.restore(under("strategy", tensors))
+            self.strategy.load_state_dict(under("strategy", state))
         self._weighted_loss.mean = stored.loss_normaliser
         rows = stored.fresh_rows + stored.silent_rows
         if len(set(rows)) < len(rows) or max(rows, default=-1) >= classes:
             raise ValueError(f"fresh_rows and silent_rows are no rows of a head of {classes}, each once")
         self._fresh_rows, self._silent_rows = stored.fresh_rows, stored.silent_rows
 
-    def check(self, tensors: dict[str, Tensor], document: dict[str, Any], classes: int) -> None:
-        """Raise ValueError when `restore` could not take this over. Changes nothing."""
+    def check(self, state: StateDict, classes: int) -> None:
+        """Raise ValueError when `load_state_dict` could not take this over. Changes nothing."""
         with torch.random.fork_rng(devices=[]):
             twin = copy.copy(self)
             twin.strategy = copy.deepcopy(self.strategy)
-            twin.restore(tensors, document, classes)
+            twin.load_state_dict(state, classes)
 
     def _restore_moments(self, tensors: dict[str, Tensor]) -> None:
         moments_of: dict[str, set[str]] = {}
@@ -290,10 +287,10 @@ class Trainer:
 
     def spec(self) -> ModelSpec:
         """Describe the network as it is now."""
-        return models.spec_of(self._settings.model, self.model.head.out_features)
+        return spec_of(self._settings.model, self.model.head.out_features)
 
     def _build(self, classes: int) -> models.ImageClassifier:
-        model = models.build(models.spec_of(self._settings.model, classes), own=self._settings.model.name)
+        model = models.build(spec_of(self._settings.model, classes), own=self._settings.model.name)
         if self._settings.model.frozen:
             model.freeze()
         return model.to(self._placement.device, memory_format=self._placement.memory_format)  # pyright: ignore
@@ -309,21 +306,3 @@ class Trainer:
             matrices = matrices_of(self.model.body)
             return Muon(parameters, matrices, learning.learning_rate, learning.momentum, learning.weight_decay)
         return PlainAdam(parameters, learning.learning_rate, weight_decay=learning.weight_decay, fused=True)
-
-
-def copied(tensor: Tensor) -> Tensor:
-    """A contiguous copy on the CPU."""
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: copied(tensor) for name, tensor in tensors.items()}
-
-
-def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
-
-
-def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose name begins with `prefix/`, without it."""
-    return {name.removeprefix(prefix + "/"): t for name, t in tensors.items() if name.startswith(prefix + "/")}

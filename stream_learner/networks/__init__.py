@@ -5,14 +5,13 @@ from collections.abc import Callable
 
 import msgspec
 
-from stream_learner.config import ModelSettings
-from stream_learner.contract.manifest import ModelArguments, ModelSpec
+from stream_learner.contract.manifest import ModelSpec
 from stream_learner.errors import StateError, UsageError
 from stream_learner.networks.classifier import ImageClassifier, head
 from stream_learner.networks.foreign import Timm
-from stream_learner.registry import HEADS, MODELS
+from stream_learner.registry import MODELS
 
-__all__ = ["ImageClassifier", "build", "factory", "head", "spec_of"]
+__all__ = ["ImageClassifier", "build", "factory", "head"]
 
 TIMM = "timm:"
 
@@ -26,21 +25,6 @@ def factory(name: str) -> Callable[..., ImageClassifier]:
     if name.startswith(TIMM):
         return Timm(name.removeprefix(TIMM))
     return MODELS.lookup(name)
-
-
-def spec_of(settings: ModelSettings, classes: int) -> ModelSpec:
-    """Return the spec of the network that the settings choose. Raises UsageError when there is no such head."""
-    head_class = HEADS.lookup(settings.head)
-    arguments = ModelArguments(
-        classes=classes,
-        height=settings.height,
-        width=settings.width,
-        channels=settings.channels,
-        mean=settings.mean,
-        std=settings.std,
-        random_features=settings.random_features if head_class and head_class.expands else 0,
-    )
-    return ModelSpec(settings.name, arguments)
 
 
 def build(spec: ModelSpec, own: str | None = None) -> ImageClassifier:

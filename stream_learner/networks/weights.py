@@ -6,17 +6,11 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from stream_learner.contract.manifest import digest
 from stream_learner.errors import UsageError
 from stream_learner.networks.classifier import ImageClassifier
 
 # Files converted from old versions of PyTorch lack it, and nothing here depends on it.
 COUNTER = "num_batches_tracked"
-
-
-def file_digest(path: Path) -> str:
-    """Return the digest of a file: `sha256:` and 64 hex digits. Raises UsageError when it cannot be read."""
-    return digest(_read(path))
 
 
 @torch.no_grad()
@@ -28,7 +22,7 @@ def load_body(network: ImageClassifier, path: Path) -> None:
     or has another shape, or the layers that the network lacks.
     """
     try:
-        file = safetensors.torch.load(_read(path))
+        file = safetensors.torch.load(read(path))
     except SafetensorError as error:
         raise UsageError(f"model.weights: {path} is not a safetensors file: {error}") from None
     body = network.body.state_dict()
@@ -55,7 +49,7 @@ def load_body(network: ImageClassifier, path: Path) -> None:
         raise UsageError(f"model.weights: {path} has layers that this model.name lacks: {', '.join(layers[:3])}")
 
 
-def _read(path: Path) -> bytes:
+def read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:

@@ -12,7 +12,6 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.errors import ConflictError, ExitCode, InputError, KafkaUnavailableError, StoreError
 from stream_learner.publishing.marker import forget_fenced, was_fenced, write_fenced
-from stream_learner.publishing.publisher import EndProcess
 
 log = structlog.get_logger()
 
@@ -21,6 +20,8 @@ LOOK_EVERY_S = 5.0
 MARK_S = 5.0
 # After any of these a worker cannot know that it was not replaced.
 MAYBE_REPLACED = (ExitCode.KAFKA, ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG)
+
+EndProcess = Callable[[ExitCode], None]
 
 
 class Election(Protocol):

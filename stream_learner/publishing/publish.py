@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from stream_learner import __version__
-from stream_learner.checkpoints import retention, state
+from stream_learner.checkpoints import retention
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
-from stream_learner.contract import keys, ledger, signatures
+from stream_learner.contract import keys, ledger, signatures, tensors
 from stream_learner.contract.dead_letter import DeadLetter
 from stream_learner.contract.manifest import Chunk, Manifest, Object, Release, State, digest
 from stream_learner.contract.spans import Positions
@@ -19,9 +19,11 @@ from stream_learner.contract.topics import Names
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import InputError, StoreError
 from stream_learner.formats.record import Rejection
-from stream_learner.learning.snapshot import Snapshot
+from stream_learner.networks.tensors import as_arrays
 from stream_learner.publishing.fit import fit
 from stream_learner.publishing.marker import write_marker
+from stream_learner.publishing.recover import Checkpoint
+from stream_learner.publishing.snapshot import Snapshot
 from stream_learner.streams import topics
 from stream_learner.streams.topics import CHUNK_BYTES, MAX_DOCUMENT_BYTES, RECORD_OVERHEAD_BYTES
 
@@ -70,10 +72,9 @@ class Publish:
         read_back: ReadBack,
         topic_ids: dict[str, str],
         epoch: int,
-        last: Manifest | None,
-        last_digest: str | None,
+        last: Checkpoint | None,
     ):
-        """Continue after `last`, whose bytes have `last_digest`; None for the first checkpoint of an epoch.
+        """Continue after the checkpoint `last`; None for the first one of an epoch.
 
         Raises KafkaUnavailableError.
         """
@@ -85,10 +86,10 @@ class Publish:
         self._read_back = read_back
         self._topic_ids = topic_ids
         self._epoch = epoch
-        self._last = last
-        self._last_digest = last_digest
+        self._last = last and last.manifest
+        self._last_digest = last and last.manifest_digest
         # Parts of states that are in the store; a new snapshot has most of them in common with the last.
-        self._parts = {part.digest: part for part in last.parts} if last else {}
+        self._parts = {part.digest: part for part in last.manifest.parts} if last else {}
         self._before: Manifest | None = None
         self._marked = last is not None  # recovery has seen to that
         self._swept_at = -SWEEP_EVERY_S
@@ -123,13 +124,13 @@ class Publish:
             if name not in self._parts:
                 self._parts[name] = self._store.put(keys.new_part(self._settings.run.id, sequence), data)
         parts = [self._parts[name] for name in snapshot.parts]
-        encoded = state.encode(snapshot.tensors, snapshot.document)
+        encoded = tensors.encode(snapshot.tensors, snapshot.document)
         state_object = self._store.put(f"{folder}/{keys.STATE}", encoded)
         weights, weights_object, evaluation_object = b"", None, None
         if snapshot.candidate and snapshot.decision and snapshot.decision.released:
-            weights = state.encode(snapshot.candidate.weights)
+            weights = tensors.encode(as_arrays(snapshot.candidate.weights))
             weights_object = self._store.put(f"{folder}/{keys.RELEASE}", weights)
-            evaluation = state.encode(snapshot.candidate.evaluation)
+            evaluation = tensors.encode(as_arrays(snapshot.candidate.evaluation))
             evaluation_object = self._store.put(f"{folder}/{keys.EVALUATION}", evaluation)
         return Prepared(snapshot, lag, sequence, state_object, parts, weights, weights_object, evaluation_object)
 
@@ -139,7 +140,7 @@ class Publish:
         Any error leaves the outcome unknown: the process must end; a restart recovers. Raises FencedError,
         PublishError.
         """
-        closed = prepared.snapshot.closed
+        interval = prepared.snapshot.interval
         deadline = time.monotonic() + self._settings.transaction_timeout_s
         now = _now()
         # 3a. Everything the manifest does not depend on, and the chunks whose offsets it names.
@@ -147,7 +148,7 @@ class Publish:
         run_key = self._settings.run.id.encode()
         _, window = fit(self._window(prepared, now), MAX_DOCUMENT_BYTES)
         sent = [self._transaction.send(self._names.metrics, window, run_key, self._signature(window))]
-        sent += [self._send_dead_letter(rejection) for rejection in closed.dead_letters]
+        sent += [self._send_dead_letter(rejection) for rejection in interval.dead_letters]
         inline = len(prepared.weights) <= self._settings.release.inline_max_bytes
         # The key is the chunk's number: compaction keeps this release until the next one is committed.
         chunks = [
@@ -198,7 +199,7 @@ class Publish:
 
     def _window(self, prepared: Prepared, now: str):
         snapshot = prepared.snapshot
-        return snapshot.closed.tally.window(
+        return snapshot.interval.tally.window(
             run_id=self._settings.run.id,
             epoch=self._epoch,
             sequence=prepared.sequence,
@@ -227,9 +228,9 @@ class Publish:
             predecessor=self._last_digest,
             created_at=now,
             positions=snapshot.positions,
-            spans=snapshot.closed.tally.spans,
-            lost=snapshot.closed.tally.lost,
-            ledger=ledger.encode(snapshot.closed.batches, snapshot.closed.tally.spans),
+            spans=snapshot.interval.tally.spans,
+            lost=snapshot.interval.tally.lost,
+            ledger=ledger.encode(snapshot.interval.batches, snapshot.interval.tally.spans),
             arithmetic=snapshot.arithmetic,
             store=self._store.url,
             topic_ids=self._topic_ids,
@@ -239,7 +240,7 @@ class Publish:
             released=bool(snapshot.decision and snapshot.decision.released),
             decision=snapshot.decision,
             release=release,
-            poisoned=_poisoned(snapshot.closed.dead_letters),
+            poisoned=_poisoned(snapshot.interval.dead_letters),
             rolled_back_to=release.sequence if release and snapshot.discarded is not None else None,
             discarded=snapshot.discarded or {},
             omitted=self._last.omitted if self._last and release is self._last.release else [],

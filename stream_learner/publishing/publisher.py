@@ -13,8 +13,9 @@ from stream_learner.config import Settings
 from stream_learner.contract.manifest import Manifest
 from stream_learner.errors import ExitCode, KafkaUnavailableError, StoreError, StreamLearnerError, out_of_memory
 from stream_learner.formats.rejects import describe
-from stream_learner.learning.snapshot import Snapshot
+from stream_learner.publishing.ownership import EndProcess
 from stream_learner.publishing.publish import Prepared, Publish
+from stream_learner.publishing.snapshot import Snapshot
 
 log = structlog.get_logger()
 
@@ -23,8 +24,6 @@ BACKOFF_S = (0.5, 1, 2, 4, 8, 15)
 WAIT_SLICE_S = 0.5
 # After the deadlines of the steps that have one: their errors say more.
 WATCHDOG_MARGIN_S = 2.0
-
-EndProcess = Callable[[ExitCode], None]
 
 
 class Publisher:
@@ -62,7 +61,7 @@ class Publisher:
     def submit(self, snapshot: Snapshot, lag: dict[str, dict[int, int]]) -> None:
         """Publishes the snapshot; the one before must be done."""
         assert self.idle
-        self._records = snapshot.closed.tally.records
+        self._records = snapshot.interval.tally.records
         self._in_flight = self._thread.submit(self._run, snapshot, lag)
 
     def wait(self, meanwhile: Callable[[], None]) -> None:
@@ -80,8 +79,8 @@ class Publisher:
             manifest = self._commit(prepared)
             self._committed(manifest, time.monotonic() - began)
             verdict = manifest.decision and {"released": manifest.released, "why": manifest.decision.reason}
-            window = snapshot.closed.tally
-            counts: dict[str, Any] = {"records": window.records, "rejected": len(snapshot.closed.dead_letters)}
+            window = snapshot.interval.tally
+            counts: dict[str, Any] = {"records": window.records, "rejected": len(snapshot.interval.dead_letters)}
             if window.rejects:
                 counts["rejects"] = describe(window.rejects)
             log.info("checkpoint", sequence=manifest.sequence, bytes=prepared.state.size, **counts, **verdict or {})

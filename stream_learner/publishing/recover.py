@@ -7,14 +7,13 @@ from typing import Any
 
 import structlog
 
-from stream_learner.checkpoints import state
-from stream_learner.checkpoints.state import Tensors
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
-from stream_learner.contract import keys
+from stream_learner.contract import keys, tensors
 from stream_learner.contract.documents import MAX_EPOCH
 from stream_learner.contract.manifest import Manifest, Object
 from stream_learner.contract.spans import Positions
+from stream_learner.contract.tensors import Arrays
 from stream_learner.contract.topics import Names
 from stream_learner.errors import InputError, StateError
 from stream_learner.learning.identity import check_fits, check_network, identity
@@ -33,9 +32,9 @@ class Checkpoint:
     manifest: Manifest
     manifest_digest: str
     document: dict[str, Any]
-    tensors: Tensors
+    tensors: Arrays
     parts: dict[str, bytes]
-    released: tuple[Tensors, dict[str, Any]] | None
+    released: tuple[Arrays, dict[str, Any]] | None
 
 
 @dataclass(frozen=True)
@@ -146,20 +145,20 @@ class Recovery:
         if manifest.release:
             # Never built from the manifest's own words: those of the settings are.
             check_network(manifest.release.model, self._settings.model)
-        tensors, document = self._state(manifest.state)
+        arrays, document = self._state(manifest.state)
         released = None
         if manifest.release and (saved := manifest.released_state()):
-            released = (tensors, document) if saved.object == manifest.state else self._state(saved.object)
+            released = (arrays, document) if saved.object == manifest.state else self._state(saved.object)
         known = self._seen.parts if self._seen else {}
         parts = self._store.fetch_all(manifest.parts_of(manifest.kept[-1]), known)
-        return Checkpoint(manifest, manifest_digest, document, tensors, parts, released)
+        return Checkpoint(manifest, manifest_digest, document, arrays, parts, released)
 
-    def _state(self, reference: Object) -> tuple[Tensors, dict[str, Any]]:
+    def _state(self, reference: Object) -> tuple[Arrays, dict[str, Any]]:
         data = self._store.fetch(reference)
         try:
-            document = state.decode_document(data)
+            document = tensors.decode_document(data)
             check_fits(document, self._identity, self._settings)
-            return state.decode_tensors(data), document
+            return tensors.decode(data), document
         except ValueError as error:
             raise StateError(
                 f"the state {self._store.url}/{reference.key} does not fit the settings: {error}. Set them back, or "

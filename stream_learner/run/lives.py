@@ -26,7 +26,7 @@ from stream_learner.contract.spans import Offset, Partition, Topic
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import FencedError, StateError, StoreError, StreamLearnerError
 from stream_learner.formats.record import Record, RejectError, RetryLaterError, Sample
-from stream_learner.learning.batch import Decode
+from stream_learner.run.batches import Decode
 
 log = structlog.get_logger()
 

@@ -8,7 +8,7 @@ import structlog
 
 from stream_learner.errors import DependencyError
 from stream_learner.formats.record import Record, RetryLaterError, Sample
-from stream_learner.learning.batch import TURN_S, Decode
+from stream_learner.run.batches import TURN_S, Decode
 
 log = structlog.get_logger()
 

@@ -9,22 +9,26 @@ from dataclasses import dataclass
 
 import structlog
 
-from stream_learner.checkpoints import state
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
-from stream_learner.contract import ledger
+from stream_learner.contract import ledger, tensors
 from stream_learner.contract.manifest import Manifest, State, digest
 from stream_learner.contract.spans import Positions, Span, each, offsets_in
 from stream_learner.errors import InputError, MismatchError, StateError
 from stream_learner.formats.decoder import Decoder
-from stream_learner.learning.batch import Batch, Decode
 from stream_learner.learning.identity import check_network
-from stream_learner.learning.learner import Learner
-from stream_learner.learning.snapshot import Snapshot
+from stream_learner.learning.learner import Learner, Saved
+from stream_learner.learning.process import set_up_torch
+from stream_learner.learning.state_dict import join
+from stream_learner.networks.tensors import as_arrays, as_tensors
 from stream_learner.publishing.lineage import BEGINNING, bytes_of, find_path, is_file, made_otherwise, made_with
 from stream_learner.publishing.publish import PROGRAM
+from stream_learner.publishing.snapshot import Snapshot
+from stream_learner.run.batches import Batch, Decode
+from stream_learner.run.driver import Driver
 from stream_learner.run.lives import setting_aside
 from stream_learner.run.outage import Outage, patient
+from stream_learner.run.progress import Progress
 from stream_learner.streams import topics
 from stream_learner.streams.history import History
 from stream_learner.streams.replay import Replay
@@ -62,30 +66,28 @@ def rebuild(
         history = opened.enter_context(closing(History(settings)))
         path = find_path(settings, history, store, start, target)
         _check_topics(settings, path.end)
-        learner = Learner(settings)
-        if path.start:
-            _restore(settings, learner, store, path.start, start)
-        doubts = [*path.changes, *_differences(learner, path.end)]
+        driver = _resumed(settings, store, path.start, start)
+        doubts = [*path.changes, *_differences(driver.learner, path.end)]
         if doubts:
             log.warning("the bytes may differ", why="; ".join(doubts))
         batches = records = done = 0
+        decided = None
         decode = patient(Decoder.from_settings(settings), Outage(settings.kafka.give_up_s, threading.Event()))
         replays: dict[tuple[str, int], Replay] = {}
         for manifest in path.manifests(history):
-            learner.progress.close()  # only the last state is compared; the others need not even be copied
+            driver.progress.close()  # only the last state is compared; the others need not even be copied
             for topic, partition, offset in each(_begin(manifest)):
-                learner.progress.positions.setdefault(topic, {}).setdefault(partition, offset)
+                driver.progress.positions.setdefault(topic, {}).setdefault(partition, offset)
             for topic, partition, span in each(manifest.spans):
                 if (topic, partition) not in replays:
                     replay = Replay(settings.kafka, topic, partition, span.start)
                     replays[topic, partition] = opened.enter_context(closing(replay))
             for batch in _batches(manifest, replays, decode):
-                learner.learn(batch)
-                if learner.release_due:
-                    learner.decide_release()
+                driver.learn(batch)
+                decided = driver.decide() if driver.learner.release_due else None
                 batches, records, done = batches + 1, records + batch.records, done + offsets_in(batch.spans)
                 on_progress(done, path.offsets)
-    digests = _compared(path.end, learner.snapshot(), doubts)
+    digests = _compared(path.end, driver.snapshot(decided), doubts)
     return Rebuilt(path.start.sequence if path.start else 0, path.end.sequence, batches, records, *digests)
 
 
@@ -105,19 +107,24 @@ def _begin(manifest: Manifest) -> Positions:
     }
 
 
-def _restore(settings: Settings, learner: Learner, store: Store, before: Manifest, start: str) -> None:
+def _resumed(settings: Settings, store: Store, before: Manifest | None, start: str) -> Driver:
+    set_up_torch(settings.learning)
+    if before is None:
+        return Driver(Learner(settings), Progress({}))
     if before.release:
         check_network(before.release.model, settings.model)
     data = bytes_of(start) if is_file(start) else store.fetch(before.state)
     try:
-        document = state.decode_document(data)
+        document = tensors.decode_document(data)
         parts = store.fetch_all(before.parts_of(before.kept[-1]), known={})
-        learner.restore(state.decode_tensors(data), document, parts, before.positions)
+        state, released = join(as_tensors(tensors.decode(data)), document), None
         saved = before.released_state()
         if before.release and saved:
             if saved.object != before.state:
                 data = _released(store, saved)
-            learner.restore_released(state.decode_tensors(data), state.decode_document(data))
+            released = join(as_tensors(tensors.decode(data)), tensors.decode_document(data))
+        learner = Learner(settings, Saved(state, parts, released))
+        return Driver(learner, Progress(before.positions, document))
     except ValueError as error:
         raise StateError(f"the state of checkpoint {before.sequence} does not fit the settings: {error}") from None
 
@@ -169,9 +176,9 @@ def _differences(learner: Learner, end: Manifest) -> list[str]:
 
 def _compared(end: Manifest, snapshot: Snapshot, doubts: list[str]) -> tuple[str, str | None]:
     """Digests of the state and of the released weights. Raises MismatchError when one is not the manifest's."""
-    made = {"state": (digest(state.encode(snapshot.tensors, snapshot.document)), end.state.digest)}
+    made = {"state": (digest(tensors.encode(snapshot.tensors, snapshot.document)), end.state.digest)}
     if end.released and end.release and snapshot.candidate:
-        made["release"] = digest(state.encode(snapshot.candidate.weights)), end.release.object.digest
+        made["release"] = digest(tensors.encode(as_arrays(snapshot.candidate.weights))), end.release.object.digest
     for what, (rebuilt, published) in made.items():
         if rebuilt != published:
             raise MismatchError(

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
-from typing import TYPE_CHECKING
 
 import structlog
 
@@ -22,6 +21,8 @@ from stream_learner.monitoring import logs
 from stream_learner.monitoring.health import Health
 from stream_learner.monitoring.metrics import Metrics, RunRegistry
 from stream_learner.monitoring.server import serve
+from stream_learner.publishing.ownership import first_look
+from stream_learner.publishing.recover import Recovery
 from stream_learner.run.process import keep_freed_memory
 from stream_learner.streams import topics
 from stream_learner.streams.connection import client_config
@@ -30,12 +31,9 @@ from stream_learner.streams.journal import ReadBack
 from stream_learner.streams.rights import Role
 from stream_learner.streams.transaction import Transaction
 
-if TYPE_CHECKING:
-    from stream_learner.learning.learner import Learner
-
 log = structlog.get_logger()
 
-POLL_S = 0.2
+POLL_S = 0.05
 # Pixels a side that are enough for each network that needs no other library.
 ENOUGH_PIXELS = 9
 FROM_TORCHVISION = ("resnet18", "resnet50")
@@ -48,7 +46,7 @@ def check(settings: Settings) -> None:
     """
     _check_without_torch(settings)
     if needs_torch(settings):
-        build_learner(settings)
+        _check_with_torch(settings)
 
 
 def needs_torch(settings: Settings) -> bool:
@@ -76,11 +74,10 @@ def _check_without_torch(settings: Settings) -> None:
     check_location(settings.checkpoint.store)
 
 
-def build_learner(settings: Settings) -> "Learner":
-    """Import torch and build what learns. Raises UsageError when the settings do not fit."""
+def _check_with_torch(settings: Settings) -> None:
     from stream_learner.learning.learner import Learner
 
-    return Learner(settings)
+    Learner(settings)
 
 
 def run(
@@ -108,7 +105,8 @@ def run(
     )
     metrics.follow(health)
     importing = ThreadPoolExecutor(1, "import").submit(importlib.import_module, "stream_learner.run.worker")
-    learner = build_learner(settings) if needs_torch(settings) else None
+    if needs_torch(settings):
+        _check_with_torch(settings)
     store = Store(settings.checkpoint.store)
     store.try_out(keys.trials(settings.run.id))
     topics.check(settings, role=Role.WORKER)  # before clients that would only log that a topic is missing
@@ -116,11 +114,12 @@ def run(
     transaction, read_back = Transaction(settings), ReadBack(settings)
     with closing(Election(settings, health.heard)) as election:
         election.check_members()
+        recovery = Recovery(settings, store, fresh, metrics.foreign_records)
+        first_look(settings, recovery.look)
         while not importing.done() and not stop.is_set():
-            if settings.run.on_conflict == "take_over":  # disturbs others, and all is not checked yet
-                wait([importing], POLL_S)
-            else:
-                election.poll(POLL_S)
+            wait([importing], POLL_S)
+            if settings.run.on_conflict != "take_over":  # which disturbs others, and not everything is checked yet
+                election.poll()
         if stop.is_set():
             return
         from stream_learner.run import worker
@@ -129,16 +128,15 @@ def run(
         gc.enable()
         worker.run(
             settings,
-            learner or build_learner(settings),
             store,
             transaction,
             read_back,
             election,
+            recovery,
             metrics,
             health,
             stop,
             end_process,
-            fresh=fresh,
             accept_rejects=accept_rejects,
         )
     log.info("stopped")

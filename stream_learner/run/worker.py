@@ -24,18 +24,23 @@ from stream_learner.errors import (
     StateError,
 )
 from stream_learner.formats.decoder import Decoder
-from stream_learner.learning.batch import MAX_BATCH_BYTES, Batch, batches
-from stream_learner.learning.learner import Learner
-from stream_learner.learning.progress import MAX_ENTRIES
+from stream_learner.learning.learner import Learner, Saved
+from stream_learner.learning.process import set_up_torch
+from stream_learner.learning.state_dict import join
 from stream_learner.monitoring.health import Answer, Health, Phase
 from stream_learner.monitoring.metrics import Metrics
-from stream_learner.publishing.ownership import await_turn, fencing, first_look, leaving_a_mark
+from stream_learner.networks.tensors import as_tensors
+from stream_learner.publishing.ownership import EndProcess, await_turn, fencing, leaving_a_mark
 from stream_learner.publishing.publish import Publish
-from stream_learner.publishing.publisher import EndProcess, Publisher
+from stream_learner.publishing.publisher import Publisher
 from stream_learner.publishing.recover import Recovered, Recovery
+from stream_learner.publishing.snapshot import Decided
+from stream_learner.run.batches import MAX_BATCH_BYTES, Batch, batches
 from stream_learner.run.breaker import Breaker
+from stream_learner.run.driver import Driver
 from stream_learner.run.lives import Lives
 from stream_learner.run.outage import Outage
+from stream_learner.run.progress import MAX_ENTRIES, Progress
 from stream_learner.streams.election import Election
 from stream_learner.streams.journal import ReadBack
 from stream_learner.streams.source import Source
@@ -53,7 +58,7 @@ class Worker:
 
     settings: Settings
     stream: Iterable[Batch]
-    learner: Learner
+    driver: Driver
     source: Source
     publisher: Publisher
     election: Election
@@ -66,11 +71,11 @@ class Worker:
     warned_of: set[Split] = field(default_factory=set)
 
     def loop(self) -> None:
-        """Learns until the stream ends, then saves once more. Raises RejectsError, DivergedError (after that save)."""
-        learner = self.learner
+        """Learn until the stream ends, then save once more. Raises RejectsError, DivergedError (after that save)."""
+        learner = self.driver.learner
         for batch in self.stream:
             with self.lives.suspecting(batch.places):
-                report = learner.learn(batch)  # predict, then weighted step(s) with memory
+                report = self.driver.learn(batch)  # predict, then weighted step(s) with memory
             self.metrics.observe(report)
             self.breaker.observe(report)
             for drift in report.drifts:
@@ -79,9 +84,9 @@ class Worker:
             self.tend()
             if learner.release_due:
                 self.wait()  # falls on the same batch in every execution, so training waits
-                learner.decide_release()
+                decided = self.driver.decide()
                 self.warn_of_few_groups()
-                self.save()
+                self.save(decided)
             elif self.save_due():
                 self.wait()
                 self.save()
@@ -103,7 +108,7 @@ class Worker:
 
     def warn_of_few_groups(self) -> None:
         """Log once that few groups dominate a held-out set, and again only if that ceased meanwhile."""
-        few = self.learner.few_groups()
+        few = self.driver.learner.few_groups()
         for split, share in few.items():
             if split not in self.warned_of:
                 log.warning(
@@ -116,8 +121,8 @@ class Worker:
 
     def save_due(self) -> bool:
         """Whether a save is due and possible, or so overdue that training must wait for it."""
-        settings, opened = self.settings.checkpoint, self.learner.progress.open
-        if self.learner.progress.empty:
+        settings, opened = self.settings.checkpoint, self.driver.progress.open
+        if self.driver.progress.empty:
             return False
         records = opened.tally.records
         unsaved = records + self.publisher.unsaved_records
@@ -136,25 +141,26 @@ class Worker:
         self.publisher.wait(self.tend)
         self.health.enter(before)
 
-    def save(self) -> None:
-        self.publisher.submit(self.learner.snapshot(), self.lag())
+    def save(self, decided: Decided | None = None) -> None:
+        """Hand a snapshot to the publisher; `decided` is the decision just taken, if any."""
+        self.publisher.submit(self.driver.snapshot(decided), self.lag())
         self.saved_at = time.monotonic()
         if self.lives.careful:
             self.wait()  # or the end of a publication would be blamed on the record that is decoded meanwhile
 
     def save_the_rest(self) -> None:
         """Returns when everything that was learned is published."""
-        unsaved = self.learner.progress.open.tally.records + self.publisher.unsaved_records
+        unsaved = self.driver.progress.open.tally.records + self.publisher.unsaved_records
         log.info("stopping after a last save", unsaved_records=unsaved)
         self.health.enter(Phase.STOPPING)
         self.wait()
-        if not self.learner.progress.empty:
+        if not self.driver.progress.empty:
             self.save()
             self.wait()
 
     def lag(self) -> Positions:
         """Records between what was learned and the end of each partition."""
-        positions = self.learner.progress.positions
+        positions = self.driver.progress.positions
         return {
             topic: {p: max(0, end - positions.get(topic, {}).get(p, 0)) for p, end in partitions.items()}
             for topic, partitions in self.source.ends().items()
@@ -183,14 +189,11 @@ class Worker:
         for topic, partitions in self.source.starts().items():
             for partition, offset in partitions.items():
                 self.metrics.observe_log_start(topic, partition, offset)
-        memory = self.learner.memory
-        fill = zip(self.learner.labels, memory.counts.tolist(), strict=False)  # a label may have no training sample
-        self.metrics.observe_memory(dict(fill), memory.nbytes)
-        recent = self.learner.prequential.recent(self.learner.labels)
-        drift = self.learner.drift
-        self.metrics.observe_recent(recent, drift.window, drift.boosted(self.learner.records))
-        self.metrics.observe_refused(self.learner.refused)
-        self.metrics.observe_unsaved(self.learner.progress.open.tally.records + self.publisher.unsaved_records)
+        gauges = self.driver.learner.gauges()
+        self.metrics.observe_memory(gauges.remembered, gauges.memory_bytes)
+        self.metrics.observe_recent(gauges.recent, gauges.drift_window, gauges.boosted)
+        self.metrics.observe_refused(gauges.refused)
+        self.metrics.observe_unsaved(self.driver.progress.open.tally.records + self.publisher.unsaved_records)
 
 
 def give_up(kafka: KafkaSettings, health: Health) -> None:
@@ -204,21 +207,21 @@ def give_up(kafka: KafkaSettings, health: Health) -> None:
 
 def run(
     settings: Settings,
-    learner: Learner,
     store: Store,
     transaction: Transaction,
     read_back: ReadBack,
     election: Election,
+    recovery: Recovery,
     metrics: Metrics,
     health: Health,
     stop: threading.Event,
     end_process: EndProcess,
     *,
-    fresh: bool = False,
     accept_rejects: bool = False,
 ) -> None:
-    """Waits for its turn, recovers, then learns until `stop` is set, and saves once more.
+    """Wait for this worker's turn, recover, learn until `stop` is set, and save once more.
 
+    `recovery` has looked once.
     Raises subclasses of StreamLearnerError. A publication that fails, and another worker that takes over, end the
     process through `end_process`.
     """
@@ -228,8 +231,6 @@ def run(
             "nothing trains the network's body, which is random unless its factory loads one; see model.weights"
         )
     end_process = leaving_a_mark(settings, store, end_process)
-    recovery = Recovery(settings, store, fresh, metrics.foreign_records)
-    first_look(settings, recovery.look)
 
     def stand_by() -> None:
         health.enter(Phase.STANDBY)
@@ -240,10 +241,13 @@ def run(
     try:
         health.enter(Phase.RECOVERING)
         recovered = recovery.take_over(fencing(election, transaction.fence))
-        last = _restore(learner, recovered, metrics)
+        driver = resumed(settings, recovered)
+        last = recovered.checkpoint
+        if last:
+            metrics.recovered(last.manifest)
         source = Source(settings.kafka, settings.input, recovered.positions, health.heard)
         metrics.begin(source.positions)
-        publish = Publish(settings, store, transaction, read_back, recovered.topic_ids, recovered.epoch, *last)
+        publish = Publish(settings, store, transaction, read_back, recovered.topic_ids, recovered.epoch, last)
         lives = Lives(store, settings)
 
         def committed(manifest: Manifest, seconds: float) -> None:
@@ -256,7 +260,7 @@ def run(
         stream = batches(
             source,
             decode,
-            recovered.positions,
+            driver.progress.positions,
             settings.batch,
             stop,
             outage=Outage(settings.kafka.give_up_s, stop, health.wait_for),
@@ -265,10 +269,10 @@ def run(
             max_bytes=min(MAX_BATCH_BYTES, settings.checkpoint.max_pending_bytes),
         )
         breaker = Breaker(settings.rejects, enabled=not accept_rejects)
-        worker = Worker(settings, stream, learner, source, publisher, election, metrics, health, breaker, lives)
-        sequence = last[0].sequence if last[0] else 0
-        log.info("learning", epoch=recovered.epoch, sequence=sequence, classes=len(learner.labels))
-        del recovery, recovered  # the state it fetched
+        worker = Worker(settings, stream, driver, source, publisher, election, metrics, health, breaker, lives)
+        sequence = last.manifest.sequence if last else 0
+        log.info("learning", epoch=recovered.epoch, sequence=sequence, classes=len(driver.learner.labels))
+        del recovery, recovered, last  # the state that was fetched
         health.enter(Phase.LEARNING)
         try:
             with lives.watched():
@@ -286,16 +290,21 @@ def run(
         end_process(error.code)
 
 
-def _restore(learner: Learner, recovered: Recovered, metrics: Metrics) -> tuple[Manifest | None, str | None]:
-    """Brings the learner to where the run stands; the newest manifest and its digest, None at a fresh start."""
-    learner.begin(recovered.positions)
+def resumed(settings: Settings, recovered: Recovered) -> Driver:
+    """Build what learns, as the checkpoint has it, in this process.
+
+    Raises StateError when the state is not one that was saved.
+    """
+    set_up_torch(settings.learning)
     checkpoint = recovered.checkpoint
     if checkpoint is None:
-        return None, None
+        return Driver(Learner(settings), Progress(recovered.positions))
+    state = join(as_tensors(checkpoint.tensors), checkpoint.document)
+    released = checkpoint.released and join(as_tensors(checkpoint.released[0]), checkpoint.released[1])
+    saved = Saved(state, checkpoint.parts, released)
     try:
-        learner.restore(checkpoint.tensors, checkpoint.document, checkpoint.parts, recovered.positions)
-        if checkpoint.released:
-            learner.restore_released(*checkpoint.released)
+        learner = Learner(settings, saved)
+        progress = Progress(recovered.positions, checkpoint.document)
     except ValueError as error:
         raise StateError(
             f"the state of checkpoint {checkpoint.manifest.sequence} cannot be restored: {error}. Bring it back from a "
@@ -303,5 +312,4 @@ def _restore(learner: Learner, recovered: Recovered, metrics: Metrics) -> tuple[
         ) from None
     if learner.retired:
         log.info("classes that [labels] retired", classes=dict(islice(learner.retired.items(), MOST_SHOWN)))
-    metrics.recovered(checkpoint.manifest)
-    return checkpoint.manifest, checkpoint.manifest_digest
+    return Driver(learner, progress)

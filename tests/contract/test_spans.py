@@ -7,8 +7,8 @@ from stream_learner.contract.spans import Span, Spans, advance, between, each, e
 from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.contract.window import Drift
 from stream_learner.formats.record import Record, Rejection
-from stream_learner.learning.progress import ERROR_HEADERS_BYTES, PIECE_BYTES, Progress
 from stream_learner.monitoring.report import Report
+from stream_learner.run.progress import ERROR_HEADERS_BYTES, PIECE_BYTES, Progress
 
 
 def rejection(offset: int, reason: Reason = Reason.NO_LABEL) -> Rejection:

@@ -14,7 +14,7 @@ from stream_learner.config import Settings
 from stream_learner.contract.manifest import encode
 from stream_learner.errors import StateError, TopicsError
 from stream_learner.follow.status import Status, read_status
-from stream_learner.learning.tally import Tally
+from stream_learner.publishing.tally import Tally
 from stream_learner.streams import topics
 
 

@@ -52,7 +52,7 @@ def sample_of(given_record: Record, decode: Decoder = DECODE) -> Sample:
 def test_a_record_becomes_a_sample():
     given_record = record(digit(0), offset=7, label="zero", weight="2.5", split="validation")
     sample = sample_of(given_record)
-    assert sample.record is given_record
+    assert (sample.key, sample.timestamp_ms) == (given_record.place, given_record.timestamp_ms)
     assert (sample.label, sample.weight, sample.split) == ("zero", 2.5, Split.VALIDATION)
     assert np.array_equal(sample.pixels_HWC, DIGITS_NHW[0][:, :, None])
 

@@ -7,19 +7,25 @@ from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
+from torch import Tensor
 
 from stream_learner import registry
-from stream_learner.checkpoints import state
 from stream_learner.config import Settings
+from stream_learner.contract import tensors
 from stream_learner.contract.spans import Span
 from stream_learner.contract.vocabulary import Label, Split
 from stream_learner.formats.images import png
 from stream_learner.formats.labels import LabelRules
 from stream_learner.formats.record import Record, Sample
-from stream_learner.learning.batch import Batch
-from stream_learner.learning.learner import Learner
-from stream_learner.learning.snapshot import Snapshot
+from stream_learner.learning.learner import Learner, Saved
+from stream_learner.learning.process import set_up_torch
+from stream_learner.learning.state_dict import join
 from stream_learner.monitoring.report import Report
+from stream_learner.networks.tensors import as_tensors
+from stream_learner.publishing.snapshot import Snapshot
+from stream_learner.run.batches import Batch
+from stream_learner.run.driver import Driver
+from stream_learner.run.progress import Progress
 
 SIDE = 9  # pixels; the least that resnet18_slim takes
 _data, TARGETS = load_digits(return_X_y=True)
@@ -51,6 +57,9 @@ def settings(**overrides: Any) -> Settings:
     return Settings.model_validate(document)
 
 
+set_up_torch(settings().learning)  # as in a process of its own
+
+
 def digits_of(classes: Iterable[int], count: int, skip: int = 0) -> list[int]:
     """Indices of `count` digits, alternating between the classes, of each all but its first `skip`."""
     of_class = cycle([iter(np.flatnonzero(c == TARGETS)[skip:].tolist()) for c in classes])
@@ -74,23 +83,22 @@ def batch(
         encodings, pixels_NHWC, cycle(labels), cycle(weights), cycle(splits), cycle(timestamps_ms), strict=False
     )
     samples = [
-        Sample(
-            Record("images", 0, offset, timestamp_ms, None, b"", []), encoded, pixels_HWC, label, weight, split, offset
-        )
+        Sample(f"images/0/{offset}", timestamp_ms, encoded, pixels_HWC, label, weight, split, offset)
         for offset, (encoded, pixels_HWC, label, weight, split, timestamp_ms) in enumerate(parts, first)
     ]
     return Batch(
         samples=samples,
+        sources=[Record("images", 0, first + i, s.timestamp_ms, None, b"", []) for i, s in enumerate(samples)],
         spans={"images": {0: Span(first, first + len(samples))}},
         records=len(samples),
-        places=[sample.record[:3] for sample in samples],
+        places=[("images", 0, first + i) for i in range(len(samples))],
         training=sum(sample.split is TRAIN for sample in samples),
     )
 
 
-def position(learner: Learner) -> int:
+def position(driver: Driver) -> int:
     """The offset that comes next."""
-    return learner.progress.positions.get("images", {}).get(0, 0)
+    return driver.progress.positions.get("images", {}).get(0, 0)
 
 
 def stream(side: int = SIDE) -> list[Batch]:
@@ -119,30 +127,49 @@ def as_meant(batches: list[Batch], given: Settings) -> list[Batch]:
     rules = LabelRules.from_settings(given.labels)
     for b in batches:
         meant = [(sample, rules.resolve(sample.label)) for sample in b.samples]
+        b.sources = [record for record, (_, label) in zip(b.sources, meant, strict=True) if label is not None]
         b.samples = [sample._replace(label=label) for sample, label in meant if label is not None]
         b.training = sum(sample.split is TRAIN for sample in b.samples)
     return batches
 
 
-def learn(learner: Learner, batches: Iterable[Batch]) -> list[Report]:
-    return [learner.learn(b) for b in batches]
+def driver_of(settings: Settings) -> Driver:
+    """A new learner at the beginning of the stream."""
+    return Driver(Learner(settings), Progress({}))
 
 
-def learned(settings: Settings, batches: Iterable[Batch]) -> Learner:
+def learn(driver: Driver, batches: Iterable[Batch]) -> list[Report]:
+    return [driver.learn(b) for b in batches]
+
+
+def learned(settings: Settings, batches: Iterable[Batch]) -> Driver:
     """A new learner after these batches."""
-    learner = Learner(settings)
-    learn(learner, batches)
-    return learner
+    driver = driver_of(settings)
+    learn(driver, batches)
+    return driver
+
+
+def decided(driver: Driver) -> Snapshot:
+    """The snapshot with the decision whether to release."""
+    return driver.snapshot(driver.decide())
 
 
 def as_bytes(snapshot: Snapshot) -> bytes:
     """What a checkpoint would hold of the learner."""
-    return state.encode(snapshot.tensors, snapshot.document)
+    return tensors.encode(snapshot.tensors, snapshot.document)
 
 
-def resumed(settings: Settings, snapshot: Snapshot) -> Learner:
-    """What a restart makes of the snapshot's bytes."""
+def tensors_of(snapshot: Snapshot) -> dict[str, Tensor]:
+    """The state's tensors."""
+    return as_tensors(snapshot.tensors)
+
+
+def resumed(settings: Settings, snapshot: Snapshot, release: Snapshot | None = None) -> Driver:
+    """What a restart makes of the bytes of a snapshot, and of the one that was saved with the last release."""
+    saved = Saved(_state(snapshot), snapshot.parts, release and _state(release))
+    return Driver(Learner(settings, saved), Progress(snapshot.positions, snapshot.document))
+
+
+def _state(snapshot: Snapshot) -> dict[str, Any]:
     data = as_bytes(snapshot)
-    learner = Learner(settings)
-    learner.restore(state.decode_tensors(data), state.decode_document(data), snapshot.parts, snapshot.positions)
-    return learner
+    return join(as_tensors(tensors.decode(data)), tensors.decode_document(data))

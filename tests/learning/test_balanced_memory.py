@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stream_learner.contract.vocabulary import Split
 from stream_learner.formats.images import png
-from stream_learner.formats.record import Record, Sample
+from stream_learner.formats.record import Sample
 from stream_learner.learning.memory import BalancedMemory
 
 SHAPE = DIGITS_NHWC.shape[1:]
@@ -26,9 +26,17 @@ def memory(max_items: int = PLENTY, seed: int = 0, max_bytes: int = PLENTY, **op
 
 
 def sample(offset: int, topic: str = "images", partition: int = 0) -> Sample:
-    record = Record(topic, partition, offset, 1000 + offset, None, None, [])
     digit = offset % len(ENCODED)
-    return Sample(record, ENCODED[digit], DIGITS_NHWC[digit], "a digit", 1.0, Split.TRAIN, 0)
+    return Sample(
+        f"{topic}/{partition}/{offset}",
+        1000 + offset,
+        ENCODED[digit],
+        DIGITS_NHWC[digit],
+        "a digit",
+        1.0,
+        Split.TRAIN,
+        0,
+    )
 
 
 def offer(to: BalancedMemory, items: Items) -> BalancedMemory:
@@ -44,11 +52,11 @@ def slots(of: BalancedMemory) -> np.ndarray:
 
 def content(of: BalancedMemory) -> set[tuple[int, int]]:
     """(key, class) of everything held."""
-    return set(zip(of.state()["keys"].tolist(), of.labels.tolist(), strict=True))
+    return set(zip(of.state_dict()["keys"].tolist(), of.labels.tolist(), strict=True))
 
 
 def same(a: BalancedMemory, b: BalancedMemory) -> bool:
-    x, y = a.state(), b.state()
+    x, y = a.state_dict(), b.state_dict()
     equal = all(torch.equal(x[name], y[name]) and x[name].dtype == y[name].dtype for name in x)
     return x.keys() == y.keys() and equal and a.parts == b.parts
 
@@ -56,7 +64,7 @@ def same(a: BalancedMemory, b: BalancedMemory) -> bool:
 def copy(of: BalancedMemory, **options) -> BalancedMemory:
     """What a restart makes of it."""
     made = memory(**options)
-    made.restore(of.state(), of.parts, CLASSES)
+    made.load_state_dict(of.state_dict(), of.parts, CLASSES)
     return made
 
 
@@ -107,7 +115,7 @@ def test_limits_never_grow_and_the_bounds_are_kept(items, max_items, max_bytes):
     held, before = memory(max_items, max_bytes=max_bytes), np.empty(0, np.int64)
     for item in items:
         offer(held, [item])
-        limits = held.state()["limits"].numpy()
+        limits = held.state_dict()["limits"].numpy()
         assert (limits[: len(before)] <= before).all()
         assert (held.counts <= limits).all()
         assert len(held) <= max_items
@@ -118,7 +126,7 @@ def test_limits_never_grow_and_the_bounds_are_kept(items, max_items, max_bytes):
 
 def written(memory: BalancedMemory) -> int:
     """Bytes of images in a checkpoint, those included that are not live."""
-    return len(memory.state()["tail"]) + sum(map(len, memory.parts.values()))
+    return len(memory.state_dict()["tail"]) + sum(map(len, memory.parts.values()))
 
 
 def test_under_pressure_classes_are_balanced():
@@ -149,7 +157,7 @@ def test_a_restored_memory_is_equal_and_goes_on_equally(first, then, capacity):
 
 def test_a_state_is_a_copy():
     held = offer(memory(), [(1, 0), (2, 1)])
-    state = held.state()
+    state = held.state_dict()
     restored = copy(held)
     offer(held, [(3, 0)])
     for tensor in state.values():
@@ -160,11 +168,11 @@ def test_a_state_is_a_copy():
 
 def test_an_old_state_is_whole_whatever_became_of_the_memory():
     held = offer(memory(40), [(i, 0) for i in range(100)])
-    state, parts = held.state(), held.parts
+    state, parts = held.state_dict(), held.parts
     offer(held, [(100 + i, 1 + i % 9) for i in range(1000)])
     assert not parts.keys() & held.parts.keys()  # all of them were rewritten since
     restored = memory(40)
-    restored.restore(state, parts, CLASSES)
+    restored.load_state_dict(state, parts, CLASSES)
     assert np.array_equal(restored.pixels_NHWC(slots(restored)), DIGITS_NHWC[restored.weights.astype(int)])
 
 
@@ -172,8 +180,8 @@ def test_a_state_without_one_of_its_parts_is_refused():
     held = offer(memory(), [(i, 0) for i in range(20)])
     missing, *_ = held.parts
     with pytest.raises(ValueError, match=f"segment {missing} is missing"):
-        memory().restore(
-            held.state(), {digest: data for digest, data in held.parts.items() if digest != missing}, CLASSES
+        memory().load_state_dict(
+            held.state_dict(), {digest: data for digest, data in held.parts.items() if digest != missing}, CLASSES
         )
 
 
@@ -187,7 +195,7 @@ def test_what_a_state_adds_to_the_last_one_is_what_is_new():
     assert old.keys() < held.parts.keys()
     assert all(held.parts[digest] is data for digest, data in old.items())
     assert sum(map(len, old.values())) > 100_000 > 3000 > new
-    assert len(held.state()["tail"]) < SEGMENT_BYTES
+    assert len(held.state_dict()["tail"]) < SEGMENT_BYTES
 
 
 @given(items, st.integers(0, 40), st.integers(0, 40))
@@ -212,11 +220,11 @@ def test_a_memory_that_was_switched_off_begins_anew():
 @given(items, st.integers(0, 300), st.integers(1, 40))
 def test_what_was_admitted_since_is_dropped(items, records, capacity):
     held = offer(memory(capacity), items)
-    limits, older = held.state()["limits"], held.admitted < records
+    limits, older = held.state_dict()["limits"], held.admitted < records
     expected = sorted(held.weights[older].tolist())
     held.drop_since(records)
     assert sorted(held.weights.tolist()) == expected
-    assert torch.equal(held.state()["limits"], limits)
+    assert torch.equal(held.state_dict()["limits"], limits)
     assert np.array_equal(held.pixels_NHWC(slots(held)), DIGITS_NHWC[held.weights.astype(int)])
     assert written(held) <= 2 * held.nbytes
     assert same(held, copy(held, max_items=capacity))
@@ -233,7 +241,7 @@ def test_logits_are_kept_with_their_items_as_far_as_classes_were_known():
             known = 1 + offset // 10
             assert (row[:known] == offset).all()
             assert np.isnan(row[known:]).all()
-    assert "logits" not in memory().state()
+    assert "logits" not in memory().state_dict()
 
 
 def test_an_image_of_another_size_is_kept_as_the_model_sees_it():
@@ -292,7 +300,7 @@ def test_topic_partition_and_seed_make_other_keys():
     def key(topic: str = "images", partition: int = 0, seed: int = 0) -> int:
         held = memory(seed=seed)
         held.add(sample(7, topic, partition), 0, 1.0, 0)
-        return int(held.state()["keys"][0])
+        return int(held.state_dict()["keys"][0])
 
     assert key() == key()
     assert len({key(), key(topic="more"), key(partition=1), key(seed=1)}) == 4

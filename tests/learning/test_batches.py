@@ -13,7 +13,7 @@ from stream_learner.contract.spans import Positions, Span, each, extend_all
 from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.errors import InputError
 from stream_learner.formats.record import Gap, Record, RejectError, RetryLaterError, Sample
-from stream_learner.learning.batch import MAX_HELD_OUT_BYTES, Batch, batches
+from stream_learner.run.batches import MAX_HELD_OUT_BYTES, Batch, batches
 
 Polls = Sequence[Sequence[Record | Gap]]
 EMPTY_POLL_S = 0.1
@@ -57,7 +57,9 @@ class Script:
         if record.value == b"bad":
             raise RejectError(Reason.UNDECODABLE_IMAGE, "bad")
         assert record.value
-        return Sample(record, record.value, PIXELS_HWC, "label", 1.0, Split(record.value.decode()), 0)
+        return Sample(
+            record.place, record.timestamp_ms, record.value, PIXELS_HWC, "label", 1.0, Split(record.value.decode()), 0
+        )
 
 
 def record(offset: int, value: bytes = b"train", partition: int = 0) -> Record:
@@ -77,7 +79,7 @@ def test_a_batch_closes_when_it_is_full():
     script = Script([[record(i) for i in range(7)], [record(i) for i in range(7, 10)]])
     got = read(script, size=4)
     assert spans(got) == [{0: (0, 4)}, {0: (4, 8)}]  # the two left over were dropped with the stop
-    assert [[s.record.offset for s in b.samples] for b in got] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [[r.offset for r in b.sources] for b in got] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_only_training_samples_fill_a_batch():
@@ -252,7 +254,7 @@ def test_batches_cover_what_was_read_once_in_order_and_without_a_hole(written, s
         extend_all(covered, b.spans)  # raises unless each batch continues the one before
 
     def offsets(b: Batch) -> list[tuple[int, int]]:
-        return sorted((r.partition, r.offset) for r in [s.record for s in b.samples] + [x.record for x in b.rejections])
+        return sorted((r.partition, r.offset) for r in b.sources + [x.record for x in b.rejections])
 
     in_batches = sorted(place for b in got for place in offsets(b))
     ends = {p: span.end for _, p, span in each(covered)}
@@ -262,8 +264,8 @@ def test_batches_cover_what_was_read_once_in_order_and_without_a_hole(written, s
         assert b.records == len(offsets(b)) <= max_span
         assert b.training == sum(s.split is Split.TRAIN for s in b.samples) <= size
         assert all(b.spans["images"][p].start <= o < b.spans["images"][p].end for p, o in offsets(b))
-        for _, run in groupby(sorted(b.samples, key=lambda s: s.record.partition), lambda s: s.record.partition):
-            own = [s.record.offset for s in run]
+        for _, run in groupby(sorted(b.sources, key=lambda r: r.partition), lambda r: r.partition):
+            own = [r.offset for r in run]
             assert own == sorted(own)
     dropped = len(records) - len(in_batches)
     assert dropped < max_span
@@ -333,7 +335,7 @@ def test_a_record_that_cannot_be_read_now_keeps_its_place():
     outage = Outage(script, tries=2)
     got = [batch for batch in outage.batches(size=5) if batch.spans]
     assert [b.pieces for b in got] == [[("images", 0, 4), ("images", 1, 1)]]
-    assert [(s.record.partition, s.record.offset) for s in got[0].samples] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
+    assert [(r.partition, r.offset) for r in got[0].sources] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
     assert (got[0].records, len(got[0].places), got[0].rejections) == (5, 5, [])
     assert outage.waited == [1, 1, 3, 3]
 
@@ -354,7 +356,7 @@ def test_a_stop_is_obeyed_while_a_record_cannot_be_read():
 
 def test_an_image_that_is_not_the_records_counts_toward_the_bytes_of_a_batch():
     def decode(record: Record) -> Sample | None:
-        return Sample(record, b"x" * 1000, PIXELS_HWC, "label", 1.0, Split.TRAIN, 0)
+        return Sample(record.place, 0, b"x" * 1000, PIXELS_HWC, "label", 1.0, Split.TRAIN, 0)
 
     batch = Batch()
     batch.add(record(0), decode)

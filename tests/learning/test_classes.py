@@ -10,7 +10,7 @@ from stream_learner.learning.classes import MAX_PENDING, Classes, Pending, check
 def restored(found: Classes, **overrides) -> Classes:
     """What a restart with other settings makes of it."""
     made = Classes(settings(**overrides))
-    made.restore(found.document())
+    made.load_state_dict(found.state_dict())
     return made
 
 
@@ -109,7 +109,7 @@ def test_a_new_label_becomes_a_class_with_its_nth_record():
         found = restored(found, labels__min_records=3)
     assert seen == [Reason.RARE_LABEL, Reason.RARE_LABEL, None, None]
     assert found.labels == ["cat"]
-    assert found.document()["pending"] == []
+    assert found.state_dict()["pending"] == []
 
 
 def test_a_target_of_an_alias_is_a_class_at_once():
@@ -129,19 +129,19 @@ def test_a_flood_of_random_labels_makes_no_class_and_takes_no_room():
                 break
     assert found.labels == ["cat"]
     assert records < 10
-    assert len(found.document()["pending"]) <= MAX_PENDING
+    assert len(found.state_dict()["pending"]) <= MAX_PENDING
 
 
 def test_counts_are_never_too_high():
     pending = Pending()
     for i in range(3 * MAX_PENDING):
         assert pending.count(i) == 1
-    assert len(pending.document()) <= MAX_PENDING
+    assert len(pending.state_dict()) <= MAX_PENDING
 
 
 def test_new_names_must_fit_in_a_manifest(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(classes, "MAX_LABELS_BYTES", len('"a","b","c",'))
-    document = known("a", "b").document()
+    document = known("a", "b").state_dict()
     check_room(document, settings(labels__aliases={"b": "c"}))
     with pytest.raises(ValueError, match="take more than 12 bytes"):
         check_room(document, settings(labels__aliases={"b": "cc"}))
@@ -157,11 +157,11 @@ def test_new_names_must_fit_in_a_manifest(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_room_is_checked_after_retiring(overrides, fits):
-    document = known("a", "b", "c").document()
+    document = known("a", "b", "c").state_dict()
     given = settings(model__max_classes=2, **overrides)
     if fits:
         check_room(document, given)
     else:
         with pytest.raises(ValueError, match=r"it has 3 classes, more than model\.max_classes = 2"):
             check_room(document, given)
-    assert document == known("a", "b", "c").document()
+    assert document == known("a", "b", "c").state_dict()

@@ -20,13 +20,16 @@ from digit_stream import (
     as_bytes,
     as_meant,
     batch,
+    decided,
     digits_of,
+    driver_of,
     learn,
     learned,
     position,
     resumed,
     settings,
     stream,
+    tensors_of,
 )
 from torch import Tensor
 
@@ -34,11 +37,11 @@ from stream_learner import networks as models
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.learning.evaluation import predict
 from stream_learner.learning.heads.statistics import NEVER
-from stream_learner.learning.learner import Learner
-from stream_learner.learning.snapshot import Snapshot
 from stream_learner.learning.strategies import Losses, Step, Strategy
 from stream_learner.monitoring.report import Report
+from stream_learner.publishing.snapshot import Snapshot
 from stream_learner.registry import HEADS, STRATEGIES
+from stream_learner.run.driver import Driver
 
 SOLVED = [{"model__head": head, "model__random_features": 80} for head in HEADS if head != "linear"]
 NORMALISED = f"{small_network.__name__}:{small_network.Normalised.__name__}"
@@ -78,7 +81,7 @@ def differing(before: Snapshot, after: Snapshot) -> set[str]:
     def contents(tensors: dict[str, Tensor]) -> set[tuple]:
         return {(name, tuple(t.shape), t.numpy().tobytes()) for name, t in tensors.items()}
 
-    tensors = {name.split("/")[0] for name, *_ in contents(before.tensors) ^ contents(after.tensors)}
+    tensors = {name.split("/")[0] for name, *_ in contents(tensors_of(before)) ^ contents(tensors_of(after))}
     return tensors | {key for key, value in after.document.items() if before.document[key] != value}
 
 
@@ -90,32 +93,32 @@ def unbroken(**run) -> Snapshot:
 
 @for_every_run
 def test_a_run_stopped_and_resumed_after_every_batch_ends_like_one_that_was_not(run):
-    learner = Learner(settings(**run))
+    driver = driver_of(settings(**run))
     for b in stream():
-        learner.learn(b)
-        snapshot = learner.snapshot()
-        learner = resumed(settings(**run), snapshot)
-        assert as_bytes(learner.snapshot()) == as_bytes(snapshot)
-    assert as_bytes(learner.snapshot()) == as_bytes(unbroken(**run))
-    assert learner.progress.positions == unbroken(**run).positions
+        driver.learn(b)
+        snapshot = driver.snapshot()
+        driver = resumed(settings(**run), snapshot)
+        assert as_bytes(driver.snapshot()) == as_bytes(snapshot)
+    assert as_bytes(driver.snapshot()) == as_bytes(unbroken(**run))
+    assert driver.progress.positions == unbroken(**run).positions
 
 
 @for_every_run
 def test_snapshots_change_nothing(run):
-    learner = Learner(settings(**run))
+    driver = driver_of(settings(**run))
     for b in stream():
-        learner.learn(b)
-        learner.snapshot()
-    assert as_bytes(learner.snapshot()) == as_bytes(unbroken(**run))
+        driver.learn(b)
+        driver.snapshot()
+    assert as_bytes(driver.snapshot()) == as_bytes(unbroken(**run))
 
 
 @pytest.mark.parametrize("run", PAIRS + VARIANTS, ids=name)
 def test_decisions_to_release_change_nothing_but_their_own_time(run):
-    learner = Learner(settings(release__patience=None, **run))  # going back changes everything
+    driver = driver_of(settings(release__patience=None, **run))  # going back changes everything
     for b in stream():
-        learner.learn(b)
-        learner.decide_release()
-    assert differing(unbroken(**run), learner.snapshot()) == {"releases"}
+        driver.learn(b)
+        driver.decide()
+    assert differing(unbroken(**run), driver.snapshot()) == {"releases", "may_discard_from"}
 
 
 @pytest.mark.parametrize("model", LARGE)
@@ -123,17 +126,16 @@ def test_a_large_network_resumes_grows_and_releases_like_the_others(model):
     side = LARGE[model]
     run = settings(**LIGHT, model__name=model, model__height=side, model__width=side, memory__replay_size=8)
     batches = stream(side)[:3]
-    learner = learned(run, batches[:2])
-    half = learner.snapshot()
+    driver = learned(run, batches[:2])
+    half = driver.snapshot()
 
-    def end(learner: Learner) -> Snapshot:
-        learn(learner, batches[2:])
-        learner.decide_release()
-        return learner.snapshot()
+    def end(driver: Driver) -> Snapshot:
+        learn(driver, batches[2:])
+        return decided(driver)
 
-    unbroken = end(learner)
+    unbroken = end(driver)
     assert differing(unbroken, end(resumed(run, half))) == set()
-    assert all(torch.isfinite(t).all() for t in unbroken.tensors.values())
+    assert all(torch.isfinite(t).all() for t in tensors_of(unbroken).values())
     candidate = unbroken.candidate
     assert candidate
     assert candidate.model.arguments.classes == len(candidate.labels) == 3
@@ -154,40 +156,40 @@ def test_a_seed_gives_one_result(run):
 
 @for_every_pair
 def test_classes_may_arrive_at_any_time(run):
-    learner = Learner(settings(**run))
-    reports = learn(learner, stream())
-    assert learner.labels == [str(digit) for digit in range(10)]  # the order of their arrival
+    driver = driver_of(settings(**run))
+    reports = learn(driver, stream())
+    assert driver.learner.labels == [str(digit) for digit in range(10)]  # the order of their arrival
     assert [r.learned for r in reports] == [8, 4, 1, 8, 8, 0, 6, 20, 1, 7]
     assert [r.steps for r in reports] == [1, 1, 1, 1, 0, 0, 1, 1, 1, 1]
-    tensors = learner.snapshot().tensors
+    tensors = tensors_of(driver.snapshot())
     assert len(tensors["trainer/model/head.weight"]) == len(tensors["trainer/model/head.bias"]) == 10
     assert all(torch.isfinite(t).all() for name, t in tensors.items() if name.startswith("trainer/"))
 
 
 @for_every_learner
 def test_every_record_is_counted_once(run):
-    learner = Learner(settings(**run))
+    driver = driver_of(settings(**run))
     batches = stream()
-    for b, report in zip(batches, learn(learner, batches), strict=True):
+    for b, report in zip(batches, learn(driver, batches), strict=True):
         assert report.spans == b.spans
         assert report.records == sum(report.samples.values()) == len(b.samples)
         assert report.learned == report.samples.get(TRAIN, 0) == b.training
         assert sum(seen for _, seen in report.prequential.values()) == b.training
         assert report.rejections == []
-    snapshot = learner.snapshot()
+    snapshot = driver.snapshot()
     records = sum(b.records for b in batches)
-    assert snapshot.closed.tally.records == snapshot.document["records"] == records
+    assert snapshot.interval.tally.records == snapshot.document["records"] == records
     assert snapshot.positions == {"images": {0: records}}
-    assert learner.progress.empty
+    assert driver.progress.empty
 
 
 @for_every_learner
 def test_a_batch_whose_weights_are_all_zero_counts_as_learned_and_changes_nothing(run):
-    learner = learned(settings(**run), stream()[:4])
-    before = learner.snapshot()
-    report = learner.learn(batch(digits_of([0, 1], 5), first=position(learner), weights=[0.0]))
+    driver = learned(settings(**run), stream()[:4])
+    before = driver.snapshot()
+    report = driver.learn(batch(digits_of([0, 1], 5), first=position(driver), weights=[0.0]))
     assert (report.learned, report.steps, report.rejections) == (5, 0, [])
-    assert differing(before, learner.snapshot()) == {"records", "prequential", "drift"}
+    assert differing(before, driver.snapshot()) == {"records", "prequential", "drift"}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -197,9 +199,9 @@ def test_weight_two_is_the_sample_twice(strategy):
     before = learned(settings(**run), stream()[:4]).snapshot()
 
     def after(indices: list[int], weights: list[float]) -> Tensor:
-        learner = resumed(settings(**run), before)
-        learner.learn(batch(indices, first=position(learner), weights=weights))
-        return torch.cat([t.flatten() for name, t in learner.snapshot().tensors.items() if "/model/" in name])
+        driver = resumed(settings(**run), before)
+        driver.learn(batch(indices, first=position(driver), weights=weights))
+        return torch.cat([t.flatten() for name, t in tensors_of(driver.snapshot()).items() if "/model/" in name])
 
     one, two = digits_of([0, 1], 2, skip=50)
     twice = after([one, two, two], [1.0])
@@ -209,26 +211,39 @@ def test_weight_two_is_the_sample_twice(strategy):
 
 @for_every_learner
 def test_held_out_samples_alone_teach_nothing(run):
-    learner = learned(settings(**run), stream()[:4])
-    before = learner.snapshot()
-    held_out = batch(digits_of([0, 1, 2], 6), first=position(learner), splits=[VALIDATION, TEST])
-    assert learner.learn(held_out).learned == 0
-    assert differing(before, learner.snapshot()) == {"validation", "test", "records"}
+    driver = learned(settings(**run), stream()[:4])
+    before = driver.snapshot()
+    held_out = batch(digits_of([0, 1, 2], 6), first=position(driver), splits=[VALIDATION, TEST])
+    assert driver.learn(held_out).learned == 0
+    assert differing(before, driver.snapshot()) == {"validation", "test", "records"}
 
 
 @for_every_pair
 def test_batches_of_one_are_learned_without_a_memory(run):
-    learner = Learner(settings(memory__max_items=0, **run))
-    reports = learn(learner, [batch([index], first=index) for index in range(4)])
+    driver = driver_of(settings(memory__max_items=0, **run))
+    reports = learn(driver, [batch([index], first=index) for index in range(4)])
     assert [r.steps for r in reports] == [1, 1, 1, 1]
-    assert len(learner.memory) == 0
+    assert len(driver.learner.memory) == 0
+
+
+@for_every_learner
+def test_learners_side_by_side_draw_from_generators_of_their_own(run):
+    torch.manual_seed(7)
+    expected = [float(torch.rand(())) for _ in stream()]
+    torch.manual_seed(7)
+    one, other, drawn = driver_of(settings(**run)), driver_of(settings(run__seed=1, **run)), []
+    for b in stream():
+        one.learn(b)
+        other.learn(b)
+        drawn.append(float(torch.rand(())))
+    assert as_bytes(one.snapshot()) == as_bytes(unbroken(**run))
+    assert drawn == expected
 
 
 @for_every_learner
 def test_a_batch_is_predicted_before_it_is_learned(run):
-    learner = learned(settings(learning__precision="fp32", learning__steps_per_batch=5, **run), stream()[:4])
-    learner.decide_release()
-    candidate = learner.snapshot().candidate
+    driver = learned(settings(learning__precision="fp32", learning__steps_per_batch=5, **run), stream()[:4])
+    candidate = decided(driver).candidate
     assert candidate
     network = models.build(candidate.model, own=candidate.model.name)
     network.load_state_dict(candidate.weights)
@@ -238,7 +253,7 @@ def test_a_batch_is_predicted_before_it_is_learned(run):
     for label in ("0", "1", "2"):
         own = [p for p, index in zip(predicted, indices, strict=True) if str(TARGETS[index]) == label]
         wanted[label] = own.count(label), len(own)
-    assert learner.learn(batch(indices, first=position(learner))).prequential == wanted
+    assert driver.learn(batch(indices, first=position(driver))).prequential == wanted
 
 
 def poisoned(strategy: type[Strategy]) -> type[Strategy]:
@@ -261,18 +276,20 @@ def poisoned(strategy: type[Strategy]) -> type[Strategy]:
 def test_a_step_that_is_not_finite_is_undone_and_its_records_rejected(run, weight, monkeypatch):
     monkeypatch.setitem(STRATEGIES, "poisoned", poisoned(STRATEGIES[run["learning__strategy"]]))
     given = settings(**run | {"learning__strategy": "poisoned"})
-    learner = learned(given, stream()[:4])
-    before = learner.snapshot()
-    bad = batch(digits_of([0, 1, 2], 9), first=position(learner), weights=[weight], splits=[TRAIN, TRAIN, TEST])
-    report = learner.learn(bad)
+    driver = learned(given, stream()[:4])
+    before = driver.snapshot()
+    bad = batch(digits_of([0, 1, 2], 9), first=position(driver), weights=[weight], splits=[TRAIN, TRAIN, TEST])
+    report = driver.learn(bad)
     assert (report.learned, report.steps, report.samples) == (0, 0, {TEST: 3})
     assert {(r.reason, r.stage) for r in report.rejections} == {(Reason.NON_FINITE_STEP, "learn")}
-    assert [r.record for r in report.rejections] == [s.record for s in bad.samples if s.split is TRAIN]
-    after = learner.snapshot()
+    assert [r.record for r in report.rejections] == [
+        r for r, s in zip(bad.sources, bad.samples, strict=True) if s.split is TRAIN
+    ]
+    after = driver.snapshot()
     assert differing(before, after) <= {"rng", "records", "test", "non_finite_in_a_row", "prequential", "drift"}
     assert as_bytes(resumed(given, after).snapshot()) == as_bytes(after)
-    learner.learn(batch(digits_of([0, 1, 2], 9), first=position(learner)))
-    assert "trainer" in differing(after, learner.snapshot())
+    driver.learn(batch(digits_of([0, 1, 2], 9), first=position(driver)))
+    assert "trainer" in differing(after, driver.snapshot())
 
 
 @for_every_pair
@@ -287,29 +304,31 @@ def test_a_later_step_that_is_not_finite_leaves_the_batch_learned_as_far_as_it_w
 
     monkeypatch.setitem(STRATEGIES, "second_step_fails", SecondStepFails)
     given = run | {"learning__strategy": "second_step_fails", "learning__steps_per_batch": 3}
-    learner = Learner(settings(**given))
-    report = learner.learn(batch(digits_of([0, 1], 4), first=position(learner)))
+    driver = driver_of(settings(**given))
+    report = driver.learn(batch(digits_of([0, 1], 4), first=position(driver)))
     assert (report.steps, report.learned, report.rejections) == (1, sum(report.samples.values()), [])
 
 
 @for_every_pair
 def test_three_such_steps_in_a_row_are_a_divergence(run, monkeypatch):
     monkeypatch.setitem(STRATEGIES, "poisoned", poisoned(STRATEGIES[run["learning__strategy"]]))
-    learner = Learner(settings(**run | {"learning__strategy": "poisoned"}))
+    driver = driver_of(settings(**run | {"learning__strategy": "poisoned"}))
     seen = []
     for weight in (7, 7, 1, 8, 7, 0, 7, 1):  # a batch that makes no step breaks no row
-        learner.learn(batch(digits_of([0, 1], 4), first=position(learner), weights=[weight]))
-        seen.append(learner.diverged)
+        driver.learn(batch(digits_of([0, 1], 4), first=position(driver), weights=[weight]))
+        seen.append(driver.learner.diverged)
     assert seen == [False, False, False, False, False, False, True, False]
 
 
 @for_every_learner
 def test_labels_beyond_the_most_allowed_are_rejected(run):
-    learner = Learner(settings(model__max_classes=2, **run))
+    driver = driver_of(settings(model__max_classes=2, **run))
     b = batch(digits_of([5, 0, 3], 9), splits=[TRAIN, TRAIN, TRAIN, TEST, TEST, TEST])
-    report = learner.learn(b)
-    assert learner.labels == ["5", "0"]
-    assert [r.record for r in report.rejections] == [s.record for s in b.samples if s.label == "3"]
+    report = driver.learn(b)
+    assert driver.learner.labels == ["5", "0"]
+    assert [r.record for r in report.rejections] == [
+        r for r, s in zip(b.sources, b.samples, strict=True) if s.label == "3"
+    ]
     assert {r.reason for r in report.rejections} == {Reason.TOO_MANY_CLASSES}
     assert report.samples == {TRAIN: 4, TEST: 2}
     assert report.learned == 4
@@ -324,39 +343,39 @@ def test_classes_retire_at_a_restart_and_a_run_resumed_after_every_batch_learns_
     before, later = settings(**run), settings(**run, **RETIRING)
     half = learned(before, stream()[:7]).snapshot()
 
-    def rest(resume: bool) -> tuple[Learner, list[Report]]:
-        learner, reports = resumed(later, half), []
+    def rest(resume: bool) -> tuple[Driver, list[Report]]:
+        driver, reports = resumed(later, half), []
         for b in as_meant(stream()[7:], later):
             if resume:
-                learner = resumed(later, learner.snapshot())
-            reports.append(learner.learn(b))
-        return learner, reports
+                driver = resumed(later, driver.snapshot())
+            reports.append(driver.learn(b))
+        return driver, reports
 
-    learner, reports = rest(resume=False)
-    end = learner.snapshot()
+    driver, reports = rest(resume=False)
+    end = driver.snapshot()
     assert as_bytes(rest(resume=True)[0].snapshot()) == as_bytes(end)
-    assert learner.retired == {"1": "0", "2": None, "3": "three"}
-    assert learner.labels[:6] == [*"01234", "three"]  # indices stay, and are not used again
+    assert driver.learner.retired == {"1": "0", "2": None, "3": "three"}
+    assert driver.learner.labels[:6] == [*"01234", "three"]  # indices stay, and are not used again
     assert {label for report in reports for label in report.prequential} <= {"0", "three", *"456789"}
-    for items in (learner.memory, *learner._held_out.values()):
+    for items in (driver.learner.memory, *driver.learner._held_out.values()):
         assert not {1, 2, 3} & {*items.labels.tolist()}
     for name in ("model", "average"):
-        if f"trainer/{name}/head.bias" in end.tensors:
-            assert not end.tensors[f"trainer/{name}/head.weight"][[1, 2, 3]].any()
-            assert (end.tensors[f"trainer/{name}/head.bias"][[1, 2, 3]] == NEVER).all()
-    assert all(torch.isfinite(t).all() for name, t in end.tensors.items() if name.startswith("trainer/"))
-    assert not np.isin(predict(learner.network, DIGITS_NHWC[:200], torch.device("cpu")), [1, 2, 3]).any()
+        if f"trainer/{name}/head.bias" in tensors_of(end):
+            assert not tensors_of(end)[f"trainer/{name}/head.weight"][[1, 2, 3]].any()
+            assert (tensors_of(end)[f"trainer/{name}/head.bias"][[1, 2, 3]] == NEVER).all()
+    assert all(torch.isfinite(t).all() for name, t in tensors_of(end).items() if name.startswith("trainer/"))
+    assert not np.isin(predict(driver.learner.network, DIGITS_NHWC[:200], torch.device("cpu")), [1, 2, 3]).any()
 
 
 @for_every_pair
 def test_new_rows_of_the_head_start_with_adams_first_step(run):
     """Also when the class was first seen where no step was made: held out, or with weight 0."""
-    learner = learned(settings(**run), stream()[:4])
-    learner.learn(batch(digits_of([3], 2), first=position(learner), splits=[TEST]))
-    learner.learn(batch(digits_of([4], 2), first=position(learner), weights=[0]))
-    learner = resumed(settings(**run), learner.snapshot())
-    learner.learn(batch(digits_of([0, 3, 4], 9, skip=9), first=position(learner)))
-    tensors = learner.snapshot().tensors
+    driver = learned(settings(**run), stream()[:4])
+    driver.learn(batch(digits_of([3], 2), first=position(driver), splits=[TEST]))
+    driver.learn(batch(digits_of([4], 2), first=position(driver), weights=[0]))
+    driver = resumed(settings(**run), driver.snapshot())
+    driver.learn(batch(digits_of([0, 3, 4], 9, skip=9), first=position(driver)))
+    tensors = tensors_of(driver.snapshot())
     (index,) = {
         key.split("/")[2]
         for key, t in tensors.items()
@@ -371,14 +390,14 @@ def test_new_rows_of_the_head_start_with_adams_first_step(run):
 
 
 def test_labels_of_two_types_are_two_classes():
-    learner = learned(settings(), [batch(digits_of([0, 1], 4), labels=["7", 7])])
-    assert learner.labels == ["7", 7]
-    assert resumed(settings(), learner.snapshot()).labels == ["7", 7]
+    driver = learned(settings(), [batch(digits_of([0, 1], 4), labels=["7", 7])])
+    assert driver.learner.labels == ["7", 7]
+    assert resumed(settings(), driver.snapshot()).learner.labels == ["7", 7]
 
 
 def test_weights_are_clipped_and_stay_finite_where_they_are_kept():
-    learner = learned(settings(), [batch(digits_of([0, 1], 6), weights=[1e300, 0.5], splits=[TRAIN, TRAIN, TEST])])
-    tensors = learner.snapshot().tensors
+    driver = learned(settings(), [batch(digits_of([0, 1], 6), weights=[1e300, 0.5], splits=[TRAIN, TRAIN, TEST])])
+    tensors = tensors_of(driver.snapshot())
     assert sorted(set(tensors["memory/weights"].tolist())) == [0.5, 10]
     assert tensors["test/weights"].max() <= 10
-    assert np.isfinite(learner.snapshot().document["trainer"]["loss_normaliser"])
+    assert np.isfinite(driver.snapshot().document["trainer"]["loss_normaliser"])

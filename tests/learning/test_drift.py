@@ -10,9 +10,9 @@ from river.drift import ADWIN
 
 from stream_learner.contract.spans import Span
 from stream_learner.contract.window import Drift
-from stream_learner.learning.batch import Batch
 from stream_learner.learning.drift import Adwin, Change
-from stream_learner.learning.snapshot import Snapshot
+from stream_learner.publishing.snapshot import Snapshot
+from stream_learner.run.batches import Batch
 
 DELTA = 0.002
 N = 8_000
@@ -100,9 +100,9 @@ def test_a_detector_resumed_after_every_sample_goes_on_as_if_it_had_not_been():
     for t, error in enumerate(stream, 1):
         if change := adwin.add(error):
             seen.append((t, change))
-        document = adwin.document()
+        document = adwin.state_dict()
         adwin = Adwin(DELTA)
-        adwin.restore(document)
+        adwin.load_state_dict(document)
     assert seen == changes(stream)
 
 
@@ -131,7 +131,7 @@ def digits(change: str | None) -> list[Batch]:
 
 
 def drifts(snapshot: Snapshot) -> list[Drift]:
-    return snapshot.closed.tally.drifts
+    return snapshot.interval.tally.drifts
 
 
 @pytest.mark.parametrize("change", ["permuted labels", "new classes"])
@@ -141,7 +141,7 @@ def test_a_change_of_the_stream_is_an_event_of_the_window(change):
     assert CHANGE < first.records <= CHANGE + 128
     assert first.spans == {"images": {0: Span(first.records - BATCH, first.records)}}
     assert first.error_before < first.error_after
-    window = snapshot.closed.tally.window(
+    window = snapshot.interval.tally.window(
         run_id="", epoch=1, sequence=1, created_at="", validation=None, test=None, recent=snapshot.recent, lag={}
     )
     assert window.drifts == drifts(snapshot)
@@ -177,8 +177,8 @@ def test_a_drift_boosts_rate_and_replay_for_so_many_records_wherever_the_run_was
 def test_without_a_boost_a_drift_changes_nothing_that_is_learned():
     stream = digits("permuted labels")[: (CHANGE + 400) // BATCH]
     boost_of_1 = BOOST | {"drift__boost_learning_rate": 1.0, "drift__boost_replay": 1.0}
-    learner = learned(settings(**USUAL), stream)
-    snapshot = learner.snapshot()
+    driver = learned(settings(**USUAL), stream)
+    snapshot = driver.snapshot()
     assert drifts(snapshot)
     assert as_bytes(snapshot) == as_bytes(learned(settings(**boost_of_1), stream).snapshot())
-    assert not learner.drift.boosted(learner.records)
+    assert not driver.learner.drift.boosted(driver.learner.records)

@@ -12,15 +12,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
-from digit_stream import ENCODED, as_bytes, learned, resumed, settings, stream
+from digit_stream import ENCODED, as_bytes, decided, driver_of, learned, resumed, settings, stream
 
 from stream_learner.config import Settings
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.formats.decoder import Decoder
 from stream_learner.formats.record import Record, RejectError, RetryLaterError
-from stream_learner.learning.learner import Learner
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
 INTRODUCTION, *_SECTIONS = PAGE.split("\n## ")
@@ -82,14 +81,13 @@ def test_the_tables_name_what_the_base_class_has(section: str):
 
 @pytest.mark.parametrize("chosen", LEARNING, indirect=True)
 def test_an_example_learns_and_resumes_like_a_part_of_the_program(chosen: Settings):
-    learner = Learner(chosen)
+    driver = driver_of(chosen)
     for batch in stream():
-        learner.learn(batch)
-        learner = resumed(chosen, learner.snapshot())
-    assert as_bytes(learner.snapshot()) == as_bytes(learned(chosen, stream()).snapshot())
-    learner.decide_release()
-    snapshot = learner.snapshot()
-    assert all(torch.isfinite(t).all() for name, t in snapshot.tensors.items() if name.startswith("trainer/"))
+        driver.learn(batch)
+        driver = resumed(chosen, driver.snapshot())
+    assert as_bytes(driver.snapshot()) == as_bytes(learned(chosen, stream()).snapshot())
+    snapshot = decided(driver)
+    assert all(np.isfinite(t).all() for name, t in snapshot.tensors.items() if name.startswith("trainer/"))
     assert snapshot.candidate
     assert len(snapshot.candidate.labels) == 10
 

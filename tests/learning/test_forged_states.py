@@ -9,13 +9,18 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from digit_stream import batch, digits_of, learned, position, settings, stream
+from digit_stream import batch, decided, digits_of, learned, position, settings, stream, tensors_of
 from torch import Tensor
 
 from stream_learner.errors import StateError
 from stream_learner.learning.learner import Learner
-from stream_learner.learning.snapshot import Snapshot
+from stream_learner.learning.learner import Saved as LearnerState
+from stream_learner.learning.state_dict import join
 from stream_learner.learning.stored import part
+from stream_learner.networks.tensors import as_arrays
+from stream_learner.publishing.snapshot import Snapshot
+from stream_learner.run.driver import Driver
+from stream_learner.run.progress import Progress
 
 RUNS = [
     {
@@ -50,27 +55,25 @@ class Saved(NamedTuple):
 
 
 def saved(run: dict) -> Saved:
-    learner = learned(settings(**run), stream()[:8])
-    learner.decide_release()
-    release = learner.snapshot()
-    learner.learn(batch(digits_of([1, 2], 9), first=position(learner)))
-    return Saved(release, learner.snapshot())
+    driver = learned(settings(**run), stream()[:8])
+    release = decided(driver)
+    driver.learn(batch(digits_of([1, 2], 9), first=position(driver)))
+    return Saved(release, driver.snapshot())
 
 
 def is_refused(run: dict, saved: Saved) -> bool:
     """Whether the state is refused, or its memory once it is read; if neither, everything works with it."""
-    learner = Learner(settings(**run))
     release, newest = saved
+    states = [join(tensors_of(snapshot), snapshot.document) for snapshot in (newest, release)]
+    given = LearnerState(states[0], newest.parts, states[1])
     try:
-        learner.restore(newest.tensors, newest.document, newest.parts, newest.positions)
-        learner.restore_released(release.tensors, release.document)
+        driver = Driver(Learner(settings(**run), given), Progress(newest.positions, newest.document))
     except ValueError:
         return True
     try:
         for skip in (20, 30):
-            learner.learn(batch(digits_of(range(10), 10, skip=skip), first=position(learner)))
-        learner.decide_release()
-        learner.snapshot()
+            driver.learn(batch(digits_of(range(10), 10, skip=skip), first=position(driver)))
+        decided(driver)
     except StateError:
         return True
     return False
@@ -79,15 +82,15 @@ def is_refused(run: dict, saved: Saved) -> bool:
 def with_tensor(saved: Saved, which: str, name: str, tensor: Tensor | None) -> Saved:
     """The snapshots, one of which has another tensor, or lacks it."""
     snapshot: Snapshot = getattr(saved, which)
-    tensors = {n: t for n, t in snapshot.tensors.items() if n != name}
+    tensors = {n: t for n, t in tensors_of(snapshot).items() if n != name}
     return saved._replace(
-        **{which: replace(snapshot, tensors=tensors | ({name: tensor} if tensor is not None else {}))}
+        **{which: replace(snapshot, tensors=as_arrays(tensors | ({name: tensor} if tensor is not None else {})))}
     )
 
 
 def of_another_form(saved: Saved) -> Iterator[tuple[str, Saved]]:
     """With a tensor that is missing, or of another dtype or shape."""
-    for name, tensor in saved.newest.tensors.items():
+    for name, tensor in tensors_of(saved.newest).items():
         if not name.startswith(OPTIONAL):
             yield f"{name} missing", with_tensor(saved, "newest", name, None)
         others = [tensor.to(torch.float16), tensor[None]]
@@ -100,7 +103,7 @@ def of_another_form(saved: Saved) -> Iterator[tuple[str, Saved]]:
 def with_other_numbers(saved: Saved) -> Iterator[tuple[str, Saved]]:
     """With a tensor of which one element, or all, are out of the ordinary."""
     for which in Saved._fields:
-        for name, tensor in getattr(saved, which).tensors.items():
+        for name, tensor in tensors_of(getattr(saved, which)).items():
             for value in EXTREMES:
                 if not tensor.is_floating_point():
                     limits = torch.iinfo(tensor.dtype)
@@ -179,5 +182,5 @@ def test_weights_that_are_not_finite_are_refused(run):
     intact = saved(run)
     for which in Saved._fields:
         for name in islice((n for n in intact.newest.tensors if n.startswith("trainer/model/")), 3):
-            forged = torch.full_like(intact.newest.tensors[name], float("nan"))
+            forged = torch.full_like(tensors_of(intact.newest)[name], float("nan"))
             assert is_refused(run, with_tensor(intact, which, name, forged)), name

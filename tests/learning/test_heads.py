@@ -15,30 +15,35 @@ from digit_stream import (
     VALIDATION,
     as_bytes,
     batch,
+    decided,
     digits_of,
+    driver_of,
     learn,
     learned,
     position,
     resumed,
     settings,
     stream,
+    tensors_of,
 )
 from safetensors.torch import save_file
 
 from stream_learner import networks as models
-from stream_learner.checkpoints import state
 from stream_learner.config import Settings, load
+from stream_learner.contract import tensors
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import UsageError
 from stream_learner.learning.evaluation import predict
 from stream_learner.learning.heads import StatisticsHead
 from stream_learner.learning.heads.ridge import PENALTIES
 from stream_learner.learning.heads.statistics import NEVER
-from stream_learner.learning.learner import Learner
-from stream_learner.learning.snapshot import Candidate, Snapshot
+from stream_learner.learning.outcome import Candidate
 from stream_learner.networks.random_features import RandomFeatures
 from stream_learner.networks.small import MLP
+from stream_learner.networks.tensors import as_arrays, as_tensors
+from stream_learner.publishing.snapshot import Snapshot
 from stream_learner.registry import HEADS, STRATEGIES
+from stream_learner.run.driver import Driver
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "models.md"
 CPU = torch.device("cpu")
@@ -101,7 +106,7 @@ def test_a_class_that_nobody_takes_over_is_silent_and_changes_no_other(name):
     weight, bias = solved(head)
     head.retire(3, None)
     again = SOLVED[name](F, CPU)
-    again.restore(head.state(), 10)
+    again.load_state_dict(head.state_dict(), 10)
     for one in (head, again):
         weight_, bias_ = solved(one)
         others = np.arange(10) != 3
@@ -152,9 +157,9 @@ def streamed(name: str, indices: np.ndarray, seed: int) -> StatisticsHead:
     for part in np.split(rng.permutation(indices), np.cumsum(rng.integers(1, 41, len(indices) // 20))):
         if len(part):
             observe(head, part)
-        before = head.state()
+        before = head.state_dict()
         head = SOLVED[name](F, CPU)
-        head.restore(before, classes=10)
+        head.load_state_dict(before, classes=10)
     return head
 
 
@@ -244,9 +249,8 @@ def frozen(name: str, **overrides) -> Settings:
     return settings(**{"model__head": name, "model__random_features": 80} | overrides)
 
 
-def candidate_of(learner: Learner) -> Candidate:
-    learner.decide_release()
-    candidate = learner.snapshot().candidate
+def candidate_of(driver: Driver) -> Candidate:
+    candidate = decided(driver).candidate
     assert candidate
     return candidate
 
@@ -254,40 +258,36 @@ def candidate_of(learner: Learner) -> Candidate:
 def rebuilt(candidate: Candidate) -> models.ImageClassifier:
     """The network as downstream builds it: from the manifest's words and the release's bytes."""
     network = models.build(candidate.model)
-    network.load_state_dict(state.decode_tensors(state.encode(candidate.weights)))
+    network.load_state_dict(as_tensors(tensors.decode(tensors.encode(as_arrays(candidate.weights)))))
     return network.eval()
 
 
 @for_every_head
 def test_solving_falls_on_the_same_batches_however_often_it_was_restarted(name):
     def end(restarts: bool) -> bytes:
-        learner, release = Learner(frozen(name)), None
+        driver, release = driver_of(frozen(name)), None
         for number, b in enumerate(stream()):
-            learner.learn(b)
-            if number % 3 == 2:
-                learner.decide_release()
-            snapshot = learner.snapshot()
+            driver.learn(b)
+            snapshot = decided(driver) if number % 3 == 2 else driver.snapshot()
             if snapshot.decision and snapshot.decision.released:
                 release = snapshot
             if restarts:
-                learner = resumed(frozen(name), snapshot)
-                if release:
-                    learner.restore_released(release.tensors, release.document)
-        return as_bytes(learner.snapshot())
+                driver = resumed(frozen(name), snapshot, release)
+        return as_bytes(driver.snapshot())
 
     assert end(restarts=True) == end(restarts=False)
 
 
 @for_every_head
 def test_samples_are_counted_as_learned_without_steps_and_the_body_stays(name):
-    learner = Learner(frozen(name))
-    before = learner.snapshot().tensors
-    reports = learn(learner, stream())
-    assert learner.labels == [str(digit) for digit in range(10)]
+    driver = driver_of(frozen(name))
+    before = tensors_of(driver.snapshot())
+    reports = learn(driver, stream())
+    assert driver.learner.labels == [str(digit) for digit in range(10)]
     assert [r.learned for r in reports] == [8, 4, 1, 8, 8, 0, 6, 20, 1, 7]
     assert {r.steps for r in reports} == {0}
-    assert len(learner.memory) == 0
-    after = learner.snapshot().tensors
+    assert len(driver.learner.memory) == 0
+    after = tensors_of(driver.snapshot())
     assert len(after["trainer/model/head.bias"]) == 10
     assert not any(key.startswith("trainer/optimizer/") for key in after)
     backbone = [key for key in before if key.startswith("trainer/model/") and "head" not in key]
@@ -297,12 +297,12 @@ def test_samples_are_counted_as_learned_without_steps_and_the_body_stays(name):
 @for_every_head
 def test_the_order_of_the_stream_makes_no_difference_to_the_release(name):
     def logits(indices: list[int], size: int) -> np.ndarray:
-        learner = Learner(frozen(name))
-        learner.learn(batch(digits_of(range(10), 10), splits=[TEST]))  # the same label map
+        driver = driver_of(frozen(name))
+        driver.learn(batch(digits_of(range(10), 10), splits=[TEST]))  # the same label map
         for start in range(0, len(indices), size):
-            learner.learn(batch(indices[start : start + size], first=position(learner)))
+            driver.learn(batch(indices[start : start + size], first=position(driver)))
         with torch.inference_mode():
-            return rebuilt(candidate_of(learner))(torch.from_numpy(DIGITS_NHWC[-100:])).numpy()
+            return rebuilt(candidate_of(driver))(torch.from_numpy(DIGITS_NHWC[-100:])).numpy()
 
     indices = digits_of(range(10), 200)
     by_class = sorted(indices, key=lambda index: TARGETS[index])
@@ -312,11 +312,11 @@ def test_the_order_of_the_stream_makes_no_difference_to_the_release(name):
 @for_every_head
 @pytest.mark.parametrize("model", MODELS)
 def test_whoever_builds_the_released_model_gets_its_predictions(name, model):
-    learner = Learner(frozen(name, model__name=model))
+    driver = driver_of(frozen(name, model__name=model))
     for start in range(0, 200, 20):
-        learner.learn(batch(digits_of(range(10), 20, skip=start // 10), first=position(learner)))
-    learner.learn(batch(digits_of(range(10), 60, skip=30), first=position(learner), splits=[TEST, VALIDATION]))
-    candidate = candidate_of(learner)
+        driver.learn(batch(digits_of(range(10), 20, skip=start // 10), first=position(driver)))
+    driver.learn(batch(digits_of(range(10), 60, skip=30), first=position(driver), splits=[TEST, VALIDATION]))
+    candidate = candidate_of(driver)
     predictions = predict(rebuilt(candidate), candidate.evaluation["images"].numpy(), CPU)
     assert np.array_equal(predictions, candidate.evaluation["predictions"].numpy())
     assert candidate.test.accuracy is not None
@@ -326,8 +326,8 @@ def test_whoever_builds_the_released_model_gets_its_predictions(name, model):
 @for_every_head
 def test_the_release_is_the_head_solved_on_the_networks_features(name):
     indices = digits_of(range(10), 100)
-    learner = learned(frozen(name), [batch(indices[start : start + 10], first=start) for start in range(0, 100, 10)])
-    network = rebuilt(candidate_of(learner))
+    driver = learned(frozen(name), [batch(indices[start : start + 10], first=start) for start in range(0, 100, 10)])
+    network = rebuilt(candidate_of(driver))
     with torch.no_grad():
         x_NCHW = (torch.from_numpy(DIGITS_NHWC[indices]).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
         features = network.body(x_NCHW)
@@ -352,51 +352,52 @@ def documented(*overrides: str, tmp_path: Path) -> Settings:
 
 
 def test_a_pretrained_backbone_and_ridge_learn_classes_one_after_the_other(tmp_path):
-    pretrained = Learner(settings(learning__steps_per_batch=3))
+    pretrained = driver_of(settings(learning__steps_per_batch=3))
     for start in range(40):
         pretrained.learn(batch(digits_of(range(5), 20, skip=4 * start % 100), first=position(pretrained)))
     backbone = tmp_path / "backbone.safetensors"
     save_file(candidate_of(pretrained).weights, backbone)
 
     def accuracy(*overrides: str) -> float:
-        learner = Learner(documented(f"model.weights={backbone}", *overrides, tmp_path=tmp_path))
+        driver = driver_of(documented(f"model.weights={backbone}", *overrides, tmp_path=tmp_path))
         for digit in range(10):
             for start in range(0, 100, 20):
-                learner.learn(batch(digits_of([digit], 20, skip=start), first=position(learner)))
-        learner.learn(batch(digits_of(range(10), 700, skip=100), first=position(learner), splits=[TEST]))
-        return candidate_of(learner).test.accuracy or 0.0
+                driver.learn(batch(digits_of([digit], 20, skip=start), first=position(driver)))
+        driver.learn(batch(digits_of(range(10), 700, skip=100), first=position(driver), splits=[TEST]))
+        return candidate_of(driver).test.accuracy or 0.0
 
     assert accuracy() > 0.85
     assert accuracy("model.head=linear", "learning.strategy=finetune") < 0.5
 
 
 def test_a_young_run_predicts_before_its_first_release():
-    learner = Learner(frozen("ridge"))
+    driver = driver_of(frozen("ridge"))
     hits = [
         sum(correct for correct, _ in report.prequential.values())
-        for report in learn(learner, [batch(digits_of([0, 1], 8, skip=4 * i), first=8 * i) for i in range(4)])
+        for report in learn(driver, [batch(digits_of([0, 1], 8, skip=4 * i), first=8 * i) for i in range(4)])
     ]
     assert hits[0] == 4  # all are taken for the first class
     assert min(hits[1:]) > 4
 
 
 def trained(snapshot: Snapshot) -> bytes:
-    return state.encode({name: t for name, t in snapshot.tensors.items() if not name.startswith("prequential/")})
+    kept = {name: t for name, t in tensors_of(snapshot).items() if not name.startswith("prequential/")}
+    return tensors.encode(as_arrays(kept))
 
 
 @for_every_head
 def test_features_that_are_not_finite_are_rejected_and_leave_no_trace(name, monkeypatch):
-    learner = learned(frozen(name), stream()[:4])
-    before = learner.snapshot()
+    driver = learned(frozen(name), stream()[:4])
+    before = driver.snapshot()
     features = MLP.features
     monkeypatch.setattr(MLP, "features", lambda *args: features(*args) * torch.nan)
     seen = []
     for _ in range(3):
-        report = learner.learn(batch(digits_of([0, 1], 2), first=position(learner)))
+        report = driver.learn(batch(digits_of([0, 1], 2), first=position(driver)))
         assert (report.learned, {r.reason for r in report.rejections}) == (0, {Reason.NON_FINITE_STEP})
-        seen.append(learner.diverged)
+        seen.append(driver.learner.diverged)
     assert seen == [False, False, True]
-    assert trained(learner.snapshot()) == trained(before)
+    assert trained(driver.snapshot()) == trained(before)
 
 
 def test_random_features_are_drawn_from_the_seed():
@@ -434,5 +435,5 @@ def test_a_strategy_has_no_effect_on_it_and_may_change(name, before):
     of = partial(settings, model__head=name, model__random_features=80)
     snapshot = learned(of(learning__strategy=before, learning__average_decay=0.9), stream()[:4]).snapshot()
     for after in STRATEGIES:
-        learner = resumed(of(learning__strategy=after, learning__average_decay=0), snapshot)
-        assert as_bytes(learner.snapshot()) == as_bytes(snapshot)
+        driver = resumed(of(learning__strategy=after, learning__average_decay=0), snapshot)
+        assert as_bytes(driver.snapshot()) == as_bytes(snapshot)

@@ -13,7 +13,9 @@ from digit_stream import (
     TARGETS,
     as_bytes,
     batch,
+    decided,
     digits_of,
+    driver_of,
     learned,
     position,
     resumed,
@@ -28,26 +30,29 @@ from stream_learner.errors import UsageError
 from stream_learner.formats.decoder import Decoder
 from stream_learner.formats.record import Gap, Record
 from stream_learner.learning import classes
-from stream_learner.learning.batch import batches
-from stream_learner.learning.identity import check_fits, identity
+from stream_learner.learning.identity import STATE_FORMAT, check_fits, identity
 from stream_learner.learning.learner import Learner
+from stream_learner.learning.process import set_up_torch
 from stream_learner.learning.strategies import Losses, Minibatch, Step
 from stream_learner.learning.strategies.er import ExperienceReplay
 from stream_learner.learning.strategies.finetune import FineTune
+from stream_learner.run.batches import batches
+from stream_learner.run.driver import Driver
+from stream_learner.run.progress import Progress
 
 
 def test_a_teacher_that_is_not_kept_is_refused():
     with pytest.raises(UsageError, match=r"'mkd' has the average for a teacher; set learning.average_decay above 0"):
-        Learner(settings(learning__strategy="mkd", learning__average_decay=0.0))
+        driver_of(settings(learning__strategy="mkd", learning__average_decay=0.0))
 
 
 @pytest.mark.parametrize(("groups", "few"), [(10, {Split.VALIDATION: 1.0}), (120, {})])
 def test_held_out_sets_of_few_groups_are_found_also_after_a_restart(groups, few):
     held_out = batch(digits_of(range(10), 120), splits=[Split.VALIDATION])
     held_out.samples = [sample._replace(group=i % groups) for i, sample in enumerate(held_out.samples)]
-    learner = learned(settings(), [held_out])
-    assert learner.few_groups() == few
-    assert resumed(settings(), learner.snapshot()).few_groups() == few
+    driver = learned(settings(), [held_out])
+    assert driver.learner.few_groups() == few
+    assert resumed(settings(), driver.snapshot()).learner.few_groups() == few
 
 
 class Alone:
@@ -69,7 +74,7 @@ def test_a_class_of_ones_own_that_is_no_strategy_is_refused():
     with pytest.raises(
         UsageError, match=r"Alone' is no class derived from stream_learner.learning.strategies.Strategy"
     ):
-        Learner(settings(learning__strategy=f"{__name__}:Alone"))
+        driver_of(settings(learning__strategy=f"{__name__}:Alone"))
 
 
 def test_losses_that_are_not_one_a_sample_are_refused():
@@ -101,9 +106,9 @@ class Taught(ExperienceReplay):
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_a_strategy_is_given_the_average_where_one_is_kept(decay):
     Taught.teachers.clear()
-    learner = learned(settings(learning__strategy=f"{__name__}:Taught", learning__average_decay=decay), stream()[:2])
+    driver = learned(settings(learning__strategy=f"{__name__}:Taught", learning__average_decay=decay), stream()[:2])
     (teacher,) = set(Taught.teachers)
-    assert teacher is (learner.network if decay else None)
+    assert teacher is (driver.learner.network if decay else None)
 
 
 def test_each_step_with_a_batch_has_its_own_variants_and_its_own_draw_from_the_memory():
@@ -113,10 +118,10 @@ def test_each_step_with_a_batch_has_its_own_variants_and_its_own_draw_from_the_m
         learning__augment=("crop", "flip"),
         memory__replay_size=6,
     )
-    learner = learned(run, stream()[:6])
+    driver = learned(run, stream()[:6])
     Recorded.steps.clear()
     indices = digits_of(range(10), 12, skip=100)
-    learner.learn(batch(indices, first=position(learner)))
+    driver.learn(batch(indices, first=position(driver)))
     streams, replays = zip(*Recorded.steps, strict=True)
     assert len(streams) == 3
     for one, other in combinations(streams, 2):
@@ -132,21 +137,21 @@ def test_each_step_with_a_batch_has_its_own_variants_and_its_own_draw_from_the_m
 
 
 def test_logits_are_kept_of_classes_that_came_before_the_batch():
-    learner = Learner(settings(learning__strategy="derpp"))
+    driver = driver_of(settings(learning__strategy="derpp"))
     for labels in ([0, 1], [2, 0]):
-        learner.learn(batch(digits_of(labels, 6), first=position(learner)))
-    known = [2 if offset >= 6 else 0 for offset in learner.memory.admitted]
-    kept = learner.memory.logits
+        driver.learn(batch(digits_of(labels, 6), first=position(driver)))
+    known = [2 if offset >= 6 else 0 for offset in driver.learner.memory.admitted]
+    kept = driver.learner.memory.logits
     assert np.isnan(kept[:, 2:]).all()
     assert (np.isfinite(kept).sum(1) == known).all()
 
 
 def test_no_logits_are_kept_of_a_class_that_no_step_has_learned_with():
-    learner = Learner(settings(learning__strategy="derpp"))
-    learner.learn(batch(digits_of([0, 1], 6)))
-    learner.learn(batch(digits_of([2], 6), first=position(learner), weights=[0]))  # makes a row and no step
-    learner.learn(batch(digits_of([0], 6), first=position(learner)))
-    assert np.isfinite(learner.memory.logits[6:]).all(0).tolist() == [True, True, False]
+    driver = driver_of(settings(learning__strategy="derpp"))
+    driver.learn(batch(digits_of([0, 1], 6)))
+    driver.learn(batch(digits_of([2], 6), first=position(driver), weights=[0]))  # makes a row and no step
+    driver.learn(batch(digits_of([0], 6), first=position(driver)))
+    assert np.isfinite(driver.learner.memory.logits[6:]).all(0).tolist() == [True, True, False]
 
 
 class Topic:
@@ -190,13 +195,12 @@ def test_digits_are_learned_from_records_to_a_release():
         split__validation=0.1,
         split__test=0.2,
     )
-    topic, learner = Topic(digits_as_records()), Learner(given)
+    topic, driver = Topic(digits_as_records()), driver_of(given)
     correct = seen = 0
     for b in batches(topic, Decoder.from_settings(given), {}, given.batch, topic):
-        for right, total in learner.learn(b).prequential.values():
+        for right, total in driver.learn(b).prequential.values():
             correct, seen = correct + right, seen + total
-    learner.decide_release()
-    candidate = learner.snapshot().candidate
+    candidate = decided(driver).candidate
     assert candidate
     assert candidate.test.total > 300
     assert candidate.test.accuracy is not None
@@ -220,7 +224,7 @@ def test_a_state_of_other_settings_is_refused(changed, value):
     name = changed.removeprefix("learning__").removeprefix("run__").replace("__", ".")
     with pytest.raises(ValueError, match=f"its {name} is .*, the settings say .*"):
         resumed(settings(**{changed: value}), snapshot)
-    with pytest.raises(ValueError, match="its format is 0, the settings say 4"):
+    with pytest.raises(ValueError, match=f"its format is 0, the settings say {STATE_FORMAT}"):
         check_fits(snapshot.document | {"format": 0}, identity(settings()), settings())
 
 
@@ -241,15 +245,15 @@ def test_what_may_be_tuned_does_not_part_a_run_from_its_state(changed, value):
 
 def test_a_smaller_memory_holds_less_after_a_restart():
     snapshot = learned(settings(), stream()).snapshot()
-    assert len(resumed(settings(memory__max_items=5), snapshot).memory) == 5
-    assert len(resumed(settings(memory__max_items=0), snapshot).memory) == 0
+    assert len(resumed(settings(memory__max_items=5), snapshot).learner.memory) == 5
+    assert len(resumed(settings(memory__max_items=0), snapshot).learner.memory) == 0
 
 
 def test_a_snapshot_is_a_copy():
-    learner = learned(settings(), stream()[:4])
-    snapshot = learner.snapshot()
+    driver = learned(settings(), stream()[:4])
+    snapshot = driver.snapshot()
     before = as_bytes(snapshot)
-    learner.learn(batch(digits_of(range(10), 20), first=position(learner)))
+    driver.learn(batch(digits_of(range(10), 20), first=position(driver)))
     assert as_bytes(snapshot) == before
     assert snapshot.positions == {"images": {0: 29}}
 
@@ -258,19 +262,17 @@ def test_a_restored_learner_leaves_the_state_it_was_given_alone():
     given = settings()
     snapshot = learned(given, stream()[:4]).snapshot()
     before = as_bytes(snapshot)
-    learner = Learner(given)
-    learner.restore(snapshot.tensors, snapshot.document, snapshot.parts, snapshot.positions)
-    learner.learn(stream()[4])
-    learner.learn(batch(digits_of(range(10), 20), first=position(learner)))
+    driver = resumed(given, snapshot)
+    driver.learn(stream()[4])
+    driver.learn(batch(digits_of(range(10), 20), first=position(driver)))
     assert as_bytes(snapshot) == before
     assert snapshot.positions == {"images": {0: 29}}
 
 
 def test_a_batch_that_does_not_continue_the_positions_is_refused():
-    learner = Learner(settings())
-    learner.begin({"images": {0: 5}})
+    driver = Driver(Learner(settings()), Progress({"images": {0: 5}}))
     with pytest.raises(ValueError, match=r"images\[0\]: offset 5 comes next, not 0"):
-        learner.learn(batch([0]))
+        driver.learn(batch([0]))
 
 
 def exploding(**overrides) -> Settings:
@@ -280,19 +282,19 @@ def exploding(**overrides) -> Settings:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("model", ["mlp", "cnn", "resnet18_slim"])
 def test_an_enormous_learning_rate_diverges_and_is_noticed(model, precision):
-    learner = Learner(exploding(model__name=model, learning__precision=precision))
+    driver = driver_of(exploding(model__name=model, learning__precision=precision))
     for i in range(8):
-        learner.learn(batch(digits_of([0, 1], 8, skip=4 * i), first=8 * i))
-        if learner.diverged:
+        driver.learn(batch(digits_of([0, 1], 8, skip=4 * i), first=8 * i))
+        if driver.learner.diverged:
             break
-    assert learner.diverged
-    tally = learner.snapshot().closed.tally
+    assert driver.learner.diverged
+    tally = driver.snapshot().interval.tally
     assert tally.rejects["images"]["non_finite_step"] + tally.learned == tally.records
 
 
 def test_the_number_of_threads_is_the_settings():
     before = torch.get_num_threads()
-    Learner(settings(learning__threads=2))
+    set_up_torch(settings(learning__threads=2).learning)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
 
@@ -300,10 +302,10 @@ def test_the_number_of_threads_is_the_settings():
 def test_a_label_that_all_labels_together_have_no_room_for_is_rejected(monkeypatch):
     """Also after a restart: the bound is on what the manifest would have to name."""
     monkeypatch.setattr(classes, "MAX_LABELS_BYTES", len('"aaaa","bb",'))
-    learner = learned(settings(), [batch(digits_of([0], 1), labels=["aaaa"])])
+    driver = learned(settings(), [batch(digits_of([0], 1), labels=["aaaa"])])
     for _ in range(2):
-        report = learner.learn(batch(digits_of([1, 2], 2), first=position(learner), labels=["ccc", "bb"]))
+        report = driver.learn(batch(digits_of([1, 2], 2), first=position(driver), labels=["ccc", "bb"]))
         assert [r.reason for r in report.rejections] == [Reason.TOO_MANY_CLASSES]
         assert "more than 12 bytes" in report.rejections[0].message
-        assert learner.labels == ["aaaa", "bb"]
-        learner = resumed(settings(), learner.snapshot())
+        assert driver.learner.labels == ["aaaa", "bb"]
+        driver = resumed(settings(), driver.snapshot())

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from digit_stream import DIGITS_NHWC, LARGE, MODELS, settings
+from digit_stream import DIGITS_NHWC, LARGE, MODELS, driver_of, settings
 from msgspec.structs import replace
 from torch import nn
 
@@ -13,8 +13,8 @@ from stream_learner import networks as models
 from stream_learner.contract.manifest import ModelArguments, ModelSpec
 from stream_learner.errors import StateError, UsageError
 from stream_learner.learning.evaluation import own_probabilities, predict, score
-from stream_learner.learning.learner import Learner
 from stream_learner.learning.placement import place
+from stream_learner.learning.process import set_up_torch
 from stream_learner.networks.small import MLP
 
 CPU = torch.device("cpu")
@@ -110,7 +110,7 @@ def test_images_that_a_network_of_others_cannot_learn_are_refused(name, side, wh
 )
 def test_a_missing_library_is_told_with_the_extra_that_brings_it(monkeypatch, name, library, extra):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(UsageError, match=rf'{name}.* needs {library}.*: pip install "stream-learner\[{extra}\]"'):
+    with pytest.raises(UsageError, match=rf'{name}.* needs {library}.*: pip install "stream-driver\[{extra}\]"'):
         models.build(spec(name, 64, 64))
 
 
@@ -126,7 +126,7 @@ def test_a_missing_library_is_told_with_the_extra_that_brings_it(monkeypatch, na
 )
 def test_what_is_not_there_is_refused(setting, wrong, problem):
     with pytest.raises(UsageError, match=problem) as caught:
-        Learner(settings(**{setting: wrong}))
+        driver_of(settings(**{setting: wrong}))
     assert "\n" not in str(caught.value)
 
 
@@ -137,7 +137,7 @@ class Flat(MLP):
 def test_a_model_of_ones_own_is_reached_by_its_path():
     own = f"{__name__}:Flat"
     assert isinstance(models.build(spec(own), own=own), Flat)
-    assert Learner(settings(model__name=f"{__name__}:Flat")).snapshot().document["model"]["name"].endswith(":Flat")
+    assert driver_of(settings(model__name=f"{__name__}:Flat")).snapshot().document["model"]["name"].endswith(":Flat")
 
 
 def test_placement_resolves_auto_by_the_model():
@@ -155,7 +155,7 @@ def test_placement_resolves_auto_by_the_model():
 def test_denormal_numbers_count_as_zero():
     torch.set_flush_denormal(False)
     assert (torch.full((8,), 1e-39) * 1.0).all()
-    place(settings(learning__device="cpu").learning, models.factory("mlp"))
+    set_up_torch(settings().learning)
     assert not (torch.full((8,), 1e-39) * 1.0).any()
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from digit_stream import LARGE, LIGHT, SIDE, learned, settings, stream
+from digit_stream import LARGE, LIGHT, SIDE, decided, learned, settings, stream
 from torch import Tensor
 from torch.nn import functional as F
 
 from stream_learner import networks as models
-from stream_learner.checkpoints import state
 from stream_learner.contract.manifest import ModelArguments, ModelSpec
+from stream_learner.contract.tensors import encode
+from stream_learner.networks.tensors import as_arrays
 from stream_learner.registry import MODELS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "topics.md").read_text().split("\n## Networks\n")[1].split("\n## ")[0]
@@ -126,12 +127,10 @@ def test_the_page_gives_a_releases_predictions(model: dict):
     given = settings(
         **LIGHT, model__height=side, model__width=side, **{f"model__{key}": value for key, value in model.items()}
     )
-    learner = learned(given, stream(side)[: 2 if side > SIDE else None])
-    learner.decide_release()
-    candidate = learner.snapshot().candidate
+    candidate = decided(learned(given, stream(side)[: 2 if side > SIDE else None])).candidate
     assert candidate
-    evaluation = safetensors.torch.load(state.encode(candidate.evaluation))
-    tensors = safetensors.torch.load(state.encode(candidate.weights))
+    evaluation = safetensors.torch.load(encode(as_arrays(candidate.evaluation)))
+    tensors = safetensors.torch.load(encode(as_arrays(candidate.weights)))
     network = Network(candidate.model.name, tensors)
     logits = network.logits(evaluation["images"])
     assert logits.argmax(1).equal(evaluation["predictions"])

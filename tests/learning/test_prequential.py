@@ -11,13 +11,16 @@ from digit_stream import (
     VALIDATION,
     as_bytes,
     batch,
+    decided,
     digits_of,
+    driver_of,
     learn,
     learned,
     position,
     resumed,
     settings,
     stream,
+    tensors_of,
 )
 from sklearn.metrics import cohen_kappa_score
 
@@ -25,9 +28,8 @@ from stream_learner import networks as models
 from stream_learner.contract.vocabulary import Label
 from stream_learner.contract.window import ClassAccuracy, ClassForgetting, Confusion, Forgetting, Recent, accuracy
 from stream_learner.learning.evaluation import calibration_error
-from stream_learner.learning.learner import Learner
+from stream_learner.learning.outcome import Candidate
 from stream_learner.learning.prequential import FadingMean, Prequential
-from stream_learner.learning.snapshot import Candidate
 
 LABELS = ["ant", "bee", "cat", 3, "3"]
 Seen = list[tuple[int, int, float]]  # target, prediction, confidence
@@ -95,9 +97,9 @@ def test_the_figures_are_those_of_the_last_thousand_samples(seed):
 def test_figures_resumed_after_every_batch_go_on_as_if_they_had_not_been():
     unbroken, prequential = Prequential(), Prequential()
     for seen in batches_of_predictions(0):
-        tensors, document = prequential.tensors(), prequential.document()
+        state = prequential.state_dict()
         prequential = Prequential()
-        prequential.restore(tensors, document, len(LABELS))
+        prequential.load_state_dict(state, len(LABELS))
         add(prequential, seen)
         add(unbroken, seen)
         assert recent(prequential) == recent(unbroken)
@@ -105,7 +107,7 @@ def test_figures_resumed_after_every_batch_go_on_as_if_they_had_not_been():
 
 def test_before_the_first_sample_nothing_is_known():
     assert Prequential().recent(LABELS) is None
-    assert Learner(settings()).snapshot().recent is None
+    assert driver_of(settings()).snapshot().recent is None
 
 
 def test_confusions_are_the_most_frequent_mistakes_and_equal_ones_in_order():
@@ -172,36 +174,34 @@ def probabilities(candidate: Candidate, indices: list[int]) -> np.ndarray:
 
 
 def test_the_window_holds_what_the_model_thought_before_it_learned():
-    learner = learned(settings(), stream())
-    learner.decide_release()
-    candidate = learner.snapshot().candidate
+    driver = learned(settings(), stream())
+    candidate = decided(driver).candidate
     assert candidate
     indices = digits_of(range(10), 30, skip=100)
-    learner.learn(batch(indices, first=position(learner)))
-    tensors = learner.snapshot().tensors
+    driver.learn(batch(indices, first=position(driver)))
+    tensors = tensors_of(driver.snapshot())
     wanted = probabilities(candidate, indices)
     assert np.array_equal(tensors["prequential/predictions"][-30:].numpy(), wanted.argmax(1))
     assert np.allclose(tensors["prequential/confidences"][-30:].numpy(), wanted.max(1), atol=1e-5)
 
 
 def test_until_the_window_is_full_it_has_every_sample_that_the_reports_count():
-    learner = Learner(settings())
+    driver = driver_of(settings())
     counts: dict = {}
-    for report in learn(learner, stream()):
+    for report in learn(driver, stream()):
         for label, (correct, total) in report.prequential.items():
             before = counts.get(label, (0, 0))
             counts[label] = before[0] + correct, before[1] + total
-    figures = learner.snapshot().recent
+    figures = driver.snapshot().recent
     assert figures
-    assert figures.accuracy.per_class == [ClassAccuracy(label, *counts[label]) for label in learner.labels]
+    assert figures.accuracy.per_class == [ClassAccuracy(label, *counts[label]) for label in driver.learner.labels]
 
 
 def test_the_calibration_error_of_a_candidate_is_that_on_the_validation_samples():
-    learner = learned(settings(learning__steps_per_batch=5), stream()[:1])
+    driver = learned(settings(learning__steps_per_batch=5), stream()[:1])
     indices = digits_of([0, 1, 2], 40, skip=50)
-    learner.learn(batch(indices, first=position(learner), splits=[VALIDATION]))
-    learner.decide_release()
-    candidate = learner.snapshot().candidate
+    driver.learn(batch(indices, first=position(driver), splits=[VALIDATION]))
+    candidate = decided(driver).candidate
     assert candidate
     wanted = probabilities(candidate, indices)
     targets = [sample.label for sample in batch(indices).samples]
@@ -210,34 +210,34 @@ def test_the_calibration_error_of_a_candidate_is_that_on_the_validation_samples(
 
 
 def test_without_validation_samples_a_candidate_has_no_calibration_error():
-    learner = learned(settings(), stream()[:1])
-    learner.decide_release()
-    candidate = learner.snapshot().candidate
+    driver = learned(settings(), stream()[:1])
+    candidate = decided(driver).candidate
     assert candidate
     assert candidate.calibration_error is None
 
 
 def test_forgetting_is_the_best_recall_at_an_earlier_release_less_that_of_now():
     """Four phases: two classes are learned, two others in their place, those with nonsense labels (refused), then with
-    their own. Without replay the first ones are forgotten. The learner is resumed after each phase."""
+    their own. Without replay the first ones are forgotten. The driver is resumed after each phase."""
     given = settings(
         learning__strategy="finetune", learning__learning_rate=0.01, learning__steps_per_batch=5, release__max_drop=0.3
     )
-    learner = Learner(given)
+    driver = driver_of(given)
     tests = {"first": digits_of([0, 1], 40, skip=100), "then": digits_of([2, 3], 40, skip=100)}
     phases = [([0, 1], None, "first"), ([2, 3], None, "then"), ([2, 3], ["9"], None), ([2, 3], None, None)]
     best: dict[Label, float] = {}
     seen, released, last = [], [], None
     for classes, labels, held_out in phases:
         for i in range(4):
-            learner.learn(batch(digits_of(classes, 20, skip=2 * i), first=position(learner), labels=labels))
+            driver.learn(batch(digits_of(classes, 20, skip=2 * i), first=position(driver), labels=labels))
         if held_out:
             for split in (VALIDATION, TEST):
-                learner.learn(batch(tests[held_out], first=position(learner), splits=[split]))
-        released.append(learner.decide_release().released)
-        snapshot = learner.snapshot()
-        candidate = snapshot.candidate
+                driver.learn(batch(tests[held_out], first=position(driver), splits=[split]))
+        snapshot = decided(driver)
+        candidate, decision = snapshot.candidate, snapshot.decision
         assert candidate
+        assert decision
+        released.append(decision.released)
         recalls = {c.label: c.correct / c.total for c in candidate.test.per_class}
         expected = [
             ClassForgetting(label=label, best=best[label], forgetting=best[label] - recall)
@@ -252,9 +252,8 @@ def test_forgetting_is_the_best_recall_at_an_earlier_release_less_that_of_now():
         if released[-1]:
             best |= {label: max(best.get(label, 0), recall) for label, recall in recalls.items()}
         last = snapshot if released[-1] or last is None else last
-        learner = resumed(given, snapshot)
-        learner.restore_released(last.tensors, last.document)
-        assert as_bytes(learner.snapshot()) == as_bytes(snapshot)
+        driver = resumed(given, snapshot, last)
+        assert as_bytes(driver.snapshot()) == as_bytes(snapshot)
     assert seen == [[], ["0", "1"], ["0", "1", "2", "3"], ["0", "1", "2", "3"]]
     assert False in released
     assert best["0"] > 0.5

@@ -7,14 +7,13 @@ from typing import Literal
 import pytest
 import torch
 import torchvision
-from digit_stream import DIGITS_NHWC, as_bytes, learned, resumed, settings, stream
+from digit_stream import DIGITS_NHWC, as_bytes, decided, driver_of, learned, resumed, settings, stream, tensors_of
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stream_learner import networks as models
 from stream_learner.contract.manifest import ModelArguments, ModelSpec
 from stream_learner.errors import UsageError
-from stream_learner.learning.learner import Learner
 from stream_learner.networks.weights import load_body
 
 Tensors = dict[str, Tensor]
@@ -41,7 +40,7 @@ def pretrained(path: Path) -> models.ImageClassifier:
     network = build("resnet18_slim")
     prefix = "trainer/model/"
     network.load_state_dict(
-        {name.removeprefix(prefix): t for name, t in snapshot.tensors.items() if name.startswith(prefix)}
+        {name.removeprefix(prefix): t for name, t in tensors_of(snapshot).items() if name.startswith(prefix)}
     )
     save_file(network.body.state_dict(), path)
     return network
@@ -128,7 +127,7 @@ def test_a_file_of_torchvision_or_timm_gives_its_predictions(path, name, origina
 def test_a_file_of_another_network_is_refused(path, change, problem):
     save_file(change(dict(build("resnet18_slim").body.state_dict())), path)
     with pytest.raises(UsageError, match=problem):
-        Learner(settings(model__name="resnet18_slim", model__weights=path))
+        driver_of(settings(model__name="resnet18_slim", model__weights=path))
 
 
 def test_a_deeper_network_of_the_same_family_is_another_one(path):
@@ -139,15 +138,15 @@ def test_a_deeper_network_of_the_same_family_is_another_one(path):
 
 def test_a_file_that_cannot_be_read_is_refused(path):
     with pytest.raises(UsageError, match=r"model.weights: cannot read .*: No such file"):
-        Learner(settings(model__weights=path))
+        driver_of(settings(model__weights=path))
     path.write_bytes(b"a pickle, perhaps")
     with pytest.raises(UsageError, match=r"model.weights: .* is not a safetensors file"):
-        Learner(settings(model__weights=path))
+        driver_of(settings(model__weights=path))
 
 
 def test_learning_begins_with_the_file_and_goes_on_without_it(pretrained, path):
     chosen = settings(model__name="resnet18_slim", model__weights=path)
-    first = Learner(chosen).snapshot().tensors
+    first = tensors_of(driver_of(chosen).snapshot())
     assert all(torch.equal(first[f"trainer/model/body.{name}"], t) for name, t in pretrained.body.state_dict().items())
     whole = learned(chosen, stream())
     half = learned(chosen, stream()[:5])
@@ -173,16 +172,15 @@ def test_a_run_stays_with_the_file_that_it_began_with(path, tmp_path):
 @pytest.mark.parametrize("strategy", ["finetune", "er"])
 def test_a_frozen_backbone_stays_byte_for_byte_while_the_head_learns(name, strategy):
     chosen = settings(model__name=name, model__freeze=True, learning__strategy=strategy, learning__weight_decay=0.1)
-    before = Learner(chosen).snapshot().tensors
-    learner = learned(chosen, stream())
-    learner.decide_release()
-    after = learner.snapshot()
+    before = driver_of(chosen).snapshot().tensors
+    driver = learned(chosen, stream())
+    after = decided(driver)
     bodies = [key for key in before if key.startswith("trainer/model/body.")]
     assert bodies
-    assert all(before[key].numpy().tobytes() == after.tensors[key].numpy().tobytes() for key in bodies)
-    shapes = {tuple(t.shape) for key, t in after.tensors.items() if key.endswith("/exp_avg")}
-    assert shapes == {(10,), tuple(after.tensors["trainer/model/head.weight"].shape)}  # only the head's moments
-    assert all(t.abs().max() > 0 for key, t in after.tensors.items() if key.endswith("/exp_avg"))
+    assert all(before[key].tobytes() == tensors_of(after)[key].numpy().tobytes() for key in bodies)
+    shapes = {tuple(t.shape) for key, t in tensors_of(after).items() if key.endswith("/exp_avg")}
+    assert shapes == {(10,), tuple(tensors_of(after)["trainer/model/head.weight"].shape)}  # only the head's moments
+    assert all(t.abs().max() > 0 for key, t in tensors_of(after).items() if key.endswith("/exp_avg"))
 
 
 def test_a_frozen_backbone_stays_in_evaluation_mode_and_records_no_gradient():

@@ -13,23 +13,25 @@ from digit_stream import (
     as_bytes,
     as_meant,
     batch,
+    decided,
     digits_of,
+    driver_of,
     learned,
     position,
     resumed,
     settings,
     stream,
+    tensors_of,
 )
 
 from stream_learner import networks as models
-from stream_learner.checkpoints import state
-from stream_learner.learning.batch import Batch
 from stream_learner.learning.evaluation import predict
 from stream_learner.learning.heads.statistics import NEVER
-from stream_learner.learning.learner import Learner
 from stream_learner.learning.prequential import Prequential
-from stream_learner.learning.snapshot import Snapshot
 from stream_learner.learning.weighting import Weights
+from stream_learner.publishing.snapshot import Snapshot
+from stream_learner.run.batches import Batch
+from stream_learner.run.driver import Driver
 
 CPU = torch.device("cpu")
 SILENT = np.float32(NEVER)
@@ -41,27 +43,27 @@ def counts(items: np.ndarray) -> dict[int, int]:
 
 
 def bias(snapshot: Snapshot, name: str = "model") -> np.ndarray:
-    return snapshot.tensors[f"trainer/{name}/head.bias"].numpy()
+    return tensors_of(snapshot)[f"trainer/{name}/head.bias"].numpy()
 
 
 def test_samples_move_to_the_label_that_an_alias_stands_for():
     before = learned(settings(), stream()).snapshot()
-    learner = resumed(settings(labels__aliases={"1": "0", "9": "nine"}), before)
-    after = learner.snapshot()
+    driver = resumed(settings(labels__aliases={"1": "0", "9": "nine"}), before)
+    after = driver.snapshot()
     for name in ("memory", "validation", "test"):
-        then, now = (counts(s.tensors[f"{name}/labels"].numpy()) for s in (before, after))
+        then, now = (counts(tensors_of(s)[f"{name}/labels"].numpy()) for s in (before, after))
         assert sum(now.values()) == sum(then.values())
         assert now.get(0, 0) == then.get(0, 0) + then.get(1, 0)
         assert now.get(10, 0) == then.get(9, 0)
         assert not {1, 9} & now.keys()
-    assert learner.labels[10] == "nine"
+    assert driver.learner.labels[10] == "nine"
 
 
 def test_samples_of_a_label_that_is_not_allowed_are_dropped():
     before = learned(settings(), stream()).snapshot()
     after = resumed(settings(labels__allowed=[*"12345678"]), before).snapshot()
     for name in ("memory", "validation", "test"):
-        then, now = (counts(s.tensors[f"{name}/labels"].numpy()) for s in (before, after))
+        then, now = (counts(tensors_of(s)[f"{name}/labels"].numpy()) for s in (before, after))
         assert now == {label: count for label, count in then.items() if label not in (0, 9)}
 
 
@@ -71,28 +73,27 @@ def test_a_new_name_costs_nothing_that_was_learned(optimizer, decay):
     run = {"learning__optimizer": optimizer, "learning__average_decay": decay}
     before = learned(settings(**run), stream())
     after = resumed(settings(labels__aliases={"3": "three"}, **run), before.snapshot())
-    index = after.labels.index("three")
+    index = after.learner.labels.index("three")
     images = torch.from_numpy(DIGITS_NHWC[:100])
     with torch.inference_mode():
-        old, new = (learner.network(images) for learner in (before, after))
+        old, new = (driver.learner.network(images) for driver in (before, after))
     assert torch.equal(old[:, 3], new[:, index])
     assert torch.equal(old[:, [0, 1, 2, 4, 5, 6, 7, 8, 9]], new[:, [0, 1, 2, 4, 5, 6, 7, 8, 9]])
     assert (new[:, 3] == NEVER).all()
     (moments,) = {  # of the head's bias
         key
-        for key, t in after.snapshot().tensors.items()
+        for key, t in tensors_of(after.snapshot()).items()
         if "optimizer" in key and t.shape == (11,) and "_sq" not in key
     }
-    assert torch.equal(after.snapshot().tensors[moments][index], before.snapshot().tensors[moments][3])
-    assert after.snapshot().tensors[moments][3] == 0
+    assert torch.equal(tensors_of(after.snapshot())[moments][index], tensors_of(before.snapshot())[moments][3])
+    assert tensors_of(after.snapshot())[moments][3] == 0
 
 
 def test_a_release_names_its_retired_outputs_and_never_predicts_them():
-    learner = learned(settings(**FAST), stream())
-    learner = resumed(settings(labels__aliases={"1": "0"}, labels__allowed=[*"03456789"], **FAST), learner.snapshot())
-    learner.learn(as_meant([batch(digits_of(range(10), 40), first=position(learner))], learner._settings)[0])
-    learner.decide_release()
-    candidate = learner.snapshot().candidate
+    driver = learned(settings(**FAST), stream())
+    driver = resumed(settings(labels__aliases={"1": "0"}, labels__allowed=[*"03456789"], **FAST), driver.snapshot())
+    driver.learn(as_meant([batch(digits_of(range(10), 40), first=position(driver))], driver.learner._settings)[0])
+    candidate = decided(driver).candidate
     assert candidate
     assert candidate.retired == [1, 2]
     assert candidate.labels == [*"0123456789"]
@@ -103,13 +104,13 @@ def test_a_release_names_its_retired_outputs_and_never_predicts_them():
 
 
 def test_where_no_class_is_left_nothing_is_released():
-    learner = learned(settings(release__every_records=1), stream())
-    assert learner.release_due
-    learner = resumed(settings(release__every_records=1, labels__allowed=["cat"]), learner.snapshot())
-    assert not learner.release_due
-    learner.learn(batch(digits_of([0], 4), first=position(learner), labels=["cat"]))
-    assert learner.release_due
-    assert learner.decide_release().released
+    driver = learned(settings(release__every_records=1), stream())
+    assert driver.learner.release_due
+    driver = resumed(settings(release__every_records=1, labels__allowed=["cat"]), driver.snapshot())
+    assert not driver.learner.release_due
+    driver.learn(batch(digits_of([0], 4), first=position(driver), labels=["cat"]))
+    assert driver.learner.release_due
+    assert driver.decide().decision.released
 
 
 @pytest.mark.parametrize("strategy", ["er_la", "derpp", "mkd", "er_ace"])
@@ -117,42 +118,42 @@ def test_a_label_that_is_allowed_again_begins_like_a_new_one(strategy):
     run = {"learning__strategy": strategy, "learning__optimizer": "adam", **FAST}
     narrow = settings(labels__allowed=[*"0234"], **run)
     before = learned(settings(**run), stream()[:8]).snapshot()
-    learner = resumed(narrow, before)
-    learner.learn(as_meant([batch(digits_of([0, 1, 2], 12), first=position(learner))], narrow)[0])
-    retired = learner.snapshot()
+    driver = resumed(narrow, before)
+    driver.learn(as_meant([batch(digits_of([0, 1, 2], 12), first=position(driver))], narrow)[0])
+    retired = driver.snapshot()
     assert (bias(retired)[1], bias(retired, "average")[1]) == (SILENT, SILENT)
-    learner = resumed(settings(**run), retired)
-    assert as_bytes(learner.snapshot()) == as_bytes(retired)  # until a record comes
+    driver = resumed(settings(**run), retired)
+    assert as_bytes(driver.snapshot()) == as_bytes(retired)  # until a record comes
     for i in range(4):
-        learner.learn(batch(digits_of([0, 1, 2], 12, skip=20 + 4 * i), first=position(learner)))
-    learner = resumed(settings(**run), learner.snapshot())
-    after = learner.snapshot()
-    assert learner.labels == [*"0123456789"]
-    assert learner.retired == dict.fromkeys("56789")
+        driver.learn(batch(digits_of([0, 1, 2], 12, skip=20 + 4 * i), first=position(driver)))
+    driver = resumed(settings(**run), driver.snapshot())
+    after = driver.snapshot()
+    assert driver.learner.labels == [*"0123456789"]
+    assert driver.learner.retired == dict.fromkeys("56789")
     assert abs(bias(after)[1]) < 10
     assert abs(bias(after, "average")[1]) < 10
-    assert counts(after.tensors["memory/labels"].numpy())[1] == 16
+    assert counts(tensors_of(after)["memory/labels"].numpy())[1] == 16
     digits = DIGITS_NHWC[digits_of([1], 60)]
-    assert (predict(learner.network, digits, CPU) == 1).mean() > 0.5
+    assert (predict(driver.learner.network, digits, CPU) == 1).mean() > 0.5
 
 
 def test_weight_decay_does_not_wake_a_silent_row():
     for optimizer in ("adam", "sgd", "muon"):
         run = {"learning__optimizer": optimizer, "learning__weight_decay": 0.1, "learning__learning_rate": 0.1}
-        learner = resumed(settings(labels__aliases={"1": "0"}, **run), learned(settings(**run), stream()).snapshot())
-        learner.learn(batch(digits_of([0, 2], 16), first=position(learner)))
-        end = learner.snapshot()
+        driver = resumed(settings(labels__aliases={"1": "0"}, **run), learned(settings(**run), stream()).snapshot())
+        driver.learn(batch(digits_of([0, 2], 16), first=position(driver)))
+        end = driver.snapshot()
         assert bias(end)[1] == SILENT
-        assert all(torch.isfinite(t).all() for name, t in end.tensors.items() if name.startswith("trainer/"))
+        assert all(torch.isfinite(t).all() for name, t in tensors_of(end).items() if name.startswith("trainer/"))
 
 
 def test_logits_kept_for_retired_classes_are_compared_no_more():
     run = {"learning__strategy": "derpp"}
-    learner = resumed(settings(labels__aliases={"1": "0"}, **run), learned(settings(**run), stream()).snapshot())
-    assert np.isnan(learner.memory.logits[:, 1]).all()
-    assert np.isfinite(learner.memory.logits[:, 0]).any()
-    learner.learn(batch(digits_of([0, 2], 16), first=position(learner)))
-    assert np.isnan(learner.memory.logits[:, 1]).all()
+    driver = resumed(settings(labels__aliases={"1": "0"}, **run), learned(settings(**run), stream()).snapshot())
+    assert np.isnan(driver.learner.memory.logits[:, 1]).all()
+    assert np.isfinite(driver.learner.memory.logits[:, 0]).any()
+    driver.learn(batch(digits_of([0, 2], 16), first=position(driver)))
+    assert np.isnan(driver.learner.memory.logits[:, 1]).all()
 
 
 def test_recent_predictions_follow():
@@ -171,12 +172,12 @@ def test_recent_predictions_follow():
 
 def test_counts_of_class_balance_follow():
     weights = Weights(settings(weights__policies=["class_balance"]).weights)
-    weights.restore({"class_balance": {"counts": [5, 7, 2]}})
+    weights.load_state_dict({"class_balance": {"counts": [5, 7, 2]}})
     weights.retire(1, 0)
     weights.retire(2, 4)
-    assert weights.state()["class_balance"] == {"counts": [12, 0, 0, 0, 2]}
+    assert weights.state_dict()["class_balance"] == {"counts": [12, 0, 0, 0, 2]}
     weights.retire(0, None)
-    assert weights.state()["class_balance"] == {"counts": [0, 0, 0, 0, 2]}
+    assert weights.state_dict()["class_balance"] == {"counts": [0, 0, 0, 0, 2]}
 
 
 # -- around a roll-back
@@ -210,33 +211,29 @@ def batches() -> Iterator[Batch]:
         first += len(indices)
 
 
-def run_through(changes: dict[int, dict], restarts: Collection[int], run: dict) -> tuple[Learner, list[Snapshot]]:
+def run_through(changes: dict[int, dict], restarts: Collection[int], run: dict) -> tuple[Driver, list[Snapshot]]:
     """Decides after every second batch; restarts where the settings change, and after so many batches."""
-    learner, given, release, found = Learner(settings(**run)), settings(**run), None, []
+    driver, given, release, found = driver_of(settings(**run)), settings(**run), None, []
     for number, b in enumerate(batches()):
         if number in changes or number in restarts:
             given = settings(**run, **changes[number]) if number in changes else given
-            learner = resumed(given, learner.snapshot())
-            if release:
-                saved = as_bytes(release)
-                learner.restore_released(state.decode_tensors(saved), state.decode_document(saved))
-        learner.learn(as_meant([b], given)[0])
+            driver = resumed(given, driver.snapshot(), release)
+        driver.learn(as_meant([b], given)[0])
         if number % 2:
-            decision = learner.decide_release()
-            found.append(learner.snapshot())
-            release = found[-1] if decision.released else release
-    return learner, found
+            found.append(decided(driver))
+            release = found[-1] if found[-1].decision.released else release
+    return driver, found
 
 
 @pytest.mark.parametrize("strategy", ["er_la", "derpp"])
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_training_goes_back_over_a_retirement_the_same_however_often_it_is_stopped(changes, strategy):
     run = RUN | {"learning__strategy": strategy}
-    learner, snapshots = run_through(changes, (), run)
+    driver, snapshots = run_through(changes, (), run)
     again, others = run_through(changes, range(1, 20), run)
     assert [as_bytes(s) for s in snapshots] == [as_bytes(s) for s in others]
     assert [s.decision for s in snapshots] == [s.decision for s in others]
-    assert as_bytes(learner.snapshot()) == as_bytes(again.snapshot())
+    assert as_bytes(driver.snapshot()) == as_bytes(again.snapshot())
     assert any(s.discarded for s in snapshots[6:])  # the first decision after the last change, and later ones
     for s in snapshots:
         retired = [index for index, _ in s.document["retired"]]

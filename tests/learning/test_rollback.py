@@ -5,16 +5,28 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from digit_stream import TEST, TRAIN, VALIDATION, as_bytes, batch, digits_of, position, resumed, settings
+from digit_stream import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    as_bytes,
+    batch,
+    decided,
+    digits_of,
+    driver_of,
+    position,
+    resumed,
+    settings,
+    tensors_of,
+)
 from torch import Tensor
 
-from stream_learner.checkpoints import state
 from stream_learner.contract.manifest import Decision
 from stream_learner.contract.spans import Span
-from stream_learner.learning.batch import Batch
-from stream_learner.learning.learner import Learner
 from stream_learner.learning.patience import CUT, FLOOR, Patience
-from stream_learner.learning.snapshot import Snapshot
+from stream_learner.publishing.snapshot import Snapshot
+from stream_learner.run.batches import Batch
+from stream_learner.run.driver import Driver
 
 RUN = {
     "learning__average_decay": 0.9,
@@ -41,18 +53,17 @@ def batches() -> Iterator[Batch]:
         first += len(indices)
 
 
-def decided(learner: Learner, after: int = 0, snapshots: bool = False) -> list[Snapshot]:
+def decisions(driver: Driver, after: int = 0, snapshots: bool = False) -> list[Snapshot]:
     """Learns what comes after so many batches and decides after every second one; the snapshot of each decision."""
     found = []
     for number, b in enumerate(batches()):
         if number < after:
             continue
-        learner.learn(b)
+        driver.learn(b)
         if number % 2:
-            learner.decide_release()
-            found.append(learner.snapshot())
+            found.append(decided(driver))
         elif snapshots:
-            learner.snapshot()
+            driver.snapshot()
     return found
 
 
@@ -63,17 +74,11 @@ def run(request: pytest.FixtureRequest) -> dict:
 
 @pytest.fixture(scope="module")
 def unbroken(run) -> list[Snapshot]:
-    return decided(Learner(settings(**run)))
+    return decisions(driver_of(settings(**run)))
 
 
 def trainer(snapshot: Snapshot) -> dict[str, Tensor]:
-    return {name: t for name, t in snapshot.tensors.items() if name.startswith("trainer/")}
-
-
-def restore_released(learner: Learner, release: Snapshot) -> None:
-    """What a restart does with the state that was saved with the last release."""
-    saved = as_bytes(release)
-    learner.restore_released(state.decode_tensors(saved), state.decode_document(saved))
+    return {name: t for name, t in tensors_of(snapshot).items() if name.startswith("trainer/")}
 
 
 def first_roll_back(snapshots: list[Snapshot]) -> tuple[Snapshot, Snapshot]:
@@ -90,9 +95,9 @@ def test_after_so_many_refusals_training_is_where_the_release_was(unbroken):
     then, now = first_roll_back(unbroken)
     assert trainer(then).keys() == trainer(now).keys()
     for name, tensor in trainer(then).items():
-        assert torch.equal(now.tensors[name][: len(tensor)] if tensor.ndim else now.tensors[name], tensor), name
-    assert len(then.tensors["trainer/model/head.bias"]) == 4
-    assert len(now.tensors["trainer/model/head.bias"]) == len(now.document["labels"]) == 5
+        assert torch.equal(tensors_of(now)[name][: len(tensor)] if tensor.ndim else tensors_of(now)[name], tensor), name
+    assert len(tensors_of(then)["trainer/model/head.bias"]) == 4
+    assert len(tensors_of(now)["trainer/model/head.bias"]) == len(now.document["labels"]) == 5
     start, end = (s.positions["images"][0] for s in (then, now))
     assert now.discarded == {"images": {0: Span(start, end)}}
 
@@ -102,69 +107,65 @@ def test_everything_else_goes_on(unbroken):
     records = now.document["records"]
     assert now.positions == {"images": {0: records}}
     assert records > then.document["records"]
-    assert not torch.equal(now.tensors["rng/cpu"], then.tensors["rng/cpu"])
-    assert now.tensors["memory/admitted"].max() < then.document["records"]
-    assert set(now.tensors["memory/keys"].tolist()) <= set(then.tensors["memory/keys"].tolist())
-    assert set(now.tensors["validation/keys"].tolist()) >= set(then.tensors["validation/keys"].tolist())
+    assert not torch.equal(tensors_of(now)["rng/cpu"], tensors_of(then)["rng/cpu"])
+    assert tensors_of(now)["memory/admitted"].max() < then.document["records"]
+    assert set(tensors_of(now)["memory/keys"].tolist()) <= set(tensors_of(then)["memory/keys"].tolist())
+    assert set(tensors_of(now)["validation/keys"].tolist()) >= set(tensors_of(then)["validation/keys"].tolist())
 
 
 @pytest.mark.parametrize("stop", [11, 13, 14, 16, 20])
 def test_a_run_stopped_and_resumed_around_it_ends_like_one_that_was_not(run, unbroken, stop):
-    learner = Learner(settings(**run))
+    driver = driver_of(settings(**run))
     snapshots = []
     for number, b in enumerate(batches()):
         if number == stop:
             break
-        learner.learn(b)
+        driver.learn(b)
         if number % 2:
-            learner.decide_release()
-            snapshots.append(learner.snapshot())
-    latest = learner.snapshot()
-    learner = resumed(settings(**run), latest)
-    restore_released(learner, [s for s in snapshots if s.decision and s.decision.released][-1])
-    end = decided(learner, after=stop)[-1]
+            snapshots.append(decided(driver))
+    latest = driver.snapshot()
+    release = [s for s in snapshots if s.decision and s.decision.released][-1]
+    driver = resumed(settings(**run), latest, release)
+    end = decisions(driver, after=stop)[-1]
     assert as_bytes(end) == as_bytes(unbroken[-1])
     assert end.positions == unbroken[-1].positions
 
 
 def test_snapshots_in_between_change_nothing(run, unbroken):
-    assert as_bytes(decided(Learner(settings(**run)), snapshots=True)[-1]) == as_bytes(unbroken[-1])
+    assert as_bytes(decisions(driver_of(settings(**run)), snapshots=True)[-1]) == as_bytes(unbroken[-1])
 
 
 def test_what_was_discarded_once_is_not_discarded_again(run):
     once = settings(**run | {"release__patience": 1})
-    learner, end, discarded = Learner(once), 0, []
+    driver, end, discarded = driver_of(once), 0, []
     released: list[Snapshot] = []
     for number, b in enumerate(batches()):
-        learner.learn(b)
+        driver.learn(b)
         if number % 2:
-            learner.decide_release()
-            snapshot = learner.snapshot()
+            snapshot = decided(driver)
             if snapshot.discarded:
                 discarded.append(snapshot.discarded)
-                assert snapshot.discarded == {"images": {0: Span(end, position(learner))}}
+                assert snapshot.discarded == {"images": {0: Span(end, position(driver))}}
             else:
                 released.append(snapshot)
-            end = position(learner)
-            learner = resumed(once, snapshot)
-            restore_released(learner, released[-1])
+            end = position(driver)
+            driver = resumed(once, snapshot, released[-1])
     assert len(discarded) > 1
 
 
 def test_of_a_topic_that_came_later_only_what_was_read_is_discarded(run):
-    learner, discarded = Learner(settings(**run)), []
+    driver, discarded = driver_of(settings(**run)), []
     for number, b in enumerate(batches()):
         if number == 10:  # the first of nonsense; its first records have long fallen off retention
             b.spans |= {"later": {0: Span(5_000, 5_010)}}
-        learner.learn(b)
+        driver.learn(b)
         if number % 2:
-            learner.decide_release()
-            discarded.append(learner.snapshot().discarded)
+            discarded.append(decided(driver).discarded)
     assert [spans["later"] for spans in filter(None, discarded) if "later" in spans] == [{0: Span(5_000, 5_010)}]
 
 
 def test_without_patience_training_goes_on(run):
-    assert not any(s.discarded for s in decided(Learner(settings(**run | {"release__patience": None}))))
+    assert not any(s.discarded for s in decisions(driver_of(settings(**run | {"release__patience": None}))))
 
 
 def test_it_goes_on_at_the_lowered_rate(run, unbroken):
@@ -178,9 +179,9 @@ def test_it_goes_on_at_the_lowered_rate(run, unbroken):
         assert torch.equal(moved[name], tensor), name
 
 
-def after_a_batch(learner: Learner) -> dict[str, Tensor]:
-    learner.learn(batch(digits_of(range(4), 24), first=position(learner)))
-    return trainer(learner.snapshot())
+def after_a_batch(driver: Driver) -> dict[str, Tensor]:
+    driver.learn(batch(digits_of(range(4), 24), first=position(driver)))
+    return trainer(driver.snapshot())
 
 
 def verdict(released: bool, worse: bool = True) -> Decision:
@@ -197,7 +198,7 @@ def test_the_learning_rate_falls_to_a_floor_and_returns_with_a_release():
     assert rates == [CUT, CUT**2, CUT**3, FLOOR, FLOOR]
     assert patience.refused == 10
     again = Patience(2)
-    again.restore(patience.document())
+    again.load_state_dict(patience.state_dict())
     assert again.refused == 10
     assert not patience.decided(verdict(True))
     assert patience.learning_rate_factor == 1

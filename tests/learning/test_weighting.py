@@ -1,6 +1,6 @@
 import pytest
 import torch
-from digit_stream import TARGETS, batch, digits_of, learned, position, settings
+from digit_stream import TARGETS, batch, digits_of, learned, position, settings, tensors_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -64,9 +64,9 @@ def test_a_batch_of_low_weight_moves_the_model_less():
 
     def move(weight: float) -> float:
         learner = learned(given, [batch(digits_of(range(10), 20))])
-        before = learner.snapshot().tensors
+        before = tensors_of(learner.snapshot())
         learner.learn(batch(digits_of(range(10), 8, skip=30), first=position(learner), weights=[weight]))
-        after = learner.snapshot().tensors
+        after = tensors_of(learner.snapshot())
         return sum(float((after[k] - before[k]).norm()) for k in after if k.startswith("trainer/model/body"))
 
     assert move(0.1) == pytest.approx(0.1 * move(1.0), rel=0.02)
@@ -80,12 +80,12 @@ def test_a_producer_of_low_weight_moves_the_model_less_for_as_long_as_it_is_alon
 
     def move(weight: float) -> float:
         learner = learned(given, [batch(digits_of(range(10), 8, skip=i), first=8 * i) for i in range(25)])
-        before = learner.snapshot().tensors
+        before = tensors_of(learner.snapshot())
         for i in range(20):
             drawn = digits_of(range(10), 8, skip=40 + i)
             labels = [str((TARGETS[digit] + 1) % 10) for digit in drawn]
             learner.learn(batch(drawn, position(learner), labels, weights=[weight]))
-        after = learner.snapshot().tensors
+        after = tensors_of(learner.snapshot())
         return sum(float((after[k] - before[k]).norm()) for k in after if k.startswith("trainer/model/body"))
 
     assert move(0.01) < 0.6 * move(1.0)  # Adam coasts on what came before

@@ -16,26 +16,30 @@ from digit_stream import (
     VALIDATION,
     as_bytes,
     batch,
+    decided,
     digits_of,
+    driver_of,
     learn,
     learned,
     position,
     resumed,
     settings,
+    tensors_of,
 )
 from pydantic import ValidationError
 
 from stream_learner import networks as models
-from stream_learner.checkpoints import state
 from stream_learner.config import WeightsSettings
+from stream_learner.contract import tensors
 from stream_learner.contract.vocabulary import Reason
-from stream_learner.learning.batch import Batch
-from stream_learner.learning.learner import Learner
-from stream_learner.learning.tally import Tally
 from stream_learner.learning.weighting import Arrivals, Policy, Times, Weights
 from stream_learner.learning.weighting.policies import FADE
 from stream_learner.learning.weighting.weights import CLOCK
+from stream_learner.networks.tensors import as_arrays
+from stream_learner.publishing.tally import Tally
 from stream_learner.registry import WEIGHTS
+from stream_learner.run.batches import Batch
+from stream_learner.run.driver import Driver
 
 HOUR_MS = 3_600_000
 NOW_S = 1_700_000_000
@@ -244,17 +248,15 @@ def stream() -> list[Batch]:
 @for_every_policy
 def test_a_run_stopped_and_resumed_after_every_batch_ends_like_one_that_was_not(run):
     def end(stop: bool) -> bytes:
-        learner, released = Learner(settings(**run)), None
+        driver, released = driver_of(settings(**run)), None
         for b in stream():
-            learner.learn(b)
-            decision, snapshot = learner.decide_release(), learner.snapshot()
-            if decision.released:
+            driver.learn(b)
+            snapshot = decided(driver)
+            if snapshot.decision and snapshot.decision.released:
                 released = snapshot
             if stop and released:
-                learner = resumed(settings(**run), snapshot)
-                saved = as_bytes(released)
-                learner.restore_released(state.decode_tensors(saved), state.decode_document(saved))
-        return as_bytes(learner.snapshot())
+                driver = resumed(settings(**run), snapshot, released)
+        return as_bytes(driver.snapshot())
 
     assert end(stop=True) == end(stop=False)
 
@@ -268,13 +270,13 @@ def test_a_seed_gives_one_result(run):
     assert result(1) != result(2)
 
 
-def trained_by(learner: Learner) -> bytes:
+def trained_by(driver: Driver) -> bytes:
     """The state without what counts records, predictions and draws."""
-    snapshot = learner.snapshot()
-    tensors = {name: t for name, t in snapshot.tensors.items() if not name.startswith(("rng/", "prequential/"))}
+    snapshot = driver.snapshot()
+    kept = {name: t for name, t in tensors_of(snapshot).items() if not name.startswith(("rng/", "prequential/"))}
     counters = ("records", "non_finite_in_a_row", "prequential", "drift")
     document = {name: value for name, value in snapshot.document.items() if name not in counters}
-    return state.encode(tensors, document)
+    return tensors.encode(as_arrays(kept), document)
 
 
 @for_every_policy
@@ -282,13 +284,13 @@ def test_a_batch_whose_weights_are_all_zero_changes_nothing(run):
     """Not even the policies' statistics: classes are not counted, and the newest event time stays."""
     others = [name for name in run["weights__policies"] if name != "record"]
     given = settings(**run | {"weights__policies": ["record", *others]})
-    learner = learned(given, stream()[:2])
-    before = trained_by(learner)
-    nothing = batch(digits_of([0, 1, 2], 9, skip=50), position(learner), weights=[0.0], timestamps_ms=[900_000])
-    report = learner.learn(nothing)
+    driver = learned(given, stream()[:2])
+    before = trained_by(driver)
+    nothing = batch(digits_of([0, 1, 2], 9, skip=50), position(driver), weights=[0.0], timestamps_ms=[900_000])
+    report = driver.learn(nothing)
     assert (report.learned, report.steps) == (9, 0)
     assert report.weights["combined"] == [0] * 9
-    assert trained_by(learner) == before
+    assert trained_by(driver) == before
 
 
 class NotANumber(Policy):
@@ -303,33 +305,33 @@ class NotANumber(Policy):
 @for_every_policy
 def test_a_step_that_is_not_finite_is_undone_and_leaves_the_statistics_alone(run):
     given = settings(**run | {"weights__policies": [*run["weights__policies"], f"{__name__}:NotANumber"]})
-    learner = learned(given, stream()[:2])
-    before = trained_by(learner)
-    bad = batch(digits_of([0, 1, 2], 9, skip=50), position(learner), weights=[7.0], timestamps_ms=[900_000])
-    report = learner.learn(bad)
+    driver = learned(given, stream()[:2])
+    before = trained_by(driver)
+    bad = batch(digits_of([0, 1, 2], 9, skip=50), position(driver), weights=[7.0], timestamps_ms=[900_000])
+    report = driver.learn(bad)
     assert {r.reason for r in report.rejections} == {Reason.NON_FINITE_STEP}
     assert (report.learned, report.weights) == (0, {})
-    assert trained_by(learner) == before
+    assert trained_by(driver) == before
 
 
 @pytest.mark.parametrize("head", ["prototype", "ridge"])
 def test_nothing_that_is_not_finite_is_added_to_a_head_that_is_solved(head):
     given = settings(model__head=head, weights__policies=[f"{__name__}:NotANumber"])
-    learner = learned(given, stream()[:2])
-    before = trained_by(learner)
-    report = learner.learn(batch(digits_of([0, 1, 2], 9, skip=50), position(learner), weights=[7.0]))
+    driver = learned(given, stream()[:2])
+    before = trained_by(driver)
+    report = driver.learn(batch(digits_of([0, 1, 2], 9, skip=50), position(driver), weights=[7.0]))
     assert {r.reason for r in report.rejections} == {Reason.NON_FINITE_STEP}
-    assert trained_by(learner) == before
+    assert trained_by(driver) == before
 
 
 @for_every_policy
 def test_its_state_is_a_json_document_and_may_be_absent(run):
-    learner = learned(settings(**run), stream())
-    document = learner.snapshot().document["weights"]
+    driver = learned(settings(**run), stream())
+    document = driver.snapshot().document["weights"]
     assert json.loads(json.dumps(document)) == document
     assert set(document) == {*run["weights__policies"], CLOCK}
     without = learned(settings(weights__policies=[]), stream()).snapshot()
-    assert learn(resumed(settings(**run), without), [batch([0], first=position(learner))])[0].learned == 1
+    assert learn(resumed(settings(**run), without), [batch([0], first=position(driver))])[0].learned == 1
 
 
 @pytest.mark.parametrize(
@@ -349,15 +351,15 @@ def test_its_state_is_a_json_document_and_may_be_absent(run):
 def test_a_clock_that_cannot_be_is_refused(forged):
     weights = Weights(WeightsSettings(policies=["recency"], half_life_s=1))
     weights.weigh(arrivals([0], timestamps_ms=[NOW_MS]))
-    before = weights.state()
+    before = weights.state_dict()
     with pytest.raises(ValueError, match=next(iter(forged))):
-        weights.restore(before | forged)
+        weights.load_state_dict(before | forged)
 
 
 @for_every_policy
 def test_the_window_tells_the_distribution_of_every_policys_factors(run):
-    learner, tally = Learner(settings(**run)), Tally()
-    reports = learn(learner, stream())
+    driver, tally = driver_of(settings(**run)), Tally()
+    reports = learn(driver, stream())
     for report in reports:
         tally.add(report)
     assert set(tally.weights) == {*run["weights__policies"], "combined"}
@@ -370,13 +372,12 @@ def test_the_window_tells_the_distribution_of_every_policys_factors(run):
 
 def test_novelty_asks_the_last_release_and_not_the_model():
     given = settings(weights__policies=["novelty"], learning__steps_per_batch=5)
-    learner = learned(given, stream()[:2])
-    learner.decide_release()
-    candidate = learner.snapshot().candidate
+    driver = learned(given, stream()[:2])
+    candidate = decided(driver).candidate
     assert candidate
     released = models.build(candidate.model).eval()
     released.load_state_dict(candidate.weights)
-    learner.learn(batch(digits_of([0, 1, 2], 8, skip=80), position(learner)))  # the model moves on
+    driver.learn(batch(digits_of([0, 1, 2], 8, skip=80), position(driver)))  # the model moves on
     indices = digits_of([0, 1, 2, 9], 8, skip=100)
     with torch.no_grad():
         probabilities = released(torch.from_numpy(DIGITS_NHWC[indices])).softmax(1)
@@ -384,32 +385,32 @@ def test_novelty_asks_the_last_release_and_not_the_model():
         1 - float(row[candidate.labels.index(label)]) if (label := str(TARGETS[i])) in candidate.labels else 1
         for i, row in zip(indices, probabilities, strict=True)
     ]
-    factors = learner.learn(batch(indices, position(learner))).weights["novelty"]
+    factors = driver.learn(batch(indices, position(driver))).weights["novelty"]
     assert factors == pytest.approx(wanted, abs=1e-6)
     assert factors.count(1.0) == 2
 
 
 def test_hardness_is_of_the_model_as_it_predicted():
     """What it has learned is easier than the stream was on average, a class that has just arrived is harder."""
-    learner = Learner(
+    driver = driver_of(
         settings(weights__policies=["hardness"], learning__steps_per_batch=20, learning__learning_rate=0.01)
     )
     for i in range(3):
-        learner.learn(batch(digits_of([3, 4], 8, skip=8 * i), position(learner)))
-    factors = learner.learn(batch(digits_of([3, 5], 8, skip=60), position(learner))).weights["hardness"]
+        driver.learn(batch(digits_of([3, 4], 8, skip=8 * i), position(driver)))
+    factors = driver.learn(batch(digits_of([3, 5], 8, skip=60), position(driver))).weights["hardness"]
     assert max(factors[::2]) < 0.5 < 1.5 < min(factors[1::2])
 
 
-def kept(learner: Learner) -> dict[str, list]:
-    tensors = learner.snapshot().tensors
+def kept(driver: Driver) -> dict[str, list]:
+    tensors = tensors_of(driver.snapshot())
     return {name: tensors[f"memory/{name}"].tolist() for name in ("weights", "admitted", "timestamps_ms")}
 
 
 def test_what_is_the_samples_own_is_kept_with_it():
-    learner = Learner(settings(weights__policies=["record", "class_balance", HALF]))
-    learner.learn(batch([0, 1], weights=[2.0], timestamps_ms=[NOW_MS]))
-    learner.learn(batch([0, 0, 1, 2], first=2, weights=[1.0, 0.0, 1.0, 1.0], timestamps_ms=[NOW_MS + 6000]))
-    assert kept(learner) == {
+    driver = driver_of(settings(weights__policies=["record", "class_balance", HALF]))
+    driver.learn(batch([0, 1], weights=[2.0], timestamps_ms=[NOW_MS]))
+    driver.learn(batch([0, 0, 1, 2], first=2, weights=[1.0, 0.0, 1.0, 1.0], timestamps_ms=[NOW_MS + 6000]))
+    assert kept(driver) == {
         "weights": [1, 1, 0.5, 0.5, 0.5],  # class balance is of the moment, weight 0 teaches nothing
         "admitted": [0, 0, 2, 2, 2],
         "timestamps_ms": [NOW_MS, NOW_MS, *[NOW_MS + 6000] * 3],
@@ -417,9 +418,9 @@ def test_what_is_the_samples_own_is_kept_with_it():
 
 
 def test_held_out_samples_keep_the_records_weight_alone():
-    learner = Learner(settings(weights__policies=[HALF]))
-    learner.learn(batch([0, 1], weights=[3.0, 1e300], splits=[TEST]))
-    assert learner.snapshot().tensors["test/weights"].tolist() == [3, 10]
+    driver = driver_of(settings(weights__policies=[HALF]))
+    driver.learn(batch([0, 1], weights=[3.0, 1e300], splits=[TEST]))
+    assert tensors_of(driver.snapshot())["test/weights"].tolist() == [3, 10]
 
 
 def test_a_memory_that_fades_at_once_leaves_plain_steps_on_the_stream():
@@ -429,7 +430,7 @@ def test_a_memory_that_fades_at_once_leaves_plain_steps_on_the_stream():
     def weights_after(**given: Any) -> dict[str, torch.Tensor]:
         batches = [batch(digits_of([0, 1], 8, skip=8 * i), first=8 * i) for i in range(4)]
         run = {"learning__strategy": "er", "learning__optimizer": "sgd", "learning__learning_rate": 0.05}
-        tensors = learned(settings(**run | given), batches).snapshot().tensors
+        tensors = tensors_of(learned(settings(**run | given), batches).snapshot())
         return {name: tensor for name, tensor in tensors.items() if "model/" in name}
 
     plain = weights_after(learning__strategy="finetune")
@@ -444,30 +445,27 @@ def test_a_memory_that_fades_at_once_leaves_plain_steps_on_the_stream():
 TEST_DIGITS = np.arange(1200, len(TARGETS))
 
 
-def recalls(learner: Learner, labels_of: np.ndarray = TARGETS) -> np.ndarray:
+def recalls(driver: Driver, labels_of: np.ndarray = TARGETS) -> np.ndarray:
     """Recall of each class on digits that were not learned."""
-    learner.learn(
-        batch(TEST_DIGITS.tolist(), position(learner), [str(labels_of[i]) for i in TEST_DIGITS], splits=[TEST])
-    )
-    learner.decide_release()
-    candidate = learner.snapshot().candidate
+    driver.learn(batch(TEST_DIGITS.tolist(), position(driver), [str(labels_of[i]) for i in TEST_DIGITS], splits=[TEST]))
+    candidate = decided(driver).candidate
     assert candidate
     return np.array([c.correct / c.total for c in sorted(candidate.test.per_class, key=lambda c: str(c.label))])
 
 
-def in_batches(learner: Learner, indices: np.ndarray, labels: np.ndarray, **rest: Any) -> Learner:
+def in_batches(driver: Driver, indices: np.ndarray, labels: np.ndarray, **rest: Any) -> Driver:
     """Learns digits under these labels, 20 at a time; of the rest, sequences go along."""
     for start in range(0, len(indices), 20):
         part = slice(start, start + 20)
-        learner.learn(
+        driver.learn(
             batch(
                 indices[part].tolist(),
-                position(learner),
+                position(driver),
                 [str(label) for label in labels[part]],
                 **{name: values[part] for name, values in rest.items()},
             )
         )
-    return learner
+    return driver
 
 
 def shuffled() -> np.ndarray:
@@ -484,8 +482,8 @@ def test_wrong_labels_of_low_weight_do_less_harm():
     weights = np.where(wrong, 0.02, 1.0).tolist()
 
     def recall(policies: list[str]) -> float:
-        learner = Learner(settings(weights__policies=policies, **TEACH))
-        return recalls(in_batches(learner, order, labels, weights=weights)).mean()
+        driver = driver_of(settings(weights__policies=policies, **TEACH))
+        return recalls(in_batches(driver, order, labels, weights=weights)).mean()
 
     assert recall(["record"]) > recall([]) + 0.2
 
@@ -497,7 +495,7 @@ def test_class_balance_raises_the_recall_of_rare_classes():
 
     def recall(policies: list[str]) -> np.ndarray:
         given = settings(weights__policies=policies, learning__strategy="finetune", **TEACH)
-        return recalls(in_batches(Learner(given), order, TARGETS[order]))
+        return recalls(in_batches(driver_of(given), order, TARGETS[order]))
 
     plain, balanced = recall([]), recall(["class_balance"])
     assert balanced.mean() > plain.mean() + 0.05
@@ -510,7 +508,7 @@ def test_recency_follows_a_drift():
     labels = np.concatenate([TARGETS[order[:600]], after[order[600:]]])
 
     def recall(**given: Any) -> float:
-        return recalls(in_batches(Learner(settings(**given, **TEACH)), order, labels), after).mean()
+        return recalls(in_batches(driver_of(settings(**given, **TEACH)), order, labels), after).mean()
 
     assert recall(weights__policies=["recency"], weights__half_life_records=200) > recall() + 0.05
 
@@ -523,7 +521,7 @@ def test_recency_lets_late_records_of_an_old_world_count_less():
     timestamps_ms = np.where(new, NOW_MS + 10_000_000, NOW_MS).tolist()
 
     def recall(**given: Any) -> float:
-        learner = in_batches(Learner(settings(**given, **TEACH)), order, labels, timestamps_ms=timestamps_ms)
-        return recalls(learner, after).mean()
+        driver = in_batches(driver_of(settings(**given, **TEACH)), order, labels, timestamps_ms=timestamps_ms)
+        return recalls(driver, after).mean()
 
     assert recall(weights__policies=["recency"], weights__half_life_s=1000) > recall() + 0.2

@@ -19,12 +19,14 @@ from typing import Any, NamedTuple
 from no_hard_links import refuse_links
 
 from stream_learner import cli
-from stream_learner.checkpoints import retention, state
+from stream_learner.checkpoints import retention
 from stream_learner.checkpoints.store import Store
+from stream_learner.contract import tensors
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.memory import BalancedMemory
 from stream_learner.publishing import publish, recover
 from stream_learner.run import start, worker
+from stream_learner.run.driver import Driver
 from stream_learner.streams import topics
 from stream_learner.streams.journal import ReadBack
 from stream_learner.streams.transaction import Transaction
@@ -33,6 +35,7 @@ LOOK_AT_MEMORY_EVERY_S = 10.0
 
 # Whose functions have an effect of the protocol, or come between two.
 COLLABORATORS: dict[str, type | ModuleType] = {
+    "driver": Driver,
     "learner": Learner,
     "memory": BalancedMemory,
     "os": os,
@@ -40,7 +43,7 @@ COLLABORATORS: dict[str, type | ModuleType] = {
     "read_back": ReadBack,
     "recover": recover,
     "retention": retention,
-    "state": state,
+    "tensors": tensors,
     "store": Store,
     "topics": topics,
     "transaction": Transaction,

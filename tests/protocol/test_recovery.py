@@ -27,7 +27,7 @@ FIRST_POINTS = [
 ]
 POINTS = [
     (Point("store", "put"), 0),
-    (Point("state", "encode"), 0),  # the parts are there
+    (Point("tensors", "encode"), 0),  # the parts are there
     (Point("store", "put", 3), 0),
     (Point("transaction", "begin"), 0),
     (Point("transaction", "confirm"), 0),

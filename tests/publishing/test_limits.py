@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 
@@ -30,13 +31,14 @@ from stream_learner.errors import TopicsError
 from stream_learner.follow.status import read_status
 from stream_learner.formats.labels import MAX_LABEL_BYTES, MAX_LABELS_BYTES, encoded_bytes
 from stream_learner.formats.record import Record, Rejection
-from stream_learner.learning.progress import MAX_ENTRIES, Closed, Progress
-from stream_learner.learning.snapshot import Candidate, Snapshot
-from stream_learner.learning.tally import Tally
+from stream_learner.learning.outcome import Candidate
 from stream_learner.monitoring.report import Report
 from stream_learner.publishing import publish as publishing
 from stream_learner.publishing.fit import fit
 from stream_learner.publishing.publish import Publish
+from stream_learner.publishing.snapshot import Interval, Snapshot
+from stream_learner.publishing.tally import Tally
+from stream_learner.run.progress import MAX_ENTRIES, Progress
 from stream_learner.streams import topics
 from stream_learner.streams.connection import ask
 from stream_learner.streams.journal import ReadBack
@@ -104,8 +106,8 @@ def worst_snapshot(names: list[str]) -> Snapshot:
     scores = accuracy((label, 1234, 123456) for label in LABELS)
     progress = Progress({})
     progress.add(worst_report(names, 123456))
-    closed = progress.close()
-    closed.dead_letters.clear()  # records of their own
+    interval = progress.close()
+    interval.dead_letters.clear()  # records of their own
     arguments = ModelArguments(classes=CLASSES, height=32, width=32, channels=3, mean=[0.5], std=[0.25])
     candidate = Candidate(
         weights={"head": torch.zeros(1)},
@@ -122,11 +124,11 @@ def worst_snapshot(names: list[str]) -> Snapshot:
         evaluation={"labels": torch.zeros(1)},
     )
     return Snapshot(
-        tensors={"x": torch.zeros(1)},
+        tensors={"x": np.zeros(1, np.float32)},
         document={},
         parts={digest(part): part for part in map(str.encode, map(str, range(MAX_SEGMENTS // 4)))},
         positions=progress.positions,
-        closed=closed,
+        interval=interval,
         recent=Recent(
             accuracy=scores,
             faded_accuracy=1 / 3,
@@ -137,7 +139,7 @@ def worst_snapshot(names: list[str]) -> Snapshot:
         arithmetic=Arithmetic("2.9.0", "cpu", "AVX2", 1, digest(b"settings")),
         candidate=candidate,
         decision=Decision(released=True, abstained=True, candidate=0.5, last=None, samples=100, reason=""),
-        discarded=closed.tally.spans,
+        discarded=interval.tally.spans,
     )
 
 
@@ -146,7 +148,7 @@ def publish(settings: Settings) -> Iterator[Publish]:
     transaction, read_back = Transaction(settings), ReadBack(settings)
     transaction.fence()
     ids = topics.topic_ids(settings, [*settings.input.topics, topics.Names.under(settings.prefix).checkpoints])
-    yield Publish(settings, Store(settings.checkpoint.store), transaction, read_back, ids, 1, None, None)
+    yield Publish(settings, Store(settings.checkpoint.store), transaction, read_back, ids, 1, None)
     transaction._producer.close(60)
     read_back._consumer.close()
 
@@ -163,7 +165,7 @@ def test_the_largest_window_and_manifest_fit_in_their_topics(settings: Settings,
     assert len(msgspec.json.encode(found.manifest)) <= MAX_DOCUMENT_BYTES
     # What counts is there; what was left out is named, and nothing else was.
     assert found.manifest.positions == snapshot.positions
-    assert found.manifest.spans == found.window.spans == snapshot.closed.tally.spans
+    assert found.manifest.spans == found.window.spans == snapshot.interval.tally.spans
     assert found.manifest.ledger.batches == 1
     assert found.manifest.release.labels == LABELS
     assert found.window.drift_count == DRIFTS
@@ -184,7 +186,7 @@ def test_the_largest_window_and_manifest_fit_in_their_topics(settings: Settings,
     monkeypatch.setattr(publishing, "MAX_DOCUMENT_BYTES", len(encode(found.manifest)) - 100_000)
     first = publish.commit(publish.prepare(snapshot, {}))
     assert first.omitted == ["release.forgetting.per_class"]
-    saved = replace(snapshot, closed=Closed(), candidate=None, decision=None, discarded=None, recent=None)
+    saved = replace(snapshot, interval=Interval(), candidate=None, decision=None, discarded=None, recent=None)
     second = publish.commit(publish.prepare(saved, {}))
     assert second.release == first.release
     assert second.omitted == first.omitted

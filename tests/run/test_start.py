@@ -13,6 +13,7 @@ from command_line import Done, stream_learner
 
 from stream_learner import config
 from stream_learner.errors import ExitCode
+from stream_learner.learning.learner import Learner
 from stream_learner.local.broker import HOST
 from stream_learner.registry import AUGMENTATIONS, HEADS, MODELS, STRATEGIES, WEIGHTS
 from stream_learner.run import start
@@ -104,7 +105,7 @@ def test_what_is_not_tried_with_torch_always_fits(model: str, side: int):
     ):
         settings = config.load(None, [*sets, *more])
         if not start.needs_torch(settings):
-            start.build_learner(settings)
+            Learner(settings)
 
 
 @pytest.mark.parametrize("sets", ["model.name=cnnn", "monitoring.host=192.0.2.1"])

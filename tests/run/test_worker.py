@@ -8,7 +8,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
@@ -19,15 +18,15 @@ from stream_learner.contract.spans import Positions, Span
 from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.errors import DivergedError, ExitCode, FencedError, KafkaUnavailableError, RejectsError
 from stream_learner.formats.record import Record, Rejection
-from stream_learner.learning.batch import Batch
-from stream_learner.learning.drift import DriftMonitor
-from stream_learner.learning.prequential import Prequential
-from stream_learner.learning.progress import Closed, Progress
+from stream_learner.learning.gauges import Gauges
 from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import Metrics
 from stream_learner.monitoring.report import Report
+from stream_learner.publishing.snapshot import Interval
 from stream_learner.run import worker
+from stream_learner.run.batches import Batch
 from stream_learner.run.breaker import Breaker
+from stream_learner.run.progress import Progress
 from stream_learner.run.worker import Worker
 
 NEVER, ALWAYS = 1e9, 1e-9  # checkpoint.every_s
@@ -44,21 +43,33 @@ class Clock:
 
 
 class Learner:
-    """Counts offsets as the real one does; a release is due after every `release_every` records."""
+    """Shows figures, and is due for a release after every `release_every` records."""
 
-    def __init__(self, settings: Settings, events: list[str], release_every: float = NEVER):
-        self.prequential = Prequential()
-        self.drift = DriftMonitor(settings)
-        self.records = 0
-        self.progress = Progress({"images": {0: 0}})
+    def __init__(self, release_every: float = NEVER):
         self.labels = ["cat", "dog"]
-        self.memory = SimpleNamespace(counts=np.array([3]), nbytes=12)
         self.diverged = False
-        self.refused = 0
         self.few: list[dict[Split, float]] = []  # of each decision to come
-        self._events = events
+        self.since_decision = 0
         self._release_every = release_every
-        self._since_decision = 0
+
+    @property
+    def release_due(self) -> bool:
+        return self.since_decision >= self._release_every
+
+    def few_groups(self) -> dict[Split, float]:
+        return self.few.pop(0) if self.few else {}
+
+    def gauges(self) -> Gauges:
+        return Gauges({"cat": 3}, 12, recent=None, drift_window=0, boosted=False, refused=0)
+
+
+class Driver:
+    """Counts offsets as the real one does."""
+
+    def __init__(self, learner: Learner, events: list[str]):
+        self.learner = learner
+        self.progress = Progress({"images": {0: 0}})
+        self._events = events
 
     def learn(self, batch: Batch) -> Report:
         self._events.append("learn" if batch.records else "idle")
@@ -70,21 +81,15 @@ class Learner:
             rejections=batch.rejections,
         )
         self.progress.add(report)
-        self._since_decision += batch.records
+        self.learner.since_decision += batch.records
         return report
 
-    @property
-    def release_due(self) -> bool:
-        return self._since_decision >= self._release_every
-
-    def decide_release(self) -> None:
+    def decide(self) -> None:
         self._events.append("decide")
-        self._since_decision = 0
+        self.learner.since_decision = 0
 
-    def few_groups(self) -> dict[Split, float]:
-        return self.few.pop(0) if self.few else {}
-
-    def snapshot(self) -> Closed:
+    def snapshot(self, decided: None) -> Interval:
+        del decided
         return self.progress.close()
 
 
@@ -92,7 +97,7 @@ class Publisher:
     """Publishes at once, or when it is waited for."""
 
     def __init__(self, events: list[str], busy: bool = False):
-        self.published: list[Closed] = []
+        self.published: list[Interval] = []
         self.lag: Positions = {}
         self.idle = True
         self._events = events
@@ -102,7 +107,7 @@ class Publisher:
     def unsaved_records(self) -> int:
         return 0 if self.idle else self.published[-1].tally.records
 
-    def submit(self, snapshot: Closed, lag: Positions) -> None:
+    def submit(self, snapshot: Interval, lag: Positions) -> None:
         assert self.idle
         self._events.append("save")
         self.published.append(snapshot)
@@ -145,7 +150,8 @@ class Loop:
             }
         )
         self.events: list[str] = []
-        self.learner = Learner(settings, self.events, release_every)
+        self.learner = Learner(release_every)
+        self.driver = Driver(self.learner, self.events)
         self.publisher = Publisher(self.events, busy)
         self.election = Election()
         self.registry = CollectorRegistry()
@@ -156,7 +162,7 @@ class Loop:
         self.worker = Worker(
             settings,
             batches,
-            cast(Any, self.learner),
+            cast(Any, self.driver),
             cast(
                 Any,
                 SimpleNamespace(
@@ -203,7 +209,7 @@ def test_what_is_left_is_saved_at_the_end():
     with capture_logs() as logs:
         assert loop.run() == ["learn", "learn", "learn", "save"]
     assert loop.saved == [30]
-    assert loop.learner.progress.empty
+    assert loop.driver.progress.empty
     assert [(entry["event"], entry["unsaved_records"]) for entry in logs] == [("stopping after a last save", 30)]
 
 

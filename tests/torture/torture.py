@@ -40,8 +40,8 @@ MAX_SIDE_PX = 16
 
 # What each is a call of, and how many calls every life makes that lives long enough.
 EFFECTS = {
-    "snapshot": ("learner", "snapshot", 2),
-    "serialise": ("state", "encode", 3),
+    "snapshot": ("driver", "snapshot", 2),
+    "serialise": ("tensors", "encode", 3),
     "put": ("store", "put", 3),
     "flush": ("os", "fsync", 12),
     "begin": ("transaction", "begin", 2),
@@ -53,7 +53,7 @@ EFFECTS = {
     "delete": ("retention", "delete_dropped", 2),
 }
 LEARNING = {
-    "decision": ("learner", "decide_release", 2),
+    "decision": ("driver", "decide", 2),
     "roll-back": ("memory", "drop_since", 1),  # in the middle of it
 }
 RECOVERY = {
@@ -62,8 +62,8 @@ RECOVERY = {
     "reading the checkpoints": ("recover", "read_newest", 2),
     "fetch": ("store", "fetch", 3),  # the newest state, the last release's, parts
     "fence": ("transaction", "fence", 1),
-    "restore": ("learner", "restore", 1),
-    "restore of the release": ("learner", "restore_released", 1),
+    "restore": ("learner", "_load", 1),
+    "restore of the release": ("learner", "_load_released", 1),
 }
 POINTS = EFFECTS | LEARNING | RECOVERY
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from stream_learner.learning.heads.statistics import StatisticsHead
-from stream_learner.learning.stored import tensor, within
+from stream_learner.networks.tensors import tensor, within
 
 MAX_SAMPLES = 2**53
 
@@ -45,11 +45,11 @@ class Accumulator:
         self.head.retire(source, target)
         self.solve(layer)
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Copies of everything, on the CPU."""
-        return self.head.state() | {"samples": torch.tensor(self.samples)}
+        return self.head.state_dict() | {"samples": torch.tensor(self.samples)}
 
-    def restore(self, state: dict[str, Tensor], classes: int) -> None:
-        """Take over what `state()` gave, of a network with `classes` classes. Raises ValueError when it is not that."""
-        self.head.restore(state, classes)
+    def load_state_dict(self, state: dict[str, Tensor], classes: int) -> None:
+        """Take over what `state_dict` gave, of a network with `classes` classes. Raises ValueError for any other."""
+        self.head.load_state_dict(state, classes)
         self.samples = int(within(tensor(state, "samples", torch.int64), "samples", 0, MAX_SAMPLES))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from stream_learner.learning.heads.statistics import NEVER
-from stream_learner.learning.stored import tensor
+from stream_learner.networks.tensors import tensor
 
 
 class Prototype:
@@ -56,10 +56,10 @@ class Prototype:
         weight[known], bias[known] = weight_CF[known].float(), bias_C[known].float()
         return weight, bias
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {"sums": self.sums_CF.to("cpu", copy=True), "weights": self.weights_C.to("cpu", copy=True)}
 
-    def restore(self, state: dict[str, Tensor], classes: int) -> None:
+    def load_state_dict(self, state: dict[str, Tensor], classes: int) -> None:
         weights_C = tensor(state, "weights", torch.float64, None)
         if len(weights_C) > classes or (weights_C < 0).any():
             raise ValueError(f"tensor weights holds no weights of {classes} classes")

@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 
 from stream_learner.learning.heads.prototype import Prototype
-from stream_learner.learning.stored import tensor
+from stream_learner.networks.tensors import tensor
 
 # Half decades, relative to the mean of G's diagonal; on a tie the larger penalty is taken.
 PENALTIES = [10.0 ** (exponent / 2) for exponent in range(4, -13, -1)]
@@ -64,15 +64,15 @@ class Ridge(Prototype):
         bias_C = shares_C - weight_CF @ mean_F
         return self._layer(classes, weight_CF[:-1], bias_C[:-1])
 
-    def state(self) -> dict[str, Tensor]:
-        return super().state() | {
+    def state_dict(self) -> dict[str, Tensor]:
+        return super().state_dict() | {
             "gram": self.gram_FF.to("cpu", copy=True),
             "rest": self.rest_F.to("cpu", copy=True),
             "rest_weight": self.rest_weight.to("cpu", copy=True),
         }
 
-    def restore(self, state: dict[str, Tensor], classes: int) -> None:
-        super().restore(state, classes)
+    def load_state_dict(self, state: dict[str, Tensor], classes: int) -> None:
+        super().load_state_dict(state, classes)
         device = self.gram_FF.device
         self.gram_FF = tensor(state, "gram", torch.float64, *self.gram_FF.shape).to(device, copy=True)
         self.rest_F = tensor(state, "rest", torch.float64, *self.rest_F.shape).to(device, copy=True)

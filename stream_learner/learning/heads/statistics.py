@@ -33,12 +33,12 @@ class StatisticsHead(Protocol):
         """Weight [classes, F] and bias [classes] of the linear layer, float32."""
         ...
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Copies of the sums, on the CPU."""
         ...
 
-    def restore(self, state: dict[str, Tensor], classes: int) -> None:
-        """Take over what `state()` gave, of at most `classes` classes. Raises ValueError when it is not that."""
+    def load_state_dict(self, state: dict[str, Tensor], classes: int) -> None:
+        """Take over what `state_dict()` gave, of at most `classes` classes. Raises ValueError when it is not that."""
         ...
 
 

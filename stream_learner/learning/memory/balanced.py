@@ -2,6 +2,7 @@
 
 import hashlib
 import heapq
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -9,10 +10,10 @@ from torch import Tensor
 
 from stream_learner.errors import StateError
 from stream_learner.formats import images
-from stream_learner.formats.record import Record, RejectError, Sample
+from stream_learner.formats.record import RejectError, Sample
 from stream_learner.learning.memory.pixels import PixelCache
 from stream_learner.learning.memory.segments import Segments
-from stream_learner.learning.stored import tensor, within
+from stream_learner.networks.tensors import tensor, within
 
 UNLIMITED = np.iinfo(np.int64).max
 
@@ -20,7 +21,7 @@ UNLIMITED = np.iinfo(np.int64).max
 class BalancedMemory:
     """Class-balanced bottom-k sample of encoded images.
 
-    Each item's key is a hash of where its record stood, so what is kept depends on the records alone: not on the number
+    Each item's key is a hash of its sample's, so what is kept depends on the records alone: not on the number
     of restarts, and, while `max_items` alone is what binds, not on the order of arrival. A class keeps its q smallest
     keys (bottom-k sampling: Cohen and Kaplan 2007), a uniform sample of the class under any shrink. When the memory is
     full the largest class gives up its largest key, and its q never grows back: what it refused meanwhile cannot be had
@@ -129,7 +130,7 @@ class BalancedMemory:
         if not self._max_items:
             return
         self._know_class(label)
-        key = self._key(sample.record)
+        key = self._key(sample)
         heap = self._heaps[label]
         if key in self._slot_of or (len(heap) >= self._limits[label] and (not heap or key > -heap[0])):
             return
@@ -141,7 +142,7 @@ class BalancedMemory:
             "labels": label,
             "weights": weight,
             "admitted": admitted,
-            "timestamps_ms": sample.record.timestamp_ms,
+            "timestamps_ms": sample.timestamp_ms,
         }
         if "logits" in self._columns:
             assert logits is not None
@@ -193,17 +194,17 @@ class BalancedMemory:
         unlimited = self._limits == UNLIMITED
         return int(np.where(unlimited, self._counts, self._limits)[list(classes)].sum())
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Copies of the contents in slot order, but for the bytes that `parts` holds."""
         columns = {name: torch.from_numpy(self._column(name).copy()) for name in self._columns}
-        return columns | {"limits": torch.from_numpy(self._limits.copy())} | self._segments.state()
+        return columns | {"limits": torch.from_numpy(self._limits.copy())} | self._segments.state_dict()
 
-    def restore(self, state: dict[str, Tensor], parts: dict[str, bytes], classes: int) -> None:
-        """Take over what `state()` and `parts` gave, as much of it as fits, of a learner that knows `classes` classes.
+    def load_state_dict(self, state: dict[str, Tensor], parts: Mapping[str, bytes], classes: int) -> None:
+        """Take over as much of what `state_dict` and `parts` gave as fits, of a learner that knows `classes` classes.
 
-        Raises ValueError when a part is missing, or the state is not one that `state()` gave.
+        Raises ValueError when a part is missing, or the state is not one that `state_dict` gave.
         """
-        self._segments.restore(state, parts)
+        self._segments.load_state_dict(state, parts)
         limits = tensor(state, "limits", torch.int64, None)
         if len(limits) > classes:
             raise ValueError(f"tensor limits is of {len(limits)} classes, over {classes}")
@@ -236,9 +237,9 @@ class BalancedMemory:
             raise ValueError("tensors starts and lengths point outside the memory's segments")
         return columns
 
-    def _key(self, record: Record) -> int:
-        place = f"{self._seed}/{record.topic}/{record.partition}/{record.offset}".encode()
-        return int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "big") >> 1  # fits int64
+    def _key(self, sample: Sample) -> int:
+        name = f"{self._seed}/{sample.key}".encode()
+        return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1  # fits int64
 
     def _column(self, name: str) -> np.ndarray:
         return self._columns[name][: len(self)]

@@ -1,5 +1,6 @@
 """Append-only bytes, so that a checkpoint writes what is new and no more."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stream_learner.contract.manifest import digest
-from stream_learner.learning.stored import tensor, within
+from stream_learner.networks.tensors import tensor, within
 
 # The columns of a memory count segments in int32.
 MAX_NUMBER = 2**31
@@ -83,7 +84,7 @@ class Segments:
         self._open(number + 1)
         return data
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """A copy of the tail; the sealed segments' digests, which stand for what `parts` holds, and their numbers, then
         the tail's."""
         digests = [bytes.fromhex(segment.digest.removeprefix("sha256:")) for segment in self._sealed.values()]
@@ -93,7 +94,7 @@ class Segments:
             "digests": torch.tensor([*map(list, digests)], dtype=torch.uint8).reshape(-1, 32),
         }
 
-    def restore(self, state: dict[str, Tensor], parts: dict[str, bytes]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor], parts: Mapping[str, bytes]) -> None:
         """Take over what `state` and `parts` gave; `recount` must follow.
 
         Raises ValueError when a part is missing, or the state is not one that `state` gave.

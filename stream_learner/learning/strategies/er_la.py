@@ -2,8 +2,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stream_learner.learning.stored import tensor
 from stream_learner.learning.strategies.step import Losses, Minibatch, Step, Strategy, cross_entropy
+from stream_learner.networks.tensors import tensor
 
 DECAY = 0.99
 
@@ -40,10 +40,10 @@ class LogitAdjustedReplay(Strategy):
             self._frequencies[target] += self._frequencies[source]
         self._frequencies[source] = 0
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {"frequencies": self._frequencies.clone()}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         frequencies = tensor(state, "frequencies", torch.float32, None)
         if (frequencies < 0).any():
             raise ValueError("tensor frequencies holds negative numbers")

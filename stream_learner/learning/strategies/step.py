@@ -65,12 +65,12 @@ class Strategy:
         Its logits are -1e30 from here on, and no sample has it for a label.
         """
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Copies of what it keeps between steps."""
         return {}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes over what `state()` gave."""
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes over what `state_dict()` gave."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -33,12 +33,12 @@ class EventClock:
         self._last_ms = [*self._last_ms, *timestamps_ms[is_known].tolist()][-WINDOW:]
         return np.where(is_known, timestamps_ms, self.now_ms)
 
-    def document(self) -> list[int]:
+    def state_dict(self) -> list[int]:
         """Return the state as JSON."""
         return list(self._last_ms)
 
-    def restore(self, document: Any) -> None:
-        """Take over what `document()` gave. Raises ValueError when it is not that."""
+    def load_state_dict(self, document: Any) -> None:
+        """Take over what `state_dict()` gave. Raises ValueError when it is not that."""
         self._last_ms = parse(document, list[Timestamp])
         if len(self._last_ms) > WINDOW:
             raise ValueError(f"{len(self._last_ms)} timestamps, over {WINDOW}")

@@ -65,12 +65,12 @@ class Policy(Protocol):
     def retire(self, source: int, target: int | None) -> None:
         """Note that class `source` retired, and that its samples are those of class `target` now; None: of no class."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """A copy of the running statistics."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state()` gave; from the beginning when it is empty."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict()` gave; from the beginning when it is empty."""
 
 
 class RecordWeight(Policy):
@@ -114,10 +114,10 @@ class ClassBalance(Policy):
             self._counts[target] += self._counts[source]
         self._counts[source] = 0
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"counts": self._counts.tolist()}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self._counts = np.array(parse(state.get("counts", []), list[Count]), np.int64)
 
 
@@ -150,10 +150,10 @@ class Recency(Policy):
         ages_ms = np.where(times.timestamps_ms > 0, np.maximum(times.now_ms - times.timestamps_ms, 0), 0)
         return np.exp2(-ages_ms / (self._settings.half_life_s * 1000))
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"admitted": self._newest}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self._newest = parse(state, StoredRecency).admitted
 
 
@@ -195,9 +195,9 @@ class Hardness(Policy):
             return np.ones(len(losses))
         return np.minimum(losses * self._count / self._sum, self._settings.max_weight)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"sum": self._sum, "count": self._count}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         stored = parse(state, StoredHardness)
         self._sum, self._count = stored.sum, stored.count

@@ -37,7 +37,7 @@ class Weights:
 
     def weigh(self, arrivals: Arrivals) -> Weighed:
         """Takes a batch of at least one sample into the statistics and weighs it. When it turns out that the batch is
-        not learned, or makes no step, `restore` the state from before."""
+        not learned, or makes no step, `load_state_dict` the state from before."""
         timestamps_ms = self._clock.observe(arrivals.times.timestamps_ms)
         times = arrivals.times._replace(timestamps_ms=timestamps_ms, now_ms=self._clock.now_ms)
         arrivals = arrivals._replace(times=times)
@@ -62,14 +62,16 @@ class Weights:
         for policy in self._policies.values():
             policy.retire(source, target)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Each policy's running statistics and the event clock, a JSON document."""
-        return {name: policy.state() for name, policy in self._policies.items()} | {CLOCK: self._clock.document()}
+        return {name: policy.state_dict() for name, policy in self._policies.items()} | {
+            CLOCK: self._clock.state_dict()
+        }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state()` gave. A policy that it lacks begins."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict()` gave. A policy that it lacks begins."""
         with part(CLOCK):
-            self._clock.restore(state.get(CLOCK, []))
+            self._clock.load_state_dict(state.get(CLOCK, []))
         for name, policy in self._policies.items():
             with part(name):
-                policy.restore(parse(state.get(name, {}), dict[str, Any]))
+                policy.load_state_dict(parse(state.get(name, {}), dict[str, Any]))

@@ -1,11 +1,15 @@
-"""State and releases as bytes: safetensors, with the JSON part in its metadata. Never pickle."""
+"""States and releases as bytes: safetensors, with the JSON part of a state in its metadata. Never pickle.
 
+Format: https://github.com/huggingface/safetensors. Readers need numpy alone.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+from safetensors.numpy import load, save
 
 from stream_learner.contract import documents
 from stream_learner.errors import out_of_memory
@@ -14,24 +18,24 @@ DOCUMENT = "document"
 # The format's own bound.
 MAX_HEADER_BYTES = 100_000_000
 
-Tensors = dict[str, Tensor]
+Arrays = Mapping[str, np.ndarray]
 
 
 class _Header(msgspec.Struct):
     metadata: dict[str, str] = msgspec.field(name="__metadata__")
 
 
-def encode(tensors: Tensors, document: dict[str, Any] | None = None) -> bytes:
-    """Tensors (contiguous, on the CPU) and a JSON document, as one safetensors file."""
+def encode(arrays: Arrays, document: dict[str, Any] | None = None) -> bytes:
+    """Encode contiguous arrays and a JSON document as one safetensors file."""
     metadata = {DOCUMENT: msgspec.json.encode(document, order="deterministic").decode()} if document else None
-    return save(tensors, metadata)
+    return save(dict(arrays), metadata)
 
 
-def decode_tensors(data: bytes) -> Tensors:
-    """Decode safetensors. Raises ValueError when the bytes are not that."""
+def decode(data: bytes) -> dict[str, np.ndarray]:
+    """Decode the arrays of a safetensors file. Raises ValueError when the bytes are no such file."""
     try:
         return load(data)
-    # Beside its own error it raises these for types that torch does not have and shapes that no tensor can have.
+    # Beside its own error it raises these for types that numpy does not have and shapes that no array can have.
     except (SafetensorError, KeyError, RuntimeError, AssertionError, TypeError, ValueError) as error:
         if out_of_memory(error):
             raise
@@ -39,8 +43,8 @@ def decode_tensors(data: bytes) -> Tensors:
 
 
 def decode_document(data: bytes) -> dict[str, Any]:
-    """Decode the JSON part. Raises ValueError when there is none."""
-    # The format: 8 bytes little-endian length, then a JSON header (https://github.com/huggingface/safetensors).
+    """Decode the JSON part of a state. Raises ValueError when there is none."""
+    # 8 bytes little-endian length, then a JSON header.
     length = int.from_bytes(data[:8], "little")
     try:
         if length > min(MAX_HEADER_BYTES, len(data) - 8):

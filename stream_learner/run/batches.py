@@ -55,11 +55,12 @@ class Outage(Protocol):
 class Batch:
     """Up to N training samples, the held-out samples between them, and the offsets all of it covers.
 
-    May hold no training sample: a stretch of test records still moves the position. `places` are topic, partition and
-    offset of each record but the `tombstones`, in the order of reading.
+    May hold no training sample: a stretch of test records still moves the position. `sources` are the samples' records;
+    `places` are topic, partition and offset of each record but the `tombstones`, in the order of reading.
     """
 
     samples: list[Sample] = field(default_factory=list)
+    sources: list[Record] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     spans: Spans = field(default_factory=dict)
     pieces: list[Piece] = field(default_factory=list)
@@ -100,6 +101,7 @@ class Batch:
             return
         else:
             self.samples.append(sample)
+            self.sources.append(record)
             if sample.image is not record.value:
                 self.bytes += len(sample.image)
             if sample.split is Split.TRAIN:

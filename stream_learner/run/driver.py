@@ -1,0 +1,88 @@
+"""A learner and its place in the stream: batches go in, reports and snapshots come out."""
+
+import copy
+import time
+
+from stream_learner.contract.vocabulary import Reason
+from stream_learner.contract.window import Drift
+from stream_learner.formats.record import Rejection
+from stream_learner.learning.learned import Learned
+from stream_learner.learning.learner import Learner
+from stream_learner.learning.state_dict import split
+from stream_learner.monitoring.report import Report
+from stream_learner.networks.tensors import as_arrays
+from stream_learner.publishing.snapshot import Decided, Snapshot
+from stream_learner.run.batches import Batch
+from stream_learner.run.progress import Progress
+
+
+class Driver:
+    """Feeds batches to a learner and keeps what it does not know: offsets, the ledger, dead letters."""
+
+    def __init__(self, learner: Learner, progress: Progress):
+        self.learner = learner
+        self.progress = progress
+
+    def learn(self, batch: Batch) -> Report:
+        """Learn a batch. Raises ValueError when it does not continue the positions."""
+        began = time.monotonic()
+        learned = self.learner.learn(batch.samples, batch.records)
+        report = _report(batch, learned, self.learner.records, time.monotonic() - began)
+        self.progress.add(report)
+        return report
+
+    def decide(self) -> Decided:
+        """Decide whether the model is released, or training goes back to the last release; see `Learner.decide`."""
+        outcome, discarded = self.learner.decide(), None
+        if outcome.decision.released or outcome.rolled_back:
+            learned = self.progress.settle()
+            discarded = learned if outcome.rolled_back else None
+        return Decided(outcome.candidate, outcome.decision, discarded)
+
+    def snapshot(self, decided: Decided | None = None) -> Snapshot:
+        """Copy the state and what was learned since the last snapshot; `decided` is the decision just taken, if any.
+
+        Changes nothing that is learned.
+        """
+        learner = self.learner
+        tensors, document = split(learner.state_dict())
+        return Snapshot(
+            tensors=as_arrays(tensors),
+            document=document | self.progress.document(),
+            parts=learner.parts,
+            positions=copy.deepcopy(self.progress.positions),
+            interval=self.progress.close(),
+            recent=learner.recent,
+            arithmetic=learner.arithmetic,
+            candidate=decided and decided.candidate,
+            decision=decided and decided.decision,
+            discarded=decided and decided.discarded,
+        )
+
+
+def _report(batch: Batch, learned: Learned, records: int, step_s: float) -> Report:
+    """Join what was read and what became of it; `records` counts the run's input records with the batch's."""
+    refused = [Rejection(batch.sources[r.sample], r.reason, "learn", r.message) for r in learned.refused]
+    rejections = batch.rejections + refused
+    rejected = {rejection.record[:3]: rejection.reason for rejection in rejections}  # by topic, partition, offset
+    reasons = (rejected.get(place) for place in batch.places)
+    return Report(
+        spans=batch.spans,
+        records=batch.records,
+        used=[reason is None for reason in reasons if reason is not Reason.RARE_LABEL],
+        tombstones=batch.tombstones,
+        pieces=batch.pieces,
+        lost=batch.lost,
+        samples=learned.samples,
+        rejections=rejections,
+        learned=learned.learned,
+        steps=learned.steps,
+        loss_sum=learned.loss_sum,
+        prequential=learned.prequential,
+        weights=learned.weights,
+        drifts=[Drift(records, batch.spans, *change) for change in learned.drifts],
+        odd_timestamps=batch.odd_timestamps,
+        poll_s=batch.poll_s,
+        decode_s=batch.decode_s,
+        step_s=step_s,
+    )

@@ -1,0 +1,79 @@
+"""How far learning got: positions, and what must be published with the next snapshot."""
+
+import copy
+from typing import Any
+
+import msgspec
+
+from stream_learner.contract.spans import Offset, Partition, Positions, Spans, Topic, advance, between, each
+from stream_learner.monitoring.report import Report
+from stream_learner.publishing.snapshot import Interval
+
+# What a piece takes in memory, roughly; in the manifest it takes a byte or two.
+PIECE_BYTES = 100
+# Pieces of the ledger and lost stretches that force a save. Manifests list each, and records that are interleaved on
+# purpose do not compress.
+MAX_ENTRIES = 50_000
+# The error headers of a dead letter, roughly; only bounds memory.
+ERROR_HEADERS_BYTES = 1024
+
+
+class Stored(msgspec.Struct):
+    may_discard_from: list[tuple[Topic, Partition, Offset]]
+
+
+class Progress:
+    """Positions of everything learned, the interval since the last snapshot, and what a roll-back would discard."""
+
+    def __init__(self, positions: Positions, document: dict[str, Any] | None = None):
+        """Begin at `positions`, with the `document` of the state that was saved there.
+
+        Raises ValueError when the document is not one that `document()` gave.
+        """
+        self.positions = copy.deepcopy(positions)
+        self.open = Interval()
+        self._may_discard_from: Positions = {}  # the last release or roll-back, or the first record read since
+        if document is not None:
+            for topic, partition, offset in msgspec.convert(document, Stored).may_discard_from:
+                self._may_discard_from.setdefault(topic, {})[partition] = offset
+
+    def add(self, report: Report) -> None:
+        """Add a batch. Raises ValueError when the report does not continue the positions."""
+        if not report.spans:
+            return  # an idle turn of the loop
+        for topic, partition, span in each(report.spans):
+            expected = self.positions.get(topic, {}).get(partition, span.start)
+            if expected != span.start:
+                raise ValueError(f"{topic}[{partition}]: offset {expected} comes next, not {span.start}")
+            self._may_discard_from.setdefault(topic, {}).setdefault(partition, span.start)
+        advance(self.positions, report.spans)
+        self.open.tally.add(report)
+        self.open.batches.append(report.pieces)
+        self.open.entries += len(report.pieces) + len(report.lost)
+        self.open.dead_letters += report.rejections
+        self.open.pending_bytes += PIECE_BYTES * len(report.pieces) + sum(
+            ERROR_HEADERS_BYTES + rejection.record.nbytes for rejection in report.rejections
+        )
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was read since the last snapshot."""
+        return not self.open.batches
+
+    def close(self) -> Interval:
+        """End the open interval and begin the next."""
+        closed, self.open = self.open, Interval()
+        return closed
+
+    def settle(self) -> Spans:
+        """Note that a model was released or training went back to the last release.
+
+        Return the offsets that were learned since the last such decision.
+        """
+        learned = between(self._may_discard_from, self.positions)
+        self._may_discard_from = copy.deepcopy(self.positions)
+        return learned
+
+    def document(self) -> dict[str, Any]:
+        """Return what a state holds of this, beside the positions, as JSON."""
+        return {"may_discard_from": [*each(self._may_discard_from)]}
