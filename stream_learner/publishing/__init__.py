@@ -1,1 +1,1 @@
-"""The checkpoint protocol: publish, and its mirror, recover."""
+"""The checkpoint protocol: its effects, and their mirror, recovery."""

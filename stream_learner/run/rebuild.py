@@ -21,8 +21,8 @@ from stream_learner.learning.learner import Learner, Saved
 from stream_learner.learning.process import set_up_torch
 from stream_learner.learning.state_dict import join
 from stream_learner.networks.tensors import as_arrays, as_tensors
+from stream_learner.publishing.checkpoint_writer import PROGRAM
 from stream_learner.publishing.lineage import BEGINNING, bytes_of, find_path, is_file, made_otherwise, made_with
-from stream_learner.publishing.publish import PROGRAM
 from stream_learner.publishing.snapshot import Snapshot
 from stream_learner.run.batches import Batch, Decode
 from stream_learner.run.driver import Driver

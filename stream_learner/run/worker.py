@@ -30,9 +30,9 @@ from stream_learner.learning.state_dict import join
 from stream_learner.monitoring.health import Answer, Health, Phase
 from stream_learner.monitoring.metrics import Metrics
 from stream_learner.networks.tensors import as_tensors
+from stream_learner.publishing.background_publisher import BackgroundPublisher
+from stream_learner.publishing.checkpoint_writer import CheckpointWriter
 from stream_learner.publishing.ownership import EndProcess, await_turn, fencing, leaving_a_mark
-from stream_learner.publishing.publish import Publish
-from stream_learner.publishing.publisher import Publisher
 from stream_learner.publishing.recover import Recovered, Recovery
 from stream_learner.publishing.snapshot import Decided
 from stream_learner.run.batches import MAX_BATCH_BYTES, Batch, batches
@@ -60,7 +60,7 @@ class Worker:
     stream: Iterable[Batch]
     driver: Driver
     source: Source
-    publisher: Publisher
+    publisher: BackgroundPublisher
     election: Election
     metrics: Metrics
     health: Health
@@ -247,7 +247,7 @@ def run(
             metrics.recovered(last.manifest)
         source = Source(settings.kafka, settings.input, recovered.positions, health.heard)
         metrics.begin(source.positions)
-        publish = Publish(settings, store, transaction, read_back, recovered.topic_ids, recovered.epoch, last)
+        writer = CheckpointWriter(settings, store, transaction, read_back, recovered.topic_ids, recovered.epoch, last)
         lives = Lives(store, settings)
 
         def committed(manifest: Manifest, seconds: float) -> None:
@@ -255,7 +255,7 @@ def run(
             metrics.checkpoint_committed(manifest, seconds)
             lives.committed(manifest)
 
-        publisher = Publisher(settings, publish, committed, metrics.store_failed, end_process)
+        publisher = BackgroundPublisher(settings, writer, committed, metrics.store_failed, end_process)
         decode = lives.guarded(decoder)
         stream = batches(
             source,

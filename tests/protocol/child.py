@@ -24,7 +24,7 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.contract import tensors
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.memory import BalancedMemory
-from stream_learner.publishing import publish, recover
+from stream_learner.publishing import checkpoint_writer, recover
 from stream_learner.run import start, worker
 from stream_learner.run.driver import Driver
 from stream_learner.streams import topics
@@ -39,7 +39,7 @@ COLLABORATORS: dict[str, type | ModuleType] = {
     "learner": Learner,
     "memory": BalancedMemory,
     "os": os,
-    "publish": publish,
+    "checkpoint_writer": checkpoint_writer,
     "read_back": ReadBack,
     "recover": recover,
     "retention": retention,
@@ -126,7 +126,7 @@ def jumping(log: Path, arguments: list[str], point: Point, seconds: float) -> No
     def jump() -> None:
         before = time.time
         time.time = lambda: before() + seconds
-        publish.datetime = Jumped
+        checkpoint_writer.datetime = Jumped
 
     _at(point, jump)
     command(log, arguments)

@@ -33,9 +33,9 @@ from stream_learner.formats.labels import MAX_LABEL_BYTES, MAX_LABELS_BYTES, enc
 from stream_learner.formats.record import Record, Rejection
 from stream_learner.learning.outcome import Candidate
 from stream_learner.monitoring.report import Report
-from stream_learner.publishing import publish as publishing
+from stream_learner.publishing import checkpoint_writer
+from stream_learner.publishing.checkpoint_writer import CheckpointWriter
 from stream_learner.publishing.fit import fit
-from stream_learner.publishing.publish import Publish
 from stream_learner.publishing.snapshot import Interval, Snapshot
 from stream_learner.publishing.tally import Tally
 from stream_learner.run.progress import MAX_ENTRIES, Progress
@@ -144,19 +144,19 @@ def worst_snapshot(names: list[str]) -> Snapshot:
 
 
 @pytest.fixture
-def publish(settings: Settings) -> Iterator[Publish]:
+def writer(settings: Settings) -> Iterator[CheckpointWriter]:
     transaction, read_back = Transaction(settings), ReadBack(settings)
     transaction.fence()
     ids = topics.topic_ids(settings, [*settings.input.topics, topics.Names.under(settings.prefix).checkpoints])
-    yield Publish(settings, Store(settings.checkpoint.store), transaction, read_back, ids, 1, None)
+    yield CheckpointWriter(settings, Store(settings.checkpoint.store), transaction, read_back, ids, 1, None)
     transaction._producer.close(60)
     read_back._consumer.close()
 
 
-def test_the_largest_window_and_manifest_fit_in_their_topics(settings: Settings, publish: Publish, monkeypatch):
+def test_the_largest_window_and_manifest_fit_in_their_topics(settings: Settings, writer: CheckpointWriter, monkeypatch):
     names = settings.input.topics
     snapshot = worst_snapshot(names)
-    publish.commit(publish.prepare(snapshot, {name: {0: 123456} for name in names}))
+    writer.commit(writer.prepare(snapshot, {name: {0: 123456} for name in names}))
     found = read_status(settings)
     assert found.window
     assert found.manifest
@@ -183,11 +183,11 @@ def test_the_largest_window_and_manifest_fit_in_their_topics(settings: Settings,
     assert fitted.release
     assert fitted.release.test.per_class
     # What the last release lacks is named as long as it is the last.
-    monkeypatch.setattr(publishing, "MAX_DOCUMENT_BYTES", len(encode(found.manifest)) - 100_000)
-    first = publish.commit(publish.prepare(snapshot, {}))
+    monkeypatch.setattr(checkpoint_writer, "MAX_DOCUMENT_BYTES", len(encode(found.manifest)) - 100_000)
+    first = writer.commit(writer.prepare(snapshot, {}))
     assert first.omitted == ["release.forgetting.per_class"]
     saved = replace(snapshot, interval=Interval(), candidate=None, decision=None, discarded=None, recent=None)
-    second = publish.commit(publish.prepare(saved, {}))
+    second = writer.commit(writer.prepare(saved, {}))
     assert second.release == first.release
     assert second.omitted == first.omitted
 

@@ -104,11 +104,11 @@ Life = AtPoint | AtMoment | Zombie | Relay
 FIRST: list[Life] = [
     AtPoint("half put", Point("store", "put", half=True)),
     AtPoint("before commit", Point("transaction", "commit", before=True)),
-    AtPoint("before write marker", Point("publish", "write_marker", before=True)),
+    AtPoint("before write marker", Point("checkpoint_writer", "write_marker", before=True)),
     AtPoint("before write marker, recovering", Point("recover", "write_marker", before=True)),
     AtPoint("after write marker, recovering", Point("recover", "write_marker")),
 ]
-FIRST_OF_ONE_PARTITION: list[Life] = [AtPoint("after write marker", Point("publish", "write_marker"))]
+FIRST_OF_ONE_PARTITION: list[Life] = [AtPoint("after write marker", Point("checkpoint_writer", "write_marker"))]
 
 
 def draw(random: Random, first: list[Life], count: int) -> list[Life]:

@@ -13,8 +13,8 @@ from stream_learner.config import Settings
 from stream_learner.contract.manifest import Manifest
 from stream_learner.errors import ExitCode, KafkaUnavailableError, StoreError, StreamLearnerError, out_of_memory
 from stream_learner.formats.rejects import describe
+from stream_learner.publishing.checkpoint_writer import CheckpointWriter, Prepared
 from stream_learner.publishing.ownership import EndProcess
-from stream_learner.publishing.publish import Prepared, Publish
 from stream_learner.publishing.snapshot import Snapshot
 
 log = structlog.get_logger()
@@ -26,7 +26,7 @@ WAIT_SLICE_S = 0.5
 WATCHDOG_MARGIN_S = 2.0
 
 
-class Publisher:
+class BackgroundPublisher:
     """Publishes one snapshot at a time on a thread of low priority: a busy one would slow every training step.
 
     `committed(manifest, seconds)` and `store_failed()` are told what happened; `end_process` must not return.
@@ -35,13 +35,13 @@ class Publisher:
     def __init__(
         self,
         settings: Settings,
-        publish: Publish,
+        writer: CheckpointWriter,
         committed: Callable[[Manifest, float], None],
         store_failed: Callable[[], None],
         end_process: EndProcess,
     ):
         self._settings = settings
-        self._publish = publish
+        self._writer = writer
         self._committed = committed
         self._store_failed = store_failed
         self._end_process = end_process
@@ -102,7 +102,7 @@ class Publisher:
         attempt = 0
         while True:
             try:
-                return self._publish.prepare(snapshot, lag)
+                return self._writer.prepare(snapshot, lag)
             except (StoreError, KafkaUnavailableError) as error:
                 if isinstance(error, StoreError):
                     self._store_failed()
@@ -120,7 +120,7 @@ class Publisher:
         watchdog.daemon = True
         watchdog.start()
         try:
-            return self._publish.commit(prepared)
+            return self._writer.commit(prepared)
         finally:
             watchdog.cancel()
 
@@ -130,7 +130,7 @@ class Publisher:
 
     def _clean(self) -> None:
         try:
-            self._publish.clean()
+            self._writer.clean()
         except (
             StoreError,
             KafkaUnavailableError,

@@ -61,7 +61,7 @@ class Prepared:
     evaluation_object: Object | None
 
 
-class Publish:
+class CheckpointWriter:
     """Publishes snapshots one after the other. Never writes to the learner."""
 
     def __init__(
