@@ -62,11 +62,12 @@ def rebuild(
     """Learn a checkpoint's batches again, by the ledgers in the manifests, and compare the bytes."""
     from stream_learner.checkpoints.store import Store
     from stream_learner.run import rebuild as rebuilding
+    from stream_learner.streams.cluster import Cluster
 
     settings = load(config_file, overrides)
     store = Store(settings.checkpoint.store, create=False)
     with progress("learning again") as show:
-        rebuilt = rebuilding.rebuild(settings, store, start, target, show)
+        rebuilt = rebuilding.rebuild(settings, store, Cluster(settings), start, target, show)
     say(f"checkpoint {rebuilt.end} rebuilt from {rebuilt.start}: {rebuilt.batches} batches, {rebuilt.records} records")
     say(f"state {rebuilt.state}, as published")
     if rebuilt.release:

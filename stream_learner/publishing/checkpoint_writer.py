@@ -17,14 +17,15 @@ from stream_learner.contract.manifest import Chunk, Manifest, Object, Release, S
 from stream_learner.contract.spans import Positions
 from stream_learner.contract.topics import Names
 from stream_learner.contract.vocabulary import Reason
-from stream_learner.errors import InputError, StoreError
+from stream_learner.errors import StoreError
 from stream_learner.formats.record import Rejection
 from stream_learner.networks.tensors import as_arrays
 from stream_learner.publishing.fit import fit
 from stream_learner.publishing.marker import write_marker
 from stream_learner.publishing.recover import Checkpoint
 from stream_learner.publishing.snapshot import Snapshot
-from stream_learner.streams import topics
+from stream_learner.publishing.topic_ids import check_topic_ids
+from stream_learner.streams.cluster import Cluster
 from stream_learner.streams.topics import CHUNK_BYTES, MAX_DOCUMENT_BYTES, RECORD_OVERHEAD_BYTES
 
 PROGRAM = f"stream-learner {__version__}"
@@ -68,6 +69,7 @@ class CheckpointWriter:
         self,
         settings: Settings,
         store: Store,
+        cluster: Cluster,
         transaction: Transaction,
         read_back: ReadBack,
         topic_ids: dict[str, str],
@@ -82,6 +84,7 @@ class CheckpointWriter:
         self._signer = settings.security.signer
         self._names = Names.under(settings.prefix)
         self._store = store
+        self._cluster = cluster
         self._transaction = transaction
         self._read_back = read_back
         self._topic_ids = topic_ids
@@ -94,19 +97,16 @@ class CheckpointWriter:
         self._marked = last is not None  # recovery has seen to that
         self._swept_at = -SWEEP_EVERY_S
         # The brokers may take less than the plan says; a larger record leaves its value out.
-        self._max_letter_bytes = topics.dead_letter_limit(settings) - RECORD_OVERHEAD_BYTES
+        self._max_letter_bytes = cluster.dead_letter_limit() - RECORD_OVERHEAD_BYTES
 
     def prepare(self, snapshot: Snapshot, lag: Positions) -> Prepared:
         """Effect 2: objects. May be tried again after an error: each try writes a folder of its own, and such parts as
         are not there yet.
 
-        Raises StoreError, KafkaUnavailableError, InputError when a topic was made again, TopicsError when one is gone.
+        Raises StoreError, KafkaUnavailableError, TopicsError when a topic is missing, InputError when one
+        was created again.
         """
-        if topics.topic_ids(self._settings, list(self._topic_ids)) != self._topic_ids:
-            raise InputError(
-                "a topic was deleted and made again under the same name; its offsets mean other records now. "
-                "Nothing more is published: start a new run.id for the new topic"
-            )
+        check_topic_ids(self._topic_ids, self._cluster.topic_ids(list(self._topic_ids)))
         sequence = self._last.sequence + 1 if self._last else 1
         folder = keys.new_folder(self._settings.run.id, sequence)
         try:
@@ -185,7 +185,8 @@ class CheckpointWriter:
         assert self._last is not None
         # 4a. From the first commit on, a start that finds no manifest knows that one was lost.
         if not self._marked:
-            write_marker(self._store, self._settings, self._topic_ids[self._names.checkpoints], self._epoch)
+            topic_id = self._topic_ids[self._names.checkpoints]
+            write_marker(self._store, self._settings, self._cluster, topic_id, self._epoch)
             self._marked = True
         # 4b. States and parts that the manifest just committed keeps no longer, and orphans of killed workers.
         if self._before is not None:

@@ -14,7 +14,7 @@ from stream_learner.contract import documents
 from stream_learner.contract.documents import Epoch, Text
 from stream_learner.contract.manifest import encode
 from stream_learner.errors import StateError
-from stream_learner.streams import topics
+from stream_learner.streams.cluster import Cluster
 
 
 class Marker(msgspec.Struct, frozen=True):
@@ -23,16 +23,16 @@ class Marker(msgspec.Struct, frozen=True):
     epoch: Epoch
 
 
-def write_marker(store: Store, settings: Settings, checkpoints_topic_id: str, epoch: int) -> None:
+def write_marker(store: Store, settings: Settings, cluster: Cluster, checkpoints_topic_id: str, epoch: int) -> None:
     """Writes the marker unless it is there. Raises StateError when another is, StoreError, KafkaUnavailableError."""
-    if not check_marker(store, settings, checkpoints_topic_id):
-        store.put(_key(settings), encode(Marker(topics.cluster_id(settings), checkpoints_topic_id, epoch)))
+    if not check_marker(store, settings, cluster, checkpoints_topic_id):
+        store.put(_key(settings), encode(Marker(cluster.cluster_id(), checkpoints_topic_id, epoch)))
 
 
-def replace_marker(store: Store, settings: Settings, checkpoints_topic_id: str, epoch: int) -> None:
+def replace_marker(store: Store, settings: Settings, cluster: Cluster, checkpoints_topic_id: str, epoch: int) -> None:
     """Write the marker of a run that is started over: before its first commit, so that the epoch is not used again
     after a crash. Raises StoreError, KafkaUnavailableError."""
-    marker = Marker(topics.cluster_id(settings), checkpoints_topic_id, epoch)
+    marker = Marker(cluster.cluster_id(), checkpoints_topic_id, epoch)
     store.delete([_key(settings)])
     store.put(_key(settings), encode(marker))
 
@@ -54,14 +54,15 @@ def read_marker(store: Store, settings: Settings) -> Marker | None:
         ) from None
 
 
-def check_marker(store: Store, settings: Settings, checkpoints_topic_id: str) -> bool:
+def check_marker(store: Store, settings: Settings, cluster: Cluster, checkpoints_topic_id: str) -> bool:
     """Whether there is a marker. Raises StateError when it names another cluster or topic."""
     marker = read_marker(store, settings)
     found = marker and (marker.cluster_id, marker.checkpoints_topic_id)
-    if found and found != (topics.cluster_id(settings), checkpoints_topic_id):
+    if found and found != (cluster.cluster_id(), checkpoints_topic_id):
         raise StateError(
             f"checkpoint.store holds run {settings.run.id!r} of another cluster or of a checkpoints topic that was "
-            "made again since; point kafka.bootstrap_servers and checkpoint.store at one run, or choose a new run.id"
+            "deleted and created again; point kafka.bootstrap_servers and checkpoint.store at one run, or choose a new "
+            "run.id"
         )
     return marker is not None
 

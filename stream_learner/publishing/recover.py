@@ -18,8 +18,9 @@ from stream_learner.contract.topics import Names
 from stream_learner.errors import InputError, StateError
 from stream_learner.learning.identity import check_fits, check_network, identity
 from stream_learner.publishing.marker import check_marker, fenced_folder, last_epoch, replace_marker, write_marker
-from stream_learner.streams import offsets, topics
-from stream_learner.streams.manifests import ONE_RUN, Found, Newest, no_manifest, read_newest
+from stream_learner.publishing.topic_ids import check_topic_ids
+from stream_learner.streams.cluster import Cluster
+from stream_learner.streams.manifests import ONE_RUN, Found, Newest, no_manifest
 from stream_learner.streams.rights import Role
 
 log = structlog.get_logger()
@@ -58,6 +59,7 @@ class Recovery:
         self,
         settings: Settings,
         store: Store,
+        cluster: Cluster,
         fresh: bool = False,
         skipped: Callable[[str, int], None] = lambda *_: None,
     ):
@@ -65,6 +67,7 @@ class Recovery:
         of records, not met before, that are not the run's manifests."""
         self._settings = settings
         self._store = store
+        self._cluster = cluster
         self._fresh = fresh
         self._skipped = skipped
         self._skipped_up_to: dict[str, int] = {}
@@ -98,21 +101,21 @@ class Recovery:
         fence()
         # 3. Read again, to the true end: another worker may have committed since, and anybody's transaction may hide
         #    it.
-        newest = self._newest(ids, offsets.mirrored_positions(self._settings), wait=True)
+        newest = self._newest(ids, self._cluster.mirrored_positions(), wait=True)
         if newest.found is None:
             return self._fresh_start(ids, newest.last_epoch)
         recovered = self._verified(newest.found, ids)
         # 4. A crash between the first commit and the marker left none; from here on a lost manifest is noticed.
-        write_marker(self._store, self._settings, ids[self._topic], recovered.epoch)
+        write_marker(self._store, self._settings, self._cluster, ids[self._topic], recovered.epoch)
         return recovered
 
     def _topic_ids(self) -> dict[str, str]:
-        topics.check(self._settings, role=Role.WORKER)
-        return topics.topic_ids(self._settings, [self._topic, *self._settings.input.topics])
+        self._cluster.check_topics(Role.WORKER)
+        return self._cluster.topic_ids([self._topic, *self._settings.input.topics])
 
     def _newest(self, ids: dict[str, str], positions: Positions, wait: bool) -> Newest:
         """Return the newest manifest, if there is one to go on from. Skip and count foreign records."""
-        newest = read_newest(self._settings, ids[self._topic], positions, wait)
+        newest = self._cluster.newest_manifest(ids[self._topic], positions, wait)
         for foreign in newest.foreign:
             met = [o for o in foreign.offsets if o > self._skipped_up_to.get(foreign.topic, -1)]
             if met:
@@ -131,10 +134,10 @@ class Recovery:
 
     def _verified(self, found: Found, ids: dict[str, str]) -> Recovered:
         """Return the checkpoint of a manifest, once all that it names is there and fits. Change nothing."""
-        check_marker(self._store, self._settings, ids[self._topic])
+        check_marker(self._store, self._settings, self._cluster, ids[self._topic])
         manifest = found.manifest
-        check_topics(manifest, ids)
-        first, end = offsets.bounds(self._settings.kafka, self._settings.input.topics)
+        check_topic_ids(manifest.topic_ids, ids)
+        first, end = self._cluster.input_bounds()
         positions = check_positions(manifest, first, end, self._settings.input.on_lost)
         if self._seen is None or self._seen.manifest_digest != found.digest:
             self._seen = self.fetched(manifest, found.digest)
@@ -169,7 +172,7 @@ class Recovery:
         """The beginning of every partition, once it is sure, or allowed by `fresh`, that there is nothing to go on
         from. The epoch is one more than the last that the topics or the store know."""
         if not self._fresh:
-            _check_nothing_was_published(self._settings, self._store, ids[self._topic])
+            self._check_nothing_was_published(ids[self._topic])
         epoch = 1 + max(epoch_in_topics, last_epoch(self._store, self._settings))
         if epoch > MAX_EPOCH:
             raise StateError(
@@ -177,37 +180,28 @@ class Recovery:
                 f"somebody else must have written it. {ONE_RUN}, and sign manifests (docs/security.md)"
             )
         if self._fresh:
-            replace_marker(self._store, self._settings, ids[self._topic], epoch)
-        first, _ = offsets.bounds(self._settings.kafka, self._settings.input.topics)
+            replace_marker(self._store, self._settings, self._cluster, ids[self._topic], epoch)
+        first, _ = self._cluster.input_bounds()
         return Recovered(first, ids, epoch)
 
-
-def _check_nothing_was_published(settings: Settings, store: Store, checkpoints_topic_id: str) -> None:
-    """A first publication that was killed leaves objects of sequence 1 at most; anything else had a manifest."""
-    first = f"{1:012d}-"
-    run = settings.run.id
-    harmless = (
-        f"{run}/{first}",
-        f"{run}/memory/{first}",
-        f"{keys.trials(run)}/",
-        fenced_folder(settings),
-        keys.lives(run),
-    )
-    traces = [key for key in store.times(f"{settings.run.id}/") if not key.startswith(harmless)]
-    if check_marker(store, settings, checkpoints_topic_id) or traces or offsets.mirrored_positions(settings):
-        raise StateError(
-            f"run {settings.run.id!r}, or another one with its prefix, has published before, but its checkpoints topic "
-            "holds no manifest. Bring the topic back, choose a new run.id and prefix, or start over with `run --fresh` "
-            "(what was learned is given up)"
+    def _check_nothing_was_published(self, checkpoints_topic_id: str) -> None:
+        """A first publication that was killed leaves objects of sequence 1 at most; anything else had a manifest."""
+        settings, store, run_id = self._settings, self._store, self._settings.run.id
+        first = f"{1:012d}-"
+        harmless = (
+            f"{run_id}/{first}",
+            f"{run_id}/memory/{first}",
+            f"{keys.trials(run_id)}/",
+            fenced_folder(settings),
+            keys.lives(run_id),
         )
-
-
-def check_topics(manifest: Manifest, ids: dict[str, str]) -> None:
-    for name, topic_id in ids.items():
-        if manifest.topic_ids.get(name, topic_id) != topic_id:
-            raise InputError(
-                f"topic {name} was deleted and made again since the last checkpoint; its offsets mean other records "
-                "now. Choose a new run.id to learn from the new topic"
+        marked = check_marker(store, settings, self._cluster, checkpoints_topic_id)
+        traces = [key for key in store.times(f"{run_id}/") if not key.startswith(harmless)]
+        if marked or traces or self._cluster.mirrored_positions():
+            raise StateError(
+                f"run {run_id!r}, or another one with its prefix, has published before, but its checkpoints topic "
+                "holds no manifest. Bring the topic back, choose a new run.id and prefix, or start over with "
+                "`run --fresh` (what was learned is given up)"
             )
 
 

@@ -14,7 +14,7 @@ from stream_learner.config import Settings
 from stream_learner.contract import ledger, tensors
 from stream_learner.contract.manifest import Manifest, State, digest
 from stream_learner.contract.spans import Positions, Span, each, offsets_in
-from stream_learner.errors import InputError, MismatchError, StateError
+from stream_learner.errors import MismatchError, StateError
 from stream_learner.formats.decoder import Decoder
 from stream_learner.learning.identity import check_network
 from stream_learner.learning.learner import Learner, Saved
@@ -24,13 +24,13 @@ from stream_learner.networks.tensors import as_arrays, as_tensors
 from stream_learner.publishing.checkpoint_writer import PROGRAM
 from stream_learner.publishing.lineage import BEGINNING, bytes_of, find_path, is_file, made_otherwise, made_with
 from stream_learner.publishing.snapshot import Snapshot
+from stream_learner.publishing.topic_ids import check_topic_ids
 from stream_learner.run.batches import Batch, Decode
 from stream_learner.run.driver import Driver
 from stream_learner.run.lives import setting_aside
 from stream_learner.run.outage import Outage, patient
 from stream_learner.run.progress import Progress
-from stream_learner.streams import topics
-from stream_learner.streams.history import History
+from stream_learner.streams.cluster import Cluster
 from stream_learner.streams.replay import Replay
 from stream_learner.streams.rights import Role
 
@@ -53,7 +53,12 @@ class Rebuilt:
 
 
 def rebuild(
-    settings: Settings, store: Store, start: str, target: str, on_progress: Callable[[int, int], None]
+    settings: Settings,
+    store: Store,
+    cluster: Cluster,
+    start: str,
+    target: str,
+    on_progress: Callable[[int, int], None],
 ) -> Rebuilt:
     """Learn again what made a checkpoint and compare the bytes.
 
@@ -61,11 +66,11 @@ def rebuild(
     `target` is a sequence or a file with a manifest. `on_progress(offsets, total)` is called as it proceeds. Raises
     MismatchError when the bytes differ, UsageError, StateError, InputError, StoreError, KafkaUnavailableError.
     """
-    topics.check(settings, role=Role.REBUILD)
+    cluster.check_topics(Role.REBUILD)
     with ExitStack() as opened:
-        history = opened.enter_context(closing(History(settings)))
+        history = opened.enter_context(closing(cluster.history()))
         path = find_path(settings, history, store, start, target)
-        _check_topics(settings, path.end)
+        check_topic_ids(path.end.topic_ids, cluster.topic_ids(settings.input.topics))
         driver = _resumed(settings, store, path.start, start)
         doubts = [*path.changes, *_differences(driver.learner, path.end)]
         if doubts:
@@ -80,7 +85,7 @@ def rebuild(
                 driver.progress.positions.setdefault(topic, {}).setdefault(partition, offset)
             for topic, partition, span in each(manifest.spans):
                 if (topic, partition) not in replays:
-                    replay = Replay(settings.kafka, topic, partition, span.start)
+                    replay = cluster.replay(topic, partition, span.start)
                     replays[topic, partition] = opened.enter_context(closing(replay))
             for batch in _batches(manifest, replays, decode):
                 driver.learn(batch)
@@ -89,13 +94,6 @@ def rebuild(
                 on_progress(done, path.offsets)
     digests = _compared(path.end, driver.snapshot(decided), doubts)
     return Rebuilt(path.start.sequence if path.start else 0, path.end.sequence, batches, records, *digests)
-
-
-def _check_topics(settings: Settings, end: Manifest) -> None:
-    now = topics.topic_ids(settings, settings.input.topics)
-    for name, topic_id in now.items():
-        if end.topic_ids.get(name, topic_id) != topic_id:
-            raise InputError(f"topic {name} was deleted and made again since; the records that were learned are gone")
 
 
 def _begin(manifest: Manifest) -> Positions:

@@ -25,6 +25,7 @@ from stream_learner.publishing.ownership import first_look
 from stream_learner.publishing.recover import Recovery
 from stream_learner.run.process import keep_freed_memory
 from stream_learner.streams import topics
+from stream_learner.streams.cluster import Cluster
 from stream_learner.streams.connection import client_config
 from stream_learner.streams.election import Election
 from stream_learner.streams.journal import ReadBack
@@ -109,12 +110,13 @@ def run(
         _check_with_torch(settings)
     store = Store(settings.checkpoint.store)
     store.try_out(keys.trials(settings.run.id))
-    topics.check(settings, role=Role.WORKER)  # before clients that would only log that a topic is missing
+    cluster = Cluster(settings)
+    cluster.check_topics(Role.WORKER)  # before clients that would only log that a topic is missing
     topics.check_internal(settings)  # before they wait for these
     transaction, read_back = Transaction(settings), ReadBack(settings)
     with closing(Election(settings, health.heard)) as election:
         election.check_members()
-        recovery = Recovery(settings, store, fresh, metrics.foreign_records)
+        recovery = Recovery(settings, store, cluster, fresh, metrics.foreign_records)
         first_look(settings, recovery.look)
         while not importing.done() and not stop.is_set():
             wait([importing], POLL_S)
@@ -133,6 +135,7 @@ def run(
             read_back,
             election,
             recovery,
+            cluster,
             metrics,
             health,
             stop,

@@ -41,6 +41,7 @@ from stream_learner.run.driver import Driver
 from stream_learner.run.lives import Lives
 from stream_learner.run.outage import Outage
 from stream_learner.run.progress import MAX_ENTRIES, Progress
+from stream_learner.streams.cluster import Cluster
 from stream_learner.streams.election import Election
 from stream_learner.streams.journal import ReadBack
 from stream_learner.streams.source import Source
@@ -212,6 +213,7 @@ def run(
     read_back: ReadBack,
     election: Election,
     recovery: Recovery,
+    cluster: Cluster,
     metrics: Metrics,
     health: Health,
     stop: threading.Event,
@@ -247,7 +249,8 @@ def run(
             metrics.recovered(last.manifest)
         source = Source(settings.kafka, settings.input, recovered.positions, health.heard)
         metrics.begin(source.positions)
-        writer = CheckpointWriter(settings, store, transaction, read_back, recovered.topic_ids, recovered.epoch, last)
+        ids, epoch = recovered.topic_ids, recovered.epoch
+        writer = CheckpointWriter(settings, store, cluster, transaction, read_back, ids, epoch, last)
         lives = Lives(store, settings)
 
         def committed(manifest: Manifest, seconds: float) -> None:
@@ -271,7 +274,7 @@ def run(
         breaker = Breaker(settings.rejects, enabled=not accept_rejects)
         worker = Worker(settings, stream, driver, source, publisher, election, metrics, health, breaker, lives)
         sequence = last.manifest.sequence if last else 0
-        log.info("learning", epoch=recovered.epoch, sequence=sequence, classes=len(driver.learner.labels))
+        log.info("learning", epoch=epoch, sequence=sequence, classes=len(driver.learner.labels))
         del recovery, recovered, last  # the state that was fetched
         health.enter(Phase.LEARNING)
         try:

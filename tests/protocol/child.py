@@ -27,7 +27,7 @@ from stream_learner.learning.memory import BalancedMemory
 from stream_learner.publishing import checkpoint_writer, recover
 from stream_learner.run import start, worker
 from stream_learner.run.driver import Driver
-from stream_learner.streams import topics
+from stream_learner.streams.cluster import Cluster
 from stream_learner.streams.journal import ReadBack
 from stream_learner.streams.transaction import Transaction
 
@@ -39,13 +39,13 @@ COLLABORATORS: dict[str, type | ModuleType] = {
     "learner": Learner,
     "memory": BalancedMemory,
     "os": os,
+    "cluster": Cluster,
     "checkpoint_writer": checkpoint_writer,
     "read_back": ReadBack,
     "recover": recover,
     "retention": retention,
     "tensors": tensors,
     "store": Store,
-    "topics": topics,
     "transaction": Transaction,
     "worker": worker,
 }

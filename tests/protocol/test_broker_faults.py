@@ -173,7 +173,7 @@ def test_an_outage_that_outlasts_the_unsaved_budget(new_run: NewRun) -> None:
     run = new_run(kafka__request_timeout_s=1.0, checkpoint__max_unsaved_records=600, release__every_records=10_000)
     run.feed(mixed(3000))
     # Before the third checkpoint; the first call is recovery's.
-    worker = run.start_signalled(Point("topics", "topic_ids", 4, before=True), signal.SIGSTOP)
+    worker = run.start_signalled(Point("cluster", "topic_ids", 4, before=True), signal.SIGSTOP)
     worker.paused()
     run.broker.stop()
     worker.signal(signal.SIGCONT)
@@ -233,7 +233,7 @@ def test_a_broker_that_answers_all_but_fetches_shows_and_passes(new_run: NewRun,
 def test_an_outage_that_lasts_ends_a_worker_that_publishes_and_its_standby(new_run: NewRun) -> None:
     run = new_run(kafka__request_timeout_s=1.0, kafka__give_up_s=6.0, checkpoint__max_unsaved_records=600)
     # Before the third checkpoint; the first call is recovery's.
-    worker = run.start_signalled(Point("topics", "topic_ids", 4, before=True), signal.SIGSTOP)
+    worker = run.start_signalled(Point("cluster", "topic_ids", 4, before=True), signal.SIGSTOP)
     worker.learning()
     run.overrides["run.on_conflict"] = "standby"
     standby = run.start()

@@ -21,6 +21,7 @@ from stream_learner.errors import ExitCode, StateError
 from stream_learner.follow.status import read_status
 from stream_learner.publishing.recover import Recovery
 from stream_learner.streams import manifests, topics
+from stream_learner.streams.cluster import Cluster
 from stream_learner.streams.manifests import Newest, read_newest
 
 
@@ -142,7 +143,10 @@ def test_where_only_older_manifests_are_left_nothing_is_resumed(copied: Copy) ->
     group.close()
     skipped: list[tuple[str, int]] = []
     recovery = Recovery(
-        copied.settings, Store(copied.settings.checkpoint.store), skipped=lambda *found: skipped.append(found)
+        copied.settings,
+        Store(copied.settings.checkpoint.store),
+        Cluster(copied.settings),
+        skipped=lambda *found: skipped.append(found),
     )
     with pytest.raises(StateError, match="has committed later positions: a manifest is missing or damaged"):
         recovery.take_over(lambda: None)

@@ -58,7 +58,7 @@ def test_chunks_of_killed_publications_displace_no_release(run: Run) -> None:
     run.feed(mixed(150))
     for _ in range(DEATHS):
         run.start_signalled(Point("transaction", "commit", before=True)).ends(-9)
-    worker = run.start_signalled(Point("recover", "read_newest", 2), signal.SIGSTOP)  # has aborted what was open
+    worker = run.start_signalled(Point("cluster", "newest_manifest", 2), signal.SIGSTOP)  # has aborted what was open
     worker.paused()
     worker.until("compaction", lambda: bytes_on_disk() < 3 * released["object"]["size"])
     assert run.check().manifest["release"] == released

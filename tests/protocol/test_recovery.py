@@ -14,8 +14,8 @@ from harness import DEADLINE_S, NewRun, Run
 from stream_learner.checkpoints.store import Store
 from stream_learner.contract.manifest import decode_manifest, digest
 from stream_learner.errors import ExitCode
-from stream_learner.publishing import recover
 from stream_learner.publishing.recover import Recovery
+from stream_learner.streams.cluster import Cluster
 from stream_learner.streams.manifests import Found, Newest
 
 # Where a worker is killed in its first publication, and the manifests this adds. Puts are those of parts, state,
@@ -113,6 +113,6 @@ def test_a_look_while_the_active_worker_deletes_an_old_state(
     run, log = finished
     seen = [log.history[0].value or b"", log.checkpoints[-1].value or b""]  # the first one's state is gone by now
     found = [Newest(Found(decode_manifest(value), digest(value), 0), []) for value in seen]
-    monkeypatch.setattr(recover, "read_newest", lambda *_, **__: found.pop(0))
-    Recovery(run.settings, Store(run.settings.checkpoint.store)).look()
+    monkeypatch.setattr(Cluster, "newest_manifest", lambda *_, **__: found.pop(0))
+    Recovery(run.settings, Store(run.settings.checkpoint.store), Cluster(run.settings)).look()
     assert not found

@@ -14,9 +14,9 @@ from harness import NewRun, Run
 from stream_learner.checkpoints.store import Store
 from stream_learner.contract.manifest import decode_manifest, digest
 from stream_learner.errors import ExitCode, InputError
-from stream_learner.publishing import recover
 from stream_learner.publishing.recover import Recovery
 from stream_learner.streams import topics
+from stream_learner.streams.cluster import Cluster
 from stream_learner.streams.manifests import Found, Newest
 
 
@@ -45,7 +45,7 @@ def test_a_lost_manifest(new_run: NewRun) -> None:
     lost = len(run.finish(run.start()).history)
     run.delete_topic(f"{run.id}.checkpoints")
     topics.create(run.settings)
-    assert "made again since" in run.start().ends(ExitCode.STATE)
+    assert "deleted and created again" in run.start().ends(ExitCode.STATE)
     (run.store / run.id / "run.json").unlink()
     assert "run --fresh" in run.start().ends(ExitCode.STATE)
     worker = run.start("--fresh")
@@ -84,9 +84,9 @@ def test_an_input_with_fewer_partitions_than_before(finished: tuple[Run, Log], m
     manifest["positions"][run.input]["2"] = 1
     value = json.dumps(manifest).encode()
     found = Newest(Found(decode_manifest(value), digest(value), 0), [])
-    monkeypatch.setattr(recover, "read_newest", lambda *_, **__: found)
+    monkeypatch.setattr(Cluster, "newest_manifest", lambda *_, **__: found)
     with pytest.raises(InputError, match="has fewer partitions than before: 2 missing"):
-        Recovery(run.settings, Store(run.settings.checkpoint.store)).look()
+        Recovery(run.settings, Store(run.settings.checkpoint.store), Cluster(run.settings)).look()
 
 
 def test_a_transaction_longer_than_the_brokers_allow(new_run: NewRun) -> None:
@@ -102,7 +102,7 @@ def test_an_input_that_was_made_anew(new_run: NewRun) -> None:
     run.delete_topic(run.input)
     run.create_input()
     run.feed(mixed(1000))
-    assert "was deleted and made again" in run.start().ends(ExitCode.INPUT)
+    assert "was deleted and created again" in run.start().ends(ExitCode.INPUT)
 
 
 def test_an_input_that_is_made_anew_under_a_worker(new_run: NewRun) -> None:

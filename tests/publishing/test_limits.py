@@ -40,6 +40,7 @@ from stream_learner.publishing.snapshot import Interval, Snapshot
 from stream_learner.publishing.tally import Tally
 from stream_learner.run.progress import MAX_ENTRIES, Progress
 from stream_learner.streams import topics
+from stream_learner.streams.cluster import Cluster
 from stream_learner.streams.connection import ask
 from stream_learner.streams.journal import ReadBack
 from stream_learner.streams.topics import MAX_DOCUMENT_BYTES
@@ -148,7 +149,9 @@ def writer(settings: Settings) -> Iterator[CheckpointWriter]:
     transaction, read_back = Transaction(settings), ReadBack(settings)
     transaction.fence()
     ids = topics.topic_ids(settings, [*settings.input.topics, topics.Names.under(settings.prefix).checkpoints])
-    yield CheckpointWriter(settings, Store(settings.checkpoint.store), transaction, read_back, ids, 1, None)
+    yield CheckpointWriter(
+        settings, Store(settings.checkpoint.store), Cluster(settings), transaction, read_back, ids, 1, None
+    )
     transaction._producer.close(60)
     read_back._consumer.close()
 

@@ -57,9 +57,9 @@ LEARNING = {
     "roll-back": ("memory", "drop_since", 1),  # in the middle of it
 }
 RECOVERY = {
-    "topics check": ("topics", "check", 1),
+    "topics check": ("cluster", "check_topics", 1),
     "election": ("worker", "await_turn", 1),
-    "reading the checkpoints": ("recover", "read_newest", 2),
+    "reading the checkpoints": ("cluster", "newest_manifest", 2),
     "fetch": ("store", "fetch", 3),  # the newest state, the last release's, parts
     "fence": ("transaction", "fence", 1),
     "restore": ("learner", "_load", 1),
