@@ -1,0 +1,55 @@
+"""The brokers as a run asks them: topic ids, offsets and manifests. Nothing here changes anything on them."""
+
+from stream_learner.config import Settings
+from stream_learner.contract.spans import Positions
+from stream_learner.streams import offsets, topics
+from stream_learner.streams.history import History
+from stream_learner.streams.manifests import Newest, read_newest
+from stream_learner.streams.replay import Replay
+from stream_learner.streams.rights import Role
+
+
+class Cluster:
+    """A run's topics, offsets and manifests, as the brokers have them now.
+
+    Every method raises KafkaUnavailableError.
+    """
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+
+    def cluster_id(self) -> str:
+        """Return the id that the brokers gave the cluster."""
+        return topics.cluster_id(self._settings)
+
+    def check_topics(self, role: Role) -> None:
+        """Raise TopicsError when a topic is missing or its settings differ."""
+        topics.check(self._settings, role=role)
+
+    def topic_ids(self, names: list[str]) -> dict[str, str]:
+        """Return Kafka's id of each topic. Raises TopicsError when a topic is missing."""
+        return topics.topic_ids(self._settings, names)
+
+    def dead_letter_limit(self) -> int:
+        """Return the size of the largest dead letter that the topic accepts, in bytes."""
+        return topics.dead_letter_limit(self._settings)
+
+    def input_bounds(self) -> tuple[Positions, Positions]:
+        """Return the first and end offset of each input partition. Raises TopicsError when a topic is missing."""
+        return offsets.bounds(self._settings.kafka, self._settings.input.topics)
+
+    def mirrored_positions(self) -> Positions:
+        """Return the positions in the run's offsets group, which may be empty."""
+        return offsets.mirrored_positions(self._settings)
+
+    def newest_manifest(self, checkpoints_topic_id: str, positions: Positions, wait: bool) -> Newest:
+        """Return the run's newest manifest; see `manifests.read_newest`."""
+        return read_newest(self._settings, checkpoints_topic_id, positions, wait)
+
+    def history(self) -> History:
+        """Open the history topic."""
+        return History(self._settings)
+
+    def replay(self, topic: str, partition: int, offset: int) -> Replay:
+        """Open an input partition at an offset."""
+        return Replay(self._settings.kafka, topic, partition, offset)
