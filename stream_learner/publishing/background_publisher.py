@@ -1,4 +1,4 @@
-"""The thread that publishes, so that training goes on."""
+"""The thread that publishes checkpoints while training continues."""
 
 import os
 import threading
@@ -22,14 +22,15 @@ log = structlog.get_logger()
 NICENESS = 10
 BACKOFF_S = (0.5, 1, 2, 4, 8, 15)
 WAIT_SLICE_S = 0.5
-# After the deadlines of the steps that have one: their errors say more.
+# The watchdog fires after the deadlines of the steps that have one, because their errors say more.
 WATCHDOG_MARGIN_S = 2.0
 
 
 class BackgroundPublisher:
-    """Publishes one snapshot at a time on a thread of low priority: a busy one would slow every training step.
+    """Publishes one snapshot at a time on a thread of low priority, which does not slow the training steps.
 
-    `committed(manifest, seconds)` and `store_failed()` are told what happened; `end_process` must not return.
+    Calls `committed(manifest, seconds)` after each commit, and `store_failed()` after each error of the store.
+    `end_process` must not return.
     """
 
     def __init__(
@@ -55,22 +56,22 @@ class BackgroundPublisher:
 
     @property
     def unsaved_records(self) -> int:
-        """Input records of the snapshot that is being published."""
+        """Number of input records in the snapshot that is being published."""
         return 0 if self.idle else self._records
 
     def submit(self, snapshot: Snapshot, lag: dict[str, dict[int, int]]) -> None:
-        """Publishes the snapshot; the one before must be done."""
+        """Publish the snapshot in the background. The previous one must be published."""
         assert self.idle
         self._records = snapshot.interval.tally.records
         self._in_flight = self._thread.submit(self._run, snapshot, lag)
 
     def wait(self, meanwhile: Callable[[], None]) -> None:
-        """Returns when the last snapshot is published; calls `meanwhile` now and then."""
+        """Wait until the last snapshot is published. Call `meanwhile` every half second."""
         while self._in_flight and not self._in_flight.done():
             meanwhile()
             wait([self._in_flight], WAIT_SLICE_S)
         if self._in_flight:
-            self._in_flight.result()  # nothing goes on after an unknown outcome, even if ending the process failed
+            self._in_flight.result()  # do not continue after an unknown outcome, even if ending the process failed
 
     def _run(self, snapshot: Snapshot, lag: dict[str, dict[int, int]]) -> None:
         try:
@@ -93,7 +94,7 @@ class BackgroundPublisher:
         except StreamLearnerError as error:
             log.error(str(error))
             self._end_process(error.code)
-        except BaseException as error:  # crash-only: an unknown outcome must never be followed by another transaction
+        except BaseException as error:  # the outcome is unknown: no other transaction may follow
             explained = out_of_memory(error)
             log.exception(str(explained or "publishing failed in an unexpected way"))
             self._end_process(explained.code if explained else ExitCode.INTERNAL)
@@ -125,19 +126,20 @@ class BackgroundPublisher:
             watchdog.cancel()
 
     def _timed_out(self, seconds: float) -> None:
-        log.error(f"a publication did not end within {seconds:g} s; a restart recovers")
+        log.error(
+            f"publishing a checkpoint took longer than {seconds:g} s, so the process ends; restart to resume from the "
+            "last committed checkpoint"
+        )
         self._end_process(ExitCode.WATCHDOG)
 
     def _clean(self) -> None:
         try:
             self._writer.clean()
-        except (
-            StoreError,
-            KafkaUnavailableError,
-        ) as error:  # what stays is swept later; nothing depends on its absence
+        except (StoreError, KafkaUnavailableError) as error:
+            # Objects that stay do no harm. They are swept later.
             log.warning("could not clean up after a checkpoint", error=str(error))
 
 
 def _lower_priority() -> None:
-    # Linux: niceness belongs to the thread.
+    # On Linux, each thread has its own niceness.
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -33,7 +33,7 @@ SWEEP_EVERY_S = 3600.0
 
 
 class Transaction(Protocol):
-    """stream_learner.streams.transaction.Transaction, or what stands in for it."""
+    """The methods of `stream_learner.streams.transaction.Transaction` that are used here."""
 
     def begin(self) -> None: ...
     def send(self, topic: str, value: bytes | None, key: bytes | None, headers: Any = None) -> Any: ...
@@ -43,14 +43,14 @@ class Transaction(Protocol):
 
 
 class ReadBack(Protocol):
-    """stream_learner.streams.journal.ReadBack, or what stands in for it."""
+    """The methods of `stream_learner.streams.journal.ReadBack` that are used here."""
 
     def verify(self, offset: int, value: bytes, deadline: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A snapshot whose objects are written. Nothing names them yet."""
+    """A snapshot whose objects are written. No manifest names them yet."""
 
     snapshot: Snapshot
     lag: Positions
@@ -63,7 +63,7 @@ class Prepared:
 
 
 class CheckpointWriter:
-    """Publishes snapshots one after the other. Never writes to the learner."""
+    """Writes snapshots as checkpoints, one after the other. Never changes the learner."""
 
     def __init__(
         self,
@@ -91,17 +91,18 @@ class CheckpointWriter:
         self._epoch = epoch
         self._last = last and last.manifest
         self._last_digest = last and last.manifest_digest
-        # Parts of states that are in the store; a new snapshot has most of them in common with the last.
+        # Parts that are in the store already. A new snapshot shares most of its parts with the last one.
         self._parts = {part.digest: part for part in last.manifest.parts} if last else {}
         self._before: Manifest | None = None
-        self._marked = last is not None  # recovery has seen to that
+        self._marked = last is not None  # recovery has written the marker
         self._swept_at = -SWEEP_EVERY_S
-        # The brokers may take less than the plan says; a larger record leaves its value out.
+        # The brokers may accept less than planned. A larger dead letter is sent without its value.
         self._max_letter_bytes = cluster.dead_letter_limit() - RECORD_OVERHEAD_BYTES
 
     def prepare(self, snapshot: Snapshot, lag: Positions) -> Prepared:
-        """Effect 2: objects. May be tried again after an error: each try writes a folder of its own, and such parts as
-        are not there yet.
+        """Effect 2: write the objects. Can be tried again after an error.
+
+        Each try writes a new folder, and the parts that are missing.
 
         Raises StoreError, KafkaUnavailableError, TopicsError when a topic is missing, InputError when one
         was created again.
@@ -112,14 +113,14 @@ class CheckpointWriter:
         try:
             return self._put(folder, sequence, snapshot, lag)
         except StoreError:
-            # A store that fails now and then must not fill with objects that nobody names.
+            # An unreliable store must not fill with objects that no manifest names.
             with suppress(StoreError):
                 self._store.delete(list(self._store.times(folder)))
             raise
 
     def _put(self, folder: str, sequence: int, snapshot: Snapshot, lag: Positions) -> Prepared:
-        # Parts, then the state that needs them and, when a model is released, what downstream needs of it. Create-only
-        # and flushed to disk: a worker that was replaced can add objects, but never change one.
+        # First the parts, then the state that needs them, then the objects of a release. Writes are create-only and
+        # flushed to disk: a worker that was replaced can add objects, but never change one.
         for name, data in snapshot.parts.items():
             if name not in self._parts:
                 self._parts[name] = self._store.put(keys.new_part(self._settings.run.id, sequence), data)
@@ -135,15 +136,15 @@ class CheckpointWriter:
         return Prepared(snapshot, lag, sequence, state_object, parts, weights, weights_object, evaluation_object)
 
     def commit(self, prepared: Prepared) -> Manifest:
-        """Effect 3: one transaction makes windows, dead letters, weights, manifest and positions visible together.
+        """Effect 3: commit windows, dead letters, weights, manifest and positions in one transaction.
 
-        Any error leaves the outcome unknown: the process must end; a restart recovers. Raises FencedError,
+        After any error the outcome is unknown: the process must end, and a restart recovers. Raises FencedError,
         PublishError.
         """
         interval = prepared.snapshot.interval
         deadline = time.monotonic() + self._settings.transaction_timeout_s
         now = _now()
-        # 3a. Everything the manifest does not depend on, and the chunks whose offsets it names.
+        # 3a. Send everything that the manifest does not depend on, and the chunks whose offsets it names.
         self._transaction.begin()
         run_key = self._settings.run.id.encode()
         _, window = fit(self._window(prepared, now), MAX_DOCUMENT_BYTES)
@@ -157,10 +158,10 @@ class CheckpointWriter:
             )
             for number, start in enumerate(range(0, len(prepared.weights) if inline else 0, CHUNK_BYTES))
         ]
-        # 3b. Each record is confirmed before the next step builds on it.
+        # 3b. Confirm each record before the next step depends on it.
         self._transaction.confirm(sent, deadline)
         places = [Chunk(*place) for place in self._transaction.confirm(chunks, deadline)]
-        # 3c. The manifest, to the checkpoints topic and, the same bytes, to the history.
+        # 3c. Send the manifest: the same bytes to the checkpoints topic and to the history topic.
         manifest, value = fit(self._manifest(prepared, places, now), MAX_DOCUMENT_BYTES)
         signature = self._signature(value)
         futures = [
@@ -168,9 +169,9 @@ class CheckpointWriter:
             self._transaction.send(self._names.history, value, str(manifest.sequence).encode(), signature),
         ]
         (_, _, offset), _ = self._transaction.confirm(futures, deadline)
-        # 3d. The positions, as group offsets: a mirror for lag tools, never the authority.
+        # 3d. Send the positions as group offsets. They are a mirror for lag tools, never the authority.
         self._transaction.offsets(prepared.snapshot.positions)
-        # 3e. The commit, believed only when the manifest is there for a downstream reader.
+        # 3e. Commit. The commit counts only once a downstream reader can read the manifest.
         self._transaction.commit()
         self._read_back.verify(offset, value, deadline)
         self._before, self._last, self._last_digest = self._last, manifest, digest(value)
@@ -178,17 +179,17 @@ class CheckpointWriter:
         return manifest
 
     def clean(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Effect 4, only after a commit: what may be lost to a crash, because the next start or sweep makes up for it.
+        """Effect 4, only after a commit: clean up. If a crash prevents it, the next start or sweep cleans up.
 
         Raises StoreError, KafkaUnavailableError.
         """
         assert self._last is not None
-        # 4a. From the first commit on, a start that finds no manifest knows that one was lost.
+        # 4a. Write the marker: from the first commit on, a start that finds no manifest knows that one was lost.
         if not self._marked:
             topic_id = self._topic_ids[self._names.checkpoints]
             write_marker(self._store, self._settings, self._cluster, topic_id, self._epoch)
             self._marked = True
-        # 4b. States and parts that the manifest just committed keeps no longer, and orphans of killed workers.
+        # 4b. Delete states and parts that the new manifest no longer keeps, and orphans of killed workers.
         if self._before is not None:
             retention.delete_dropped(self._store, self._before, self._last)
         if clock() - self._swept_at >= SWEEP_EVERY_S:

@@ -1,4 +1,4 @@
-"""Windows and manifests under the size limit of their topics, whatever they hold."""
+"""Windows and manifests that fit within the size limit of their topics."""
 
 from typing import Any, TypeVar
 
@@ -8,7 +8,7 @@ from stream_learner.contract.manifest import Manifest, encode
 from stream_learner.contract.window import Window
 from stream_learner.errors import TopicsError
 
-# Lists that nothing depends on, in the order in which they are omitted: the least useful first.
+# Optional lists in the order in which they are omitted: the least useful first.
 OMITTED_FIRST: dict[type, list[str]] = {
     Window: [
         "drifts",
@@ -28,9 +28,9 @@ Document = TypeVar("Document", Window, Manifest)
 
 
 def fit(document: Document, max_bytes: int) -> tuple[Document, bytes]:
-    """Return the document and its JSON. Empty as many optional lists as needed to fit; `omitted` names them.
+    """Return the document and its JSON. Empty optional lists until it fits, and name them in `omitted`.
 
-    Raises TopicsError when it is too large without all of them.
+    Raises TopicsError when the document is too large without any of them.
     """
     data = encode(document)
     for path in OMITTED_FIRST[type(document)]:
@@ -42,15 +42,15 @@ def fit(document: Document, max_bytes: int) -> tuple[Document, bytes]:
             data = encode(document)
     if len(data) > max_bytes:
         raise TopicsError(
-            f"the {type(document).__name__.lower()} takes {len(data)} bytes; {max_bytes} fit in its topic. "
-            "Nothing was published: "
+            f"the {type(document).__name__.lower()} has {len(data)} bytes, but only {max_bytes} fit in its topic. "
+            "Nothing was published; "
             "read fewer topics or partitions, lower model.max_classes or checkpoint.keep, or raise memory.segment_bytes"
         )
     return document, data
 
 
 def _emptied(document: Any, path: str) -> Any:
-    """Return the document with the list or map at a path emptied, if it is there."""
+    """Return the document with an empty list or map at a path, if the path exists."""
     name, _, rest = path.partition(".")
     value = getattr(document, name)
     if value is None:

@@ -1,4 +1,4 @@
-"""The manifests between a state and a checkpoint: found by following predecessors back from the checkpoint."""
+"""The manifests between a state and a checkpoint, found by following predecessors back from the checkpoint."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,8 +20,8 @@ from stream_learner.streams.manifests import Foreign, Found
 log = structlog.get_logger()
 
 BEGINNING = "0"
-# Offsets of the history topic that are read first on the way back, then twice as many each time, up to the most. A
-# manifest and the end of its transaction take two.
+# Number of offsets of the history topic that are read first on the way back. It doubles each time, up to the largest. A
+# manifest and the end of its transaction take two offsets.
 FIRST_BLOCK = 16
 LARGEST_BLOCK = 1_024
 MOST_SHOWN = 3
@@ -29,19 +29,19 @@ MOST_SHOWN = 3
 
 @dataclass
 class Path:
-    """The manifests from the state of `start` (None: the beginning) to the checkpoint `end`."""
+    """The manifests from the state of `start` (None: before the first checkpoint) to the checkpoint `end`."""
 
     end: Manifest
     start: Manifest | None = None
     between: list[int] = field(default_factory=list)
-    """Offsets in the history topic of the manifests between both, the last one first."""
+    """Offsets in the history topic of the manifests between `start` and `end`, the last one first."""
     offsets: int = 0
-    """Offsets of the input that are learned on the path."""
+    """Number of input offsets that are learned on the path."""
     changes: list[str] = field(default_factory=list)
-    """Where settings, program or machine changed, the last first, in words; of many the last ones and their number."""
+    """Descriptions of the changes of settings, program or machine, the last first. Earlier ones are only counted."""
 
     def manifests(self, history: History) -> Iterator[Manifest]:
-        """Yield the manifests behind the start, in order; one at a time is in memory."""
+        """Yield the manifests after `start` in order. Only one at a time is in memory."""
         if self.between:
             wanted = {*self.between}
             for found in history.read(self.between[-1], self.between[0] + 1):
@@ -51,7 +51,7 @@ class Path:
 
 
 class Link(NamedTuple):
-    """The part of a manifest that is kept on the way back: a path may be longer than memory."""
+    """The part of a manifest that is kept on the way back, because all manifests may not fit in memory."""
 
     offset: int
     sequence: int
@@ -62,10 +62,9 @@ class Link(NamedTuple):
 
 
 def find_path(settings: Settings, history: History, store: Store, start: str, target: str) -> Path:
-    """Find the path to `target` from `start`, as `rebuild` takes them.
+    """Find the path from `start` to `target`, which are arguments of `rebuild`.
 
-    As many manifests are read as are on the path, and about as many again at most. Raises UsageError, StateError,
-    KafkaUnavailableError.
+    Reads at most about twice as many manifests as the path has. Raises UsageError, StateError, KafkaUnavailableError.
     """
     end, at = _target(settings, history, target)
     not_before = UsageError(
@@ -81,7 +80,7 @@ def find_path(settings: Settings, history: History, store: Store, start: str, ta
     read_from, size = at, FIRST_BLOCK
     while link.predecessor is not None:
         before = block.get(link.predecessor)
-        if before is None or before.offset > link.offset:  # the latter is a copy that somebody sent
+        if before is None or before.offset > link.offset:  # a later offset is a copy that another program sent
             if read_from <= history.first:
                 raise UsageError(
                     f"the history topic does not reach back from checkpoint {link.sequence}; take a later --from"
@@ -118,18 +117,18 @@ def _link(found: Found, is_start: Callable[[Manifest], bool]) -> Link:
 
 
 def made_with(program: str, arithmetic: Arithmetic) -> dict[str, str]:
-    """Return everything that the bytes of a state depend on beside the data, by name."""
+    """Return everything besides the data that the bytes of a state depend on, by name."""
     return {"program": program} | {name: str(value) for name, value in msgspec.structs.asdict(arithmetic).items()}
 
 
 def made_otherwise(made: dict[str, str], other: dict[str, str]) -> str:
-    """Say what is different from `other`; nothing when all is the same."""
+    """Describe the differences from `other`. Empty if there are none."""
     differing = [name for name in made if made[name] != other[name]]
     return ", ".join("other settings" if n == "settings" else f"{n} {made[n]} (not {other[n]})" for n in differing)
 
 
 def _target(settings: Settings, history: History, target: str) -> tuple[Manifest, int]:
-    """Return the manifest to rebuild, and its offset in the history topic; the topic's end where it is not there."""
+    """Return the manifest to rebuild and its offset in the history topic, or the topic's end if it is not there."""
     try:
         if target.isdecimal():
             found = history.find(int(target))

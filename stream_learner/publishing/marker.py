@@ -1,7 +1,7 @@
 """Small objects beside the states.
 
-`<run.id>/run.json` says that this run has published or was started over, to which topic of which cluster, and in which
-epoch; `<run.id>/fenced/<worker>` that this worker was replaced.
+`<run.id>/run.json` (the marker) records that the run has published or was started over: in which cluster, to which
+topic and in which epoch. `<run.id>/fenced/<worker>` records that a worker was replaced.
 """
 
 import socket
@@ -24,14 +24,16 @@ class Marker(msgspec.Struct, frozen=True):
 
 
 def write_marker(store: Store, settings: Settings, cluster: Cluster, checkpoints_topic_id: str, epoch: int) -> None:
-    """Writes the marker unless it is there. Raises StateError when another is, StoreError, KafkaUnavailableError."""
+    """Write the marker unless it exists. Raises as `check_marker`."""
     if not check_marker(store, settings, cluster, checkpoints_topic_id):
         store.put(_key(settings), encode(Marker(cluster.cluster_id(), checkpoints_topic_id, epoch)))
 
 
 def replace_marker(store: Store, settings: Settings, cluster: Cluster, checkpoints_topic_id: str, epoch: int) -> None:
-    """Write the marker of a run that is started over: before its first commit, so that the epoch is not used again
-    after a crash. Raises StoreError, KafkaUnavailableError."""
+    """Write the marker of a run that is started over, before its first commit: a crash must not free the epoch.
+
+    Raises StoreError, KafkaUnavailableError.
+    """
     marker = Marker(cluster.cluster_id(), checkpoints_topic_id, epoch)
     store.delete([_key(settings)])
     store.put(_key(settings), encode(marker))
@@ -44,44 +46,51 @@ def last_epoch(store: Store, settings: Settings) -> int:
 
 
 def read_marker(store: Store, settings: Settings) -> Marker | None:
-    """Raises StateError when it is damaged, StoreError."""
+    """Return the marker, None without one. Raises StateError when it is damaged, StoreError."""
     data = store.get(_key(settings), documents.MAX_BYTES)
     try:
         return documents.decode(data, Marker) if data is not None else None
     except ValueError as error:
         raise StateError(
-            f"object {store.url}/{_key(settings)} is damaged: {error}. Bring it back from a backup, or delete it"
+            f"object {store.url}/{_key(settings)} is damaged: {error}. Restore it from a backup, or delete it"
         ) from None
 
 
 def check_marker(store: Store, settings: Settings, cluster: Cluster, checkpoints_topic_id: str) -> bool:
-    """Whether there is a marker. Raises StateError when it names another cluster or topic."""
+    """Return whether there is a marker.
+
+    Raises StateError when it is damaged or names another cluster or topic, StoreError, KafkaUnavailableError.
+    """
     marker = read_marker(store, settings)
     found = marker and (marker.cluster_id, marker.checkpoints_topic_id)
     if found and found != (cluster.cluster_id(), checkpoints_topic_id):
         raise StateError(
             f"checkpoint.store holds run {settings.run.id!r} of another cluster or of a checkpoints topic that was "
-            "deleted and created again; point kafka.bootstrap_servers and checkpoint.store at one run, or choose a new "
-            "run.id"
+            "deleted and created again. Set kafka.bootstrap_servers and checkpoint.store to those of one run, or "
+            "choose a new run.id"
         )
     return marker is not None
 
 
 def write_fenced(store: Store, settings: Settings) -> None:
-    """Leaves behind that this worker was replaced, so that its next start does not take the run back: two supervisors
-    would do that for ever. Raises StoreError."""
+    """Record that this worker was replaced, so that its next start stands by.
+
+    Otherwise two supervisors would take the run from each other forever. Raises StoreError.
+    """
     if not was_fenced(store, settings):
         store.put(_fenced_key(settings), b"")
 
 
 def was_fenced(store: Store, settings: Settings) -> bool:
-    """Whether the last life of this worker ended by being replaced. Raises StoreError, StateError when others wrote to
-    the object."""
+    """Return whether this worker was replaced before its last end.
+
+    Raises StoreError, StateError when the object is not empty.
+    """
     return store.get(_fenced_key(settings), 0) is not None
 
 
 def forget_fenced(store: Store, settings: Settings) -> None:
-    """It is this worker's turn again. Raises StoreError."""
+    """Forget that this worker was replaced, because it is active again. Raises StoreError."""
     store.delete([_fenced_key(settings)])
 
 
@@ -90,8 +99,8 @@ def fenced_folder(settings: Settings) -> str:
 
 
 def _fenced_key(settings: Settings) -> str:
-    # What a worker has in common with its next life under the same supervisor. Another worker of the run with the same
-    # host and port may then stand by once instead of taking over: that costs no more than the session's time-out.
+    # Host and port stay the same when a supervisor restarts a worker. Another worker of the run with the same host and
+    # port may then stand by once instead of taking over, which costs at most the session's time-out.
     return f"{fenced_folder(settings)}{socket.gethostname()}-{settings.monitoring.port}"
 
 

@@ -1,4 +1,4 @@
-"""Which worker of a run is the active one. Kafka's group membership elects it; that is advice, fencing is the judge."""
+"""Which worker of a run is active. Kafka's group membership elects it. That is advice; fencing decides."""
 
 import threading
 import time
@@ -18,14 +18,14 @@ log = structlog.get_logger()
 POLL_S = 0.2
 LOOK_EVERY_S = 5.0
 MARK_S = 5.0
-# After any of these a worker cannot know that it was not replaced.
+# After any of these, a worker cannot know whether it was replaced.
 MAYBE_REPLACED = (ExitCode.KAFKA, ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG)
 
 EndProcess = Callable[[ExitCode], None]
 
 
 class Election(Protocol):
-    """stream_learner.streams.election.Election, or what stands in for it."""
+    """The methods of `stream_learner.streams.election.Election` that are used here."""
 
     @property
     def elected(self) -> bool | None: ...
@@ -53,19 +53,19 @@ def await_turn(
     look: Callable[[], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> bool:
-    """Returns once it is this worker's turn; False when it was stopped before.
+    """Wait until this worker is elected. Return False if it is stopped before.
 
-    While another worker is active, `stand_by` is called at every turn, and `look` every few seconds, on a thread of its
-    own: it keeps what a take-over needs at hand. Raises StateError when the other worker's run is another one,
-    ConflictError, StoreError, KafkaUnavailableError and what `look` does.
+    While another worker is active, call `stand_by` at every poll, and `look` every few seconds on a separate thread: it
+    fetches what a take-over needs. Raises StateError when the active worker belongs to another run, ConflictError,
+    StoreError, KafkaUnavailableError, and what `look` raises.
     """
     on_conflict = settings.run.on_conflict
     if on_conflict == "take_over" and was_fenced(store, settings):
-        log.info("this worker was, or may have been, replaced; it comes back as a standby")
+        log.info("this worker was, or may have been, replaced, so it comes back as a standby")
         on_conflict = "standby"
     if on_conflict == "take_over":
         election.take_over()
-    # The brokers admit nobody before they have given up a member that is silent.
+    # The brokers admit no member until the session of a silent one has timed out.
     deadline = clock() + settings.recovery.timeout_s + settings.run.session_timeout_s
     looked_at, standing_by = clock(), False
     with ThreadPoolExecutor(1, "look") as thread:
@@ -78,7 +78,7 @@ def await_turn(
                 if clock() > deadline:
                     raise KafkaUnavailableError(
                         f"the group {settings.standby_group} did not admit this worker within recovery.timeout_s = "
-                        f"{settings.recovery.timeout_s:g} and a session; check that the brokers are up"
+                        f"{settings.recovery.timeout_s:g} and run.session_timeout_s; check that the brokers are up"
                     )
             elif not election.elected:
                 if not standing_by:
@@ -99,23 +99,25 @@ def await_turn(
                     looking = thread.submit(_look, look, forgiving=(StoreError, KafkaUnavailableError, InputError))
                     looked_at = clock()
     if standing_by:
-        log.info("elected: taking the run over")
+        log.info("this worker was elected: it takes over the run")
     forget_fenced(store, settings)
     return True
 
 
 def _look(look: Callable[[], None], forgiving: tuple[type[Exception], ...]) -> None:
-    """Looks; errors that the active worker lives with, or has left behind since it last saved, are not the standby's
-    end. A take-over asks again."""
+    """Look, and only log the `forgiving` errors: the active worker may survive them. A take-over checks again."""
     try:
         look()
     except forgiving as error:
-        log.warning("the newest checkpoint could not be looked at", error=str(error))
+        log.warning("the newest checkpoint could not be checked", error=str(error))
 
 
 def fencing(election: Election, fence: Callable[[], None]) -> Callable[[], None]:
-    """`fence`, for an elected worker only. One that was frozen since its election must not put the one that replaced it
-    out; should it come to that, between the two questions, it publishes nothing. Raises FencedError."""
+    """Return `fence` with a check of the election before and after it, which raises FencedError.
+
+    A worker that was frozen since its election must not fence the one that replaced it. If it does so between both
+    checks, it publishes nothing.
+    """
 
     def confirmed() -> None:
         election.confirm()
@@ -126,19 +128,19 @@ def fencing(election: Election, fence: Callable[[], None]) -> Callable[[], None]
 
 
 def leaving_a_mark(settings: Settings, store: Store, end_process: EndProcess) -> EndProcess:
-    """`end_process`, which first remembers for the next start that this worker was, or may have been, replaced."""
+    """Return `end_process` that first records that this worker was, or may have been, replaced."""
 
     def leave() -> None:
         try:
             write_fenced(store, settings)
         except StoreError as error:
-            log.warning("could not remember that this worker was replaced", error=str(error))
+            log.warning("could not record that this worker was replaced", error=str(error))
 
     def end(code: ExitCode) -> None:
         if code in MAYBE_REPLACED:
             leaving = threading.Thread(target=leave, daemon=True)
             leaving.start()
-            leaving.join(MARK_S)  # a store that hangs must not keep a process that has to end
+            leaving.join(MARK_S)  # a store that hangs must not delay the end of the process
         end_process(code)
 
     return end

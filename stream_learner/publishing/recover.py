@@ -1,4 +1,4 @@
-"""The mirror of publish: from topics and objects back to a learner that continues from the last commit."""
+"""The mirror of the checkpoint writer: find the last commit in the topics and the store, to continue from it."""
 
 import copy
 from collections.abc import Callable
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A manifest and what it names, fetched and verified."""
+    """A manifest and the objects that it names, fetched and verified."""
 
     manifest: Manifest
     manifest_digest: str
@@ -40,7 +40,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Recovered:
-    """Where to go on; `checkpoint` is None at a fresh start."""
+    """Where learning continues. `checkpoint` is None at a fresh start."""
 
     positions: Positions
     topic_ids: dict[str, str]
@@ -49,8 +49,9 @@ class Recovered:
 
 
 class Recovery:
-    """Finds the newest checkpoint. It can look without touching anything, as often as it likes, and what it fetched is
-    kept, so that taking the run over later is quick.
+    """Finds the newest checkpoint.
+
+    A look changes nothing and can be repeated. The fetched objects are kept, so that a later take-over is quick.
 
     Raises TopicsError, StateError, InputError, StoreError, KafkaUnavailableError.
     """
@@ -63,8 +64,10 @@ class Recovery:
         fresh: bool = False,
         skipped: Callable[[str, int], None] = lambda *_: None,
     ):
-        """`fresh` allows to start over where no manifest is left. `skipped(topic, records)` is called with the number
-        of records, not met before, that are not the run's manifests."""
+        """With `fresh`, start over if no manifest is left.
+
+        `skipped(topic, records)` is called with the number of new records that are not manifests of the run.
+        """
         self._settings = settings
         self._store = store
         self._cluster = cluster
@@ -76,36 +79,38 @@ class Recovery:
         self._seen: Checkpoint | None = None
 
     def look(self) -> None:
-        """1. Read-only checks first: a starter that is misconfigured must not kill the worker that runs. A killed
-        worker's transaction may still be open; it is not waited for here, because 2 aborts it."""
+        """Effect 1: check everything without changing anything, so that a wrong start does not end the active worker.
+
+        Do not wait for an open transaction of a killed worker: effect 2 aborts it.
+        """
         ids = self._topic_ids()
         refused, seen = object(), None
         while True:
             try:
-                # Mirrored positions are not asked: a commit shows in one topic before the other.
+                # Without the mirrored positions: brokers end a transaction in one topic after the other.
                 found = self._newest(ids, {}, wait=False).found
                 seen = found and found.digest
                 if found:
                     self._verified(found, ids)
                 return
             except StateError:
-                # The worker that runs may have published since, and deleted what that manifest names.
+                # The active worker may have published meanwhile, and deleted objects that this manifest names.
                 if seen == refused:
                     raise
                 refused = seen
 
     def take_over(self, fence: Callable[[], None]) -> Recovered:
-        """Make this worker the run's only one. `fence` is the transaction's."""
+        """Effects 2 to 4: make this worker the only one of the run. `fence` is the transaction's."""
         ids = self._topic_ids()
-        # 2. Fence. Nobody else can commit for this run from here on, and what was open is aborted.
+        # 2. Fence: no other worker can commit for this run from now on, and its open transaction is aborted.
         fence()
-        # 3. Read again, to the true end: another worker may have committed since, and anybody's transaction may hide
-        #    it.
+        # 3. Read again, to the true end: another worker may have committed meanwhile, and any open transaction may
+        #    hide its manifest.
         newest = self._newest(ids, self._cluster.mirrored_positions(), wait=True)
         if newest.found is None:
             return self._fresh_start(ids, newest.last_epoch)
         recovered = self._verified(newest.found, ids)
-        # 4. A crash between the first commit and the marker left none; from here on a lost manifest is noticed.
+        # 4. Write the marker if a crash after the first commit prevented it: a lost manifest is then noticed.
         write_marker(self._store, self._settings, self._cluster, ids[self._topic], recovered.epoch)
         return recovered
 
@@ -114,7 +119,7 @@ class Recovery:
         return self._cluster.topic_ids([self._topic, *self._settings.input.topics])
 
     def _newest(self, ids: dict[str, str], positions: Positions, wait: bool) -> Newest:
-        """Return the newest manifest, if there is one to go on from. Skip and count foreign records."""
+        """Return the newest manifest, if there is one to resume from. Skip and count foreign records."""
         newest = self._cluster.newest_manifest(ids[self._topic], positions, wait)
         for foreign in newest.foreign:
             met = [o for o in foreign.offsets if o > self._skipped_up_to.get(foreign.topic, -1)]
@@ -128,12 +133,12 @@ class Recovery:
             raise StateError(
                 f"manifest {newest.found.manifest.sequence} is the newest that is there, but the run has committed "
                 f"later positions: a manifest is missing or damaged. {'; '.join(map(str, newest.foreign))}. "
-                "Nothing was changed; bring the topics back from a backup, or choose a new run.id"
+                "Nothing was changed; restore the topics from a backup, or choose a new run.id"
             )
         return replace(newest, found=None) if self._fresh and newest.displaced else newest
 
     def _verified(self, found: Found, ids: dict[str, str]) -> Recovered:
-        """Return the checkpoint of a manifest, once all that it names is there and fits. Change nothing."""
+        """Check that everything a manifest names exists and fits the settings, and return it. Change nothing."""
         check_marker(self._store, self._settings, self._cluster, ids[self._topic])
         manifest = found.manifest
         check_topic_ids(manifest.topic_ids, ids)
@@ -146,7 +151,7 @@ class Recovery:
     def fetched(self, manifest: Manifest, manifest_digest: str) -> Checkpoint:
         """Fetch what a manifest names, and check that it fits the settings."""
         if manifest.release:
-            # Never built from the manifest's own words: those of the settings are.
+            # A network is never built from names in a manifest, only from names in the settings.
             check_network(manifest.release.model, self._settings.model)
         arrays, document = self._state(manifest.state)
         released = None
@@ -169,15 +174,17 @@ class Recovery:
             ) from None
 
     def _fresh_start(self, ids: dict[str, str], epoch_in_topics: int) -> Recovered:
-        """The beginning of every partition, once it is sure, or allowed by `fresh`, that there is nothing to go on
-        from. The epoch is one more than the last that the topics or the store know."""
+        """Start at the beginning of every partition, if nothing was published or `fresh` allows it.
+
+        The epoch is one more than the last in the topics and the store.
+        """
         if not self._fresh:
             self._check_nothing_was_published(ids[self._topic])
         epoch = 1 + max(epoch_in_topics, last_epoch(self._store, self._settings))
         if epoch > MAX_EPOCH:
             raise StateError(
-                f"a manifest of run {self._settings.run.id!r} has epoch {MAX_EPOCH}, the last that there can be; "
-                f"somebody else must have written it. {ONE_RUN}, and sign manifests (docs/security.md)"
+                f"a manifest of run {self._settings.run.id!r} has epoch {MAX_EPOCH}, the highest possible one, so "
+                f"another program must have written it. {ONE_RUN}, and sign manifests (docs/security.md)"
             )
         if self._fresh:
             replace_marker(self._store, self._settings, self._cluster, ids[self._topic], epoch)
@@ -185,7 +192,7 @@ class Recovery:
         return Recovered(first, ids, epoch)
 
     def _check_nothing_was_published(self, checkpoints_topic_id: str) -> None:
-        """A first publication that was killed leaves objects of sequence 1 at most; anything else had a manifest."""
+        """Raise StateError unless the objects are those that a killed first publication leaves: of sequence 1 only."""
         settings, store, run_id = self._settings, self._store, self._settings.run.id
         first = f"{1:012d}-"
         harmless = (
@@ -200,14 +207,16 @@ class Recovery:
         if marked or traces or self._cluster.mirrored_positions():
             raise StateError(
                 f"run {run_id!r}, or another one with its prefix, has published before, but its checkpoints topic "
-                "holds no manifest. Bring the topic back, choose a new run.id and prefix, or start over with "
-                "`run --fresh` (what was learned is given up)"
+                "holds no manifest. Restore the topic from a backup, choose a new run.id and prefix, or start over "
+                "with `run --fresh` (everything learned is lost)"
             )
 
 
 def check_positions(manifest: Manifest, first: Positions, end: Positions, on_lost: str) -> Positions:
-    """The manifest's positions; a topic that is new begins at the first offsets that are there. `first` and `end` are
-    the bounds of the input topics' partitions. Raises InputError."""
+    """Return the manifest's positions, and the first offsets of new topics.
+
+    `first` and `end` are the bounds of the input topics' partitions. Raises InputError.
+    """
     first = copy.deepcopy(first)
     for topic, partitions in manifest.positions.items():
         if topic not in first:
@@ -215,20 +224,20 @@ def check_positions(manifest: Manifest, first: Positions, end: Positions, on_los
         if missing := partitions.keys() - first[topic].keys():
             raise InputError(
                 f"{topic} has fewer partitions than before: {', '.join(map(str, sorted(missing)))} missing; choose "
-                "a new run.id to learn from what is there"
+                "a new run.id to learn from the remaining ones"
             )
         for partition in first[topic]:
-            position = partitions.get(partition, 0)  # one that was added since begins with its first record ever
+            position = partitions.get(partition, 0)  # a partition that was added since starts at offset 0
             if position < first[topic][partition] and on_lost == "stop":
                 raise InputError(
                     f"records of {topic}[{partition}] from offset {position} to {first[topic][partition]} have fallen "
-                    "off retention before they were learned; give the topic a longer retention, and go on behind them "
-                    "with input.on_lost = continue"
+                    "off retention before they were learned; give the topic a longer retention, and set "
+                    "input.on_lost = continue to resume after them"
                 )
             if position > end[topic][partition]:
                 raise InputError(
                     f"{topic}[{partition}] ends at offset {end[topic][partition]}, before the run's position "
-                    f"{position}: the topic lost records, or is another one. Choose a new run.id"
+                    f"{position}: the topic has lost records, or it is another topic. Choose a new run.id"
                 )
             first[topic][partition] = position
     return first

@@ -1,4 +1,4 @@
-"""What is published of a run at one boundary: copies, so that training can go on."""
+"""What a checkpoint publishes: copies, so that training can continue."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +16,10 @@ from stream_learner.publishing.tally import Tally
 
 @dataclass(slots=True)
 class Interval:
-    """What was learned between two snapshots.
+    """The records between two snapshots.
 
-    `batches` has the pieces of each batch; `entries` counts these and the stretches lost; `pending_bytes` is what all
-    of it takes in memory, roughly.
+    `batches` holds the pieces of each batch. `entries` is the number of pieces and lost stretches. `pending_bytes` is
+    the approximate size in memory.
     """
 
     tally: Tally = field(default_factory=Tally)
@@ -31,8 +31,10 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A decision about a candidate. `discarded` are the offsets whose learning was undone when training then went back
-    to the last release; None when it did not."""
+    """A decision about a candidate.
+
+    `discarded` holds the offsets whose learning was undone, if training went back to the last release, otherwise None.
+    """
 
     candidate: Candidate
     decision: Decision
@@ -41,10 +43,10 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything needed to continue (`tensors`, `parts` and the JSON `document`), and what was learned since the last.
+    """Everything needed to resume (`tensors`, `parts` and the JSON `document`), and the interval since the last one.
 
-    `parts` are immutable bytes by digest: the memories' sealed segments, most of them in the last snapshot too.
-    `candidate`, `decision` and `discarded` are those of `Decided` when a release was decided at this boundary.
+    `parts` holds immutable bytes by digest: sealed segments of the memories, most of which the last snapshot has too.
+    `candidate`, `decision` and `discarded` are those of `Decided` if a release was decided here, otherwise None.
     """
 
     tensors: dict[str, np.ndarray]

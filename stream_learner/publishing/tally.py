@@ -29,7 +29,7 @@ class Tally:
         self.drifts: list[Drift] = []
 
     def add(self, report: Report) -> None:
-        """Raises ValueError when the report does not continue the offsets counted so far."""
+        """Add a report. Raises ValueError when it does not continue the offsets of the earlier ones."""
         extend_all(self.spans, report.spans)
         for topic, partition, span in report.lost:
             self.lost.setdefault(topic, {}).setdefault(partition, []).append(span)
@@ -52,7 +52,7 @@ class Tally:
             self.weights[policy] = _extended(self.weights.get(policy), factors)
 
     def window(self, **rest) -> Window:
-        """The finished window; `rest` are the fields that are not sums."""
+        """Return the window. `rest` holds the fields that are not sums."""
         return Window(
             spans=self.spans,
             lost=self.lost,

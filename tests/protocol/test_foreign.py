@@ -186,7 +186,7 @@ def test_epochs_beyond_the_bound_are_no_manifests_and_the_last_one_ends_a_fresh_
     topics.create(run.settings)
     write(run, f"{run.id}.history", encoded(manifest | {"epoch": 2**31 - 1}))
     text = run.start("--fresh").ends(ExitCode.STATE)
-    assert "has epoch 2147483647, the last that there can be; somebody else must have written it" in text
+    assert "has epoch 2147483647, the highest possible one, so another program must have written it" in text
 
 
 def test_a_manifest_of_a_newer_version_is_no_junk(copied: Copy) -> None:

@@ -227,7 +227,7 @@ def test_what_is_not_kept_is_deleted_after_the_commit() -> None:
         manifest = run.publish(writer, run.snapshot(released=released, parts=parts))
         assert run.store.objects == run.keys_of(manifest) | {"digits/run.json"}
     # The newest two, and the state of the last release, which is needed to resume them.
-    assert [state.sequence for state in manifest.kept] == [2, 4, 5]
+    assert [state.sequence for state in run.cluster.manifests()[-1].kept] == [2, 4, 5]
 
 
 def test_cleaning_that_fails_costs_nothing(run: FakeRun) -> None:

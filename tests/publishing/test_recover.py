@@ -284,7 +284,7 @@ def test_the_last_epoch_has_no_successor(published: FakeRun) -> None:
     assert decode_manifest(value).epoch == MAX_EPOCH
     published.cluster.create_again(CHECKPOINTS)
     published.cluster.written[HISTORY].append(Written(b"3", value))
-    with pytest.raises(StateError, match=f"has epoch {MAX_EPOCH}, the last that there can be"):
+    with pytest.raises(StateError, match=f"has epoch {MAX_EPOCH}, the highest possible one"):
         published.recover(fresh=True)
 
 
