@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import pytest
 from fakes import TOPIC, FakeRun, Written, of_a_run
+from msgspec.structs import replace
 
 from stream_learner.contract.documents import MAX_EPOCH
 from stream_learner.contract.manifest import Manifest, decode_manifest, encode
 from stream_learner.errors import InputError, KafkaUnavailableError, StateError, StoreError, StreamLearnerError
-from stream_learner.publishing.recover import Recovery
+from stream_learner.publishing.recover import Recovery, check_positions
 
 CHECKPOINTS, HISTORY, MARKER = "digits.checkpoints", "digits.history", "digits/run.json"
 
@@ -323,3 +324,28 @@ def test_a_take_over_that_fails_may_be_tried_again(published: FakeRun, error: St
     recovered = recovery.take_over(published.transaction.fence)
     assert recovered.positions == {TOPIC: {0: 30}}
     assert MARKER in published.store.objects
+
+
+@pytest.mark.parametrize(
+    ("positions", "match"),
+    [
+        ({TOPIC: {0: 30}, "another": {0: 1}}, "learned from topic another, which is not in input.topics"),
+        ({TOPIC: {0: 30, 2: 1, 4: 1}}, f"{TOPIC} has fewer partitions than before: 2, 4 missing"),
+    ],
+)
+def test_an_input_that_lacks_what_was_learned_is_refused(
+    published: FakeRun, positions: dict[str, dict[int, int]], match: str
+) -> None:
+    manifest = replace(published.cluster.manifests()[-1], positions=positions)
+    with pytest.raises(InputError, match=match):
+        check_positions(manifest, *published.cluster.input_bounds(), on_lost="continue")
+
+
+def test_new_partitions_and_topics_are_read_from_their_first_offset(published: FakeRun) -> None:
+    manifest = published.cluster.manifests()[-1]
+    first = {TOPIC: {0: 0, 1: 0}, "another": {0: 5}}
+    end = {TOPIC: {0: 30, 1: 8}, "another": {0: 9}}
+    assert check_positions(manifest, first, end, "stop") == {TOPIC: {0: 30, 1: 0}, "another": {0: 5}}
+    first[TOPIC][1] = 3  # records of the new partition fell off retention before they were learned
+    with pytest.raises(InputError, match="from offset 0 to 3 have fallen off retention"):
+        check_positions(manifest, first, end, "stop")
