@@ -202,9 +202,9 @@ class Recovery:
             fenced_folder(settings),
             keys.lives(run_id),
         )
-        marked = check_marker(store, settings, self._cluster, checkpoints_topic_id)
+        check_marker(store, settings, self._cluster, checkpoints_topic_id)
         traces = [key for key in store.times(f"{run_id}/") if not key.startswith(harmless)]
-        if marked or traces or self._cluster.mirrored_positions():
+        if traces or self._cluster.mirrored_positions():
             raise StateError(
                 f"run {run_id!r}, or another one with its prefix, has published before, but its checkpoints topic "
                 "holds no manifest. Restore the topic from a backup, choose a new run.id and prefix, or start over "
