@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+import stream_learner
 from stream_learner import __version__, config
 from stream_learner.contract.manifest import Manifest
 from stream_learner.contract.vocabulary import Reason
@@ -34,10 +35,11 @@ SCHEMAS = PACKAGE / "contract" / "schemas"
 def pages() -> dict[Path, str]:
     """Every generated file and what it must hold."""
     operations, topics, security = (ROOT / "docs" / f"{name}.md" for name in ("operations", "topics", "security"))
-    deploy, development = ROOT / "deploy" / "README.md", ROOT / "docs" / "development.md"
+    api, deploy, development = ROOT / "docs" / "api.md", ROOT / "deploy" / "README.md", ROOT / "docs" / "development.md"
     return {
         ROOT / "docs" / "settings.md": settings_page(),
         operations: filled(operations, {"exit codes": exit_codes(), "metrics": metrics()}),
+        api: filled(api, {"public names": public_names()}),
         deploy: filled(deploy, {"restarts": restarts()}),
         development: filled(development, {"rooms": rooms()}),
         topics: filled(topics, {"reject reasons": reasons()}),
@@ -160,6 +162,17 @@ def room_doc(room: str) -> str:
     docstring = ast.get_docstring(ast.parse(path.read_text()))
     assert docstring, f"{path} has no docstring"
     return one_line(docstring.partition("\n\n")[0])
+
+
+def public_names() -> str:
+    codes = member_docs(ExitCode)
+    rows = []
+    for name in stream_learner.__all__:
+        value = getattr(stream_learner, name)
+        room = value.__module__.split(".")[1]
+        meaning = value.__doc__ or codes[value.code.name]  # of an error class
+        rows.append(f"| `{room}` | `{name}` | {one_line(meaning.split(chr(10) * 2)[0])} |")
+    return "\n".join(["| room | name | meaning |", "|---|---|---|", *sorted(rows)])
 
 
 def member_docs(enum: type[Enum]) -> dict[str, str]:

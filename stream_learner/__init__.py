@@ -1,3 +1,109 @@
-"""Learns an image classifier from a Kafka stream, exactly once, and releases it downstream."""
+"""Learns an image classifier from a Kafka stream, exactly once, and releases it downstream.
+
+The names in `__all__` are the public API; docs/api.md lists them. Before 1.0 they may change in a minor version, with a
+note in the changelog; from 1.0 on only in a major version. Everything else may change at any time.
+
+A name is imported when it is first used, so `import stream_learner` is fast and imports neither torch nor Kafka.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stream_learner.config import KafkaSettings, Settings, load
+    from stream_learner.errors import (
+        DependencyError,
+        KafkaUnavailableError,
+        NoReleaseError,
+        StateError,
+        StoreError,
+        StreamLearnerError,
+        TopicsError,
+        UsageError,
+    )
+    from stream_learner.follow.releases import Release, read_release
+    from stream_learner.formats import Fields, Format, Reason, Record, RejectError, RetryLaterError
+    from stream_learner.formats.record import Sample, Split
+    from stream_learner.learning.learner import Learner
+    from stream_learner.learning.strategies import Losses, Step, Strategy
+    from stream_learner.learning.weighting import Arrivals, Policy
+    from stream_learner.networks import ImageClassifier
+    from stream_learner.networks.predictions import Predictions
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Arrivals",
+    "DependencyError",
+    "Fields",
+    "Format",
+    "ImageClassifier",
+    "KafkaSettings",
+    "KafkaUnavailableError",
+    "Learner",
+    "Losses",
+    "NoReleaseError",
+    "Policy",
+    "Predictions",
+    "Reason",
+    "Record",
+    "RejectError",
+    "Release",
+    "RetryLaterError",
+    "Sample",
+    "Settings",
+    "Split",
+    "StateError",
+    "Step",
+    "StoreError",
+    "Strategy",
+    "StreamLearnerError",
+    "TopicsError",
+    "UsageError",
+    "load",
+    "read_release",
+]
+
+_MODULE_OF = {
+    "KafkaSettings": "config",
+    "Settings": "config",
+    "load": "config",
+    "DependencyError": "errors",
+    "KafkaUnavailableError": "errors",
+    "NoReleaseError": "errors",
+    "StateError": "errors",
+    "StoreError": "errors",
+    "StreamLearnerError": "errors",
+    "TopicsError": "errors",
+    "UsageError": "errors",
+    "Release": "follow.releases",
+    "read_release": "follow.releases",
+    "Fields": "formats",
+    "Format": "formats",
+    "Reason": "formats",
+    "Record": "formats",
+    "RejectError": "formats",
+    "RetryLaterError": "formats",
+    "Sample": "formats.record",
+    "Split": "formats.record",
+    "Learner": "learning.learner",
+    "Losses": "learning.strategies",
+    "Step": "learning.strategies",
+    "Strategy": "learning.strategies",
+    "Arrivals": "learning.weighting",
+    "Policy": "learning.weighting",
+    "ImageClassifier": "networks",
+    "Predictions": "networks.predictions",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use (PEP 562)."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

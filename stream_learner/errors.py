@@ -115,6 +115,10 @@ class StateError(StreamLearnerError):
     code = ExitCode.STATE
 
 
+class NoReleaseError(StateError):
+    """The run has not released a model yet."""
+
+
 class InputError(StreamLearnerError):
     code = ExitCode.INPUT
 

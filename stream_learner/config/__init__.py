@@ -5,16 +5,17 @@ The docstring under a field is its documentation: `stream-learner config --schem
 
 from stream_learner.config.fields import MIB
 from stream_learner.config.learning import LearningSettings, ModelSettings, WeightsSettings
-from stream_learner.config.loading import load, schema
+from stream_learner.config.loading import load, schema, usage_error
 from stream_learner.config.operating import KafkaSettings, MonitoringSettings, RejectsSettings, RunSettings
 from stream_learner.config.publishing import ReleaseSettings, TopicsSettings
 from stream_learner.config.reading import BatchSettings, InputSettings, LabelsSettings, SplitSettings
-from stream_learner.config.settings import ENV_PREFIX, MAX_SEGMENTS, Settings
+from stream_learner.config.settings import ENV_PREFIX, MAX_SEGMENTS, AnySettings, ReaderSettings, Settings
 
 __all__ = [
     "ENV_PREFIX",
     "MAX_SEGMENTS",
     "MIB",
+    "AnySettings",
     "BatchSettings",
     "InputSettings",
     "KafkaSettings",
@@ -22,6 +23,7 @@ __all__ = [
     "LearningSettings",
     "ModelSettings",
     "MonitoringSettings",
+    "ReaderSettings",
     "RejectsSettings",
     "ReleaseSettings",
     "RunSettings",
@@ -31,4 +33,5 @@ __all__ = [
     "WeightsSettings",
     "load",
     "schema",
+    "usage_error",
 ]

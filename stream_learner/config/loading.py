@@ -55,8 +55,13 @@ def load(path: Path | None, overrides: list[str] | None = None) -> Settings:
     except SettingsError as error:
         raise UsageError(f'cannot parse a setting in the environment; write a list as ["a", "b"]: {error}') from None
     except ValidationError as error:
-        raise UsageError("; ".join(_explain(e) for e in error.errors() if e["type"] != CONSEQUENCE)) from None
+        raise usage_error(error) from None
     return settings
+
+
+def usage_error(error: ValidationError) -> UsageError:
+    """Return the error that names each wrong field and what would be right."""
+    return UsageError("; ".join(_explain(e) for e in error.errors() if e["type"] != CONSEQUENCE))
 
 
 def schema() -> dict[str, Any]:

@@ -31,6 +31,8 @@ def _servers(text: str) -> str:
 
 
 class KafkaSettings(Section):
+    """How Kafka is reached."""
+
     bootstrap_servers: Annotated[str, AfterValidator(_servers)] = "127.0.0.1:9092"
     """Brokers to connect to first, as `host:port`, separated by commas."""
     client_id: str = "stream-learner"

@@ -3,7 +3,7 @@
 from pydantic import model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from stream_learner.config.fields import MAX_KAFKA_S, MIB
+from stream_learner.config.fields import MAX_KAFKA_S, MIB, Section
 from stream_learner.config.learning import (
     DriftSettings,
     HeldOutSettings,
@@ -144,3 +144,21 @@ class Settings(BaseSettings):
     def replay_size(self) -> int:
         """Return the number of samples replayed in each step."""
         return self.memory.replay_size or 3 * self.batch.size
+
+
+class ReaderSettings(Section):
+    """The part of a worker's settings with which another program reads what its run publishes."""
+
+    run: RunSettings
+    kafka: KafkaSettings = KafkaSettings()
+    topics: TopicsSettings = TopicsSettings()
+    security: SecuritySettings = SecuritySettings()
+    recovery: RecoverySettings = RecoverySettings()
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the names of the output topics."""
+        return self.topics.prefix or self.run.id
+
+
+AnySettings = Settings | ReaderSettings

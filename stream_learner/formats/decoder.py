@@ -76,7 +76,7 @@ class Decoder:
             split = split or splits.assign(identity, self.validation, self.test)
             group = splits.group(identity)
         pixels_HWC = images.decode(fields.image, self.height, self.width, self.channels, self.max_image_pixels)
-        return Sample(record.place, record.timestamp_ms, fields.image, pixels_HWC, label, weight, split, group)
+        return Sample(record.place, label, pixels_HWC, fields.image, record.timestamp_ms, weight, split, group)
 
     def _check_size(self, data: bytes | None) -> None:
         if data and len(data) > self.max_record_bytes:

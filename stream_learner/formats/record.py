@@ -65,19 +65,20 @@ class Fields(NamedTuple):
 class Sample(NamedTuple):
     """An image, as received and decoded. `pixels_HWC` is uint8 of the model's height, width and channels.
 
-    `key` identifies the sample among all of a run; a memory draws what it keeps by a hash of it. `timestamp_ms` is the
-    event time, milliseconds since 1970, UTC. `group` is a hash (int64) of the identity that determines the split, so
-    samples of one group are always in one split. It is 0 for training samples whose split was not drawn.
+    `key` identifies the sample among all of a run; a memory draws what it keeps by a hash of it. `image` is the encoded
+    image, empty if there are only pixels. `timestamp_ms` is the event time, milliseconds since 1970, UTC; -1 if
+    unknown. `group` is a hash (int64) of the identity that determines the split, so samples of one group are always in
+    one split. It is 0 for training samples whose split was not drawn.
     """
 
     key: str
-    timestamp_ms: int
-    image: bytes
-    pixels_HWC: np.ndarray
     label: Label
-    weight: float
-    split: Split
-    group: int
+    pixels_HWC: np.ndarray
+    image: bytes = b""
+    timestamp_ms: int = -1
+    weight: float = 1.0
+    split: Split = Split.TRAIN
+    group: int = 0
 
 
 class Rejection(NamedTuple):

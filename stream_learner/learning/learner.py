@@ -1,7 +1,7 @@
 """The model and everything that changes when it learns."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,8 @@ from stream_learner.config import ModelSettings, Settings
 from stream_learner.contract.manifest import Arithmetic
 from stream_learner.contract.vocabulary import Label, Reason, Split
 from stream_learner.contract.window import Recent
+from stream_learner.errors import UsageError
+from stream_learner.formats.images import batch as decoded
 from stream_learner.formats.record import RejectError, Sample
 from stream_learner.learning import evaluation
 from stream_learner.learning.classes import Classes
@@ -34,6 +36,7 @@ from stream_learner.learning.stored import Count, parse, part
 from stream_learner.learning.strategies import Minibatch
 from stream_learner.learning.trainer import Trainer
 from stream_learner.learning.weighting import Arrivals, Times, Weighed, Weights
+from stream_learner.networks.predictions import Predictions, predict
 from stream_learner.registry import AUGMENTATIONS
 
 NON_FINITE_IN_A_ROW = 3
@@ -141,6 +144,18 @@ class Learner:
         learned.learned = learned.samples.get(Split.TRAIN, 0)
         self.records += records
         return learned
+
+    def predict(self, images: Iterable[bytes | np.ndarray]) -> Predictions:
+        """Predict images as a release of the model would. Nothing is learned.
+
+        Each image is encoded (JPEG, PNG), or uint8 pixels [H, W, 1 or 3]. Raises UsageError before the first class,
+        RejectError for an image that cannot be decoded, ValueError for an array that is not such pixels.
+        """
+        if not self.labels:
+            raise UsageError("the learner knows no class yet; learn some samples first")
+        model = self._settings.model
+        images_NHWC = decoded(images, model.height, model.width, model.channels, self._settings.input.max_image_pixels)
+        return predict(self._trainer.solved(), self.labels, images_NHWC)
 
     @property
     def network(self) -> models.ImageClassifier:

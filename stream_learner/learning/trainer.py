@@ -197,6 +197,14 @@ class Trainer:
         assert self._accumulator
         return self._accumulator.add(features_NF, stream.labels, stream.weights, self.model.head)
 
+    def solved(self) -> models.ImageClassifier:
+        """Return the network as a release would have it now: a copy where its head has to be solved first."""
+        if not self._accumulator:
+            return self.evaluated
+        network = copy.deepcopy(self.evaluated)
+        self._accumulator.solve(network.head)
+        return network
+
     def solve(self) -> None:
         """Makes the head, if it is one that is solved, that of all samples added."""
         if self._accumulator:

@@ -8,7 +8,7 @@ from kafka.admin import OffsetSpec
 from kafka.errors import AuthorizationError, KafkaError
 from kafka.structs import TopicPartition
 
-from stream_learner.config import Settings
+from stream_learner.config import AnySettings, Settings
 from stream_learner.contract.topics import Names
 from stream_learner.errors import KafkaUnavailableError, PublishError
 from stream_learner.formats.record import Record
@@ -20,7 +20,7 @@ UNKNOWN = "so the outcome is unknown; restart to recover"
 
 
 def read_committed(
-    settings: Settings,
+    settings: AnySettings,
     topic: str,
     tail: int | None = None,
     wait: bool = True,
@@ -84,7 +84,7 @@ class ReadBack:
         raise PublishError(f"{manifest} could not be read back in time, {UNKNOWN}")
 
 
-def _true_end(settings: Settings, place: TopicPartition) -> int:
+def _true_end(settings: AnySettings, place: TopicPartition) -> int:
     def question(client: KafkaAdminClient) -> int:
         describe(client, [place.topic])  # for a topic that the user may not see, the next line says only "unknown"
         return client.list_partition_offsets({place: OffsetSpec.LATEST})[place].offset
@@ -92,7 +92,7 @@ def _true_end(settings: Settings, place: TopicPartition) -> int:
     return ask(settings.kafka, "looking up the end of a topic", question)
 
 
-def _open_transactions(settings: Settings, place: TopicPartition) -> str:
+def _open_transactions(settings: AnySettings, place: TopicPartition) -> str:
     """Describe the transactions that hold the topic's end back, and what to do about them."""
 
     def question(client: KafkaAdminClient) -> tuple[set[int], list[str]]:

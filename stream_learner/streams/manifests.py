@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from stream_learner.config import Settings
+from stream_learner.config import AnySettings
 from stream_learner.contract.manifest import Manifest, NewerVersionError, decode_manifest, digest
 from stream_learner.contract.signatures import Verifier
 from stream_learner.contract.spans import Positions, each
@@ -63,7 +63,9 @@ class Newest:
     """Highest epoch of all manifests that were read, also of an older checkpoints topic; 0 if there is none."""
 
 
-def read_manifests(settings: Settings, foreign: Foreign, tail: int | None = None, wait: bool = True) -> Iterator[Found]:
+def read_manifests(
+    settings: AnySettings, foreign: Foreign, tail: int | None = None, wait: bool = True
+) -> Iterator[Found]:
     """Yield the run's manifests in `foreign.topic`, each once, and add all other records to `foreign`.
 
     `tail` and `wait` are those of `read_committed`. Raises StateError when a newer version of this program wrote a
@@ -83,7 +85,7 @@ def read_manifests(settings: Settings, foreign: Foreign, tail: int | None = None
             yield found
 
 
-def read_newest(settings: Settings, topic_id: str, positions: Positions, wait: bool = True) -> Newest:
+def read_newest(settings: AnySettings, topic_id: str, positions: Positions, wait: bool = True) -> Newest:
     """Return the run's newest manifest: the highest epoch, and in it the highest sequence. Skip foreign records.
 
     `topic_id` is the current id of the checkpoints topic. `positions` are the run's mirrored positions, if known.
@@ -115,7 +117,7 @@ def read_newest(settings: Settings, topic_id: str, positions: Positions, wait: b
 
 
 def _newest_in_history(
-    settings: Settings, topic_id: str, positions: Positions, wait: bool, tail: int | None
+    settings: AnySettings, topic_id: str, positions: Positions, wait: bool, tail: int | None
 ) -> tuple[Found | None, int, Foreign]:
     """Return the newest manifest that was also written to the current checkpoints topic, and the highest epoch.
 
@@ -136,7 +138,7 @@ def _newest_in_history(
         tail = tail * 10 if tail < 100 * HISTORY_TAIL else None
 
 
-def no_manifest(settings: Settings, newest: Newest) -> StateError:
+def no_manifest(settings: AnySettings, newest: Newest) -> StateError:
     """Return the error for a topic that holds foreign records only."""
     return StateError(
         f"topic {Names.under(settings.prefix).checkpoints} holds no manifest of run {settings.run.id!r}, only foreign "
@@ -144,7 +146,7 @@ def no_manifest(settings: Settings, newest: Newest) -> StateError:
     )
 
 
-def advice(settings: Settings) -> str:
+def advice(settings: AnySettings) -> str:
     """Return what to do when topics hold only foreign records."""
     return f"{ONE_RUN}; {SIGN_FIRST}" if settings.security.verifier else ONE_RUN
 

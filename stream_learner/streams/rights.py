@@ -84,6 +84,7 @@ RIGHTS: dict[Role, list[Right]] = {
     ],
     Role.FOLLOWER: [
         Right("Read", "topic", "<prefix>.checkpoints", "read the newest manifest"),
+        Right("Read", "topic", "<prefix>.history", "find it where others write to the checkpoints topic"),
         Right("Read", "topic", "<prefix>.weights", "read the bytes of the release"),
     ],
     Role.REBUILD: [

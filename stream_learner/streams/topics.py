@@ -7,7 +7,7 @@ from kafka import KafkaAdminClient
 from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from stream_learner.config import MIB, Settings
+from stream_learner.config import MIB, AnySettings, Settings
 from stream_learner.contract.topics import Names
 from stream_learner.errors import KafkaUnavailableError, TopicsError
 from stream_learner.streams.connection import ask, describe, kafka_failures, topics_are
@@ -205,7 +205,7 @@ def _too_few(topic: str, brokers: int, configs: dict[str, str]) -> list[str]:
     return []
 
 
-def topic_ids(settings: Settings, names: list[str]) -> dict[str, str]:
+def topic_ids(settings: AnySettings, names: list[str]) -> dict[str, str]:
     """Return Kafka's id of each topic, which changes when a topic is deleted and created again (KIP-516).
 
     Raises TopicsError when a topic is missing, KafkaUnavailableError.

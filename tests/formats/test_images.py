@@ -138,3 +138,20 @@ def test_bytes_that_are_no_picture_are_not_stored():
     stored = images.stored(image, pixels_HWC)
     assert len(stored) < 1000
     assert np.array_equal(decode(stored), pixels_HWC)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_brought_to_the_models_as_an_encoded_image_is(channels):
+    colored = np.array(gradient(33, 20).convert("RGB"))
+    grey = np.array(gradient(40, 16).convert("L"))[..., None]
+    batch = images.batch([colored, png_of(colored), grey, png_of(grey)], 16, 16, channels, MAX_PIXELS)
+    assert batch.shape == (4, 16, 16, channels)
+    assert np.array_equal(batch[0], batch[1])
+    assert np.array_equal(batch[2], batch[3])
+    assert images.batch([], 16, 16, channels, MAX_PIXELS).shape == (0, 16, 16, channels)
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3))])
+def test_an_array_that_is_no_pixels_is_called_so(pixels):
+    with pytest.raises(ValueError, match="give encoded bytes, or uint8 pixels"):
+        images.batch([pixels], 16, 16, 3, MAX_PIXELS)

@@ -83,7 +83,7 @@ def batch(
         encodings, pixels_NHWC, cycle(labels), cycle(weights), cycle(splits), cycle(timestamps_ms), strict=False
     )
     samples = [
-        Sample(f"images/0/{offset}", timestamp_ms, encoded, pixels_HWC, label, weight, split, offset)
+        Sample(f"images/0/{offset}", label, pixels_HWC, encoded, timestamp_ms, weight, split, offset)
         for offset, (encoded, pixels_HWC, label, weight, split, timestamp_ms) in enumerate(parts, first)
     ]
     return Batch(

@@ -7,7 +7,6 @@ from digit_stream import DIGITS_NHWC, ENCODED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_learner.contract.vocabulary import Split
 from stream_learner.formats.images import png
 from stream_learner.formats.record import Sample
 from stream_learner.learning.memory import BalancedMemory
@@ -27,16 +26,7 @@ def memory(max_items: int = PLENTY, seed: int = 0, max_bytes: int = PLENTY, **op
 
 def sample(offset: int, topic: str = "images", partition: int = 0) -> Sample:
     digit = offset % len(ENCODED)
-    return Sample(
-        f"{topic}/{partition}/{offset}",
-        1000 + offset,
-        ENCODED[digit],
-        DIGITS_NHWC[digit],
-        "a digit",
-        1.0,
-        Split.TRAIN,
-        0,
-    )
+    return Sample(f"{topic}/{partition}/{offset}", "a digit", DIGITS_NHWC[digit], ENCODED[digit], 1000 + offset)
 
 
 def offer(to: BalancedMemory, items: Items) -> BalancedMemory:

@@ -57,9 +57,8 @@ class Script:
         if record.value == b"bad":
             raise RejectError(Reason.UNDECODABLE_IMAGE, "bad")
         assert record.value
-        return Sample(
-            record.place, record.timestamp_ms, record.value, PIXELS_HWC, "label", 1.0, Split(record.value.decode()), 0
-        )
+        split = Split(record.value.decode())
+        return Sample(record.place, "label", PIXELS_HWC, record.value, record.timestamp_ms, split=split)
 
 
 def record(offset: int, value: bytes = b"train", partition: int = 0) -> Record:
@@ -356,7 +355,7 @@ def test_a_stop_is_obeyed_while_a_record_cannot_be_read():
 
 def test_an_image_that_is_not_the_records_counts_toward_the_bytes_of_a_batch():
     def decode(record: Record) -> Sample | None:
-        return Sample(record.place, 0, b"x" * 1000, PIXELS_HWC, "label", 1.0, Split.TRAIN, 0)
+        return Sample(record.place, "label", PIXELS_HWC, b"x" * 1000, 0)
 
     batch = Batch()
     batch.add(record(0), decode)

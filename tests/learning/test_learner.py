@@ -28,7 +28,7 @@ from stream_learner.config import Settings
 from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.errors import UsageError
 from stream_learner.formats.decoder import Decoder
-from stream_learner.formats.record import Gap, Record
+from stream_learner.formats.record import Gap, Record, Sample
 from stream_learner.learning import classes
 from stream_learner.learning.identity import STATE_FORMAT, check_fits, identity
 from stream_learner.learning.learner import Learner
@@ -36,6 +36,7 @@ from stream_learner.learning.process import set_up_torch
 from stream_learner.learning.strategies import Losses, Minibatch, Step
 from stream_learner.learning.strategies.er import ExperienceReplay
 from stream_learner.learning.strategies.finetune import FineTune
+from stream_learner.networks.tensors import load_weights
 from stream_learner.run.batches import batches
 from stream_learner.run.driver import Driver
 from stream_learner.run.progress import Progress
@@ -53,6 +54,31 @@ def test_held_out_sets_of_few_groups_are_found_also_after_a_restart(groups, few)
     driver = learned(settings(), [held_out])
     assert driver.learner.few_groups() == few
     assert resumed(settings(), driver.snapshot()).learner.few_groups() == few
+
+
+@pytest.mark.parametrize("head", ["linear", "ridge"])
+def test_a_prediction_is_that_of_a_release_and_changes_nothing(head):
+    driver = learned(settings(model__head=head), [batch(digits_of(range(10), 200))])
+    before = as_bytes(driver.snapshot())
+    predicted = driver.learner.predict(DIGITS_NHWC[:300])
+    assert as_bytes(driver.snapshot()) == before
+    weights = driver.learner.decide().candidate.weights
+    network = driver.learner.network.eval()
+    load_weights(network, weights)
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(DIGITS_NHWC[:300]))
+    assert predicted.labels == [driver.learner.labels[index] for index in logits.argmax(1)]
+    assert np.allclose(predicted.probabilities, logits.softmax(1), atol=1e-6)
+
+
+def test_a_learner_works_without_kafka():
+    learner = Learner(settings())
+    with pytest.raises(UsageError, match="knows no class yet"):
+        learner.predict([DIGITS_NHWC[0]])
+    samples = [Sample(str(i), int(TARGETS[i]), DIGITS_NHWC[i]) for i in range(100)]
+    assert learner.learn(samples).learned == 100
+    assert learner.learn([Sample("held out", 3, DIGITS_NHWC[3], split=Split.TEST)]).samples == {Split.TEST: 1}
+    assert set(learner.predict(DIGITS_NHWC[:20]).labels) <= set(range(10))
 
 
 class Alone:

@@ -16,11 +16,11 @@ from feed import Draft, feed, mixed
 from harness import POLL_S, Run
 from secured import LEARNER, Secured
 
+from stream_learner import read_release
 from stream_learner.config import MIB
 from stream_learner.contract.topics import Names
 from stream_learner.errors import ExitCode, KafkaUnavailableError
 from stream_learner.streams import topics
-from stream_learner.streams.journal import read_committed
 from stream_learner.streams.rights import RIGHTS, Right, Role
 
 RECORDS = 300
@@ -71,11 +71,9 @@ def learn(run: Run, target: Target) -> Outcome:
 
 
 def follow(run: Run, _: Target) -> Outcome:
-    """What a program of somebody else's does, by our reader."""
-    names = Names.under(run.settings.prefix)
+    """A program that reads the newest release."""
     try:
-        assert [*read_committed(run.settings, names.checkpoints)]
-        assert [*read_committed(run.settings, names.weights)]
+        assert read_release(run.id, run.settings.kafka, prefix=run.prefix).labels
     except KafkaUnavailableError as error:
         return Outcome(error.code, str(error))
     return Outcome(0, "")

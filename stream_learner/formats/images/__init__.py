@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +44,33 @@ def decode(image: bytes, height: int, width: int, channels: int, max_pixels: int
             picture = pngs.picture(parsed)
     except (ValueError, OSError, SyntaxError) as error:
         raise undecodable(f"the image is damaged or cut off: {error}") from None
-    picture = exif.upright(picture, parsed.orientation)
+    return _fitted(exif.upright(picture, parsed.orientation), height, width, channels)
+
+
+def batch(images: Iterable[bytes | np.ndarray], height: int, width: int, channels: int, max_pixels: int) -> np.ndarray:
+    """Return images as uint8 `[N, height, width, channels]`. Each is encoded, or uint8 pixels `[H, W, 1 or 3]`.
+
+    Pixels are brought to the size and channels as `decode` does. Raises RejectError, and ValueError when an array is
+    not such pixels.
+    """
+    shape = height, width, channels
+    fitted = [
+        decode(image, *shape, max_pixels) if isinstance(image, bytes) else _fitted(_picture(image), *shape)
+        for image in images
+    ]
+    return np.stack(fitted) if fitted else np.empty((0, *shape), np.uint8)
+
+
+def _picture(pixels_HWC: np.ndarray) -> Image.Image:
+    if pixels_HWC.dtype != np.uint8 or pixels_HWC.ndim != 3 or pixels_HWC.shape[2] not in PILLOW_MODE:
+        raise ValueError(
+            f"an image is {pixels_HWC.dtype} {list(pixels_HWC.shape)}; give encoded bytes, or uint8 pixels [height, "
+            "width, 1 or 3]"
+        )
+    return pngs.from_pixels(pixels_HWC)
+
+
+def _fitted(picture: Image.Image, height: int, width: int, channels: int) -> np.ndarray:
     if picture.mode != PILLOW_MODE[channels]:
         picture = picture.convert(PILLOW_MODE[channels])
     if picture.size != (width, height):
