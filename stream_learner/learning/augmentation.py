@@ -1,4 +1,4 @@
-"""Random variants of images. Each function takes and gives uint8 [N, H, W, C], and draws from torch's generator."""
+"""Random variants of images. Each function maps uint8 [N, H, W, C] to the same, and draws from torch's generator."""
 
 from collections.abc import Callable
 
@@ -10,8 +10,7 @@ Augmentation = Callable[[Tensor], Tensor]
 
 
 def crop(images_NHWC: Tensor) -> Tensor:
-    """Moves each image by up to an eighth of its size; what comes in from outside is black (He et al. 2016, section
-    4.2)."""
+    """Shift each image by up to an eighth of its size (He et al. 2016, section 4.2). New borders are black."""
     n, height, width, _ = images_NHWC.shape
     up, left = height // 8, width // 8
     padded = F.pad(images_NHWC, (0, 0, left, left, up, up))
@@ -22,13 +21,16 @@ def crop(images_NHWC: Tensor) -> Tensor:
 
 
 def flip(images_NHWC: Tensor) -> Tensor:
-    """Mirrors each image left to right with probability 1/2."""
+    """Mirror each image left to right with probability 1/2."""
     mirrored = torch.rand(len(images_NHWC), 1, 1, 1, device=images_NHWC.device) < 0.5
     return torch.where(mirrored, images_NHWC.flip(2), images_NHWC)
 
 
 def color_jitter(images_NHWC: Tensor) -> Tensor:
-    """Changes contrast, saturation and brightness of each image by up to 40 % each (Howard 2013, arXiv:1312.5402)."""
+    """Change contrast, saturation and brightness of each image by up to 40 % each (Howard 2013).
+
+    arXiv:1312.5402.
+    """
     contrast, saturation, brightness = 0.6 + 0.8 * torch.rand(3, len(images_NHWC), 1, 1, 1, device=images_NHWC.device)
     pixels = images_NHWC.float()
     pixels = torch.lerp(pixels.mean((1, 2, 3), keepdim=True), pixels, contrast)
@@ -37,8 +39,10 @@ def color_jitter(images_NHWC: Tensor) -> Tensor:
 
 
 def cutout(images_NHWC: Tensor) -> Tensor:
-    """Blackens, with probability 1/2, a rectangle of half an image's height and width, wherever its centre falls
-    (DeVries and Taylor 2017, arXiv:1708.04552)."""
+    """Blacken a rectangle of half an image's height and width with probability 1/2, at a random centre.
+
+    DeVries and Taylor 2017 (arXiv:1708.04552).
+    """
     n, height, width, _ = images_NHWC.shape
     device = images_NHWC.device
     top = torch.randint(height, (n, 1, 1), device=device) - height // 4

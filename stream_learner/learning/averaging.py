@@ -1,4 +1,4 @@
-"""An average of the network along its path, which evaluates better and steadier than its last step."""
+"""Average of the network over its steps. It evaluates better, and varies less, than the last step."""
 
 import copy
 
@@ -9,11 +9,12 @@ from stream_learner.networks import ImageClassifier
 
 
 class Average:
-    """Exponential moving average of weights and buffers (Polyak and Juditsky 1992; buffers too, or batch normalisation
-    would use the statistics of other weights).
+    """Exponential moving average of weights and buffers (Polyak and Juditsky 1992).
 
-    The decay of step t is min(decay, (1 + t) / (10 + t)), so that the first weights are soon forgotten (Tarvainen and
-    Valpola 2017). `model` is in evaluation mode; it takes no gradients.
+    Buffers are averaged too: otherwise batch normalisation would use the statistics of other weights.
+
+    The decay of step t is min(decay, (1 + t) / (10 + t)), so that the average soon forgets the first weights (Tarvainen
+    and Valpola 2017). `model` is in evaluation mode and takes no gradients.
     """
 
     def __init__(self, model: ImageClassifier, decay: float):
@@ -23,7 +24,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: ImageClassifier) -> None:
-        """Moves towards `model`; call after each step."""
+        """Move the average towards `model`. Call it after each step."""
         towards = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
         for average, latest in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
@@ -33,7 +34,7 @@ class Average:
                 average.copy_(latest)
 
     def grow(self, head: nn.Linear) -> None:
-        """Takes the rows that `head` has more; the old ones keep their average."""
+        """Add the new rows of `head`. The existing rows keep their average."""
         old: nn.Linear = self.model.head
         new = copy.deepcopy(head).requires_grad_(False)
         with torch.no_grad():

@@ -22,10 +22,10 @@ class Stored(Struct):
 
 
 class Classes:
-    """Each label keeps its index forever.
+    """The classes of a run. Each label keeps its index forever.
 
-    A class retires when the settings make its label an alias or no longer allow it. Its index is not used for another
-    label. A label that comes back gets its own index again and is otherwise like a new one.
+    A class retires when the settings make its label an alias or no longer allow it. Its index is never used for another
+    label. A label that returns gets its old index again, and is otherwise treated as a new one.
     """
 
     def __init__(self, settings: Settings):
@@ -45,12 +45,14 @@ class Classes:
 
     @property
     def in_use(self) -> int:
-        """Classes that are not retired."""
+        """Number of classes that are not retired."""
         return len(self.labels) - len(self.retired)
 
     def admit(self, label: Label) -> int:
-        """Return the index of a record's label, which may become a class now. Raises RejectError (`too_many_classes`,
-        `rare_label`)."""
+        """Return the index of a record's label. The label may become a class now.
+
+        Raises RejectError (`too_many_classes`, `rare_label`).
+        """
         index = self.index_of.get(label)
         if index is not None and index not in self.retired:
             return index
@@ -62,7 +64,7 @@ class Classes:
         return self._take(label)
 
     def _no_room_for(self, label: Label) -> str | None:
-        """Return why a label cannot become a class; None when it can."""
+        """Return why a label cannot become a class, None if it can."""
         new = label not in self.index_of
         if self.in_use >= self._max_classes or (new and len(self.labels) >= MAX_CLASSES):
             return f"label {label!r} would be class {self.in_use + 1}"
@@ -84,7 +86,7 @@ class Classes:
         return list(retiring.items())
 
     def _take(self, label: Label) -> int:
-        """Make the label a class, if it is none."""
+        """Make the label a class, unless it is one."""
         self._pending.forget(label)
         if label not in self.index_of:
             self._add(label)
@@ -98,7 +100,7 @@ class Classes:
         self.labels_bytes += encoded_bytes(label)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as JSON. Pairs, because JSON's keys would turn the label 7 into "7"."""
+        """Return the state as JSON: lists of pairs, because JSON keys would turn the label 7 into "7"."""
         return {
             "labels": list(self.labels),
             "retired": [list(pair) for pair in self.retired.items()],
@@ -106,7 +108,7 @@ class Classes:
         }
 
     def load_state_dict(self, document: Mapping[str, Any]) -> None:
-        """Take over what `state_dict()` gave. Raises ValueError when it is not that."""
+        """Restore a state from `state_dict`. Raises ValueError when it is malformed."""
         stored = parse(document, Stored)
         for label in stored.labels:
             self._add(label)
@@ -120,18 +122,18 @@ class Classes:
 
 
 class Pending:
-    """Counts records of labels that are no classes yet, in bounded memory.
+    """Counts of records whose labels are no classes yet, in bounded memory.
 
-    Misra and Gries 1982, "Finding repeated elements": a label that finds no room lowers every count by one. Counts are
-    never too high, so a flood of labels that occur once makes no class. They are too low by at most 1/2,000 of the
-    records counted here, so a label that is more frequent than that becomes a class.
+    Misra and Gries 1982, "Finding repeated elements": a label for which there is no room lowers every count by one.
+    Counts are never too high, so a flood of labels that occur once makes no class. They are too low by at most 1/2,000
+    of the records counted here, so a label that is more frequent becomes a class.
     """
 
     def __init__(self):
         self._counts: dict[Label, int] = {}
 
     def count(self, label: Label) -> int:
-        """Count one more record. Return how many there were of this label, at least 1."""
+        """Count a record, and return the number of records with this label, at least 1."""
         if label in self._counts or len(self._counts) < MAX_PENDING:
             self._counts[label] = self._counts.get(label, 0) + 1
             return self._counts[label]
@@ -146,15 +148,17 @@ class Pending:
         return [list(pair) for pair in self._counts.items()]
 
     def load_state_dict(self, counts: list[tuple[Label, Count]]) -> None:
-        """Take over what `state_dict()` gave. Raises ValueError when it is not that."""
+        """Restore a state from `state_dict`. Raises ValueError when it is malformed."""
         self._counts = dict(counts)
         if len(self._counts) < len(counts) or len(counts) > MAX_PENDING or not all(self._counts.values()):
             raise ValueError("pending holds no counts of new labels")
 
 
 def check_room(document: Mapping[str, Any], settings: Settings) -> None:
-    """Raise ValueError when a state has more classes than `model.max_classes`, once `[labels]` has retired some, or
-    when its labels take more room than manifests have."""
+    """Raise ValueError when a state has more classes or longer labels than the settings allow.
+
+    Classes are counted after `[labels]` has retired some. Labels must fit in manifests.
+    """
     classes = Classes(settings)
     classes.load_state_dict(document)
     classes.retire()

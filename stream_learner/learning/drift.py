@@ -1,4 +1,4 @@
-"""Drift: the prequential error rises. How it is noticed, and what learning does about it for a while."""
+"""Drift, a rise of the prequential error: its detection, and a temporary boost of learning after it."""
 
 import math
 from typing import Any, NamedTuple
@@ -33,22 +33,22 @@ class Change(NamedTuple):
 
 
 class Adwin:
-    """ADWIN2, adaptive windowing: a window of errors that shrinks as soon as two parts of it differ.
+    """ADWIN2, adaptive windowing: a window of errors that shrinks as soon as two of its parts differ.
 
     Bifet and Gavalda, "Learning from time-changing data with adaptive windowing" (SIAM SDM 2007). The window is an
-    exponential histogram, so it takes O(log n) memory; it is checked at every 32nd sample. Errors being 0 or 1, a
-    bucket is one integer and the variance follows from the mean. As in MOA and river, a part has at least 5 samples,
+    exponential histogram, so it takes O(log n) memory. It is checked at every 32nd sample. Errors are 0 or 1, so a
+    bucket is one integer, and the variance follows from the mean. As in MOA and river, a part has at least 5 samples,
     and the bound counts each part as 4 shorter.
     """
 
     def __init__(self, delta: float):
-        """`delta` is the paper's confidence: the lower, the fewer false alarms and the later the true ones."""
+        """Take `delta`, the paper's confidence. A lower value gives fewer false alarms and later true ones."""
         self._delta = delta
         self._seen = 0
         self._buckets: list[list[int]] = [[]]  # [i]: errors in each bucket of 2**i samples, oldest first
 
     def add(self, error: bool) -> Change | None:
-        """Takes the next sample in; what changed, when the window shrank."""
+        """Add the next sample. Return the change if the window shrank, else None."""
         self._seen += 1
         self._buckets[0].append(int(error))
         for size, buckets in enumerate(self._buckets):
@@ -61,12 +61,12 @@ class Adwin:
 
     @property
     def samples(self) -> int:
-        """Samples in the window."""
+        """Number of samples in the window."""
         return sum(len(buckets) << size for size, buckets in enumerate(self._buckets))
 
     @property
     def errors(self) -> int:
-        """Errors in the window."""
+        """Number of errors in the window."""
         return sum(map(sum, self._buckets))
 
     def state_dict(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Adwin:
         return Change(before=(errors - self.errors) / dropped, after=self.errors / self.samples)
 
     def _parts_differ(self) -> bool:
-        """Whether the means of an older and a newer part differ, wherever between two buckets the window is cut."""
+        """Return whether any cut between two buckets gives an older and a newer part with different means."""
         oldest_first = [(1 << size, e) for size in reversed(range(len(self._buckets))) for e in self._buckets[size]]
         samples, errors = np.array(oldest_first, np.int64).T
         n, e = samples.sum(), errors.sum()
@@ -109,7 +109,10 @@ class Adwin:
 
 
 class DriftMonitor:
-    """Watches the prequential error. A fall (the model gets better) shrinks the detector's window and is no drift."""
+    """Monitor of the prequential error.
+
+    When the error falls, the detector's window shrinks too, but that is no drift.
+    """
 
     def __init__(self, settings: Settings):
         self._settings = settings.drift
@@ -131,19 +134,19 @@ class DriftMonitor:
 
     @property
     def window(self) -> int:
-        """Training samples that the detector takes for alike."""
+        """Number of newest training samples between which the detector sees no change."""
         return self._adwin.samples
 
     def boosted(self, records: int) -> bool:
-        """Whether what follows the first `records` input records is learned at the boosted rates."""
+        """Return whether the batch after the first `records` input records is learned at the boosted rates."""
         return self._boosts and records < self._boost_until
 
     def learning_rate_factor(self, records: int) -> float:
-        """What the learning rate of the batch after the first `records` input records is multiplied by."""
+        """Return the factor of the learning rate for the batch after the first `records` input records."""
         return self._settings.boost_learning_rate if self.boosted(records) else 1.0
 
     def replay_factor(self, records: int) -> float:
-        """What the replay size of that batch is multiplied by."""
+        """Return the factor of the replay size for the same batch."""
         return self._settings.boost_replay if self.boosted(records) else 1.0
 
     def state_dict(self) -> dict[str, Any]:

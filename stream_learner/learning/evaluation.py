@@ -12,7 +12,7 @@ CALIBRATION_BINS = 15
 
 
 def predict(model: nn.Module, images_NHWC: np.ndarray, device: torch.device) -> np.ndarray:
-    """Class indices, int64 [N], for uint8 images; float32 arithmetic, evaluation mode, no random draw."""
+    """Return class indices, int64 [N], for uint8 images, in float32 and evaluation mode, without random draws."""
     return predict_with_confidence(model, images_NHWC, device)[0]
 
 
@@ -20,7 +20,7 @@ def predict(model: nn.Module, images_NHWC: np.ndarray, device: torch.device) -> 
 def predict_with_confidence(
     model: nn.Module, images_NHWC: np.ndarray, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `predict` gives, and the probability of each prediction, float32 [N]."""
+    """Return the result of `predict`, and the probability of each prediction, float32 [N]."""
     was_training = model.training
     model.eval()
     parts = [
@@ -35,32 +35,37 @@ def predict_with_confidence(
 
 
 def top(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The predicted class indices, int64 [N], and their probabilities, float32 [N]: a softmax of the logits
-    [N, classes] in float32; 0 where that is not a number."""
+    """Return the predicted class indices, int64 [N], and their probabilities, float32 [N].
+
+    The probabilities are a softmax of the logits [N, classes] in float32, or 0 where that is not a number.
+    """
     confidences = logits.float().softmax(1).amax(1).nan_to_num(0.0)
     return logits.argmax(1).cpu().numpy(), confidences.cpu().numpy()
 
 
 def own_probabilities(logits: Tensor, labels: Tensor) -> np.ndarray:
-    """Softmax probability of each sample's own class, float32 [N]; 0 where the model has no such class, and where its
-    logits are not finite. Logits [N, classes] of any float type, labels int64 [N]."""
+    """Return the softmax probability of each sample's own class, float32 [N].
+
+    It is 0 where the model lacks the class, or where its logits are not finite. Logits [N, classes] have any float
+    type, labels are int64 [N].
+    """
     known = labels < logits.shape[1]
     probabilities = logits.float().softmax(1).gather(1, labels.where(known, 0)[:, None])[:, 0]
     return probabilities.where(known, 0).nan_to_num(0).cpu().numpy()
 
 
 def score(predictions: np.ndarray, targets: np.ndarray, labels: list[Label]) -> Accuracy:
-    """Accuracy, overall and per class; `predictions` and `targets` are class indices, int64 [N], into `labels`."""
+    """Return the accuracy, overall and per class. `predictions` and `targets`, int64 [N], are indices into `labels`."""
     total = np.bincount(targets, minlength=len(labels))
     correct = np.bincount(targets[predictions == targets], minlength=len(labels))
     return accuracy(zip(labels, correct.tolist(), total.tolist(), strict=True))
 
 
 def calibration_error(correct: np.ndarray, confidences: np.ndarray) -> float | None:
-    """Expected calibration error (0..1): the mean distance of accuracy from confidence over 15 bins of confidence.
+    """Return the expected calibration error (0..1): the mean distance of accuracy from confidence over 15 bins.
 
-    Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599). `correct` is bool [N],
-    `confidences` float32 [N] in 0..1. None without samples.
+    Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599). `correct` is bool [N], `confidences`
+    float32 [N] in 0..1. None without samples.
     """
     if not len(correct):
         return None

@@ -1,4 +1,4 @@
-"""How much of a class the model knew better once."""
+"""Forgetting: how much better an earlier release predicted each class."""
 
 from typing import Any
 
@@ -8,15 +8,17 @@ from stream_learner.learning.stored import Share, parse
 
 
 class BestRecalls:
-    """The best recall that each class had at any release, on the test samples held then."""
+    """The best recall of each class at any release, on the test samples at that time."""
 
     def __init__(self):
         self._best: dict[Label, float] = {}
 
     def forgetting(self, test: Accuracy) -> Forgetting:
-        """Per class, the best recall at an earlier release minus the recall in `test`; below 0 where it never was
-        better. Chaudhry et al. 2018, "Riemannian Walk for Incremental Learning" (arXiv:1801.10112), with releases in
-        the place of tasks."""
+        """Return for each class the best recall at an earlier release minus the recall in `test`.
+
+        It is below 0 if the recall was never higher. Chaudhry et al. 2018, "Riemannian Walk for Incremental Learning"
+        (arXiv:1801.10112), with releases in place of tasks.
+        """
         per_class = [
             ClassForgetting(label=c.label, best=best, forgetting=best - c.correct / c.total)
             for c in test.per_class
@@ -26,7 +28,7 @@ class BestRecalls:
         return Forgetting(mean=mean, per_class=per_class)
 
     def released(self, test: Accuracy) -> None:
-        """A model of that accuracy was released."""
+        """Note that a model with this accuracy was released."""
         for c in test.per_class:
             self._best[c.label] = max(self._best.get(c.label, 0.0), c.correct / c.total)
 
@@ -35,7 +37,7 @@ class BestRecalls:
         self._best.pop(label, None)
 
     def state_dict(self) -> list[Any]:
-        """Pairs of label and recall: JSON's keys would turn the label 7 into "7"."""
+        """Return pairs of label and recall, because JSON keys would turn the label 7 into "7"."""
         return [list(pair) for pair in self._best.items()]
 
     def load_state_dict(self, document: list[Any]) -> None:

@@ -17,12 +17,12 @@ ROUNDING = 1e-9  # of sums of recalls
 def decide(
     candidate: np.ndarray, last: np.ndarray | None, targets: np.ndarray, known: int, settings: ReleaseSettings
 ) -> Decision:
-    """Compares two models by mean recall on the same validation samples, held at the same moment.
+    """Compare two models by mean recall on the same validation samples, as held now.
 
-    `candidate` and `last` are predicted class indices, `targets` the right ones, int64 [N]; `last` is None when nothing
-    was released before, and the last release knows the first `known` classes. A class that it does not know counts as
-    missed by it. Comparing with a stored figure would freeze releases for good when classes arrive: the old figure was
-    made on an easier problem.
+    `candidate` and `last` are predicted class indices, `targets` the right ones, int64 [N]. `last` is None before the
+    first release. The last release knows the first `known` classes, and misses all samples of other classes. Both
+    models are scored now: a stored score would block releases forever when classes arrive, because it comes from an
+    easier problem.
     """
     classes: list[Label] = list(range(int(targets.max(initial=-1)) + 1))
     new = score(candidate, targets, classes).mean_recall
@@ -75,16 +75,16 @@ def decide(
 
 
 def p_value(gained_C: np.ndarray, lost_C: np.ndarray, total_C: np.ndarray) -> float:
-    """Probability that mean recall falls as much as it did, or more, by chance: were both models equally good.
+    """Return the probability that mean recall falls at least this much by chance, if both models are equally good.
 
-    `gained_C` and `lost_C` count, for each class, the samples that only the one or only the other model has right, of
-    `total_C`. McNemar's exact test (McNemar 1947, Dietterich 1998): of those samples each might as well have fallen to
-    the other model. The statistic is the difference of the mean recalls, so that a sample of a rare class weighs more,
-    as it does there; where every class holds as many samples it is McNemar's own. A bootstrap finds significance in
-    three such samples, for it sees no variance in classes of a few samples that changed alike.
+    `gained_C` and `lost_C` count, for each class, the samples that only the first or only the second model predicts
+    right, of `total_C`. McNemar's exact test (McNemar 1947, Dietterich 1998) assumes that each of these samples could
+    equally be right for the other model. The statistic is the difference of the mean recalls, so that samples of rare
+    classes weigh more, as in mean recall. With classes of equal size it is McNemar's own. A bootstrap would find
+    significance in three such samples, because it sees no variance in small classes whose samples changed alike.
 
-    Random draws stand for all outcomes, what was observed being one of them (Phipson and Smyth 2010). Their seed is
-    fixed: the same predictions give the same verdict.
+    Random draws replace all outcomes, and the observed outcome is one of them (Phipson and Smyth 2010). Their seed is
+    fixed, so that the same predictions give the same verdict.
     """
     rng = np.random.default_rng(0)
     differing_C = gained_C + lost_C

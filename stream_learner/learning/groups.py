@@ -1,4 +1,4 @@
-"""Groups of samples that resemble one another, in a held-out set."""
+"""Groups of similar samples in a held-out set."""
 
 import numpy as np
 
@@ -7,10 +7,10 @@ LEAST_SAMPLES = 100
 
 
 def few_groups_share(groups: np.ndarray) -> float | None:
-    """Return the share (0..1) of the samples in the 10 largest groups if that is more than half.
+    """Return the share (0..1) of the samples in the 10 largest groups if it is more than half, else None.
 
-    `groups` has the group of each sample, int64 [N]. None below 100 samples. Figures on samples of so few groups say
-    little about others.
+    `groups` is the group of each sample, int64 [N]. Also None below 100 samples. Figures on samples of few groups say
+    little about other groups.
     """
     if len(groups) < LEAST_SAMPLES:
         return None

@@ -1,4 +1,4 @@
-"""New classes: the head gets rows, and the optimizer's moments follow."""
+"""New classes: rows for the head, and moments of the optimizer for them."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from stream_learner.networks import head
 
 
 def grow_head(model: nn.Module, optimizer: Optimizer, classes: int) -> None:
-    """Gives `model.head` rows up to `classes`, freshly initialised; old rows keep their values and moments."""
+    """Add freshly initialised rows to `model.head`, up to `classes`. Existing rows keep their values and moments."""
     old: nn.Linear = model.head  # pyright: ignore[reportAssignmentType]
     new = head(old.in_features, classes).to(old.weight.device)
     for name in ("weight", "bias"):
@@ -35,11 +35,12 @@ def _grown(moment: Tensor, parameter: Tensor) -> Tensor:
 def start_moments(optimizer: Optimizer, layer: nn.Linear, rows: list[int]) -> None:
     """Make the next Adam update of these rows equal to the first update of a new optimizer.
 
-    Adam divides its moments by 1 - beta^t, t counted from the parameter's first step (Kingma and Ba 2015, algorithm
-    1). Rows that join at step t with zero moments would be corrected as if t gradients had been seen, and move about
-    three times too far. With gradient g, m = (1 - beta1^(t-1)) g and v = (1 - beta2^(t-1)) g^2 give the update of
-    t = 1. AdamW, whose decay is no gradient, likewise.
-    Call between backward and step. Does nothing for SGD, whose momentum starts at its first gradient by itself.
+    Adam divides its moments by 1 - beta^t, where t counts from the parameter's first step (Kingma and Ba 2015,
+    algorithm 1). Rows that join at step t with zero moments would be corrected as if they had seen t gradients, and
+    move about three times too far. With gradient g, m = (1 - beta1^(t-1)) g and v = (1 - beta2^(t-1)) g^2 give the
+    update of t = 1. The same holds for AdamW, whose decay is no gradient.
+
+    Call it between backward and step. It does nothing for SGD, whose momentum starts at its first gradient.
     """
     for parameter in (layer.weight, layer.bias):
         moments = optimizer.state.get(parameter, {})

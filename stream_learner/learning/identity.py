@@ -15,7 +15,7 @@ from stream_learner.learning.classes import check_room
 from stream_learner.learning.spec import spec_of
 
 STATE_FORMAT = 5
-# Sections whose settings decide what is learned from given batches.
+# Sections whose settings affect what is learned from given batches.
 DECIDING = {
     "batch",
     "drift",
@@ -29,7 +29,7 @@ DECIDING = {
     "split",
     "weights",
 }
-# But not these: the ledger has which records are in a batch, `Arithmetic` what computes; others are resolved below.
+# Exceptions: the ledger holds the records of a batch, `Arithmetic` the computation. Others are resolved below.
 NOT_DECIDING: dict[str, set[str]] = {
     "batch": {"linger_s", "max_span"},
     "input": {"topics", "tombstones", "on_lost"},
@@ -42,8 +42,10 @@ NOT_DECIDING: dict[str, set[str]] = {
 
 
 def identity(settings: Settings) -> dict[str, Any]:
-    """Return the settings that a saved state must match to be resumed. Raises UsageError when the file of
-    `model.weights` cannot be read."""
+    """Return the settings that a saved state must match to be resumed.
+
+    Raises UsageError when the file of `model.weights` cannot be read.
+    """
     model = settings.model
     return {
         "format": STATE_FORMAT,
@@ -60,7 +62,7 @@ def _file_digest(path: Path) -> str:
 
 
 def _steps(settings: Settings) -> dict[str, Any]:
-    """Of what takes steps; a head that is solved takes none."""
+    """Return the settings of optimizer steps. A solved head takes no steps."""
     learning = settings.learning
     return {
         "strategy": learning.strategy,
@@ -70,8 +72,10 @@ def _steps(settings: Settings) -> dict[str, Any]:
 
 
 def settings_digest(settings: Settings, identity: dict[str, Any]) -> str:
-    """Return the digest of the settings that decide what is learned from given batches; `identity` is theirs. Raises
-    UsageError as `LabelRules.from_settings`."""
+    """Return the digest of the settings that determine what is learned from given batches.
+
+    `identity` is that of the settings. Raises UsageError as `LabelRules.from_settings` does.
+    """
     rules = LabelRules.from_settings(settings.labels)
     document = {
         "identity": identity,
@@ -84,15 +88,17 @@ def settings_digest(settings: Settings, identity: dict[str, Any]) -> str:
 
 
 def check_fits(document: Mapping[str, Any], wanted: dict[str, Any], settings: Settings) -> None:
-    """Raise ValueError, which names what differs, when a state belongs to settings of another identity than `wanted`,
-    or has more classes than `settings` allow."""
+    """Raise ValueError that names the differences when a state has another identity than `wanted`.
+
+    Also raise it when the state has more classes than `settings` allow.
+    """
     if differing := [line for name, value in wanted.items() for line in _differing(name, document.get(name), value)]:
         raise ValueError("; ".join(differing))
     check_room(document, settings)
 
 
 def check_network(found: ModelSpec, settings: ModelSettings) -> None:
-    """Raise StateError, which names what differs, when a manifest's release has another network than the settings."""
+    """Raise StateError that names the differences when a manifest's release has another network than the settings."""
     wanted = spec_of(settings, found.arguments.classes)
     if differing := [*_differing("model", _by_setting(found), _by_setting(wanted))]:
         raise StateError(

@@ -1,4 +1,4 @@
-"""The model and everything that changes when it learns."""
+"""The learner: the model, and everything that changes when it learns."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,7 +96,7 @@ class Learner:
             stores_logits=self._trainer.strategy.stores_logits,
         )
         self._held_out = {
-            # They are decoded at once: the bound is one of pixels.
+            # All are decoded together, so their pixels are limited.
             split: self._build_memory(
                 min(settings.held_out.max_items, settings.held_out.max_bytes // _pixel_bytes(settings.model)),
                 settings.held_out.max_bytes,
@@ -115,12 +115,12 @@ class Learner:
 
     @property
     def labels(self) -> list[Label]:
-        """Labels by class index, those of retired classes too."""
+        """Labels by class index, including those of retired classes."""
         return self._classes.labels
 
     @property
     def retired(self) -> dict[Label, Label | None]:
-        """Labels of retired classes, and the labels that took over their samples, if any."""
+        """Labels of retired classes, each with the label that took over its samples, or None."""
         named = [*self._classes.labels]
         return {named[i]: None if j is None else named[j] for i, j in self._classes.retired.items()}
 
@@ -159,12 +159,12 @@ class Learner:
 
     @property
     def network(self) -> models.ImageClassifier:
-        """The network as a release would have it now."""
+        """The network that a release would hold now."""
         return self._trainer.evaluated
 
     @property
     def arithmetic(self) -> Arithmetic:
-        """Return the conditions, beside the data, on which the bytes of a state depend."""
+        """The conditions, besides the data, on which the bytes of a state depend."""
         return self._placement.arithmetic(self._settings_digest)
 
     @property
@@ -196,7 +196,7 @@ class Learner:
         before = self._weights.state_dict()
         stream, features_NF, weighed = self._weighed(train, records, learned)
         if not weighed.now.any():
-            self._weights.load_state_dict(before)  # learned, by no step: nothing changes
+            self._weights.load_state_dict(before)  # all weights are 0: no step, and no change
             return True
         if not self._update(stream, features_NF, learned):
             self._weights.load_state_dict(before)
@@ -274,7 +274,7 @@ class Learner:
             loss = self._trainer.step(self._augmented(stream), self._replay)
             if not math.isfinite(loss):
                 self._non_finite_in_a_row += 1
-                return learned.steps > 0  # learned as far as it went; a dead letter must not be learned in part
+                return learned.steps > 0  # the earlier steps stay learned; a dead letter must not be partly learned
             learned.steps += 1
             learned.loss_sum += loss
         self._non_finite_in_a_row = 0
@@ -308,8 +308,10 @@ class Learner:
 
     @property
     def release_due(self) -> bool:
-        """Return whether `release.every_records` have been read since the last decision and something was learned from
-        them: the same batch in every run."""
+        """Whether `release.every_records` records were read since the last decision, and any of them was learned.
+
+        It is true after the same batch in every execution.
+        """
         return self._classes.in_use > 0 and self._releases.due(self.records)
 
     def decide(self) -> Outcome:
@@ -352,7 +354,7 @@ class Learner:
             | {name: component.state_dict() for name, component in components.items()}
             | {
                 "records": self.records,
-                # A run that stopped after three gets past them.
+                # A run that stopped after three of them continues after them.
                 "non_finite_in_a_row": self._non_finite_in_a_row % NON_FINITE_IN_A_ROW,
             }
         )

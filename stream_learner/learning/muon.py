@@ -15,13 +15,14 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 
 class Muon(PlainAdamW):
-    """Moves matrices by their momentum made orthogonal, so that what few images say counts as much as what each batch
-    says; AdamW moves the other parameters.
+    """Optimizer that moves matrices by their orthogonalised momentum, and other parameters with AdamW.
+
+    Directions that few images support then count as much as those that each batch supports.
 
     Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks" (kellerjordan.github.io/posts/muon),
     with Nesterov's momentum. The updates of matrices have the size of AdamW's, so that one learning rate serves both:
     Liu et al. 2025, "Muon is Scalable for LLM Training" (arXiv:2502.16982). A kernel [out, in, height, width] is the
-    matrix [out, in * height * width], which torch's own Muon does not take.
+    matrix [out, in * height * width], which torch's own Muon does not support.
     """
 
     def __init__(
@@ -32,8 +33,7 @@ class Muon(PlainAdamW):
         momentum: float,
         weight_decay: float,
     ):
-        """`matrices`, [rows, columns] or [out, in, height, width], are those of `parameters` that AdamW does not
-        move."""
+        """Take the parameters. AdamW does not move `matrices`, [rows, columns] or [out, in, height, width]."""
         super().__init__(parameters, lr, weight_decay=weight_decay, fused=True)
         self.matrices = list(matrices)
         """Parameters that Muon moves."""
@@ -44,7 +44,7 @@ class Muon(PlainAdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update of the parameters that have gradients. Leaves the matrices none, or AdamW would move them too."""
+        """Update the parameters that have gradients. Remove the gradients of matrices, or AdamW would move them too."""
         (group,) = self.param_groups
         for matrix in self.matrices:
             if matrix.grad is not None:
@@ -63,8 +63,10 @@ class Muon(PlainAdamW):
 
 
 def matrices_of(body: nn.Module) -> list[nn.Parameter]:
-    """The weights of linear, recurrent, attention and two-dimensional convolutional layers; none of a table's or of a
-    convolution by groups of channels, whose rows have nothing to do with one another."""
+    """Return the weights of linear, recurrent, attention and two-dimensional convolutional layers.
+
+    Embedding tables and grouped convolutions are left out, because their rows are unrelated.
+    """
     layers = nn.Linear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention
     together = [m for m in body.modules() if isinstance(m, layers) and getattr(m, "groups", 1) == 1]
     inside = {id(parameter) for module in together for parameter in module.parameters(recurse=False)}
@@ -72,12 +74,13 @@ def matrices_of(body: nn.Module) -> list[nn.Parameter]:
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About U V^T of a matrix U S V^T, float32 [rows, columns], by Newton-Schulz iterations
-    X <- (A + B G + C G^2) X with G = X X^T. Singular values from 0.7 to 1.2 but for those that were under a few
+    """Approximate U V^T of a matrix U S V^T, float32 [rows, columns], by Newton-Schulz iterations.
+
+    An iteration is X <- (A + B G + C G^2) X with G = X X^T. Singular values become 0.7 to 1.2, except those below a few
     percent of the norm, which stay lower.
 
-    G is of the shorter side, which is several times smaller than X where kernels are the matrices: what multiplies X
-    is gathered from the Gs alone.
+    G has the size of the shorter side, which is several times smaller than X for kernels. So the product that
+    multiplies X is computed from the Gs alone.
     """
     x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = x / (x.norm() + 1e-7)

@@ -1,4 +1,4 @@
-"""When what was learned is refused so often that training is to go back."""
+"""Patience: after too many refused candidates, training returns to the last release."""
 
 from typing import Annotated, Any
 
@@ -18,15 +18,16 @@ class Stored(Struct):
 
 
 class Patience:
-    """Counts the candidates refused since the last release for being worse, and lowers the learning rate each time they
-    were too many. The next release puts both back.
+    """Counter of candidates refused since the last release for being worse.
 
-    A candidate that is refused for being no better (`release.rule` at `better`) is no reason to give up what was
-    learned: half of those that are as good are below the last release by chance.
+    Each time they are too many, it lowers the learning rate. The next release resets both.
+
+    A candidate that is refused only because it is not better (`release.rule` = `better`) does not count: by chance,
+    half of the equally good candidates score below the last release.
     """
 
     def __init__(self, limit: int | None):
-        """`limit` refusals are too many; None: never."""
+        """Take the number of refusals that are too many; None means never."""
         self._limit = limit
         self._refusals = 0
         self.refused = 0
@@ -34,7 +35,7 @@ class Patience:
         self.learning_rate_factor = 1.0
 
     def decided(self, decision: Decision) -> bool:
-        """Takes note of a decision; whether training is to go back."""
+        """Note a decision. Return whether training should return to the last release."""
         if decision.released:
             self._refusals, self.refused, self.learning_rate_factor = 0, 0, 1.0
             return False

@@ -1,4 +1,4 @@
-"""Where and how the arithmetic runs: device, precision, memory layout."""
+"""Device, precision and memory layout of the computation."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,7 +14,10 @@ from stream_learner.networks import ImageClassifier
 
 @dataclass(frozen=True)
 class Placement:
-    """`autocast` is whether steps run in bfloat16 where torch deems it safe; weights stay float32."""
+    """Device, precision and memory layout. With `autocast`, steps use bfloat16 where torch considers it safe.
+
+    Weights stay float32.
+    """
 
     device: torch.device
     autocast: bool
@@ -24,7 +27,7 @@ class Placement:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
 
     def arithmetic(self, settings: str) -> Arithmetic:
-        """Return what computes; `settings` is the digest of those that decide what is learned."""
+        """Return the conditions of the computation. `settings` is the digest of the settings that affect learning."""
         return Arithmetic(
             torch=str(torch.__version__),
             device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
@@ -35,9 +38,10 @@ class Placement:
 
 
 def place(settings: LearningSettings, model: Callable[..., ImageClassifier]) -> Placement:
-    """Resolve `auto`: measured, convolutions gain from bf16 and channels_last, small dense layers lose.
+    """Resolve `auto`: by measurement, convolutions gain from bf16 and channels_last, and small dense layers lose.
 
-    Raises UsageError when the device is not there.
+    From now on, denormal numbers count as 0 in this thread and in the threads that it starts, and cuDNN's convolutions
+    are deterministic in the whole process. Raises UsageError when the device does not exist.
     """
     name = settings.device
     if name == "auto":

@@ -1,4 +1,4 @@
-"""Prequential figures: what predicting each sample before it is learned tells of the model."""
+"""Prequential figures of the model, from predicting each sample before it is learned."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ class FadingMean:
         self._weight = 0.0  # of what was seen, as a share (0..1) of an endless stream's
 
     def add(self, total: float, count: int) -> None:
-        """Adds `count` samples that sum to `total`, all as old as one another."""
+        """Add `count` samples of equal age with the sum `total`."""
         keep = self._fade**count
         before = self._weight * keep
         self._weight = before + 1 - keep
@@ -42,7 +42,7 @@ class FadingMean:
 
     @property
     def mean(self) -> float:
-        """0 before the first sample."""
+        """The mean, 0 before the first sample."""
         return self._mean
 
     def state_dict(self) -> dict[str, float]:
@@ -54,8 +54,10 @@ class FadingMean:
 
 
 class Prequential:
-    """The last `RECENT_SAMPLES` training samples as they were predicted; every figure follows from them, but for the
-    faded accuracy."""
+    """The last `RECENT_SAMPLES` training samples and their predictions.
+
+    All figures follow from them, except the faded accuracy.
+    """
 
     def __init__(self):
         self._faded = FadingMean(RECENT_SAMPLES)
@@ -66,7 +68,9 @@ class Prequential:
         }
 
     def add(self, labels: np.ndarray, predictions: np.ndarray, confidences: np.ndarray) -> None:
-        """Takes in a batch: class indices int64 [N], twice, and the probabilities of the predictions, float32 [N]."""
+        """Add a batch: targets and predictions as class indices, int64 [N], and the predictions' probabilities, float32
+        [N].
+        """
         self._faded.add(int((predictions == labels).sum()), len(labels))
         new = {"labels": labels, "predictions": predictions, "confidences": confidences}
         self._window = {
@@ -74,7 +78,7 @@ class Prequential:
         }
 
     def retire(self, source: int, target: int | None) -> None:
-        """Make samples and predictions of class `source` those of class `target`. None: drop its samples."""
+        """Move samples and predictions of class `source` to class `target`. None drops its samples."""
         if target is None:
             kept = self._window["labels"] != source
             self._window = {name: array[kept] for name, array in self._window.items()}
@@ -83,7 +87,7 @@ class Prequential:
                 self._window[name] = np.where(self._window[name] == source, target, self._window[name])
 
     def recent(self, labels: list[Label]) -> Recent | None:
-        """The figures; class indices are those of `labels`. None before the first sample."""
+        """Return the figures, None before the first sample. Class indices are those of `labels`."""
         targets, predictions, confidences = self._window.values()
         if not len(targets):
             return None
@@ -122,9 +126,9 @@ class Prequential:
 
 
 def kappa(predictions: np.ndarray, targets: np.ndarray) -> float | None:
-    """Cohen's kappa (1960): accuracy above that of chance, which guesses each class as often as the model does.
+    """Compute Cohen's kappa (1960): accuracy above chance, which guesses each class as often as the model does.
 
-    Class indices, int64 [N]. None where chance is always right: one class, and nothing else predicted.
+    Class indices are int64 [N]. None if chance is always right: one class, and no other prediction.
     """
     classes = int(max(predictions.max(), targets.max())) + 1
     predicted, present = (np.bincount(indices, minlength=classes) for indices in (predictions, targets))
@@ -133,7 +137,9 @@ def kappa(predictions: np.ndarray, targets: np.ndarray) -> float | None:
 
 
 def confusions(predictions: np.ndarray, targets: np.ndarray) -> list[tuple[int, int, int]]:
-    """(target, prediction, count) of what is off the confusion matrix's diagonal and not 0, most frequent first."""
+    """Return (target, prediction, count) of the confusion matrix's nonzero entries off its diagonal, most frequent
+    first.
+    """
     wrong = predictions != targets
     pairs, counts = np.unique(np.stack([targets[wrong], predictions[wrong]], 1), axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")

@@ -1,4 +1,4 @@
-"""What is released, and what happens when it is not."""
+"""Releases: the decision, and the return to the last release after too many refusals."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -48,8 +48,10 @@ class Released:
 
 
 class Releases:
-    """Decides whether the trainer's network is released, and takes the trainer back to the last release when too many
-    were refused."""
+    """Decides whether to release the trainer's network.
+
+    It returns the trainer to the last release after too many refusals.
+    """
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class Releases:
         held_out: dict[Split, BalancedMemory],
         device: torch.device,
     ):
-        """`trainer` and `memory` are changed when training goes back; `held_out` samples are read."""
+        """Take the collaborators. A roll-back changes `trainer` and `memory`; `held_out` is only read."""
         self._settings = settings
         self._trainer = trainer
         self._memory = memory
@@ -74,22 +76,25 @@ class Releases:
 
     @property
     def network(self) -> ImageClassifier | None:
-        """The last release's, in evaluation mode."""
+        """The last release's network, in evaluation mode."""
         return self._released and self._released.network
 
     @property
     def learning_rate_factor(self) -> float:
-        """What roll-backs since the last release have left of the learning rate, 0..1."""
+        """Factor (0..1) of the learning rate after roll-backs since the last release."""
         return self._patience.learning_rate_factor
 
     @property
     def refused(self) -> int:
-        """Candidates refused for being worse since the last release."""
+        """Number of candidates refused for being worse since the last release."""
         return self._patience.refused
 
     def due(self, records: int) -> bool:
-        """Return whether `release.every_records` have been read since the last decision, of `records` in all, and
-        something was learned from them: what learned nothing is not released."""
+        """Return whether `release.every_records` records were read since the last decision, and any of them was
+        learned.
+
+        `records` is their total number. A model that learned nothing is not released.
+        """
         return self._taught and records - self._decided_at >= self._settings.release.every_records
 
     def taught(self) -> None:
@@ -114,7 +119,7 @@ class Releases:
         return Outcome(candidate, decision, rolled_back)
 
     def _judged(self, classes: Classes) -> tuple[Candidate, Decision]:
-        """The network as a release would have it, beside the last release on the same samples."""
+        """Return the candidate and the scores of the last release on the same samples."""
         network, labels = self._trainer.evaluated, classes.labels
         validation, test = self._held_out[Split.VALIDATION], self._held_out[Split.TEST]
         images_NHWC, test_images_NHWC = (held.pixels_NHWC(np.arange(len(held))) for held in (validation, test))
@@ -154,7 +159,7 @@ class Releases:
         return candidate, decision
 
     def retire(self, index: int, label: Label) -> None:
-        """Let the last release never predict a class that retired since, so that it is compared fairly."""
+        """Make the last release never predict a class that retired since, so that the comparison is fair."""
         self._retired_since.append(index)
         self._best_recalls.forget(label)
         if self.network is not None:
@@ -174,7 +179,7 @@ class Releases:
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, as JSON; the last release itself is in the state that was saved with it."""
+        """Return the state as JSON. The last release itself is in the state that was saved with it."""
         return {
             "decided_at": self._decided_at,
             "taught": self._taught,
@@ -184,7 +189,7 @@ class Releases:
         }
 
     def load_state_dict(self, document: dict[str, Any]) -> None:
-        """Take over what `state_dict()` gave. Raises ValueError when it is not that."""
+        """Restore a state from `state_dict`. Raises ValueError when it is malformed."""
         stored = parse(document, Stored)
         self._decided_at, self._taught = stored.decided_at, stored.taught
         self._retired_since = stored.retired_since
@@ -196,13 +201,13 @@ class Releases:
 
         Raises ValueError when the state is not one of the trainer's.
         """
-        self._trainer.check(state, classes)  # now: training may go back to it at any time
+        self._trainer.check(state, classes)  # check it now, because training may return to it at any time
         weights = under("average", state) or under("model", state)
         self._released = Released(self._build(weights), state, records)
         self._silence(self._released.network)
 
     def _build(self, weights: dict[str, Tensor]) -> ImageClassifier:
-        """Build the settings' network with these weights, in evaluation mode, on the device."""
+        """Build the settings' network with these weights, on the device and in evaluation mode."""
         spec = spec_of(self._settings.model, len(weights["head.bias"]))
         with torch.random.fork_rng(devices=[]):  # initialising it must not move the state's generator
             model = models.build(spec, own=spec.name)

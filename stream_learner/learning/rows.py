@@ -1,4 +1,4 @@
-"""Rows of the head when classes retire or come back; the optimizer's moments follow."""
+"""Rows of the head, and their moments in the optimizer, when classes retire or return."""
 
 from collections.abc import Iterator
 
@@ -12,14 +12,14 @@ from stream_learner.networks import head
 
 @torch.no_grad()
 def take_over(layer: nn.Linear, optimizer: Optimizer | None, source: int, target: int) -> None:
-    """Give row `target` the weights, bias and moments of row `source`."""
+    """Copy weights, bias and moments of row `source` to row `target`."""
     for rows in (layer.weight, layer.bias, *_moments(layer, optimizer)):
         rows[target] = rows[source]
 
 
 @torch.no_grad()
 def begin_again(layers: list[nn.Linear], optimizer: Optimizer, row: int) -> None:
-    """Initialise a row, equal in all layers, the first of which `optimizer` moves."""
+    """Initialise a row again, to the same values in all layers. `optimizer` moves the first of them."""
     fresh = head(layers[0].in_features, 1).to(layers[0].weight.device)
     for layer in layers:
         layer.weight[row], layer.bias[row] = fresh.weight[0], fresh.bias[0]
@@ -29,14 +29,14 @@ def begin_again(layers: list[nn.Linear], optimizer: Optimizer, row: int) -> None
 
 @torch.no_grad()
 def keep_silent(layer: nn.Linear, optimizer: Optimizer | None, rows: list[int]) -> None:
-    """Silence rows, and clear their moments: weight decay would move a row that has no gradient."""
+    """Silence rows and clear their moments: weight decay would move a row without a gradient."""
     silence(layer, rows)
     for moment in _moments(layer, optimizer):
         moment[rows] = 0
 
 
 def _moments(layer: nn.Linear, optimizer: Optimizer | None) -> Iterator[Tensor]:
-    """Yield the optimizer's tensors that have a row for each of the layer's."""
+    """Yield the optimizer's tensors that have one row for each row of the layer."""
     for parameter in (layer.weight, layer.bias):
         for moment in optimizer.state.get(parameter, {}).values() if optimizer else ():
             if moment is not None and moment.ndim:  # Adam's step count has none

@@ -1,4 +1,4 @@
-"""Checks on a saved state before any of it is used: a state is read from a store that others may write."""
+"""Checks of a saved state before it is used, because others may write to the store."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +20,10 @@ FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeErro
 
 @contextmanager
 def part(name: str) -> Iterator[None]:
-    """Name the part of the state that a failure is about. Raises ValueError for every failure to take it over, except
-    when memory ran out, which says nothing about the state."""
+    """Name the part of the state to which an error belongs. Turns all errors into ValueError.
+
+    Only running out of memory is passed on, because it says nothing about the state.
+    """
     try:
         yield
     except FAILURES as error:
@@ -32,5 +34,5 @@ def part(name: str) -> Iterator[None]:
 
 
 def parse(document: Any, kind: type[T]) -> T:
-    """Convert a part of the state's JSON document. Raises ValueError, which says where it is not of `kind`."""
+    """Convert a part of the state's JSON document. Raises ValueError that says where it is not of `kind`."""
     return msgspec.convert(document, kind)

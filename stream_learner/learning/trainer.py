@@ -41,15 +41,18 @@ class Stored(Struct):
 
 
 class Trainer:
-    """Takes optimizer steps with a strategy, or adds samples up where the head is one that is solved.
+    """Takes optimizer steps with a strategy, or accumulates samples for a solved head.
 
-    Its state is the network's weights and buffers, their average, the optimizer's moments, what the strategy keeps, the
-    loss's normaliser and the head's sums: what a step changes, and nothing else.
+    Its state is exactly what a step changes: the network's weights and buffers, their average, the optimizer's moments,
+    the strategy's state, the loss's normaliser and the head's sums.
     """
 
     def __init__(self, settings: Settings, placement: Placement):
-        """Raises UsageError when the settings name a model, head or strategy that is not there, images too small for
-        the model, weights that are not its own, or a strategy that needs an average and none is kept."""
+        """Build the trainer. Raises UsageError when a setting does not fit.
+
+        That is a model, head or strategy that does not exist, images too small for the model, weights of another
+        network, or a strategy that needs an average while none is kept.
+        """
         self._settings = settings
         self._placement = placement
         learning = settings.learning
@@ -59,7 +62,7 @@ class Trainer:
         self.strategy = Strategy() if self._head else chosen()
         if self.strategy.distils and not learning.average_decay:
             raise UsageError(
-                f"learning.strategy = {learning.strategy!r} has the average for a teacher; "
+                f"learning.strategy = {learning.strategy!r} uses the average as teacher; "
                 "set learning.average_decay above 0"
             )
         model = self._build(classes=0)
@@ -79,12 +82,12 @@ class Trainer:
 
     @property
     def evaluated(self) -> models.ImageClassifier:
-        """The network that predicts and is released: the average where one is kept."""
+        """The network that predicts and is released: the average, if one is kept."""
         return self._average.model if self._average else self.model
 
     @property
     def accumulates(self) -> bool:
-        """Whether samples are added up and no step is taken."""
+        """Whether samples are accumulated instead of taking steps."""
         return self._accumulator is not None
 
     @property
@@ -94,13 +97,13 @@ class Trainer:
 
     @property
     def mute_rows(self) -> list[int]:
-        """Rows of the head whose logits say nothing: those that no step has seen, and those of retired classes."""
+        """Rows of the head whose logits have no meaning: those without a step, and those of retired classes."""
         return self._fresh_rows + self._silent_rows
 
     def set_classes(self, classes: int, retired: Mapping[int, int | None]) -> None:
-        """Give the head rows up to `classes`, and silence exactly those that are `retired`.
+        """Extend the head to `classes` rows, and silence exactly the `retired` ones.
 
-        `retired` has indices in the order of retiring, and for each the index that took over its samples, if any.
+        `retired` holds indices in the order of retiring, each with the index that took over its samples, or None.
         """
         self._grow(classes)
         for row in [row for row in self._silent_rows if row not in retired]:
@@ -122,7 +125,7 @@ class Trainer:
             self._fresh_rows += range(rows, classes)
 
     def _retire(self, source: int, target: int | None) -> None:
-        """Silence a row. A target that no step has learned takes the row over, so that renaming loses nothing."""
+        """Silence a row. If no step has learned the target, it takes the row over, so that renaming loses nothing."""
         if target in self._fresh_rows and source not in self._fresh_rows:
             take_over(self.model.head, self._optimizer, source, target)
             if self._average:
@@ -156,8 +159,10 @@ class Trainer:
             group["lr"] = factor * self._settings.learning.learning_rate
 
     def step(self, stream: Minibatch, replay: Callable[[], Minibatch]) -> float:
-        """One update; the loss, or NaN when the loss or a gradient was not finite and nothing was changed. Raises
-        UsageError when the strategy's losses are not one a sample."""
+        """Take one step and return the loss. Return NaN, and change nothing, if the loss or a gradient was not finite.
+
+        Raises UsageError when the strategy does not return one loss per sample.
+        """
         self.model.train()
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         normaliser, kept = copy.copy(self._weighted_loss), self.strategy.state_dict()
@@ -168,7 +173,7 @@ class Trainer:
         if losses.ndim != 1 or losses.shape != weights.shape:
             raise UsageError(
                 f"learning.strategy = {self._settings.learning.strategy!r} gives losses of shape {list(losses.shape)}, "
-                f"weights of {list(weights.shape)}; both are to be [N], one a sample (reduction='none')"
+                f"weights of {list(weights.shape)}; both must be [N], one value per sample (reduction='none')"
             )
         loss = self._weighted_loss(losses, weights)
         loss.backward()
@@ -192,8 +197,7 @@ class Trainer:
         return value
 
     def accumulate(self, features_NF: Tensor, stream: Minibatch) -> bool:
-        """Adds samples, of whose images these are the features. False when one was not finite and nothing was
-        changed."""
+        """Add samples with these features. Return False, and change nothing, if one was not finite."""
         assert self._accumulator
         return self._accumulator.add(features_NF, stream.labels, stream.weights, self.model.head)
 
@@ -206,7 +210,7 @@ class Trainer:
         return network
 
     def solve(self) -> None:
-        """Makes the head, if it is one that is solved, that of all samples added."""
+        """Solve the head from all added samples, if it is a solved head."""
         if self._accumulator:
             self._accumulator.solve(self.model.head)
 
@@ -258,7 +262,7 @@ class Trainer:
         self._fresh_rows, self._silent_rows = stored.fresh_rows, stored.silent_rows
 
     def check(self, state: StateDict, classes: int) -> None:
-        """Raise ValueError when `load_state_dict` could not take this over. Changes nothing."""
+        """Raise ValueError if `load_state_dict` would. Change nothing."""
         with torch.random.fork_rng(devices=[]):
             twin = copy.copy(self)
             twin.strategy = copy.deepcopy(self.strategy)
@@ -294,7 +298,7 @@ class Trainer:
     # -- building
 
     def spec(self) -> ModelSpec:
-        """Describe the network as it is now."""
+        """Return the spec of the network as it is now."""
         return spec_of(self._settings.model, self.model.head.out_features)
 
     def _build(self, classes: int) -> models.ImageClassifier:

@@ -1,4 +1,4 @@
-"""The sums of the records between two snapshots."""
+"""Sums over the records between two snapshots."""
 
 from stream_learner.contract import event_time
 from stream_learner.contract.spans import Spans, Stretches, extend_all
@@ -10,7 +10,7 @@ from stream_learner.monitoring.report import Report
 
 
 class Tally:
-    """Sums reports until a window closes."""
+    """Sums of reports until a window closes."""
 
     def __init__(self):
         self.spans: Spans = {}

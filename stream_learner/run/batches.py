@@ -32,11 +32,11 @@ when it cannot be read now."""
 
 class Source(Protocol):
     def poll(self, timeout_s: float) -> Iterable[Record | Gap]:
-        """Return the next records in order, none when none came in time. Also reading them may raise InputError."""
+        """Return the next records in order, empty if none arrives in time. Reading them may also raise InputError."""
         ...
 
     def took(self, seconds: float) -> None:
-        """Say how long the record that came last took to decode."""
+        """Set how long it took to decode the last record, in seconds."""
         ...
 
 
@@ -53,10 +53,10 @@ class Outage(Protocol):
 
 @dataclass(slots=True)
 class Batch:
-    """Up to N training samples, the held-out samples between them, and the offsets all of it covers.
+    """Up to N training samples, the held-out samples between them, and the offsets that they cover.
 
-    May hold no training sample: a stretch of test records still moves the position. `sources` are the samples' records;
-    `places` are topic, partition and offset of each record but the `tombstones`, in the order of reading.
+    A batch may hold no training sample: test records alone also advance the position. `places` are topic, partition and
+    offset of each record except `tombstones`, in the order of reading.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -77,14 +77,14 @@ class Batch:
     decode_s: float = 0.0
 
     def cover(self, topic: str, partition: int, start: int, end: int) -> None:
-        """The batch's next offsets, whether they gave a record or not."""
+        """Add the batch's next offsets, with or without records."""
         extend(self.spans, topic, partition, start, end)
         if self.pieces and self.pieces[-1][:2] == (topic, partition):
             self.pieces.pop()
         self.pieces.append(Piece(topic, partition, end))
 
     def add(self, record: Record, decode: Decode) -> None:
-        """Decode a record and add what it gives. Raises RetryLaterError before anything is changed."""
+        """Decode a record and add its sample. Raises RetryLaterError before anything is changed."""
         sample = rejection = None
         try:
             sample = decode(record)
@@ -112,7 +112,7 @@ class Batch:
         self.places.append((record.topic, record.partition, record.offset))
 
     def full(self, settings: BatchSettings) -> bool:
-        """Return whether it holds as many samples or records as a batch may."""
+        """Return whether the batch holds as many samples or records as allowed."""
         much_held_out = self.held_out > settings.size and self.held_out_bytes >= MAX_HELD_OUT_BYTES
         return self.training >= settings.size or self.records >= settings.max_span or much_held_out
 
@@ -129,21 +129,22 @@ def batches(
     alone: Container[tuple[str, int, int]] = (),
     max_bytes: int = MAX_BATCH_BYTES,
 ) -> Iterator[Batch]:
-    """Yield batches until `stop` is set. The open one is then dropped, and its records will be read again.
+    """Yield batches until `stop` is set. The open batch is then dropped, and its records are read again later.
 
-    `positions` are where the source begins. A batch closes when it holds `batch.size` training samples, after
-    `batch.linger_s`, after `batch.max_span` records, at many bytes of held-out pixels, or at `max_bytes`; a record in
-    `alone` (topic, partition, offset) has a batch of its own. Yields an empty batch at least every second
-    meanwhile, between two records too, so that the loop turns however long they take to decode. `outage` waits when a
-    record cannot be read now; later records wait behind it. Raises what the source and `outage` do, InputError after
-    the open batch.
+    `positions` are the source's first positions. A batch closes when it holds `batch.size` training samples, after
+    `batch.linger_s`, after `batch.max_span` records, or when it reaches the limit on held-out pixels or `max_bytes`. A
+    record in `alone` (topic, partition, offset) gets a batch of its own.
+
+    Yields an empty batch at least every second, also between two records, so that the loop runs even if decoding is
+    slow. `outage` waits when a record cannot be read now, and later records wait too. Raises the errors of the source
+    and of `outage`, and InputError after the open batch.
     """
     next_offset = {(topic, p): offset for topic, partitions in positions.items() for p, offset in partitions.items()}
     batch = Batch()
     opened = turned = clock()
 
     def turn() -> Iterator[Batch]:
-        """Yield the open batch when it has lingered, or an empty one when the loop has to turn."""
+        """Yield the open batch when it has lingered, or an empty batch when the loop must run."""
         nonlocal batch, opened, turned
         if clock() - opened >= settings.linger_s:
             yield batch

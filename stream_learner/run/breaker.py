@@ -9,12 +9,11 @@ from stream_learner.monitoring.report import Report
 
 
 class Breaker:
-    """Trips when more than `rejects.max_share` of the last `rejects.window` records were rejected, or
-    `rejects.max_in_a_row` records one after the other.
+    """Circuit breaker. It trips when too many of the last records were rejected.
 
-    The share counts whole batches and needs a whole window. Both counts begin with the process, so that a restart gets
-    past the records that tripped it. Deletion markers and rare labels (`labels.min_records`) count
-    neither way.
+    That is more than `rejects.max_share` of the last `rejects.window` records, or `rejects.max_in_a_row` records in a
+    row. The share counts whole batches and needs a full window. Both counts start with the process, so that a restart
+    continues after the records that tripped it. Deletion markers and rare labels (`labels.min_records`) do not count.
     """
 
     def __init__(self, settings: RejectsSettings, enabled: bool = True):
@@ -46,7 +45,7 @@ class Breaker:
 
     @property
     def why(self) -> str | None:
-        """Why it tripped, with the topics and reasons of the last records; None while it has not."""
+        """Reason why it tripped, with topics and reasons of the last records; None if it has not tripped."""
         if not self._enabled:
             return None
         most = self._settings.max_in_a_row

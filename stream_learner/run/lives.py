@@ -1,11 +1,12 @@
-"""Records that end the process: found by the lives that died at them, and set aside.
+"""Detection of records that end the process. They are set aside.
 
-`<run.id>/lives.json` counts the lives since the last commit; one that ends as the program chose is not counted. A life
-after a death is careful until its first commit: it writes there which records it is about to decode or learn. After
-three deaths, if the last two careful lives died at the same single record, it is set aside; if they died while learning
-the same batch, the next life learns its records one by one. An ordinary life costs two small writes.
+A life is one process of the active worker. `<run.id>/lives.json` counts the lives since the last commit, except those
+that ended as the program chose. A life after a death is careful until its first commit: it notes in the object which
+records it is about to decode or learn. After three deaths, a record at which both of the last two careful lives died is
+set aside. If they died while learning the same batch, the next life learns its records one by one. An ordinary life
+costs two small writes.
 
-The object is advice, as election is: a frozen worker that was replaced may overwrite it, which loses a count only.
+The object is advice, like the election: a frozen worker that was replaced may overwrite it, which only loses a count.
 """
 
 import threading
@@ -52,9 +53,9 @@ class State(msgspec.Struct):
 
 
 class Lives:
-    """The present life of a run's active worker, and what is remembered of those before.
+    """The current process of a run's active worker, and its notes on earlier ones.
 
-    When the store cannot be written, it logs that once and is no longer careful.
+    If the store cannot be written, it logs that once and is no longer careful.
     """
 
     def __init__(self, store: Store, settings: Settings):
@@ -73,22 +74,25 @@ class Lives:
         """Records to learn each in a batch of its own."""
         self._state = State(deaths + 1, [], died_at, set_aside)
         self.careful = deaths > 0
-        """Whether it writes what it works on. It then does nothing beside a publication."""
+        """Whether it notes the records that it processes. It then processes nothing during a publication."""
         if self.careful:
-            log.warning("the run's last worker died; this one is careful until it has saved", deaths=deaths)
+            log.warning(
+                "the run's last worker died; this worker notes the records that it processes until its first save",
+                deaths=deaths,
+            )
         for topic, partition, offset in set_aside:
             log.warning(
-                "a record ended the process again and again; it is set aside (poison)",
+                "a record ended the process repeatedly, so it is set aside as a dead letter (poison)",
                 topic=topic,
                 partition=partition,
                 offset=offset,
             )
         if self.alone:
-            log.warning("the process died again while learning the same records; they are learned one by one")
+            log.warning("the process died repeatedly while learning the same records, so they are learned one by one")
         self._write()
 
     def guarded(self, decode: Decode) -> Decode:
-        """Wrap `decode`: reject what is set aside, and in a careful life write down first what is decoded."""
+        """Wrap `decode`: reject records that are set aside, and in a careful life note which record is decoded."""
 
         def guarded(record: Record) -> Sample | None:
             with self.suspecting([(record.topic, record.partition, record.offset)]):
@@ -98,7 +102,7 @@ class Lives:
 
     @contextmanager
     def suspecting(self, places: list[Place]) -> Iterator[None]:
-        """Write down, in a careful life, that these records are being worked on."""
+        """Note, in a careful life, that these records are being processed."""
         if not self.careful or not places:
             yield
             return
@@ -112,7 +116,7 @@ class Lives:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Note an exit that the program chose. Bugs, the user's own code and a lack of memory are deaths."""
+        """Note an exit that the program chose. Bugs, a user's own code and lack of memory count as deaths."""
         try:
             yield
         except FencedError:  # the object is the next owner's now
@@ -123,7 +127,7 @@ class Lives:
         self._end()
 
     def committed(self, manifest: Manifest) -> None:
-        """Forget the deaths before this commit; keep what was set aside and is not yet passed."""
+        """Forget the deaths before this commit. Keep the records set aside that have not been passed yet."""
         with self._lock:
             state = self._state
             if not self.careful and not state.set_aside:
@@ -155,14 +159,14 @@ class Lives:
             try:
                 self._store.delete([self._key])
             except StoreError as error:
-                log.warning("could not note that this life ended well", error=str(error))
+                log.warning("could not note that this process ended normally", error=str(error))
 
     def _read(self) -> State:
         try:
             data = self._store.get(self._key, MAX_BYTES)
             return documents.decode(data, State, MAX_BYTES) if data is not None else State()
         except (StateError, ValueError) as error:
-            log.warning(f"object {self._key} is damaged; what it counted is forgotten", error=str(error))
+            log.warning(f"object {self._key} is damaged; its counts are lost", error=str(error))
             return State()
 
     def _write(self) -> None:
@@ -171,7 +175,7 @@ class Lives:
         except StoreError as error:
             self.careful = False
             log.warning(
-                "could not note which record is worked on; a record that ends the process now is not found",
+                "could not note which record is processed, so a record that ends the process now cannot be identified",
                 error=str(error),
             )
 
@@ -181,7 +185,7 @@ def setting_aside(places: Container[Place], decode: Decode) -> Decode:
 
     def decode_others(record: Record) -> Sample | None:
         if (record.topic, record.partition, record.offset) in places:
-            raise RejectError(Reason.POISON, "the process died again and again at this record; it was set aside")
+            raise RejectError(Reason.POISON, "the process died repeatedly at this record, so it was set aside")
         return decode(record)
 
     return decode_others if places else decode

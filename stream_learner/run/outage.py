@@ -17,7 +17,7 @@ LONGEST_DELAY_S = 10.0
 
 
 class Outage:
-    """Waits between two tries to read a record: 0.1 s, then twice as long each time, up to 10 s."""
+    """Wait between two attempts to read a record: 0.1 s, then twice as long each time, up to 10 s."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Outage:
         if now >= give_up_at:
             raise DependencyError(
                 f"{why}. The record format has asked to wait for kafka.give_up_s = {self._give_up_s:g} s. Nothing is "
-                "lost: repair what it needs; a restart continues from the last committed checkpoint"
+                "lost: repair the service that it needs, then restart to resume from the last committed checkpoint"
             )
         self._on_change(why)
         until = min(now + self._delay_s, give_up_at)

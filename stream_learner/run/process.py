@@ -1,4 +1,4 @@
-"""Settings of the process as a whole: how it loads torch, and how it keeps memory."""
+"""Process-wide settings: loading of torch, and memory allocation."""
 
 import ctypes
 import importlib.util
@@ -13,10 +13,10 @@ KEEP_BYTES = 512 * 1024 * 1024
 
 
 def load_torch_libraries() -> None:
-    """Load torch's shared libraries on a thread of its own, so that a later `import torch` finds them loaded.
+    """Load torch's shared libraries on a thread of its own, so that a later `import torch` is faster.
 
-    Loading them takes about 0.35 s and does not hold Python's global lock, so other modules are imported meanwhile.
-    Does nothing where the library has another place: the import then loads it.
+    Loading takes about 0.35 s and does not hold Python's global lock, so other modules are imported in the meantime. It
+    does nothing if the library is in another place. The import then loads it.
     """
     threading.Thread(target=_load_torch_libraries, name="load torch", daemon=True).start()
 

@@ -1,6 +1,4 @@
-"""A checkpoint made once more from an earlier state and the ledgers since: the same bytes, or something is not what the
-manifests say it is.
-"""
+"""Rebuild of a checkpoint from an earlier state and the ledgers since. If the bytes differ, a manifest is not true."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -39,9 +37,9 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """What was done: batches and records learned again on the way from checkpoint `start` (0: none) to `end`.
+    """Result of a rebuild: batches and records learned again from checkpoint `start` (0: the beginning) to `end`.
 
-    The digests `state`, and `release` if the checkpoint released a model, are equal to the manifest's.
+    The digests `state`, and `release` if the checkpoint released a model, equal those in the manifest.
     """
 
     start: int
@@ -60,10 +58,10 @@ def rebuild(
     target: str,
     on_progress: Callable[[int, int], None],
 ) -> Rebuilt:
-    """Learn again what made a checkpoint and compare the bytes.
+    """Learn the records of a checkpoint again and compare the bytes.
 
-    `start` is a checkpoint's sequence (0: before the first), its state's key or URL, or a file with the state's bytes;
-    `target` is a sequence or a file with a manifest. `on_progress(offsets, total)` is called as it proceeds. Raises
+    `start` is a checkpoint's sequence (0: before the first), its state's key or URL, or a file with the state's bytes.
+    `target` is a sequence or a file with a manifest. `on_progress(offsets, total)` is called repeatedly. Raises
     MismatchError when the bytes differ, UsageError, StateError, InputError, StoreError, KafkaUnavailableError.
     """
     cluster.check_topics(Role.REBUILD)
@@ -80,7 +78,7 @@ def rebuild(
         decode = patient(Decoder.from_settings(settings), Outage(settings.kafka.give_up_s, threading.Event()))
         replays: dict[tuple[str, int], Replay] = {}
         for manifest in path.manifests(history):
-            driver.progress.close()  # only the last state is compared; the others need not even be copied
+            driver.progress.close()  # only the last state is compared, so the others are not copied
             for topic, partition, offset in each(_begin(manifest)):
                 driver.progress.positions.setdefault(topic, {}).setdefault(partition, offset)
             for topic, partition, span in each(manifest.spans):
@@ -97,7 +95,7 @@ def rebuild(
 
 
 def _begin(manifest: Manifest) -> Positions:
-    """Return the positions of all partitions before a manifest's spans were learned; some were not read in them."""
+    """Return the positions of all partitions before a manifest's spans, which may not cover all partitions."""
     spans = manifest.spans
     return {
         topic: {p: spans.get(topic, {}).get(p, Span(at, at)).start for p, at in partitions.items()}
@@ -128,18 +126,18 @@ def _resumed(settings: Settings, store: Store, before: Manifest | None, start: s
 
 
 def _released(store: Store, saved: State) -> bytes:
-    """What the gate compares with, and training may go back to."""
+    """Return the last release's state, which the gate compares with, and to which training may return."""
     try:
         return store.fetch(saved.object)
     except StateError as error:
         raise StateError(
-            f"the state of checkpoint {saved.sequence}, the last release then, is needed too: {error}. Take a --from "
-            f"that released a model, or {BEGINNING} for the beginning"
+            f"the state of checkpoint {saved.sequence}, with the last release, is needed too: {error}. "
+            f"Choose a --from that released a model, or {BEGINNING} for the beginning"
         ) from None
 
 
 def _batches(manifest: Manifest, replays: dict[tuple[str, int], Replay], decode: Decode) -> Iterator[Batch]:
-    """Yield the batches between a manifest and the one before, read again."""
+    """Read the batches between a manifest and its predecessor again, and yield them."""
     poisoned = {(t, p, o) for t, partitions in manifest.poisoned.items() for p, os in partitions.items() for o in os}
     decode = setting_aside(poisoned, decode)
     at = {(topic, partition): span.start for topic, partition, span in each(manifest.spans)}
@@ -167,20 +165,20 @@ def _read(replay: Replay, end: int, batch: Batch, decode: Decode) -> None:
 
 
 def _differences(learner: Learner, end: Manifest) -> list[str]:
-    """Say how what computes now differs from what made the checkpoint."""
+    """Describe the differences between the current computation and that of the checkpoint."""
     differing = made_otherwise(made_with(PROGRAM, learner.arithmetic), made_with(end.program, end.arithmetic))
     return [f"it is rebuilt with {differing}, unlike checkpoint {end.sequence}"] if differing else []
 
 
 def _compared(end: Manifest, snapshot: Snapshot, doubts: list[str]) -> tuple[str, str | None]:
-    """Digests of the state and of the released weights. Raises MismatchError when one is not the manifest's."""
+    """Return the digests of the state and of the released weights. Raises MismatchError when one differs."""
     made = {"state": (digest(tensors.encode(snapshot.tensors, snapshot.document)), end.state.digest)}
     if end.released and end.release and snapshot.candidate:
         made["release"] = digest(tensors.encode(as_arrays(snapshot.candidate.weights))), end.release.object.digest
     for what, (rebuilt, published) in made.items():
         if rebuilt != published:
             raise MismatchError(
-                f"the {what} of checkpoint {end.sequence} was rebuilt as {rebuilt}, and published as {published}: "
-                + ("; ".join(doubts) or "with the same settings, program and machine; code of your own may differ")
+                f"the {what} of checkpoint {end.sequence} was rebuilt as {rebuilt}, but published as {published}: "
+                + ("; ".join(doubts) or "with the same settings, program and machine; your own code may differ")
             )
     return made["state"][0], made["release"][0] if "release" in made else None

@@ -1,4 +1,4 @@
-"""How a command is asked to end, and ends."""
+"""Signals that ask a command to stop, and the end of the process."""
 
 import os
 import signal
@@ -9,14 +9,16 @@ from typing import NoReturn
 
 from stream_learner.errors import ExitCode
 
-# From a signal at the start to the end: enough to leave the election, so that the next start need not wait for it.
+# Time between a signal during the start and the end. It is enough to leave the election, so that the next start does
+# not wait.
 LEAVE_S = 0.5
 
 
 def stop_on_signals(deadline_s: Callable[[], float], at_once: Callable[[], bool] = lambda: False) -> threading.Event:
-    """Set by the first signal that asks to end, which must be obeyed in time; a second one ends the process at once.
+    """Return an event that the first stop signal sets. A second signal ends the process at once.
 
-    Where `at_once` says so the first one does, with 0, after a moment in which the event may end it as well.
+    If `at_once` returns true, the first signal ends the process with code 0, after a moment in which the event may end
+    it too.
     """
     stop = threading.Event()
     signals = obeyed()
@@ -38,9 +40,9 @@ def stop_on_signals(deadline_s: Callable[[], float], at_once: Callable[[], bool]
         os.read(arrived, 1)
         end_process(ExitCode.INTERRUPTED)
 
-    # Python's own handlers run on the main thread, which may be waiting for a broker in a way that no signal ends. So
-    # they do nothing, and Python writes to a pipe, whichever thread gets the signal: some start before this program
-    # (`sitecustomize`, as OpenTelemetry has one). Threads that start later are not interrupted.
+    # Python runs signal handlers on the main thread, which may wait for a broker uninterruptibly. So the handlers do
+    # nothing, and Python writes to a pipe, whichever thread gets the signal. Some threads start before this program
+    # (for example by OpenTelemetry's `sitecustomize`). Threads that start later are not interrupted.
     os.set_blocking(arrival, False)
     signal.set_wakeup_fd(arrival, warn_on_full_buffer=False)
     for number in signals:
@@ -51,13 +53,13 @@ def stop_on_signals(deadline_s: Callable[[], float], at_once: Callable[[], bool]
 
 
 def obeyed() -> set[signal.Signals]:
-    """Signals that ask a command to end. `nohup` has SIGHUP ignored, which is left so."""
+    """Return the signals that ask a command to stop. `nohup` makes a process ignore SIGHUP, which stays ignored."""
     signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     return {number for number in signals if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}
 
 
 def end_process(code: ExitCode) -> NoReturn:
-    """Ends the process here and now, from any thread, without the clean-up that could publish or delete anything."""
+    """End the process at once, from any thread, without clean-up that could publish or delete anything."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""The start of a worker: its settings are checked, then Kafka is asked while torch is imported."""
+"""Start of a worker: check its settings, then ask Kafka while torch is imported."""
 
 import gc
 import importlib
@@ -35,15 +35,15 @@ from stream_learner.streams.transaction import Transaction
 log = structlog.get_logger()
 
 POLL_S = 0.05
-# Pixels a side that are enough for each network that needs no other library.
+# Pixels per side that suffice for each network that needs no other library.
 ENOUGH_PIXELS = 9
 FROM_TORCHVISION = ("resnet18", "resnet50")
 
 
 def check(settings: Settings) -> None:
-    """Raise UsageError for whatever a worker refuses by its settings and local files alone.
+    """Raise UsageError for everything that a worker refuses by its settings and local files alone.
 
-    Import torch only where nothing else can judge.
+    Import torch only if no other check can decide.
     """
     _check_without_torch(settings)
     if needs_torch(settings):
@@ -51,7 +51,7 @@ def check(settings: Settings) -> None:
 
 
 def needs_torch(settings: Settings) -> bool:
-    """Return whether a learner must be built to know that the settings fit: its code, library or file may not."""
+    """Return whether a learner must be built to check the settings, because their code, library or file may not fit."""
     model, learning = settings.model, settings.learning
     names = [model.name, model.head, learning.strategy, *learning.augment, *settings.weights.policies]
     return (
@@ -67,8 +67,8 @@ def needs_torch(settings: Settings) -> bool:
 def _check_without_torch(settings: Settings) -> None:
     if settings.security.verifier and not settings.security.signer:
         raise UsageError(
-            "security.verify_key_files is set and security.signing_key_file is not: the next start would refuse what "
-            "this worker publishes. Set security.signing_key_file; only readers do without"
+            "security.verify_key_files is set, but security.signing_key_file is not, so the next start would refuse "
+            "the records of this worker. Set security.signing_key_file; only readers can do without it"
         )
     Decoder.from_settings(settings)
     client_config(settings.kafka)
@@ -90,8 +90,8 @@ def run(
     fresh: bool = False,
     accept_rejects: bool = False,
 ) -> None:
-    """Start a worker and run it until `stop` is set. Raises what `worker.run` does."""
-    gc.disable()  # imports make a million objects and no garbage: looking for it takes a seventh of their time
+    """Start a worker and run it until `stop` is set. Raises the errors of `worker.run`."""
+    gc.disable()  # imports make a million objects but no garbage, and the collector would take a seventh of their time
     _check_without_torch(settings)
     logs.configure(settings.log.level, settings.log.format)
     keep_freed_memory()

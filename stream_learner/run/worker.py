@@ -1,4 +1,4 @@
-"""The worker: reads, learns, publishes, until it is told to stop."""
+"""The worker: it reads, learns and publishes until it is asked to stop."""
 
 import threading
 import time
@@ -81,7 +81,7 @@ class Worker:
             self.breaker.observe(report)
             for drift in report.drifts:
                 before, after = (round(error, 3) for error in (drift.error_before, drift.error_after))
-                log.warning("drift: predictions go wrong more often", before=before, after=after, records=drift.records)
+                log.warning("drift: the prequential error rose", before=before, after=after, records=drift.records)
             self.tend()
             if learner.release_due:
                 self.wait()  # falls on the same batch in every execution, so training waits
@@ -94,21 +94,21 @@ class Worker:
             if self.breaker.why or learner.diverged:
                 break
         self.save_the_rest()
-        # Only now: the save has published the dead letters, so that a restart gets past them.
+        # Only after the save, which published the dead letters, so that a restart continues after them.
         if why := self.breaker.why:
             raise RejectsError(
-                f"{why}. See them in the dead-letter topic and repair the producer. A restart continues behind them; "
+                f"{why}. See them in the dead-letter topic and repair the producer. A restart continues after them; "
                 "`run --accept-rejects` never stops for rejected records"
             )
         if learner.diverged:
             raise DivergedError(
-                "three batches in a row gave a loss or gradient that is not finite; records that no step learned are "
-                "dead letters. Lower learning.learning_rate or set learning.precision to fp32; if it goes on, choose "
-                "a new run.id"
+                "three batches in a row gave a loss or gradient that is not finite, so their records are dead letters, "
+                "except those that a step learned. Lower learning.learning_rate or set learning.precision to fp32; if "
+                "it happens again, choose a new run.id"
             )
 
     def warn_of_few_groups(self) -> None:
-        """Log once that few groups dominate a held-out set, and again only if that ceased meanwhile."""
+        """Log once that few groups dominate a held-out set. Log it again only if it stopped in the meantime."""
         few = self.driver.learner.few_groups()
         for split, share in few.items():
             if split not in self.warned_of:
@@ -121,7 +121,7 @@ class Worker:
         self.warned_of = set(few)
 
     def save_due(self) -> bool:
-        """Whether a save is due and possible, or so overdue that training must wait for it."""
+        """Return whether a save is due and possible, or so overdue that training must wait for it."""
         settings, opened = self.settings.checkpoint, self.driver.progress.open
         if self.driver.progress.empty:
             return False
@@ -135,7 +135,7 @@ class Worker:
         return (by_clock or by_count) and self.publisher.idle
 
     def wait(self) -> None:
-        """Returns when the last snapshot is published."""
+        """Wait until the last snapshot is published."""
         before = self.health.phase
         if not self.publisher.idle:
             self.health.enter(Phase.WAITING)
@@ -147,10 +147,10 @@ class Worker:
         self.publisher.submit(self.driver.snapshot(decided), self.lag())
         self.saved_at = time.monotonic()
         if self.lives.careful:
-            self.wait()  # or the end of a publication would be blamed on the record that is decoded meanwhile
+            self.wait()  # otherwise a publication that ends the process would be blamed on the record decoded meanwhile
 
     def save_the_rest(self) -> None:
-        """Returns when everything that was learned is published."""
+        """Publish everything that was learned, and wait for it."""
         unsaved = self.driver.progress.open.tally.records + self.publisher.unsaved_records
         log.info("stopping after a last save", unsaved_records=unsaved)
         self.health.enter(Phase.STOPPING)
@@ -160,7 +160,7 @@ class Worker:
             self.wait()
 
     def lag(self) -> Positions:
-        """Records between what was learned and the end of each partition."""
+        """Return the number of records between the learned position and the end of each partition."""
         positions = self.driver.progress.positions
         return {
             topic: {p: max(0, end - positions.get(topic, {}).get(p, 0)) for p, end in partitions.items()}
@@ -168,8 +168,10 @@ class Worker:
         }
 
     def tend(self) -> None:
-        """What every turn of the loop, and of a wait, does: the heartbeat, and every second election and gauges. Raises
-        FencedError, KafkaUnavailableError."""
+        """Do the periodic work of each turn: heartbeat, and every second election and gauges.
+
+        Raises FencedError, KafkaUnavailableError.
+        """
         self.health.beat()
         if time.monotonic() < self.tended_at + TEND_EVERY_S:
             return
@@ -179,8 +181,8 @@ class Worker:
         self.election.poll()
         if not self.election.elected:
             raise FencedError(
-                "another one was elected: the brokers took this worker for dead, or it was replaced on purpose "
-                "(run.on_conflict = take_over). Nothing more is published; a restart stands by or recovers"
+                "another worker was elected: the brokers considered this worker dead, or it was replaced on purpose "
+                "(run.on_conflict = take_over). Nothing more is published; restart to stand by or to recover"
             )
         now_s = time.time()
         for topic, partitions in self.lag().items():
@@ -202,7 +204,7 @@ def give_up(kafka: KafkaSettings, health: Health) -> None:
     if health.cut_off_s > kafka.give_up_s:
         raise KafkaUnavailableError(
             f"Kafka at {kafka.bootstrap_servers} has not answered for kafka.give_up_s = {kafka.give_up_s:g} s. Nothing "
-            "is lost: a restart continues from the last committed checkpoint; check that the brokers are up"
+            "is lost: check that the brokers are up, then restart to resume from the last committed checkpoint"
         )
 
 
@@ -229,9 +231,7 @@ def run(
     """
     decoder = Decoder.from_settings(settings)
     if settings.model.frozen and not settings.model.weights:
-        log.warning(
-            "nothing trains the network's body, which is random unless its factory loads one; see model.weights"
-        )
+        log.warning("the network's body is frozen and random, unless its factory loads weights; set model.weights")
     end_process = leaving_a_mark(settings, store, end_process)
 
     def stand_by() -> None:
@@ -268,7 +268,7 @@ def run(
             stop,
             outage=Outage(settings.kafka.give_up_s, stop, health.wait_for),
             alone=lives.alone,
-            # All of a batch may become dead letters, and the time-out of a transaction is for that many bytes.
+            # A whole batch may become dead letters, and a transaction's time-out allows for this number of bytes.
             max_bytes=min(MAX_BATCH_BYTES, settings.checkpoint.max_pending_bytes),
         )
         breaker = Breaker(settings.rejects, enabled=not accept_rejects)
@@ -282,12 +282,12 @@ def run(
                 try:
                     worker.loop()
                 except (InputError, DependencyError):
-                    worker.save_the_rest()  # its records may not be there any more to be learned again
+                    worker.save_the_rest()  # its records may be gone before they can be learned again
                     raise
         except KafkaUnavailableError as error:
             log.error(str(error))
             election.close()
-            end_process(error.code)  # the publisher may wait for Kafka too, and would be waited for
+            end_process(error.code)  # a normal exit would wait for the publisher, which may wait for Kafka
     except FencedError as error:
         log.error(str(error))
         end_process(error.code)
@@ -310,9 +310,9 @@ def resumed(settings: Settings, recovered: Recovered) -> Driver:
         progress = Progress(recovered.positions, checkpoint.document)
     except ValueError as error:
         raise StateError(
-            f"the state of checkpoint {checkpoint.manifest.sequence} cannot be restored: {error}. Bring it back from a "
-            "backup, or choose a new run.id"
+            f"the state of checkpoint {checkpoint.manifest.sequence} cannot be restored: {error}. Restore the object "
+            "from a backup, or choose a new run.id"
         ) from None
     if learner.retired:
-        log.info("classes that [labels] retired", classes=dict(islice(learner.retired.items(), MOST_SHOWN)))
+        log.info("[labels] has retired classes", classes=dict(islice(learner.retired.items(), MOST_SHOWN)))
     return Driver(learner, progress)

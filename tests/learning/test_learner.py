@@ -43,7 +43,7 @@ from stream_learner.run.progress import Progress
 
 
 def test_a_teacher_that_is_not_kept_is_refused():
-    with pytest.raises(UsageError, match=r"'mkd' has the average for a teacher; set learning.average_decay above 0"):
+    with pytest.raises(UsageError, match=r"'mkd' uses the average as teacher; set learning.average_decay above 0"):
         driver_of(settings(learning__strategy="mkd", learning__average_decay=0.0))
 
 
@@ -98,13 +98,13 @@ class MeanLoss(FineTune):
 
 def test_a_class_of_ones_own_that_is_no_strategy_is_refused():
     with pytest.raises(
-        UsageError, match=r"Alone' is no class derived from stream_learner.learning.strategies.Strategy"
+        UsageError, match=r"Alone' is not a class derived from stream_learner.learning.strategies.Strategy"
     ):
         driver_of(settings(learning__strategy=f"{__name__}:Alone"))
 
 
 def test_losses_that_are_not_one_a_sample_are_refused():
-    with pytest.raises(UsageError, match=r"gives losses of shape \[\], weights of \[8\]; both are to be \[N\]"):
+    with pytest.raises(UsageError, match=r"gives losses of shape \[\], weights of \[8\]; both must be \[N\]"):
         learned(settings(learning__strategy=f"{__name__}:MeanLoss"), stream()[:1])
 
 

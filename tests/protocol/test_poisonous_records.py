@@ -81,7 +81,8 @@ def test_a_record_that_ends_the_process_three_times_is_set_aside(new_run: NewRun
     said = start(run, modules).ends(ExitCode.INTERNAL)
     for _ in range(2):
         start(run, modules).ends(ExitCode.INTERNAL)
-    assert '"offset":100,"event":"a record ended the process again and again; it is set aside (poison)"' in said
+    note = "a record ended the process repeatedly, so it is set aside as a dead letter (poison)"
+    assert f'"offset":100,"event":"{note}"' in said
     log = run.finish(start(run, modules))
     assert set_aside(log) == [100, 151]
     assert not (run.store / run.id / "lives.json").exists()

@@ -91,7 +91,7 @@ def test_a_roll_back_needs_the_state_of_the_release(restarted: tuple[Run, Log], 
     shutil.move(path, backup)
     said = rebuild(run, start, end, ExitCode.STATE)
     shutil.move(backup, path)
-    assert f"the state of checkpoint {release['sequence']}, the last release then, is needed too" in said
+    assert f"the state of checkpoint {release['sequence']}, with the last release, is needed too" in said
     assert f"rebuilt from {release['sequence']}" in rebuild(run, release["sequence"], end)
 
 

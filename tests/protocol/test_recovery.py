@@ -84,7 +84,7 @@ def test_a_run_with_a_head_that_is_solved_goes_on(new_run: NewRun) -> None:
     worker = run.start()
     run.learned(worker)
     worker.stop()
-    assert "nothing trains the network's body, which is random" in worker.text()
+    assert "the network's body is frozen and random" in worker.text()
     run.feed(mixed(1000))
     log = run.finish(run.start())
     assert {window["steps"] for window in log.windows} == {0}

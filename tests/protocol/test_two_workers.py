@@ -110,7 +110,7 @@ def test_an_idle_worker_that_wakes_up_after_it_was_replaced_ends_too(new_run: Ne
     active.signal(signal.SIGSTOP)
     standby.learning()
     active.signal(signal.SIGCONT)
-    assert "another one was elected" in active.ends(ExitCode.FENCED)
+    assert "another worker was elected" in active.ends(ExitCode.FENCED)
     run.finish(standby)
 
 

@@ -320,7 +320,7 @@ def test_a_worker_that_was_replaced_learns_and_saves_no_more():
         raise AssertionError
 
     loop.worker.stream = replaced()
-    with pytest.raises(FencedError, match="another one was elected"):
+    with pytest.raises(FencedError, match="another worker was elected"):
         loop.run()
     assert loop.events == ["learn", "learn"]
     assert loop.election.polls == 2

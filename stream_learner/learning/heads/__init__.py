@@ -1,7 +1,7 @@
 """Classifiers of features, by `model.head`.
 
-`linear` is trained with the rest of the network, by the strategy. The others are never trained: under a frozen body
-they add up statistics of the features, from which the linear layer's rows are solved.
+The strategy trains `linear` together with the rest of the network. The other heads are never trained. They sum
+statistics of the features of a frozen body, and solve the rows of the linear layer from the sums.
 """
 
 from stream_learner.learning.heads.accumulator import Accumulator

@@ -1,4 +1,4 @@
-"""What takes the optimizer's place under a head that is solved."""
+"""Replacement of the optimizer for solved heads."""
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,11 @@ MAX_SAMPLES = 2**53
 
 
 class Accumulator:
-    """Adds up samples, and makes the network's linear layer the head that their sums give.
+    """Accumulator of samples, which sets the network's linear layer to the head that their sums give.
 
-    Solved at each decision to release, and whenever the number of samples passes a power of two, so that a young run
-    predicts soon: both fall on the same batch in every execution. A class is predicted from the first solve after it
-    appeared on.
+    The head is solved at each decision to release, and when the number of samples passes a power of two, so that a
+    young run predicts soon. Both happen on the same batch in every execution. A class is predicted from the first solve
+    after its first sample.
     """
 
     def __init__(self, head: StatisticsHead):
@@ -23,8 +23,7 @@ class Accumulator:
 
     @torch.no_grad()
     def add(self, features_NF: Tensor, labels_N: Tensor, weights_N: Tensor, layer: nn.Linear) -> bool:
-        """Adds a batch: float32, int64, float32. False when a feature or weight is not finite; then nothing is
-        added."""
+        """Add a batch: float32, int64, float32. Return False, and add nothing, if a feature or weight is not finite."""
         if not (features_NF.isfinite().all() and weights_N.isfinite().all()):
             return False
         self.head.observe(features_NF, labels_N, weights_N)
@@ -41,15 +40,17 @@ class Accumulator:
 
     @torch.no_grad()
     def retire(self, source: int, target: int | None, layer: nn.Linear) -> None:
-        """Make the samples of class `source` those of class `target`; None: of no class that is predicted."""
+        """Move the samples of class `source` to class `target`. None means that no class is predicted for them."""
         self.head.retire(source, target)
         self.solve(layer)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies of everything, on the CPU."""
+        """Return copies of the state, on the CPU."""
         return self.head.state_dict() | {"samples": torch.tensor(self.samples)}
 
     def load_state_dict(self, state: dict[str, Tensor], classes: int) -> None:
-        """Take over what `state_dict` gave, of a network with `classes` classes. Raises ValueError for any other."""
+        """Restore a state from `state_dict`, of a network with `classes` classes. Raises ValueError when it is
+        malformed.
+        """
         self.head.load_state_dict(state, classes)
         self.samples = int(within(tensor(state, "samples", torch.int64), "samples", 0, MAX_SAMPLES))

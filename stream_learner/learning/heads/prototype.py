@@ -10,9 +10,9 @@ from stream_learner.networks.tensors import tensor
 class Prototype:
     """Nearest class mean (Mensink et al. 2013, "Distance-Based Image Classification", TPAMI 35(11)), weighted.
 
-    The update W_{t+1} = sum_i alpha_i y_i x_i, y_i one-hot, made usable: divided by each class's sum of weights, its
-    rows are the class means mu_c, and the nearest of them in squared Euclidean distance has the largest
-    mu_c h - |mu_c|^2 / 2: a linear layer.
+    This is the update W_{t+1} = sum_i alpha_i y_i x_i, y_i one-hot, divided by each class's sum of weights. Its rows
+    are then the class means mu_c. The nearest mean to h in squared Euclidean distance has the largest mu_c h - |mu_c|^2
+    / 2, which is a linear layer.
     """
 
     expands: ClassVar[bool] = False
@@ -49,7 +49,7 @@ class Prototype:
             self.weights_C = torch.cat([self.weights_C, self.weights_C.new_zeros(missing)])
 
     def _layer(self, classes: int, weight_CF: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor]:
-        """In float32 and with `classes` rows; those of classes without samples are never predicted."""
+        """Return the layer in float32 with `classes` rows. Rows of classes without samples are never predicted."""
         weight = torch.zeros(classes, weight_CF.shape[1], device=weight_CF.device)
         bias = torch.full((classes,), NEVER, device=weight_CF.device)
         (known,) = torch.nonzero(self.weights_C, as_tuple=True)

@@ -4,7 +4,9 @@ from stream_learner.learning.heads.ridge import Ridge
 
 
 class RandomFeaturesRidge(Ridge):
-    """Ridge regression on random features, which make classes separable that are not so in the features: RanPAC
-    (McDonnell et al. 2023, "RanPAC: Random Projections and Pre-trained Models for Continual Learning", NeurIPS)."""
+    """Ridge regression on random features, which can separate classes that the features cannot.
+
+    RanPAC (McDonnell et al. 2023, "RanPAC: Random Projections and Pre-trained Models for Continual Learning", NeurIPS).
+    """
 
     expands: ClassVar[bool] = True

@@ -9,14 +9,14 @@ PENALTIES = [10.0 ** (exponent / 2) for exponent in range(4, -13, -1)]
 
 
 class Ridge(Prototype):
-    """Weighted ridge regression onto one-hot targets: prototypes, decorrelated (Hoerl and Kennard 1970).
+    """Weighted ridge regression onto one-hot targets: decorrelated prototypes (Hoerl and Kennard 1970).
 
-    G = sum alpha h h^T joins the class sums Q = sum alpha y h^T; W = Q (G + lambda I)^-1, after h and y were centred,
-    which is an intercept that is not penalised. Nothing is forgotten: this is the solution on all samples at once.
+    G = sum alpha h h^T is added to the class sums Q = sum alpha y h^T, and W = Q (G + lambda I)^-1. h and y are centred
+    before, which gives an intercept without penalty. Nothing is forgotten: this is the solution on all samples at once.
 
-    `lambda` needs no tuning: the one with the least generalised cross-validation score n RSS / (n - tr H)^2 (Golub,
-    Heath and Wahba 1979), n the sum of the weights, which follows from the same sums. A solve is an eigendecomposition,
-    O(F^3): about 2 s for 2,000 features on one core; G is F^2 * 8 bytes of the state.
+    `lambda` needs no tuning. It is the value with the lowest generalised cross-validation score n RSS / (n - tr H)^2
+    (Golub, Heath and Wahba 1979), where n is the sum of the weights. The score follows from the same sums. A solve is
+    an eigendecomposition, O(F^3): about 2 s for 2,000 features on one core. G takes F^2 * 8 bytes of the state.
     """
 
     def __init__(self, features: int, device: torch.device):

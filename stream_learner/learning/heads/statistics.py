@@ -1,4 +1,4 @@
-"""What a head is that is solved from sums over the samples, instead of trained."""
+"""Base class of heads that are solved from sums over the samples instead of trained."""
 
 from typing import ClassVar, Protocol
 
@@ -12,8 +12,9 @@ NEVER = -1e30
 class StatisticsHead(Protocol):
     """A linear classifier whose parameters follow from sums over the weighted samples.
 
-    Sums are float64: any order of the samples and any cut into batches gives the same head to rounding, weight 2
-    counts as the sample twice, weight 0 as none. A class without samples has weights 0 and bias `NEVER`.
+    The sums are float64, so that any order of samples and any division into batches gives the same head, up to
+    rounding. Weight 2 counts a sample twice, weight 0 not at all. A class without samples has weights 0 and bias
+    `NEVER`.
     """
 
     expands: ClassVar[bool]
@@ -22,28 +23,28 @@ class StatisticsHead(Protocol):
     def __init__(self, features: int, device: torch.device): ...
 
     def observe(self, features_NF: Tensor, labels_N: Tensor, weights_N: Tensor) -> None:
-        """Adds samples: float32 features, int64 class indices, float32 weights."""
+        """Add samples: float32 features, int64 class indices, float32 weights."""
         ...
 
     def retire(self, source: int, target: int | None) -> None:
-        """Make the samples of class `source` those of class `target`; None: of no class that is predicted."""
+        """Move the samples of class `source` to class `target`. None means that no class is predicted for them."""
         ...
 
     def solve(self, classes: int) -> tuple[Tensor, Tensor]:
-        """Weight [classes, F] and bias [classes] of the linear layer, float32."""
+        """Return weight [classes, F] and bias [classes] of the linear layer, float32."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies of the sums, on the CPU."""
+        """Return copies of the sums, on the CPU."""
         ...
 
     def load_state_dict(self, state: dict[str, Tensor], classes: int) -> None:
-        """Take over what `state_dict()` gave, of at most `classes` classes. Raises ValueError when it is not that."""
+        """Restore a state from `state_dict`, of at most `classes` classes. Raises ValueError when it is malformed."""
         ...
 
 
 @torch.no_grad()
 def silence(layer: nn.Linear, rows: list[int]) -> None:
-    """Make the layer never predict these classes. Their logits are `NEVER`, and a softmax gives them no gradient."""
+    """Make the layer never predict these classes: their logits are `NEVER`, and a softmax gives them no gradient."""
     layer.weight[rows] = 0
     layer.bias[rows] = NEVER

@@ -1,4 +1,4 @@
-"""A class-balanced sample of everything seen, under one bound."""
+"""A class-balanced sample of all samples so far, of bounded size."""
 
 import hashlib
 import heapq
@@ -21,15 +21,16 @@ UNLIMITED = np.iinfo(np.int64).max
 class BalancedMemory:
     """Class-balanced bottom-k sample of encoded images.
 
-    Each item's key is a hash of its sample's, so what is kept depends on the records alone: not on the number
-    of restarts, and, while `max_items` alone is what binds, not on the order of arrival. A class keeps its q smallest
-    keys (bottom-k sampling: Cohen and Kaplan 2007), a uniform sample of the class under any shrink. When the memory is
-    full the largest class gives up its largest key, and its q never grows back: what it refused meanwhile cannot be had
-    again. Where `max_bytes` binds, an item's own size moves its chance by about its share of the bound.
+    An item's key is a hash of its record's place, so the content depends only on the records, and not on the number of
+    restarts. While only `max_items` limits it, the content does not depend on the order of arrival either. A class
+    keeps its q smallest keys (bottom-k sampling: Cohen and Kaplan 2007), which are a uniform sample of the class after
+    any reduction. When the memory is full, the largest class drops its largest key. Its q never grows again, because
+    the items that it refused in the meantime are lost. When `max_bytes` limits the memory, an item's size changes its
+    chance by about its share of the limit.
 
-    Items have slots 0..N-1. Their images are in segments, as `records.images.stored` gives them; the rest is in
-    columns: key, class index, weight, how many input records had been read before its batch, event time, place, and
-    logits or group where they are stored.
+    Items have slots 0..N-1. Their images are in segments, as `records.images.stored` returns them. All else is in
+    columns: key, class index, weight, number of input records read before its batch, event time, place, and logits or
+    group if they are stored.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class BalancedMemory:
         stores_logits: bool = False,
         stores_groups: bool = False,
     ):
-        """Of images of `shape` (height, width, channels). `max_bytes` bounds the encoded bytes that are live; with what
-        is dead in the segments it is at most twice as much. `stores_logits` and `stores_groups` add columns for
-        `logits` and `groups`."""
+        """Make a memory of images of `shape` (height, width, channels).
+
+        `max_bytes` limits the encoded bytes that are live. With dead bytes, segments take at most twice as much.
+        `stores_logits` and `stores_groups` add the columns `logits` and `groups`.
+        """
         self._shape = shape
         self._max_items = max_items
         self._max_bytes = max_bytes
@@ -77,12 +80,12 @@ class BalancedMemory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the encoded images held."""
+        """Number of bytes of the encoded images."""
         return self._nbytes
 
     @property
     def counts(self) -> np.ndarray:
-        """Items of each class index, int64 [classes]."""
+        """Number of items of each class index, int64 [classes]."""
         return self._counts
 
     @property
@@ -92,12 +95,12 @@ class BalancedMemory:
 
     @property
     def weights(self) -> np.ndarray:
-        """float32 [N]."""
+        """Weights, float32 [N]."""
         return self._column("weights")
 
     @property
     def admitted(self) -> np.ndarray:
-        """Input records that had been read before the item's batch, int64 [N]."""
+        """Number of input records that were read before each item's batch, int64 [N]."""
         return self._column("admitted")
 
     @property
@@ -107,26 +110,28 @@ class BalancedMemory:
 
     @property
     def logits(self) -> np.ndarray:
-        """float32 [N, classes]; NaN where no step had learned with the class yet. Only with `stores_logits`."""
+        """Logits, float32 [N, classes]; NaN for classes without a step at that time. Only with `stores_logits`."""
         return self._column("logits")
 
     @property
     def groups(self) -> np.ndarray:
-        """Hashes of what the samples' split was drawn from, int64 [N]. Only with `stores_groups`."""
+        """Hashes of the groups by which samples were split, int64 [N]. Only with `stores_groups`."""
         return self._column("groups")
 
     @property
     def parts(self) -> dict[str, bytes]:
-        """Immutable bytes that belong to the state, by digest (`sha256:` and 64 hex digits)."""
+        """Immutable parts of the state, by digest (`sha256:` and 64 hex digits)."""
         return self._segments.parts
 
     def pixels_NHWC(self, slots: np.ndarray) -> np.ndarray:
-        """Decoded images of the items at these slots, uint8."""
+        """Return the decoded images of the items at these slots, uint8."""
         return self._cache.get(slots, self._columns["keys"][slots], self._decode)
 
     def add(self, sample: Sample, label: int, weight: float, admitted: int, logits: np.ndarray | None = None) -> None:
-        """Offers an item; it stays if its key is among the class's q smallest. `logits` are float32 [classes so far],
-        wanted with `stores_logits`."""
+        """Offer an item. It is kept if its key is among the q smallest of its class.
+
+        `logits` are float32 [classes so far], and required with `stores_logits`.
+        """
         if not self._max_items:
             return
         self._know_class(label)
@@ -156,23 +161,26 @@ class BalancedMemory:
         self._shrink()
 
     def draw(self, size: int) -> np.ndarray:
-        """Slots of `size` items drawn uniformly with replacement from torch's generator, int64; none when empty."""
+        """Draw the slots of `size` items, uniformly with replacement, from torch's generator, int64. Empty without
+        items.
+        """
         return torch.randint(len(self), (size,)).numpy() if len(self) else np.empty(0, np.int64)
 
     def drop_since(self, records: int) -> None:
-        """Removes the items of batches that began when `records` input records, or more, had been read.
+        """Remove the items of batches that began after `records` or more input records.
 
-        A class's q stays as it is: until as many new ones have come, those before are the fewer for what had displaced
-        them.
+        The q of a class does not change. Until the same number of new items arrives, the class holds fewer items,
+        because older ones were displaced by the removed ones.
         """
         kept = np.flatnonzero(self.admitted < records)
         self._columns = {name: column[kept] for name, column in self._columns.items()}
         self._index()
 
     def retire(self, source: int, target: int | None) -> None:
-        """Make the items of class `source` those of class `target`. None: remove them.
+        """Move the items of class `source` to class `target`, or remove them if it is None.
 
-        The q of the target is the sum of both, so it keeps all items; those with large keys give way first.
+        The q of the target becomes the sum of both, so that it keeps all items. Items with large keys are dropped first
+        later.
         """
         self._know_class(max(source, target or 0))
         if target is None:
@@ -188,21 +196,21 @@ class BalancedMemory:
         self._index()
 
     def _joint_limit(self, *classes: int) -> int:
-        """Return the q of classes together. One that has refused nothing counts with its items."""
+        """Return the joint q of classes. A class that has refused nothing counts with its items."""
         if (self._limits[list(classes)] == UNLIMITED).all():
             return UNLIMITED
         unlimited = self._limits == UNLIMITED
         return int(np.where(unlimited, self._counts, self._limits)[list(classes)].sum())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies of the contents in slot order, but for the bytes that `parts` holds."""
+        """Return copies of the content in slot order, without the bytes in `parts`."""
         columns = {name: torch.from_numpy(self._column(name).copy()) for name in self._columns}
         return columns | {"limits": torch.from_numpy(self._limits.copy())} | self._segments.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor], parts: Mapping[str, bytes], classes: int) -> None:
-        """Take over as much of what `state_dict` and `parts` gave as fits, of a learner that knows `classes` classes.
+        """Restore the content from `state_dict` and `parts`, as much as fits, of a learner with `classes` classes.
 
-        Raises ValueError when a part is missing, or the state is not one that `state_dict` gave.
+        Raises ValueError when a part is missing or the state is malformed.
         """
         self._segments.load_state_dict(state, parts)
         limits = tensor(state, "limits", torch.int64, None)
@@ -212,11 +220,11 @@ class BalancedMemory:
         self._columns = self._checked(state, classes)
         self._index()
         self._shrink()
-        if not self._max_items:  # switched off, it has refused nothing: on again, it starts empty
+        if not self._max_items:  # a memory that is off refuses nothing, and starts empty when it is on again
             self._limits[:] = UNLIMITED
 
     def _checked(self, state: dict[str, Tensor], classes: int) -> dict[str, np.ndarray]:
-        """Copy the state's columns. Raises ValueError when they do not fit the segments, or each other."""
+        """Copy the state's columns. Raises ValueError when they do not match the segments or each other."""
         items = len(tensor(state, "keys", torch.int64, None))
         columns: dict[str, np.ndarray] = {}
         for name, own in self._columns.items():
@@ -252,7 +260,7 @@ class BalancedMemory:
         except RejectError as error:
             raise StateError(
                 f"an image of the saved memory cannot be decoded ({error}): the state was not written by this program. "
-                "Bring the state back from a backup, or choose a new run.id"
+                "Restore the state from a backup, or choose a new run.id"
             ) from None
 
     def _know_class(self, label: int) -> None:
@@ -263,7 +271,7 @@ class BalancedMemory:
             self._limits = np.append(self._limits, np.full(missing, UNLIMITED))
 
     def _wide(self, logits: np.ndarray) -> np.ndarray:
-        """The logits as a row of their column, which grows with the classes."""
+        """Return the logits as a row of their column, which grows with the classes."""
         column = self._columns["logits"]
         if (missing := len(logits) - column.shape[1]) > 0:
             column = self._columns["logits"] = np.pad(column, ((0, 0), (0, missing)), constant_values=np.nan)
@@ -290,7 +298,7 @@ class BalancedMemory:
         columns["lengths"][slot] = len(image)
 
     def _shrink(self) -> None:
-        """The largest class gives up its largest key until everything fits."""
+        """Drop the largest key of the largest class until everything fits."""
         while len(self) > self._max_items or self._nbytes > self._max_bytes:
             largest = int(self._counts.argmax())
             self._evict(largest)
@@ -310,7 +318,7 @@ class BalancedMemory:
             self._rewrite(number)
 
     def _rewrite(self, number: int) -> None:
-        """Appends a segment's live items anew, in the order in which they stood there, and drops it."""
+        """Append a segment's live items again, in their order, and drop the segment."""
         slots = np.flatnonzero(self._column("segments") == number)
         starts = self._columns["starts"][slots]
         data = self._segments.drop(number)
@@ -319,7 +327,7 @@ class BalancedMemory:
             self._store(slot, data[start : start + int(self._columns["lengths"][slot])])
 
     def _index(self) -> None:
-        """Everything that follows from the columns, which hold live items only."""
+        """Rebuild everything that follows from the columns, which hold only live items."""
         keys, labels = self._columns["keys"], self._columns["labels"]
         self._slot_of = {key: slot for slot, key in enumerate(keys.tolist())}
         self._counts = np.bincount(labels, minlength=len(self._limits)).astype(np.int64)

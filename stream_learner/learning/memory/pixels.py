@@ -1,4 +1,4 @@
-"""Decoded images of a memory's items, so that what is replayed often is decoded once."""
+"""Decoded images of a memory's items, so that items replayed often are decoded once."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,10 @@ CACHE_BYTES = 64 * 1024 * 1024
 
 
 class PixelCache:
-    """At most 64 MiB of decoded images, one place for every so many slots of a memory.
+    """Cache of at most 64 MiB of decoded images. Several slots of a memory share a place.
 
-    It decides nothing, so it is not part of the state: an item's key tells whether the pixels at its place are its own.
+    It affects no result, so it is not part of the state. An item's key shows whether the pixels at its place are its
+    own.
     """
 
     def __init__(self, shape: tuple[int, int, int], max_items: int):
@@ -23,8 +24,10 @@ class PixelCache:
         self._keys[place], self._pixels[place] = key, pixels_HWC
 
     def get(self, slots: np.ndarray, keys: np.ndarray, decode: Callable[[int], np.ndarray]) -> np.ndarray:
-        """uint8 [N, height, width, channels] of the items at these slots; `decode` is given the slots of those that
-        are not here."""
+        """Return the images of the items at these slots, uint8 [N, height, width, channels].
+
+        `decode` gets the slots of items that are not cached.
+        """
         places = slots % len(self._keys)
         pixels_NHWC = self._pixels[places]
         for i in np.flatnonzero(self._keys[places] != keys).tolist():

@@ -1,4 +1,4 @@
-"""Append-only bytes, so that a checkpoint writes what is new and no more."""
+"""Append-only bytes, so that a checkpoint writes only new data."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -15,22 +15,22 @@ MAX_NUMBER = 2**31
 
 
 class Sealed(NamedTuple):
-    """A segment that changes no more. `digest` is `sha256:` and 64 hex digits."""
+    """A segment that no longer changes. `digest` is `sha256:` and 64 hex digits."""
 
     digest: str
     data: bytes
 
 
 class Segments:
-    """A log of byte strings in numbered segments: an open tail, and sealed ones before it, immutable until dropped.
+    """A log of byte strings in numbered segments: sealed ones, immutable until dropped, and an open tail.
 
-    A segment is to be rewritten, its live bytes appended anew, once less than half of it is live (log-structured
-    storage: Rosenblum and Ousterhout 1992). So all of them take at most twice the live bytes. What is sealed,
-    rewritten and dropped when depends on the calls alone, never on when a state was taken.
+    A segment should be rewritten, which appends its live bytes again, once less than half of it is live (log-structured
+    storage: Rosenblum and Ousterhout 1992). So all segments take at most twice the live bytes. The calls alone decide
+    what is sealed, rewritten and dropped, never the times of snapshots.
     """
 
     def __init__(self, segment_bytes: int):
-        """The tail is sealed when it has reached `segment_bytes`."""
+        """Make an empty log. The tail is sealed when it reaches `segment_bytes`."""
         self._segment_bytes = segment_bytes
         self._sealed: dict[int, Sealed] = {}
         self._live: dict[int, int] = {}
@@ -42,7 +42,7 @@ class Segments:
         return dict(self._sealed.values())
 
     def append(self, data: bytes) -> tuple[int, int]:
-        """Number of the segment that holds the data now, and where they start there."""
+        """Append data. Return the number of its segment, and where the data start in it."""
         number, start = self._tail_number, len(self._tail)
         self._tail += data
         self._live[number] += len(data)
@@ -57,18 +57,18 @@ class Segments:
         return bytes(data[start : start + length])
 
     def size(self, number: int) -> int | None:
-        """Return the bytes of a segment, live and dead; None when there is no such segment."""
+        """Return the bytes of a segment, live and dead, None if there is no such segment."""
         if number == self._tail_number:
             return len(self._tail)
         return len(self._sealed[number].data) if number in self._sealed else None
 
     def release(self, number: int, length: int) -> bool:
-        """So many bytes of a segment are dead from now on; whether it is to be rewritten."""
+        """Mark a number of bytes of a segment as dead. Return whether the segment should be rewritten."""
         self._live[number] -= length
         return self._sparse(number)
 
     def recount(self, numbers: np.ndarray, lengths: np.ndarray) -> list[int]:
-        """What is live is exactly this: int32 [N] each. The segments that are to be rewritten, in order."""
+        """Set the live bytes: int32 [N] each. Return the segments to rewrite, in order."""
         self._live = dict.fromkeys([*self._sealed, self._tail_number], 0)
         found, place = np.unique(numbers, return_inverse=True)
         for number, live in zip(found.tolist(), np.bincount(place, lengths), strict=True):
@@ -76,7 +76,7 @@ class Segments:
         return [number for number in self._live if self._sparse(number)]
 
     def drop(self, number: int) -> bytes:
-        """The bytes of a segment, which is gone then; the tail begins anew."""
+        """Drop the bytes of a segment. If it is the tail, the tail starts again."""
         del self._live[number]
         if number in self._sealed:
             return self._sealed.pop(number).data
@@ -85,8 +85,10 @@ class Segments:
         return data
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of the tail; the sealed segments' digests, which stand for what `parts` holds, and their numbers, then
-        the tail's."""
+        """Return a copy of the tail, the digests of the sealed segments, and the numbers of all segments.
+
+        The digests stand for the bytes in `parts`. The tail's number is the last one.
+        """
         digests = [bytes.fromhex(segment.digest.removeprefix("sha256:")) for segment in self._sealed.values()]
         return {
             "tail": torch.from_numpy(np.frombuffer(self._tail, np.uint8).copy()),
@@ -95,9 +97,9 @@ class Segments:
         }
 
     def load_state_dict(self, state: dict[str, Tensor], parts: Mapping[str, bytes]) -> None:
-        """Take over what `state` and `parts` gave; `recount` must follow.
+        """Restore the log from `state_dict` and `parts`. `recount` must follow.
 
-        Raises ValueError when a part is missing, or the state is not one that `state` gave.
+        Raises ValueError when a part is missing or the state is malformed.
         """
         names = ["sha256:" + bytes(row).hex() for row in tensor(state, "digests", torch.uint8, None, 32).tolist()]
         if missing := set(names) - parts.keys():

@@ -1,4 +1,4 @@
-"""How a batch is learned. Each strategy is one `losses`, on one screen, with its paper."""
+"""Strategies of learning a batch. Each one is a function `losses` that fits on a screen, with its paper."""
 
 from stream_learner.errors import UsageError
 from stream_learner.learning.strategies.step import Losses, Minibatch, Step, Strategy
@@ -6,10 +6,10 @@ from stream_learner.registry import STRATEGIES
 
 
 def strategy(name: str) -> type[Strategy]:
-    """The strategy of that name, or a user's own. Raises UsageError when there is none."""
+    """Return the strategy with this name, or a user's own. Raises UsageError when there is none."""
     found = STRATEGIES.lookup(name)
     if not (isinstance(found, type) and issubclass(found, Strategy)):
-        raise UsageError(f"learning.strategy = {name!r} is no class derived from {__name__}.Strategy, as it is to be")
+        raise UsageError(f"learning.strategy = {name!r} is not a class derived from {__name__}.Strategy")
     return found
 
 

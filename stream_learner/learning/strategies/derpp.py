@@ -8,12 +8,12 @@ ALPHA = 0.2
 
 
 class DarkExperienceReplay(Strategy):
-    """DER++: replayed samples are to give the logits that they gave when they arrived, beside their labels.
+    """DER++: replayed samples must keep both their labels and the logits from their arrival.
 
-    Buzzega et al. 2020, "Dark Experience for General Continual Learning: a Strong, Simple Baseline"
-    (arXiv:2004.07211). Only logits of classes that some step had learned with by then are compared; they are the
-    average's where one is kept. One draw from the memory serves both terms, where the paper takes two, so that a step
-    costs what it costs other strategies.
+    Buzzega et al. 2020, "Dark Experience for General Continual Learning: a Strong, Simple Baseline" (arXiv:2004.07211).
+    Only logits of classes that a step had learned by then are compared. With an average, they are the average's logits.
+    One draw from the memory serves both terms, where the paper takes two, so that a step costs as much as with other
+    strategies.
     """
 
     stores_logits: ClassVar[bool] = True

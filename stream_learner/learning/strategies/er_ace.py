@@ -4,8 +4,9 @@ from stream_learner.learning.strategies.step import Losses, Step, Strategy, cros
 
 
 class AsymmetricCrossEntropy(Strategy):
-    """ER-ACE: the stream's samples compete with one another's classes only, so that a class that arrives does not push
-    away what is known; the replayed samples compete with all.
+    """ER-ACE: the stream's samples compete only with classes of the same batch, replayed ones with all classes.
+
+    So a new class does not displace known ones.
 
     Caccia et al. 2022, "New Insights on Reducing Abrupt Representation Change in Online Continual Learning"
     (arXiv:2104.05025).

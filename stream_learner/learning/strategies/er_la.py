@@ -9,12 +9,13 @@ DECAY = 0.99
 
 
 class LogitAdjustedReplay(Strategy):
-    """Experience replay whose logits are adjusted by the log-frequency of each class in the latest steps, so that the
-    network itself learns as if the classes came equally often: a class that fills the stream does not gain by it.
+    """Experience replay with logits adjusted by the log-frequency of each class in the latest steps.
+
+    The network then learns as if all classes were equally frequent, so a class that fills the stream has no advantage.
 
     Huang et al. 2024, "Online Continual Learning via Logit Adjusted Softmax" (arXiv:2311.06460), after Menon et al.
-    2021 (arXiv:2007.07314). Frequencies are an exponential mean over steps, of the weights of the
-    stream's and the replayed samples.
+    2021 (arXiv:2007.07314). Frequencies are an exponential mean over steps of the weights of stream samples and
+    replayed samples.
     """
 
     def __init__(self):

@@ -4,7 +4,7 @@ from stream_learner.learning.strategies.step import Losses, Step, Strategy, cros
 
 
 class FineTune(Strategy):
-    """Plain steps on the stream, the lower bound of the field: what is not seen again is forgotten."""
+    """Plain steps on the stream, the lower bound of the field: classes that are not seen again are forgotten."""
 
     replays: ClassVar[bool] = False
 

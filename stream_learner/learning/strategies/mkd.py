@@ -10,11 +10,12 @@ DISTILLATION = 0.25
 
 
 class MomentumDistillation(Strategy):
-    """Experience replay with the network's own average for a teacher: its soft predictions, which lag behind and
-    forget less, are learned beside the labels.
+    """Experience replay with the network's own average as teacher.
 
-    Michel et al. 2024, "Rethinking Momentum Knowledge Distillation in Online Continual Learning" (arXiv:2309.02870);
-    loss of distillation as in Hinton et al. 2015 (arXiv:1503.02531). Needs `learning.average_decay`.
+    The average lags behind and forgets less. Its soft predictions are learned in addition to the labels.
+
+    Michel et al. 2024, "Rethinking Momentum Knowledge Distillation in Online Continual Learning" (arXiv:2309.02870),
+    with the distillation loss of Hinton et al. 2015 (arXiv:1503.02531). Needs `learning.average_decay`.
     """
 
     distils: ClassVar[bool] = True

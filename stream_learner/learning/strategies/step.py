@@ -1,4 +1,4 @@
-"""What a strategy is given for one step, and what it gives."""
+"""Input and output of a strategy for one step."""
 
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
@@ -11,8 +11,8 @@ from torch.nn import functional as F
 class Minibatch(NamedTuple):
     """Images uint8 [N, H, W, C], class indices int64 [N] and weights float32 [N], on the learner's device.
 
-    `logits` float32 [N, classes] are what the network said of the samples when they arrived, NaN for classes that it
-    had taken no step with, for which columns may lack as well; only for a strategy that `stores_logits`.
+    `logits`, float32 [N, classes], are the network's logits at the samples' arrival. They are NaN, or columns are
+    missing, for classes without a step at that time. They are set only for a strategy that `stores_logits`.
     """
 
     images_NHWC: Tensor
@@ -21,15 +21,15 @@ class Minibatch(NamedTuple):
     logits: Tensor | None = None
 
     def joined(self, other: "Minibatch") -> "Minibatch":
-        """Both, without logits."""
+        """Return both minibatches as one, without logits."""
         return Minibatch(*(torch.cat(pair) for pair in zip(self[:3], other[:3], strict=True)))
 
 
 class Step(NamedTuple):
-    """One optimizer update: the network in training mode, its average (None where none is kept), the stream's samples
-    and a draw from the memory.
+    """Input of one optimizer update: network, average, the stream's samples and a draw from the memory.
 
-    `replay()` gives fresh samples each time; none while the memory is empty.
+    The network is in training mode. The average is None if none is kept. Each call of `replay()` draws new samples, and
+    none while the memory is empty.
     """
 
     model: nn.Module
@@ -46,7 +46,7 @@ class Losses(NamedTuple):
 
 
 class Strategy:
-    """How the loss of a step comes about. One that keeps nothing between steps only says `losses`."""
+    """The losses of a step. A strategy without state between steps defines only `losses`."""
 
     replays: ClassVar[bool] = True
     """Whether a memory is kept for it."""
@@ -56,23 +56,23 @@ class Strategy:
     """Whether the average teaches it."""
 
     def losses(self, step: Step) -> Losses:
-        """What is minimised: their weighted mean."""
+        """Return the losses and weights whose weighted mean is minimised."""
         raise NotImplementedError
 
     def retire(self, source: int, target: int | None) -> None:
-        """Note that class `source` retired, and that its samples are those of class `target` now; None: of no class.
+        """Note that class `source` retired. Its samples now belong to class `target`, or to no class if it is None.
 
-        Its logits are -1e30 from here on, and no sample has it for a label.
+        From now on its logits are -1e30, and no sample has its label.
         """
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies of what it keeps between steps."""
+        """Return copies of the state that is kept between steps."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes over what `state_dict()` gave."""
+        """Restore a state from `state_dict`."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of each sample, float32 [N]; logits [N, classes] of any float type, labels int64 [N]."""
+    """Return the loss of each sample, float32 [N]. Logits [N, classes] have any float type, labels are int64 [N]."""
     return F.cross_entropy(logits.float(), labels, reduction="none")

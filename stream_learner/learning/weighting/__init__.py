@@ -1,4 +1,4 @@
-"""What a sample's weight alpha is made of, and the loss it enters."""
+"""Policies of a sample's weight alpha, and the weighted loss."""
 
 from stream_learner.learning.weighting.loss import WeightedLoss
 from stream_learner.learning.weighting.policies import Arrivals, Policy, Times

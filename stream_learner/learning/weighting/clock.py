@@ -1,4 +1,4 @@
-"""Event time: a clock made of the records alone, which one record cannot move."""
+"""Event time: a clock that depends on the records alone, and that no single record can move far."""
 
 from typing import Annotated, Any
 
@@ -15,8 +15,8 @@ Timestamp = Annotated[int, Meta(ge=LEAST_MS, le=GREATEST_MS)]
 class EventClock:
     """The upper quartile of the last 101 known timestamps of training samples, in milliseconds since 1970, UTC.
 
-    It is not monotone. A wrong timestamp, however far off, moves it by no more than one sample does, and 25 of them
-    do not take it away. Up to half of the samples may be late.
+    It is not monotone. One wrong timestamp moves it by at most one sample's distance, and 25 wrong ones cannot move it
+    away. Up to half of the samples may be late.
     """
 
     def __init__(self):
@@ -24,11 +24,11 @@ class EventClock:
 
     @property
     def now_ms(self) -> int:
-        """0 before the first known timestamp."""
+        """Event time in milliseconds, 0 before the first known timestamp."""
         return sorted(self._last_ms)[3 * len(self._last_ms) // 4] if self._last_ms else 0
 
     def observe(self, timestamps_ms: np.ndarray) -> np.ndarray:
-        """Take in a batch; return its timestamps [N], with the clock's time in place of those not known."""
+        """Add a batch. Return its timestamps [N], with the clock's time in place of unknown ones."""
         is_known = (timestamps_ms >= LEAST_MS) & (timestamps_ms <= GREATEST_MS)
         self._last_ms = [*self._last_ms, *timestamps_ms[is_known].tolist()][-WINDOW:]
         return np.where(is_known, timestamps_ms, self.now_ms)
@@ -38,7 +38,7 @@ class EventClock:
         return list(self._last_ms)
 
     def load_state_dict(self, document: Any) -> None:
-        """Take over what `state_dict()` gave. Raises ValueError when it is not that."""
+        """Restore a state from `state_dict`. Raises ValueError when it is malformed."""
         self._last_ms = parse(document, list[Timestamp])
         if len(self._last_ms) > WINDOW:
             raise ValueError(f"{len(self._last_ms)} timestamps, over {WINDOW}")

@@ -14,8 +14,11 @@ LEAST_PROBABILITY = np.finfo(np.float32).tiny
 
 
 class Times(NamedTuple):
-    """When samples came: how many input records had been learned before, and their event time (Kafka's timestamp) in
-    milliseconds since 1970, UTC (0: not known). Both int64 [N]. `now_ms` is the event time now (0: not known)."""
+    """Arrival of samples: the number of input records learned before, and their event time. Both are int64 [N].
+
+    Event time is Kafka's timestamp in milliseconds since 1970, UTC, 0 if unknown. `now_ms` is the current event time, 0
+    if unknown.
+    """
 
     admitted: np.ndarray
     timestamps_ms: np.ndarray
@@ -25,10 +28,10 @@ class Times(NamedTuple):
 class Arrivals(NamedTuple):
     """A batch's training samples before they are learned.
 
-    `record_weights` are those of the records, float64 [N]; `labels` class indices, int64 [N]; `probabilities()` what
-    the model that predicts (the average where one is kept) gives each sample's own class, float32 [N];
-    `released_probabilities()` what the last release gives it, float32 [N], 0 before the first release and for a class
-    that it does not know. These two are computed when they are asked for.
+    `record_weights`, float64 [N], are the records' weights, and `labels` class indices, int64 [N]. `probabilities()`
+    returns the probability of each sample's own class under the model that predicts (the average, if one is kept),
+    float32 [N]. `released_probabilities()` returns the same under the last release, and 0 before the first release or
+    for a class that it does not know. Both are computed only when called.
     """
 
     record_weights: np.ndarray
@@ -39,10 +42,10 @@ class Arrivals(NamedTuple):
 
 
 class Policy(Protocol):
-    """One factor of the weights. One without statistics inherits its empty state from here.
+    """One factor of the weights. A policy without statistics inherits an empty state.
 
-    Running statistics are all of its state, a JSON document that comes back as it was. Whoever calls it restores the
-    state from before a batch that was not learned.
+    The state consists of running statistics, as a JSON document that is restored unchanged. If a batch is not learned,
+    the caller restores the state from before.
     """
 
     stored: ClassVar[bool]
@@ -55,27 +58,29 @@ class Policy(Protocol):
         self._settings = settings
 
     def factors(self, arrivals: Arrivals) -> np.ndarray:
-        """Takes the batch into the statistics, then gives each sample's factor, at least 0, float64 [N]."""
+        """Add the batch to the statistics, then return each sample's factor, at least 0, float64 [N]."""
         ...
 
     def replayed(self, times: Times) -> np.ndarray:
-        """Factors of samples from the memory that came at `times`, float64 [N], where they are not stored."""
+        """Return the factors of memory samples that arrived at `times`, float64 [N], if they are not stored."""
         return np.ones(len(times.admitted))
 
     def retire(self, source: int, target: int | None) -> None:
-        """Note that class `source` retired, and that its samples are those of class `target` now; None: of no class."""
+        """Note that class `source` retired. Its samples now belong to class `target`, or to no class if it is None."""
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of the running statistics."""
+        """Return a copy of the running statistics."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state_dict()` gave; from the beginning when it is empty."""
+        """Continue from a state, or start again if it is empty."""
 
 
 class RecordWeight(Policy):
-    """The weight that the record's producer gave it, 1 when it gave none. Clipped to `weights.max_weight` before it is
-    multiplied, so that no producer outweighs the other factors."""
+    """Weight given by the record's producer, 1 if there is none.
+
+    It is clipped to `weights.max_weight` before multiplication, so that no producer outweighs the other factors.
+    """
 
     stored = True
 
@@ -86,9 +91,9 @@ class RecordWeight(Policy):
 class ClassBalance(Policy):
     """Inverse effective number of the training samples of the sample's class seen so far.
 
-    E_n = (1 - beta^n) / (1 - beta), with n of the class: Cui et al. 2019, "Class-Balanced Loss Based on Effective
-    Number of Samples" (arXiv:1901.05555). Scaled so that the mean over all seen so far is 1. Not stored: the memory
-    is balanced already.
+    E_n = (1 - beta^n) / (1 - beta), where n counts the class: Cui et al. 2019, "Class-Balanced Loss Based on Effective
+    Number of Samples" (arXiv:1901.05555). It is scaled so that the mean over all samples so far is 1. It is not stored,
+    because the memory is balanced already.
     """
 
     stored = False
@@ -126,11 +131,11 @@ class StoredRecency(Struct):
 
 
 class Recency(Policy):
-    """2^-(age / half-life): a late record weighs less when it arrives, and a sample in the memory fades as it ages.
+    """2^-(age / half-life): a late record weighs less when it arrives, and a sample in the memory fades with age.
 
-    Age is counted in input records from the newest training sample (`weights.half_life_records`; what arrives has age
-    0), or in event time from the upper quartile of the last 101 timestamps (`weights.half_life_s`), which no single
-    wrong one moves. It is never below 0, and 0 where a timestamp is not known.
+    Age is counted in input records since the newest training sample (`weights.half_life_records`; new samples have age
+    0), or in event time since the upper quartile of the last 101 timestamps (`weights.half_life_s`), which one wrong
+    timestamp does not move. Age is never below 0, and is 0 if a timestamp is unknown.
     """
 
     stored = False
@@ -158,8 +163,10 @@ class Recency(Policy):
 
 
 class Novelty(Policy):
-    """1 - p_y under the last released parameters: what downstream's model knows already teaches little. 1 before the
-    first release, and for a class that it does not know."""
+    """1 - p_y under the last release: samples that the released model knows teach little.
+
+    It is 1 before the first release, and for a class that the release does not know.
+    """
 
     stored = True
 
@@ -173,11 +180,12 @@ class StoredHardness(Struct):
 
 
 class Hardness(Policy):
-    """The model's loss on the sample before it is learned, -log p_y, relative to its mean over about the last thousand
-    samples, clipped to `weights.max_weight`.
+    """The model's loss on the sample before it is learned, -log p_y, relative to its recent mean.
 
-    Katharopoulos and Fleuret 2018, "Not All Samples Are Created Equal" (arXiv:1803.00942), who sample by importance
-    and divide by it; here it is a weight, and the samples that the model gets wrong count for more.
+    The mean is over about the last thousand samples. The factor is clipped to `weights.max_weight`.
+
+    Katharopoulos and Fleuret 2018, "Not All Samples Are Created Equal" (arXiv:1803.00942), sample by importance and
+    divide by it. Here importance is a weight, so that samples with wrong predictions count for more.
     """
 
     stored = True

@@ -1,4 +1,4 @@
-"""The policies together: what a batch's samples weigh now, and what is kept with them."""
+"""All policies together: the weights of a batch's samples now, and the weights stored with them."""
 
 import math
 from typing import Any, NamedTuple
@@ -17,8 +17,11 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 class Weighed(NamedTuple):
-    """Weights of a batch, float32 [N]: those of its own steps, and those to be kept in the memory. `factors` are each
-    policy's, and the `combined` weights, for the report. `timestamps_ms` are the samples' event times, int64 [N]."""
+    """Weights of a batch, float32 [N]: those of its own steps, and those to store in the memory.
+
+    `factors` are each policy's factors and the `combined` weights, for the report. `timestamps_ms` are the samples'
+    event times, int64 [N].
+    """
 
     now: np.ndarray
     stored: np.ndarray
@@ -27,17 +30,19 @@ class Weighed(NamedTuple):
 
 
 class Weights:
-    """alpha: the product of the policies' factors, clipped to [0, `weights.max_weight`]; 1 without a policy."""
+    """alpha: the product of the policies' factors, clipped to [0, `weights.max_weight`]; 1 without policies."""
 
     def __init__(self, settings: WeightsSettings):
-        """Raises UsageError when the settings name a policy that is not there."""
+        """Build the policies. Raises UsageError when the settings name one that does not exist."""
         self._max_weight = settings.max_weight
         self._clock = EventClock()
         self._policies = {name: WEIGHTS.lookup(name)(settings) for name in settings.policies}
 
     def weigh(self, arrivals: Arrivals) -> Weighed:
-        """Takes a batch of at least one sample into the statistics and weighs it. When it turns out that the batch is
-        not learned, or makes no step, `load_state_dict` the state from before."""
+        """Add a batch of at least one sample to the statistics and return its weights.
+
+        If the batch is not learned, or makes no step, `load_state_dict` the state from before.
+        """
         timestamps_ms = self._clock.observe(arrivals.times.timestamps_ms)
         times = arrivals.times._replace(timestamps_ms=timestamps_ms, now_ms=self._clock.now_ms)
         arrivals = arrivals._replace(times=times)
@@ -50,7 +55,7 @@ class Weights:
         return Weighed(now, stored, shown, timestamps_ms)
 
     def replayed(self, stored: np.ndarray, times: Times) -> np.ndarray:
-        """Weights of samples drawn from the memory, float32 [N]; `stored` are those kept with them."""
+        """Return the weights of samples drawn from the memory, float32 [N]. `stored` are their stored weights."""
         times = times._replace(now_ms=self._clock.now_ms)
         return self._clip(math.prod((p.replayed(times) for p in self._policies.values() if not p.stored), start=stored))
 
@@ -58,18 +63,18 @@ class Weights:
         return np.clip(weights, 0, self._max_weight).astype(np.float32)
 
     def retire(self, source: int, target: int | None) -> None:
-        """Note that class `source` retired, and that its samples are those of class `target` now; None: of no class."""
+        """Note that class `source` retired. Its samples now belong to class `target`, or to no class if it is None."""
         for policy in self._policies.values():
             policy.retire(source, target)
 
     def state_dict(self) -> dict[str, Any]:
-        """Each policy's running statistics and the event clock, a JSON document."""
+        """Return each policy's running statistics and the event clock, as a JSON document."""
         return {name: policy.state_dict() for name, policy in self._policies.items()} | {
             CLOCK: self._clock.state_dict()
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state_dict()` gave. A policy that it lacks begins."""
+        """Continue from a state. A policy that is not in it starts again."""
         with part(CLOCK):
             self._clock.load_state_dict(state.get(CLOCK, []))
         for name, policy in self._policies.items():
