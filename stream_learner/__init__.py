@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stream_learner.formats import Fields, Format, Reason, Record, RejectError, RetryLaterError
     from stream_learner.formats.record import Sample, Split
     from stream_learner.learning.learner import Learner
+    from stream_learner.learning.process import set_up_torch
     from stream_learner.learning.strategies import Losses, Step, Strategy
     from stream_learner.learning.weighting import Arrivals, Policy
     from stream_learner.networks import ImageClassifier
@@ -62,6 +63,7 @@ __all__ = [
     "UsageError",
     "load",
     "read_release",
+    "set_up_torch",
 ]
 
 _MODULE_OF = {
@@ -87,6 +89,7 @@ _MODULE_OF = {
     "Sample": "formats.record",
     "Split": "formats.record",
     "Learner": "learning.learner",
+    "set_up_torch": "learning.process",
     "Losses": "learning.strategies",
     "Step": "learning.strategies",
     "Strategy": "learning.strategies",

@@ -1,1 +1,1 @@
-"""State to bytes and back, the objects that hold it, and how long they are kept."""
+"""The objects that hold states and releases, and how long they are kept."""

@@ -1,1 +1,1 @@
-"""Batches, the learner and its parts: models, strategies, weighting, memory, evaluation, the release gate."""
+"""The learner and its parts: strategies, heads, weighting, memory, evaluation, the release gate."""

@@ -40,8 +40,7 @@ class Placement:
 def place(settings: LearningSettings, model: Callable[..., ImageClassifier]) -> Placement:
     """Resolve `auto`: by measurement, convolutions gain from bf16 and channels_last, and small dense layers lose.
 
-    From now on, denormal numbers count as 0 in this thread and in the threads that it starts, and cuDNN's convolutions
-    are deterministic in the whole process. Raises UsageError when the device does not exist.
+    Raises UsageError when the device does not exist.
     """
     name = settings.device
     if name == "auto":

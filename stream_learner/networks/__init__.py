@@ -9,6 +9,7 @@ from stream_learner.contract.manifest import ModelSpec
 from stream_learner.errors import StateError, UsageError
 from stream_learner.networks.classifier import ImageClassifier, head
 from stream_learner.networks.foreign import Timm
+from stream_learner.networks.tensors import STORED
 from stream_learner.registry import MODELS
 
 __all__ = ["ImageClassifier", "build", "factory", "head"]
@@ -53,4 +54,10 @@ def build(spec: ModelSpec, own: str | None = None) -> ImageClassifier:
         raise UsageError(f"model.name = {spec.name!r} does not return a {__name__}.ImageClassifier, which it must")
     if random_features:
         model.expand(random_features)
+    for part, tensor in model.state_dict().items():
+        if tensor.dtype not in STORED:
+            raise UsageError(
+                f"model.name = {spec.name!r}: {part} is {tensor.dtype}, which NumPy and so a saved state cannot hold; "
+                "use float32"
+            )
     return model

@@ -6,6 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+STORED = {
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+    torch.complex64,
+}
+"""Types of tensors that a state may hold: those that NumPy has too."""
+
 
 def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """Return torch's view of numpy arrays, which share their memory."""

@@ -112,6 +112,7 @@ class Recovery:
         recovered = self._verified(newest.found, ids)
         # 4. Write the marker if a crash after the first commit prevented it: a lost manifest is then noticed.
         write_marker(self._store, self._settings, self._cluster, ids[self._topic], recovered.epoch)
+        self._seen = None  # or the state would stay in memory as long as this object
         return recovered
 
     def _topic_ids(self) -> dict[str, str]:

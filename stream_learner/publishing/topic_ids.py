@@ -2,15 +2,16 @@
 
 from stream_learner.errors import InputError
 
+NEW_RUN = "Choose a new run.id to learn from the new topic"
 
-def check_topic_ids(learned_from: dict[str, str], current: dict[str, str]) -> None:
-    """Raise InputError when a topic that the run learned from was deleted and created again.
+
+def check_topic_ids(known: dict[str, str], current: dict[str, str], advice: str = NEW_RUN) -> None:
+    """Raise InputError with `advice` when a topic was deleted and created again.
 
     A topic without a known id passes: the run has not learned from it yet.
     """
     for topic, topic_id in current.items():
-        if learned_from.get(topic, topic_id) != topic_id:
+        if known.get(topic, topic_id) != topic_id:
             raise InputError(
-                f"topic {topic} was deleted and created again: its offsets now refer to other records. Choose a new "
-                "run.id to learn from the new topic"
+                f"topic {topic} was deleted and created again: its offsets now refer to other records. {advice}"
             )

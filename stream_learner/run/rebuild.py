@@ -62,13 +62,15 @@ def rebuild(
 
     `start` is a checkpoint's sequence (0: before the first), its state's key or URL, or a file with the state's bytes.
     `target` is a sequence or a file with a manifest. `on_progress(offsets, total)` is called repeatedly. Raises
-    MismatchError when the bytes differ, UsageError, StateError, InputError, StoreError, KafkaUnavailableError.
+    MismatchError when the bytes differ, UsageError, StateError, InputError, StoreError, DependencyError,
+    KafkaUnavailableError.
     """
     cluster.check_topics(Role.REBUILD)
     with ExitStack() as opened:
         history = opened.enter_context(closing(cluster.history()))
         path = find_path(settings, history, store, start, target)
-        check_topic_ids(path.end.topic_ids, cluster.topic_ids(settings.input.topics))
+        gone = "The records that were learned are gone, so this checkpoint cannot be rebuilt"
+        check_topic_ids(path.end.topic_ids, cluster.topic_ids(settings.input.topics), gone)
         driver = _resumed(settings, store, path.start, start)
         doubts = [*path.changes, *_differences(driver.learner, path.end)]
         if doubts:

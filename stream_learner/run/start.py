@@ -77,8 +77,11 @@ def _check_without_torch(settings: Settings) -> None:
 
 def _check_with_torch(settings: Settings) -> None:
     from stream_learner.learning.learner import Learner
+    from stream_learner.learning.process import set_up_torch
 
+    set_up_torch(settings.learning)  # before torch starts threads: they take over how it counts denormal numbers
     Learner(settings)
+    gc.collect()  # or `gc.freeze` would keep a large network for good
 
 
 def run(

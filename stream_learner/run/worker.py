@@ -8,6 +8,7 @@ from itertools import islice
 
 import structlog
 
+from stream_learner import networks
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import KafkaSettings, Settings
 from stream_learner.contract.event_time import age_s
@@ -25,6 +26,7 @@ from stream_learner.errors import (
 )
 from stream_learner.formats.decoder import Decoder
 from stream_learner.learning.learner import Learner, Saved
+from stream_learner.learning.placement import place
 from stream_learner.learning.process import set_up_torch
 from stream_learner.learning.state_dict import join
 from stream_learner.monitoring.health import Answer, Health, Phase
@@ -233,6 +235,8 @@ def run(
     if settings.model.frozen and not settings.model.weights:
         log.warning("the network's body is frozen and random, unless its factory loads weights; set model.weights")
     end_process = leaving_a_mark(settings, store, end_process)
+    set_up_torch(settings.learning)
+    place(settings.learning, networks.factory(settings.model.name))  # a device that fails must not end another worker
 
     def stand_by() -> None:
         health.enter(Phase.STANDBY)
@@ -294,11 +298,10 @@ def run(
 
 
 def resumed(settings: Settings, recovered: Recovered) -> Driver:
-    """Build what learns, as the checkpoint has it, in this process.
+    """Build the learner and its progress from the checkpoint.
 
     Raises StateError when the state is not one that was saved.
     """
-    set_up_torch(settings.learning)
     checkpoint = recovered.checkpoint
     if checkpoint is None:
         return Driver(Learner(settings), Progress(recovered.positions))

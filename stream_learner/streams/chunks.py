@@ -24,7 +24,7 @@ def read_chunks(
     """Return the joined bytes of a release, None when the weights topic does not hold all of them.
 
     Wait for chunks that are not visible yet: brokers end a transaction in one partition after the other. Raises
-    KafkaUnavailableError, also when the chunks do not become visible within `recovery.timeout_s`.
+    KafkaUnavailableError, also when no chunk arrives for `recovery.timeout_s`.
     """
     topic = Names.under(settings.prefix).weights
     if any(chunk.topic != topic for chunk in chunks):
@@ -38,9 +38,12 @@ def read_chunks(
             consumer.beginning_offsets([place])  # fails where a right is missing; `poll` would wait
             consumer.seek(place, wanted[0])
             while wanted:
+                before = len(parts)
                 if not _take(consumer, place, wanted, parts):
                     return None
-                if wanted and clock() > deadline:
+                if len(parts) > before:
+                    deadline = clock() + settings.recovery.timeout_s
+                elif clock() > deadline:
                     raise KafkaUnavailableError(
                         f"the release's chunk at offset {wanted[0]} of {topic}[{partition}] could not be read within "
                         f"recovery.timeout_s = {settings.recovery.timeout_s:g}; check that the brokers are up"

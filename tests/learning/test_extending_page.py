@@ -110,8 +110,12 @@ class Images(BaseHTTPRequestHandler):
             self.send_response(200)
             self.end_headers()
             self.wfile.write(ENCODED[int(name)])
+        elif name == "large":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(bytes(1_000_001))
         else:
-            self.send_error(404)
+            self.send_error(410 if name == "gone" else 404)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the overridden name)
         pass
@@ -132,10 +136,16 @@ def test_the_example_of_a_format_has_all_three_outcomes(chosen: Settings):
             sample = decode(record(b"7"))
             assert sample
             assert (sample.image, sample.label) == (ENCODED[7], "cat")
-            for missing in (b"none", b"../7"):  # which stays one name
+            refused = {
+                b"none": Reason.NO_IMAGE,
+                b"gone": Reason.NO_IMAGE,
+                b"../7": Reason.NO_IMAGE,  # which stays one name
+                b"large": Reason.OVERSIZED_IMAGE,
+            }
+            for name, reason in refused.items():
                 with pytest.raises(RejectError) as caught:
-                    decode(record(missing))
-                assert caught.value.reason is Reason.NO_IMAGE
+                    decode(record(name))
+                assert caught.value.reason is reason
             with pytest.raises(RetryLaterError, match="503"):
                 decode(record(b"5"))
             assert decode(record(b"5"))

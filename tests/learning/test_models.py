@@ -140,6 +140,19 @@ def test_a_model_of_ones_own_is_reached_by_its_path():
     assert driver_of(settings(model__name=f"{__name__}:Flat")).snapshot().document["model"]["name"].endswith(":Flat")
 
 
+class Halved(MLP):
+    """A network with a buffer of a type that NumPy lacks."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.register_buffer("scale", torch.ones(1, dtype=torch.bfloat16))
+
+
+def test_a_network_that_a_state_cannot_hold_is_refused_before_anything_is_learned():
+    with pytest.raises(UsageError, match=r"Halved.*: scale is torch.bfloat16, .* use float32"):
+        driver_of(settings(model__name=f"{__name__}:Halved"))
+
+
 def test_placement_resolves_auto_by_the_model():
     automatic = settings(learning__device="cpu").learning
     assert place(automatic, models.factory("mlp")).autocast is False

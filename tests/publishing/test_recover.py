@@ -1,5 +1,6 @@
 """Recovery, the mirror of the checkpoint writer: where it continues, what it refuses, and what it leaves as it was."""
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -66,6 +67,16 @@ def test_a_restart_continues_from_the_newest_checkpoint(published: FakeRun) -> N
     assert recovered.checkpoint.released[0]["x"].item() == 10
     assert (recovered.epoch, recovered.positions) == (1, {TOPIC: {0: 30}})
     assert run.publish(run.writer(recovered), run.snapshot()).sequence == 4
+
+
+def test_the_state_is_given_away(published: FakeRun) -> None:
+    """A worker keeps its recovery, but not the state that it resumed from."""
+    recovery = published.recovery()
+    recovery.look()
+    recovered = recovery.take_over(published.transaction.fence)
+    state = weakref.ref(recovered.checkpoint)
+    del recovered
+    assert state() is None
 
 
 def test_checks_come_before_fencing_and_the_manifests_are_read_after_it(published: FakeRun) -> None:

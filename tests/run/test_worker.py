@@ -1,5 +1,6 @@
 """The worker's loop with stand-ins for its collaborators: when it saves, when it waits, and how it ends."""
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ from stream_learner.config import Settings
 from stream_learner.contract.ledger import Piece
 from stream_learner.contract.spans import Positions, Span
 from stream_learner.contract.vocabulary import Reason, Split
-from stream_learner.errors import DivergedError, ExitCode, FencedError, KafkaUnavailableError, RejectsError
+from stream_learner.errors import DivergedError, ExitCode, FencedError, KafkaUnavailableError, RejectsError, UsageError
 from stream_learner.formats.record import Record, Rejection
 from stream_learner.learning.gauges import Gauges
 from stream_learner.monitoring.health import Health, Phase
@@ -307,6 +308,22 @@ def test_an_error_while_learning_saves_nothing():
     with pytest.raises(ValueError, match="offset 10 comes next"):
         loop.run()
     assert loop.events == ["learn", "learn"]
+
+
+def test_a_device_that_fails_ends_a_worker_before_it_takes_part(monkeypatch):
+    def busy(*_: Any) -> None:
+        raise UsageError("learning.device = 'cuda' cannot be used: busy")
+
+    monkeypatch.setattr(worker, "place", busy)
+    monkeypatch.setattr(worker, "await_turn", lambda *_: pytest.fail("another worker was disturbed"))
+    nothing = cast(Any, None)
+    settings = Settings.model_validate({"run": {"id": "digits"}, "input": {"topics": ["images"]}})
+    arguments = inspect.signature(worker.run).parameters
+    given: dict[str, Any] = dict.fromkeys(
+        [name for name, p in arguments.items() if p.kind is not p.KEYWORD_ONLY], nothing
+    )
+    with pytest.raises(UsageError, match="busy"):
+        cast(Any, worker.run)(**(given | {"settings": settings}))
 
 
 def test_a_worker_that_was_replaced_learns_and_saves_no_more():
