@@ -70,7 +70,7 @@ def test_a_contender_is_called_by_its_settings_and_paired_with_the_defaults_seed
 
 
 def test_two_data_sets_of_one_name_are_told():
-    with pytest.raises(DataError, match="two data sets called shapes"):
+    with pytest.raises(DataError, match="two data sets named shapes"):
         report.grouped([made_up("default", 0, 0.7), made_up("er", 0, 0.7, digest="1")])
 
 

@@ -110,7 +110,7 @@ def test_images_that_a_network_of_others_cannot_learn_are_refused(name, side, wh
 )
 def test_a_missing_library_is_told_with_the_extra_that_brings_it(monkeypatch, name, library, extra):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(UsageError, match=rf'{name}.* needs {library}.*: pip install "stream-driver\[{extra}\]"'):
+    with pytest.raises(UsageError, match=rf'{name}.* needs {library}.*: pip install "stream-learner\[{extra}\]"'):
         models.build(spec(name, 64, 64))
 
 

@@ -218,7 +218,7 @@ def test_without_validation_samples_a_candidate_has_no_calibration_error():
 
 def test_forgetting_is_the_best_recall_at_an_earlier_release_less_that_of_now():
     """Four phases: two classes are learned, two others in their place, those with nonsense labels (refused), then with
-    their own. Without replay the first ones are forgotten. The driver is resumed after each phase."""
+    their own. Without replay the first ones are forgotten. The run is resumed after each phase."""
     given = settings(
         learning__strategy="finetune", learning__learning_rate=0.01, learning__steps_per_batch=5, release__max_drop=0.3
     )

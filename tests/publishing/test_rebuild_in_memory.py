@@ -156,7 +156,9 @@ def test_the_state_of_the_last_release_is_needed_to_begin_after_it(learned: Lear
     saved = start.released_state()
     assert saved
     learned.run.store.delete([saved.object.key])
-    with pytest.raises(StateError, match=f"the state of checkpoint {saved.sequence}, the last release then, is needed"):
+    with pytest.raises(
+        StateError, match=f"the state of checkpoint {saved.sequence}, with the last release, is needed too"
+    ):
         learned.rebuild(start.sequence, start.sequence + 1)
     learned.rebuild(0, start.sequence + 1)
 

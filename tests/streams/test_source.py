@@ -334,7 +334,7 @@ def test_records_that_fell_off_may_be_passed_over(kafka: KafkaSettings, new_topi
 def test_a_position_beyond_the_end_is_an_error(kafka: KafkaSettings, new_topic, new_source: NewSource):
     topic = new_topic()
     produce(kafka, topic, [b"a"])
-    with pytest.raises(InputError, match="ends at offset 1, before the next offset to read, 5"):
+    with pytest.raises(InputError, match="ends at offset 1, before 5, the next offset to read"):
         read(new_source(topic, {topic: {0: 5}}), {})
 
 
