@@ -70,7 +70,7 @@ class ExitCode(IntEnum):
     def remedy(self) -> Remedy:
         """Action that a supervisor should take.
 
-        It restarts the worker after a bug, because a record that ends the worker three times is set aside.
+        A supervisor restarts the worker after a bug, because a record that ends the worker three times is set aside.
         """
         if self in (ExitCode.OK, ExitCode.INTERRUPTED):
             return Remedy.NOTHING

@@ -28,7 +28,7 @@ app = typer.Typer(
     epilog="`--debug` with any command shows the traceback of an error. Exit codes are in docs/operations.md.",
 )
 
-# The arguments may include a password, if an option lacks its `=`.
+# An option typed without `=` can put a password among the arguments.
 EXTRA_ARGUMENTS = re.compile(r"(unexpected extra argument\S*) \(.*\)", re.DOTALL)
 
 

@@ -17,9 +17,7 @@ def run(
     overrides: Overrides = None,
     fresh: Annotated[
         bool,
-        typer.Option(
-            "--fresh", help="Start again from the beginning, although the run has published and its manifest is lost."
-        ),
+        typer.Option("--fresh", help="Start again from the beginning when the run's manifest is lost."),
     ] = False,
     accept_rejects: Annotated[bool, typer.Option("--accept-rejects", help="Do not stop for rejected records.")] = False,
 ) -> None:
@@ -28,7 +26,7 @@ def run(
     from stream_learner.monitoring.health import Health
 
     health = None
-    # Before the worker learns or stands by there is nothing to save, and it may wait for long.
+    # Before the worker learns or stands by there is nothing to save, and the worker may wait for long.
     stop = stop_on_signals(
         lambda: settings.run.stop_deadline_s, at_once=lambda: health is None or health.why_not_started() is not None
     )

@@ -38,7 +38,7 @@ class InputSettings(Section):
     and skip them. `reject`: send them to the dead letters as `no_image`. Neither unlearns earlier images of the key."""
     on_lost: Literal["stop", "continue"] = "stop"
     """Handling of records that fell off the topic's retention before they were read, or are damaged on the brokers'
-    disks. `stop`: exit with code 7. `continue`: continue behind them, and report them in the metrics topic, the
+    disks. `stop`: exit with code 7. `continue`: continue after them, and report them in the metrics topic, the
     manifest and `stream_learner_records_lost_total`."""
 
 

@@ -17,8 +17,9 @@ class Split(StrEnum):
 
 
 class Reason(StrEnum):
-    """Reason why a record cannot be used. The docstring of each member is its line in the documentation."""
+    """Reason why a record cannot be used."""
 
+    # The docstring of each member is its line in the documentation.
     UNREADABLE_RECORD = "unreadable_record"
     """The bytes in Kafka are no readable record: a header name that is not UTF-8, a malformed record or batch, or a
     batch that decompresses to more than its limit."""

@@ -67,10 +67,10 @@ class Release:
         return network.eval()
 
     def predict(self, images: Iterable[bytes | np.ndarray], own: str | None = None) -> "Predictions":
-        """Predict images, preprocessed as in training. `own` is that of `network`, which is built once.
+        """Predict images, preprocessed as in training. `own` is as in `network()`. The network is built once.
 
         Each image is encoded (JPEG, PNG), or uint8 pixels [H, W, 1 or 3]. Raises RejectError for an image that cannot
-        be decoded, ValueError for an array that is not such pixels, and as `network` does.
+        be decoded, ValueError for an array of another shape or type, and the errors of `network`.
         """
         from stream_learner.networks.predictions import predict
 
@@ -106,7 +106,7 @@ def read_release(
         manifest, release = _newest(settings)
         try:
             return Release(manifest, release, _data(settings, manifest, release, store))
-        except StateError:  # its bytes are gone when another was released meanwhile
+        except StateError:  # a newer release may have replaced the bytes
             if _newest(settings)[1] == release:
                 raise
 
@@ -147,7 +147,10 @@ def _newest(settings: ReaderSettings) -> tuple[Manifest, Described]:
 
 
 def _data(settings: ReaderSettings, manifest: Manifest, release: Described, store: str | None) -> bytes:
-    """Return the bytes of the release from the weights topic, or else from the store, once they are verified."""
+    """Return the bytes of the release from the weights topic, or else from the store, once they are verified.
+
+    The signature was verified with the manifest (`streams/manifests.py`).
+    """
     data = read_chunks(settings, release.chunks) if release.chunks else None
     if data is not None and len(data) == release.object.size and digest(data) == release.object.digest:
         return data
@@ -157,5 +160,5 @@ def _data(settings: ReaderSettings, manifest: Manifest, release: Described, stor
     why = "does not hold" if data is None else "holds other bytes than the manifest names for"
     raise StateError(
         f"topic {topic} {why} release {release.sequence} of run {settings.run.id!r}; pass the worker's "
-        f"checkpoint.store as `store`. When the release was made, it was {manifest.store}"
+        f"checkpoint.store as `store`. When the release was made, checkpoint.store was {manifest.store}"
     )

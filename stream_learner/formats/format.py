@@ -16,7 +16,7 @@ class Format(BaseModel):
 
     The settings are read from `[input.format_settings]` and validated when the worker starts; a subclass without fields
     has none. Keep clients and caches in private attributes (pydantic's `PrivateAttr`) and connect at the first `read`:
-    a format is also built to check settings.
+    a format is also built to check settings. `plain.py` is the smallest example; its name is in `registry.FORMATS`.
 
     For each record, `read` has one of three outcomes:
 

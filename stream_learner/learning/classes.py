@@ -75,7 +75,8 @@ class Classes:
     def retire(self) -> list[tuple[int, int | None]]:
         """Retire the classes whose labels the settings make aliases or do not allow.
 
-        Return the indices that retired just now, and for each the index that takes over its samples, if any.
+        Called once, when a state is loaded. Return the indices that retired just now, and for each the index that takes
+        over its samples, if any.
         """
         retiring: dict[int, int | None] = {}
         for index, label in enumerate(tuple(self.labels)):
@@ -126,7 +127,7 @@ class Pending:
 
     Misra and Gries 1982, "Finding repeated elements": a label for which there is no room lowers every count by one.
     Counts are never too high, so a flood of labels that occur once makes no class. They are too low by at most 1/2,000
-    of the records counted here, so a label that is more frequent becomes a class.
+    of the records counted here, so a label with a larger share than 1/2,000 becomes a class.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""The decision to release."""
+"""The decision to release; `releases.py` calls it and also refuses weights that are not finite."""
 
 from typing import Any
 
@@ -77,11 +77,12 @@ def decide(
 def p_value(gained_C: np.ndarray, lost_C: np.ndarray, total_C: np.ndarray) -> float:
     """Return the probability that mean recall falls at least this much by chance, if both models are equally good.
 
-    `gained_C` and `lost_C` count, for each class, the samples that only the first or only the second model predicts
-    right, of `total_C`. McNemar's exact test (McNemar 1947, Dietterich 1998) assumes that each of these samples could
-    equally be right for the other model. The statistic is the difference of the mean recalls, so that samples of rare
-    classes weigh more, as in mean recall. With classes of equal size it is McNemar's own. A bootstrap would find
-    significance in three such samples, because it sees no variance in small classes whose samples changed alike.
+    Samples of each class are counted. `gained_C`: only the first model is right; `lost_C`: only the second; `total_C`:
+    all samples. McNemar's exact test (McNemar 1947, Dietterich 1998) assumes that a sample that only one model predicts
+    right is equally likely to favour either model. The statistic is the difference of the mean recalls, so that samples
+    of rare classes weigh more, as in mean recall. With classes of equal size it is McNemar's own. A bootstrap would
+    find significance in three samples of a rare class, because it sees no variance in small classes whose samples
+    changed alike.
 
     Random draws replace all outcomes, and the observed outcome is one of them (Phipson and Smyth 2010). Their seed is
     fixed, so that the same predictions give the same verdict.

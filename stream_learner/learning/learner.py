@@ -58,8 +58,10 @@ class Stored(Struct):
 
 @dataclass(frozen=True)
 class Saved:
-    """A state to continue from: what `Learner.state_dict()` and `parts` gave, and the state dict that was saved with
-    the last release, None before the first."""
+    """A state to continue from.
+
+    `state` and `parts` come from `Learner`; `released` is the state saved with the last release, or None.
+    """
 
     state: StateDict
     parts: Mapping[str, bytes]
@@ -68,10 +70,10 @@ class Saved:
 
 class Learner:
     """Learns samples in order. The same calls give the same state, byte for byte, on one machine type and thread count,
-    however often a new learner continued from the state between them."""
+    also if it was saved and restored in between."""
 
     def __init__(self, settings: Settings, saved: Saved | None = None):
-        """Begin without classes, or continue from a state; classes that `[labels]` renames or no longer allows retire.
+        """Begin without classes, or continue from a state. Classes retire if `[labels]` renames or forbids them.
 
         Raises UsageError when the settings name a model, strategy, weight policy or device that is not there, images
         too small for the model, or pretrained weights that are not its own; ValueError when the state belongs to other
@@ -266,7 +268,10 @@ class Learner:
         return finite
 
     def _take_steps(self, stream: Minibatch, learned: Learned) -> bool:
-        """Take the batch's steps, up to one that is not finite and undone. False when that was the first."""
+        """Take the batch's steps, up to one that is not finite and undone.
+
+        Return False if the first step was undone.
+        """
         self._trainer.scale_learning_rate(
             self.drift.learning_rate_factor(self.records) * self._releases.learning_rate_factor
         )
@@ -354,7 +359,7 @@ class Learner:
             | {name: component.state_dict() for name, component in components.items()}
             | {
                 "records": self.records,
-                # A run that stopped after three of them continues after them.
+                # A run that stopped after three such batches continues after them.
                 "non_finite_in_a_row": self._non_finite_in_a_row % NON_FINITE_IN_A_ROW,
             }
         )

@@ -119,7 +119,7 @@ class Releases:
         return Outcome(candidate, decision, rolled_back)
 
     def _judged(self, classes: Classes) -> tuple[Candidate, Decision]:
-        """Return the candidate and the scores of the last release on the same samples."""
+        """Return the candidate and the gate's decision."""
         network, labels = self._trainer.evaluated, classes.labels
         validation, test = self._held_out[Split.VALIDATION], self._held_out[Split.TEST]
         images_NHWC, test_images_NHWC = (held.pixels_NHWC(np.arange(len(held))) for held in (validation, test))

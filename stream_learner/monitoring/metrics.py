@@ -107,8 +107,8 @@ class Metrics:
         self._accuracy = gauge(
             "accuracy",
             "Accuracy, as a ratio from 0 to 1: prequential is faded over about the last "
-            f"{RECENT_SAMPLES} training samples, recent is over exactly those, validation and test are of the last "
-            "release.",
+            f"{RECENT_SAMPLES} training samples, recent is over exactly the last {RECENT_SAMPLES}, validation and test "
+            "are of the last release.",
             ("kind",),
         )
         self._accuracy_samples = gauge(

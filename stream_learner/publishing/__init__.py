@@ -1,1 +1,1 @@
-"""The checkpoint protocol: its effects, and their mirror, recovery."""
+"""The checkpoint protocol: its effects, and recovery, which reads them back."""

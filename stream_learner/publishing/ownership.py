@@ -115,8 +115,8 @@ def _look(look: Callable[[], None], forgiving: tuple[type[Exception], ...]) -> N
 def fencing(election: Election, fence: Callable[[], None]) -> Callable[[], None]:
     """Return `fence` with a check of the election before and after it, which raises FencedError.
 
-    A worker that was frozen since its election must not fence the one that replaced it. If it does so between both
-    checks, it publishes nothing.
+    A worker that was frozen since its election must not fence the one that replaced it. If it fences between
+    the checks, the second check ends it before it publishes.
     """
 
     def confirmed() -> None:

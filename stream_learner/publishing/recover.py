@@ -87,7 +87,7 @@ class Recovery:
         refused, seen = object(), None
         while True:
             try:
-                # Without the mirrored positions: brokers end a transaction in one topic after the other.
+                # Ignore mirrored positions: they can become visible before the manifest does.
                 found = self._newest(ids, {}, wait=False).found
                 seen = found and found.digest
                 if found:
@@ -193,7 +193,7 @@ class Recovery:
         return Recovered(first, ids, epoch)
 
     def _check_nothing_was_published(self, checkpoints_topic_id: str) -> None:
-        """Raise StateError unless the objects are those that a killed first publication leaves: of sequence 1 only."""
+        """Raise StateError unless all objects have sequence 1, as after a killed first publication."""
         settings, store, run_id = self._settings, self._store, self._settings.run.id
         first = f"{1:012d}-"
         harmless = (

@@ -17,7 +17,7 @@ from stream_learner.run.progress import Progress
 
 
 class Driver:
-    """Feeds batches to a learner and keeps what it does not know: offsets, the ledger, dead letters."""
+    """Feeds batches to a learner and keeps what the learner does not know: offsets, the ledger, dead letters."""
 
     def __init__(self, learner: Learner, progress: Progress):
         self.learner = learner
@@ -61,7 +61,7 @@ class Driver:
 
 
 def _report(batch: Batch, learned: Learned, records: int, step_s: float) -> Report:
-    """Join what was read and what became of it; `records` counts the run's input records with the batch's."""
+    """Combine a batch with the result of learning it; `records` counts the run's input records with the batch's."""
     refused = [Rejection(batch.sources[r.sample], r.reason, "learn", r.message) for r in learned.refused]
     rejections = batch.rejections + refused
     rejected = {rejection.record[:3]: rejection.reason for rejection in rejections}  # by topic, partition, offset

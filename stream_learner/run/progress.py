@@ -9,12 +9,12 @@ from stream_learner.contract.spans import Offset, Partition, Positions, Spans, T
 from stream_learner.monitoring.report import Report
 from stream_learner.publishing.snapshot import Interval
 
-# What a piece takes in memory, roughly; in the manifest it takes a byte or two.
+# Approximate bytes of a ledger piece in memory; in the manifest it takes a byte or two.
 PIECE_BYTES = 100
-# Pieces of the ledger and lost stretches that force a save. Manifests list each, and records that are interleaved on
-# purpose do not compress.
+# Pieces of the ledger and lost stretches that force a save. Manifests list each, and a hostile order of records makes
+# the list long.
 MAX_ENTRIES = 50_000
-# The error headers of a dead letter, roughly; only bounds memory.
+# Bytes of a dead letter's error headers. Approximate; used only to limit memory.
 ERROR_HEADERS_BYTES = 1024
 
 
@@ -75,5 +75,5 @@ class Progress:
         return learned
 
     def document(self) -> dict[str, Any]:
-        """Return what a state holds of this, beside the positions, as JSON."""
+        """Return the part of the saved state that belongs to progress, without positions, as JSON."""
         return {"may_discard_from": [*each(self._may_discard_from)]}

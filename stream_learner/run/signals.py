@@ -9,16 +9,16 @@ from typing import NoReturn
 
 from stream_learner.errors import ExitCode
 
-# Time between a signal during the start and the end. It is enough to leave the election, so that the next start does
-# not wait.
+# Time from a signal that arrives during the start to the exit. It is enough to leave the election, so that the next
+# start does not wait.
 LEAVE_S = 0.5
 
 
 def stop_on_signals(deadline_s: Callable[[], float], at_once: Callable[[], bool] = lambda: False) -> threading.Event:
     """Return an event that the first stop signal sets. A second signal ends the process at once.
 
-    If `at_once` returns true, the first signal ends the process with code 0, after a moment in which the event may end
-    it too.
+    If `at_once` returns true, the first signal ends the process with code 0 after `LEAVE_S`. The program may also end
+    by itself in that time.
     """
     stop = threading.Event()
     signals = obeyed()
@@ -42,7 +42,8 @@ def stop_on_signals(deadline_s: Callable[[], float], at_once: Callable[[], bool]
 
     # Python runs signal handlers on the main thread, which may wait for a broker uninterruptibly. So the handlers do
     # nothing, and Python writes to a pipe, whichever thread gets the signal. Some threads start before this program
-    # (for example by OpenTelemetry's `sitecustomize`). Threads that start later are not interrupted.
+    # (for example by OpenTelemetry's `sitecustomize`) and may receive the signal. Threads that start later are not
+    # interrupted.
     os.set_blocking(arrival, False)
     signal.set_wakeup_fd(arrival, warn_on_full_buffer=False)
     for number in signals:

@@ -35,7 +35,7 @@ from stream_learner.streams.transaction import Transaction
 log = structlog.get_logger()
 
 POLL_S = 0.05
-# Pixels per side that suffice for each network that needs no other library.
+# Pixels per side that suffice for every built-in network that needs no other library.
 ENOUGH_PIXELS = 9
 FROM_TORCHVISION = ("resnet18", "resnet50")
 
@@ -43,7 +43,7 @@ FROM_TORCHVISION = ("resnet18", "resnet50")
 def check(settings: Settings) -> None:
     """Raise UsageError for everything that a worker refuses by its settings and local files alone.
 
-    Import torch only if no other check can decide.
+    Import torch only if `needs_torch` returns true.
     """
     _check_without_torch(settings)
     if needs_torch(settings):
@@ -51,7 +51,10 @@ def check(settings: Settings) -> None:
 
 
 def needs_torch(settings: Settings) -> bool:
-    """Return whether a learner must be built to check the settings, because their code, library or file may not fit."""
+    """Return whether a learner must be built to check the settings.
+
+    One is needed when the settings name code, a library or a file that may not fit.
+    """
     model, learning = settings.model, settings.learning
     names = [model.name, model.head, learning.strategy, *learning.augment, *settings.weights.policies]
     return (
@@ -94,6 +97,7 @@ def run(
     accept_rejects: bool = False,
 ) -> None:
     """Start a worker and run it until `stop` is set. Raises the errors of `worker.run`."""
+    # 1. Check the settings, and serve the health pages.
     gc.disable()  # imports make a million objects but no garbage, and the collector would take a seventh of their time
     _check_without_torch(settings)
     logs.configure(settings.log.level, settings.log.format)
@@ -108,25 +112,32 @@ def run(
         [*settings.weights.policies, COMBINED],
     )
     metrics.follow(health)
+    # 2. Import torch on a thread of its own.
     importing = ThreadPoolExecutor(1, "import").submit(importlib.import_module, "stream_learner.run.worker")
     if needs_torch(settings):
         _check_with_torch(settings)
+    # 3. Check the store, the topics and the newest checkpoint.
     store = Store(settings.checkpoint.store)
     store.try_out(keys.trials(settings.run.id))
     cluster = Cluster(settings)
-    cluster.check_topics(Role.WORKER)  # before clients that would only log that a topic is missing
-    topics.check_internal(settings)  # before they wait for these
+    # Check first: the clients below would only log a missing topic, or wait for an internal one.
+    cluster.check_topics(Role.WORKER)
+    topics.check_internal(settings)
     transaction, read_back = Transaction(settings), ReadBack(settings)
     with closing(Election(settings, health.heard)) as election:
         election.check_members()
         recovery = Recovery(settings, store, cluster, fresh, metrics.foreign_records)
         first_look(settings, recovery.look)
+        # Up to here nothing in Kafka is changed. Joining the group is the first change, and fencing the second.
+        # 4. Join the group of the election while torch is imported.
         while not importing.done() and not stop.is_set():
             wait([importing], POLL_S)
-            if settings.run.on_conflict != "take_over":  # which disturbs others, and not everything is checked yet
+            # A take-over disturbs the active worker, so it waits until everything is checked.
+            if settings.run.on_conflict != "take_over":
                 election.poll()
         if stop.is_set():
             return
+        # 5. Wait to be elected, fence other workers, then learn.
         from stream_learner.run import worker
 
         gc.freeze()  # what was imported stays

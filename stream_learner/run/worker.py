@@ -115,8 +115,9 @@ class Worker:
         for split, share in few.items():
             if split not in self.warned_of:
                 log.warning(
-                    "10 groups hold most of a held-out set, so its figures say little about others: give each record "
-                    "an id of its own, or hold out more groups (split.validation, split.test, held_out.max_items)",
+                    "10 groups hold most of a held-out set, so its figures say little about other groups: give each "
+                    "record an id of its own, or hold out more groups (split.validation, split.test, "
+                    "held_out.max_items)",
                     split=split.value,
                     share=round(share, 2),
                 )
@@ -227,7 +228,7 @@ def run(
 ) -> None:
     """Wait for this worker's turn, recover, learn until `stop` is set, and save once more.
 
-    `recovery` has looked once.
+    `recovery.look()` must have been called once.
     Raises subclasses of StreamLearnerError. A publication that fails, and another worker that takes over, end the
     process through `end_process`.
     """

@@ -13,9 +13,10 @@ from stream_learner.errors import StateError
 from stream_learner.formats.record import Record
 from stream_learner.streams.journal import read_committed
 
-# Number of offsets of the history topic that are read first: for a check, and if something is wrong. If they are not
-# enough, ten times as many are read, and finally all.
+# Number of offsets at the history topic's end that a check reads first. If they are not enough, ten times as many are
+# read, and finally all.
 LOOK_TAIL = 10
+# The same, if something is wrong with the checkpoints topic.
 HISTORY_TAIL = 1_000
 UNSIGNED = "it is not signed by one of security.verify_key_files"
 ONE_RUN = "topics belong to one run: set topics.prefix or run.id"
@@ -68,8 +69,8 @@ def read_manifests(
 ) -> Iterator[Found]:
     """Yield the run's manifests in `foreign.topic`, each once, and add all other records to `foreign`.
 
-    `tail` and `wait` are those of `read_committed`. Raises StateError when a newer version of this program wrote a
-    manifest, KafkaUnavailableError.
+    `tail` and `wait` are those of `read_committed`. Raises KafkaUnavailableError, and StateError when a newer version
+    of this program wrote a manifest.
     """
     verifier = settings.security.verifier
     seen: set[str] = set()
@@ -95,7 +96,8 @@ def read_newest(settings: AnySettings, topic_id: str, positions: Positions, wait
     """
     names = Names.under(settings.prefix)
     foreign, newest = Foreign(names.checkpoints), None
-    # A manifest of an older topic of the same name cannot be the newest, but the caller has the better error message.
+    # A manifest of an older topic of the same name cannot be the newest. It is kept here, because the caller reports it
+    # better.
     for found in read_manifests(settings, foreign, wait=wait):
         if newest and found.manifest.order <= newest.manifest.order:
             foreign.add(found.offset, f"{_named(found.manifest)} comes after {_named(newest.manifest)}")

@@ -127,8 +127,8 @@ class Transaction:
                     else f"{type(refused).__name__}: {refused}; check the credentials in [kafka]"
                 )
                 raise KafkaUnavailableError(
-                    f"Kafka refused {what}: {why}. Nothing is lost; then restart to resume from the last committed "
-                    "checkpoint"
+                    f"Kafka refused {what}: {why}. Nothing is lost. Repair this, then restart to resume from the "
+                    "last committed checkpoint"
                 ) from error
             raise PublishError(
                 f"publishing failed at {what} ({type(error).__name__}: {error}), so the process ends; restart to "

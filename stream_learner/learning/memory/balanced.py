@@ -26,9 +26,9 @@ class BalancedMemory:
     keeps its q smallest keys (bottom-k sampling: Cohen and Kaplan 2007), which are a uniform sample of the class after
     any reduction. When the memory is full, the largest class drops its largest key. Its q never grows again, because
     the items that it refused in the meantime are lost. When `max_bytes` limits the memory, an item's size changes its
-    chance by about its share of the limit.
+    chance of being kept by about size / `max_bytes`.
 
-    Items have slots 0..N-1. Their images are in segments, as `records.images.stored` returns them. All else is in
+    Items have slots 0..N-1. Their images are in segments, as `formats.images.stored` returns them. All else is in
     columns: key, class index, weight, number of input records read before its batch, event time, place, and logits or
     group if they are stored.
     """
@@ -161,16 +161,17 @@ class BalancedMemory:
         self._shrink()
 
     def draw(self, size: int) -> np.ndarray:
-        """Draw the slots of `size` items, uniformly with replacement, from torch's generator, int64. Empty without
-        items.
+        """Draw the slots of `size` items, uniformly with replacement, from torch's generator, int64.
+
+        Returns an empty array if the memory is empty.
         """
         return torch.randint(len(self), (size,)).numpy() if len(self) else np.empty(0, np.int64)
 
     def drop_since(self, records: int) -> None:
         """Remove the items of batches that began after `records` or more input records.
 
-        The q of a class does not change. Until the same number of new items arrives, the class holds fewer items,
-        because older ones were displaced by the removed ones.
+        The q of a class does not change. The class stays smaller until as many new items arrive, because the removed
+        items had displaced older ones.
         """
         kept = np.flatnonzero(self.admitted < records)
         self._columns = {name: column[kept] for name, column in self._columns.items()}
@@ -179,8 +180,8 @@ class BalancedMemory:
     def retire(self, source: int, target: int | None) -> None:
         """Move the items of class `source` to class `target`, or remove them if it is None.
 
-        The q of the target becomes the sum of both, so that it keeps all items. Items with large keys are dropped first
-        later.
+        The q of the target becomes the sum of both, so that it keeps all items. Later evictions drop the largest
+        keys first.
         """
         self._know_class(max(source, target or 0))
         if target is None:
@@ -208,7 +209,7 @@ class BalancedMemory:
         return columns | {"limits": torch.from_numpy(self._limits.copy())} | self._segments.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor], parts: Mapping[str, bytes], classes: int) -> None:
-        """Restore the content from `state_dict` and `parts`, as much as fits, of a learner with `classes` classes.
+        """Restore as much as fits from `state_dict` and `parts`. `classes` is the learner's number of classes.
 
         Raises ValueError when a part is missing or the state is malformed.
         """

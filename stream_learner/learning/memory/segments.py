@@ -24,9 +24,9 @@ class Sealed(NamedTuple):
 class Segments:
     """A log of byte strings in numbered segments: sealed ones, immutable until dropped, and an open tail.
 
-    A segment should be rewritten, which appends its live bytes again, once less than half of it is live (log-structured
-    storage: Rosenblum and Ousterhout 1992). So all segments take at most twice the live bytes. The calls alone decide
-    what is sealed, rewritten and dropped, never the times of snapshots.
+    When less than half of a segment is live, its live bytes should be appended again (log-structured storage: Rosenblum
+    and Ousterhout 1992). So all segments take at most twice the live bytes. Only the order of calls decides what is
+    sealed, rewritten and dropped, never the times of snapshots.
     """
 
     def __init__(self, segment_bytes: int):

@@ -50,7 +50,7 @@ class Policy(Protocol):
 
     stored: ClassVar[bool]
     """Whether the factor is the sample's own: kept with it in the memory, and part of its weight when it is replayed.
-    Otherwise it belongs to the moment; `replayed` says what takes its place."""
+    Otherwise it is computed again at replay, by `replayed`."""
 
     _settings: WeightsSettings
 
@@ -89,7 +89,7 @@ class RecordWeight(Policy):
 
 
 class ClassBalance(Policy):
-    """Inverse effective number of the training samples of the sample's class seen so far.
+    """Inverse effective number of the class's training samples so far.
 
     E_n = (1 - beta^n) / (1 - beta), where n counts the class: Cui et al. 2019, "Class-Balanced Loss Based on Effective
     Number of Samples" (arXiv:1901.05555). It is scaled so that the mean over all samples so far is 1. It is not stored,
@@ -133,9 +133,9 @@ class StoredRecency(Struct):
 class Recency(Policy):
     """2^-(age / half-life): a late record weighs less when it arrives, and a sample in the memory fades with age.
 
-    Age is counted in input records since the newest training sample (`weights.half_life_records`; new samples have age
-    0), or in event time since the upper quartile of the last 101 timestamps (`weights.half_life_s`), which one wrong
-    timestamp does not move. Age is never below 0, and is 0 if a timestamp is unknown.
+    With `weights.half_life_records`, age is the number of input records since the newest training sample, so new
+    samples have age 0. With `weights.half_life_s`, age is event time since the upper quartile of the last 101
+    timestamps, which one wrong timestamp does not move. Age is never below 0, and is 0 if a timestamp is unknown.
     """
 
     stored = False

@@ -46,7 +46,7 @@ class Weights:
         timestamps_ms = self._clock.observe(arrivals.times.timestamps_ms)
         times = arrivals.times._replace(timestamps_ms=timestamps_ms, now_ms=self._clock.now_ms)
         arrivals = arrivals._replace(times=times)
-        # Finite, for windows; what is not a number stays so, and the batch is undone.
+        # Finite, because windows hold the factors. NaN is kept, and then the batch is undone.
         factors = {n: np.clip(policy.factors(arrivals), 0, LARGEST) for n, policy in self._policies.items()}
         ones = np.ones(len(arrivals.labels))
         now = self._clip(math.prod(factors.values(), start=ones))
