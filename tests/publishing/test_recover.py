@@ -100,6 +100,8 @@ def test_a_take_over_fetches_only_what_came_since_the_look(published: FakeRun, m
     del fetched[:]
     recovery.take_over(published.transaction.fence)
     assert fetched == []
+    recovery = published.recovery()
+    recovery.look()
     newest = published.publish(published.writer(), published.snapshot(parts=[b"part", b"another"]))
     del fetched[:]
     recovery.take_over(published.transaction.fence)
