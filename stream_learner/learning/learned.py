@@ -1,4 +1,4 @@
-"""What became of the samples that a learner was given."""
+"""Result of learning samples."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Learned:
     `samples` counts those used, by split; `learned` the training samples that were learned (weight 0 included);
     `loss_sum` is the sum over `steps` of each step's weighted loss; `prequential` counts, by label, (correct, seen) of
     training samples predicted before they were learned; `weights` are the factors that each policy gave the samples
-    learned, and their `combined` weights; `drifts` are the changes of the prequential error that came to light.
+    learned, and their `combined` weights; `drifts` are the rises of the prequential error that the detector found.
     """
 
     samples: dict[Split, int] = field(default_factory=dict)

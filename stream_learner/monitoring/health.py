@@ -56,7 +56,7 @@ class Health:
         self.unanswered: tuple[str, float] = "", 0.0
         """The input partition with the oldest unanswered fetch, and its age in seconds; 0 if there is none."""
         self.waits_for: str | None = None
-        """What the input waits for, if a record format has asked to wait."""
+        """Reason why the input waits, if a record format has asked to wait."""
         self.answered_at = dict.fromkeys(Answer, time.time())
         """Time of the last answer to each kind of request, in seconds since 1970; at first the start of the process."""
 

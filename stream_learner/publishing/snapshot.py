@@ -1,4 +1,4 @@
-"""What a checkpoint publishes: copies, so that training can continue."""
+"""Content of a checkpoint, copied so that training can continue."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -2,15 +2,20 @@
 
 import copy
 import time
+from collections.abc import Mapping
+from typing import Any
 
+from stream_learner.config import Settings
+from stream_learner.contract.spans import Positions
+from stream_learner.contract.tensors import Arrays
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.contract.window import Drift
 from stream_learner.formats.record import Rejection
 from stream_learner.learning.learned import Learned
-from stream_learner.learning.learner import Learner
-from stream_learner.learning.state_dict import split
+from stream_learner.learning.learner import Learner, Saved
+from stream_learner.learning.state_dict import StateDict, join, split
 from stream_learner.monitoring.report import Report
-from stream_learner.networks.tensors import as_arrays
+from stream_learner.networks.tensors import as_arrays, as_tensors
 from stream_learner.publishing.snapshot import Decided, Snapshot
 from stream_learner.run.batches import Batch
 from stream_learner.run.progress import Progress
@@ -22,6 +27,22 @@ class Driver:
     def __init__(self, learner: Learner, progress: Progress):
         self.learner = learner
         self.progress = progress
+
+    @classmethod
+    def resumed(
+        cls,
+        settings: Settings,
+        positions: Positions,
+        state: tuple[Arrays, dict[str, Any]],
+        parts: Mapping[str, bytes],
+        released: tuple[Arrays, dict[str, Any]] | None,
+    ) -> "Driver":
+        """Continue at `positions` from a state: its arrays and document, and those saved with the last release.
+
+        Raises ValueError when the states do not fit the settings, and the errors of `Learner`.
+        """
+        saved = Saved(_joined(*state), parts, released and _joined(*released))
+        return cls(Learner(settings, saved), Progress(positions, state[1]))
 
     def learn(self, batch: Batch) -> Report:
         """Learn a batch. Raises ValueError when it does not continue the positions."""
@@ -58,6 +79,10 @@ class Driver:
             decision=decided and decided.decision,
             discarded=decided and decided.discarded,
         )
+
+
+def _joined(arrays: Arrays, document: dict[str, Any]) -> StateDict:
+    return join(as_tensors(arrays), document)
 
 
 def _report(batch: Batch, learned: Learned, records: int, step_s: float) -> Report:

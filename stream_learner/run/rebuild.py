@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -12,13 +13,13 @@ from stream_learner.config import Settings
 from stream_learner.contract import ledger, tensors
 from stream_learner.contract.manifest import Manifest, State, digest
 from stream_learner.contract.spans import Positions, Span, each, offsets_in
+from stream_learner.contract.tensors import Arrays
 from stream_learner.errors import MismatchError, StateError
 from stream_learner.formats.decoder import Decoder
 from stream_learner.learning.identity import check_network
-from stream_learner.learning.learner import Learner, Saved
+from stream_learner.learning.learner import Learner
 from stream_learner.learning.process import set_up_torch
-from stream_learner.learning.state_dict import join
-from stream_learner.networks.tensors import as_arrays, as_tensors
+from stream_learner.networks.tensors import as_arrays
 from stream_learner.publishing.checkpoint_writer import PROGRAM
 from stream_learner.publishing.lineage import BEGINNING, bytes_of, find_path, is_file, made_otherwise, made_with
 from stream_learner.publishing.snapshot import Snapshot
@@ -113,18 +114,19 @@ def _resumed(settings: Settings, store: Store, before: Manifest | None, start: s
         check_network(before.release.model, settings.model)
     data = bytes_of(start) if is_file(start) else store.fetch(before.state)
     try:
-        document = tensors.decode_document(data)
+        state, released = _decoded(data), None
         parts = store.fetch_all(before.parts_of(before.kept[-1]), known={})
-        state, released = join(as_tensors(tensors.decode(data)), document), None
         saved = before.released_state()
         if before.release and saved:
-            if saved.object != before.state:
-                data = _released(store, saved)
-            released = join(as_tensors(tensors.decode(data)), tensors.decode_document(data))
-        learner = Learner(settings, Saved(state, parts, released))
-        return Driver(learner, Progress(before.positions, document))
+            released = state if saved.object == before.state else _decoded(_released(store, saved))
+        return Driver.resumed(settings, before.positions, state, parts, released)
     except ValueError as error:
         raise StateError(f"the state of checkpoint {before.sequence} does not fit the settings: {error}") from None
+
+
+def _decoded(data: bytes) -> tuple[Arrays, dict[str, Any]]:
+    document = tensors.decode_document(data)
+    return tensors.decode(data), document
 
 
 def _released(store: Store, saved: State) -> bytes:

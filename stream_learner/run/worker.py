@@ -25,13 +25,11 @@ from stream_learner.errors import (
     StateError,
 )
 from stream_learner.formats.decoder import Decoder
-from stream_learner.learning.learner import Learner, Saved
+from stream_learner.learning.learner import Learner
 from stream_learner.learning.placement import place
 from stream_learner.learning.process import set_up_torch
-from stream_learner.learning.state_dict import join
 from stream_learner.monitoring.health import Answer, Health, Phase
 from stream_learner.monitoring.metrics import Metrics
-from stream_learner.networks.tensors import as_tensors
 from stream_learner.publishing.background_publisher import BackgroundPublisher
 from stream_learner.publishing.checkpoint_writer import CheckpointWriter
 from stream_learner.publishing.ownership import EndProcess, await_turn, fencing, leaving_a_mark
@@ -306,17 +304,14 @@ def resumed(settings: Settings, recovered: Recovered) -> Driver:
     checkpoint = recovered.checkpoint
     if checkpoint is None:
         return Driver(Learner(settings), Progress(recovered.positions))
-    state = join(as_tensors(checkpoint.tensors), checkpoint.document)
-    released = checkpoint.released and join(as_tensors(checkpoint.released[0]), checkpoint.released[1])
-    saved = Saved(state, checkpoint.parts, released)
+    state = checkpoint.tensors, checkpoint.document
     try:
-        learner = Learner(settings, saved)
-        progress = Progress(recovered.positions, checkpoint.document)
+        driver = Driver.resumed(settings, recovered.positions, state, checkpoint.parts, checkpoint.released)
     except ValueError as error:
         raise StateError(
             f"the state of checkpoint {checkpoint.manifest.sequence} cannot be restored: {error}. Restore the object "
             "from a backup, or choose a new run.id"
         ) from None
-    if learner.retired:
-        log.info("[labels] has retired classes", classes=dict(islice(learner.retired.items(), MOST_SHOWN)))
-    return Driver(learner, progress)
+    if retired := driver.learner.retired:
+        log.info("[labels] has retired classes", classes=dict(islice(retired.items(), MOST_SHOWN)))
+    return driver

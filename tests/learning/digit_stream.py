@@ -17,9 +17,8 @@ from stream_learner.contract.vocabulary import Label, Split
 from stream_learner.formats.images import png
 from stream_learner.formats.labels import LabelRules
 from stream_learner.formats.record import Record, Sample
-from stream_learner.learning.learner import Learner, Saved
+from stream_learner.learning.learner import Learner
 from stream_learner.learning.process import set_up_torch
-from stream_learner.learning.state_dict import join
 from stream_learner.monitoring.report import Report
 from stream_learner.networks.tensors import as_tensors
 from stream_learner.publishing.snapshot import Snapshot
@@ -165,11 +164,11 @@ def tensors_of(snapshot: Snapshot) -> dict[str, Tensor]:
 
 
 def resumed(settings: Settings, snapshot: Snapshot, release: Snapshot | None = None) -> Driver:
-    """What a restart makes of the bytes of a snapshot, and of the one that was saved with the last release."""
-    saved = Saved(_state(snapshot), snapshot.parts, release and _state(release))
-    return Driver(Learner(settings, saved), Progress(snapshot.positions, snapshot.document))
+    """The driver after a restart from the bytes of a snapshot, and of the one that was saved with the last release."""
+    released = release and _decoded(release)
+    return Driver.resumed(settings, snapshot.positions, _decoded(snapshot), snapshot.parts, released)
 
 
-def _state(snapshot: Snapshot) -> dict[str, Any]:
+def _decoded(snapshot: Snapshot) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     data = as_bytes(snapshot)
-    return join(as_tensors(tensors.decode(data)), tensors.decode_document(data))
+    return tensors.decode(data), tensors.decode_document(data)

@@ -52,7 +52,7 @@ def same(a: BalancedMemory, b: BalancedMemory) -> bool:
 
 
 def copy(of: BalancedMemory, **options) -> BalancedMemory:
-    """What a restart makes of it."""
+    """The memory after a restart."""
     made = memory(**options)
     made.load_state_dict(of.state_dict(), of.parts, CLASSES)
     return made

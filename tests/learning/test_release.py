@@ -120,7 +120,7 @@ def test_a_refused_candidate_leaves_the_last_release_to_compare_with():
     assert snapshot.candidate
     assert snapshot.candidate.validation.mean_recall == refused.candidate
 
-    held_out(driver, 100, skip=100)  # other samples: the same release, scored anew
+    held_out(driver, 100, skip=100)  # the same release is scored again, on more samples
     again = driver.decide().decision
     assert (again.released, again.samples) == (False, 200)
     images = batch(digits_of(range(10), 100) + digits_of(range(10), 100, skip=100)).samples

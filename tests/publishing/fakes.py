@@ -304,7 +304,7 @@ class FakeRun:
         self.progress = Progress({TOPIC: {0: 0}})
 
     def recovery(self, fresh: bool = False, skipped: Any = lambda *_: None) -> Recovery:
-        """What a start makes."""
+        """The recovery of a new start."""
         return Recovery(self.settings, self.store, self.cluster, fresh, skipped)
 
     def recover(self, fresh: bool = False) -> Recovered:
