@@ -212,8 +212,9 @@ def test_the_oldest_record_that_was_not_given_is_known(kafka: KafkaSettings, new
     producer.produce(topic, b"b", partition=0, timestamp=BEGIN_MS + 1000)
     producer.flush()
     read(opened, {topic: {0: end[0], 1: end[1]}})
+    while opened.ends()[topic][0] < end[0] + 1:  # a response may be older than the record
+        assert not list(opened.poll(POLL_S))
     assert nothing_comes(opened)
-    assert opened.ends()[topic][0] == end[0] + 1
     assert opened.oldest_ms(topic, 0) == BEGIN_MS + 9
     producer.abort_transaction()
 
