@@ -134,6 +134,17 @@ class _Client(KafkaNetClient):
         super().__init__(net, manager, **config)
         bootstrap.client = self
 
+    def await_ready(self, node_id: Any, timeout_ms: float = 30_000) -> bool:
+        """Wait for the connection of a node, and return whether it is ready.
+
+        kafka-python raises an error if it is not. Its producer then forgets the transactional request that it was about
+        to send, so its caller waits forever. If it gets False, it tries again.
+        """
+        try:
+            return super().await_ready(node_id, timeout_ms)
+        except kafka_errors.KafkaConnectionError:
+            return False
+
     def close(self, node_id: Any = None) -> None:
         """Close the client, or one connection, as kafka-python does, and the sockets that it leaves open.
 

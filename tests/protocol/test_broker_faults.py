@@ -2,9 +2,11 @@
 
 import random
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import child
@@ -23,8 +25,9 @@ from confluent_kafka.cimpl import NewPartitions
 from fault_proxy import FaultProxy
 from feed import MAX_RECORD_BYTES, Draft, client, good, mixed, send
 from harness import DEADLINE_S, SHORT, UNKNOWN_OUTCOME, NewRun, Run, Worker
+from kafka.errors import KafkaConnectionError
+from kafka.net.compat import KafkaNetClient
 
-from stream_learner.config import MIB
 from stream_learner.errors import ExitCode
 from stream_learner.local.broker import HOST, Broker, free_port
 from stream_learner.streams import topics
@@ -45,7 +48,7 @@ super.users=User:ANONYMOUS
 """
 # API keys of what a publication asks: Produce, AddPartitionsToTxn, AddOffsetsToTxn, EndTxn, TxnOffsetCommit.
 PUBLICATION = {0, 24, 25, 26, 28}
-FETCH = 1
+FETCH, FIND_COORDINATOR, END_TRANSACTION = 1, 10, 26
 RESETS = 40
 RESTARTS = RESETS  # each costs one reset at least
 
@@ -115,8 +118,7 @@ def test_answers_that_are_lost_in_a_publication(new_run: NewRun, proxy: FaultPro
 
 def test_resets_at_random_moments(new_run: NewRun, proxy: FaultProxy) -> None:
     """So many that most starts end with code 3; but not for ever, or they might do so each time."""
-    bounds = {"checkpoint__timeout_s": 10.0, "checkpoint__max_pending_bytes": MIB, "release__inline_max_bytes": MIB}
-    run = through(new_run(partitions=2, kafka__request_timeout_s=3.0, **bounds), proxy)  # a lost answer costs as long
+    run = through(new_run(partitions=2, kafka__request_timeout_s=3.0), proxy)  # a lost answer costs as long
     chance, lost = random.Random(0), 0
 
     def loses(_: int) -> bool:
@@ -130,11 +132,43 @@ def test_resets_at_random_moments(new_run: NewRun, proxy: FaultProxy) -> None:
     worker = persistent(run)
     assert lost
     proxy.heal()
-    try:
-        run.finish(worker)
-    except AssertionError:  # the last save may wait for an answer that was lost before, until the watchdog ends it
-        worker.ends(*UNKNOWN_OUTCOME)
-        run.finish(run.start())
+    run.finish(worker)
+
+
+def test_a_coordinator_that_is_away_for_longer_than_a_request_may_take(
+    new_run: NewRun, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to the commit is lost, and the next connection is not ready in time. The producer asks again."""
+    run = through(new_run(kafka__request_timeout_s=1.0), proxy)
+    asked, await_ready = Event(), KafkaNetClient.await_ready
+
+    def awaits(client: KafkaNetClient, *args: Any, **kwargs: Any) -> bool:
+        try:
+            return await_ready(client, *args, **kwargs)
+        except KafkaConnectionError:
+            asked.set()
+            raise
+
+    monkeypatch.setattr(KafkaNetClient, "await_ready", awaits)
+
+    def loses(key: int) -> bool:
+        if key == FIND_COORDINATOR:
+            proxy.cut()  # after this answer
+        return key == END_TRANSACTION
+
+    transaction = Transaction(run.settings)
+    transaction.fence()
+    transaction.begin()
+    sent = transaction.send(run.input, b"value", b"key")
+    transaction.confirm([sent], time.monotonic() + DEADLINE_S)
+    proxy.loses = loses
+    commit = Thread(target=transaction.commit, daemon=True)
+    commit.start()
+    assert asked.wait(DEADLINE_S)
+    proxy.heal()
+    commit.join(DEADLINE_S)
+    transaction._producer.close(0)
+    assert not commit.is_alive()
 
 
 def persistent(run: Run) -> Worker:
