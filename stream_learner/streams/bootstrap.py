@@ -134,7 +134,7 @@ class _Client(KafkaNetClient):
         super().__init__(net, manager, **config)
         bootstrap.client = self
 
-    def await_ready(self, node_id: Any, timeout_ms: float = 30_000) -> bool:
+    def await_ready(self, node_id: Any, timeout_ms: int = 30_000) -> Any:
         """Wait for the connection of a node, and return whether it is ready.
 
         kafka-python raises an error if it is not. Its producer then forgets the transactional request that it was about
