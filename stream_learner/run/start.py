@@ -19,7 +19,8 @@ from stream_learner.errors import ExitCode, UsageError
 from stream_learner.formats.decoder import Decoder
 from stream_learner.monitoring import logs
 from stream_learner.monitoring.health import Health
-from stream_learner.monitoring.metrics import Metrics, RunRegistry
+from stream_learner.monitoring.metrics import Metrics
+from stream_learner.monitoring.series import RunRegistry
 from stream_learner.monitoring.server import serve
 from stream_learner.publishing.ownership import first_look
 from stream_learner.publishing.recover import Recovery

@@ -2,7 +2,8 @@ from contextlib import closing
 
 from stream_learner.local.scrape import scrape
 from stream_learner.monitoring.health import Health
-from stream_learner.monitoring.metrics import Metrics, RunRegistry
+from stream_learner.monitoring.metrics import Metrics
+from stream_learner.monitoring.series import RunRegistry
 from stream_learner.monitoring.server import serve
 
 

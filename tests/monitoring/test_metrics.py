@@ -25,8 +25,9 @@ from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.contract.window import ClassForgetting, Confusion, Drift, Forgetting, Recent, accuracy
 from stream_learner.formats.record import Record, Rejection
 from stream_learner.monitoring.health import Answer, Health, Phase
-from stream_learner.monitoring.metrics import Metrics, RunRegistry
+from stream_learner.monitoring.metrics import Metrics
 from stream_learner.monitoring.report import Report
+from stream_learner.monitoring.series import RunRegistry
 
 OBJECT = Object(key="digits/memory/1", size=100, digest="sha256:00")
 CREATED = datetime(2025, 3, 1, 12, tzinfo=UTC)
