@@ -50,10 +50,11 @@ class Metrics:
         self._classes_shown: set[Label] = set()
 
     def follow(self, health: Health) -> None:
-        """Show the phase and the brokers' last answers at each scrape, and count the Kafka client's warnings."""
+        """Show phase, waits and the brokers' last answers at each scrape, and count the Kafka client's warnings."""
         for phase in Phase:
             self._series.phase.labels(phase).set_function(lambda phase=phase: health.phase is phase)
         self._series.live.set_function(lambda: health.why_not_live() is None)
+        self._series.format_waits.set_function(lambda: health.waits_for is not None)
         for answer, gauge in self._series.answered.items():
             gauge.set_function(lambda answer=answer: health.answered_at[answer])
         self._series.silence.set_function(lambda: health.silence_s)

@@ -212,6 +212,10 @@ class Series:
         self.phase = gauge("phase", "Phase of the worker: 1 for the current phase, 0 for the others.", ("phase",))
 
         self.live = gauge("live", "Whether the worker's loop runs, as `/livez` shows: 1 when it does, 0 when not.")
+        self.format_waits = gauge(
+            "format_waits",
+            "Whether the record format asks to read a record later, as `/readyz` shows: 1 when it does, 0 when not.",
+        )
 
         build = Info("build", "The program's version; no unit, always 1.", namespace=NAMESPACE, registry=registry)
         build.info({"version": version})

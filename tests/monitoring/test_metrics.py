@@ -330,6 +330,16 @@ def test_a_loop_that_hangs_is_not_live(registry):
     assert value(registry, "live") == 0
 
 
+def test_a_format_that_asks_to_wait_is_shown(registry):
+    health = Health(live_timeout_s=10)
+    Metrics(registry, version="1.2.3").follow(health)
+    assert value(registry, "format_waits") == 0
+    health.wait_for("the registry does not answer")
+    assert value(registry, "format_waits") == 1
+    health.wait_for(None)
+    assert value(registry, "format_waits") == 0
+
+
 def test_the_kafka_clients_complaints_are_counted(registry):
     Metrics(registry, version="1.2.3").follow(Health(live_timeout_s=10))
     log = logging.getLogger("kafka.net.connection")

@@ -53,6 +53,7 @@ DOCUMENTED = {
     "last_metadata_timestamp_seconds": ("gauge", "seconds since 1970"),
     "kafka_silence_seconds": ("gauge", "seconds"),
     "live": ("gauge", "1 when it does"),
+    "format_waits": ("gauge", "1 when it does"),
     "log_start": ("gauge", "offset"),
     "refused_since_release": ("gauge", "candidates"),
     "last_checkpoint_bytes": ("gauge", "bytes"),

@@ -106,6 +106,7 @@ def test_an_outage_loses_nothing_however_the_worker_ends(run: Run, bucket: Path,
     def waiting() -> Worker:
         worker = start()
         worker.until("wait", lambda: worker.page("readyz") == (503, f"{why}\n"))
+        worker.reaches("format_waits", 1)
         assert worker.page("livez")[0] == 200
         return worker
 
