@@ -126,8 +126,8 @@ def learn(
             if learner.release_due:
                 driver.decide()  # nothing is held out, so every model is released, for `novelty`
             records += batch.records
-            prequential_views += sum(seen for _, seen in report.prequential.values())
-            outcome.steps += report.steps
+            prequential_views += sum(seen for _, seen in report.figures.prequential.values())
+            outcome.steps += report.figures.steps
             on_progress(records)
             if records in whole | sampled | last_steps:
                 paused, forwards = time.monotonic(), count.forwards

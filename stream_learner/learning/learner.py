@@ -143,7 +143,6 @@ class Learner:
                 learned.refused += [Refused(i, Reason.NON_FINITE_STEP, why) for i in train]
                 del learned.samples[Split.TRAIN]
                 learned.weights = {}
-        learned.learned = learned.samples.get(Split.TRAIN, 0)
         self.records += records
         return learned
 

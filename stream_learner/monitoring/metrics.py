@@ -74,9 +74,9 @@ class Metrics:
     def observe(self, report: Report) -> None:
         """Count a learned batch."""
         self._series.records_in.inc(report.records)
-        self._series.learned.inc(report.learned)
+        self._series.learned.inc(report.figures.learned)
         for split in (Split.VALIDATION, Split.TEST):
-            self._series.held_out.labels(split).inc(report.samples.get(split, 0))
+            self._series.held_out.labels(split).inc(report.figures.samples.get(split, 0))
         for rejection in report.rejections:
             self._series.rejected.labels(rejection.record.topic, rejection.reason).inc()
         self._series.tombstones.inc(report.tombstones)
@@ -88,11 +88,11 @@ class Metrics:
             self._series.poll.observe(report.poll_s)
         if report.records:
             self._series.decode.observe(report.decode_s)
-        if report.steps:
-            self._series.steps.inc(report.steps)
-            self._series.loss.set(report.loss_sum / report.steps)
+        if report.figures.steps:
+            self._series.steps.inc(report.figures.steps)
+            self._series.loss.set(report.figures.loss_sum / report.figures.steps)
             self._series.step.observe(report.step_s)
-        for policy, factors in report.weights.items():
+        for policy, factors in report.figures.weights.items():
             self._series.weights.observe(policy, factors)
         self._series.drifts.inc(len(report.drifts))
         for topic, partition, span in each(report.spans):

@@ -34,21 +34,21 @@ class Tally:
         for topic, partition, span in report.lost:
             self.lost.setdefault(topic, {}).setdefault(partition, []).append(span)
         self.records += report.records
-        for split, count in report.samples.items():
+        for split, count in report.figures.samples.items():
             self.splits[split.value] = self.splits.get(split.value, 0) + count
         rejects.count(self.rejects, report.rejections)
         self.tombstones += report.tombstones
         for kind, count in report.odd_timestamps.items():
             self.timestamps[kind] += count
-        self.learned += report.learned
-        self.steps += report.steps
-        self.loss_sum += report.loss_sum
+        self.learned += report.figures.learned
+        self.steps += report.figures.steps
+        self.loss_sum += report.figures.loss_sum
         self.drift_count += len(report.drifts)
         self.drifts += report.drifts[: MAX_DRIFTS - len(self.drifts)]
-        for label, (correct, total) in report.prequential.items():
+        for label, (correct, total) in report.figures.prequential.items():
             before = self.prequential.get(label, (0, 0))
             self.prequential[label] = (before[0] + correct, before[1] + total)
-        for policy, factors in report.weights.items():
+        for policy, factors in report.figures.weights.items():
             self.weights[policy] = _extended(self.weights.get(policy), factors)
 
     def window(self, **rest) -> Window:

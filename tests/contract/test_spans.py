@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream_learner.contract.figures import Figures
 from stream_learner.contract.ledger import Piece
 from stream_learner.contract.spans import Span, Spans, advance, between, each, extend, extend_all
 from stream_learner.contract.vocabulary import Reason, Split
@@ -15,8 +16,8 @@ def rejection(offset: int, reason: Reason = Reason.NO_LABEL) -> Rejection:
     return Rejection(Record("images", 0, offset, 0, b"key", b"value", []), reason, "decode", "")
 
 
-def report(spans: Spans, **figures) -> Report:
-    return Report(**({"spans": spans, "records": sum(s.end - s.start for _, _, s in each(spans))} | figures))
+def report(spans: Spans, **rest) -> Report:
+    return Report(**({"spans": spans, "records": sum(s.end - s.start for _, _, s in each(spans))} | rest))
 
 
 def test_a_span_grows_and_begins_where_it_was_first_seen():
@@ -121,26 +122,28 @@ def test_a_window_sums_its_batches():
     progress.add(
         report(
             {"images": {0: Span(0, 10)}},
-            samples={Split.TRAIN: 6, Split.TEST: 2},
+            figures=Figures(
+                samples={Split.TRAIN: 6, Split.TEST: 2},
+                steps=3,
+                loss_sum=6.0,
+                prequential={"cat": (1, 2), "dog": (0, 4)},
+            ),
             rejections=[rejection(0), rejection(1, Reason.BAD_WEIGHT)],
-            learned=6,
-            steps=3,
-            loss_sum=6.0,
             odd_timestamps={"unknown": 2},
-            prequential={"cat": (1, 2), "dog": (0, 4)},
             drifts=[Drift(10, {}, 0.1, 0.4)],
         )
     )
     progress.add(
         report(
             {"images": {0: Span(10, 15), 1: Span(0, 1)}},
-            samples={Split.TRAIN: 4, Split.VALIDATION: 1},
+            figures=Figures(
+                samples={Split.TRAIN: 4, Split.VALIDATION: 1},
+                steps=1,
+                loss_sum=1.0,
+                prequential={"cat": (2, 2), "emu": (0, 2)},
+            ),
             rejections=[rejection(10)],
-            learned=4,
-            steps=1,
-            loss_sum=1.0,
             odd_timestamps={"unknown": 1, "future": 4},
-            prequential={"cat": (2, 2), "emu": (0, 2)},
             drifts=[Drift(16, {}, 0.2, 0.5)],
         )
     )

@@ -159,8 +159,8 @@ def test_classes_may_arrive_at_any_time(run):
     driver = driver_of(settings(**run))
     reports = learn(driver, stream())
     assert driver.learner.labels == [str(digit) for digit in range(10)]  # the order of their arrival
-    assert [r.learned for r in reports] == [8, 4, 1, 8, 8, 0, 6, 20, 1, 7]
-    assert [r.steps for r in reports] == [1, 1, 1, 1, 0, 0, 1, 1, 1, 1]
+    assert [r.figures.learned for r in reports] == [8, 4, 1, 8, 8, 0, 6, 20, 1, 7]
+    assert [r.figures.steps for r in reports] == [1, 1, 1, 1, 0, 0, 1, 1, 1, 1]
     tensors = tensors_of(driver.snapshot())
     assert len(tensors["trainer/model/head.weight"]) == len(tensors["trainer/model/head.bias"]) == 10
     assert all(torch.isfinite(t).all() for name, t in tensors.items() if name.startswith("trainer/"))
@@ -172,9 +172,9 @@ def test_every_record_is_counted_once(run):
     batches = stream()
     for b, report in zip(batches, learn(driver, batches), strict=True):
         assert report.spans == b.spans
-        assert report.records == sum(report.samples.values()) == len(b.samples)
-        assert report.learned == report.samples.get(TRAIN, 0) == b.training
-        assert sum(seen for _, seen in report.prequential.values()) == b.training
+        assert report.records == sum(report.figures.samples.values()) == len(b.samples)
+        assert report.figures.learned == report.figures.samples.get(TRAIN, 0) == b.training
+        assert sum(seen for _, seen in report.figures.prequential.values()) == b.training
         assert report.rejections == []
     snapshot = driver.snapshot()
     records = sum(b.records for b in batches)
@@ -188,7 +188,7 @@ def test_a_batch_whose_weights_are_all_zero_counts_as_learned_and_changes_nothin
     driver = learned(settings(**run), stream()[:4])
     before = driver.snapshot()
     report = driver.learn(batch(digits_of([0, 1], 5), first=position(driver), weights=[0.0]))
-    assert (report.learned, report.steps, report.rejections) == (5, 0, [])
+    assert (report.figures.learned, report.figures.steps, report.rejections) == (5, 0, [])
     assert differing(before, driver.snapshot()) == {"records", "prequential", "drift"}
 
 
@@ -214,7 +214,7 @@ def test_held_out_samples_alone_teach_nothing(run):
     driver = learned(settings(**run), stream()[:4])
     before = driver.snapshot()
     held_out = batch(digits_of([0, 1, 2], 6), first=position(driver), splits=[VALIDATION, TEST])
-    assert driver.learn(held_out).learned == 0
+    assert driver.learn(held_out).figures.learned == 0
     assert differing(before, driver.snapshot()) == {"validation", "test", "records"}
 
 
@@ -222,7 +222,7 @@ def test_held_out_samples_alone_teach_nothing(run):
 def test_batches_of_one_are_learned_without_a_memory(run):
     driver = driver_of(settings(memory__max_items=0, **run))
     reports = learn(driver, [batch([index], first=index) for index in range(4)])
-    assert [r.steps for r in reports] == [1, 1, 1, 1]
+    assert [r.figures.steps for r in reports] == [1, 1, 1, 1]
     assert len(driver.learner.memory) == 0
 
 
@@ -253,7 +253,7 @@ def test_a_batch_is_predicted_before_it_is_learned(run):
     for label in ("0", "1", "2"):
         own = [p for p, index in zip(predicted, indices, strict=True) if str(TARGETS[index]) == label]
         wanted[label] = own.count(label), len(own)
-    assert driver.learn(batch(indices, first=position(driver))).prequential == wanted
+    assert driver.learn(batch(indices, first=position(driver))).figures.prequential == wanted
 
 
 def poisoned(strategy: type[Strategy]) -> type[Strategy]:
@@ -280,7 +280,7 @@ def test_a_step_that_is_not_finite_is_undone_and_its_records_rejected(run, weigh
     before = driver.snapshot()
     bad = batch(digits_of([0, 1, 2], 9), first=position(driver), weights=[weight], splits=[TRAIN, TRAIN, TEST])
     report = driver.learn(bad)
-    assert (report.learned, report.steps, report.samples) == (0, 0, {TEST: 3})
+    assert (report.figures.learned, report.figures.steps, report.figures.samples) == (0, 0, {TEST: 3})
     assert {(r.reason, r.stage) for r in report.rejections} == {(Reason.NON_FINITE_STEP, "learn")}
     assert [r.record for r in report.rejections] == [
         r for r, s in zip(bad.sources, bad.samples, strict=True) if s.split is TRAIN
@@ -306,7 +306,7 @@ def test_a_later_step_that_is_not_finite_leaves_the_batch_learned_as_far_as_it_w
     given = run | {"learning__strategy": "second_step_fails", "learning__steps_per_batch": 3}
     driver = driver_of(settings(**given))
     report = driver.learn(batch(digits_of([0, 1], 4), first=position(driver)))
-    assert (report.steps, report.learned, report.rejections) == (1, sum(report.samples.values()), [])
+    assert (report.figures.steps, report.figures.learned, report.rejections) == (1, len(report.used), [])
 
 
 @for_every_pair
@@ -330,8 +330,8 @@ def test_labels_beyond_the_most_allowed_are_rejected(run):
         r for r, s in zip(b.sources, b.samples, strict=True) if s.label == "3"
     ]
     assert {r.reason for r in report.rejections} == {Reason.TOO_MANY_CLASSES}
-    assert report.samples == {TRAIN: 4, TEST: 2}
-    assert report.learned == 4
+    assert report.figures.samples == {TRAIN: 4, TEST: 2}
+    assert report.figures.learned == 4
     assert report.used == [sample.label != "3" for sample in b.samples]
 
 
@@ -356,7 +356,7 @@ def test_classes_retire_at_a_restart_and_a_run_resumed_after_every_batch_learns_
     assert as_bytes(rest(resume=True)[0].snapshot()) == as_bytes(end)
     assert driver.learner.retired == {"1": "0", "2": None, "3": "three"}
     assert driver.learner.labels[:6] == [*"01234", "three"]  # indices stay, and are not used again
-    assert {label for report in reports for label in report.prequential} <= {"0", "three", *"456789"}
+    assert {label for report in reports for label in report.figures.prequential} <= {"0", "three", *"456789"}
     for items in (driver.learner.memory, *driver.learner._held_out.values()):
         assert not {1, 2, 3} & {*items.labels.tolist()}
     for name in ("model", "average"):

@@ -284,8 +284,8 @@ def test_samples_are_counted_as_learned_without_steps_and_the_body_stays(name):
     before = tensors_of(driver.snapshot())
     reports = learn(driver, stream())
     assert driver.learner.labels == [str(digit) for digit in range(10)]
-    assert [r.learned for r in reports] == [8, 4, 1, 8, 8, 0, 6, 20, 1, 7]
-    assert {r.steps for r in reports} == {0}
+    assert [r.figures.learned for r in reports] == [8, 4, 1, 8, 8, 0, 6, 20, 1, 7]
+    assert {r.figures.steps for r in reports} == {0}
     assert len(driver.learner.memory) == 0
     after = tensors_of(driver.snapshot())
     assert len(after["trainer/model/head.bias"]) == 10
@@ -373,7 +373,7 @@ def test_a_pretrained_backbone_and_ridge_learn_classes_one_after_the_other(tmp_p
 def test_a_young_run_predicts_before_its_first_release():
     driver = driver_of(frozen("ridge"))
     hits = [
-        sum(correct for correct, _ in report.prequential.values())
+        sum(correct for correct, _ in report.figures.prequential.values())
         for report in learn(driver, [batch(digits_of([0, 1], 8, skip=4 * i), first=8 * i) for i in range(4)])
     ]
     assert hits[0] == 4  # all are taken for the first class
@@ -394,7 +394,7 @@ def test_features_that_are_not_finite_are_rejected_and_leave_no_trace(name, monk
     seen = []
     for _ in range(3):
         report = driver.learn(batch(digits_of([0, 1], 2), first=position(driver)))
-        assert (report.learned, {r.reason for r in report.rejections}) == (0, {Reason.NON_FINITE_STEP})
+        assert (report.figures.learned, {r.reason for r in report.rejections}) == (0, {Reason.NON_FINITE_STEP})
         seen.append(driver.learner.diverged)
     assert seen == [False, False, True]
     assert trained(driver.snapshot()) == trained(before)

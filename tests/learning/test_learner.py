@@ -224,7 +224,7 @@ def test_digits_are_learned_from_records_to_a_release():
     topic, driver = Topic(digits_as_records()), driver_of(given)
     correct = seen = 0
     for b in batches(topic, Decoder.from_settings(given), {}, given.batch, topic):
-        for right, total in driver.learn(b).prequential.values():
+        for right, total in driver.learn(b).figures.prequential.values():
             correct, seen = correct + right, seen + total
     candidate = decided(driver).candidate
     assert candidate

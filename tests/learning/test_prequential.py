@@ -189,7 +189,7 @@ def test_until_the_window_is_full_it_has_every_sample_that_the_reports_count():
     driver = driver_of(settings())
     counts: dict = {}
     for report in learn(driver, stream()):
-        for label, (correct, total) in report.prequential.items():
+        for label, (correct, total) in report.figures.prequential.items():
             before = counts.get(label, (0, 0))
             counts[label] = before[0] + correct, before[1] + total
     figures = driver.snapshot().recent

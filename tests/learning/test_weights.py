@@ -288,8 +288,8 @@ def test_a_batch_whose_weights_are_all_zero_changes_nothing(run):
     before = trained_by(driver)
     nothing = batch(digits_of([0, 1, 2], 9, skip=50), position(driver), weights=[0.0], timestamps_ms=[900_000])
     report = driver.learn(nothing)
-    assert (report.learned, report.steps) == (9, 0)
-    assert report.weights["combined"] == [0] * 9
+    assert (report.figures.learned, report.figures.steps) == (9, 0)
+    assert report.figures.weights["combined"] == [0] * 9
     assert trained_by(driver) == before
 
 
@@ -310,7 +310,7 @@ def test_a_step_that_is_not_finite_is_undone_and_leaves_the_statistics_alone(run
     bad = batch(digits_of([0, 1, 2], 9, skip=50), position(driver), weights=[7.0], timestamps_ms=[900_000])
     report = driver.learn(bad)
     assert {r.reason for r in report.rejections} == {Reason.NON_FINITE_STEP}
-    assert (report.learned, report.weights) == (0, {})
+    assert (report.figures.learned, report.figures.weights) == (0, {})
     assert trained_by(driver) == before
 
 
@@ -331,7 +331,7 @@ def test_its_state_is_a_json_document_and_may_be_absent(run):
     assert json.loads(json.dumps(document)) == document
     assert set(document) == {*run["weights__policies"], CLOCK}
     without = learned(settings(weights__policies=[]), stream()).snapshot()
-    assert learn(resumed(settings(**run), without), [batch([0], first=position(driver))])[0].learned == 1
+    assert learn(resumed(settings(**run), without), [batch([0], first=position(driver))])[0].figures.learned == 1
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_the_window_tells_the_distribution_of_every_policys_factors(run):
         tally.add(report)
     assert set(tally.weights) == {*run["weights__policies"], "combined"}
     for name, distribution in tally.weights.items():
-        every = [weight for report in reports for weight in report.weights[name]]
+        every = [weight for report in reports for weight in report.figures.weights[name]]
         assert distribution.count == len(every) == tally.learned
         assert distribution.mean == pytest.approx(np.mean(every))
         assert (distribution.min, distribution.max) == (min(every), max(every))
@@ -385,7 +385,7 @@ def test_novelty_asks_the_last_release_and_not_the_model():
         1 - float(row[candidate.labels.index(label)]) if (label := str(TARGETS[i])) in candidate.labels else 1
         for i, row in zip(indices, probabilities, strict=True)
     ]
-    factors = driver.learn(batch(indices, position(driver))).weights["novelty"]
+    factors = driver.learn(batch(indices, position(driver))).figures.weights["novelty"]
     assert factors == pytest.approx(wanted, abs=1e-6)
     assert factors.count(1.0) == 2
 
@@ -397,7 +397,7 @@ def test_hardness_is_of_the_model_as_it_predicted():
     )
     for i in range(3):
         driver.learn(batch(digits_of([3, 4], 8, skip=8 * i), position(driver)))
-    factors = driver.learn(batch(digits_of([3, 5], 8, skip=60), position(driver))).weights["hardness"]
+    factors = driver.learn(batch(digits_of([3, 5], 8, skip=60), position(driver))).figures.weights["hardness"]
     assert max(factors[::2]) < 0.5 < 1.5 < min(factors[1::2])
 
 

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from stream_learner.contract.figures import Figures
 from stream_learner.contract.ledger import Ledger
 from stream_learner.contract.manifest import (
     Arithmetic,
@@ -51,8 +52,8 @@ def is_nan(figure: float | None) -> bool:
     return figure is not None and math.isnan(figure)
 
 
-def report(**figures) -> Report:
-    return Report(**({"spans": {"images": {0: Span(0, 10)}}, "records": 10} | figures))
+def report(**rest) -> Report:
+    return Report(**({"spans": {"images": {0: Span(0, 10)}}, "records": 10} | rest))
 
 
 def release(validation: tuple[int, int], test: tuple[int, int]) -> Release:
@@ -142,12 +143,9 @@ def test_a_batch_is_counted(registry, metrics):
             report(
                 spans={"images": {0: Span(4, 10), 1: Span(0, 4)}},
                 tombstones=3,
-                samples={Split.TRAIN: 6, Split.VALIDATION: 2, Split.TEST: 1},
+                figures=Figures(samples={Split.TRAIN: 6, Split.VALIDATION: 2, Split.TEST: 1}, steps=2, loss_sum=3.0),
                 rejections=[Rejection(record, Reason.NO_LABEL, "decode", "the record has no label")],
-                learned=6,
                 odd_timestamps={"unknown": 1, "future": 3},
-                steps=2,
-                loss_sum=3.0,
                 drifts=[Drift(10, {}, 0.1, 0.4)],
                 poll_s=0.2,
                 decode_s=0.002,
@@ -173,7 +171,7 @@ def test_a_batch_is_counted(registry, metrics):
 
 
 def test_a_batch_without_training_samples_moves_the_position_alone(registry, metrics):
-    metrics.observe(report(samples={Split.TEST: 10}))
+    metrics.observe(report(figures=Figures(samples={Split.TEST: 10})))
     assert value(registry, "position", topic="images", partition="0") == 10
     assert value(registry, "poll_seconds_count") == 1
     assert value(registry, "step_seconds_count") == 0
@@ -181,8 +179,8 @@ def test_a_batch_without_training_samples_moves_the_position_alone(registry, met
 
 
 def test_every_policys_weights_are_a_histogram(registry, metrics):
-    metrics.observe(report(weights={"record": [0.0, 1.0, 1.0], "combined": [0.0, 0.5, 3.0]}))
-    metrics.observe(report(weights={"record": [1e9], "combined": [10.0]}))
+    metrics.observe(report(figures=Figures(weights={"record": [0.0, 1.0, 1.0], "combined": [0.0, 0.5, 3.0]})))
+    metrics.observe(report(figures=Figures(weights={"record": [1e9], "combined": [10.0]})))
     metrics.observe(report())
 
     def at_most(le: str) -> list[float | None]:

@@ -9,6 +9,7 @@ import numpy as np
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.contract import keys
+from stream_learner.contract.figures import Figures
 from stream_learner.contract.manifest import (
     Arithmetic,
     Decision,
@@ -338,7 +339,12 @@ class FakeRun:
             Record(TOPIC, 0, offset, 0, None, b"", []) for offset in range(len(self.cluster.input), start + records)
         ]
         self.progress.add(
-            Report({TOPIC: {0: Span(start, start + records)}}, records, rejections=[*letters], samples={Split.TRAIN: 1})
+            Report(
+                {TOPIC: {0: Span(start, start + records)}},
+                records,
+                Figures(samples={Split.TRAIN: 1}),
+                rejections=[*letters],
+            )
         )
         return Snapshot(
             tensors={"x": np.full(1, start, np.float32)},

@@ -13,6 +13,7 @@ import torch
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import MAX_SEGMENTS, KafkaSettings, Settings
+from stream_learner.contract.figures import Figures
 from stream_learner.contract.ledger import Piece
 from stream_learner.contract.manifest import (
     Arithmetic,
@@ -94,10 +95,11 @@ def worst_report(names: list[str], records_each: int) -> Report:
         records=records_each,
         pieces=pieces,
         rejections=rejections,
-        samples={Split.TRAIN: records_each},
-        learned=records_each,
-        prequential=dict.fromkeys(LABELS, (123, 12345)),
-        weights={"record": [1.0]},
+        figures=Figures(
+            samples={Split.TRAIN: records_each},
+            prequential=dict.fromkeys(LABELS, (123, 12345)),
+            weights={"record": [1.0]},
+        ),
         drifts=[Drift(records_each, spans, 0.1234567891234, 0.987654321)] * DRIFTS,
     )
 

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from stream_learner.config import Settings
+from stream_learner.contract.figures import Figures
 from stream_learner.contract.ledger import Piece
 from stream_learner.contract.spans import Positions, Span
 from stream_learner.contract.vocabulary import Reason, Split
@@ -77,8 +78,8 @@ class Driver:
         report = Report(
             batch.spans,
             batch.records,
+            Figures(samples={Split.TRAIN: batch.training}),
             pieces=batch.pieces,
-            samples={Split.TRAIN: batch.training},
             rejections=batch.rejections,
         )
         self.progress.add(report)
