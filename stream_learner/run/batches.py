@@ -139,7 +139,7 @@ def batches(
     slow. `outage` waits when a record cannot be read now, and later records wait too. Raises the errors of the source
     and of `outage`, and InputError after the open batch.
     """
-    next_offset = {(topic, p): offset for topic, partitions in positions.items() for p, offset in partitions.items()}
+    batched = {(topic, p): offset for topic, partitions in positions.items() for p, offset in partitions.items()}
     batch = Batch()
     opened = turned = clock()
 
@@ -169,7 +169,7 @@ def batches(
                     yield batch
                     batch = Batch()
                     opened = turned = clock()
-                start = next_offset.get(place, 0)
+                start = batched.get(place, 0)
                 if isinstance(item, Gap):
                     end = item.next_offset
                     if item.lost:
@@ -194,7 +194,7 @@ def batches(
                     source.took(seconds)
                     batch.decode_s += seconds
                 batch.cover(*place, start, end)
-                next_offset[place] = end
+                batched[place] = end
                 if batch.full(settings) or isolated or batch.bytes >= max_bytes:
                     yield batch
                     batch = Batch()

@@ -23,7 +23,11 @@ class Stored(msgspec.Struct):
 
 
 class Progress:
-    """Positions of everything learned, the interval since the last snapshot, and what a roll-back would discard."""
+    """Positions of everything learned, the interval since the last snapshot, and what a roll-back would discard.
+
+    Next offsets stand in three places: those to fetch (`Source`), to batch (`batches`) and to learn (here). Each is
+    ahead of the next one. They are counted separately, so that `add` notices a batch that was dropped or given twice.
+    """
 
     def __init__(self, positions: Positions, document: dict[str, Any] | None = None):
         """Begin at `positions`, with the `document` of the state that was saved there.

@@ -30,7 +30,7 @@ log = structlog.get_logger()
 class Source:
     """Reader of all partitions. It reads ahead, and returns records in the order in which they were produced.
 
-    It stores the next offset to read of each partition. The learner's positions say which records were learned.
+    It counts what was fetched. The learner's positions say which records were learned.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Source:
         self._merge = Merge(clock)
         self._newest_ms: dict[TopicPartition, int] = {}
         self._stopped: set[TopicPartition] = set()  # their waiting records end with an InputError
-        self._next = {TopicPartition(t, p): offset for t, ps in positions.items() for p, offset in ps.items()}
+        self._fetched = {TopicPartition(t, p): offset for t, ps in positions.items() for p, offset in ps.items()}
         with kafka_failures(kafka, "opening the input"):
             self._consumer: Reader = reader(
                 kafka,
@@ -102,10 +102,10 @@ class Source:
 
     def _lost(self, error: OffsetOutOfRangeError) -> None:
         """Add gaps where retention deleted records, and continue reading after them."""
-        places = [place for place in self._next if place not in self._stopped]
+        places = [place for place in self._fetched if place not in self._stopped]
         first, end = self._consumer.beginning_offsets(places), self._consumer.end_offsets(places)
         for place in places:
-            offset = self._next[place]
+            offset = self._fetched[place]
             where = f"{place.topic}[{place.partition}]"
             if offset > end[place]:
                 raise InputError(
@@ -125,8 +125,8 @@ class Source:
                 else:
                     log.warning(lost)
                     self._merge.add(place, [Gap(place.topic, place.partition, first[place], lost=True)])
-                    self._next[place] = first[place]
-        for place, offset in self._next.items():  # all partitions, because the error may have interrupted a poll
+                    self._fetched[place] = first[place]
+        for place, offset in self._fetched.items():  # all partitions, because the error may have interrupted a poll
             self._consumer.seek(place, offset)
 
     def _read(self, timeout_s: float) -> None:
@@ -141,16 +141,16 @@ class Source:
                     if isinstance(items[-1], InputError):
                         self._stop(place)
                         break
-                    self._next[place] = message.end
+                    self._fetched[place] = message.end
                 else:
                     items.append(to_record(message))
-                    self._next[place] = message.offset + 1
+                    self._fetched[place] = message.offset + 1
             merge.add(place, items)
         for place in consumer.moved - self._stopped:
             position = consumer.at(place)
-            if position > self._next[place]:  # control records, compacted offsets
+            if position > self._fetched[place]:  # control records, compacted offsets
                 merge.add(place, [Gap(place.topic, place.partition, position)])
-                self._next[place] = position
+                self._fetched[place] = position
             if not consumer.behind(place):
                 merge.expect_no_more(place)
             else:
@@ -194,13 +194,13 @@ class Source:
         a partition may take half of the remainder, so that others get some too (Choudhury and Hahne 1998).
         """
         common = MAX_POLL_BYTES / 2
-        return max(common / len(self._next), min(MAX_AHEAD_BYTES, (left_bytes - common) / 2))
+        return max(common / len(self._fetched), min(MAX_AHEAD_BYTES, (left_bytes - common) / 2))
 
     @property
     def positions(self) -> Positions:
-        """Offset of the next record to add to the merge, for every partition."""
+        """Next offset to fetch, for every partition."""
         positions: Positions = {}
-        for place, offset in self._next.items():
+        for place, offset in self._fetched.items():
             positions.setdefault(place.topic, {})[place.partition] = offset
         return positions
 
@@ -214,7 +214,7 @@ class Source:
     def ends(self) -> Positions:
         """Return the end offset of each partition, from its last fetch."""
         ends: Positions = {}
-        for place in self._next:
+        for place in self._fetched:
             end = self._consumer.highwater(place)
             if end is not None:
                 ends.setdefault(place.topic, {})[place.partition] = end
@@ -250,15 +250,15 @@ class Source:
             TopicPartition(topic, partition)
             for topic in self._settings.topics
             for partition in cluster.partitions_for_topic(topic) or ()
-        } | set(self._next)
+        } | set(self._fetched)
         if places == self._consumer.assignment():
             return
         # Not the partition's first offset: records that retention deleted from a new partition count as lost too.
-        self._next |= dict.fromkeys(places - self._next.keys(), 0)
+        self._fetched |= dict.fromkeys(places - self._fetched.keys(), 0)
         self._consumer.assign(sorted(places))
         self._consumer.pause(*self._consumer.full | self._stopped)
         for place in places:
-            self._consumer.seek(place, self._next[place])
+            self._consumer.seek(place, self._fetched[place])
             # Brokers send nothing about a partition that was read to its end before.
             if place not in self._consumer.full | self._stopped and self._consumer.behind(place):
                 self._merge.expect(place, asked_for=True)
