@@ -5,11 +5,16 @@ import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stream_learner import cli
+from stream_learner.config import KafkaSettings
+from stream_learner.errors import ExitCode
 
 DEADLINE_S = 60.0
+MODULE = [sys.executable, "-m", "stream_learner"]
+HOSTILE = "\x1b[2J\x9b\u202e\u2028"
+"""Text from outside that a terminal must not get as it is."""
 
 # There is one fork server for a session, and tests of the checkpoint protocol use it too, with the same list.
 processes = multiprocessing.get_context("forkserver")
@@ -43,3 +48,42 @@ def _main(arguments: list[str], folder: Path, environment: dict[str, str], out: 
     os.environ.update(environment)
     sys.argv = ["stream-learner", *arguments]
     cli.main()
+
+
+class Run:
+    """A settings file, and commands that get it."""
+
+    def __init__(self, folder: Path, run_id: str, kafka: KafkaSettings):
+        self.folder = folder
+        self.id = run_id
+        self.input = f"{run_id}.input"
+        self.file = folder / "worker.toml"
+        self.file.write_text(f"""
+            run.id = "{run_id}"
+            input.topics = ["{self.input}"]
+            kafka.bootstrap_servers = "{kafka.bootstrap_servers}"
+            model = {{name = "mlp", height = 8, width = 8, channels = 1}}
+            monitoring.port = 0
+            log.level = "error"
+        """)
+
+    def __call__(self, command: str, *options: object, sets: str = "", **more: Any) -> Done:
+        """`sets` are settings, separated by spaces."""
+        overrides = [word for setting in sets.split() for word in ("--set", setting)]
+        return stream_learner(command, self.file, *overrides, *options, folder=self.folder, **more)
+
+    def output(self, command: str, *options: object, **more: Any) -> str:
+        """What a command that succeeds writes."""
+        done = self(command, *options, **more)
+        assert done.code == ExitCode.OK, done.err
+        assert done.err == ""
+        return done.out
+
+
+def failure(done: Done, code: ExitCode) -> str:
+    """The one line that a failed command says."""
+    assert done.code == code, done.err
+    assert done.err.startswith("error: "), done.err
+    assert done.err.count("\n") == 1, done.err
+    assert done.err.endswith("\n")
+    return done.err.removeprefix("error: ").strip()
