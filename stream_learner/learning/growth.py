@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 from stream_learner.networks import head
 
 
-def grow_head(model: nn.Module, optimizer: Optimizer, classes: int) -> None:
+def grow_head(model: nn.Module, optimizer: Optimizer | None, classes: int) -> None:
     """Add freshly initialised rows to `model.head`, up to `classes`. Existing rows keep their values and moments."""
     old: nn.Linear = model.head  # pyright: ignore[reportAssignmentType]
     new = head(old.in_features, classes).to(old.weight.device)
@@ -16,12 +16,18 @@ def grow_head(model: nn.Module, optimizer: Optimizer, classes: int) -> None:
         after: nn.Parameter = getattr(new, name)
         with torch.no_grad():
             after[: len(before)] = before
-        for group in optimizer.param_groups:
-            group["params"] = [after if p is before else p for p in group["params"]]
-        moments = optimizer.state.pop(before, None)
-        if moments:
-            optimizer.state[after] = {key: _grown(value, after) for key, value in moments.items()}
+        if optimizer:
+            _exchange(optimizer, before, after)
     model.head = new
+
+
+def _exchange(optimizer: Optimizer, before: nn.Parameter, after: nn.Parameter) -> None:
+    """Make the optimizer move `after`, which has more rows, instead of `before`."""
+    for group in optimizer.param_groups:
+        group["params"] = [after if p is before else p for p in group["params"]]
+    moments = optimizer.state.pop(before, None)
+    if moments:
+        optimizer.state[after] = {key: _grown(value, after) for key, value in moments.items()}
 
 
 def _grown(moment: Tensor, parameter: Tensor) -> Tensor:

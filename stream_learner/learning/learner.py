@@ -1,8 +1,8 @@
 """The learner: the model, and everything that changes when it learns."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from msgspec import Struct
 from torch import Tensor
 
 from stream_learner import networks as models
-from stream_learner.config import ModelSettings, Settings
+from stream_learner.config import Settings
 from stream_learner.contract.manifest import Arithmetic
 from stream_learner.contract.vocabulary import Label, Reason, Split
 from stream_learner.contract.window import Recent
@@ -25,7 +25,7 @@ from stream_learner.learning.gauges import Gauges
 from stream_learner.learning.groups import few_groups_share
 from stream_learner.learning.identity import check_fits, identity, settings_digest
 from stream_learner.learning.learned import Learned, Refused
-from stream_learner.learning.memory import BalancedMemory
+from stream_learner.learning.memory import BalancedMemory, Replay, held_out_sets, replay_memory
 from stream_learner.learning.outcome import Outcome
 from stream_learner.learning.placement import place
 from stream_learner.learning.prequential import Prequential
@@ -34,10 +34,9 @@ from stream_learner.learning.releases import Releases
 from stream_learner.learning.state_dict import StateDict
 from stream_learner.learning.stored import Count, parse, part
 from stream_learner.learning.strategies import Minibatch
-from stream_learner.learning.trainer import Trainer
+from stream_learner.learning.trainers import TrainingBatch, trainer_for
 from stream_learner.learning.weighting import Arrivals, Times, Weighed, Weights
 from stream_learner.networks.predictions import Predictions, predict
-from stream_learner.registry import AUGMENTATIONS
 
 NON_FINITE_IN_A_ROW = 3
 
@@ -80,33 +79,19 @@ class Learner:
         settings, lacks a part, or holds what no learner would save.
         """
         self._settings = settings
-        learning = settings.learning
-        self._augmentations = [AUGMENTATIONS.lookup(name) for name in learning.augment]
-        self._placement = place(learning, models.factory(settings.model.name))
-        if settings.model.head != "linear":
-            self._placement = replace(self._placement, autocast=False)  # no steps to be made faster
+        self._placement = place(settings.learning, models.factory(settings.model.name))
         self._randomness = Randomness(settings.run.seed, self._placement.device)
         self._classes = Classes(settings)
         with self._randomness.drawing():
-            self._trainer = Trainer(settings, self._placement)
+            self._trainer = trainer = trainer_for(settings, self._placement)
         self._weights = Weights(settings.weights)
         self._identity = identity(settings)
         self._settings_digest = settings_digest(settings, self._identity)
-        self.memory = self._build_memory(
-            settings.memory.max_items if self._trainer.replays else 0,
-            settings.memory.max_bytes,
-            stores_logits=self._trainer.strategy.stores_logits,
-        )
-        self._held_out = {
-            # All are decoded together, so their pixels are limited.
-            split: self._build_memory(
-                min(settings.held_out.max_items, settings.held_out.max_bytes // _pixel_bytes(settings.model)),
-                settings.held_out.max_bytes,
-                stores_groups=True,
-            )
-            for split in (Split.VALIDATION, Split.TEST)
-        }
-        self._releases = Releases(settings, self._trainer, self.memory, self._held_out, self._placement.device)
+        self.memory = replay_memory(settings, replays=trainer.replays, stores_logits=trainer.stores_logits)
+        self._held_out = held_out_sets(settings)
+        device = self._placement.device
+        self._replay = Replay(settings, self.memory, self._weights, device, with_logits=trainer.stores_logits)
+        self._releases = Releases(settings, trainer, self.memory, self._held_out, device)
         self.prequential = Prequential()
         self.drift = DriftMonitor(settings)
         self.records = 0
@@ -156,7 +141,7 @@ class Learner:
             raise UsageError("the learner knows no class yet; learn some samples first")
         model = self._settings.model
         images_NHWC = decoded(images, model.height, model.width, model.channels, self._settings.input.max_image_pixels)
-        return predict(self._trainer.solved(), self.labels, images_NHWC)
+        return predict(self._trainer.as_released(), self.labels, images_NHWC)
 
     @property
     def network(self) -> models.ImageClassifier:
@@ -199,9 +184,14 @@ class Learner:
         if not weighed.now.any():
             self._weights.load_state_dict(before)  # all weights are 0: no step, and no change
             return True
-        if not self._update(stream, features_NF, learned):
+        replay = partial(self._replay.draw, self.drift.replay_factor(self.records))
+        learning_rate_factor = self.drift.learning_rate_factor(self.records) * self._releases.learning_rate_factor
+        trained = self._trainer.learn(TrainingBatch(stream, features_NF, replay, learning_rate_factor))
+        self._non_finite_in_a_row = 0 if trained.finite else self._non_finite_in_a_row + 1
+        if trained.undone:
             self._weights.load_state_dict(before)
             return False
+        learned.steps, learned.loss_sum = trained.steps, trained.loss_sum
         self._releases.taught()
         self._remember(train, weighed, stream.logits)
         return True
@@ -220,29 +210,22 @@ class Learner:
                 timestamps_ms=np.array([sample.timestamp_ms for sample in samples], np.int64),
             ),
             probabilities=lambda: evaluation.own_probabilities(logits, labels_on_device),
-            released_probabilities=lambda: self._predict_as_released(images_on_device, labels_on_device),
+            released_probabilities=lambda: self._releases.probabilities(images_on_device, labels_on_device),
         )
         weighed = self._weights.weigh(arrivals)
         learned.weights = weighed.factors
-        kept = None
-        if self._trainer.strategy.stores_logits:
-            kept = logits.float().clone()
-            kept[:, self._trainer.mute_rows] = torch.nan
+        kept = self._trainer.kept_logits(logits)
         stream = Minibatch(images_on_device, labels_on_device, self._to_device(weighed.now), kept)
         return stream, features_NF, weighed
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._placement.device)
 
-    @torch.inference_mode()
     def _predict_first(
         self, images_NHWC: Tensor, labels: Tensor, records: int, learned: Learned
     ) -> tuple[Tensor, Tensor]:
         """Predict before learning. Return features [N, F] and logits [N, classes]."""
-        network = self._trainer.evaluated.eval()
-        with self._placement.training():
-            features_NF = network.features(images_NHWC)
-            logits = network.head(features_NF)
+        features_NF, logits = self._trainer.predict(images_NHWC)
         targets, (predictions, confidences) = labels.cpu().numpy(), evaluation.top(logits)
         hits = predictions == targets
         self.prequential.add(targets, predictions, confidences)
@@ -251,54 +234,6 @@ class Learner:
             correct, seen = learned.prequential.get(self.labels[index], (0, 0))
             learned.prequential[self.labels[index]] = (correct + hit, seen + 1)
         return features_NF, logits
-
-    @torch.inference_mode()
-    def _predict_as_released(self, images_NHWC: Tensor, labels: Tensor) -> np.ndarray:
-        if self._releases.network is None:
-            return np.zeros(len(labels), np.float32)
-        return evaluation.own_probabilities(self._releases.network(images_NHWC), labels)
-
-    def _update(self, stream: Minibatch, features_NF: Tensor, learned: Learned) -> bool:
-        """Add the batch to a head that is solved, or take its steps. False when it was not finite and undone."""
-        if not self._trainer.accumulates:
-            return self._take_steps(stream, learned)
-        finite = self._trainer.accumulate(features_NF, stream)
-        self._non_finite_in_a_row = 0 if finite else self._non_finite_in_a_row + 1
-        return finite
-
-    def _take_steps(self, stream: Minibatch, learned: Learned) -> bool:
-        """Take the batch's steps, up to one that is not finite and undone.
-
-        Return False if the first step was undone.
-        """
-        self._trainer.scale_learning_rate(
-            self.drift.learning_rate_factor(self.records) * self._releases.learning_rate_factor
-        )
-        for _ in range(self._settings.learning.steps_per_batch):
-            loss = self._trainer.step(self._augmented(stream), self._replay)
-            if not math.isfinite(loss):
-                self._non_finite_in_a_row += 1
-                return learned.steps > 0  # the earlier steps stay learned; a dead letter must not be partly learned
-            learned.steps += 1
-            learned.loss_sum += loss
-        self._non_finite_in_a_row = 0
-        return True
-
-    def _replay(self) -> Minibatch:
-        memory = self.memory
-        slots = memory.draw(round(self._settings.replay_size * self.drift.replay_factor(self.records)))
-        times = Times(memory.admitted[slots], memory.timestamps_ms[slots])
-        weights = self._weights.replayed(memory.weights[slots], times)
-        drawn = [memory.pixels_NHWC(slots), memory.labels[slots], weights]
-        if self._trainer.strategy.stores_logits:
-            drawn.append(memory.logits[slots])
-        return self._augmented(Minibatch(*map(self._to_device, drawn)))
-
-    def _augmented(self, minibatch: Minibatch) -> Minibatch:
-        images_NHWC = minibatch.images_NHWC
-        for augment in self._augmentations:
-            images_NHWC = augment(images_NHWC)
-        return minibatch._replace(images_NHWC=images_NHWC)
 
     def _remember(self, train: list[Sample], weighed: Weighed, logits: Tensor | None) -> None:
         rows = logits.cpu().numpy() if logits is not None else [None] * len(train)
@@ -422,20 +357,3 @@ class Learner:
     @property
     def _memories(self) -> dict[str, BalancedMemory]:
         return {"memory": self.memory} | {split.value: held_out for split, held_out in self._held_out.items()}
-
-    # -- building
-
-    def _build_memory(self, max_items: int, max_bytes: int, **columns: bool) -> BalancedMemory:
-        model = self._settings.model
-        return BalancedMemory(
-            (model.height, model.width, model.channels),
-            max_items,
-            max_bytes,
-            self._settings.memory.segment_bytes,
-            self._settings.run.seed,
-            **columns,
-        )
-
-
-def _pixel_bytes(model: ModelSettings) -> int:
-    return model.height * model.width * model.channels

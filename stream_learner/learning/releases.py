@@ -22,7 +22,7 @@ from stream_learner.learning.patience import Patience
 from stream_learner.learning.spec import spec_of
 from stream_learner.learning.state_dict import StateDict, copies, under
 from stream_learner.learning.stored import Count, parse
-from stream_learner.learning.trainer import Trainer
+from stream_learner.learning.trainers import Trainer
 from stream_learner.networks import ImageClassifier
 from stream_learner.networks.tensors import is_finite, load_weights
 
@@ -78,6 +78,16 @@ class Releases:
     def network(self) -> ImageClassifier | None:
         """The last release's network, in evaluation mode."""
         return self._released and self._released.network
+
+    @torch.inference_mode()
+    def probabilities(self, images_NHWC: Tensor, labels: Tensor) -> np.ndarray:
+        """Return the probability of each sample's own class under the last release, float32 [N].
+
+        It is 0 before the first release.
+        """
+        if self.network is None:
+            return np.zeros(len(labels), np.float32)
+        return evaluation.own_probabilities(self.network(images_NHWC), labels)
 
     @property
     def learning_rate_factor(self) -> float:

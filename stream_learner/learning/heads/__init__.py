@@ -4,7 +4,6 @@ The strategy trains `linear` together with the rest of the network. The other he
 statistics of the features of a frozen body, and solve the rows of the linear layer from the sums.
 """
 
-from stream_learner.learning.heads.accumulator import Accumulator
 from stream_learner.learning.heads.statistics import StatisticsHead, silence
 
-__all__ = ["Accumulator", "StatisticsHead", "silence"]
+__all__ = ["StatisticsHead", "silence"]

@@ -1,0 +1,28 @@
+"""Memories of the size that the settings choose."""
+
+from stream_learner.config import Settings
+from stream_learner.contract.vocabulary import Split
+from stream_learner.learning.memory.balanced import BalancedMemory
+
+
+def replay_memory(settings: Settings, *, replays: bool, stores_logits: bool) -> BalancedMemory:
+    """Return the memory to replay from. It keeps nothing unless `replays`."""
+    memory = settings.memory
+    return _memory(settings, memory.max_items if replays else 0, memory.max_bytes, stores_logits=stores_logits)
+
+
+def held_out_sets(settings: Settings) -> dict[Split, BalancedMemory]:
+    """Return the sets of validation and test samples."""
+    model, held_out = settings.model, settings.held_out
+    # A set is decoded as a whole, so its pixels are limited.
+    max_items = min(held_out.max_items, held_out.max_bytes // (model.height * model.width * model.channels))
+    return {
+        split: _memory(settings, max_items, held_out.max_bytes, stores_groups=True)
+        for split in (Split.VALIDATION, Split.TEST)
+    }
+
+
+def _memory(settings: Settings, max_items: int, max_bytes: int, **columns: bool) -> BalancedMemory:
+    model = settings.model
+    shape = model.height, model.width, model.channels
+    return BalancedMemory(shape, max_items, max_bytes, settings.memory.segment_bytes, settings.run.seed, **columns)

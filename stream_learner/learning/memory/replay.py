@@ -1,0 +1,33 @@
+"""Replay: minibatches drawn from the memory."""
+
+import torch
+
+from stream_learner.config import Settings
+from stream_learner.learning.memory.balanced import BalancedMemory
+from stream_learner.learning.strategies import Minibatch
+from stream_learner.learning.weighting import Times, Weights
+
+
+class Replay:
+    """Draws minibatches from a memory, uniformly, with the weights that their samples have now."""
+
+    def __init__(
+        self, settings: Settings, memory: BalancedMemory, weights: Weights, device: torch.device, *, with_logits: bool
+    ):
+        """Take the memory and the policies of weights, which are only read. `with_logits`: the memory stores them."""
+        self._size = settings.replay_size
+        self._memory = memory
+        self._weights = weights
+        self._device = device
+        self._with_logits = with_logits
+
+    def draw(self, factor: float) -> Minibatch:
+        """Draw `factor` times the settings' replay size. Returns no samples if the memory is empty."""
+        memory = self._memory
+        slots = memory.draw(round(self._size * factor))
+        times = Times(memory.admitted[slots], memory.timestamps_ms[slots])
+        weights = self._weights.replayed(memory.weights[slots], times)
+        drawn = [memory.pixels_NHWC(slots), memory.labels[slots], weights]
+        if self._with_logits:
+            drawn.append(memory.logits[slots])
+        return Minibatch(*(torch.from_numpy(array).to(self._device) for array in drawn))

@@ -1,0 +1,196 @@
+"""Training by optimizer steps."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stream_learner import networks as models
+from stream_learner.config import LearningSettings, Settings
+from stream_learner.errors import UsageError
+from stream_learner.learning.averaging import Average
+from stream_learner.learning.growth import grow_head, start_moments
+from stream_learner.learning.moments import load_moments, moments
+from stream_learner.learning.muon import Muon, matrices_of
+from stream_learner.learning.optimizers import PlainAdam, PlainSGD
+from stream_learner.learning.placement import Placement
+from stream_learner.learning.rows import begin_again, keep_silent, take_over
+from stream_learner.learning.state_dict import StateDict, copies, prefixed, under
+from stream_learner.learning.stored import parse, part
+from stream_learner.learning.strategies import Minibatch, Step, strategy
+from stream_learner.learning.trainers.base import Stored, Trained, Trainer, TrainingBatch
+from stream_learner.learning.weighting import WeightedLoss
+from stream_learner.networks.tensors import load_weights
+from stream_learner.registry import AUGMENTATIONS
+
+
+class StepTrainer(Trainer):
+    """Takes optimizer steps with a strategy, and keeps an average of the network over its steps.
+
+    The average, if one is kept, predicts and is released.
+    """
+
+    def __init__(self, settings: Settings, placement: Placement):
+        """Build the network, the strategy and the optimizer. Raises UsageError when a setting does not fit."""
+        learning = settings.learning
+        self._strategy_class = strategy(learning.strategy)
+        if self._strategy_class.distils and not learning.average_decay:
+            raise UsageError(
+                f"learning.strategy = {learning.strategy!r} uses the average as teacher; "
+                "set learning.average_decay above 0"
+            )
+        self._augmentations = [AUGMENTATIONS.lookup(name) for name in learning.augment]
+        self.replays, self.stores_logits = self._strategy_class.replays, self._strategy_class.stores_logits
+        super().__init__(settings, placement)
+
+    def _begin(self, model: models.ImageClassifier) -> None:
+        super()._begin(model)
+        learning = self._settings.learning
+        self._strategy = self._strategy_class()
+        self._average = Average(model, learning.average_decay) if learning.average_decay else None
+        self._optimizer = _optimizer(model, learning)
+        self._weighted_loss = WeightedLoss(mean=float(self._settings.batch.size))
+        self._fresh_rows: list[int] = []  # which no step has seen
+
+    @property
+    def evaluated(self) -> models.ImageClassifier:
+        return self._average.model if self._average else self.model
+
+    def solve(self) -> None:
+        """Do nothing: the steps train the head."""
+
+    def kept_logits(self, logits: Tensor) -> Tensor | None:
+        if not self.stores_logits:
+            return None
+        kept = logits.float().clone()
+        kept[:, self._fresh_rows + self._silent_rows] = torch.nan  # they mean nothing
+        return kept
+
+    def learn(self, batch: TrainingBatch) -> Trained:
+        """Take `learning.steps_per_batch` steps. Undo a step that is not finite, and take no other."""
+        learning = self._settings.learning
+        for group in self._optimizer.param_groups:
+            group["lr"] = batch.learning_rate_factor * learning.learning_rate
+        loss_sum = 0.0
+        for step in range(learning.steps_per_batch):
+            loss = self._step(self._augmented(batch.stream), lambda: self._augmented(batch.replay()))
+            if not math.isfinite(loss):
+                return Trained(step, loss_sum, finite=False)
+            loss_sum += loss
+        return Trained(learning.steps_per_batch, loss_sum)
+
+    def _augmented(self, minibatch: Minibatch) -> Minibatch:
+        images_NHWC = minibatch.images_NHWC
+        for augment in self._augmentations:
+            images_NHWC = augment(images_NHWC)
+        return minibatch._replace(images_NHWC=images_NHWC)
+
+    def _step(self, stream: Minibatch, replay: Callable[[], Minibatch]) -> float:
+        """Take one step and return the loss. Return NaN, and change nothing, if the loss or a gradient was not finite.
+
+        Raises UsageError when the strategy does not return one loss per sample.
+        """
+        self.model.train()
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        normaliser, kept = copy.copy(self._weighted_loss), self._strategy.state_dict()
+        self._optimizer.zero_grad()
+        teacher = self._average.model if self._average else None
+        with self._placement.training():
+            losses, weights = self._strategy.losses(Step(self.model, teacher, stream, replay))
+        if losses.ndim != 1 or losses.shape != weights.shape:
+            raise UsageError(
+                f"learning.strategy = {self._settings.learning.strategy!r} gives losses of shape {list(losses.shape)}, "
+                f"weights of {list(weights.shape)}; both must be [N], one value per sample (reduction='none')"
+            )
+        loss = self._weighted_loss(losses, weights)
+        loss.backward()
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        value = float(loss.detach() + 0 * norm)
+        if not math.isfinite(value):
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+            self._weighted_loss = normaliser
+            self._strategy.load_state_dict(kept)
+            return math.nan
+        if self._fresh_rows:
+            start_moments(self._optimizer, self.model.head, self._fresh_rows)
+            self._fresh_rows = []
+        if isinstance(self._optimizer, Muon):
+            self._optimizer.share = self._weighted_loss.share
+        self._optimizer.step()
+        self._keep_silent()
+        if self._average:
+            self._average.update(self.model)
+        return value
+
+    # -- classes
+
+    def _grow(self, classes: int) -> None:
+        self._fresh_rows += range(self.model.head.out_features, classes)
+        grow_head(self.model, self._optimizer, classes)
+        if self._average:
+            self._average.grow(self.model.head)
+
+    def _retire(self, source: int, target: int | None) -> None:
+        """Silence a row. If no step has learned the target, it takes the row over, so that renaming loses nothing."""
+        if target in self._fresh_rows and source not in self._fresh_rows:
+            take_over(self.model.head, self._optimizer, source, target)
+            if self._average:
+                take_over(self._average.model.head, None, source, target)
+            self._fresh_rows.remove(target)
+        if source in self._fresh_rows:
+            self._fresh_rows.remove(source)
+        self._strategy.retire(source, target)
+        self._keep_silent()
+
+    def _revive(self, row: int) -> None:
+        averages = [self._average.model.head] if self._average else []
+        begin_again([self.model.head, *averages], self._optimizer, row)
+        self._fresh_rows.append(row)
+
+    def _keep_silent(self) -> None:
+        if self._silent_rows:
+            keep_silent(self.model.head, self._optimizer, self._silent_rows)
+            if self._average:
+                keep_silent(self._average.model.head, None, self._silent_rows)
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict() | {
+            "loss_normaliser": self._weighted_loss.mean,
+            "fresh_rows": list(self._fresh_rows),
+        }
+        if self._average:
+            state["averaged_steps"] = self._average.steps
+            state |= prefixed("average", copies(self._average.model.state_dict()))
+        state |= prefixed("optimizer", moments(self._optimizer))
+        return state | prefixed("strategy", copies(self._strategy.state_dict()))
+
+    @torch.no_grad()
+    def load_state_dict(self, state: StateDict, classes: int) -> None:
+        super().load_state_dict(state, classes)
+        stored = parse(state, Stored)
+        self._weighted_loss.mean = stored.loss_normaliser
+        self._fresh_rows = stored.fresh_rows
+        if self._average:
+            with part("average"):
+                load_weights(self._average.model, under("average", state))
+            self._average.steps = stored.averaged_steps
+        with part("optimizer"):
+            load_moments(self._optimizer, under("optimizer", state))
+        with part("strategy"):
+            self._strategy.load_state_dict(under("strategy", state))
+
+
+def _optimizer(model: models.ImageClassifier, learning: LearningSettings) -> Optimizer:
+    rate, decay = learning.learning_rate, learning.weight_decay
+    if learning.optimizer == "sgd":
+        return PlainSGD(model.parameters(), rate, learning.momentum, weight_decay=decay, fused=True)
+    if learning.optimizer == "muon":
+        return Muon(model.parameters(), matrices_of(model.body), rate, learning.momentum, decay)
+    return PlainAdam(model.parameters(), rate, weight_decay=decay, fused=True)
