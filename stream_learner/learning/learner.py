@@ -74,7 +74,7 @@ class Learner:
     def __init__(self, settings: Settings, saved: Saved | None = None):
         """Begin without classes, or continue from a state. Classes retire if `[labels]` renames or forbids them.
 
-        Raises UsageError when the settings name a model, strategy, weight policy or device that is not there, images
+        Raises UsageError when the settings name a model, strategy, weight policy or device that does not exist, images
         too small for the model, or pretrained weights that are not its own; ValueError when the state belongs to other
         settings, lacks a part, or holds what no learner would save.
         """
@@ -145,7 +145,7 @@ class Learner:
 
     @property
     def network(self) -> models.ImageClassifier:
-        """The network that a release would hold now."""
+        """The network that predicts now. A solved head is as it was last solved."""
         return self._trainer.evaluated
 
     @property
