@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 import stream_learner
-from stream_learner import __version__, config
+from stream_learner import __version__, config, testing
 from stream_learner.contract.manifest import Manifest
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.contract.window import Window
@@ -39,7 +39,7 @@ def pages() -> dict[Path, str]:
     return {
         ROOT / "docs" / "settings.md": settings_page(),
         operations: filled(operations, {"exit codes": exit_codes(), "metrics": metrics()}),
-        api: filled(api, {"public names": public_names()}),
+        api: filled(api, {"public names": public_names(), "checks": checks()}),
         deploy: filled(deploy, {"restarts": restarts()}),
         development: filled(development, {"rooms": rooms()}),
         topics: filled(topics, {"reject reasons": reasons()}),
@@ -173,6 +173,14 @@ def public_names() -> str:
         meaning = value.__doc__ or codes[value.code.name]  # of an error class
         rows.append(f"| `{room}` | `{name}` | {one_line(meaning.split(chr(10) * 2)[0])} |")
     return "\n".join(["| room | name | meaning |", "|---|---|---|", *sorted(rows)])
+
+
+def checks() -> str:
+    rows = [
+        f"| `{name}` | {one_line(getattr(testing, name).__doc__.partition(chr(10) * 2)[0])} |"
+        for name in testing.__all__
+    ]
+    return "\n".join(["| name | meaning |", "|---|---|", *rows])
 
 
 def member_docs(enum: type[Enum]) -> dict[str, str]:

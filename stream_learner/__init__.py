@@ -1,7 +1,8 @@
 """Learns an image classifier from a Kafka stream, exactly once, and releases it downstream.
 
-The names in `__all__` are the public API; docs/api.md lists them. Before 1.0 they may change in a minor version, with a
-note in the changelog; from 1.0 on only in a major version. Everything else may change at any time.
+The names in `__all__` and in `stream_learner.testing` are the public API; docs/api.md lists them. Before 1.0 they may
+change in a minor version, with a note in the changelog; from 1.0 on only in a major version. Everything else may change
+at any time.
 
 A name is imported when it is first used, so `import stream_learner` is fast and imports neither torch nor Kafka.
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import stream_learner
+from stream_learner import testing
 
 HEAVY = "heavy = {'torch', 'kafka', 'pydantic'} & {*sys.modules}"
 
@@ -16,6 +17,12 @@ def test_every_public_name_is_there_and_listed(name: str):
     assert getattr(stream_learner, name).__name__ == name
     assert f"| `{name}` |" in (Path(__file__).parent.parent / "docs" / "api.md").read_text()
     assert name in dir(stream_learner)
+
+
+@pytest.mark.parametrize("name", testing.__all__)
+def test_every_check_is_listed(name: str):
+    assert getattr(testing, name).__name__ == name
+    assert f"| `{name}` |" in (Path(__file__).parent.parent / "docs" / "api.md").read_text()
 
 
 def test_another_name_is_an_attribute_error():
@@ -33,10 +40,11 @@ def test_another_name_is_an_attribute_error():
         ("Sample", {"pydantic"}),
         ("read_release", {"pydantic", "kafka"}),
         ("Learner", {"pydantic", "torch"}),
+        ("testing", {"pydantic", "torch"}),
     ],
 )
 def test_a_name_imports_no_more_than_it_needs(used: str, imported: set[str]):
-    program = f"import stream_learner, sys; stream_learner.{used}; {HEAVY}; print(*sorted(heavy))"
+    program = f"import sys; from stream_learner import {used}; {HEAVY}; print(*sorted(heavy))"
     found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert set(found.stdout.split()) == imported
 

@@ -90,14 +90,14 @@ class Decoder:
 
 
 def parse_weight(raw: float | bytes | None) -> float:
-    """Parse a weight: finite and at least 0; 1 if there is none. Raises RejectError (`bad_weight`)."""
+    """Parse a weight: a finite number of at least 0; 1 if there is none. Raises RejectError (`bad_weight`)."""
     if raw is None:
         return 1.0
     try:
         weight = float(raw)
         if isinstance(raw, bytes) and b"_" in raw:  # Python's own notation
             raise ValueError
-    except (ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError):
         weight = math.nan
     if not math.isfinite(weight) or weight < 0:
         raise RejectError(Reason.BAD_WEIGHT, f"the weight {raw!r:.80} is not a finite number of at least 0")

@@ -44,7 +44,7 @@ class Format(BaseModel):
     ...         try:
     ...             envelope = json.loads(record.value or b"")
     ...             return Fields(b64decode(envelope["image"]), envelope[self.label_field])
-    ...         except (ValueError, KeyError, TypeError) as error:
+    ...         except (ValueError, KeyError, TypeError, RecursionError) as error:
     ...             raise RejectError(Reason.BAD_ENVELOPE, f"no image and label in JSON: {error!r}") from None
     >>> envelope = Envelope(label_field="class")
     >>> envelope.read(Record("images", 0, 0, 0, None, b'{"image": "/9j/4A==", "class": "cat"}', [])).label

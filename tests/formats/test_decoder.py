@@ -262,6 +262,14 @@ def test_envelopes_may_carry_typed_fields():
     assert parse_split("test") is Split.TEST
 
 
+@pytest.mark.parametrize("value", [[], {}, object()])
+def test_a_value_of_any_other_type_is_refused(value):
+    for parse, reason in ((parse_weight, Reason.BAD_WEIGHT), (parse_split, Reason.UNKNOWN_SPLIT)):
+        with pytest.raises(RejectError) as caught:
+            parse(value)
+        assert caught.value.reason is reason
+
+
 header_names = st.one_of(st.sampled_from(["label", "weight", "split", "id"]), st.text(max_size=5))
 numbers = st.floats(allow_subnormal=False)  # which a learner in this process does without
 header_values = st.one_of(

@@ -1,0 +1,163 @@
+"""The check of networks."""
+
+import copy
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stream_learner import networks
+from stream_learner.contract.manifest import ModelArguments, ModelSpec
+from stream_learner.learning.evaluation import predict
+from stream_learner.networks import ImageClassifier
+from stream_learner.registry import MODELS
+from stream_learner.testing.checking import Checking, registered, same, same_tensors
+from stream_learner.testing.small_run import check_in_a_learner, small_settings
+
+CLASSES = 3
+RANDOM_FEATURES = 7
+BATCHES = 3
+ROUNDING = 1e-3  # logits of an image alone and among others; kernels differ by batch size
+
+
+def check_model(
+    factory: Callable[..., ImageClassifier], *, height: int = 32, width: int = 32, channels: Literal[1, 3] = 3
+) -> None:
+    """Check a network, given by its class or factory, for images of one size.
+
+    It maps uint8 images [N, H, W, C] to float32 logits [N, classes] for any N from 1 and any number of classes from 0,
+    and its head sees the features. It predicts repeatably in evaluation mode, and each image alone. Its state dict
+    holds all that it learns. It can be frozen and take random features. A Learner that uses it is saved and resumed.
+    Raises AssertionError.
+    """
+    check = Checking(factory)
+    with torch.random.fork_rng(devices=[]), registered(MODELS, factory) as name:
+        size = height, width, channels
+
+        def build(seed: int = 0, classes: int = CLASSES) -> ImageClassifier:
+            torch.manual_seed(seed)
+            arguments = ModelArguments(
+                classes=classes, height=height, width=width, channels=channels, mean=[0.5], std=[0.25]
+            )
+            return check.call(f"building it for {classes} classes", lambda: networks.build(ModelSpec(name, arguments)))
+
+        images = torch.randint(0, 256, (5, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        _check_shapes(check, build, images)
+        _check_predictions(check, build(), images)
+        _check_state(check, build, images)
+        _check_frozen(check, build(), images)
+        check.that(
+            same_tensors(build().state_dict(), build().state_dict()),
+            "it starts with other weights for the same seed; draw only from torch's default generator",
+        )
+        settings = small_settings(
+            model={"name": name, "height": height, "width": width, "channels": channels},
+            # With the defaults, the steps of a large network take seconds.
+            learning={"optimizer": "sgd", "learning_rate": 0.01, "precision": "fp32"},
+        )
+        candidate = check_in_a_learner(check, settings, BATCHES)
+        network = networks.build(candidate.model)
+        network.load_state_dict(candidate.weights)
+        predictions = predict(network, candidate.evaluation["images"].numpy(), torch.device("cpu"))
+        check.that(
+            (predictions == candidate.evaluation["predictions"].numpy()).all(),
+            "a network built from a release predicts differently from the Learner that released it",
+        )
+
+
+def _check_shapes(check: Checking, build: Callable[..., ImageClassifier], images: Tensor) -> None:
+    before = images.clone()
+    for classes in (0, 1, CLASSES):
+        network = build(classes=classes)
+        for training in (False, True):
+            network.train(training)
+            mode = "training" if training else "evaluation"
+            for count in (1, len(images)):
+                what = f"{count} images in {mode} mode with {classes} classes"
+                logits = check.call(what, lambda: network(images[:count]))  # noqa: B023 (called at once)
+                returned = f"{logits.dtype} {list(logits.shape)}"
+                fits = (logits.dtype, logits.shape) == (torch.float32, (count, classes))
+                check.that(fits, f"logits of {what} are {returned}, not float32 {[count, classes]}")
+                check.that(logits.isfinite().all(), f"logits of {what} are not finite")
+                check.that(same(images, before), "it changes the images that it gets; compute new ones")
+    network = build().eval()
+    wide = network.head.in_features
+    features = check.call("features()", lambda: network.features(images))
+    check.that(features.shape == (len(images), wide), f"features() returns {list(features.shape)}, the head has {wide}")
+    check.that(
+        same(network.head(features), network(images)),
+        "logits are not head(features(images)); a Learner relies on this, so change `body` rather than `forward`",
+    )
+    network.expand(RANDOM_FEATURES)
+    features = check.call("features() after expand()", lambda: network.features(images))
+    check.that(
+        features.shape == (len(images), RANDOM_FEATURES), f"expand({RANDOM_FEATURES}) gives {list(features.shape)}"
+    )
+
+
+@torch.no_grad()
+def _check_predictions(check: Checking, network: ImageClassifier, images: Tensor) -> None:
+    network.eval()
+    before, generator = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    logits = network(images)
+    check.that(
+        same(logits, network(images)) and same(generator, torch.get_rng_state()),
+        "in evaluation mode it predicts differently each time or draws random numbers; "
+        "put what is random into modules that heed train() and eval()",
+    )
+    check.that(same_tensors(before, network.state_dict()), "predicting in evaluation mode changes its state")
+    alone = torch.cat([network(image[None]) for image in images])
+    check.that(
+        torch.allclose(alone, logits, rtol=ROUNDING, atol=ROUNDING),
+        "in evaluation mode an image's logits depend on the other images of the batch",
+    )
+    check.that(same(copy.deepcopy(network)(images), logits), "copy.deepcopy() of it predicts differently")
+
+
+def _step(network: ImageClassifier, images: Tensor) -> list[str]:
+    """Take a plain step on the loss; return the names of parameters that should learn and got no gradient."""
+    network.train().zero_grad()
+    F.cross_entropy(network(images), torch.arange(len(images)) % CLASSES).backward()
+    missing = []
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.grad is not None:
+                parameter -= 0.01 * parameter.grad
+            elif parameter.requires_grad:
+                missing.append(name)
+    return missing
+
+
+def _check_state(check: Checking, build: Callable[..., ImageClassifier], images: Tensor) -> None:
+    network = build()
+    for _ in range(3):
+        missing = check.call("a step", lambda: _step(network, images))
+        check.that(not missing, f"no gradient reaches {', '.join(missing)}; use every parameter, or make it a buffer")
+    other = build(seed=1)
+    check.call("load_state_dict()", lambda: other.load_state_dict(network.state_dict()))
+    with torch.no_grad():
+        check.that(
+            same(network.eval()(images), other.eval()(images)),
+            "one that loads its state dict predicts differently; keep all that it learns in parameters and buffers",
+        )
+    for one in (network, other):
+        torch.manual_seed(0)
+        _step(one, images)
+    check.that(
+        same_tensors(network.state_dict(), other.state_dict()),
+        "one that loads its state dict learns differently; keep all that affects steps in parameters and buffers",
+    )
+
+
+def _check_frozen(check: Checking, network: ImageClassifier, images: Tensor) -> None:
+    network.freeze()
+    before = copy.deepcopy(network.state_dict())
+    check.call("a step after freeze()", lambda: _step(network, images))
+    after = network.state_dict()
+    changed = [name for name in before if not name.startswith("head.") and not same(before[name], after[name])]
+    check.that(
+        not changed, f"a step after freeze() changes {', '.join(changed)}; put all layers but the head into `body`"
+    )
+    check.that(not same(before["head.weight"], after["head.weight"]), "a step after freeze() does not change the head")

@@ -1,0 +1,199 @@
+"""The check of strategies."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from stream_learner.learning.heads import silence
+from stream_learner.learning.strategies import Losses, Minibatch, Step, Strategy
+from stream_learner.networks import head
+from stream_learner.networks.small import MLP
+from stream_learner.registry import STRATEGIES
+from stream_learner.testing.checking import Checking, forged, registered, same, same_tensors
+from stream_learner.testing.small_run import check_in_a_learner, small_settings
+
+SIDE = 6  # pixels
+CLASSES = 4
+
+
+def check_strategy(kind: type[Strategy]) -> None:
+    """Check a strategy, given by its class.
+
+    Losses and weights are float32 [N] and finite, with and without samples from the memory, while classes arrive and
+    retire. A sample of weight 0 teaches nothing. `losses` changes only the strategy's own state. The state is complete:
+    it undoes a step, and another instance continues from it with the same bytes. A damaged state is refused. A Learner
+    that uses the strategy is saved and resumed. Raises AssertionError.
+    """
+    check = Checking(kind)
+    derived = isinstance(kind, type) and issubclass(kind, Strategy)
+    check.that(derived, "a strategy is a class derived from stream_learner.Strategy")
+    with torch.random.fork_rng(devices=[]):
+        _check_losses(check, kind)
+        _check_weights(check, kind)
+        _check_state(check, kind)
+        _check_retiring(check, kind)
+        with registered(STRATEGIES, kind) as name:
+            decay = 0.9 if kind.distils else 0.0
+            check_in_a_learner(check, small_settings(learning={"strategy": name, "average_decay": decay}))
+
+
+class _Scene:
+    """A network with its average, and minibatches that depend on a seed."""
+
+    def __init__(self, kind: type[Strategy]):
+        self._kind = kind
+        torch.manual_seed(0)
+        self.model = MLP(CLASSES, SIDE, SIDE, 1, [0.5], [0.25])
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False) if kind.distils else None
+        self.labels = torch.arange(CLASSES)
+
+    @property
+    def heads(self) -> list[torch.nn.Linear]:
+        return [network.head for network in (self.model, self.average) if network]
+
+    def grow(self, classes: int) -> None:
+        for network in (self.model, self.average):
+            if network:
+                network.head = head(network.head.in_features, classes).requires_grad_(network is self.model)
+        self.labels = torch.arange(classes)
+
+    def step(self, seed: int, stream: int = 8, replayed: int = 8, weights: tuple[float, ...] = (1.0, 0.5)) -> Step:
+        """Return the input of a step, with this number of samples."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def minibatch(count: int) -> Minibatch:
+            images = torch.randint(0, 256, (count, SIDE, SIDE, 1), dtype=torch.uint8, generator=generator)
+            labels = self.labels[torch.randint(len(self.labels), (count,), generator=generator)]
+            logits = None
+            if self._kind.stores_logits:
+                logits = torch.randn(count, self.model.head.out_features, generator=generator)
+                logits[: count // 2, -1] = torch.nan  # not known when they arrived
+                logits[:, [row for row in range(logits.shape[1]) if row not in self.labels]] = torch.nan
+            return Minibatch(images, labels, torch.tensor([weights[i % len(weights)] for i in range(count)]), logits)
+
+        first = minibatch(stream)
+        return Step(self.model, self.average, first, lambda: minibatch(replayed if self._kind.replays else 0))
+
+
+def _losses(check: Checking, strategy: Strategy, step: Step, what: str) -> Losses:
+    """Return the losses of a step, which must be float32 [N], finite and have a gradient."""
+    step.model.train()
+    torch.manual_seed(0)
+    needs = ""
+    if step.average is None:
+        needs = " (step.average is None unless the class has `distils = True`)"
+    if step.stream.logits is None:
+        needs += " (logits are None unless the class has `stores_logits = True`)"
+    found = check.call(f"losses() of {what}{needs}", lambda: strategy.losses(step))
+    if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
+        check.that(False, f"losses() returns {type(found).__name__}; return Losses(losses, weights), two tensors")
+    losses, weights = found
+    returned = f"losses {losses.dtype} {list(losses.shape)} and weights {weights.dtype} {list(weights.shape)}"
+    fits = losses.ndim == 1 and losses.shape == weights.shape and losses.dtype == weights.dtype == torch.float32
+    check.that(fits, f"{what} gives {returned}; both must be float32 [N], one value for each sample (reduction='none')")
+    check.that(losses.isfinite().all(), f"{what} gives losses that are not finite")
+    check.that(weights.isfinite().all() and (weights >= 0).all(), f"{what} gives weights that are not finite and >= 0")
+    check.that(losses.requires_grad, f"{what} gives losses without a gradient; compute them from step.model")
+    return Losses(losses, weights)
+
+
+def _gradient(check: Checking, strategy: Strategy, step: Step, what: str) -> Tensor:
+    losses, weights = _losses(check, strategy, step, what)
+    parameters = [*step.model.parameters()]
+    found = torch.autograd.grad((losses * weights).sum(), parameters, allow_unused=True)
+    return torch.cat([(p * 0 if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]).detach()
+
+
+def _check_losses(check: Checking, kind: type[Strategy]) -> None:
+    strategy, scene = check.call("building it without arguments", kind), _Scene(kind)
+    for classes in (CLASSES, CLASSES + 2):
+        scene.grow(classes)
+        for number, (stream, replayed) in enumerate([(8, 0), (1, 0), (8, 8), (1, 8)]):
+            step = scene.step(number, stream, replayed)
+            what = f"a step with {stream} new and {replayed if kind.replays else 0} replayed samples, {classes} classes"
+            networks = [network for network in (scene.model, scene.average) if network]
+            before, images = copy.deepcopy([n.state_dict() for n in networks]), step.stream.images_NHWC.clone()
+            gradient = _gradient(check, strategy, step, what)
+            check.that(gradient.isfinite().all(), f"{what} gives a gradient that is not finite")
+            after = [n.state_dict() for n in networks]
+            unchanged = all(same_tensors(one, other) for one, other in zip(before, after, strict=True))
+            check.that(unchanged, "losses() changes the network or its average; only the optimizer changes them")
+            check.that(same(step.stream.images_NHWC, images), "losses() changes the images of the step; copy them")
+
+
+def _check_weights(check: Checking, kind: type[Strategy]) -> None:
+    scene = _Scene(kind)
+    step = scene.step(0, weights=(0.0, 1.0))
+
+    def other_images(minibatch: Minibatch) -> Minibatch:
+        images = minibatch.images_NHWC.clone()
+        images[::2] = 255 - images[::2]
+        return minibatch._replace(images_NHWC=images)
+
+    drawn = step.replay()
+    plain = step._replace(replay=lambda: drawn)
+    gradient = _gradient(check, kind(), plain, "a step with some weights 0")
+    check.that(
+        same(gradient, _gradient(check, kind(), plain, "the same step again")),
+        "losses() differs between two new instances for the same step; draw only from torch's default generator, and "
+        "use no clock and no state that instances share",
+    )
+    changed = {
+        "new sample": plain._replace(stream=other_images(plain.stream)),
+        "replayed sample": plain._replace(replay=lambda: other_images(drawn)),
+    }
+    for name, other in changed.items():
+        check.that(
+            torch.allclose(gradient, _gradient(check, kind(), other, "a step with some weights 0"), atol=1e-5),
+            f"a {name} of weight 0 changes the gradient; multiply by the weights of the step, and return them",
+        )
+
+
+def _check_state(check: Checking, kind: type[Strategy]) -> None:
+    def next_step(strategy: Strategy) -> tuple[Tensor, dict[str, Tensor]]:
+        return _gradient(check, strategy, scene.step(9), "a step"), check.storable(strategy.state_dict())
+
+    strategy, scene = kind(), _Scene(kind)
+    for seed in range(3):
+        _losses(check, strategy, scene.step(seed), "a step")
+    kept = check.call("state_dict()", strategy.state_dict)
+    state = check.storable(kept)
+    expected = next_step(strategy)
+    check.that(same_tensors(kept, state), "a step changes what state_dict() returned before; return copies (clone())")
+
+    def continues(loaded: Strategy, problem: str) -> None:
+        check.call("load_state_dict()", lambda: loaded.load_state_dict(kept))
+        check.that(same_tensors(check.storable(loaded.state_dict()), state), "load_state_dict() does not take it all")
+        gradient, after = next_step(loaded)
+        check.that(same(gradient, expected[0]) and same_tensors(after, expected[1]), problem)
+        check.that(same_tensors(kept, state), "a step changes the state that load_state_dict() got; keep copies")
+
+    everything = "keep all that affects losses in state_dict(), and draw only from torch's default generator"
+    continues(kind(), f"another instance with its state continues differently; {everything}")
+    continues(strategy, f"load_state_dict() does not undo a step, as after a loss that is not finite; {everything}")
+    for description, damaged in forged(state):
+        check.refuses(lambda damaged=damaged: kind().load_state_dict(damaged), description)
+
+
+def _check_retiring(check: Checking, kind: type[Strategy]) -> None:
+    strategy, scene = kind(), _Scene(kind)
+    for seed in range(2):
+        _losses(check, strategy, scene.step(seed), "a step")
+    for source, target in ((1, 0), (2, None)):
+        _retire(check, strategy, source, target)
+    for layer in scene.heads:
+        silence(layer, [1, 2])
+    scene.labels = torch.tensor([0, 3])
+    what = "a step after two classes retired, whose logits are -1e30,"
+    gradient = _gradient(check, strategy, scene.step(2), what)
+    check.that(gradient.isfinite().all(), f"{what} gives a gradient that is not finite; leave out their logits")
+    other = kind()
+    check.call("load_state_dict() after retire()", lambda: other.load_state_dict(strategy.state_dict()))
+    unseen = kind()
+    for source, target in ((5, 6), (7, None)):
+        _retire(check, unseen, source, target)
+
+
+def _retire(check: Checking, strategy: Strategy, source: int, target: int | None) -> None:
+    check.call(f"retire({source}, {target})", lambda: strategy.retire(source, target))

@@ -1,0 +1,60 @@
+"""Every entry of a registry keeps the contract that `stream_learner.testing` checks for users."""
+
+import numpy as np
+import pytest
+
+from stream_learner import networks
+from stream_learner.formats.images import png
+from stream_learner.formats.record import Record
+from stream_learner.registry import AUGMENTATIONS, FORMATS, HEADS, MODELS, STRATEGIES, WEIGHTS
+from stream_learner.testing import (
+    check_augmentation,
+    check_format,
+    check_head,
+    check_model,
+    check_strategy,
+    check_weight_policy,
+)
+
+SIDES = {"resnet18": 33, "resnet50": 33, "timm:test_resnet": 33, "timm:test_vit": 32}
+"""Of the networks that need images of more than 9 pixels."""
+IMAGE = png(np.zeros((9, 9, 3), np.uint8))
+GOOD = {"plain": [("label", b"cat"), ("weight", b"2"), ("split", b"test"), ("id", b"7")]}
+"""Headers of a record that a format can read."""
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentation(name, channels):
+    check_augmentation(AUGMENTATIONS[name], channels=channels)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_format(name):
+    check_format(FORMATS[name], good=[Record("images", 0, 0, 0, b"key", IMAGE, GOOD[name])])
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if name != "linear"])
+def test_head(name):
+    check_head(HEADS[name])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in SIDES])
+def test_network(name, channels):
+    check_model(MODELS[name], height=9, width=12, channels=channels)
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_large_network(name):
+    check_model(networks.factory(name), height=SIDES[name], width=SIDES[name], channels=1)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_strategy(name):
+    check_strategy(STRATEGIES[name])
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weight_policy(name):
+    check_weight_policy(WEIGHTS[name])

@@ -1,0 +1,122 @@
+"""`check_model` refuses networks that break their contract, and says why."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stream_learner.networks import ImageClassifier
+from stream_learner.networks.small import CNN, MLP
+from stream_learner.testing import check_model
+
+
+def not_a_classifier(**arguments: Any) -> nn.Module:
+    return nn.Linear(arguments["height"], 3)
+
+
+class OtherArguments(MLP):
+    def __init__(self, classes: int):
+        super().__init__(classes, 9, 9, 1, [0.5], [0.25])
+
+
+class OfThreeClasses(MLP):
+    def __init__(self, classes: int, **arguments: Any):
+        super().__init__(3, **arguments)
+        del classes
+
+
+class Probabilities(MLP):
+    def forward(self, images_NHWC: Tensor) -> Tensor:
+        return super().forward(images_NHWC).softmax(1)
+
+
+class AlwaysDrops(MLP):
+    def features(self, images_NHWC: Tensor) -> Tensor:
+        return F.dropout(super().features(images_NHWC), 0.5)
+
+
+class Reads32Pixels(CNN):
+    def features(self, images_NHWC: Tensor) -> Tensor:
+        return super().features(images_NHWC[:, :5])
+
+
+class Together(MLP):
+    """Compares images with the mean of their batch."""
+
+    def features(self, images_NHWC: Tensor) -> Tensor:
+        features = super().features(images_NHWC)
+        return features - features.mean(0)
+
+
+class NeedsTwo(ImageClassifier):
+    def __init__(self, classes: int, height: int, width: int, channels: int, mean: list[float], std: list[float]):
+        body = nn.Sequential(nn.Flatten(), nn.Linear(height * width * channels, 8), nn.BatchNorm1d(8))
+        super().__init__(body, 8, classes, mean, std)
+
+
+class Counts(MLP):
+    """Counts steps outside the state dict."""
+
+    steps = 0
+
+    def features(self, images_NHWC: Tensor) -> Tensor:
+        self.steps += self.training
+        return super().features(images_NHWC) * (1 + self.steps)
+
+
+class Unused(MLP):
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        self.body.register_parameter("spare", nn.Parameter(torch.ones(1)))
+
+
+class Outside(MLP):
+    """Has a parameter that is not in the body."""
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def features(self, images_NHWC: Tensor) -> Tensor:
+        return self.scale * super().features(images_NHWC)
+
+
+class FromNumPy(MLP):
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        self.mean += float(np.random.default_rng().random())
+
+
+class InPlace(MLP):
+    def features(self, images_NHWC: Tensor) -> Tensor:
+        images_NHWC[:] = 255 - images_NHWC
+        return super().features(images_NHWC)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (not_a_classifier, "does not return a stream_learner.networks.ImageClassifier"),
+        (OtherArguments, "building it for 0 classes raised UsageError: .* is called with classes, height"),
+        (OfThreeClasses, r"logits of 1 images in evaluation mode with 0 classes are torch.float32 \[1, 3\]"),
+        (Probabilities, r"logits are not head\(features\(images\)\)"),
+        (
+            AlwaysDrops,
+            r"logits are not head\(features\(images\)\)|in evaluation mode it predicts differently each time",
+        ),
+        (Reads32Pixels, "1 images in evaluation mode with 0 classes raised RuntimeError"),
+        (Together, "in evaluation mode an image's logits depend on the other images of the batch"),
+        (NeedsTwo, "1 images in training mode with 0 classes raised ValueError: Expected more than 1 value"),
+        (Counts, "one that loads its state dict predicts differently; keep all that it learns in parameters"),
+        (Unused, "no gradient reaches body.spare; use every parameter, or make it a buffer"),
+        (Outside, r"a step after freeze\(\) changes scale; put all layers but the head into `body`"),
+        (FromNumPy, "it starts with other weights for the same seed; draw only from torch's default generator"),
+        (InPlace, "it changes the images that it gets"),
+    ],
+)
+def test_it_is_refused(wrong, why):
+    with pytest.raises(AssertionError, match=f"^{wrong.__name__}: .*({why})"):
+        check_model(wrong, height=9, width=9, channels=1)

@@ -1,0 +1,186 @@
+"""`check_strategy` refuses strategies that break their contract, and says why."""
+
+import time
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stream_learner.learning.strategies import Losses, Step, Strategy
+from stream_learner.learning.strategies.er import ExperienceReplay
+from stream_learner.learning.strategies.er_la import LogitAdjustedReplay
+from stream_learner.testing import check_strategy
+
+
+class NotDerived:
+    pass
+
+
+class OneLoss(Strategy):
+    def losses(self, step: Step) -> Losses:
+        logits = step.model(step.stream.images_NHWC)
+        return Losses(F.cross_entropy(logits, step.stream.labels), step.stream.weights)
+
+
+class NoTensor(Strategy):
+    def losses(self, step: Step) -> Losses:
+        return ExperienceReplay().losses(step).losses  # pyright: ignore[reportReturnType]
+
+
+class Detached(ExperienceReplay):
+    def losses(self, step: Step) -> Losses:
+        losses, weights = super().losses(step)
+        return Losses(losses.detach(), weights)
+
+
+class WithoutWeights(ExperienceReplay):
+    def losses(self, step: Step) -> Losses:
+        losses, _ = super().losses(step)
+        return Losses(losses, torch.ones_like(losses))
+
+
+class WeighsReplayAlways(Strategy):
+    def losses(self, step: Step) -> Losses:
+        replay = step.replay()
+        replay = replay._replace(weights=torch.ones_like(replay.weights))
+        both = step.stream.joined(replay)
+        return Losses(F.cross_entropy(step.model(both.images_NHWC), both.labels, reduction="none"), both.weights)
+
+
+class NeedsAMemory(ExperienceReplay):
+    def losses(self, step: Step) -> Losses:
+        losses, weights = super().losses(step)
+        return Losses(losses / step.replay().images_NHWC.float().max(), weights)
+
+
+class Untaught(ExperienceReplay):
+    def losses(self, step: Step) -> Losses:
+        assert step.average is not None
+        return super().losses(step)
+
+
+class Counting(ExperienceReplay):
+    """Keeps the number of steps, but not in its state."""
+
+    steps = 0
+
+    def losses(self, step: Step) -> Losses:
+        losses, weights = super().losses(step)
+        self.steps += 1
+        return Losses(losses / self.steps, weights)
+
+
+class ByTheClock(ExperienceReplay):
+    def losses(self, step: Step) -> Losses:
+        losses, weights = super().losses(step)
+        return Losses(losses * (1 + time.perf_counter_ns() % 1000), weights)
+
+
+class KeepingLoss(ExperienceReplay):
+    """Keeps the sum of losses. What is wrong with its state is in the subclasses."""
+
+    def __init__(self):
+        self.total = torch.ones(1)
+
+    def losses(self, step: Step) -> Losses:
+        losses, weights = super().losses(step)
+        losses = losses / self.total.clone()
+        self.total += losses.detach().abs().sum()  # in place
+        return Losses(losses, weights)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"total": self.total.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if "total" not in state or state["total"].shape != (1,) or not state["total"].isfinite().all():
+            raise ValueError("total")
+        self.total = state["total"].clone()
+
+
+class NoCopies(KeepingLoss):
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"total": self.total}
+
+
+class KeepsTheState(KeepingLoss):
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self.total = state["total"]
+
+
+class NeverLoads(KeepingLoss):
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        pass
+
+
+class LoadsAnything(KeepingLoss):
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.total = state["total"].clone()
+
+
+class Numbers(KeepingLoss):
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"total": float(self.total)}  # pyright: ignore[reportReturnType]
+
+
+class OfFourClasses(LogitAdjustedReplay):
+    def losses(self, step: Step) -> Losses:
+        losses, weights = super().losses(step)
+        logits = step.model(step.stream.images_NHWC)
+        return Losses(losses + 0 * (logits + torch.zeros(4)).sum(), weights)
+
+
+class PullsAllLogits(ExperienceReplay):
+    """Also those of retired classes."""
+
+    def losses(self, step: Step) -> Losses:
+        losses, weights = super().losses(step)
+        both = step.stream.joined(step.replay())
+        return Losses(losses + step.model(both.images_NHWC).square().mean(1)[: len(losses)], weights)
+
+
+class MovesTheNetwork(ExperienceReplay):
+    def losses(self, step: Step) -> Losses:
+        with torch.no_grad():
+            for parameter in step.model.parameters():
+                parameter *= 0.9
+        return super().losses(step)
+
+
+class CannotRetire(ExperienceReplay):
+    def retire(self, source: int, target: int | None) -> None:
+        raise IndexError(f"{source} {target}")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (NotDerived, "a strategy is a class derived from stream_learner.Strategy"),
+        (OneLoss, r"losses torch.float32 \[\] .*; both must be float32 \[N\], one value for each sample"),
+        (NoTensor, r"losses\(\) returns Tensor; return Losses\(losses, weights\), two tensors"),
+        (Detached, "gives losses without a gradient; compute them from step.model"),
+        (WithoutWeights, "a new sample of weight 0 changes the gradient; multiply by the weights of the step"),
+        (WeighsReplayAlways, "a replayed sample of weight 0 changes the gradient"),
+        (NeedsAMemory, r"losses\(\) of a step with 8 new and 0 replayed samples, 4 classes .*raised"),
+        (Untaught, "step.average is None unless the class has `distils = True`"),
+        (Counting, "another instance with its state continues differently; keep all that affects losses in state_dict"),
+        (ByTheClock, r"losses\(\) differs between two new instances for the same step; draw only from torch's default"),
+        (NoCopies, r"a step changes what state_dict\(\) returned before; return copies"),
+        (KeepsTheState, r"a step changes the state that load_state_dict\(\) got; keep copies"),
+        (NeverLoads, r"load_state_dict\(\) does not take it all"),
+        (LoadsAnything, r"accepts a state whose total has the shape \[1, 1\]; check .* and raise ValueError"),
+        (Numbers, r"state_dict\(\) must return a dict of names to tensors; 'total' is none"),
+        (OfFourClasses, r"6 classes .*raised RuntimeError"),
+        (PullsAllLogits, "a step after two classes retired, whose logits are -1e30, gives losses that are not finite"),
+        (MovesTheNetwork, "changes the network or its average"),
+        (CannotRetire, r"retire\(1, 0\) raised IndexError: 1 0"),
+    ],
+)
+def test_it_is_refused(wrong, why):
+    with pytest.raises(AssertionError, match=f"^{wrong.__name__}: .*{why}"):
+        check_strategy(wrong)
+
+
+def test_a_strategy_with_a_state_of_its_own_passes():
+    check_strategy(KeepingLoss)
