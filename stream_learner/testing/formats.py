@@ -101,15 +101,15 @@ def hostile(good: Sequence[Record]) -> Iterator[tuple[str, Record]]:
             yield f"{of} with the timestamp {timestamp_ms}", record._replace(timestamp_ms=timestamp_ms)
     first = good[0]
     for what, value in _values(random):
-        yield f"a record with the value {what}", first._replace(value=value)
-        yield f"a record with the value {what} and no header", first._replace(value=value, headers=())
+        yield f"a record whose value is {what}", first._replace(value=value)
+        yield f"a record whose value is {what}, without headers", first._replace(value=value, headers=())
 
 
 def _values(random: Random) -> Iterator[tuple[str, bytes | None]]:
     yield "None", None
     yield "b''", b""
-    for count in (1, 4, 16, 1000, MIB):
-        yield f"of {count} random bytes", random.randbytes(count)
+    for count in (1, 4, 16, 1000, 8 * MIB):
+        yield f"{count} random bytes", random.randbytes(count)
     for byte in (b"\0", b"\xff", b" ", b"9", b"[", b"<", b"%", b"("):
         yield f"{byte!r} 100,000 times", byte * 100_000
     for part in (b'{"a":', b"[{", b'"\\u', b"<a>", b"\x0a\x7f", b"a,"):

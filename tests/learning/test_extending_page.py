@@ -12,9 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from digit_stream import ENCODED, as_bytes, decided, driver_of, learned, resumed, settings, stream
+from digit_stream import ENCODED, decided, learned, settings, stream
 
 from stream_learner.config import Settings
 from stream_learner.contract.vocabulary import Reason
@@ -30,9 +29,19 @@ LEARNING = [name.capitalize() for name in ("network", "head", "strategy", "weigh
 OURS_ALONE = ["Head", "Strategy", "Weight policy"]
 
 
-def block(section: str, language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", SECTIONS[section], re.DOTALL)
+def blocks(section: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", SECTIONS[section], re.DOTALL)
+
+
+def configuration(section: str) -> str:
+    (found,) = blocks(section, "toml")
     return found
+
+
+def check(section: str, replace: tuple[str, str] = ("", "")) -> None:
+    """Runs the check that ends a section."""
+    _, found = blocks(section, "python")
+    exec(found.replace(*replace), {})
 
 
 def table(section: str, heading: str) -> list[str]:
@@ -50,10 +59,10 @@ def base_of(section: str) -> type:
 def chosen(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     """Settings that choose the example of a section, which is in the file that the page names."""
     section: str = request.param
-    document = tomllib.loads(block(section, "toml"))
+    document = tomllib.loads(configuration(section))
     (file,) = re.findall(r"[Ww]rite `(\w+)\.py`", SECTIONS[section])
-    assert re.search(rf'"{file}:\w+"', block(section, "toml"))
-    (tmp_path / f"{file}.py").write_text(block(section, "python"))
+    assert re.search(rf'"{file}:\w+"', configuration(section))
+    (tmp_path / f"{file}.py").write_text(blocks(section, "python")[0])
     monkeypatch.syspath_prepend(tmp_path)
     yield settings(**{f"{name}__{key}": value for name, keys in document.items() for key, value in keys.items()})
     sys.modules.pop(file)
@@ -79,17 +88,12 @@ def test_the_tables_name_what_the_base_class_has(section: str):
         assert named == public
 
 
-@pytest.mark.parametrize("chosen", LEARNING, indirect=True)
-def test_an_example_learns_and_resumes_like_a_part_of_the_program(chosen: Settings):
-    driver = driver_of(chosen)
-    for batch in stream():
-        driver.learn(batch)
-        driver = resumed(chosen, driver.snapshot())
-    assert as_bytes(driver.snapshot()) == as_bytes(learned(chosen, stream()).snapshot())
-    snapshot = decided(driver)
-    assert all(np.isfinite(t).all() for name, t in snapshot.tensors.items() if name.startswith("trainer/"))
+@pytest.mark.parametrize(("chosen", "section"), [(name, name) for name in LEARNING], indirect=["chosen"])
+def test_an_example_learns_by_its_settings_and_passes_its_check(chosen: Settings, section: str):
+    snapshot = decided(learned(chosen, stream()))
     assert snapshot.candidate
     assert len(snapshot.candidate.labels) == 10
+    check(section)
 
 
 class Images(BaseHTTPRequestHandler):
@@ -141,6 +145,7 @@ def test_the_example_of_a_format_has_all_three_outcomes(chosen: Settings):
                 b"gone": Reason.NO_IMAGE,
                 b"../7": Reason.NO_IMAGE,  # which stays one name
                 b"large": Reason.OVERSIZED_IMAGE,
+                b"7" * 1001: Reason.BAD_ENVELOPE,
             }
             for name, reason in refused.items():
                 with pytest.raises(RejectError) as caught:
@@ -149,6 +154,7 @@ def test_the_example_of_a_format_has_all_three_outcomes(chosen: Settings):
             with pytest.raises(RetryLaterError, match="503"):
                 decode(record(b"5"))
             assert decode(record(b"5"))
+            check("Record format", ("http://127.0.0.1:8000", url))
         finally:
             server.shutdown()
             thread.join()

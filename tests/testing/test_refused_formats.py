@@ -104,7 +104,7 @@ class WithoutLabels(Format):
         (Envelope, GOOD, "good record 0 is not read: no image and label in JSON"),
         (Trusting, GOOD, r"read\(\) of good record 0, without headers raised KeyError: 'label'"),
         (TrustsTheForm, ENVELOPES, r"read\(\) of good record 0, its value cut to 0 bytes raised JSONDecodeError"),
-        (NotDeepEnough, ENVELOPES, r"read\(\) of a record with the value b'\[' 100,000 times raised RecursionError"),
+        (NotDeepEnough, ENVELOPES, r"read\(\) of a record whose value is b'\[' 100,000 times raised RecursionError"),
         (WaitsForever, ENVELOPES, "raises RetryLaterError: .*; no restart would get past that record"),
         (Slow, ENVELOPES, r"followed by 1 MiB of zeros took \d\.\d s, more than 0.5 s; limit what it does"),
         (Undecided, GOOD, "good record 0 gives other fields each time; a resumed run reads it again"),
