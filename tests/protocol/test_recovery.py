@@ -5,18 +5,12 @@ import signal
 import time
 from pathlib import Path
 
-import pytest
 from checker import Log
 from child import Point
 from feed import mixed
 from harness import DEADLINE_S, NewRun, Run
 
-from stream_learner.checkpoints.store import Store
-from stream_learner.contract.manifest import decode_manifest, digest
 from stream_learner.errors import ExitCode
-from stream_learner.publishing.recover import Recovery
-from stream_learner.streams.cluster import Cluster
-from stream_learner.streams.manifests import Found, Newest
 
 # Where a worker is killed in its first publication, and the manifests this adds. Puts are those of parts, state,
 # release and evaluation; three confirmations: windows and dead letters, chunks, manifests.
@@ -105,14 +99,3 @@ def test_kills_after_each_effect(new_run: NewRun) -> None:
         run.start_signalled(point).ends(-signal.SIGKILL)
         assert manifests(run, before + added) == before + added, f"killed {point}"
     run.finish(run.start())
-
-
-def test_a_look_while_the_active_worker_deletes_an_old_state(
-    finished: tuple[Run, Log], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, log = finished
-    seen = [log.history[0].value or b"", log.checkpoints[-1].value or b""]  # the first one's state is gone by now
-    found = [Newest(Found(decode_manifest(value), digest(value), 0), []) for value in seen]
-    monkeypatch.setattr(Cluster, "newest_manifest", lambda *_, **__: found.pop(0))
-    Recovery(run.settings, Store(run.settings.checkpoint.store), Cluster(run.settings)).look()
-    assert not found

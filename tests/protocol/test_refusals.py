@@ -1,23 +1,16 @@
 """States and topics from which a worker refuses to continue, without changing anything."""
 
-import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
 from checker import ERRORS, Log, check, places
 from confluent_kafka import Producer
 from feed import Draft, client, digits, feed, good, mixed, send
 from harness import NewRun, Run
 
-from stream_learner.checkpoints.store import Store
-from stream_learner.contract.manifest import decode_manifest, digest
-from stream_learner.errors import ExitCode, InputError
-from stream_learner.publishing.recover import Recovery
+from stream_learner.errors import ExitCode
 from stream_learner.streams import topics
-from stream_learner.streams.cluster import Cluster
-from stream_learner.streams.manifests import Found, Newest
 
 
 def test_missing_topics(new_run: NewRun) -> None:
@@ -75,18 +68,6 @@ def test_an_input_that_is_left_out(finished: tuple[Run, Log], new_run: NewRun) -
     text = run.start("--set", f'input.topics=["{new_run().input}"]').ends(ExitCode.INPUT)
     assert f"learned from topic {run.input}, which is not in input.topics" in text
     assert run.check() == log
-
-
-def test_an_input_with_fewer_partitions_than_before(finished: tuple[Run, Log], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a topic that was made again has, and that is said first: so the manifest is changed."""
-    run, log = finished
-    manifest = log.manifest
-    manifest["positions"][run.input]["2"] = 1
-    value = json.dumps(manifest).encode()
-    found = Newest(Found(decode_manifest(value), digest(value), 0), [])
-    monkeypatch.setattr(Cluster, "newest_manifest", lambda *_, **__: found)
-    with pytest.raises(InputError, match="has fewer partitions than before: 2 missing"):
-        Recovery(run.settings, Store(run.settings.checkpoint.store), Cluster(run.settings)).look()
 
 
 def test_a_transaction_longer_than_the_brokers_allow(new_run: NewRun) -> None:

@@ -181,7 +181,7 @@ def test_two_workers_that_take_the_run_from_each_other(new_run: NewRun) -> None:
     """Even when nothing is remembered of who was replaced."""
     run = new_run(partitions=2, run__on_conflict="take_over", checkpoint__every_records=50)
     worker = run.start()
-    for seed in range(5):
+    for seed in range(3):
         run.feed(mixed(300, seed))
         worker.learning()
         for mark in (run.store / run.id).glob("fenced/*"):

@@ -10,7 +10,7 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -111,13 +111,14 @@ FIRST: list[Life] = [
 FIRST_OF_ONE_PARTITION: list[Life] = [AtPoint("after write marker", Point("checkpoint_writer", "write_marker"))]
 
 
-def draw(random: Random, first: list[Life], count: int) -> list[Life]:
-    """So many lives: those, then hands of all there are, each shuffled, its calls and moments drawn anew."""
+def draw(random: Random, first: list[Life], count: int, points: Collection[str]) -> list[Life]:
+    """Return `count` lives: `first`, then hands with a life for each of `points` and each other kind. Each hand is
+    shuffled, and its calls and moments are drawn again."""
     lives = list(first)
     hands = 0
     while len(lives) < count:
         # A point that one hand has before a call, the next one has after it.
-        hand: list[Life] = [_at_point(random, name, (place + hands) % 2 == 0) for place, name in enumerate(POINTS)]
+        hand: list[Life] = [_at_point(random, name, (place + hands) % 2 == 0) for place, name in enumerate(points)]
         hand.append(AtPoint("half put", Point("store", "put", random.randint(1, 2), half=True)))
         hand += [AtMoment("at random", random.uniform(0, RANDOM_S)) for _ in range(2)]
         hand += [AtMoment("again within a second", random.uniform(0, AGAIN_S)) for _ in range(3)]
@@ -354,16 +355,17 @@ def torture(
     records: int,
     pictures: Pictures,
     on_life: Callable[[], None],
+    points: Collection[str] = POINTS.keys(),
 ) -> Report:
     """Kills a run of three partitions, then one of a single partition, which must learn the same as an unkilled one.
     Each life sees right labels, then wrong ones, so that training goes back to a release.
 
-    `records` are the former's. A tenth of the kills is the latter's, with as many records a kill on top. Keeps
-    everything in `folder`, by the run's id.
+    `records` are the former's. A tenth of the kills is the latter's, with as many records a kill on top. `points` are
+    those at which a worker is killed. Keeps everything in `folder`, by the run's id.
     """
     random, report = Random(seed), Report()
     of_one = max(len(FIRST_OF_ONE_PARTITION), kills // 10)
-    lives = draw(random, FIRST, kills - of_one), draw(random, FIRST_OF_ONE_PARTITION, of_one)
+    lives = draw(random, FIRST, kills - of_one, points), draw(random, FIRST_OF_ONE_PARTITION, of_one, points)
     share = records // len(lives[0])
     settings = pictures.settings | {
         "run.seed": seed,
