@@ -91,6 +91,21 @@ def kafka_failures(
         ) from error
 
 
+@contextmanager
+def opening(kafka: KafkaSettings, doing: str, operation: str = "Describe", **more: Any) -> Iterator[Reader]:
+    """Open a `reader`. It stays open after the block, unless the block raises an error.
+
+    `doing` and `operation` are those of `kafka_failures`, which translates the errors. `more` is that of `reader`.
+    """
+    with kafka_failures(kafka, doing, operation):
+        consumer = reader(kafka, **more)
+        try:
+            yield consumer
+        except BaseException:
+            consumer.close()
+            raise
+
+
 def describe(client: KafkaAdminClient, names: list[str]) -> list[dict[str, Any]]:
     """Return Kafka's descriptions of topics, for a question to `ask`. kafka-python hides errors in them.
 

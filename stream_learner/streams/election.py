@@ -13,7 +13,7 @@ from kafka.structs import TopicPartition
 from stream_learner.config import Settings
 from stream_learner.contract.topics import Names
 from stream_learner.errors import FencedError, KafkaUnavailableError, StateError, UsageError
-from stream_learner.streams.connection import ask, kafka_failures, reader
+from stream_learner.streams.connection import ask, kafka_failures, opening
 
 HEARTBEAT_S = 0.3
 REBALANCE_S = 0.1
@@ -47,18 +47,18 @@ class Election:
         self._place = TopicPartition(Names.under(settings.prefix).checkpoints, 0)
         self._assignor = StickyPartitionAssignor()
         session_s = settings.run.session_timeout_s
-        with kafka_failures(settings.kafka, "opening the election"):
-            self._consumer: KafkaConsumer = reader(
-                settings.kafka,
-                heard=heard,
-                client_id=f"{settings.kafka.client_id}/{settings.run.id}",  # shows other members the run
-                group_id=self._group,
-                session_timeout_ms=int(session_s * 1000),
-                # Members learn of a change at their next heartbeat. The interval is short, so that a long session does
-                # not delay the change by a third of its length.
-                heartbeat_interval_ms=int(min(session_s / 3, HEARTBEAT_S) * 1000),
-                partition_assignment_strategy=[self._assignor],
-            )
+        with opening(
+            settings.kafka,
+            "opening the election",
+            heard=heard,
+            client_id=f"{settings.kafka.client_id}/{settings.run.id}",  # shows other members the run
+            group_id=self._group,
+            session_timeout_ms=int(session_s * 1000),
+            # Members learn of a change at their next heartbeat. The interval is short, so that a long session does not
+            # delay the change by a third of its length.
+            heartbeat_interval_ms=int(min(session_s / 3, HEARTBEAT_S) * 1000),
+            partition_assignment_strategy=[self._assignor],
+        ) as self._consumer:
             self._seat = _Seat(self._consumer, self._place)
             self._consumer.subscribe([self._place.topic], listener=self._seat)
             # Wait for the topic's metadata: the member that assigns for the group must know the partition by then.

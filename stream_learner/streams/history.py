@@ -12,9 +12,9 @@ from kafka.structs import TopicPartition
 from stream_learner.config import MIB, Settings
 from stream_learner.contract.topics import Names
 from stream_learner.errors import KafkaUnavailableError
-from stream_learner.streams.connection import kafka_failures, reader
+from stream_learner.streams.connection import kafka_failures, opening
 from stream_learner.streams.manifests import Foreign, Found, accepted
-from stream_learner.streams.reader import Reader, to_record
+from stream_learner.streams.reader import to_record
 
 POLL_MS = 200
 # Size of a response. It is small, because only a few manifests are read at one place.
@@ -32,8 +32,8 @@ class History:
         self._settings = settings
         self._clock = clock
         self._place = TopicPartition(self.topic, 0)
-        with kafka_failures(settings.kafka, f"reading topic {self.topic}", "Read"):
-            self._consumer: Reader = reader(settings.kafka, max_partition_fetch_bytes=FETCH_BYTES)
+        doing = f"reading topic {self.topic}"
+        with opening(settings.kafka, doing, "Read", max_partition_fetch_bytes=FETCH_BYTES) as self._consumer:
             self._consumer.assign([self._place])
             self.first = self._consumer.beginning_offsets([self._place])[self._place]
             # Records that an open transaction hides now are left out.

@@ -10,8 +10,8 @@ from kafka.structs import TopicPartition
 from stream_learner.config import KafkaSettings
 from stream_learner.errors import InputError, KafkaUnavailableError
 from stream_learner.formats.record import Record
-from stream_learner.streams.connection import kafka_failures, reader
-from stream_learner.streams.reader import Damaged, Reader, to_record
+from stream_learner.streams.connection import kafka_failures, opening
+from stream_learner.streams.reader import Damaged, to_record
 
 POLL_MS = 200
 
@@ -37,11 +37,10 @@ class Replay:
         self._place = TopicPartition(topic, partition)
         self._name = f"{topic}[{partition}]"
         self._ahead: deque[Record | Damaged] = deque()
-        with kafka_failures(kafka, "opening the input"):
-            self._consumer: Reader = reader(kafka)
-            self._consumer.assign([self._place])
         self._at = offset
-        self._consumer.seek(self._place, offset)
+        with opening(kafka, "opening the input") as self._consumer:
+            self._consumer.assign([self._place])
+            self._consumer.seek(self._place, offset)
 
     def skip(self, offset: int) -> None:
         """Continue at `offset`, without the records before it."""

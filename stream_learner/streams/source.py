@@ -11,9 +11,9 @@ from stream_learner.config import MIB, InputSettings, KafkaSettings
 from stream_learner.contract.spans import Positions
 from stream_learner.errors import InputError
 from stream_learner.formats.record import Gap, Record
-from stream_learner.streams.connection import kafka_failures, reader
+from stream_learner.streams.connection import kafka_failures, opening
 from stream_learner.streams.merge import Item, Merge
-from stream_learner.streams.reader import MAX_POLL_BYTES, Damaged, Reader, to_record
+from stream_learner.streams.reader import MAX_POLL_BYTES, Damaged, to_record
 
 PARTITION_CHECK_S = 5.0
 MAX_POLL_RECORDS = 5000
@@ -52,14 +52,14 @@ class Source:
         self._newest_ms: dict[TopicPartition, int] = {}
         self._stopped: set[TopicPartition] = set()  # their waiting records end with an InputError
         self._fetched = {TopicPartition(t, p): offset for t, ps in positions.items() for p, offset in ps.items()}
-        with kafka_failures(kafka, "opening the input"):
-            self._consumer: Reader = reader(
-                kafka,
-                max_poll_records=MAX_POLL_RECORDS,
-                # As in `reader`, answers must come before `kafka.request_timeout_s` has passed.
-                fetch_max_wait_ms=int(min(NEWS_S, kafka.request_timeout_s / 3) * 1000),
-                heard=heard,
-            )
+        with opening(
+            kafka,
+            "opening the input",
+            max_poll_records=MAX_POLL_RECORDS,
+            # As in `reader`, answers must come before `kafka.request_timeout_s` has passed.
+            fetch_max_wait_ms=int(min(NEWS_S, kafka.request_timeout_s / 3) * 1000),
+            heard=heard,
+        ) as self._consumer:
             self._consumer.budget.of = self._room
             for topic in settings.topics:
                 self._consumer.partitions_for_topic(topic)  # waits until they are known

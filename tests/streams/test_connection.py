@@ -3,18 +3,19 @@
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient
 from kafka.errors import CoordinatorLoadInProgressError, InvalidTopicError
 
-from stream_learner.config import MIB, KafkaSettings
+from stream_learner.config import MIB, KafkaSettings, Settings
 from stream_learner.errors import ExitCode, KafkaUnavailableError
 from stream_learner.local.broker import HOST
 from stream_learner.streams.bootstrap import _Bootstrap, _Client, connect
 from stream_learner.streams.connection import ask, client_config
+from stream_learner.streams.history import History
 
 
 class Broker:
@@ -80,6 +81,15 @@ def test_a_client_that_is_closed_before_everything_is_sent_leaves_no_socket_open
     connection.transport.write(bytes(64 * MIB))  # more than a socket takes at once
     client.close()
     assert sock.fileno() == -1
+
+
+def test_a_reader_that_fails_after_it_connected_is_closed(new_settings: Callable[..., Settings], kafka: KafkaSettings):
+    """No topic was created, so the history's ends cannot be looked up."""
+    settings = new_settings(kafka=kafka.model_copy(update={"request_timeout_s": 1.0}))
+    before = threading.active_count()
+    with pytest.raises(KafkaUnavailableError, match="failed while reading topic"):
+        History(settings)
+    assert threading.active_count() == before
 
 
 @pytest.fixture
