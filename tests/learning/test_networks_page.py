@@ -155,7 +155,8 @@ def test_the_page_gives_the_logits_of_a_network_for_wide_color_images(name: str)
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_networks_of_timm_are_made_as_the_page_says(name: str):
     timm = pytest.importorskip("timm")
-    assert "timm.create_model(NETWORK, num_classes=0, in_chans=C)`, then `set_input_size(img_size=(H, W))` if" in PAGE
+    made = "timm.create_model(NETWORK, num_classes=0, in_chans=C)`, then `set_input_size(img_size=(H, W))` if"
+    assert made in " ".join(PAGE.split())
     arguments = ModelArguments(classes=10, height=64, width=64, channels=1, mean=[0.5], std=[0.25])
     expected = models.build(ModelSpec(f"timm:{name}", arguments)).eval()
     body = timm.create_model(name, num_classes=0, in_chans=1)
