@@ -53,12 +53,13 @@ def settings_page() -> str:
     parts = [
         "# Settings",
         "",
-        "One TOML file, given to `stream-learner run` and the other commands. Stronger than the file is the "
-        "environment (`STREAM_LEARNER_KAFKA__BOOTSTRAP_SERVERS`), and stronger still is `--set kafka.client_id=x`. A "
-        "name that is not on this page is an error. Units are in the names: `_s` seconds, `_bytes` bytes.",
+        "The settings are in one TOML file, which you pass to `stream-learner run` and the other commands. "
+        "Environment variables override the file (`STREAM_LEARNER_KAFKA__BOOTSTRAP_SERVERS`), and "
+        "`--set kafka.client_id=x` overrides both. A name that is not on this page is an error. Units are in the "
+        "names: `_s` seconds, `_bytes` bytes.",
         "",
-        "This page is made from `stream_learner/config/` by `make docs`. `stream-learner config --schema` prints the "
-        "same as JSON Schema, `stream-learner config CONFIG` what is in force.",
+        "`make docs` generates this page from `stream_learner/config/`. `stream-learner config --schema` prints the "
+        "same as JSON Schema. `stream-learner config CONFIG` prints the settings that a worker would use.",
     ]
     for name, field in config.Settings.model_fields.items():
         section = field.annotation

@@ -26,8 +26,8 @@ class ExitCode(IntEnum):
     OK = 0
     """Done, or stopped on request after a last save."""
     INTERNAL = 1
-    """A bug in stream_learner (please report it with the output of `--debug`), or in your own code, which the message
-    then names."""
+    """A bug in stream_learner (please report it with the output of `--debug`), or in your own code. The message names
+    your code in the second case."""
     USAGE = 2
     """The command line or the settings are wrong. Nothing was started."""
     KAFKA = 3
@@ -39,8 +39,8 @@ class ExitCode(IntEnum):
     STATE = 6
     """The saved state or its manifest is missing, damaged, forged, or belongs to another model, strategy or cluster."""
     INPUT = 7
-    """The input topic was recreated, or records that were not read yet are gone: they have fallen off retention, or are
-    damaged on the brokers' disks."""
+    """The input topic was created again, or unread records are lost: retention deleted them, or they are damaged on the
+    brokers' disks."""
     FENCED = 8
     """Another worker of the same run took over, or a transaction exceeded its time-out. A restart recovers."""
     PUBLISH = 9
@@ -59,7 +59,7 @@ class ExitCode(IntEnum):
     MISMATCH = 15
     """A rebuilt state differs from the published one."""
     MEMORY = 16
-    """The process ran out of memory; give it more, or lower the settings that the message names."""
+    """The process ran out of memory. Give it more memory, or lower the settings that the message names."""
     DEPENDENCY = 17
     """Something that the record format needs, such as a schema registry or a bucket, does not answer. A restart tries
     again."""

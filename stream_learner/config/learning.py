@@ -29,7 +29,7 @@ class ModelSettings(Section):
     checked."""
     freeze: bool | None = None
     """Whether the backbone, including batch normalisation, stays unchanged, so that only the head learns. When unset,
-    the backbone is frozen under a solved head, which needs that, and learns under the linear head."""
+    the backbone is frozen if `head` is a solved head, and learns if it is `linear`."""
     head: Annotated[str, AfterValidator(HEADS.known)] = "linear"
     """Classifier of the backbone's features. `linear` is trained by the strategy. The others are solved from sums over
     all samples, forget nothing and need a frozen backbone: `prototype` (nearest class mean), `ridge` (ridge
@@ -48,8 +48,8 @@ class ModelSettings(Section):
     std: list[PositiveFloat] = [0.25]
     """Standard deviation to divide pixels by: one for all channels or one for each."""
     max_classes: Annotated[PositiveInt, Field(le=MAX_CLASSES)] = 1000
-    """Largest number of classes at a time; retired classes do not count. Records with a label beyond it become dead
-    letters. You may raise it later. A worker does not start if its run has more classes."""
+    """Largest number of classes at a time; retired classes do not count. Beyond this number, records with new labels
+    become dead letters. You may raise it later. A worker does not start if its run has more classes."""
 
     @model_validator(mode="after")
     def _constants_fit_the_channels(self) -> "ModelSettings":
@@ -82,8 +82,8 @@ class LearningSettings(Section):
     strategy: Annotated[str, AfterValidator(STRATEGIES.known)] = "er_la"
     """Method of learning a batch: a name from `stream_learner.registry.STRATEGIES`, or `package.module:name`."""
     steps_per_batch: PositiveInt = 1
-    """Optimizer steps on each batch. More steps learn more from a batch, and each step costs the same. The defaults of
-    `augment`, `average_decay` and `learning_rate` depend on it."""
+    """Optimizer steps on each batch. With more steps the model learns more from a batch, but the cost grows in
+    proportion. The defaults of `augment`, `average_decay` and `learning_rate` depend on it."""
     augment: list[Annotated[str, AfterValidator(AUGMENTATIONS.known)]] = _by_steps(
         lambda steps: ["crop", "flip", *(["color_jitter", "cutout"] if steps > 1 else [])]
     )
@@ -124,8 +124,8 @@ class WeightsSettings(Section):
     half_life_records: PositiveFloat | None = None
     """`recency`: number of input records after which a sample counts half."""
     half_life_s: PositiveFloat | None = None
-    """`recency`, as the alternative: seconds of event time (the records' timestamps) after which a sample counts
-    half."""
+    """`recency`, instead of `half_life_records`: seconds after which a sample counts half. Its age is computed from the
+    timestamps of the records."""
     class_balance_beta: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """`class_balance`: the effective number of a class's samples approaches 1 / (1 - beta). The nearer beta is to 1,
     the nearer weights are to inverse frequency. Classes with many more samples than this limit have the same weight."""
@@ -146,11 +146,11 @@ class DriftSettings(Section):
     boost_records: PositiveInt = 2_000
     """Input records after a drift during which learning is boosted, if `learning.on_drift` is `boost`."""
     boost_learning_rate: PositiveFloat = 1.5
-    """Factor of the learning rate during a boost. Muon's default rate tolerates little more: at 2 a CNN ended lower
-    than without a boost, at 3 its units died."""
+    """Factor of the learning rate during a boost. With Muon's default rate keep it small: with 2 a CNN became less
+    accurate than without a boost, and with 3 it stopped learning."""
     boost_replay: PositiveFloat = 1.0
-    """Factor of the replay size during a boost. Above 1 it protects what was learned, which helps where new classes
-    arrive. Below 1 the model forgets sooner, which helps where labels have changed their meaning."""
+    """Factor of the replay size during a boost. Above 1 the model keeps more of what it learned, which helps when new
+    classes arrive. Below 1 it forgets sooner, which helps when labels have changed their meaning."""
 
 
 class MemorySettings(Section):
@@ -158,14 +158,14 @@ class MemorySettings(Section):
     """Samples kept for replay, over all classes. With small images this limit is reached far below `max_bytes`. With
     more classes than samples, the oldest classes keep none."""
     max_bytes: NonNegativeInt = 256 * MIB
-    """Bytes of the encoded images kept for replay, over all classes. Images that were given up take at most the same
-    again."""
+    """Bytes of the encoded images kept for replay, over all classes. Images that were dropped but not freed yet take at
+    most the same amount in addition."""
     segment_bytes: Annotated[PositiveInt, Field(le=1024 * MIB)] = 16 * MIB
-    """Bytes of images after which a checkpoint writes them, once, into an object of their own. Newer images are written
-    with each checkpoint. The same applies to the held-out sets."""
+    """Bytes of images that make a segment. A checkpoint writes a full segment once, as a separate object. It writes
+    newer images with every checkpoint until they fill a segment. The same applies to the held-out sets."""
     replay_size: PositiveInt | None = None
-    """Samples replayed in each step; three times `batch.size` when unset. With only as many replayed as new, a stream
-    of one class ruins the head."""
+    """Samples replayed in each step; three times `batch.size` when unset. If no more samples are replayed than are new,
+    a long series of one class ruins the head."""
 
 
 class HeldOutSettings(Section):

@@ -58,7 +58,7 @@ class KafkaSettings(Section):
     ssl_check_hostname: bool = True
     """Whether the broker's certificate must name the host that the worker connects to."""
     request_timeout_s: PositiveFloat = 30.0
-    """Seconds after which a request to a broker is given up. After the same time without any answer, the worker is no
+    """Seconds to wait for a broker's answer to a request. After the same time without any answer, the worker is no
     longer ready."""
     give_up_s: PositiveFloat = 600.0
     """Seconds without any answer from Kafka after which the worker exits with code 3, so that a supervisor restarts it.
@@ -115,10 +115,10 @@ class MonitoringSettings(Section):
     host: str = "127.0.0.1"
     """Address of `/metrics` and the health pages. The default is loopback."""
     port: Annotated[int, Field(ge=0, le=65535)] = 9464
-    """Port of `/metrics` and the health pages. 0 takes a free port and logs it. A free port is also taken if another
-    worker of the run on the same host has this one."""
+    """Port of `/metrics` and the health pages. 0 takes a free port and logs it. If another worker of the run on the
+    same host uses this port, the worker also takes a free port."""
     live_timeout_s: PositiveFloat = 120.0
-    """Seconds without a turn of the worker's loop after which `/livez` fails."""
+    """Seconds after which `/livez` fails if the worker's loop has not completed an iteration."""
 
 
 class LogSettings(Section):

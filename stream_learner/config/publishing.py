@@ -30,13 +30,13 @@ class ReleaseSettings(Section):
     """Mean recall (0..1) that a candidate may lose over the classes of the last release, under any rule; no limit when
     unset. Gains on new classes do not make up for it."""
     patience: PositiveInt | None = 5
-    """Refusals of worse candidates since the last release after which training goes back to that release at half the
-    learning rate. The rate falls no lower than a tenth, until a model is released. When unset, training never goes
+    """Number of candidates worse than the last release, and so refused, after which training goes back to that release.
+    The learning rate is then halved, but not below a tenth, until a model is released. When unset, training never goes
     back."""
     min_held_out: NonNegativeInt = 100
     """Validation samples below which the gate abstains: the candidate is released, and the manifest records this."""
     inline_max_bytes: NonNegativeInt = 8 * MIB
-    """Largest release that also travels in the weights topic."""
+    """Largest release that is also published in the weights topic."""
 
 
 class CheckpointSettings(Section):
@@ -47,12 +47,13 @@ class CheckpointSettings(Section):
     every_s: PositiveFloat = 30.0
     """Seconds between two saves."""
     keep: Annotated[PositiveInt, Field(le=1000)] = 3
-    """Newest states to keep. The last release before the oldest of them is kept too, because that state needs it to be
-    resumed. Manifests name all objects of these states, so more states need a larger `memory.segment_bytes`."""
+    """Number of newest states to keep. The last release before the oldest of these states is kept too, because that
+    state cannot be resumed without it. Manifests name all objects of these states, so more states need a larger
+    `memory.segment_bytes`."""
     max_unsaved_records: PositiveInt = 100_000
     """Input records that may wait for a save while the store fails. Then reading stops."""
     max_pending_bytes: PositiveInt = 64 * MIB
-    """Bytes of metric windows and dead letters that force a save."""
+    """Bytes of metric windows and dead letters that may wait for a save. More of them cause an early save."""
     timeout_s: PositiveFloat = 30.0
     """Seconds that a publication's transaction may take. Each MiB of `max_pending_bytes` and `release.inline_max_bytes`
     adds one second. After that the process ends, and a restart recovers. The sum must be within the brokers'
@@ -61,15 +62,15 @@ class CheckpointSettings(Section):
 
 class RecoverySettings(Section):
     timeout_s: PositiveFloat = 180.0
-    """Seconds for reading the checkpoints topic to its end. Must be longer than an open transaction may live."""
+    """Seconds for reading the checkpoints topic to its end. Must be longer than a transaction may stay open."""
 
 
 class SecuritySettings(Section):
     signing_key_file: FileName | None = None
     """Ed25519 private key (PEM, not encrypted) that signs each manifest and window; unsigned when unset."""
     verify_key_files: list[FileName] = []
-    """Ed25519 public keys (PEM). If there are any, every command refuses a manifest or window that none of them
-    signed."""
+    """Ed25519 public keys (PEM). If there are any, every command refuses a manifest or window unless one of them
+    verifies its signature."""
 
     _signer: Ed25519PrivateKey | None = PrivateAttr(None)
     _verifier: Verifier | None = PrivateAttr(None)

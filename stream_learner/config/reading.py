@@ -35,11 +35,12 @@ class InputSettings(Section):
     letter (`oversized_image`). This limit bounds the time and memory that one record can take."""
     tombstones: Literal["skip", "reject"] = "skip"
     """Handling of deletion markers, which are records with a key and a null value in a compacted topic. `skip`: count
-    and skip them. `reject`: send them to the dead letters as `no_image`. Neither unlearns earlier images of the key."""
+    and skip them. `reject`: send them to the dead letters as `no_image`. In both cases the model does not forget
+    earlier images with this key."""
     on_lost: Literal["stop", "continue"] = "stop"
-    """Handling of records that fell off the topic's retention before they were read, or are damaged on the brokers'
-    disks. `stop`: exit with code 7. `continue`: continue after them, and report them in the metrics topic, the
-    manifest and `stream_learner_records_lost_total`."""
+    """Handling of records that retention deleted before they were read, or that are damaged on the brokers' disks.
+    `stop`: exit with code 7. `continue`: continue after them, and report them in the metrics topic, the manifest and
+    `stream_learner_records_lost_total`."""
 
 
 INT64 = Field(ge=-(2**63), lt=2**63)
@@ -55,9 +56,9 @@ class LabelsSettings(Section):
     """Other names of labels, as `{ "kitty" = "cat" }`: a record labelled `kitty` is learned as `cat`. An existing class
     `kitty` retires, and its samples become samples of `cat`. An alias cannot stand for another alias."""
     min_records: PositiveInt = 1
-    """Number of records with a new label at which it becomes a class. The earlier ones become dead letters
+    """Number of records after which a new label becomes a class. The records before that become dead letters
     (`rare_label`), so that an occasional misspelling does not become a class. The circuit breaker does not count
-    them."""
+    these."""
 
 
 class SplitSettings(Section):
@@ -71,8 +72,8 @@ class SplitSettings(Section):
     name groups of similar images (a patient, a camera), so that no group is both learned and tested on."""
     held_out_from: Annotated[list[KafkaName], Field(min_length=1)] | None = None
     """Input topics whose records may be held out; all when unset. If you name only topics of trusted producers, no
-    other producer can make the gate accept a bad model. Records of other topics are training samples. Such a record
-    becomes a dead letter if its header names another split."""
+    other producer can make the gate accept a bad model. Records of all other topics are training samples. If the header
+    of such a record names another split, it becomes a dead letter."""
 
     @model_validator(mode="after")
     def _something_is_left_to_learn(self) -> "SplitSettings":

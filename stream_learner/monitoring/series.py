@@ -86,9 +86,9 @@ class Series:
         self.loss = gauge("loss", "Weighted loss of the last batch that was learned, mean over its steps, in nats.")
         self.accuracy = gauge(
             "accuracy",
-            "Accuracy, as a ratio from 0 to 1: prequential is faded over about the last "
-            f"{RECENT_SAMPLES} training samples, recent is over exactly the last {RECENT_SAMPLES}, validation and test "
-            "are of the last release.",
+            "Accuracy, as a ratio from 0 to 1. prequential: over about the last "
+            f"{RECENT_SAMPLES} training samples, where older ones count less. recent: over exactly the last "
+            f"{RECENT_SAMPLES}. validation, test: of the last release.",
             ("kind",),
         )
         self.accuracy_samples = gauge(
@@ -120,7 +120,7 @@ class Series:
         )
         self.drifts = counter("drifts_total", "Rises of the prequential error that the detector found, in drifts.")
         self.drift_window = gauge(
-            "drift_window", "Newest training samples between which the drift detector sees no change, in samples."
+            "drift_window", "Length of the drift detector's window: training samples since the last change, in samples."
         )
         self.boosted = gauge("boosted", "Whether learning is boosted after a drift: 1 when it is, 0 when not.")
         self.log_start = gauge(

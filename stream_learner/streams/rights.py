@@ -55,7 +55,7 @@ RIGHTS: dict[Role, list[Right]] = {
     Role.WORKER: [
         Right("Read", "topic", "<input>", "read records"),
         Right("Read", "topic", "<prefix>.checkpoints", "find the newest manifest, read back what was published"),
-        Right("Read", "topic", "<prefix>.history", "find it where others write to the checkpoints topic"),
+        Right("Read", "topic", "<prefix>.history", "find the newest manifest if others write to the checkpoints topic"),
         *_on_topics("Write", OUTPUTS, "publish"),
         *_CHECKED,
         Right(
@@ -77,14 +77,14 @@ RIGHTS: dict[Role, list[Right]] = {
     Role.STATUS: [
         Right("Describe", "topic", "<input>", "compute the lag"),
         Right("Read", "topic", "<prefix>.checkpoints", "read the newest manifest"),
-        Right("Read", "topic", "<prefix>.history", "find it where others write to the checkpoints topic"),
+        Right("Read", "topic", "<prefix>.history", "find the newest manifest if others write to the checkpoints topic"),
         Right("Read", "topic", "<prefix>.metrics", "read the newest window"),
         *_on_topics("Describe", ("weights", "dead-letters"), "check the topic"),
         *_CHECKED,
     ],
     Role.FOLLOWER: [
         Right("Read", "topic", "<prefix>.checkpoints", "read the newest manifest"),
-        Right("Read", "topic", "<prefix>.history", "find it where others write to the checkpoints topic"),
+        Right("Read", "topic", "<prefix>.history", "find the newest manifest if others write to the checkpoints topic"),
         Right("Read", "topic", "<prefix>.weights", "read the bytes of the release"),
     ],
     Role.REBUILD: [
