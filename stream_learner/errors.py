@@ -168,6 +168,6 @@ def out_of_memory(error: BaseException) -> OutOfMemoryError | None:
     if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
         return None
     return OutOfMemoryError(
-        f"the process ran out of memory ({type(error).__name__}: {error}); nothing is lost. Give it more, or lower "
-        "memory.max_bytes, held_out.max_bytes, input.max_image_pixels or batch.size"
+        f"the process ran out of memory ({type(error).__name__}: {error}); nothing is lost. Give it more memory, or "
+        "lower memory.max_bytes, held_out.max_bytes, input.max_image_pixels or batch.size"
     )

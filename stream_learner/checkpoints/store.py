@@ -98,7 +98,7 @@ class Store:
                 self.delete([key])
             raise StoreError(
                 f"checkpoint.store {self.url} failed a trial: {error}. A worker must be able to write, read, list and "
-                "delete objects there: make room, give it the rights, or set checkpoint.store to another place"
+                "delete objects there: free disk space, give it the rights, or set checkpoint.store to another place"
             ) from error
 
     def _try_create_only(self, key: str, data: bytes) -> None:
@@ -122,8 +122,8 @@ class Store:
         self._mode = "overwrite"
         self.put(key, data)
         log.info(
-            "checkpoint.store does not support create-only writes; objects are written without it, which is safe "
-            "because their names are unique",
+            "checkpoint.store does not support create-only writes; the worker does without them, which is safe "
+            "because the names of objects are unique",
             why=why,
         )
 

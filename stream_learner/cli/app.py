@@ -24,7 +24,7 @@ app = typer.Typer(
     name="stream-learner",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Learns an image classifier from a Kafka stream, exactly once, and releases it downstream.",
+    help="Trains an image classifier on a Kafka stream, each record exactly once, and publishes releases of it.",
     epilog="`--debug` with any command shows the traceback of an error. Exit codes are in docs/operations.md.",
 )
 

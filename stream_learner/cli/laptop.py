@@ -67,7 +67,8 @@ def feed(
     split: Annotated[
         DataSplit,
         typer.Option(
-            help="Part to send, by the words in names of files and folders. `test` gets the header `split: test`."
+            help="Part of the data set to send, by words in the names of files and folders. The part `test` is sent "
+            "with the header `split: test`."
         ),
     ] = DataSplit.TRAIN,
     topic: Annotated[str | None, typer.Option(help="Topic to feed. Default: the first input topic.")] = None,

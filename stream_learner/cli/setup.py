@@ -39,7 +39,7 @@ def show_config(
     overrides: Overrides = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the settings' JSON Schema instead.")] = False,
 ) -> None:
-    """Print the effective settings as JSON with secrets redacted, and report what `run` would refuse in them."""
+    """Print the settings in use as JSON, without secrets, and report everything that `run` would refuse."""
     if schema:
         say_json(json.dumps(config.schema()))
         return

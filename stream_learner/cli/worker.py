@@ -47,7 +47,7 @@ def rebuild(
         typer.Option(
             "--from",
             metavar="STATE",
-            help="State to start from: a checkpoint's sequence, a key, a URL or a file. 0 for none.",
+            help="State to start from: the sequence of a checkpoint, a key, a URL or a file; 0: no state.",
         ),
     ],
     target: Annotated[
@@ -57,7 +57,7 @@ def rebuild(
         ),
     ],
 ) -> None:
-    """Learn a checkpoint's batches again, by the ledgers in the manifests, and compare the bytes."""
+    """Learn the batches before a checkpoint again, and compare the resulting bytes with the published ones."""
     from stream_learner.checkpoints.store import Store
     from stream_learner.run import rebuild as rebuilding
     from stream_learner.streams.cluster import Cluster

@@ -12,7 +12,7 @@ MAX_KAFKA_S = (2**31 - 1) // 1000
 
 def _not_a_parent(text: str) -> str:
     if text in (".", ".."):
-        raise ValueError("must not be '.' or '..', which name folders and which Kafka refuses")
+        raise ValueError("must not be '.' or '..': these are names of folders, and Kafka refuses them")
     return text
 
 

@@ -91,14 +91,14 @@ def _cut(text: str) -> bytes:
 def _text(headers: Mapping[str, bytes | None], name: str) -> str:
     value = headers.get(name)
     if value is None:
-        raise ValueError(f"no dead letter: it has no header {name}")
+        raise ValueError(f"not a dead letter: it has no header {name}")
     try:
         return value.decode()
     except UnicodeDecodeError:
-        raise ValueError(f"no dead letter: the header {name} is not UTF-8 text") from None
+        raise ValueError(f"not a dead letter: the header {name} is not UTF-8 text") from None
 
 
 def _number(text: str) -> int:
     if not re.fullmatch("[0-9]{1,19}", text):
-        raise ValueError(f"no dead letter: {text!r:.40} is no partition or offset")
+        raise ValueError(f"not a dead letter: {text!r:.40} is not a partition or offset")
     return int(text)

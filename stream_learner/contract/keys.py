@@ -54,10 +54,10 @@ def check_object(key: str, run_id: str, sequence: int, name: str) -> None:
     """Raise ValueError when the key is not that of checkpoint `sequence`'s object `name`."""
     found = re.fullmatch(rf"{re.escape(run_id)}/{_NUMBERED}/{re.escape(name)}", key)
     if not found or int(found[1]) != sequence:
-        raise ValueError(f"the key {key!r} is not that of {name} of checkpoint {sequence} of run {run_id}")
+        raise ValueError(f"the key {key!r} does not belong to {name} of checkpoint {sequence} of run {run_id}")
 
 
 def check_part(key: str, run_id: str) -> None:
     """Raise ValueError when the key is not that of a part."""
     if not re.fullmatch(rf"{re.escape(run_id)}/memory/{_NUMBERED}", key):
-        raise ValueError(f"the key {key!r} is not that of a part of a state of run {run_id}")
+        raise ValueError(f"the key {key!r} does not belong to a part of a state of run {run_id}")

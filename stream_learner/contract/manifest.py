@@ -188,7 +188,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     spans: Spans
     """Offsets learned since the previous manifest."""
     lost: Stretches
-    """Offsets among them whose records had fallen off retention before they were read, or were damaged on the brokers'
+    """Offsets among them whose records retention deleted before they were read, or that were damaged on the brokers'
     disks."""
     ledger: Ledger
     """Which of them made each batch."""

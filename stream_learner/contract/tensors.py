@@ -48,7 +48,7 @@ def decode_document(data: bytes) -> dict[str, Any]:
     length = int.from_bytes(data[:8], "little")
     try:
         if length > min(MAX_HEADER_BYTES, len(data) - 8):
-            raise ValueError(f"its header would have {length} bytes")
+            raise ValueError(f"its header claims to have {length} bytes")
         metadata = documents.decode(data[8 : 8 + length], _Header, MAX_HEADER_BYTES).metadata
         return documents.decode(metadata[DOCUMENT].encode(), dict[str, Any], MAX_HEADER_BYTES)
     except (ValueError, KeyError) as error:

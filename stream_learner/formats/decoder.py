@@ -67,7 +67,7 @@ class Decoder:
         split = parse_split(fields.split)
         if self.held_out_from is not None and record.topic not in self.held_out_from:
             if split in (Split.VALIDATION, Split.TEST):
-                message = f"split.held_out_from does not name {record.topic}; its records cannot be {split} samples"
+                message = f"{record.topic} is not in split.held_out_from, so its records cannot be {split} samples"
                 raise RejectError(Reason.UNTRUSTED_HELD_OUT, message)
             split = Split.TRAIN
         group = 0

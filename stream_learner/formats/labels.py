@@ -87,7 +87,7 @@ class LabelRules:
             if aliases.setdefault(alias, target) != target:
                 raise UsageError(f"labels.aliases: {alias!r} stands for both {aliases[alias]!r} and {target!r}")
             if names is not None and str(target) not in names:
-                raise UsageError(f"labels.aliases: {alias!r} stands for {target!r}, which labels.allowed does not name")
+                raise UsageError(f"labels.aliases: {alias!r} stands for {target!r}, which is not in labels.allowed")
         for alias, target in aliases.items():
             if str(target) in aliases:
                 message = f"{alias!r} stands for {target!r}, which is itself an alias; let both stand for a label"
@@ -103,7 +103,7 @@ class LabelRules:
         """Return the label that a parsed label is learned as. Raises RejectError (`label_not_allowed`)."""
         meant = self.resolve(label)
         if meant is None:
-            raise RejectError(Reason.LABEL_NOT_ALLOWED, f"labels.allowed does not name {label!r}")
+            raise RejectError(Reason.LABEL_NOT_ALLOWED, f"the label {label!r} is not in labels.allowed")
         return meant
 
 
@@ -123,5 +123,5 @@ def _read(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise UsageError(f"labels.allowed: {path} is not UTF-8 text: {error}") from None
     if not (labels := [line for line in lines if line.strip()]):
-        raise UsageError(f"labels.allowed: {path} names no label")
+        raise UsageError(f"labels.allowed: {path} contains no label")
     return labels

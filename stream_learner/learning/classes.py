@@ -114,11 +114,11 @@ class Classes:
         for label in stored.labels:
             self._add(label)
         if len(self.index_of) < len(self.labels):
-            raise ValueError("labels holds one twice")
+            raise ValueError("a label is in labels twice")
         self.retired = dict(stored.retired)
         indices = {index for pair in stored.retired for index in pair if index is not None}
         if len(self.retired) < len(stored.retired) or max(indices, default=-1) >= len(self.labels):
-            raise ValueError(f"retired holds no indices of {len(self.labels)} classes, each once")
+            raise ValueError(f"retired must hold different indices of the {len(self.labels)} classes")
         self._pending.load_state_dict(stored.pending)
 
 
@@ -152,7 +152,7 @@ class Pending:
         """Restore a state from `state_dict`. Raises ValueError when it is malformed."""
         self._counts = dict(counts)
         if len(self._counts) < len(counts) or len(counts) > MAX_PENDING or not all(self._counts.values()):
-            raise ValueError("pending holds no counts of new labels")
+            raise ValueError("pending must hold a count above 0 for each new label")
 
 
 def check_room(document: Mapping[str, Any], settings: Settings) -> None:

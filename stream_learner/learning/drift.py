@@ -78,7 +78,7 @@ class Adwin:
         if not (full and 1 <= len(stored.buckets) <= SIZES) or any(
             errors > 1 << size for size, of_size in enumerate(stored.buckets) for errors in of_size
         ):
-            raise ValueError("buckets is no window of errors")
+            raise ValueError("buckets is not a valid window of errors")
         self._seen, self._buckets = stored.seen, stored.buckets
 
     def _shrink(self) -> Change | None:

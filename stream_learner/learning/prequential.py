@@ -114,13 +114,13 @@ class Prequential:
         """
         samples = tensor(state, "labels", torch.int64, None)
         if len(samples) > RECENT_SAMPLES:
-            raise ValueError(f"tensor labels has {len(samples)} elements, over {RECENT_SAMPLES}")
+            raise ValueError(f"tensor labels has {len(samples)} elements, more than {RECENT_SAMPLES}")
         for name in ("labels", "predictions"):
             indices = within(tensor(state, name, torch.int64, len(samples)), name, 0, classes)
             self._window[name] = indices.numpy().copy()
         confidences = tensor(state, "confidences", torch.float32, len(samples)).numpy().copy()
         if (confidences < 0).any() or (confidences > 1 + ROUNDING).any():
-            raise ValueError("tensor confidences holds no probabilities")
+            raise ValueError("tensor confidences holds numbers that are not probabilities")
         self._window["confidences"] = confidences
         self._faded.load_state_dict(state["faded"])
 

@@ -122,9 +122,9 @@ def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
     found = files.pictures(path, visible)
     if astray := _astray(path, found.files):
         raise DataError(
-            f"images such as {astray[0]} ({len(astray)} in total) are in no class folder: class folders are in {path} "
-            "itself or in folders named after a part, such as `train`; move or remove the images, or give the folder "
-            "that holds the class folders"
+            f"images such as {astray[0]} ({len(astray)} in total) are not in a class folder. Class folders must be "
+            f"directly in {path}, or in folders with the name of a part, such as `train`. Move or remove "
+            "these images, or give the folder that holds the class folders"
         )
     chosen = _of_split({file: file.relative_to(path).parts[:-2] for file in found.files}, path, split)
     return _class_folders(path, chosen, found)

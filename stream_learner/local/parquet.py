@@ -43,7 +43,7 @@ def read(root: Path, files: Sequence[Path], layouts: str) -> Rows:
         except (ValueError, OSError, pa.ArrowException, msgspec.MsgspecError) as error:
             raise DataError(f"{file} is not in the image layout ({error}); {layouts}") from None
         if rows.names and own and own != rows.names:
-            raise DataError(f"{file} has other classes than {files[0]}; give a folder that holds one configuration")
+            raise DataError(f"{file} has different classes from {files[0]}; give a folder with one configuration")
         rows = rows._replace(names=rows.names or own)
         rows.ids.extend(f"{place(file, root)}/{row}" for row in range(len(table)))
         rows.files.extend([file] * len(table))
@@ -61,8 +61,8 @@ def _columns(schema: Any) -> tuple[str, str]:
     images.sort(key=lambda name: name not in IMAGES)
     labels = [name for name in LABELS if name in schema.names]
     if not (images and labels):
-        missing = f"none is {' or '.join(LABELS)}" if images else "none has structs with a binary field `bytes`"
-        raise ValueError(f"of its columns {', '.join(schema.names)} {missing}")
+        missing = f"is {' or '.join(LABELS)}" if images else "has structs with a binary field `bytes`"
+        raise ValueError(f"none of its columns ({', '.join(schema.names)}) {missing}")
     if pa.types.is_nested(schema.field(labels[0]).type):
         raise ValueError(f"`{labels[0]}` has several labels per image")
     return images[0], labels[0]

@@ -37,7 +37,7 @@ def build(spec: ModelSpec, own: str | None = None) -> ImageClassifier:
     """
     if spec.name not in MODELS and not spec.name.startswith(TIMM) and spec.name != own:
         raise StateError(
-            f"the network {spec.name!r} is not one of this program's ({', '.join(MODELS)}, {TIMM}NETWORK), so it is "
+            f"the network {spec.name!r} is not part of this program ({', '.join(MODELS)}, {TIMM}NETWORK), so it is "
             "not imported; if it is your own, pass its name: build(spec, own='package.module:name')"
         )
     arguments = msgspec.structs.asdict(spec.arguments)
@@ -46,18 +46,17 @@ def build(spec: ModelSpec, own: str | None = None) -> ImageClassifier:
     try:
         inspect.signature(make).bind(**arguments)
     except TypeError as error:
-        raise UsageError(f"model.name = {spec.name!r} is called with {', '.join(arguments)}: {error}") from None
+        raise UsageError(f"model.name = {spec.name!r} cannot be called with {', '.join(arguments)}: {error}") from None
     except ValueError:  # a function in C, whose parameters are unknown
         pass
     model = make(**arguments)
     if not isinstance(model, ImageClassifier):
-        raise UsageError(f"model.name = {spec.name!r} does not return a {__name__}.ImageClassifier, which it must")
+        raise UsageError(f"model.name = {spec.name!r} must return a {__name__}.ImageClassifier")
     if random_features:
         model.expand(random_features)
     for part, tensor in model.state_dict().items():
         if tensor.dtype not in STORED:
             raise UsageError(
-                f"model.name = {spec.name!r}: {part} is {tensor.dtype}, which NumPy and so a saved state cannot hold; "
-                "use float32"
+                f"model.name = {spec.name!r}: {part} is {tensor.dtype}, which a saved state cannot hold; use float32"
             )
     return model

@@ -83,7 +83,7 @@ def find_path(settings: Settings, history: History, store: Store, start: str, ta
         if before is None or before.offset > link.offset:  # a later offset is a copy that another program sent
             if read_from <= history.first:
                 raise UsageError(
-                    f"the history topic does not reach back from checkpoint {link.sequence}; take a later --from"
+                    f"the history topic has no manifests before checkpoint {link.sequence}; choose a later --from"
                 )
             read_from, until = max(history.first, read_from - size), read_from
             block, size = {}, min(2 * size, LARGEST_BLOCK)
@@ -155,7 +155,7 @@ def _none(settings: Settings, history: History, target: str) -> StreamLearnerErr
     sequences = [found.manifest.sequence for found in history.read(history.first, history.end, foreign)]
     if sequences:
         return UsageError(
-            f"--to {target} is no manifest in the history topic, which holds {min(sequences)} to {max(sequences)}"
+            f"--to {target} is not in the history topic, which has checkpoints {min(sequences)} to {max(sequences)}"
         )
     skipped = f", only records that are not: {foreign}" if foreign.offsets else ""
     return StateError(

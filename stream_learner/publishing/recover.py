@@ -132,7 +132,7 @@ class Recovery:
             raise no_manifest(self._settings, newest)
         if newest.found and newest.behind:
             raise StateError(
-                f"manifest {newest.found.manifest.sequence} is the newest that is there, but the run has committed "
+                f"manifest {newest.found.manifest.sequence} is the newest one in the topics, but the run has committed "
                 f"later positions: a manifest is missing or damaged. {'; '.join(map(str, newest.foreign))}. "
                 "Nothing was changed; restore the topics from a backup, or choose a new run.id"
             )
@@ -231,8 +231,8 @@ def check_positions(manifest: Manifest, first: Positions, end: Positions, on_los
             position = partitions.get(partition, 0)  # a partition that was added since starts at offset 0
             if position < first[topic][partition] and on_lost == "stop":
                 raise InputError(
-                    f"records of {topic}[{partition}] from offset {position} to {first[topic][partition]} have fallen "
-                    "off retention before they were learned; give the topic a longer retention, and set "
+                    f"records of {topic}[{partition}] from offset {position} to {first[topic][partition]} were deleted "
+                    "by retention before they were learned; give the topic a longer retention, and set "
                     "input.on_lost = continue to resume after them"
                 )
             if position > end[topic][partition]:

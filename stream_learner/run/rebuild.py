@@ -135,8 +135,8 @@ def _released(store: Store, saved: State) -> bytes:
         return store.fetch(saved.object)
     except StateError as error:
         raise StateError(
-            f"the state of checkpoint {saved.sequence}, with the last release, is needed too: {error}. "
-            f"Choose a --from that released a model, or {BEGINNING} for the beginning"
+            f"the state of checkpoint {saved.sequence}, which has the last release, is also needed: {error}. "
+            f"For --from, choose a checkpoint that released a model, or {BEGINNING} for the beginning"
         ) from None
 
 

@@ -72,7 +72,7 @@ def _check_without_torch(settings: Settings) -> None:
     if settings.security.verifier and not settings.security.signer:
         raise UsageError(
             "security.verify_key_files is set, but security.signing_key_file is not, so the next start would refuse "
-            "the records of this worker. Set security.signing_key_file; only readers can do without it"
+            "the records of this worker. Set security.signing_key_file; only readers do not need it"
         )
     Decoder.from_settings(settings)
     client_config(settings.kafka)

@@ -114,7 +114,7 @@ class Source:
                     "topic as it is"
                 ) from error
             if offset < first[place]:
-                lost = f"records of {where} from offset {offset} to {first[place]} have fallen off retention"
+                lost = f"records of {where} from offset {offset} to {first[place]} were deleted by retention"
                 if self._settings.on_lost == "stop":
                     stop = InputError(
                         f"{lost} before they were learned. The learned state is safe: give the topic a longer "

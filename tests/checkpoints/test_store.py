@@ -255,7 +255,9 @@ def test_trials_at_the_same_time_do_not_disturb_each_other(folder):
 def test_a_store_that_is_gone_fails_its_trial(store, folder):
     folder.rmdir()
     folder.write_text("a file where a folder should be")
-    with pytest.raises(StoreError, match=r"checkpoint\.store file:.* failed a trial: .*make room, give it") as caught:
+    with pytest.raises(
+        StoreError, match=r"checkpoint\.store file:.* failed a trial: .*free disk space, give it"
+    ) as caught:
         store.try_out(TRIALS)
     assert caught.value.code is ExitCode.STORE
     assert "\n" not in str(caught.value)

@@ -137,7 +137,7 @@ def test_a_store_that_cannot_be_used(ready: Run):
 def test_a_store_that_fails_its_trial_before_kafka_is_asked(run: Run):
     said = failure(run("run", sets=f"checkpoint.store=/proc {NOWHERE}"), ExitCode.STORE)
     assert "checkpoint.store file:///proc failed a trial: " in said
-    assert "make room, give it the rights, or set checkpoint.store to another place" in said
+    assert "free disk space, give it the rights, or set checkpoint.store to another place" in said
 
 
 def test_a_rebuild_makes_no_store(run: Run):
@@ -154,7 +154,7 @@ def test_a_rebuild_makes_no_store(run: Run):
     [
         ("missing", "there is no folder missing; a data set is"),
         ("empty", "there is no image in empty that can be opened; a data set is"),
-        ("flat", r"images such as flat/image\.png \(1 in total\) are in no class folder"),
+        ("flat", r"images such as flat/image\.png \(1 in total\) are not in a class folder"),
         ("broken", r"train\.parquet is not in the image layout"),
         ("unlabelled", r"unlabelled has 2 faults, so nothing is fed: 0\.parquet/0: the label nan is not .*/1: "),
         ("latin-1", r"1 fault, so nothing is fed: caf\\udce9: the label is not UTF-8 text\. Correct"),

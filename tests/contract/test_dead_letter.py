@@ -107,20 +107,20 @@ def test_a_long_message_is_cut_between_characters():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        *(({PREFIX + name: None}, f"no dead letter: it has no header __connect.errors.{name}") for name in NAMES),
-        ({PREFIX + "topic": b"\xff"}, "no dead letter: the header __connect.errors.topic is not UTF-8 text"),
-        ({PREFIX + "partition": b"-1"}, "no dead letter: '-1' is no partition or offset"),
-        ({PREFIX + "offset": b"1_0"}, "no dead letter: '1_0' is no partition or offset"),
-        ({PREFIX + "offset": "٣".encode()}, "no dead letter: '٣' is no partition or offset"),
-        ({PREFIX + "offset": b"9" * 10_000}, "no dead letter: '9999"),
-        ({"truncated": b"true"}, "no dead letter: it has no header digest"),
+        *(({PREFIX + name: None}, f"not a dead letter: it has no header __connect.errors.{name}") for name in NAMES),
+        ({PREFIX + "topic": b"\xff"}, "not a dead letter: the header __connect.errors.topic is not UTF-8 text"),
+        ({PREFIX + "partition": b"-1"}, "not a dead letter: '-1' is not a partition or offset"),
+        ({PREFIX + "offset": b"1_0"}, "not a dead letter: '1_0' is not a partition or offset"),
+        ({PREFIX + "offset": "٣".encode()}, "not a dead letter: '٣' is not a partition or offset"),
+        ({PREFIX + "offset": b"9" * 10_000}, "not a dead letter: '9999"),
+        ({"truncated": b"true"}, "not a dead letter: it has no header digest"),
     ],
 )
 def test_another_record_is_refused(changed, message):
     key, value, headers = letter().encode(MANY_BYTES)
     headers = [*headers, *((name, content) for name, content in changed.items() if content is not None)]
     missing = [name for name, content in changed.items() if content is None]
-    with pytest.raises(ValueError, match=r"^no dead letter: ") as caught:
+    with pytest.raises(ValueError, match=r"^not a dead letter: ") as caught:
         DeadLetter.parse(key, value, [header for header in headers if header[0] not in missing])
     assert str(caught.value).startswith(message)
     assert len(str(caught.value)) < 100

@@ -198,7 +198,7 @@ def test_a_record_of_another_topic_cannot_ask_to_be_held_out(split):
     asking = record(digit(0), label="0", split=split.value)
     decode = decoder(held_out_from=["more"])
     assert sample_of(asking._replace(topic="more"), decode).split is split
-    with pytest.raises(RejectError, match=r"split\.held_out_from does not name images") as caught:
+    with pytest.raises(RejectError, match=r"images is not in split\.held_out_from") as caught:
         decode(asking)
     assert caught.value.reason is Reason.UNTRUSTED_HELD_OUT
     assert sample_of(record(digit(0), label="0", split="train"), decode).split is Split.TRAIN

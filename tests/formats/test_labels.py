@@ -114,7 +114,7 @@ def test_only_labels_that_are_allowed_are_learned():
     assert [allowing.apply(label) for label in ("cat", "caf\u00e9", "7", 7)] == ["cat", "caf\u00e9", "7", 7]
     for label in ("dog", "Cat", 8):
         assert allowing.resolve(label) is None
-        with pytest.raises(RejectError, match=r"labels\.allowed does not name") as caught:
+        with pytest.raises(RejectError, match=r"is not in labels\.allowed") as caught:
             allowing.apply(label)
         assert caught.value.reason is Reason.LABEL_NOT_ALLOWED
 
@@ -146,7 +146,7 @@ def test_a_file_holds_one_label_a_line(tmp_path: Path):
         ({"aliases": {"a": "a"}}, "which is itself an alias"),
         ({"aliases": {"1": 2, "2": 3}}, "which is itself an alias"),
         ({"aliases": {"a": "b", " a": "c"}}, "'a' stands for both 'b' and 'c'"),
-        ({"aliases": {"kitty": "cat"}, "allowed": ["dog"]}, "stands for 'cat', which labels.allowed does not name"),
+        ({"aliases": {"kitty": "cat"}, "allowed": ["dog"]}, "stands for 'cat', which is not in labels.allowed"),
     ],
 )
 def test_rules_that_contradict_themselves_are_refused(settings, message):
@@ -157,7 +157,7 @@ def test_rules_that_contradict_themselves_are_refused(settings, message):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "No such file"), (b" \n\n", "names no label"), (b"cat\n\xff\n", "is not UTF-8"), (b"c\0t", "U+0000")],
+    [(None, "No such file"), (b" \n\n", "contains no label"), (b"cat\n\xff\n", "is not UTF-8"), (b"c\0t", "U+0000")],
 )
 def test_a_file_that_gives_no_labels_is_refused(content, message, tmp_path: Path):
     file = tmp_path / "labels.txt"

@@ -221,9 +221,11 @@ def test_a_function_of_ones_own_makes_a_classifier_or_is_refused():
 
     network = build(f"{__name__}:by_a_function")
     assert network(torch.zeros(3, 8, 8, 1, dtype=torch.uint8)).shape == (3, 2)
-    with pytest.raises(UsageError, match=r"by_mistake' does not return a stream_learner.networks.ImageClassifier"):
+    with pytest.raises(UsageError, match=r"by_mistake' must return a stream_learner.networks.ImageClassifier"):
         build(f"{__name__}:by_mistake")
-    with pytest.raises(UsageError, match=r"of_other_arguments' is called with classes, height, .*std: .*'classes'"):
+    with pytest.raises(
+        UsageError, match=r"of_other_arguments' cannot be called with classes, height, .*std: .*'classes'"
+    ):
         build(f"{__name__}:of_other_arguments")
     for name in (":by_a_function", ".relative:by_a_function"):
         with pytest.raises(UsageError, match=r"is not of the form `package\.module:name`"):
@@ -241,5 +243,5 @@ def test_a_function_of_ones_own_makes_a_classifier_or_is_refused():
     ],
 )
 def test_a_name_from_outside_the_registry_is_not_imported(name, own):
-    with pytest.raises(StateError, match=re.escape(f"the network {name!r} is not one of this program's")):
+    with pytest.raises(StateError, match=re.escape(f"the network {name!r} is not part of this program")):
         models.build(spec(name), own=own)

@@ -58,7 +58,7 @@ def test_files_of_two_configurations_are_told_apart(tmp_path: Path):
     write_parquet(tmp_path / "a" / "train.parquet", [0], metadata={"classes": '["cat", "dog"]'})
     write_parquet(tmp_path / "b" / "train.parquet", [0], metadata={"classes": '["one", "two"]'})
     with pytest.raises(
-        DataError, match=r"b/train.parquet has other classes than .*a/train.parquet; give a folder that"
+        DataError, match=r"b/train.parquet has different classes from .*a/train.parquet; give a folder that"
     ):
         open_dataset(tmp_path)
     assert open_dataset(tmp_path / "b").labels == ["one", "two"]
@@ -163,7 +163,7 @@ def test_images_in_no_classs_folder_are_refused(tmp_path: Path, astray: str):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(encoded(0))
     for split in ("train", "test", "all"):
-        with pytest.raises(DataError, match=f"images such as .*{astray} \\(1 in total\\) are in no class folder"):
+        with pytest.raises(DataError, match=f"images such as .*{astray} \\(1 in total\\) are not in a class folder"):
             open_dataset(tmp_path, split)
 
 
@@ -183,7 +183,7 @@ def test_a_folder_that_says_a_part_is_a_class_among_others_alone(tmp_path: Path,
     if not astray:
         assert len(open_dataset(tmp_path, "all")) == 2
         return
-    with pytest.raises(DataError, match=f"{len(astray)} in total\\) are in no class folder"):
+    with pytest.raises(DataError, match=f"{len(astray)} in total\\) are not in a class folder"):
         open_dataset(tmp_path)
 
 

@@ -362,8 +362,8 @@ def test_records_of_an_added_partition_that_fell_off_retention(new_run: NewRun) 
     run.feed(mixed(500))
     run.delete(1, 50)
     worker.signal(signal.SIGCONT)
-    assert "from offset 0 to 50 have fallen off retention" in worker.ends(ExitCode.INPUT)
-    assert "from offset 0 to 50 have fallen off retention" in run.start().ends(ExitCode.INPUT)
+    assert "from offset 0 to 50 were deleted by retention" in worker.ends(ExitCode.INPUT)
+    assert "from offset 0 to 50 were deleted by retention" in run.start().ends(ExitCode.INPUT)
     run.lost(1, 0, 50)
     run.overrides["input.on_lost"] = "continue"
     run.finish(run.start())
@@ -425,11 +425,11 @@ def test_records_that_fall_off_retention_under_a_worker(new_run: NewRun) -> None
     run.feed(mixed(3000))
     run.delete(0, 3500)
     worker.signal(signal.SIGCONT)
-    assert "fallen off retention" in worker.ends(ExitCode.INPUT)
+    assert "deleted by retention" in worker.ends(ExitCode.INPUT)
     run.check()
     # What was learned is saved first: it could not be learned again.
     assert run.saved()[run.input, 0] >= 1000
-    assert "fallen off retention" in run.start().ends(ExitCode.INPUT)
+    assert "deleted by retention" in run.start().ends(ExitCode.INPUT)
 
 
 def test_a_limit_that_is_lowered_under_a_worker(new_run: NewRun) -> None:

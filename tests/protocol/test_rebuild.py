@@ -91,7 +91,7 @@ def test_a_roll_back_needs_the_state_of_the_release(restarted: tuple[Run, Log], 
     shutil.move(path, backup)
     said = rebuild(run, start, end, ExitCode.STATE)
     shutil.move(backup, path)
-    assert f"the state of checkpoint {release['sequence']}, with the last release, is needed too" in said
+    assert f"the state of checkpoint {release['sequence']}, which has the last release, is also needed" in said
     assert f"rebuilt from {release['sequence']}" in rebuild(run, release["sequence"], end)
 
 
@@ -130,7 +130,7 @@ def test_other_settings_give_other_bytes(restarted: tuple[Run, Log]) -> None:
         (9999, 3, "not the state of a checkpoint before 3"),
         ("file:///nowhere", 3, "not the state of a checkpoint before 3"),
         ("nowhere", 3, "neither a sequence, a key, a URL nor a file"),
-        (0, 9999, "is no manifest in the history topic"),
+        (0, 9999, "is not in the history topic"),
         (0, "nowhere", "neither a sequence nor a file"),
     ],
 )

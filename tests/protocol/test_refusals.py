@@ -106,7 +106,7 @@ def test_records_that_fell_off_retention(new_run: NewRun) -> None:
     run.finish(run.start())
     run.feed(mixed(1000))
     run.delete(0, 1500)
-    assert "fallen off retention" in run.start().ends(ExitCode.INPUT)
+    assert "deleted by retention" in run.start().ends(ExitCode.INPUT)
     run.lose(0, 1500)
     run.overrides["input.on_lost"] = "continue"
     run.finish(run.start())

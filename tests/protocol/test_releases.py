@@ -115,7 +115,7 @@ def test_forged_releases_are_refused(new_run: NewRun, tmp_path: Path) -> None:
     with pytest.raises(StateError, match="does not hold release"):
         newest(run)
     forge(run, genuine, 4, model=described["model"] | {"name": "os:system"})
-    with pytest.raises(StateError, match=r"'os:system' is not one of this program's"):
+    with pytest.raises(StateError, match=r"'os:system' is not part of this program"):
         newest(run).network()
     own = "stream_learner.networks.small:MLP"  # as a network of the reader's own
     forge(run, genuine, 5, model=described["model"] | {"name": own})

@@ -140,7 +140,7 @@ def test_a_disk_that_fills_up_and_one_that_turns_read_only(new_run: NewRun, disk
     filler = disk.fill()
     text = run.start_command(within=disk.enter).ends(ExitCode.STORE)
     assert "No space left on device" in text
-    assert "make room" in text
+    assert "free disk space" in text
     filler.unlink()
     worker = run.start_command(within=disk.enter)
     run.learned(worker)

@@ -144,7 +144,7 @@ def test_what_others_write_does_not_lead_astray(settings: Settings, written: Wri
     programs = [manifest.program for manifest in path.manifests(history)]
     assert set(programs[:-1]) == {"a program"}
     assert len(programs) == 50
-    with pytest.raises(UsageError, match="--to 61 is no manifest in the history topic, which holds 1 to 60"):
+    with pytest.raises(UsageError, match="--to 61 is not in the history topic, which has checkpoints 1 to 60"):
         sequences(history, settings, "0", "61")
 
 

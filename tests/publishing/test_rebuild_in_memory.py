@@ -157,7 +157,7 @@ def test_the_state_of_the_last_release_is_needed_to_begin_after_it(learned: Lear
     assert saved
     learned.run.store.delete([saved.object.key])
     with pytest.raises(
-        StateError, match=f"the state of checkpoint {saved.sequence}, with the last release, is needed too"
+        StateError, match=f"the state of checkpoint {saved.sequence}, which has the last release, is also needed"
     ):
         learned.rebuild(start.sequence, start.sequence + 1)
     learned.rebuild(0, start.sequence + 1)

@@ -192,7 +192,7 @@ def test_an_input_that_ends_before_the_position_is_refused(published: FakeRun) -
 def test_records_that_fell_off_retention_are_refused_or_passed_over(published: FakeRun) -> None:
     published.snapshot()
     published.cluster.first = 35
-    is_left_as_it_was(published, InputError, "from offset 30 to 35 have fallen off retention")
+    is_left_as_it_was(published, InputError, "from offset 30 to 35 were deleted by retention")
     published.settings = FakeRun(input__on_lost="continue").settings
     assert published.recover().positions == {TOPIC: {0: 30}}  # the source notes what is lost
 
@@ -360,5 +360,5 @@ def test_new_partitions_and_topics_are_read_from_their_first_offset(published: F
     end = {TOPIC: {0: 30, 1: 8}, "another": {0: 9}}
     assert check_positions(manifest, first, end, "stop") == {TOPIC: {0: 30, 1: 0}, "another": {0: 5}}
     first[TOPIC][1] = 3  # records of the new partition fell off retention before they were learned
-    with pytest.raises(InputError, match="from offset 0 to 3 have fallen off retention"):
+    with pytest.raises(InputError, match="from offset 0 to 3 were deleted by retention"):
         check_positions(manifest, first, end, "stop")

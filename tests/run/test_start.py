@@ -48,7 +48,7 @@ def refusal(done: Done) -> str:
 WRONG = [
     ("model.name=cnnn", "model.name: 'cnnn' is unknown; did you mean cnn?"),
     ("model.name=no_module:Net", "model.name = 'no_module:Net' cannot be imported"),
-    ("model.name=colorsys:rgb_to_hsv", "model.name = 'colorsys:rgb_to_hsv' is called with classes, height"),
+    ("model.name=colorsys:rgb_to_hsv", "model.name = 'colorsys:rgb_to_hsv' cannot be called with classes, height"),
     ("model.name=timm:test_vitt", "did you mean timm:test_vit?"),
     ("model.name=resnet50", "resnet50 cannot learn from images of 32 x 32"),
     ("model.height=3", "model.height and model.width must be at least 4"),
@@ -66,7 +66,7 @@ WRONG = [
     ("learning.device=cuda:99", "learning.device = 'cuda:99' cannot be used"),
     ("checkpoint.store=nope://bucket", "checkpoint.store = 'nope://bucket' is not a folder or a known URL"),
     ("labels.allowed=missing.txt", "labels.allowed: cannot read missing.txt"),
-    ("labels.allowed=empty.txt", "labels.allowed: empty.txt names no label"),
+    ("labels.allowed=empty.txt", "labels.allowed: empty.txt contains no label"),
     ("labels.allowed=latin-1.txt", "labels.allowed: latin-1.txt is not UTF-8 text"),
     ("labels.allowed=['a'] labels.aliases={b='c'}", "labels.aliases: 'b' stands for 'c', which"),
     ("security.signing_key_file=empty.txt", "security: "),

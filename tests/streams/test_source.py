@@ -315,7 +315,7 @@ def test_records_that_fell_off_are_an_error(kafka: KafkaSettings, new_topic, new
     topic = new_topic()
     produce(kafka, topic, [b"a", b"b"])
     ask(kafka, "deleting", lambda admin: admin.delete_records({TopicPartition(topic, 0): 1}))
-    with pytest.raises(InputError, match="fallen off retention"):
+    with pytest.raises(InputError, match="deleted by retention"):
         read(new_source(topic, {topic: {0: 0}}), {})
 
 

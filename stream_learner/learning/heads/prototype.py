@@ -62,7 +62,7 @@ class Prototype:
     def load_state_dict(self, state: dict[str, Tensor], classes: int) -> None:
         weights_C = tensor(state, "weights", torch.float64, None)
         if len(weights_C) > classes or (weights_C < 0).any():
-            raise ValueError(f"tensor weights holds no weights of {classes} classes")
+            raise ValueError(f"tensor weights must hold at most {classes} weights, none negative")
         sums_CF = tensor(state, "sums", torch.float64, len(weights_C), self.sums_CF.shape[1])
         self.sums_CF = sums_CF.to(self.sums_CF.device, copy=True)
         self.weights_C = weights_C.to(self.weights_C.device, copy=True)

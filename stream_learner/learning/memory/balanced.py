@@ -216,7 +216,7 @@ class BalancedMemory:
         self._segments.load_state_dict(state, parts)
         limits = tensor(state, "limits", torch.int64, None)
         if len(limits) > classes:
-            raise ValueError(f"tensor limits is of {len(limits)} classes, over {classes}")
+            raise ValueError(f"tensor limits has {len(limits)} classes, more than {classes}")
         self._limits = within(limits, "limits", 0, UNLIMITED + 1).numpy().copy()
         self._columns = self._checked(state, classes)
         self._index()
@@ -234,11 +234,11 @@ class BalancedMemory:
             columns[name] = found.numpy().copy()
         within(state["labels"], "labels", 0, len(self._limits))
         if len(np.unique(columns["keys"])) != items:
-            raise ValueError("tensor keys holds one twice")
+            raise ValueError("a key is in tensor keys twice")
         if (columns["weights"] < 0).any():
             raise ValueError("tensor weights holds negative numbers")
         if "logits" in columns and (columns["logits"].shape[1] > classes or np.isinf(columns["logits"]).any()):
-            raise ValueError("tensor logits holds no logits of the classes known")
+            raise ValueError("tensor logits must hold finite logits, or NaN, of known classes")
         numbers, places = np.unique(columns["segments"], return_inverse=True)
         sizes = np.array([self._segments.size(number) or 0 for number in numbers.tolist()], np.int64)
         starts, lengths = columns["starts"].astype(np.int64), columns["lengths"].astype(np.int64)

@@ -41,4 +41,4 @@ class EventClock:
         """Restore a state from `state_dict`. Raises ValueError when it is malformed."""
         self._last_ms = parse(document, list[Timestamp])
         if len(self._last_ms) > WINDOW:
-            raise ValueError(f"{len(self._last_ms)} timestamps, over {WINDOW}")
+            raise ValueError(f"{len(self._last_ms)} timestamps, more than {WINDOW}")
