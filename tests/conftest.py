@@ -28,6 +28,7 @@ LONGEST = (
     "test_torture",
     "test_two_workers",
     "test_conformance",
+    "test_every_entry",
     "test_failures",
     "test_rebuild",
     "test_refusals",

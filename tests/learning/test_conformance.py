@@ -10,8 +10,6 @@ import small_network
 import torch
 from digit_stream import (
     DIGITS_NHWC,
-    LARGE,
-    LIGHT,
     MODELS,
     TARGETS,
     TEST,
@@ -119,30 +117,6 @@ def test_decisions_to_release_change_nothing_but_their_own_time(run):
         driver.learn(b)
         driver.decide()
     assert differing(unbroken(**run), driver.snapshot()) == {"releases", "may_discard_from"}
-
-
-@pytest.mark.parametrize("model", LARGE)
-def test_a_large_network_resumes_grows_and_releases_like_the_others(model):
-    side = LARGE[model]
-    run = settings(**LIGHT, model__name=model, model__height=side, model__width=side, memory__replay_size=8)
-    batches = stream(side)[:3]
-    driver = learned(run, batches[:2])
-    half = driver.snapshot()
-
-    def end(driver: Driver) -> Snapshot:
-        learn(driver, batches[2:])
-        return decided(driver)
-
-    unbroken = end(driver)
-    assert differing(unbroken, end(resumed(run, half))) == set()
-    assert all(torch.isfinite(t).all() for t in tensors_of(unbroken).values())
-    candidate = unbroken.candidate
-    assert candidate
-    assert candidate.model.arguments.classes == len(candidate.labels) == 3
-    network = models.build(candidate.model)
-    network.load_state_dict(candidate.weights)
-    predictions = predict(network, candidate.evaluation["images"].numpy(), torch.device("cpu"))
-    assert np.array_equal(predictions, candidate.evaluation["predictions"].numpy())
 
 
 @for_every_learner

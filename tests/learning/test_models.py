@@ -25,17 +25,6 @@ def spec(name: str, height: int = 9, width: int = 9, channels: Literal[1, 3] = 1
     return ModelSpec(name, arguments)
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("height", "width", "channels"), [(9, 9, 1), (32, 32, 3), (12, 17, 3)])
-def test_uint8_images_become_logits(name, height, width, channels):
-    network = models.build(spec(name, height, width, channels))
-    images = torch.randint(0, 256, (4, height, width, channels), dtype=torch.uint8)
-    logits = network(images)
-    assert (logits.shape, logits.dtype) == ((4, 10), torch.float32)
-    logits.sum().backward()
-    assert all(p.grad is not None for p in network.parameters())
-
-
 @pytest.mark.parametrize(
     ("name", "features"),
     {"mlp": 64, "cnn": 128, "rnn": 128, "resnet18_slim": 160, "resnet18": 512, "resnet50": 2048}.items(),

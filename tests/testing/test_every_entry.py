@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from stream_learner import networks
+from stream_learner.config import WeightsSettings
 from stream_learner.formats.images import png
 from stream_learner.formats.record import Record
 from stream_learner.registry import AUGMENTATIONS, FORMATS, HEADS, MODELS, STRATEGIES, WEIGHTS
@@ -58,3 +59,7 @@ def test_strategy(name):
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weight_policy(name):
     check_weight_policy(WEIGHTS[name])
+
+
+def test_recency_by_records():
+    check_weight_policy(WEIGHTS["recency"], WeightsSettings(half_life_records=40))
