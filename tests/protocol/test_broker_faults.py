@@ -239,7 +239,7 @@ def test_an_outage_after_everything_was_saved_shows_and_passes(new_run: NewRun) 
     worker = run.start()
     run.learned(worker)
     worker.until("save", lambda: run.saved() == run.ends())
-    assert worker.page("readyz")[0] == 200
+    worker.until("readiness", lambda: worker.page("readyz")[0] == 200)
     run.broker.stop()
     not_ready(worker)
     answers = "last_fetch_timestamp_seconds", "last_metadata_timestamp_seconds"
