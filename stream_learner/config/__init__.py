@@ -7,7 +7,7 @@ from stream_learner.config.fields import MIB
 from stream_learner.config.learning import LearningSettings, ModelSettings, WeightsSettings
 from stream_learner.config.loading import load, schema, usage_error
 from stream_learner.config.operating import KafkaSettings, MonitoringSettings, RejectsSettings, RunSettings
-from stream_learner.config.publishing import ReleaseSettings, TopicsSettings
+from stream_learner.config.publishing import CheckpointSettings, ReleaseSettings, TopicsSettings
 from stream_learner.config.reading import BatchSettings, InputSettings, LabelsSettings, SplitSettings
 from stream_learner.config.settings import ENV_PREFIX, MAX_SEGMENTS, AnySettings, ReaderSettings, Settings
 
@@ -17,6 +17,7 @@ __all__ = [
     "MIB",
     "AnySettings",
     "BatchSettings",
+    "CheckpointSettings",
     "InputSettings",
     "KafkaSettings",
     "LabelsSettings",

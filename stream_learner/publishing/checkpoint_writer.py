@@ -22,7 +22,7 @@ from stream_learner.formats.record import Rejection
 from stream_learner.networks.tensors import as_arrays
 from stream_learner.publishing.fit import fit
 from stream_learner.publishing.marker import write_marker
-from stream_learner.publishing.recover import Checkpoint
+from stream_learner.publishing.recover import Recovered
 from stream_learner.publishing.snapshot import Snapshot
 from stream_learner.publishing.topic_ids import check_topic_ids
 from stream_learner.streams.cluster import Cluster
@@ -48,6 +48,17 @@ class ReadBack(Protocol):
     def verify(self, offset: int, value: bytes, deadline: float) -> None: ...
 
 
+class Clients(Protocol):
+    """The members of `stream_learner.streams.clients.Clients` that are used here."""
+
+    @property
+    def cluster(self) -> Cluster: ...
+    @property
+    def transaction(self) -> Transaction: ...
+    @property
+    def read_back(self) -> ReadBack: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A snapshot whose objects are written. No manifest names them yet."""
@@ -65,30 +76,18 @@ class Prepared:
 class CheckpointWriter:
     """Writes snapshots as checkpoints, one after the other. Never changes the learner."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        store: Store,
-        cluster: Cluster,
-        transaction: Transaction,
-        read_back: ReadBack,
-        topic_ids: dict[str, str],
-        epoch: int,
-        last: Checkpoint | None,
-    ):
-        """Continue after the checkpoint `last`; None for the first one of an epoch.
-
-        Raises KafkaUnavailableError.
-        """
+    def __init__(self, settings: Settings, store: Store, clients: Clients, recovered: Recovered):
+        """Continue after the checkpoint that was recovered, if there is one. Raises KafkaUnavailableError."""
+        last = recovered.checkpoint
         self._settings = settings
         self._signer = settings.security.signer
         self._names = Names.under(settings.prefix)
         self._store = store
-        self._cluster = cluster
-        self._transaction = transaction
-        self._read_back = read_back
-        self._topic_ids = topic_ids
-        self._epoch = epoch
+        self._cluster = clients.cluster
+        self._transaction = clients.transaction
+        self._read_back = clients.read_back
+        self._topic_ids = recovered.topic_ids
+        self._epoch = recovered.epoch
         self._last = last and last.manifest
         self._last_digest = last and last.manifest_digest
         # Parts that are in the store already. A new snapshot shares most of its parts with the last one.
@@ -97,7 +96,7 @@ class CheckpointWriter:
         self._marked = last is not None  # recovery has written the marker
         self._swept_at = -SWEEP_EVERY_S
         # The brokers may accept less than planned. A larger dead letter is sent without its value.
-        self._max_letter_bytes = cluster.dead_letter_limit() - RECORD_OVERHEAD_BYTES
+        self._max_letter_bytes = self._cluster.dead_letter_limit() - RECORD_OVERHEAD_BYTES
 
     def prepare(self, snapshot: Snapshot, lag: Positions) -> Prepared:
         """Effect 2: write the objects. Can be tried again after an error.

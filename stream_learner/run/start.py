@@ -20,18 +20,14 @@ from stream_learner.formats.decoder import Decoder
 from stream_learner.monitoring import logs
 from stream_learner.monitoring.health import Health
 from stream_learner.monitoring.metrics import Metrics
+from stream_learner.monitoring.monitor import Monitor
 from stream_learner.monitoring.series import RunRegistry
 from stream_learner.monitoring.server import serve
 from stream_learner.publishing.ownership import first_look
 from stream_learner.publishing.recover import Recovery
 from stream_learner.run.process import keep_freed_memory
-from stream_learner.streams import topics
-from stream_learner.streams.cluster import Cluster
+from stream_learner.streams.clients import Clients
 from stream_learner.streams.connection import client_config
-from stream_learner.streams.election import Election
-from stream_learner.streams.journal import ReadBack
-from stream_learner.streams.rights import Role
-from stream_learner.streams.transaction import Transaction
 
 log = structlog.get_logger()
 
@@ -112,7 +108,7 @@ def run(
         (names.checkpoints, names.history),
         [*settings.weights.policies, COMBINED],
     )
-    metrics.follow(health)
+    monitor = Monitor(health, metrics)
     # 2. Import torch on a thread of its own.
     importing = ThreadPoolExecutor(1, "import").submit(importlib.import_module, "stream_learner.run.worker")
     if needs_torch(settings):
@@ -120,14 +116,9 @@ def run(
     # 3. Check the store, the topics and the newest checkpoint.
     store = Store(settings.checkpoint.store)
     store.try_out(keys.trials(settings.run.id))
-    cluster = Cluster(settings)
-    # Check first: the clients below would only log a missing topic, or wait for an internal one.
-    cluster.check_topics(Role.WORKER)
-    topics.check_internal(settings)
-    transaction, read_back = Transaction(settings), ReadBack(settings)
-    with closing(Election(settings, health.heard)) as election:
-        election.check_members()
-        recovery = Recovery(settings, store, cluster, fresh, metrics.foreign_records)
+    with closing(Clients(settings, health.heard)) as clients:
+        clients.election.check_members()
+        recovery = Recovery(settings, store, clients.cluster, fresh, metrics.foreign_records)
         first_look(settings, recovery.look)
         # Up to here nothing in Kafka is changed. Joining the group is the first change, and fencing the second.
         # 4. Join the group of the election while torch is imported.
@@ -135,7 +126,7 @@ def run(
             wait([importing], POLL_S)
             # A take-over disturbs the active worker, so it waits until everything is checked.
             if settings.run.on_conflict != "take_over":
-                election.poll()
+                clients.election.poll()
         if stop.is_set():
             return
         # 5. Wait to be elected, fence other workers, then learn.
@@ -143,18 +134,5 @@ def run(
 
         gc.freeze()  # what was imported stays
         gc.enable()
-        worker.run(
-            settings,
-            store,
-            transaction,
-            read_back,
-            election,
-            recovery,
-            cluster,
-            metrics,
-            health,
-            stop,
-            end_process,
-            accept_rejects=accept_rejects,
-        )
+        worker.run(settings, store, clients, recovery, monitor, stop, end_process, accept_rejects=accept_rejects)
     log.info("stopped")

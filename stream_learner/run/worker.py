@@ -1,7 +1,6 @@
 """The worker: it reads, learns and publishes until it is asked to stop."""
 
 import threading
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -10,10 +9,8 @@ import structlog
 
 from stream_learner import networks
 from stream_learner.checkpoints.store import Store
-from stream_learner.config import KafkaSettings, Settings
-from stream_learner.contract.event_time import age_s
+from stream_learner.config import Settings
 from stream_learner.contract.manifest import Manifest
-from stream_learner.contract.spans import Positions
 from stream_learner.contract.vocabulary import Split
 from stream_learner.errors import (
     DependencyError,
@@ -28,28 +25,25 @@ from stream_learner.formats.decoder import Decoder
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.placement import place
 from stream_learner.learning.process import set_up_torch
-from stream_learner.monitoring.health import Answer, Health, Phase
-from stream_learner.monitoring.metrics import Metrics
+from stream_learner.monitoring.health import Phase
+from stream_learner.monitoring.monitor import Monitor
 from stream_learner.publishing.background_publisher import BackgroundPublisher
 from stream_learner.publishing.checkpoint_writer import CheckpointWriter
 from stream_learner.publishing.ownership import EndProcess, await_turn, fencing, leaving_a_mark
 from stream_learner.publishing.recover import Recovered, Recovery
-from stream_learner.publishing.snapshot import Decided
 from stream_learner.run.batches import MAX_BATCH_BYTES, Batch, batches
 from stream_learner.run.breaker import Breaker
 from stream_learner.run.driver import Driver
 from stream_learner.run.lives import Lives
 from stream_learner.run.outage import Outage
-from stream_learner.run.progress import MAX_ENTRIES, Progress
-from stream_learner.streams.cluster import Cluster
-from stream_learner.streams.election import Election
-from stream_learner.streams.journal import ReadBack
+from stream_learner.run.progress import Progress
+from stream_learner.run.saves import Saves
+from stream_learner.run.upkeep import Upkeep, give_up
+from stream_learner.streams.clients import Clients
 from stream_learner.streams.source import Source
-from stream_learner.streams.transaction import Transaction
 
 log = structlog.get_logger()
 
-TEND_EVERY_S = 1.0
 MOST_SHOWN = 20
 
 
@@ -57,18 +51,12 @@ MOST_SHOWN = 20
 class Worker:
     """The loop and its collaborators."""
 
-    settings: Settings
     stream: Iterable[Batch]
     driver: Driver
-    source: Source
-    publisher: BackgroundPublisher
-    election: Election
-    metrics: Metrics
-    health: Health
+    saves: Saves
+    upkeep: Upkeep
     breaker: Breaker
     lives: Lives
-    tended_at: float = 0.0
-    saved_at: float = field(default_factory=time.monotonic)
     warned_of: set[Split] = field(default_factory=set)
 
     def loop(self) -> None:
@@ -77,23 +65,20 @@ class Worker:
         for batch in self.stream:
             with self.lives.suspecting(batch.places):
                 report = self.driver.learn(batch)  # predict, then weighted step(s) with memory
-            self.metrics.observe(report)
+            self.upkeep.learned(report)
             self.breaker.observe(report)
-            for drift in report.drifts:
-                before, after = (round(error, 3) for error in (drift.error_before, drift.error_after))
-                log.warning("drift: the prequential error rose", before=before, after=after, records=drift.records)
-            self.tend()
+            self.upkeep.tend(self.saves.unsaved_records)
             if learner.release_due:
-                self.wait()  # falls on the same batch in every execution, so training waits
+                self.saves.wait()  # falls on the same batch in every execution, so training waits
                 decided = self.driver.decide()
                 self.warn_of_few_groups()
-                self.save(decided)
-            elif self.save_due():
-                self.wait()
-                self.save()
+                self.saves.save(decided)
+            elif self.saves.due():
+                self.saves.wait()
+                self.saves.save()
             if self.breaker.why or learner.diverged:
                 break
-        self.save_the_rest()
+        self.saves.finish()
         # Only after the save, which published the dead letters, so that a restart continues after them.
         if why := self.breaker.why:
             raise RejectsError(
@@ -121,104 +106,13 @@ class Worker:
                 )
         self.warned_of = set(few)
 
-    def save_due(self) -> bool:
-        """Return whether a save is due and possible, or so overdue that training must wait for it."""
-        settings, opened = self.settings.checkpoint, self.driver.progress.open
-        if self.driver.progress.empty:
-            return False
-        records = opened.tally.records
-        unsaved = records + self.publisher.unsaved_records
-        full = opened.pending_bytes >= settings.max_pending_bytes or opened.entries >= MAX_ENTRIES
-        if full or unsaved >= settings.max_unsaved_records:
-            return True
-        by_clock = time.monotonic() - self.saved_at >= settings.every_s
-        by_count = settings.every_records is not None and records >= settings.every_records
-        return (by_clock or by_count) and self.publisher.idle
-
-    def wait(self) -> None:
-        """Wait until the last snapshot is published."""
-        before = self.health.phase
-        if not self.publisher.idle:
-            self.health.enter(Phase.WAITING)
-        self.publisher.wait(self.tend)
-        self.health.enter(before)
-
-    def save(self, decided: Decided | None = None) -> None:
-        """Hand a snapshot to the publisher; `decided` is the decision just taken, if any."""
-        self.publisher.submit(self.driver.snapshot(decided), self.lag())
-        self.saved_at = time.monotonic()
-        if self.lives.careful:
-            self.wait()  # otherwise a publication that ends the process would be blamed on the record decoded meanwhile
-
-    def save_the_rest(self) -> None:
-        """Publish everything that was learned, and wait for it."""
-        unsaved = self.driver.progress.open.tally.records + self.publisher.unsaved_records
-        log.info("stopping after a last save", unsaved_records=unsaved)
-        self.health.enter(Phase.STOPPING)
-        self.wait()
-        if not self.driver.progress.empty:
-            self.save()
-            self.wait()
-
-    def lag(self) -> Positions:
-        """Return the number of records between the learned position and the end of each partition."""
-        positions = self.driver.progress.positions
-        return {
-            topic: {p: max(0, end - positions.get(topic, {}).get(p, 0)) for p, end in partitions.items()}
-            for topic, partitions in self.source.ends().items()
-        }
-
-    def tend(self) -> None:
-        """Do the periodic work of each turn: heartbeat, and every second election and gauges.
-
-        Raises FencedError, KafkaUnavailableError.
-        """
-        self.health.beat()
-        if time.monotonic() < self.tended_at + TEND_EVERY_S:
-            return
-        self.tended_at = time.monotonic()
-        self.health.unanswered = self.source.unanswered
-        give_up(self.settings.kafka, self.health)
-        self.election.poll()
-        if not self.election.elected:
-            raise FencedError(
-                "another worker was elected: the brokers considered this worker dead, or it was replaced on purpose "
-                "(run.on_conflict = take_over). Nothing more is published; restart to stand by or to recover"
-            )
-        now_s = time.time()
-        for topic, partitions in self.lag().items():
-            for partition, records in partitions.items():
-                seconds = age_s(self.source.oldest_ms(topic, partition), now_s) if records else 0.0
-                self.metrics.observe_lag(topic, partition, records, seconds)
-        for topic, partitions in self.source.starts().items():
-            for partition, offset in partitions.items():
-                self.metrics.observe_log_start(topic, partition, offset)
-        gauges = self.driver.learner.gauges()
-        self.metrics.observe_memory(gauges.remembered, gauges.memory_bytes)
-        self.metrics.observe_recent(gauges.recent, gauges.drift_window, gauges.boosted)
-        self.metrics.observe_refused(gauges.refused)
-        self.metrics.observe_unsaved(self.driver.progress.open.tally.records + self.publisher.unsaved_records)
-
-
-def give_up(kafka: KafkaSettings, health: Health) -> None:
-    """Raise KafkaUnavailableError when the brokers have not answered for `kafka.give_up_s`."""
-    if health.cut_off_s > kafka.give_up_s:
-        raise KafkaUnavailableError(
-            f"Kafka at {kafka.bootstrap_servers} has not answered for kafka.give_up_s = {kafka.give_up_s:g} s. Nothing "
-            "is lost: check that the brokers are up, then restart to resume from the last committed checkpoint"
-        )
-
 
 def run(
     settings: Settings,
     store: Store,
-    transaction: Transaction,
-    read_back: ReadBack,
-    election: Election,
+    clients: Clients,
     recovery: Recovery,
-    cluster: Cluster,
-    metrics: Metrics,
-    health: Health,
+    monitor: Monitor,
     stop: threading.Event,
     end_process: EndProcess,
     *,
@@ -237,6 +131,8 @@ def run(
     set_up_torch(settings.learning)
     place(settings.learning, networks.factory(settings.model.name))  # a device that fails must not end another worker
 
+    election, health, metrics = clients.election, monitor.health, monitor.metrics
+
     def stand_by() -> None:
         health.enter(Phase.STANDBY)
         give_up(settings.kafka, health)
@@ -245,20 +141,18 @@ def run(
         return
     try:
         health.enter(Phase.RECOVERING)
-        recovered = recovery.take_over(fencing(election, transaction.fence))
+        recovered = recovery.take_over(fencing(election, clients.transaction.fence))
         driver = resumed(settings, recovered)
         last = recovered.checkpoint
         if last:
             metrics.recovered(last.manifest)
         source = Source(settings.kafka, settings.input, recovered.positions, health.heard)
         metrics.begin(source.positions)
-        ids, epoch = recovered.topic_ids, recovered.epoch
-        writer = CheckpointWriter(settings, store, cluster, transaction, read_back, ids, epoch, last)
+        writer = CheckpointWriter(settings, store, clients, recovered)
         lives = Lives(store, settings)
 
         def committed(manifest: Manifest, seconds: float) -> None:
-            health.heard(Answer.COMMIT)
-            metrics.checkpoint_committed(manifest, seconds)
+            monitor.committed(manifest, seconds)
             lives.committed(manifest)
 
         publisher = BackgroundPublisher(settings, writer, committed, metrics.store_failed, end_process)
@@ -275,9 +169,11 @@ def run(
             max_bytes=min(MAX_BATCH_BYTES, settings.checkpoint.max_pending_bytes),
         )
         breaker = Breaker(settings.rejects, enabled=not accept_rejects)
-        worker = Worker(settings, stream, driver, source, publisher, election, metrics, health, breaker, lives)
+        upkeep = Upkeep(settings.kafka, driver, source, election, monitor)
+        saves = Saves(settings.checkpoint, driver, publisher, upkeep, lives)
+        worker = Worker(stream, driver, saves, upkeep, breaker, lives)
         sequence = last.manifest.sequence if last else 0
-        log.info("learning", epoch=epoch, sequence=sequence, classes=len(driver.learner.labels))
+        log.info("learning", epoch=recovered.epoch, sequence=sequence, classes=len(driver.learner.labels))
         del recovery, recovered, last  # the state that was fetched
         health.enter(Phase.LEARNING)
         try:
@@ -285,7 +181,7 @@ def run(
                 try:
                     worker.loop()
                 except (InputError, DependencyError):
-                    worker.save_the_rest()  # its records may be gone before they can be learned again
+                    saves.finish()  # its records may be gone before they can be learned again
                     raise
         except KafkaUnavailableError as error:
             log.error(str(error))

@@ -25,7 +25,7 @@ from stream_learner.contract import tensors
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.memory import BalancedMemory
 from stream_learner.publishing import checkpoint_writer, recover
-from stream_learner.run import start, worker
+from stream_learner.run import start, upkeep, worker
 from stream_learner.run.driver import Driver
 from stream_learner.streams.cluster import Cluster
 from stream_learner.streams.journal import ReadBack
@@ -135,18 +135,18 @@ def jumping(log: Path, arguments: list[str], point: Point, seconds: float) -> No
 def measured(log: Path, arguments: list[str], turns: Path, in_use: Path) -> None:
     """The command line in a process that writes two files of doubles: the seconds of each turn of the worker's loop,
     and every ten seconds the bytes of memory in use, which is what is resident without what malloc keeps in reserve."""
-    tend = worker.Worker.tend
+    tend = upkeep.Upkeep.tend
     libc = ctypes.CDLL(None)
     turned: float | None = None
     looked = -math.inf
 
-    def measured_tend(self: worker.Worker) -> None:
+    def measured_tend(self: upkeep.Upkeep, unsaved_records: int) -> None:
         nonlocal turned, looked
         now = time.monotonic()
         if turned is not None:
             os.write(turns_file, struct.pack("d", now - turned))
         turned = now
-        tend(self)
+        tend(self, unsaved_records)
         if now - looked >= LOOK_AT_MEMORY_EVERY_S:
             looked, began = now, time.monotonic()
             libc.malloc_trim(0)
@@ -155,7 +155,7 @@ def measured(log: Path, arguments: list[str], turns: Path, in_use: Path) -> None
             turned += time.monotonic() - began  # not the worker's own time
 
     turns_file, in_use_file = (os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND) for path in (turns, in_use))
-    worker.Worker.tend = measured_tend
+    upkeep.Upkeep.tend = measured_tend
     command(log, arguments)
 
 

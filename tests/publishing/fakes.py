@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -284,6 +285,15 @@ class FakeReadBack:
             raise PublishError(f"the manifest at offset {offset} is missing after its commit")
 
 
+@dataclass
+class FakeClients:
+    """Clients of the cluster in memory."""
+
+    cluster: FakeCluster
+    transaction: FakeTransaction
+    read_back: FakeReadBack
+
+
 class FakeRun:
     """A run whose store and cluster are in memory."""
 
@@ -316,9 +326,8 @@ class FakeRun:
     def writer(self, recovered: Recovered | None = None) -> CheckpointWriter:
         """The writer of a worker that has taken the run over."""
         recovered = recovered or self.recover()
-        read_back = FakeReadBack(self.cluster)
-        ids, epoch, last = recovered.topic_ids, recovered.epoch, recovered.checkpoint
-        return CheckpointWriter(self.settings, self.store, self.cluster, self.transaction, read_back, ids, epoch, last)
+        clients = FakeClients(self.cluster, self.transaction, FakeReadBack(self.cluster))
+        return CheckpointWriter(self.settings, self.store, clients, recovered)
 
     def publish(self, writer: CheckpointWriter, snapshot: Snapshot) -> Manifest:
         """Publish a snapshot as the worker does, and clean up."""

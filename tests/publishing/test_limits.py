@@ -37,15 +37,14 @@ from stream_learner.monitoring.report import Report
 from stream_learner.publishing import checkpoint_writer
 from stream_learner.publishing.checkpoint_writer import CheckpointWriter
 from stream_learner.publishing.fit import fit
+from stream_learner.publishing.recover import Recovered
 from stream_learner.publishing.snapshot import Interval, Snapshot
 from stream_learner.publishing.tally import Tally
 from stream_learner.run.progress import MAX_ENTRIES, Progress
 from stream_learner.streams import topics
-from stream_learner.streams.cluster import Cluster
+from stream_learner.streams.clients import Clients
 from stream_learner.streams.connection import ask
-from stream_learner.streams.journal import ReadBack
 from stream_learner.streams.topics import MAX_DOCUMENT_BYTES
-from stream_learner.streams.transaction import Transaction
 
 PARTITIONS = 600
 CLASSES = 1000
@@ -148,14 +147,13 @@ def worst_snapshot(names: list[str]) -> Snapshot:
 
 @pytest.fixture
 def writer(settings: Settings) -> Iterator[CheckpointWriter]:
-    transaction, read_back = Transaction(settings), ReadBack(settings)
-    transaction.fence()
+    clients = Clients(settings, lambda _: None)
+    clients.transaction.fence()
     ids = topics.topic_ids(settings, [*settings.input.topics, topics.Names.under(settings.prefix).checkpoints])
-    yield CheckpointWriter(
-        settings, Store(settings.checkpoint.store), Cluster(settings), transaction, read_back, ids, 1, None
-    )
-    transaction._producer.close(60)
-    read_back._consumer.close()
+    yield CheckpointWriter(settings, Store(settings.checkpoint.store), clients, Recovered({}, ids, epoch=1))
+    clients.close()
+    clients.transaction._producer.close(60)
+    clients.read_back._consumer.close()
 
 
 def test_the_largest_window_and_manifest_fit_in_their_topics(settings: Settings, writer: CheckpointWriter, monkeypatch):

@@ -4,7 +4,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,12 +23,15 @@ from stream_learner.formats.record import Record, Rejection
 from stream_learner.learning.gauges import Gauges
 from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import Metrics
+from stream_learner.monitoring.monitor import Monitor
 from stream_learner.monitoring.report import Report
 from stream_learner.publishing.snapshot import Interval
-from stream_learner.run import worker
+from stream_learner.run import saves, worker
 from stream_learner.run.batches import Batch
 from stream_learner.run.breaker import Breaker
 from stream_learner.run.progress import Progress
+from stream_learner.run.saves import Saves
+from stream_learner.run.upkeep import Upkeep
 from stream_learner.run.worker import Worker
 
 NEVER, ALWAYS = 1e9, 1e-9  # checkpoint.every_s
@@ -132,6 +135,16 @@ class Election:
         self.polls += 1
 
 
+class Lives:
+    """A first life."""
+
+    careful = False
+
+    def suspecting(self, places: list[tuple[str, int, int]]) -> AbstractContextManager[None]:
+        del places
+        return nullcontext()
+
+
 class Loop:
     """A worker and what it did."""
 
@@ -161,26 +174,18 @@ class Loop:
         self.clock = Clock()
         self.health = Health(live_timeout_s=15, clock=self.clock)
         self.health.enter(Phase.LEARNING)
-        self.worker = Worker(
-            settings,
-            batches,
-            cast(Any, self.driver),
-            cast(
-                Any,
-                SimpleNamespace(
-                    ends=lambda: {"images": {0: 100, 1: 7}},
-                    starts=lambda: {"images": {0: 3}},
-                    unanswered=("", 0.0),
-                    oldest_ms=lambda _, partition: self.oldest_ms[partition],
-                ),
-            ),
-            cast(Any, self.publisher),
-            cast(Any, self.election),
-            Metrics(self.registry, "1.2.3"),
-            self.health,
-            Breaker(settings.rejects, enabled=not accept_rejects),
-            cast(Any, SimpleNamespace(careful=False, suspecting=lambda _: nullcontext())),
+        source = SimpleNamespace(
+            ends=lambda: {"images": {0: 100, 1: 7}},
+            starts=lambda: {"images": {0: 3}},
+            unanswered=("", 0.0),
+            oldest_ms=lambda _, partition: self.oldest_ms[partition],
         )
+        driver, lives = cast(Any, self.driver), cast(Any, Lives())
+        monitor = Monitor(self.health, Metrics(self.registry, "1.2.3"))
+        self.upkeep = Upkeep(settings.kafka, driver, cast(Any, source), cast(Any, self.election), monitor)
+        saving = Saves(settings.checkpoint, driver, cast(Any, self.publisher), self.upkeep, lives)
+        breaker = Breaker(settings.rejects, enabled=not accept_rejects)
+        self.worker = Worker(batches, driver, saving, self.upkeep, breaker, lives)
 
     def run(self) -> list[str]:
         self.worker.loop()
@@ -272,7 +277,7 @@ def test_dead_letters_that_grow_too_many_force_a_save():
 
 
 def test_a_ledger_that_grows_too_long_forces_a_save(monkeypatch):
-    monkeypatch.setattr(worker, "MAX_ENTRIES", 25)
+    monkeypatch.setattr(saves, "MAX_ENTRIES", 25)
     loop = Loop([replace(b, pieces=[Piece("images", 0, 1)] * 10) for b in stream(6)], busy=True)
     assert loop.run() == ["learn", "learn", "learn", "save", "learn", "learn", "learn", "wait", "save", "wait"]
 
@@ -333,7 +338,7 @@ def test_a_worker_that_was_replaced_learns_and_saves_no_more():
     def replaced() -> Iterable[Batch]:
         yield batch(0)
         loop.election.elected = False
-        loop.worker.tended_at = -NEVER  # a second later
+        loop.upkeep.tended_at = -NEVER  # a second later
         yield batch(10)
         raise AssertionError
 
@@ -351,12 +356,12 @@ def test_a_worker_that_hears_nothing_from_kafka_gives_up():
         yield batch(0)
         for silence_s, expected in ((600, None), (601, "kafka.give_up_s = 600")):
             loop.clock.now = silence_s
-            loop.worker.tended_at = -NEVER  # a second later
+            loop.upkeep.tended_at = -NEVER  # a second later
             if expected:
                 with pytest.raises(KafkaUnavailableError, match=expected):
-                    loop.worker.tend()
+                    loop.upkeep.tend(0)
             else:
-                loop.worker.tend()
+                loop.upkeep.tend(0)
         loop.health.heard("metadata")
 
     loop.worker.stream = cut_off()
@@ -409,4 +414,4 @@ def test_a_lag_whose_time_is_not_known_is_not_zero(oldest_ms: int | None):
 def test_a_partition_that_was_read_to_its_end_has_no_lag():
     loop = Loop(stream(11))
     loop.run()
-    assert loop.worker.lag() == {"images": {0: 0, 1: 7}}
+    assert loop.upkeep.lag() == {"images": {0: 0, 1: 7}}

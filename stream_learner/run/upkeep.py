@@ -1,0 +1,92 @@
+"""Periodic work beside learning: heartbeats, the election, and the gauges."""
+
+import time
+
+import structlog
+
+from stream_learner.config import KafkaSettings
+from stream_learner.contract.event_time import age_s
+from stream_learner.contract.spans import Positions
+from stream_learner.errors import FencedError, KafkaUnavailableError
+from stream_learner.monitoring.health import Health
+from stream_learner.monitoring.monitor import Monitor
+from stream_learner.monitoring.report import Report
+from stream_learner.run.driver import Driver
+from stream_learner.streams.election import Election
+from stream_learner.streams.source import Source
+
+log = structlog.get_logger()
+
+TEND_EVERY_S = 1.0
+
+
+class Upkeep:
+    """Keeps an active worker alive, elected and visible."""
+
+    def __init__(self, kafka: KafkaSettings, driver: Driver, source: Source, election: Election, monitor: Monitor):
+        self.monitor = monitor
+        self._kafka = kafka
+        self._driver = driver
+        self._source = source
+        self._election = election
+        self.tended_at = 0.0
+
+    def tend(self, unsaved_records: int) -> None:
+        """Do the periodic work of each turn: heartbeat, and every second election and gauges.
+
+        `unsaved_records` is the number of input records that are in no committed checkpoint.
+        Raises FencedError, KafkaUnavailableError.
+        """
+        health = self.monitor.health
+        health.beat()
+        if time.monotonic() < self.tended_at + TEND_EVERY_S:
+            return
+        self.tended_at = time.monotonic()
+        health.unanswered = self._source.unanswered
+        give_up(self._kafka, health)
+        self._election.poll()
+        if not self._election.elected:
+            raise FencedError(
+                "another worker was elected: the brokers considered this worker dead, or it was replaced on purpose "
+                "(run.on_conflict = take_over). Nothing more is published; restart to stand by or to recover"
+            )
+        self._show(unsaved_records)
+
+    def _show(self, unsaved_records: int) -> None:
+        metrics, now_s = self.monitor.metrics, time.time()
+        for topic, partitions in self.lag().items():
+            for partition, records in partitions.items():
+                seconds = age_s(self._source.oldest_ms(topic, partition), now_s) if records else 0.0
+                metrics.observe_lag(topic, partition, records, seconds)
+        for topic, partitions in self._source.starts().items():
+            for partition, offset in partitions.items():
+                metrics.observe_log_start(topic, partition, offset)
+        gauges = self._driver.learner.gauges()
+        metrics.observe_memory(gauges.remembered, gauges.memory_bytes)
+        metrics.observe_recent(gauges.recent, gauges.drift_window, gauges.boosted)
+        metrics.observe_refused(gauges.refused)
+        metrics.observe_unsaved(unsaved_records)
+
+    def learned(self, report: Report) -> None:
+        """Show a learned batch."""
+        self.monitor.metrics.observe(report)
+        for drift in report.drifts:
+            before, after = (round(error, 3) for error in (drift.error_before, drift.error_after))
+            log.warning("drift: the prequential error rose", before=before, after=after, records=drift.records)
+
+    def lag(self) -> Positions:
+        """Return the number of records between the learned position and the end of each partition."""
+        positions = self._driver.progress.positions
+        return {
+            topic: {p: max(0, end - positions.get(topic, {}).get(p, 0)) for p, end in partitions.items()}
+            for topic, partitions in self._source.ends().items()
+        }
+
+
+def give_up(kafka: KafkaSettings, health: Health) -> None:
+    """Raise KafkaUnavailableError when the brokers have not answered for `kafka.give_up_s`."""
+    if health.cut_off_s > kafka.give_up_s:
+        raise KafkaUnavailableError(
+            f"Kafka at {kafka.bootstrap_servers} has not answered for kafka.give_up_s = {kafka.give_up_s:g} s. Nothing "
+            "is lost: check that the brokers are up, then restart to resume from the last committed checkpoint"
+        )
