@@ -58,7 +58,7 @@ def test_files_of_two_configurations_are_told_apart(tmp_path: Path):
     write_parquet(tmp_path / "a" / "train.parquet", [0], metadata={"classes": '["cat", "dog"]'})
     write_parquet(tmp_path / "b" / "train.parquet", [0], metadata={"classes": '["one", "two"]'})
     with pytest.raises(
-        DataError, match=r"b/train.parquet has different classes from .*a/train.parquet; give a folder that"
+        DataError, match=r"b/train.parquet has different classes from .*a/train.parquet; give a folder with"
     ):
         open_dataset(tmp_path)
     assert open_dataset(tmp_path / "b").labels == ["one", "two"]

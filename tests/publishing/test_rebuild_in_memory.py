@@ -178,7 +178,7 @@ def test_a_file_with_the_state_stands_for_it(learned: Learned, tmp_path: Path) -
     ("start", "target", "error", "match"),
     [
         (2, 2, UsageError, "not the state of a checkpoint before 2"),
-        (0, 99, UsageError, "which holds 1 to"),
+        (0, 99, UsageError, "which has checkpoints 1 to"),
         ("nowhere", 2, UsageError, "neither a sequence, a key, a URL nor a file"),
     ],
 )
