@@ -3,7 +3,7 @@
 import re
 
 # user:password@ and ?signature of a URL anywhere in a message. A URL that was turned into a path has lost a slash.
-# A password may hold a slash, like secret keys of buckets. `host:port/` is no password.
+# A password may hold a slash, like secret keys of buckets. `host:port/` is not a password.
 USERINFO = re.compile(r"(?<=:/)(/?)(?:[^\s/?#\"'<>]+|[^\s/?#\"'<>:@]+:(?!\d+/)[^\s?#\"'<>@]+)@")
 QUERY = re.compile(r"(?<=://)([^\s?\"'<>]*)\?[^\s\"'<>]+")
 

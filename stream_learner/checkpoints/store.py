@@ -104,8 +104,8 @@ class Store:
     def _try_create_only(self, key: str, data: bytes) -> None:
         """Write an object create-only. If the store does not support that, switch to overwriting.
 
-        File systems without hard links (SMB, many with FUSE) and some buckets do not support it. Nothing depends on it:
-        two writers never choose the same name, except for small objects with the same content.
+        File systems without hard links (SMB, many with FUSE) and some buckets do not support it. Overwriting is
+        safe too: two writers never choose the same name, except for small objects with the same content.
         """
         try:
             self._put(key, data, "create")
@@ -216,7 +216,7 @@ class Store:
         return {key: time for key, time in found.items() if _is_key(key)}
 
     def delete(self, keys: list[str]) -> None:
-        """Delete objects. An object that does not exist is no error. Raises StoreError."""
+        """Delete objects. A missing object is not an error. Raises StoreError."""
         for key in keys:
             path = self._checked(key)
             try:

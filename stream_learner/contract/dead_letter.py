@@ -12,7 +12,7 @@ NAMES = ("topic", "partition", "offset", "stage", "exception.class.name", "excep
 MAX_MESSAGE_BYTES = 1000
 # Of the key of a record that was too large to copy.
 MAX_KEY_BYTES = 1000
-# What Kafka adds to a header's name and value, at most.
+# Largest number of bytes that Kafka adds to a header's name and value.
 HEADER_BYTES = 10
 
 Headers = Sequence[tuple[str, bytes | None]]

@@ -11,7 +11,7 @@ from stream_learner.contract import documents
 from stream_learner.contract.documents import Count
 from stream_learner.contract.spans import Partition, Spans, Topic
 
-# Far more than a ledger in a manifest needs, and far less than zlib can expand it to.
+# Limit of a decompressed ledger. Real ledgers are far smaller. Without a limit, a small one could fill the memory.
 MAX_JSON_BYTES = 64 * 1024 * 1024
 
 

@@ -65,7 +65,7 @@ class ModelArguments(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelSpec(msgspec.Struct, frozen=True):
-    """What builds the network: an entry of the model registry (or `package.module:name`) and its arguments."""
+    """The network: its name in the model registry (or `package.module:name`) and its arguments."""
 
     name: Annotated[str, Meta(min_length=1, max_length=256)]
     arguments: ModelArguments
@@ -108,7 +108,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     labels: list[Label]
     """Label of each output, in order."""
     retired: list[Count] = []
-    """Outputs that are never predicted: their labels have become aliases or are not allowed any more."""
+    """Outputs that are never predicted: their labels have become aliases or are no longer allowed."""
     preprocessing: Preprocessing
     dtype: Text
     """Type of the weights."""
@@ -145,9 +145,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """Samples that the last release has right and the candidate has not."""
     only_candidate_right: Count | None = None
     p_value: float | None = None
-    """One-sided McNemar's exact test of the difference of the scores: the probability of one so great or greater,
-    against the candidate (`release.rule` at `not_worse`) or for it (`better`), were both equally good; None when not
-    tested."""
+    """One-sided McNemar's exact test of the difference of the scores: the probability of a difference at least
+    as large if both models were equally good. The difference is against the candidate if `release.rule` is `not_worse`,
+    and for it if it is `better`. None when not tested."""
     negative_flip_rate: float | None = None
     """Share (0..1) of the samples that the last release has right and the candidate has wrong (Yan et al. 2021)."""
     old_class_drop: float | None = None
@@ -188,16 +188,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     spans: Spans
     """Offsets learned since the previous manifest."""
     lost: Stretches
-    """Offsets among them whose records retention deleted before they were read, or that were damaged on the brokers'
-    disks."""
+    """Those of the spans' offsets that were lost before they were read: retention deleted their records, or these were
+    damaged on the brokers' disks."""
     ledger: Ledger
-    """Which of them made each batch."""
+    """The offsets in each batch."""
     arithmetic: Arithmetic
-    """What computed the state. Where it is the same, the ledger's batches learned again from the state before give the
-    same bytes."""
+    """The software and hardware that computed the state. If they are the same, learning the ledger's batches again from
+    the previous state gives the same bytes."""
     store: Text
-    """URL of the store when this manifest was written, without credentials. An object's URL is `<store>/<key>`. For
-    readers that do not know the place: the store may have moved since."""
+    """URL of the store when this manifest was written, without credentials. An object's URL is `<store>/<key>`. It
+    helps readers that do not know the place. The store may have moved since."""
     topic_ids: dict[Topic, Text]
     """Kafka's id of each input topic and of the checkpoints topic."""
     state: Object

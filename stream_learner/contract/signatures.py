@@ -34,7 +34,7 @@ class Verifier:
 def read_signing_key(path: Path) -> Ed25519PrivateKey:
     """Read a private key. Raises ValueError when the file does not hold an unencrypted Ed25519 key in PEM.
 
-    No message shows the path, which may be the key itself by mistake, or the library's error.
+    The message has neither the library's error nor the path, because the setting may hold the key itself by mistake.
     """
     try:
         data = _read(path)

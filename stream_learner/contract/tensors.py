@@ -32,7 +32,7 @@ def encode(arrays: Arrays, document: dict[str, Any] | None = None) -> bytes:
 
 
 def decode(data: bytes) -> dict[str, np.ndarray]:
-    """Decode the arrays of a safetensors file. Raises ValueError when the bytes are no such file."""
+    """Decode the arrays of a safetensors file. Raises ValueError for other bytes."""
     try:
         return load(data)
     # Beside its own error it raises these for types that numpy does not have and shapes that no array can have.

@@ -21,7 +21,7 @@ class Reason(StrEnum):
 
     # The docstring of each member is its line in the documentation.
     UNREADABLE_RECORD = "unreadable_record"
-    """The bytes in Kafka are no readable record: a header name that is not UTF-8, a malformed record or batch, or a
+    """The bytes in Kafka are not a readable record: a header name that is not UTF-8, a malformed record or batch, or a
     batch that decompresses to more than its limit."""
     NO_IMAGE = "no_image"
     """The record holds no image bytes."""

@@ -109,7 +109,7 @@ class Drift(msgspec.Struct, frozen=True):
     error_before: float
     """Error (0..1) of the older samples, which the detector dropped."""
     error_after: float
-    """Error of the newer samples, which it kept."""
+    """Error (0..1) of the newer samples, which the detector kept."""
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,7 +141,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     tombstones: Count
     """Deletion markers (null values with a key) that were skipped."""
     timestamps: dict[str, Count]
-    """Records whose timestamp is more than an hour ahead of the worker's clock (`future`), or is no time in
+    """Records whose timestamp is more than an hour ahead of the worker's clock (`future`), or is not a time in
     milliseconds, such as -1 or seconds (`unknown`)."""
     learned: Count
     """Training samples that were learned."""
@@ -180,7 +180,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decode_window(data: bytes) -> Window:
-    """Decode a window. Raises ValueError when the bytes are no window of a schema version that this program knows."""
+    """Decode a window. Raises ValueError for other bytes and for an unknown schema version."""
     try:
         window = documents.decode(data, Window)
         documents.check_time(window.created_at)

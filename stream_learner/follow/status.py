@@ -13,7 +13,7 @@ from stream_learner.streams.journal import read_committed
 from stream_learner.streams.manifests import UNSIGNED, advice, no_manifest, read_newest
 from stream_learner.streams.rights import Role
 
-# Offsets: enough that a committed window is among them, whatever was aborted since.
+# Number of offsets to read from the end. A committed window is among them, even after many aborted transactions.
 METRICS_TAIL = 1000
 
 

@@ -38,10 +38,10 @@ class Classes:
         self.retired: dict[int, int | None] = {}
         """Retired indices in the order of retiring, and the index that took over each one's samples, if any."""
         self.index_of: dict[Label, int] = {}
-        """Also of retired classes."""
+        """Index of each label, including those of retired classes."""
         self._pending = Pending()
         self.labels_bytes = 0
-        """Of all labels as a JSON list, which manifests hold."""
+        """Bytes of all labels as a JSON list, as in manifests."""
 
     @property
     def in_use(self) -> int:
@@ -123,7 +123,7 @@ class Classes:
 
 
 class Pending:
-    """Counts of records whose labels are no classes yet, in bounded memory.
+    """Counts of records with labels that are not classes yet, in bounded memory.
 
     Misra and Gries 1982, "Finding repeated elements": a label for which there is no room lowers every count by one.
     Counts are never too high, so a flood of labels that occur once makes no class. They are too low by at most 1/2,000

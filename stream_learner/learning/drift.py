@@ -12,7 +12,7 @@ from stream_learner.learning.stored import Count, parse
 BUCKETS_PER_SIZE = 5
 CHECK_EVERY = 32
 LEAST_PART = 5
-SIZES = 53  # of buckets; more samples than any stream has
+SIZES = 53  # Number of bucket sizes: enough for more samples than any stream has.
 
 
 class StoredAdwin(Struct):
@@ -111,7 +111,7 @@ class Adwin:
 class DriftMonitor:
     """Monitor of the prequential error.
 
-    When the error falls, the detector's window shrinks too, but that is no drift.
+    When the error falls, the detector's window shrinks too, but this is not a drift.
     """
 
     def __init__(self, settings: Settings):

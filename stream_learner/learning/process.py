@@ -1,4 +1,4 @@
-"""Settings of torch that hold for a whole process, so whoever owns the process makes them, and no learner."""
+"""Settings of torch that hold for a whole process. The program makes them once, not each learner."""
 
 import torch
 
@@ -13,7 +13,7 @@ def set_up_torch(settings: LearningSettings) -> None:
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    # The momentum of what has no gradient any more fades into denormal numbers, with which processors take ten times as
-    # long.
+    # The momentum of a parameter without gradients shrinks to denormal numbers. Processors are ten times slower with
+    # these.
     torch.set_flush_denormal(True)
     torch.backends.cudnn.deterministic = True

@@ -1,4 +1,4 @@
-"""Random draws that belong to a learner, whatever else draws in its process."""
+"""Random numbers of a learner, independent of all others in its process."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ class Randomness:
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """Draw from the learner's generators. Others go on where they were."""
+        """Draw from the learner's generators. Other generators are not affected."""
         outside = self._current()
         self._put(self._states)
         try:
@@ -45,7 +45,7 @@ class Randomness:
             if name in states or name == "cpu":
                 self._states[name] = tensor(states, name, torch.uint8, len(own)).clone()
         with torch.random.fork_rng(self._gpus):
-            self._put(self._states)  # raises here for a state that no generator has
+            self._put(self._states)  # raises an error if a state is not valid
 
     @property
     def _gpus(self) -> list[torch.device]:

@@ -63,7 +63,7 @@ class Dataset:
 
     `labels` are the classes in their own order. `named` is true if the data set has names for them, and they are not
     just numbers or folders. `targets` holds the index into `labels` of each example. `height`, `width` (px) and
-    `channels` suit a model for these images. `skipped` counts files that are no images. `held_out` holds the split of
+    `channels` suit a model for these images. `skipped` counts files that are not images. `held_out` holds the split of
     each example in a test or validation part.
     """
 

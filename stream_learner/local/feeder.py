@@ -19,7 +19,7 @@ from stream_learner.streams.connection import client_config, connect, kafka_fail
 MAX_UNACKNOWLEDGED_BYTES = 64 * MIB
 MAX_RECORD_BYTES = 17 * MIB
 PROGRESS_EVERY_S = 0.1
-# Standard deviation of the time of a class's examples in the stream, in widths of a class.
+# Standard deviation of the positions of a class's examples. 1 is the distance between two classes.
 DRIFT_WIDTH = 1.0
 
 Order = Callable[[np.ndarray, np.random.Generator], np.ndarray]

@@ -26,7 +26,7 @@ START_BYTES = 16
 
 
 class Pictures(NamedTuple):
-    """JPEG and PNG files, the number of files that are no images, and image files that cannot be fed."""
+    """JPEG and PNG files, the number of other files, and image files that cannot be fed."""
 
     files: list[Path]
     others: int
@@ -57,7 +57,7 @@ def visible(root: Path) -> list[Path]:
 def pictures(root: Path, files: Iterable[Path]) -> Pictures:
     """Find the images among files by their first bytes, not by their names.
 
-    A fault is a file that cannot be read, has another image format, or has an image's suffix but is none.
+    A fault is a file that cannot be read, has another image format, or has the suffix of an image but is not one.
     """
     found = Pictures([], 0, [])
     others = 0
@@ -81,7 +81,7 @@ def read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise DataError(f"{file} cannot be read any more ({error.strerror})") from None
+        raise DataError(f"{file} can no longer be read ({error.strerror})") from None
 
 
 def place(path: Path, root: Path) -> str:

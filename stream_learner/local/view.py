@@ -153,7 +153,7 @@ class View:
 
 
 class Lines:
-    """Printer of a view as one line at intervals, for output that is no terminal. Replaces rich.live.Live."""
+    """Printer of a view as one line at intervals, for output that is not a terminal. Replaces rich.live.Live."""
 
     def __init__(self, view: View, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
         self._view, self._say, self._clock = view, say, clock

@@ -1,4 +1,4 @@
-"""Predictions of a network for whoever uses it: labels and probabilities."""
+"""Predictions of a network: labels and probabilities."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

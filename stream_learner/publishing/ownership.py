@@ -1,4 +1,4 @@
-"""Which worker of a run is active. Kafka's group membership elects it. That is advice; fencing decides."""
+"""Election of the active worker of a run by Kafka's group membership. Fencing protects the run if two are elected."""
 
 import threading
 import time
@@ -105,7 +105,7 @@ def await_turn(
 
 
 def _look(look: Callable[[], None], forgiving: tuple[type[Exception], ...]) -> None:
-    """Look, and only log the `forgiving` errors: the active worker may survive them. A take-over checks again."""
+    """Call `look`. Only log `forgiving` errors, because the active worker may still work. A take-over checks again."""
     try:
         look()
     except forgiving as error:

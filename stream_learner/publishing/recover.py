@@ -110,7 +110,7 @@ class Recovery:
         if newest.found is None:
             return self._fresh_start(ids, newest.last_epoch)
         recovered = self._verified(newest.found, ids)
-        # 4. Write the marker if a crash after the first commit prevented it: a lost manifest is then noticed.
+        # 4. Write the marker if a crash after the first commit prevented it. It shows later if a manifest was lost.
         write_marker(self._store, self._settings, self._cluster, ids[self._topic], recovered.epoch)
         self._seen = None  # or the state would stay in memory as long as this object
         return recovered

@@ -16,7 +16,7 @@ from stream_learner.errors import InputError
 from stream_learner.formats.record import Gap, Record, RejectError, Rejection, RetryLaterError, Sample
 
 POLL_TIMEOUT_S = 0.5
-# A loop that does not turn is taken for dead.
+# Longest time of one iteration of the loop. A loop without iterations counts as dead.
 TURN_S = 1.0
 # A stretch of large records that are held out or rejected must not fill the machine's memory.
 MAX_BATCH_BYTES = 64 * MIB
@@ -207,5 +207,5 @@ def batches(
             yield from turn()
     except InputError:
         if batch.spans:
-            yield batch  # its records may not be there any more to be read again
+            yield batch  # its records may be gone when they are read again
         raise

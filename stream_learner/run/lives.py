@@ -43,7 +43,7 @@ class State(msgspec.Struct):
     """Contents of lives.json."""
 
     lives: Count = 0
-    """Lives since the last commit, the present one included; each but that has died."""
+    """Number of lives since the last commit, including the present one. All earlier ones have died."""
     suspects: list[Place] = []
     """Records that the present life is decoding or learning, if it is careful."""
     died_at: Annotated[list[list[Place]], Meta(max_length=2)] = []
@@ -119,7 +119,7 @@ class Lives:
         """Note an exit that the program chose. Bugs, a user's own code and lack of memory count as deaths."""
         try:
             yield
-        except FencedError:  # the object is the next owner's now
+        except FencedError:  # the object now belongs to the worker that took over
             raise
         except StreamLearnerError:
             self._end()

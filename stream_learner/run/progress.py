@@ -11,8 +11,8 @@ from stream_learner.publishing.snapshot import Interval
 
 # Approximate bytes of a ledger piece in memory; in the manifest it takes a byte or two.
 PIECE_BYTES = 100
-# Pieces of the ledger and lost stretches that force a save. Manifests list each, and a hostile order of records makes
-# the list long.
+# Number of ledger pieces and lost stretches that causes an early save. Manifests list all of them, and a hostile order
+# of records makes this list long.
 MAX_ENTRIES = 50_000
 # Bytes of a dead letter's error headers. Approximate; used only to limit memory.
 ERROR_HEADERS_BYTES = 1024

@@ -1,4 +1,4 @@
-"""The brokers as a run asks them: topic ids, offsets and manifests. Nothing here changes anything on them."""
+"""Read-only requests of a run to the brokers: topic ids, offsets and manifests."""
 
 from stream_learner.config import Settings
 from stream_learner.contract.spans import Positions

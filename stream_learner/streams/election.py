@@ -120,7 +120,7 @@ class Election:
     def confirm(self) -> None:
         """Ask the brokers whether this worker is elected: a frozen worker still believes so when it wakes up.
 
-        Raises FencedError when it is not in the group any more, KafkaUnavailableError.
+        Raises FencedError when it is no longer in the group, KafkaUnavailableError.
         """
         if not self.elected or self._member_id() not in self._member_ids():
             raise FencedError(

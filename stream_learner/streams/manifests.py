@@ -1,4 +1,4 @@
-"""A run's manifests, told apart from foreign records in the same topics."""
+"""A run's manifests, and how they differ from foreign records in the same topics."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -156,7 +156,7 @@ def advice(settings: AnySettings) -> str:
 def accepted(record: Record, run_id: str, verifier: Verifier | None) -> Found:
     """Decode a record.
 
-    Raises ValueError when it is no manifest of the run, StateError when a newer version of this program wrote it.
+    Raises ValueError when it is not a manifest of the run, StateError when a newer version of this program wrote it.
     """
     if record.value is None:
         raise ValueError(record.unreadable or "it has no value")

@@ -63,7 +63,7 @@ class Merge:
         self._clock = clock
         self._queues: dict[Place, _Queue] = {}
         self._filled = 0  # queues with items
-        self._at_once: deque[_Queue] = deque()  # queues whose next item is no record
+        self._at_once: deque[_Queue] = deque()  # queues whose next item is not a record
         self._by_time: list[_Entry] = []
         self._by_turn: list[_Entry] = []
         self._since: dict[Place, float] = {}  # cost spent when a patient queue began to wait, in that order

@@ -69,7 +69,7 @@ class Reader(KafkaConsumer):
     def __init__(self, heard: Callable[[str], None] = lambda _: None, **config: Any):
         """Connect. At each answer of the brokers, `heard` is called with "fetch" or "metadata" on the IO thread."""
         super().__init__(**config)
-        # The first metadata name no topic, which is no failed attempt. Without this line, the next request waits.
+        # The first metadata name no topic. That is not a failed attempt. Without this line, the next request waits.
         self._cluster._last_refresh_ms = 0.0
         heard("metadata")
         self._cluster.add_listener(lambda _: heard("metadata"))
@@ -236,7 +236,7 @@ class _FullPollError(Exception):
 
 
 class _NoBatchError(Exception):
-    """Bytes at a partition and an offset that are no batch. The number of affected offsets is unknown."""
+    """Bytes at a partition and an offset that are not a batch. The number of affected offsets is unknown."""
 
 
 class _Records(Fetcher.PartitionRecords):
@@ -371,7 +371,7 @@ def _bytes_of(responses: list[Any]) -> int:
 
 
 def _next_batch(records: Any) -> Any:
-    """Return the next batch of a fetched response, None at its end, NO_BATCH if the bytes are no batch."""
+    """Return the next batch of a fetched response, None at its end, NO_BATCH if the bytes are not a batch."""
     try:
         return records.next_batch()
     except (CorruptRecordError, struct.error, AssertionError):

@@ -21,7 +21,7 @@ MAX_POLL_RECORDS = 5000
 NEWS_S = 2.0
 # Limit for records of a partition that are read ahead. Those of all partitions take at most MAX_POLL_BYTES.
 MAX_AHEAD_BYTES = 8 * MIB
-# How long `poll` returns records before it reads more.
+# Time for which `poll` returns waiting records before it reads more, in seconds.
 HAND_S = 0.1
 
 log = structlog.get_logger()

@@ -237,7 +237,7 @@ def test_an_image_that_goes_away_is_reported(tmp_path: Path):
     file = write_image(tmp_path / "cat" / "1.png")
     data = open_dataset(tmp_path)
     file.unlink()
-    with pytest.raises(DataError, match=r"cat/1\.png cannot be read any more \(No such file or directory\)"):
+    with pytest.raises(DataError, match=r"cat/1\.png can no longer be read \(No such file or directory\)"):
         _ = data[0]
 
 

@@ -89,8 +89,9 @@ def header(image: bytes, max_pixels: int = MAX_SIDE_PX**2) -> Header:
 def stored(image: bytes, pixels_HWC: np.ndarray) -> bytes:
     """Return a short encoding of an image that was decoded to `pixels_HWC`. It decodes to the same pixels.
 
-    The image's own bytes are returned if it has that size, `decode` accepts it with that size as `max_pixels`, and it
-    is at most HEADER_BYTES longer than the pixels. Otherwise a PNG of the pixels is returned.
+    The image's own bytes are returned on three conditions: the image has the size of the pixels, `decode` accepts it
+    with this size as `max_pixels`, and it is at most HEADER_BYTES longer than the pixels. Otherwise a PNG of the pixels
+    is returned.
     """
     height, width, _ = pixels_HWC.shape
     if len(image) <= pixels_HWC.nbytes + HEADER_BYTES:

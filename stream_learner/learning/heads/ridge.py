@@ -22,7 +22,7 @@ class Ridge(Prototype):
     def __init__(self, features: int, device: torch.device):
         super().__init__(features, device)
         self.gram_FF = torch.zeros(features, features, dtype=torch.float64, device=device)
-        # Of samples whose class retired without another one in its place. They stay in G, which cannot lose them.
+        # Sums of samples whose class retired without a replacement. These samples cannot be removed from G.
         self.rest_F = torch.zeros(features, dtype=torch.float64, device=device)
         self.rest_weight = torch.zeros((), dtype=torch.float64, device=device)
 

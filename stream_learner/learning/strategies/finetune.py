@@ -4,7 +4,7 @@ from stream_learner.learning.strategies.step import Losses, Step, Strategy, cros
 
 
 class FineTune(Strategy):
-    """Plain steps on the stream, the lower bound of the field: classes that are not seen again are forgotten."""
+    """Plain steps on the stream: classes that are not seen again are forgotten. It is the usual lower bound."""
 
     replays: ClassVar[bool] = False
 

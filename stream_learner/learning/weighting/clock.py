@@ -15,8 +15,8 @@ Timestamp = Annotated[int, Meta(ge=LEAST_MS, le=GREATEST_MS)]
 class EventClock:
     """The upper quartile of the last 101 known timestamps of training samples, in milliseconds since 1970, UTC.
 
-    It is not monotone. One wrong timestamp moves it by at most one sample's distance, and 25 wrong ones cannot move it
-    away. Up to half of the samples may be late.
+    It may go back. One wrong timestamp moves it at most to the time of the next sample, and up to 25 wrong ones cannot
+    move it outside the range of the right ones. Up to half of the samples may be late.
     """
 
     def __init__(self):
