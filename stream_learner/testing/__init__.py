@@ -2,7 +2,8 @@
 
 There is one function for each extension point of docs/extending.md. It returns if the object keeps the contract, and
 raises AssertionError otherwise, with a message that says what is wrong. The checks need no Kafka, no data set and no
-test framework, and leave torch's default generator as it was. They make their images and features from a fixed seed.
+test framework. They make their images and features from a fixed seed, and leave torch's default generator as it was. A
+process runs one check at a time, because a check puts the object into a registry while it lasts.
 """
 
 from stream_learner.testing.augmentations import check_augmentation

@@ -44,6 +44,9 @@ class Checking:
                 load()
         except ValueError:
             return
+        except Exception as error:
+            problem = f"load_state_dict() of {state} raised {type(error).__name__}: {error}; raise ValueError"
+            raise AssertionError(f"{self._name}: {problem}") from error
         problem = "check the names, types, shapes and finite numbers, and raise ValueError"
         self.that(False, f"load_state_dict() accepts {state}; {problem}")
 

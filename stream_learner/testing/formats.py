@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Any
 
-from stream_learner.config import Settings
 from stream_learner.formats.decoder import Decoder
 from stream_learner.formats.format import Format
 from stream_learner.formats.record import Fields, Record, RejectError, RetryLaterError, Sample
 from stream_learner.registry import FORMATS
 from stream_learner.testing.checking import Checking, registered
+from stream_learner.testing.small_run import small_settings
 
 MIB = 1024 * 1024
 
@@ -34,9 +34,9 @@ def check_format(
     check.that(good, "give at least one record that the format can read, as `good`")
     with registered(FORMATS, kind) as name:
         chosen = {"topics": ["images"], "format": name, "format_settings": dict(settings or {})}
-        document = {"run": {"id": "check"}, "input": chosen, "split": {"validation": 0, "test": 0}}
-        decoder = check.call("building it", lambda: Decoder.from_settings(Settings.model_validate(document)))
-        another = check.call("building it again", lambda: Decoder.from_settings(Settings.model_validate(document)))
+        run = small_settings(input=chosen, split={"validation": 0, "test": 0})
+        decoder = check.call("building it", lambda: Decoder.from_settings(run))
+        another = check.call("building it again", lambda: Decoder.from_settings(run))
     for number, record in enumerate(good):
         what = f"good record {number}"
         fields = _read(check, decoder.format, record, what, longest_s)

@@ -28,9 +28,9 @@ def check_model(
     """Check a network, given by its class or factory, for images of one size.
 
     It maps uint8 images [N, H, W, C] to float32 logits [N, classes] for any N from 1 and any number of classes from 0,
-    and its head sees the features. It predicts repeatably in evaluation mode, and each image alone. Its state dict
-    holds all that it learns. It can be frozen and take random features. A Learner that uses it is saved and resumed.
-    Raises AssertionError.
+    and its head sees the features. It can compute in bfloat16. It predicts repeatably in evaluation mode, and each
+    image alone. Its state dict holds all that it learns. It can be frozen and take random features. A Learner that uses
+    it is saved and resumed. Raises AssertionError.
     """
     check = Checking(factory)
     with torch.random.fork_rng(devices=[]), registered(MODELS, factory) as name:
@@ -45,6 +45,7 @@ def check_model(
 
         images = torch.randint(0, 256, (5, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         _check_shapes(check, build, images)
+        _check_bfloat16(check, build(), images)
         _check_predictions(check, build(), images)
         _check_state(check, build, images)
         _check_frozen(check, build(), images)
@@ -97,6 +98,15 @@ def _check_shapes(check: Checking, build: Callable[..., ImageClassifier], images
     )
 
 
+def _check_bfloat16(check: Checking, network: ImageClassifier, images: Tensor) -> None:
+    """Check a step as `learning.precision` and `learning.channels_last` ask for it."""
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    with torch.autocast("cpu", torch.bfloat16):
+        check.call("a step in bfloat16 with channels_last", lambda: _step(network, images))
+    finite = all(parameter.isfinite().all() for parameter in network.parameters())
+    check.that(finite, "a step in bfloat16 with channels_last makes parameters that are not finite")
+
+
 @torch.no_grad()
 def _check_predictions(check: Checking, network: ImageClassifier, images: Tensor) -> None:
     network.eval()
@@ -119,7 +129,7 @@ def _check_predictions(check: Checking, network: ImageClassifier, images: Tensor
 def _step(network: ImageClassifier, images: Tensor) -> list[str]:
     """Take a plain step on the loss; return the names of parameters that should learn and got no gradient."""
     network.train().zero_grad()
-    F.cross_entropy(network(images), torch.arange(len(images)) % CLASSES).backward()
+    F.cross_entropy(network(images).float(), torch.arange(len(images)) % CLASSES).backward()
     missing = []
     with torch.no_grad():
         for name, parameter in network.named_parameters():

@@ -30,10 +30,19 @@ HALF = 5  # batches
 TRAIN, VALIDATION, TEST = Split
 
 
+class _SettingsAlone(Settings):
+    """Settings that do not depend on environment variables."""
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, *others: Any, **named: Any) -> Any:
+        del settings_cls, others, named
+        return (init_settings,)
+
+
 def small_settings(**sections: dict[str, Any]) -> Settings:
     """Return settings for a small run, with changed values of some sections."""
     names = {*SMALL, *sections}
-    return Settings.model_validate({name: SMALL.get(name, {}) | sections.get(name, {}) for name in names})
+    return _SettingsAlone.model_validate({name: SMALL.get(name, {}) | sections.get(name, {}) for name in names})
 
 
 def small_stream(model: ModelSettings) -> list[list[Sample]]:

@@ -15,15 +15,17 @@ from stream_learner.testing.small_run import check_in_a_learner, small_settings
 
 SIDE = 6  # pixels
 CLASSES = 4
+STEPS = [(8, 0, "fp32"), (1, 0, "fp32"), (8, 8, "fp32"), (1, 8, "fp32"), (8, 8, "bf16")]
+"""New samples, replayed samples, and `learning.precision`, of steps."""
 
 
 def check_strategy(kind: type[Strategy]) -> None:
     """Check a strategy, given by its class.
 
     Losses and weights are float32 [N] and finite, with and without samples from the memory, while classes arrive and
-    retire. A sample of weight 0 teaches nothing. `losses` changes only the strategy's own state. The state is complete:
-    it undoes a step, and another instance continues from it with the same bytes. A damaged state is refused. A Learner
-    that uses the strategy is saved and resumed. Raises AssertionError.
+    retire, also if the network computes in bfloat16. A sample of weight 0 teaches nothing. `losses` changes only the
+    strategy's own state. The state is complete: it undoes a step, and another instance continues from it with the same
+    bytes. A damaged state is refused. A Learner that uses the strategy is saved and resumed. Raises AssertionError.
     """
     check = Checking(kind)
     derived = isinstance(kind, type) and issubclass(kind, Strategy)
@@ -80,12 +82,12 @@ def _losses(check: Checking, strategy: Strategy, step: Step, what: str) -> Losse
     """Return the losses of a step, which must be float32 [N], finite and have a gradient."""
     step.model.train()
     torch.manual_seed(0)
-    needs = ""
-    if step.average is None:
-        needs = " (step.average is None unless the class has `distils = True`)"
-    if step.stream.logits is None:
-        needs += " (logits are None unless the class has `stores_logits = True`)"
-    found = check.call(f"losses() of {what}{needs}", lambda: strategy.losses(step))
+    given = {
+        "average, as `distils` is False": step.average,
+        "logits, as `stores_logits` is False": step.stream.logits,
+    }
+    without = "".join(f"; without {name}" for name, value in given.items() if value is None)
+    found = check.call(f"losses() of {what}{without};", lambda: strategy.losses(step))
     if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
         check.that(False, f"losses() returns {type(found).__name__}; return Losses(losses, weights), two tensors")
     losses, weights = found
@@ -109,13 +111,17 @@ def _check_losses(check: Checking, kind: type[Strategy]) -> None:
     strategy, scene = check.call("building it without arguments", kind), _Scene(kind)
     for classes in (CLASSES, CLASSES + 2):
         scene.grow(classes)
-        for number, (stream, replayed) in enumerate([(8, 0), (1, 0), (8, 8), (1, 8)]):
+        for number, (stream, replayed, precision) in enumerate(STEPS):
             step = scene.step(number, stream, replayed)
-            what = f"a step with {stream} new and {replayed if kind.replays else 0} replayed samples, {classes} classes"
+            counts = f"{stream} new and {replayed if kind.replays else 0} replayed samples"
+            what = f"a step with {counts}, {classes} classes, {precision}"
             networks = [network for network in (scene.model, scene.average) if network]
             before, images = copy.deepcopy([n.state_dict() for n in networks]), step.stream.images_NHWC.clone()
-            gradient = _gradient(check, strategy, step, what)
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                gradient = _gradient(check, strategy, step, what)
             check.that(gradient.isfinite().all(), f"{what} gives a gradient that is not finite")
+            learns = gradient.any() or stream == 1  # with one class alone, some losses are 0
+            check.that(learns, f"{what} gives a gradient of 0, so that nothing is learned")
             after = [n.state_dict() for n in networks]
             unchanged = all(same_tensors(one, other) for one, other in zip(before, after, strict=True))
             check.that(unchanged, "losses() changes the network or its average; only the optimizer changes them")

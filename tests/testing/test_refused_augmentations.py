@@ -54,8 +54,14 @@ def brightest(images_NHWC: Tensor) -> Tensor:
     ],
 )
 def test_it_is_refused(wrong, why):
-    with pytest.raises(AssertionError, match=f"^{wrong.__name__}: .*{why}"):
+    with pytest.raises(AssertionError, match=f"(?s)^{wrong.__name__}: .*{why}"):
         check_augmentation(wrong)
+
+
+def test_the_check_does_not_depend_on_the_environment(monkeypatch):
+    monkeypatch.setenv("STREAM_LEARNER_MODEL__NAME", "cnn")
+    monkeypatch.setenv("STREAM_LEARNER_LEARNING__OPTIMIZER", "no such optimizer")
+    check_augmentation(flip)
 
 
 def test_the_check_leaves_no_trace():

@@ -113,7 +113,7 @@ class WithoutLabels(Format):
     ],
 )
 def test_it_is_refused(wrong, good, why):
-    with pytest.raises(AssertionError, match=f"^{wrong.__name__}: .*{why}"):
+    with pytest.raises(AssertionError, match=f"(?s)^{wrong.__name__}: .*{why}"):
         check_format(wrong, good=good, longest_s=0.5 if wrong is Slow else 60)
 
 

@@ -126,5 +126,5 @@ class LoadsAnything(Prototype):
     ],
 )
 def test_it_is_refused(wrong, why):
-    with pytest.raises(AssertionError, match=f"^{wrong.__name__}: .*{why}"):
+    with pytest.raises(AssertionError, match=f"(?s)^{wrong.__name__}: .*{why}"):
         check_head(wrong)

@@ -57,6 +57,20 @@ class NeedsTwo(ImageClassifier):
         super().__init__(body, 8, classes, mean, std)
 
 
+class Pinned(nn.Module):
+    """Sets the first feature, by an operation that autocast does not convert."""
+
+    def forward(self, features_NF: Tensor) -> Tensor:
+        return features_NF.index_put((torch.arange(len(features_NF)), torch.tensor(0)), torch.ones(()))
+
+
+class AlwaysFloat32(MLP):
+    def __init__(self, classes: int, **arguments: Any):
+        super().__init__(classes, **arguments)
+        assert isinstance(self.body, nn.Sequential)
+        self.body.append(Pinned())
+
+
 class Counts(MLP):
     """Counts steps outside the state dict."""
 
@@ -99,8 +113,8 @@ class InPlace(MLP):
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        (not_a_classifier, "does not return a stream_learner.networks.ImageClassifier"),
-        (OtherArguments, "building it for 0 classes raised UsageError: .* is called with classes, height"),
+        (not_a_classifier, "return a stream_learner.networks.ImageClassifier"),
+        (OtherArguments, "building it for 0 classes raised UsageError: .* called with classes, height"),
         (OfThreeClasses, r"logits of 1 images in evaluation mode with 0 classes are torch.float32 \[1, 3\]"),
         (Probabilities, r"logits are not head\(features\(images\)\)"),
         (
@@ -110,6 +124,7 @@ class InPlace(MLP):
         (Reads32Pixels, "1 images in evaluation mode with 0 classes raised RuntimeError"),
         (Together, "in evaluation mode an image's logits depend on the other images of the batch"),
         (NeedsTwo, "1 images in training mode with 0 classes raised ValueError: Expected more than 1 value"),
+        (AlwaysFloat32, "a step in bfloat16 with channels_last raised RuntimeError: Index put requires the source"),
         (Counts, "one that loads its state dict predicts differently; keep all that it learns in parameters"),
         (Unused, "no gradient reaches body.spare; use every parameter, or make it a buffer"),
         (Outside, r"a step after freeze\(\) changes scale; put all layers but the head into `body`"),
@@ -118,5 +133,5 @@ class InPlace(MLP):
     ],
 )
 def test_it_is_refused(wrong, why):
-    with pytest.raises(AssertionError, match=f"^{wrong.__name__}: .*({why})"):
+    with pytest.raises(AssertionError, match=f"(?s)^{wrong.__name__}: .*({why})"):
         check_model(wrong, height=9, width=9, channels=1)

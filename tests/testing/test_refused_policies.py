@@ -129,7 +129,7 @@ class OfKnownClasses(Counting):
     ],
 )
 def test_it_is_refused(wrong, why):
-    with pytest.raises(AssertionError, match=f"^{wrong.__name__}: .*{why}"):
+    with pytest.raises(AssertionError, match=f"(?s)^{wrong.__name__}: .*{why}"):
         check_weight_policy(wrong)
 
 
