@@ -13,7 +13,7 @@ ORPHAN_AGE = timedelta(hours=24)
 # Objects of a checkpoint, by their keys below the run's folder, and parts of states, which outlive the checkpoint that
 # wrote them: `<sequence>-<uuid>/<name>` and `memory/<sequence>-<uuid>`.
 CHECKPOINT = re.compile(r"\d{12,}-[^/]+/")
-# A file that a killed process left before it became an object. It occurs only in a folder.
+# A file of an object that a killed process did not finish. It occurs only if the store is a folder.
 STAGED = re.compile(r"#\d+$")
 PART = re.compile(r"memory/\d{12,}-[^/]+$")
 

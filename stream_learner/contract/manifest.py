@@ -132,8 +132,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     abstained: bool
     """Released without a comparison: there were too few held-out samples, or nothing was released before."""
     worse: bool = False
-    """Refused for being below the last release: by more than `release.max_drop`, significantly (the other rules), or by
-    more than `release.max_old_class_drop` over old classes. Such refusals count for `release.patience`."""
+    """Whether the candidate was refused because it was worse than the last release: by more than `release.max_drop`,
+    significantly (the other rules), or by more than `release.max_old_class_drop` over old classes. Such refusals count
+    toward `release.patience`."""
     candidate: float | None
     last: float | None
     """Score of the last release, now."""

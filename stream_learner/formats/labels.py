@@ -115,7 +115,7 @@ def _parsed(label: Label, setting: str) -> Label:
 
 
 def _read(path: Path) -> list[str]:
-    """Return the labels of a text file, one a line, without blank lines and a byte order mark."""
+    """Return the labels of a text file with one label per line. Skip blank lines and a byte order mark."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:

@@ -42,7 +42,7 @@ class Record(NamedTuple):
 class Gap(NamedTuple):
     """Offsets without records; reading continues at `next_offset`.
 
-    They never held records (control records, compaction), or the records are `lost`: they fell off retention, or their
+    They never held records (control records, compaction), or the records are `lost`: retention deleted them, or their
     batch is damaged on the brokers' disks.
     """
 
@@ -65,10 +65,10 @@ class Fields(NamedTuple):
 class Sample(NamedTuple):
     """An image, as received and decoded. `pixels_HWC` is uint8 of the model's height, width and channels.
 
-    `key` identifies the sample among all of a run; a memory draws what it keeps by a hash of it. `image` is the encoded
-    image, empty if there are only pixels. `timestamp_ms` is the event time, milliseconds since 1970, UTC; -1 if
-    unknown. `group` is a hash (int64) of the identity that determines the split, so samples of one group are always in
-    one split. It is 0 for training samples whose split was not drawn.
+    `key` identifies the sample in its run. A memory chooses the samples that it keeps by a hash of this key. `image` is
+    the encoded image, empty if there are only pixels. `timestamp_ms` is the event time, milliseconds since 1970, UTC;
+    -1 if unknown. `group` is a hash (int64) of the identity that determines the split, so samples of one group are
+    always in one split. It is 0 for training samples whose split was not drawn.
     """
 
     key: str

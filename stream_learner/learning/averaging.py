@@ -1,4 +1,4 @@
-"""Average of the network over its steps. It evaluates better, and varies less, than the last step."""
+"""Average of the network over its steps. It is more accurate than the network, and its accuracy varies less."""
 
 import copy
 

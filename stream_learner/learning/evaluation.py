@@ -69,6 +69,8 @@ def calibration_error(correct: np.ndarray, confidences: np.ndarray) -> float | N
     """
     if not len(correct):
         return None
-    bins = np.ceil(confidences * CALIBRATION_BINS).astype(int).clip(1, CALIBRATION_BINS)  # a bin holds its upper edge
+    bins = (
+        np.ceil(confidences * CALIBRATION_BINS).astype(int).clip(1, CALIBRATION_BINS)
+    )  # a bin includes its upper bound
     gaps = np.bincount(bins, weights=correct - confidences.astype(np.float64))
     return float(np.abs(gaps).sum() / len(correct))

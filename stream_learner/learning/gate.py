@@ -11,7 +11,7 @@ from stream_learner.learning.evaluation import score
 
 LEVEL = 0.05  # of the test, one-sided
 DRAWS = 10_000
-ROUNDING = 1e-9  # of sums of recalls
+ROUNDING = 1e-9  # error of sums of recalls
 
 
 def decide(

@@ -8,9 +8,14 @@ from stream_learner.contract.window import Recent
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """`remembered` counts a memory's samples by label; `memory_bytes` are those of its encoded images; `drift_window`
-    counts the samples that the drift detector takes for alike; `boosted` is whether learning is boosted after a drift;
-    `refused` counts candidates refused for being worse since the last release."""
+    """Figures of a learner at one moment.
+
+    * `remembered`: number of samples in the memory, by label.
+    * `memory_bytes`: bytes of the encoded images in the memory.
+    * `drift_window`: number of newest samples between which the drift detector sees no change.
+    * `boosted`: whether learning is boosted after a drift.
+    * `refused`: number of candidates since the last release that were refused because they were worse.
+    """
 
     remembered: dict[Label, int]
     memory_bytes: int

@@ -12,7 +12,7 @@ from stream_learner.contract.window import Accuracy, Forgetting
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A model as downstream would get it. `calibration_error` is on the validation samples, `forgetting` on the test
-    samples; `evaluation` holds the latter and the model's predictions on them."""
+    samples. `evaluation` holds the test samples and the model's predictions on them."""
 
     weights: dict[str, Tensor]
     model: ModelSpec

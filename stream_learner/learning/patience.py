@@ -18,20 +18,20 @@ class Stored(Struct):
 
 
 class Patience:
-    """Counter of candidates refused since the last release for being worse.
+    """Counter of candidates since the last release that were refused because they were worse.
 
-    Each time they are too many, it lowers the learning rate. The next release resets both.
+    Each time the limit is reached, it lowers the learning rate. The next release resets the counter and the rate.
 
     A candidate that is refused only because it is not better (`release.rule` = `better`) does not count: by chance,
     half of the equally good candidates score below the last release.
     """
 
     def __init__(self, limit: int | None):
-        """Take the number of refusals that are too many; None means never."""
+        """Take the limit of refusals; None means no limit."""
         self._limit = limit
         self._refusals = 0
         self.refused = 0
-        """Candidates refused for being worse since the last release; a roll-back does not reset it."""
+        """Candidates since the last release that were refused as worse. A roll-back does not reset this number."""
         self.learning_rate_factor = 1.0
 
     def decided(self, decision: Decision) -> bool:

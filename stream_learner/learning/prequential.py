@@ -31,7 +31,7 @@ class FadingMean:
     def __init__(self, window: int):
         self._fade = 1 - 1 / window
         self._mean = 0.0
-        self._weight = 0.0  # of what was seen, as a share (0..1) of an endless stream's
+        self._weight = 0.0  # weight of all samples so far, as a share (0..1) of that of an endless stream
 
     def add(self, total: float, count: int) -> None:
         """Add `count` samples of equal age with the sum `total`."""

@@ -45,7 +45,7 @@ class Pages:
         }
         self._clock = clock
         self._cpu_clock = cpu_clock
-        self._rendered: dict[tuple[bool, bool], tuple[Answer, float]] = {}  # with the time until which each is served
+        self._rendered: dict[tuple[bool, bool], tuple[Answer, float]] = {}  # answers, and until when they are served
 
     def answer(self, path: str, headers: dict[str, str]) -> Answer:
         """Answer a GET request. The names of `headers` are in lower case."""

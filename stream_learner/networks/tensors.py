@@ -36,8 +36,8 @@ def tensor(
 ) -> Tensor:
     """Return a tensor of the state; None in `shape` stands for any length.
 
-    Raises ValueError when it is missing, has another dtype or shape, or holds a number that is not finite although
-    `finite` asks for that.
+    Raises ValueError when it is missing, has another dtype or shape, or holds a number that is not finite while
+    `finite` is true.
     """
     found = tensors.get(name)
     wanted = f"{dtype} [{', '.join('any' if length is None else str(length) for length in shape)}]"

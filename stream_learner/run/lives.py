@@ -32,7 +32,7 @@ from stream_learner.run.batches import Decode
 log = structlog.get_logger()
 
 DEATHS = 3
-# Three batches of places, and those set aside.
+# Enough for the places of three batches, and of the records that were set aside.
 MAX_BYTES = 16 * MIB
 MAX_SET_ASIDE = 1_000
 Place = tuple[Topic, Partition, Offset]

@@ -66,7 +66,7 @@ class Saves:
         self._publisher.submit(self._driver.snapshot(decided), self._upkeep.lag())
         self._saved_at = time.monotonic()
         if self._lives.careful:
-            self.wait()  # otherwise a publication that ends the process would be blamed on the record decoded meanwhile
+            self.wait()  # else a death during the publication would be blamed on a record decoded meanwhile
 
     def finish(self) -> None:
         """Publish everything that was learned, and wait for it."""

@@ -72,7 +72,7 @@ class Merge:
         self._entries = 0
         self._last: tuple[_Queue, float] | None = None  # queue of the last record, and the record's cost
         self._expected: dict[Place, float] = {}  # partitions to wait for, and until when
-        self._missing: dict[Place, float] = {}  # those of them without items
+        self._missing: dict[Place, float] = {}  # the expected partitions that have no items
         self.nbytes = 0
         self.full = False
         """Whether no more can be read until an item is taken. No partition is waited for then."""

@@ -29,7 +29,7 @@ class LogitAdjustedReplay(Strategy):
 
     def _log_prior(self, latest: Minibatch, classes: int) -> Tensor:
         known = F.pad(self._frequencies, (0, classes - len(self._frequencies))).to(latest.labels.device)
-        # Not index_add_, which on a GPU adds in an order of its own; no product of matrices, which autocast rounds.
+        # Not by index_add_, whose order of addition on a GPU varies, nor by a matrix product, which autocast rounds.
         counts = (latest.weights[:, None] * F.one_hot(latest.labels, classes)).sum(0)
         self._frequencies = DECAY * known + (1 - DECAY) * counts
         return (self._frequencies / self._frequencies.sum().clamp(min=1e-30)).clamp(min=1e-8).log()

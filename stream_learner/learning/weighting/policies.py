@@ -151,7 +151,7 @@ class Recency(Policy):
     def replayed(self, times: Times) -> np.ndarray:
         if self._settings.half_life_records is not None:
             return np.exp2((times.admitted - self._newest) / self._settings.half_life_records)
-        assert self._settings.half_life_s is not None  # one of them is set: the settings see to it
+        assert self._settings.half_life_s is not None  # the settings ensure that one of them is set
         ages_ms = np.where(times.timestamps_ms > 0, np.maximum(times.now_ms - times.timestamps_ms, 0), 0)
         return np.exp2(-ages_ms / (self._settings.half_life_s * 1000))
 
