@@ -69,8 +69,7 @@ def calibration_error(correct: np.ndarray, confidences: np.ndarray) -> float | N
     """
     if not len(correct):
         return None
-    bins = (
-        np.ceil(confidences * CALIBRATION_BINS).astype(int).clip(1, CALIBRATION_BINS)
-    )  # a bin includes its upper bound
+    # A bin includes its upper bound.
+    bins = np.ceil(confidences * CALIBRATION_BINS).astype(int).clip(1, CALIBRATION_BINS)
     gaps = np.bincount(bins, weights=correct - confidences.astype(np.float64))
     return float(np.abs(gaps).sum() / len(correct))
