@@ -44,7 +44,7 @@ class ExitCode(IntEnum):
     FENCED = 8
     """Another worker of the same run took over, or a transaction exceeded its time-out. A restart recovers."""
     PUBLISH = 9
-    """A publication failed, and its outcome is unknown. A restart recovers."""
+    """A publication failed, and its outcome is unknown. A supervisor must restart the worker, which recovers."""
     WATCHDOG = 10
     """A publication did not end in time, or a stop exceeded its deadline. A restart recovers."""
     REJECTS = 11

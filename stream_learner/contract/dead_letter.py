@@ -47,6 +47,8 @@ class DeadLetter:
     def encode(self, max_bytes: int) -> tuple[bytes | None, bytes | None, Headers]:
         """Return key, value and headers for Kafka. `max_bytes` limits what is copied of the record.
 
+        Of a larger record only the start of the key is copied.
+
         Headers of the record with the prefix of Kafka Connect are left out: they would be mistaken for these.
         """
         key, value, headers, value_digest = self.key, self.value, self.headers, self.digest

@@ -1,4 +1,4 @@
-"""torch's optimizers, without its compiler."""
+"""torch's optimizers, without its compiler. `moments.py` saves and restores their state."""
 
 import inspect
 from typing import TypeVar

@@ -74,7 +74,10 @@ class Prepared:
 
 
 class CheckpointWriter:
-    """Writes snapshots as checkpoints, one after the other. Never changes the learner."""
+    """Writes snapshots as checkpoints, one after the other. Never changes the learner.
+
+    Effect 1 is the snapshot itself, which `run/driver.py` takes. `BackgroundPublisher` calls the methods below.
+    """
 
     def __init__(self, settings: Settings, store: Store, clients: Clients, recovered: Recovered):
         """Continue after the checkpoint that was recovered, if there is one. Raises KafkaUnavailableError."""
@@ -95,7 +98,7 @@ class CheckpointWriter:
         self._before: Manifest | None = None
         self._marked = last is not None  # recovery has written the marker
         self._swept_at = -SWEEP_EVERY_S
-        # The brokers may accept less than planned. A larger dead letter is sent without its value.
+        # The brokers may accept less than planned. Of a larger record, a dead letter holds only the start of the key.
         self._max_letter_bytes = self._cluster.dead_letter_limit() - RECORD_OVERHEAD_BYTES
 
     def prepare(self, snapshot: Snapshot, lag: Positions) -> Prepared:

@@ -79,9 +79,9 @@ class Recovery:
         self._seen: Checkpoint | None = None
 
     def look(self) -> None:
-        """Effect 1: check everything without changing anything, so that a wrong start does not end the active worker.
+        """Step 1: check everything without changing anything, so that a wrong start does not end the active worker.
 
-        Do not wait for an open transaction of a killed worker: effect 2 aborts it.
+        Do not wait for an open transaction of a killed worker: step 2 aborts it.
         """
         ids = self._topic_ids()
         refused, seen = object(), None
@@ -100,7 +100,7 @@ class Recovery:
                 refused = seen
 
     def take_over(self, fence: Callable[[], None]) -> Recovered:
-        """Effects 2 to 4: make this worker the only one of the run. `fence` is the transaction's."""
+        """Steps 2 to 4: make this worker the only one of the run. `fence` is the transaction's."""
         ids = self._topic_ids()
         # 2. Fence: no other worker can commit for this run from now on, and its open transaction is aborted.
         fence()

@@ -27,6 +27,7 @@ class Progress:
 
     Next offsets stand in three places: those to fetch (`Source`), to batch (`batches`) and to learn (here). Each is
     ahead of the next one. They are counted separately, so that `add` notices a batch that was dropped or given twice.
+    `driver.py` puts the learned positions into the snapshot.
     """
 
     def __init__(self, positions: Positions, document: dict[str, Any] | None = None):
