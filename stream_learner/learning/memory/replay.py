@@ -22,7 +22,10 @@ class Replay:
         self._with_logits = with_logits
 
     def draw(self, factor: float) -> Minibatch:
-        """Draw `factor` times the settings' replay size; drift raises the factor. Returns no samples if the memory is empty."""
+        """Draw `factor` times the settings' replay size; drift raises the factor.
+
+        Return no samples if the memory is empty.
+        """
         memory = self._memory
         slots = memory.draw(round(self._size * factor))
         times = Times(memory.admitted[slots], memory.timestamps_ms[slots])
