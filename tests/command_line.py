@@ -18,7 +18,7 @@ HOSTILE = "\x1b[2J\x9b\u202e\u2028"
 
 # There is one fork server for a session, and tests of the checkpoint protocol use it too, with the same list.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["stream_learner.cli", "stream_learner.run.worker", "torch._dynamo"])
+processes.set_forkserver_preload(["stream_learner.cli", "stream_learner.run.worker"])
 
 
 class Done(NamedTuple):

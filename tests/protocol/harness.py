@@ -69,9 +69,9 @@ SHORT = {
 }
 UNKNOWN_OUTCOME = (ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG)
 
-# A process that has imported torch already, and what its optimizers need, makes a worker in a moment.
+# A process that has imported torch already makes a worker in a moment.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["stream_learner.cli", "stream_learner.run.worker", "torch._dynamo"])
+processes.set_forkserver_preload(["stream_learner.cli", "stream_learner.run.worker"])
 
 T = TypeVar("T")
 

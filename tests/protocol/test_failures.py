@@ -18,7 +18,7 @@ from stream_learner.errors import ExitCode
 )
 def test_what_times_out_is_not_committed(new_run: NewRun, point: Point) -> None:
     run = new_run(**SHORT)
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     worker = run.start_signalled(point, signal.SIGSTOP)
     worker.paused()
     run.broker.freeze()
@@ -33,7 +33,7 @@ def test_what_times_out_is_not_committed(new_run: NewRun, point: Point) -> None:
 def test_a_commit_that_does_not_end_is_ended(new_run: NewRun) -> None:
     """Without a broker to ask, the client asks for ever."""
     run = new_run(**SHORT)
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     worker = run.start_signalled(Point("transaction", "offsets", 2), signal.SIGSTOP)
     worker.paused()
     run.broker.stop()
@@ -47,7 +47,7 @@ def test_a_commit_that_does_not_end_is_ended(new_run: NewRun) -> None:
 
 def test_a_refused_record_is_not_committed(new_run: NewRun) -> None:
     run = new_run()
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     worker = run.start_signalled(Point("transaction", "begin", 2), signal.SIGSTOP)
     worker.paused()
     run.set_max_message_bytes("metrics", 100)
@@ -61,7 +61,7 @@ def test_a_refused_record_is_not_committed(new_run: NewRun) -> None:
 
 def test_an_open_transaction_does_not_hide_the_newest_manifest(new_run: NewRun) -> None:
     run = new_run(**SHORT, recovery__timeout_s=4.0)  # longer than a session
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     worker = run.start_signalled(Point("transaction", "begin", 2), signal.SIGSTOP)
     worker.paused()
     stranger = Producer(client(run.broker.bootstrap_servers) | {"transactional.id": "stranger"})
@@ -87,30 +87,30 @@ def delivered(error: KafkaError | None, _: Message) -> None:
 
 def test_a_second_worker_fences_the_first(new_run: NewRun) -> None:
     run = new_run(partitions=2)
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     first = run.start()
     run.learned(first)
     second = run.start()
     second.learning()
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     first.ends(ExitCode.FENCED)
     run.finish(second)
 
 
 def test_training_outlives_a_broker_restart(new_run: NewRun) -> None:
     run = new_run(partitions=2, kafka__request_timeout_s=5.0)
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     worker = run.start()
     run.learned(worker)
     run.broker.stop()
     run.broker.start()
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     run.finish(worker)
 
 
 def test_a_broker_restart_inside_a_transaction(new_run: NewRun) -> None:
     run = new_run(partitions=2, kafka__request_timeout_s=5.0)
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     worker = run.start_signalled(Point("transaction", "begin", 2), signal.SIGSTOP)
     worker.paused()
     run.broker.stop()

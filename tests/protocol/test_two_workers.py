@@ -29,26 +29,26 @@ def pair(run: Run) -> tuple[Worker, Worker]:
 
 def test_a_standby_takes_over_when_the_active_worker_stops(new_run: NewRun) -> None:
     run = new_run(partitions=2, **STANDBY)
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     active, standby = pair(run)
     assert standby.metric("phase")['{phase="learning"}'] == 0
     active.stop()
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     run.finish(standby)
 
 
 def test_a_standby_takes_over_when_the_active_worker_is_killed(new_run: NewRun) -> None:
     run = new_run(partitions=2, **STANDBY)
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     active, standby = pair(run)
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     active.kill()
     run.finish(standby)
 
 
 def test_a_restarted_worker_stands_by_for_its_dead_self(new_run: NewRun) -> None:
     run = new_run(**STANDBY)
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     worker = run.start()
     worker.reaches("checkpoint_sequence", 2)
     worker.kill()
@@ -73,7 +73,7 @@ def test_a_standby_has_fetched_the_state_already(new_run: NewRun) -> None:
 @pytest.mark.parametrize("method", ["begin", "offsets"])
 def test_an_active_worker_that_wakes_up_after_it_was_replaced_publishes_nothing(new_run: NewRun, method: str) -> None:
     run = new_run(**STANDBY)
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     sleeper = run.start_signalled(Point("transaction", method, 2), signal.SIGSTOP)
     sleeper.paused()
     standby = run.start()
@@ -88,7 +88,7 @@ def test_a_worker_that_wakes_up_between_its_election_and_its_take_over_learns_no
     new_run: NewRun, before: bool
 ) -> None:
     run = new_run(**STANDBY)
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     sleeper = run.start_signalled(Point("transaction", "fence", before=before), signal.SIGSTOP)
     sleeper.paused()
     second = run.start()
@@ -104,7 +104,7 @@ def test_a_worker_that_wakes_up_between_its_election_and_its_take_over_learns_no
 
 def test_an_idle_worker_that_wakes_up_after_it_was_replaced_ends_too(new_run: NewRun) -> None:
     run = new_run(**STANDBY)
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     active, standby = pair(run)
     active.until("its only save", lambda: run.saved() == run.ends())
     active.signal(signal.SIGSTOP)
@@ -132,7 +132,7 @@ def test_a_second_worker_on_one_host_does_without_the_port_of_the_first(new_run:
 
 def test_a_standby_stops(new_run: NewRun) -> None:
     run = new_run(**STANDBY)
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     active, standby = pair(run)
     standby.stop()
     run.finish(active)
@@ -140,29 +140,29 @@ def test_a_standby_stops(new_run: NewRun) -> None:
 
 def test_a_standby_that_does_not_fit_ends_and_disturbs_nobody(new_run: NewRun) -> None:
     run = new_run(**STANDBY)
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     active = run.start()
     active.reaches("checkpoint_sequence", 1)
     run.overrides["model.height"] = 9
     assert "its model.height is" in run.start().ends(ExitCode.STATE)
     del run.overrides["model.height"]
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     run.finish(active)
 
 
 def test_a_second_worker_may_exit(new_run: NewRun) -> None:
     run = new_run(**STANDBY | {"run__on_conflict": "exit"})
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     active = run.start()
     run.learned(active)
     assert "is alive" in run.start().ends(ExitCode.CONFLICT)
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     run.finish(active)
 
 
 def test_a_replaced_worker_comes_back_as_a_standby(new_run: NewRun) -> None:
     run = new_run(run__on_conflict="take_over", run__session_timeout_s=3.0)
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     first = run.start()
     run.learned(first)
     second = run.start()
@@ -171,7 +171,7 @@ def test_a_replaced_worker_comes_back_as_a_standby(new_run: NewRun) -> None:
     first = run.start()
     stands_by(first)
     assert "comes back as a standby" in first.text()
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     run.learned(second)
     second.kill()
     run.finish(first)
