@@ -46,7 +46,7 @@ def check_format(
             check.that(again == fields, f"{what} gives other fields each time; a resumed run reads it again")
         decoded = check.call(f"decoding {what}", lambda one=record: _decoded(decoder, one))
         check.that(isinstance(decoded, Sample), f"{what} is refused as a sample: {decoded}")
-    for what, record in hostile(good):
+    for what, record in _hostile(good):
         found = _read(check, decoder.format, record, what, longest_s)
         check.that(
             not isinstance(found, RetryLaterError),
@@ -86,7 +86,7 @@ def _decoded(decoder: Decoder, record: Record) -> Sample | RejectError | None:
         return reject
 
 
-def hostile(good: Sequence[Record]) -> Iterator[tuple[str, Record]]:
+def _hostile(good: Sequence[Record]) -> Iterator[tuple[str, Record]]:
     """Yield records that nobody should send, each with its description. The same ones each time."""
     random = Random(0)
     for number, record in enumerate(good):

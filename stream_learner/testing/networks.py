@@ -45,12 +45,17 @@ def check_model(
 
         images = torch.randint(0, 256, (5, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         _check_shapes(check, build, images)
-        _check_bfloat16(check, build(), images)
-        _check_predictions(check, build(), images)
-        _check_state(check, build, images)
-        _check_frozen(check, build(), images)
+        network = build()
+
+        def copied() -> ImageClassifier:
+            return check.call("copy.deepcopy()", lambda: copy.deepcopy(network))
+
+        _check_bfloat16(check, copied(), images)
+        _check_predictions(check, copied(), images)
+        _check_state(check, copied(), build(seed=1), images)
+        _check_frozen(check, copied(), images)
         check.that(
-            same_tensors(build().state_dict(), build().state_dict()),
+            same_tensors(network.state_dict(), build().state_dict()),
             "it starts with other weights for the same seed; draw only from torch's default generator",
         )
         settings = small_settings(
@@ -59,9 +64,9 @@ def check_model(
             learning={"optimizer": "sgd", "learning_rate": 0.01, "precision": "fp32"},
         )
         candidate = check_in_a_learner(check, settings, BATCHES)
-        network = networks.build(candidate.model)
-        network.load_state_dict(candidate.weights)
-        predictions = predict(network, candidate.evaluation["images"].numpy(), torch.device("cpu"))
+        released = networks.build(candidate.model)
+        released.load_state_dict(candidate.weights)
+        predictions = predict(released, candidate.evaluation["images"].numpy(), torch.device("cpu"))
         check.that(
             (predictions == candidate.evaluation["predictions"].numpy()).all(),
             "a network built from a release predicts differently from the Learner that released it",
@@ -83,7 +88,7 @@ def _check_shapes(check: Checking, build: Callable[..., ImageClassifier], images
                 check.that(fits, f"logits of {what} are {returned}, not float32 {[count, classes]}")
                 check.that(logits.isfinite().all(), f"logits of {what} are not finite")
                 check.that(same(images, before), "it changes the images that it gets; compute new ones")
-    network = build().eval()
+    network.eval()
     wide = network.head.in_features
     features = check.call("features()", lambda: network.features(images))
     check.that(features.shape == (len(images), wide), f"features() returns {list(features.shape)}, the head has {wide}")
@@ -140,12 +145,10 @@ def _step(network: ImageClassifier, images: Tensor) -> list[str]:
     return missing
 
 
-def _check_state(check: Checking, build: Callable[..., ImageClassifier], images: Tensor) -> None:
-    network = build()
+def _check_state(check: Checking, network: ImageClassifier, other: ImageClassifier, images: Tensor) -> None:
     for _ in range(3):
         missing = check.call("a step", lambda: _step(network, images))
         check.that(not missing, f"no gradient reaches {', '.join(missing)}; use every parameter, or make it a buffer")
-    other = build(seed=1)
     check.call("load_state_dict()", lambda: other.load_state_dict(network.state_dict()))
     with torch.no_grad():
         check.that(
