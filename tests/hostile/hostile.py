@@ -15,17 +15,17 @@ from pathlib import Path
 from random import Random
 from urllib.request import urlopen
 
-import checker
 import child
 import feed
 import nasties
 import numpy as np
+import outputs
 import raw_batches
-from checker import Place
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.cimpl import NewTopic
 from feed import Draft, Fed
 from harness import DEADLINE_S, Run, Worker
+from outputs import Place
 
 from stream_learner.config import KafkaSettings
 from stream_learner.local.broker import HOST, Broker, free_port
@@ -238,7 +238,7 @@ def account(attack: Attack, report: Report) -> None:
     windows = [json.loads(read.value or b"") for read in run.read("metrics")]
     covered: dict[Place, Counter[int]] = {(run.input, 0): Counter(), (attack.topic, 0): Counter()}
     for window in windows:
-        for place, (start, end) in checker.places(window["spans"]).items():
+        for place, (start, end) in outputs.places(window["spans"]).items():
             covered[place].update(range(start, end))
     letters = dead_letters(servers, f"{run.id}.dead-letters")
     rejected = Counter[str]()
@@ -279,7 +279,7 @@ def account(attack: Attack, report: Report) -> None:
 def dead_letters(bootstrap_servers: str, topic: str) -> Counter[tuple[str, int]]:
     """How often each topic and offset is in the dead letters. They may be too many to be kept."""
     found = Counter[tuple[str, int]]()
-    for letter in checker.reads(bootstrap_servers, topic):
+    for letter in outputs.reads(bootstrap_servers, topic):
         # The worker replaces a hostile producer's headers of the same names.
         errors = dict(letter.headers)
         found[errors["__connect.errors.topic"].decode(), int(errors["__connect.errors.offset"])] += 1

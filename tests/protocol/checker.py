@@ -3,171 +3,19 @@
 It uses no code of the worker, but another Kafka client, plain JSON, plain files and HTTP.
 """
 
-import hashlib
 import json
-import os
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from http import HTTPStatus
 from itertools import pairwise
 from typing import Any, NamedTuple
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import numpy as np
 import safetensors.numpy
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.admin._listoffsets import LatestSpec, OffsetSpec
-from feed import LOST, MAX_RECORD_BYTES, TOMBSTONE, UNREADABLE, Draft, Fed, Headers, client
+from feed import LOST, MAX_RECORD_BYTES, TOMBSTONE, UNREADABLE, Draft, Fed
+from outputs import Log, Place, Read, digest, joined, matches, named_objects, places, roll_backs
 
-READ_DEADLINE_S = 30.0
-MARKERS_DEADLINE_S = 200.0  # brokers end a dead worker's transaction after its time-out, 102 s by the defaults
-POLL_S = 0.01
 SPLITS = ("train", "validation", "test")
 ERRORS = "__connect.errors."
-
-Place = tuple[str, int]
-
-
-class Read(NamedTuple):
-    """A record as a consumer gets it."""
-
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
-
-
-@dataclass
-class Log:
-    """What a run published: the output topics' committed records, the group offsets, and the objects by key that a
-    manifest names; one that is not there is missing."""
-
-    metrics: list[Read]
-    checkpoints: list[Read]
-    history: list[Read]
-    weights: list[Read]
-    dead_letters: list[Read]
-    group: dict[Place, int]
-    objects: dict[str, bytes]
-
-    @property
-    def windows(self) -> list[dict[str, Any]]:
-        return [json.loads(read.value or b"") for read in self.metrics]
-
-    @property
-    def manifests(self) -> list[dict[str, Any]]:
-        return [json.loads(read.value or b"") for read in self.history]
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """The newest."""
-        return json.loads(self.checkpoints[-1].value or b"")
-
-    def release(self) -> bytes:
-        """The release's bytes, joined from the weights topic."""
-        return joined(self.manifest["release"], self.weights)
-
-
-def read(bootstrap_servers: str, prefix: str, inputs: Iterable[Place]) -> Log:
-    """Reads what a run published in the topics of a prefix."""
-    topics = [f"{prefix}.{name}" for name in ("metrics", "checkpoints", "history", "weights", "dead-letters")]
-    _await_markers(bootstrap_servers, topics)
-    records = {topic: read_topic(bootstrap_servers, topic) for topic in topics}
-    group = Consumer(client(bootstrap_servers) | {"group.id": f"stream-learner.{prefix}.worker"})
-    committed = group.committed([TopicPartition(*place) for place in inputs], timeout=READ_DEADLINE_S)
-    group.close()
-    return Log(
-        *records.values(),
-        group={(place.topic, place.partition): place.offset for place in committed},
-        objects=objects([json.loads(read.value or b"") for read in records[f"{prefix}.history"]]),
-    )
-
-
-def _await_markers(bootstrap_servers: str, topics: Iterable[str]) -> None:
-    """Returns once no transaction hides what stands in these topics now, each of one partition.
-
-    The brokers write the end of a transaction to one partition after the other: for a moment some show it and others
-    do not (KIP-98).
-    """
-    admin = AdminClient(client(bootstrap_servers))
-    latest: dict[TopicPartition, OffsetSpec] = {TopicPartition(topic, 0): LatestSpec() for topic in topics}
-
-    def ends(isolation_level: IsolationLevel) -> list[int]:
-        found = admin.list_offsets(latest, isolation_level=isolation_level)
-        return [found[place].result(READ_DEADLINE_S).offset for place in latest]
-
-    written = ends(IsolationLevel.READ_UNCOMMITTED)
-    deadline = time.monotonic() + MARKERS_DEADLINE_S
-    while any(seen < end for seen, end in zip(ends(IsolationLevel.READ_COMMITTED), written, strict=True)):
-        assert time.monotonic() < deadline, f"a transaction stays open in one of {', '.join(topics)}"
-        time.sleep(POLL_S)
-
-
-def read_topic(bootstrap_servers: str, topic: str, start: int = 0) -> list[Read]:
-    """Committed records of a topic of one partition, from an offset on."""
-    return [*reads(bootstrap_servers, topic, start)]
-
-
-def reads(bootstrap_servers: str, topic: str, start: int = 0) -> Iterator[Read]:
-    """As `read_topic`, one after the other: a topic may hold more than fits in memory."""
-    consumer = Consumer(
-        client(bootstrap_servers)
-        | {
-            "group.id": "outsider",
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",  # what retention has deleted is not waited for
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-            "fetch.wait.max.ms": 10,
-        }
-    )
-    consumer.assign([TopicPartition(topic, 0, start)])
-    while (message := consumer.poll(READ_DEADLINE_S)) is not None:
-        error = message.error()
-        if error and error.code() == KafkaError._PARTITION_EOF:
-            consumer.close()
-            return
-        assert error is None, error
-        yield _read(message)
-    raise AssertionError(f"{topic} could not be read to its end")
-
-
-def _read(message: Message) -> Read:
-    headers = [*(message.headers() or [])]
-    return Read(message.offset() or 0, message.key(), message.value(), headers)  # pyright: ignore
-
-
-def objects(manifests: Sequence[dict[str, Any]]) -> dict[str, bytes]:
-    """The objects by key that any of the manifests names and that are in the last one's store."""
-    keys = {reference["key"] for manifest in manifests for reference in _named(manifest)}
-    return {key: data for key in keys if (data := _bytes(f"{manifests[-1]['store']}/{key}")) is not None}
-
-
-def _bytes(url: str) -> bytes | None:
-    """An object, None when it is missing; one in a bucket through the server that the worker uses, too."""
-    bucket = url.removeprefix("s3://")
-    try:
-        with urlopen(url if bucket == url else f"{os.environ['AWS_ENDPOINT_URL']}/{bucket}") as file:
-            return file.read()
-    except URLError as error:
-        if isinstance(error.reason, FileNotFoundError) or getattr(error, "code", None) == HTTPStatus.NOT_FOUND:
-            return None
-        raise
-
-
-def _named(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every object that a manifest names."""
-    release = manifest["release"]
-    return [
-        manifest["state"],
-        *(kept["object"] for kept in manifest["kept"]),
-        *manifest["parts"],
-        *([release["object"], release["evaluation"]] if release else []),
-    ]
 
 
 class Violation(NamedTuple):
@@ -212,7 +60,7 @@ def check_chain(log: Log) -> Iterator[Violation]:
     if manifests[0]["predecessor"] is not None:
         yield Violation("the first manifest has a predecessor")
     for before, after in pairwise(log.history):
-        if json.loads(after.value or b"")["predecessor"] != _digest(before.value):
+        if json.loads(after.value or b"")["predecessor"] != digest(before.value):
             yield Violation(f"the chain is broken at offset {after.offset} of the history")
     for before, after in pairwise(manifests):
         ends = places(before["positions"]) | {place: span[1] for place, span in places(after["spans"]).items()}
@@ -311,13 +159,13 @@ def check_objects(manifest: dict[str, Any], objects: dict[str, bytes]) -> Iterat
     """Every object that the newest manifest names is there, has its digest, and holds tensors, or is a part of a state;
     of each state kept, all parts are named, and the state of its last release is among them: training may go back to
     it."""
-    for reference in _named(manifest):
+    for reference in named_objects(manifest):
         key = reference["key"]
         if not key.startswith(f"{manifest['run_id']}/") or {"", ".", ".."} & {*key.split("/")}:
             yield Violation(f"{key} is not in the run's folder")
         elif key not in objects:
             yield Violation(f"{key} is missing")
-        elif not _matches(objects[key], reference):
+        elif not matches(objects[key], reference):
             yield Violation(f"{key} has another digest")
         elif reference not in manifest["parts"] and not safetensors.numpy.load(objects[key]):
             yield Violation(f"{key} holds no tensors")
@@ -346,15 +194,11 @@ def _parts(state: bytes) -> set[str]:
 
 def check_overwritten(log: Log) -> Iterator[Violation]:
     """Objects that older manifests name and that are still there are what they were."""
-    named = {reference["key"]: reference for manifest in log.manifests for reference in _named(manifest)}
-    newest = {reference["key"] for reference in _named(log.manifest)}
+    named = {reference["key"]: reference for manifest in log.manifests for reference in named_objects(manifest)}
+    newest = {reference["key"] for reference in named_objects(log.manifest)}
     for key in named.keys() & log.objects.keys() - newest:
-        if not _matches(log.objects[key], named[key]):
+        if not matches(log.objects[key], named[key]):
             yield Violation(f"{key} was overwritten")
-
-
-def _matches(data: bytes, reference: dict[str, Any]) -> bool:
-    return (len(data), _digest(data)) == (reference["size"], reference["digest"])
 
 
 def check_release(log: Log) -> Iterator[Violation]:
@@ -372,14 +216,8 @@ def check_release(log: Log) -> Iterator[Violation]:
 def check_chunks(manifest: dict[str, Any], weights: Iterable[Read]) -> Iterator[Violation]:
     """The chunks of a manifest's release are in the weights topic and, joined, are its object."""
     release = manifest["release"]
-    if release and _digest(joined(release, weights)) != release["object"]["digest"]:
+    if release and digest(joined(release, weights)) != release["object"]["digest"]:
         yield Violation("the chunks are not the release")
-
-
-def joined(release: dict[str, Any], weights: Iterable[Read]) -> bytes:
-    """The chunks of a release that are in the weights topic, joined in its order."""
-    values = {read.offset: read.value or b"" for read in weights}
-    return b"".join(values.get(chunk["offset"], b"") for chunk in release["chunks"])
 
 
 def check_roll_backs(log: Log) -> Iterator[Violation]:
@@ -406,17 +244,6 @@ def check_roll_backs(log: Log) -> Iterator[Violation]:
             yield Violation(f"{where} discards {manifest['discarded']}, not {expected}")
         if manifest["released"] or manifest["rolled_back_to"] is not None:
             read = {}
-
-
-def roll_backs(log: Log) -> list[dict[str, Any]]:
-    """The manifests of checkpoints at which training went back."""
-    return [manifest for manifest in log.manifests if manifest["rolled_back_to"] is not None]
-
-
-def discarded(log: Log) -> int:
-    """Offsets discarded."""
-    spans = [span for manifest in log.manifests for span in places(manifest["discarded"]).values()]
-    return sum(end - start for start, end in spans)
 
 
 def check_dead_letters(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
@@ -469,7 +296,7 @@ def _check_dead_letter(letter: Read, draft: Draft, origin: tuple[str, int, int])
     if draft.fate == UNREADABLE:  # of it there is no more than its place
         expected = None, []
     elif len(draft.value or b"") > MAX_RECORD_BYTES:  # too large to be there whole
-        expected = None, [("truncated", b"true"), ("digest", _digest(draft.value).encode())]
+        expected = None, [("truncated", b"true"), ("digest", digest(draft.value).encode())]
     else:
         expected = draft.value, [(name, value) for name, value in draft.headers if not name.startswith(ERRORS)]
     if letter.key != (None if draft.fate == UNREADABLE else draft.key):
@@ -510,19 +337,10 @@ def _tensors(log: Log) -> dict[str, np.ndarray]:
     """Of the newest state; none when it is missing or damaged, which `check_objects` says."""
     reference = log.manifest["state"]
     data = log.objects.get(reference["key"], b"")
-    return safetensors.numpy.load(data) if _matches(data, reference) else {}
+    return safetensors.numpy.load(data) if matches(data, reference) else {}
 
 
 def check_positions(log: Log) -> Iterator[Violation]:
     """The group offsets mirror the newest manifest's positions."""
     if log.group != places(log.manifest["positions"]):
         yield Violation("the group offsets are not the manifest's positions")
-
-
-def places(nested: dict[str, dict[str, Any]]) -> dict[Place, Any]:
-    """What is nested by topic and partition, flat."""
-    return {(topic, int(p)): value for topic, partitions in nested.items() for p, value in partitions.items()}
-
-
-def _digest(data: bytes | None) -> str:
-    return "sha256:" + hashlib.sha256(data or b"").hexdigest()

@@ -3,9 +3,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checker import Log
 from feed import flipped, mixed
 from harness import NewRun, Run
+from outputs import Log
 
 from stream_learner.local.broker import Broker
 

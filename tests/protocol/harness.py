@@ -20,6 +20,7 @@ from urllib.request import urlopen
 import checker
 import child
 import feed
+import outputs
 from child import Point
 from confluent_kafka import OFFSET_END, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -280,7 +281,7 @@ class Run:
             process = subprocess.Popen(command, stdout=file, stderr=file)
         return self._add(Worker(process.pid, process.poll, log))
 
-    def finish(self, worker: Worker) -> checker.Log:
+    def finish(self, worker: Worker) -> outputs.Log:
         """Lets a worker learn all that was fed, stops it; what the run published, once the account is checked."""
         self.learned(worker)
         worker.stop()
@@ -305,24 +306,24 @@ class Run:
         while reached < sum(ends.values()):
             reached = worker.until("progress in the input", partial(further_than, reached))
 
-    def ends(self) -> dict[checker.Place, int]:
+    def ends(self) -> dict[outputs.Place, int]:
         """End of each partition, as far as it was fed through this object."""
         ends = {(topic, p): 0 for topic in {record.topic for record in self.fed} for p in range(self.partitions)}
         return ends | {(record.topic, record.partition): record.offset + 1 for record in self.fed}
 
-    def saved(self) -> dict[checker.Place, int]:
+    def saved(self) -> dict[outputs.Place, int]:
         """Positions of the newest manifest; none before the first."""
         manifests = self.read("checkpoints")
-        return checker.places(json.loads(manifests[-1].value or b"")["positions"]) if manifests else {}
+        return outputs.places(json.loads(manifests[-1].value or b"")["positions"]) if manifests else {}
 
-    def read(self, topic: str, start: int = 0) -> list[checker.Read]:
+    def read(self, topic: str, start: int = 0) -> list[outputs.Read]:
         """Committed records of an output topic, named without its prefix, from an offset on."""
-        return checker.read_topic(self.broker.bootstrap_servers, f"{self.prefix}.{topic}", start)
+        return outputs.read_topic(self.broker.bootstrap_servers, f"{self.prefix}.{topic}", start)
 
-    def published(self) -> checker.Log:
-        return checker.read(self.broker.bootstrap_servers, self.prefix, self.ends())
+    def published(self) -> outputs.Log:
+        return outputs.read(self.broker.bootstrap_servers, self.prefix, self.ends())
 
-    def check(self) -> checker.Log:
+    def check(self) -> outputs.Log:
         """What was published, once it is checked."""
         log = self.published()
         checker.check(log, self.fed)

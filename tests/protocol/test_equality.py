@@ -5,10 +5,10 @@ import signal
 from typing import Any
 
 import safetensors.numpy
-from checker import Log, discarded, places, roll_backs
 from child import Point
 from feed import flipped, good, whole_batches
 from harness import NewRun
+from outputs import Log, discarded, places, roll_backs
 
 RECORDS = 3000
 BATCH = 8

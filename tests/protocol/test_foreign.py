@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checker import Log, Read
 from confluent_kafka import Consumer, Producer, TopicPartition
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from feed import Headers, client, mixed
 from harness import NewRun, Run
+from outputs import Log, Read
 
 from stream_learner import config
 from stream_learner.checkpoints.store import Store

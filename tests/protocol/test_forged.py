@@ -7,12 +7,12 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from checker import Log
 from confluent_kafka import Producer
 from edits import edited
 from feed import client, mixed
 from harness import NewRun, Run
 from hypothesis import given, settings
+from outputs import Log
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.contract.manifest import decode_manifest, digest

@@ -3,9 +3,9 @@
 from itertools import pairwise
 from pathlib import Path
 
-from checker import Log, roll_backs
 from feed import good, mixed
 from harness import DEFAULTS, NewRun, Run
+from outputs import Log, roll_backs
 
 from stream_learner.errors import ExitCode
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 import safetensors.torch
-from checker import Log
 from harness import Run
+from outputs import Log
 
 from stream_learner.contract.manifest import ModelSpec
 from stream_learner.networks import build

@@ -7,9 +7,9 @@ from pathlib import Path
 import child
 import numpy as np
 import pytest
-from checker import Log
 from feed import Draft, digits, good, png
 from harness import NewRun, Run, Worker
+from outputs import Log
 
 from stream_learner.errors import ExitCode
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checker import Log, roll_backs
 from confluent_kafka.cimpl import NewPartitions
 from feed import flipped, mixed
 from harness import DEADLINE_S, NewRun, Run
+from outputs import Log, roll_backs
 
 from stream_learner.errors import ExitCode
 from stream_learner.local.broker import Broker

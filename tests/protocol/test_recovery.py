@@ -5,10 +5,10 @@ import signal
 import time
 from pathlib import Path
 
-from checker import Log
 from child import Point
 from feed import mixed
 from harness import DEADLINE_S, NewRun, Run
+from outputs import Log
 
 from stream_learner.errors import ExitCode
 

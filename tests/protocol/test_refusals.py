@@ -4,10 +4,11 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from checker import ERRORS, Log, check, places
+from checker import ERRORS, check
 from confluent_kafka import Producer
 from feed import Draft, client, digits, feed, good, mixed, send
 from harness import NewRun, Run
+from outputs import Log, places
 
 from stream_learner.errors import ExitCode
 from stream_learner.streams import topics

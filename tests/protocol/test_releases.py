@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checker import Log, Read
 from confluent_kafka import Producer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from feed import client, digits, mixed
 from harness import NewRun, Run
+from outputs import Log, Read
 
 from stream_learner import NoReleaseError, Release, StateError, StoreError, TopicsError, UsageError, read_release
 from stream_learner.contract import tensors

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import safetensors.numpy
-from checker import Log
 from feed import Draft, good, whole_batches
 from harness import NewRun
+from outputs import Log
 
 BATCH = 8
 SETTINGS = {

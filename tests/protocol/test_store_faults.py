@@ -12,11 +12,11 @@ from typing import IO
 
 import child
 import pytest
-from checker import Log
 from child import Point
 from feed import mixed
 from harness import NewRun, Run
 from object_server import CreateOnly, Fault, ObjectServer
+from outputs import Log
 
 from stream_learner.checkpoints.retention import ORPHAN_AGE
 from stream_learner.errors import ExitCode

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import checker
 import numpy as np
+import outputs
 from checker import Violation
 from child import Point
 from feed import Draft, Images, classes, flipped, good, mixed, png, whole_batches
@@ -199,11 +200,11 @@ class Report:
             self.twice += violation.twice
             self.violations.append(violation.what)
 
-    def account(self, log: checker.Log) -> None:
+    def account(self, log: outputs.Log) -> None:
         self.manifests += len(log.history)
         self.releases += sum(manifest["released"] for manifest in log.manifests)
-        self.roll_backs += len(checker.roll_backs(log))
-        self.discarded += checker.discarded(log)
+        self.roll_backs += len(outputs.roll_backs(log))
+        self.discarded += outputs.discarded(log)
 
     def failed(self, what: str, error: Exception) -> None:
         """A worker that did not do what it had to."""
@@ -217,9 +218,9 @@ class Victim:
     run: Run
     drafts: list[Draft]
     report: Report
-    newest: checker.Read | None = None
+    newest: outputs.Read | None = None
 
-    def suffer(self, lives: list[Life], on_life: Callable[[], None]) -> checker.Log | None:
+    def suffer(self, lives: list[Life], on_life: Callable[[], None]) -> outputs.Log | None:
         """Lives and dies so often, then learns the rest; what was published, checked. None when the rest could not be
         learned."""
         *shares, rest = _deal(self.drafts, len(lives) + 1)
@@ -303,7 +304,7 @@ class Victim:
         zombie.ends(*UNKNOWN_OUTCOME)
         return owner
 
-    def _look(self) -> checker.Read | None:
+    def _look(self) -> outputs.Read | None:
         """The newest manifest's record."""
         for read in self.run.read("checkpoints", self.newest.offset if self.newest else 0):
             self.newest = read
@@ -314,7 +315,7 @@ class Victim:
         newest = self._look()
         if newest:
             manifest = json.loads(newest.value or b"")
-            self.report.add(checker.check_objects(manifest, checker.objects([manifest])))
+            self.report.add(checker.check_objects(manifest, outputs.objects([manifest])))
             self.report.add(checker.check_chunks(manifest, self.run.read("weights")))
 
 
@@ -398,7 +399,7 @@ def torture(
     expected = Victim(unkilled, [], report).suffer([], on_life)
     if log and expected:
         report.add(checker.compare_states(log, expected))
-        if not checker.roll_backs(expected):
+        if not outputs.roll_backs(expected):
             report.add([Violation("training went back to no release")])
     report.records = len(three.fed) + len(killed.fed)
     return report
