@@ -27,9 +27,15 @@ class Average:
         """Move the average towards `model`. Call it after each step."""
         towards = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        for average, latest in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
-            if average.is_floating_point():
+        weights, averages = model.state_dict(), self.model.state_dict()
+        parameters = {name for name, _ in model.named_parameters()}
+        for name, latest in weights.items():
+            average = averages[name]
+            if name in parameters:
                 average.lerp_(latest, towards)
+            elif average.is_floating_point():
+                # A buffer may hold infinities, such as the mask of an attention layer: inf - inf is NaN.
+                average.copy_(torch.where(latest.isfinite(), average.lerp(latest, towards), latest))
             else:  # how many batches were normalised
                 average.copy_(latest)
 

@@ -94,5 +94,7 @@ def forged(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]
         rest = {other: value.clone() for other, value in state.items() if other != name}
         yield f"a state without {name}", rest
         yield f"a state whose {name} has the shape {[1, *tensor.shape]}", rest | {name: tensor.clone().unsqueeze(0)}
-        if tensor.is_floating_point():
+        wrong = torch.float64 if tensor.dtype == torch.float32 else torch.float32
+        yield f"a state whose {name} is {wrong}", rest | {name: tensor.to(wrong)}
+        if tensor.is_floating_point() and tensor.numel():
             yield f"a state whose {name} is NaN", rest | {name: torch.full_like(tensor, torch.nan)}

@@ -182,3 +182,7 @@ def _check_state(check: Checking, kind: type[StatisticsHead], s: _Samples) -> No
     check.that(same_tensors(kept, state), "observe() changes the state that load_state_dict() got; keep copies")
     for description, damaged in forged(state):
         check.refuses(lambda damaged=damaged: kind(FEATURES, CPU).load_state_dict(damaged, CLASSES), description)
+    fewer = CLASSES - 1
+    check.refuses(
+        lambda: kind(FEATURES, CPU).load_state_dict(kept, fewer), f"a state with {CLASSES} classes if {fewer} are known"
+    )

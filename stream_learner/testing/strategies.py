@@ -17,15 +17,18 @@ SIDE = 6  # pixels
 CLASSES = 4
 STEPS = [(8, 0, "fp32"), (1, 0, "fp32"), (8, 8, "fp32"), (1, 8, "fp32"), (8, 8, "bf16")]
 """New samples, replayed samples, and `learning.precision`, of steps."""
+LITTLE = 1e-6
+"""A weight that hardly counts. It is above 0, because in each step some new sample has a weight above 0."""
 
 
 def check_strategy(kind: type[Strategy]) -> None:
     """Check a strategy, given by its class.
 
     Losses and weights are float32 [N] and finite, with and without samples from the memory, while classes arrive and
-    retire, also if the network computes in bfloat16. A sample of weight 0 teaches nothing. `losses` changes only the
-    strategy's own state. The state is complete: it undoes a step, and another instance continues from it with the same
-    bytes. A damaged state is refused. A Learner that uses the strategy is saved and resumed. Raises AssertionError.
+    retire, also if the network computes in bfloat16. A sample of weight 0 teaches nothing, and twice the weights give
+    about twice the gradient. `losses` changes only the strategy's own state. The state is complete: it undoes a step,
+    and another instance continues from it with the same bytes. A damaged state is refused. A Learner that uses the
+    strategy is saved and resumed. Raises AssertionError.
     """
     check = Checking(kind)
     derived = isinstance(kind, type) and issubclass(kind, Strategy)
@@ -153,6 +156,21 @@ def _check_weights(check: Checking, kind: type[Strategy]) -> None:
         check.that(
             torch.allclose(gradient, _gradient(check, kind(), other, "a step with some weights 0"), atol=1e-5),
             f"a {name} of weight 0 changes the gradient; multiply by the weights of the step, and return them",
+        )
+
+    def weighed(new: float, replayed: float) -> Tensor:
+        stream = plain.stream._replace(weights=new * plain.stream.weights)
+        replay = drawn._replace(weights=replayed * drawn.weights)
+        other = plain._replace(stream=stream, replay=lambda: replay)
+        return _gradient(check, kind(), other, f"a step with weights of {new} and replayed weights of {replayed}")
+
+    for name, once, twice in (("new", (1, 0), (2, 0)), ("replayed", (LITTLE, 1), (LITTLE, 2))):
+        wanted = 2 * weighed(*once)
+        # A tolerance, because a strategy may also use the weights for an estimate, such as the frequency of classes.
+        check.that(
+            (weighed(*twice) - wanted).norm() <= wanted.norm() / 4 + 1e-4,
+            f"{name} samples with twice the weights do not give twice the gradient; return the weights of the step "
+            "unchanged, without dividing them by their sum",
         )
 
 

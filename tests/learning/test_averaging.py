@@ -39,6 +39,15 @@ def test_weights_and_buffers_follow_with_a_decay_that_rises_to_its_own():
     assert not average.model.training
 
 
+def test_infinities_of_a_buffer_stay():
+    model = network(2)
+    model.body.register_buffer("mask", torch.tensor([-torch.inf, 0.0, torch.inf]))
+    average = Average(model, DECAY)
+    for _ in range(3):
+        average.update(model)
+    assert average.model.body.get_buffer("mask").tolist() == [-torch.inf, 0.0, torch.inf]
+
+
 def test_new_rows_are_the_heads_and_old_ones_stay_the_averages():
     model = network(2)
     average = Average(model, DECAY)

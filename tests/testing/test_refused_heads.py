@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from stream_learner.learning.heads.prototype import Prototype
+from stream_learner.networks.tensors import tensor
 from stream_learner.testing import check_head
 
 
@@ -106,6 +107,27 @@ class LoadsAnything(Prototype):
         self.sums_CF, self.weights_C = state["sums"].clone(), state["weights"].clone()
 
 
+class LoadsAnyPrecision(Prototype):
+    def load_state_dict(self, state: dict[str, Tensor], classes: int) -> None:
+        super().load_state_dict({name: tensor.double() for name, tensor in state.items()}, classes)
+
+
+class OfAnyClasses(Prototype):
+    def load_state_dict(self, state: dict[str, Tensor], classes: int) -> None:
+        super().load_state_dict(state, max(classes, len(state["weights"])))
+
+
+class Buffered(Prototype):
+    """Keeps features that no solve has needed, an empty tensor here."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return super().state_dict() | {"waiting": torch.empty(0, 3, dtype=torch.float64)}
+
+    def load_state_dict(self, state: dict[str, Tensor], classes: int) -> None:
+        tensor(state, "waiting", torch.float64, 0, 3)
+        super().load_state_dict(state, classes)
+
+
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
@@ -123,8 +145,14 @@ class LoadsAnything(Prototype):
         (SolvesOnce, r"solve\(\) changes the sums"),
         (Counting, "another head with its state continues differently"),
         (LoadsAnything, "accepts a state whose sums has the shape"),
+        (LoadsAnyPrecision, r"accepts a state whose sums is torch.float32; check the names, types"),
+        (OfAnyClasses, "accepts a state with 5 classes if 4 are known"),
     ],
 )
 def test_it_is_refused(wrong, why):
     with pytest.raises(AssertionError, match=f"(?s)^{wrong.__name__}: .*{why}"):
         check_head(wrong)
+
+
+def test_a_head_with_an_empty_tensor_passes():
+    check_head(Buffered)

@@ -65,6 +65,8 @@ class Pinned(nn.Module):
 
 
 class AlwaysFloat32(MLP):
+    convolutional = True
+
     def __init__(self, classes: int, **arguments: Any):
         super().__init__(classes, **arguments)
         assert isinstance(self.body, nn.Sequential)
@@ -85,6 +87,34 @@ class Unused(MLP):
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
         self.body.register_parameter("spare", nn.Parameter(torch.ones(1)))
+
+
+class Mask(nn.Module):
+    """Mixes features by a softmax over a buffer with infinities, as attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.full((64, 64), -torch.inf).triu(1))
+
+    def forward(self, features_NF: Tensor) -> Tensor:
+        return features_NF @ self.get_buffer("mask").softmax(1).T
+
+
+class Masked(MLP):
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        assert isinstance(self.body, nn.Sequential)
+        self.body.append(Mask())
+
+
+class OfNaN(MLP):
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        self.body.register_buffer("unknown", torch.full((2,), torch.nan))
+
+
+class DenseAlwaysFloat32(AlwaysFloat32):
+    convolutional = False
 
 
 class Outside(MLP):
@@ -126,7 +156,7 @@ class InPlace(MLP):
         (NeedsTwo, "1 images in training mode with 0 classes raised ValueError: Expected more than 1 value"),
         (AlwaysFloat32, "a step in bfloat16 with channels_last raised RuntimeError: Index put requires the source"),
         (Counts, "one that loads its state dict predicts differently; keep all that it learns in parameters"),
-        (Unused, "no gradient reaches body.spare; use every parameter, or make it a buffer"),
+        (OfNaN, "resuming a Learner from its saved state raised ValueError: .*weights that are not finite"),
         (Outside, r"a step after freeze\(\) changes scale; put all layers but the head into `body`"),
         (FromNumPy, "it starts with other weights for the same seed; draw only from torch's default generator"),
         (InPlace, "it changes the images that it gets"),
@@ -135,3 +165,8 @@ class InPlace(MLP):
 def test_it_is_refused(wrong, why):
     with pytest.raises(AssertionError, match=f"(?s)^{wrong.__name__}: .*({why})"):
         check_model(wrong, height=9, width=9, channels=1)
+
+
+@pytest.mark.parametrize("right", [Unused, Masked, DenseAlwaysFloat32])
+def test_it_passes(right):
+    check_model(right, height=9, width=9, channels=1)

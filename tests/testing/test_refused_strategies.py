@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from stream_learner.learning.strategies import Losses, Step, Strategy
 from stream_learner.learning.strategies.er import ExperienceReplay
 from stream_learner.learning.strategies.er_la import LogitAdjustedReplay
+from stream_learner.networks.tensors import tensor
 from stream_learner.testing import check_strategy
 
 
@@ -64,6 +65,25 @@ class WeighsReplayAlways(Strategy):
         return Losses(F.cross_entropy(step.model(both.images_NHWC), both.labels, reduction="none"), both.weights)
 
 
+class AllOrNothing(ExperienceReplay):
+    def losses(self, step: Step) -> Losses:
+        losses, weights = super().losses(step)
+        return Losses(losses, (weights > 0).float())
+
+
+class ReplaysAllOrNothing(ExperienceReplay):
+    def losses(self, step: Step) -> Losses:
+        losses, weights = super().losses(step)
+        new = len(step.stream.weights)
+        return Losses(losses, torch.cat([weights[:new], (weights[new:] > 0).float()]))
+
+
+class OwnMean(ExperienceReplay):
+    def losses(self, step: Step) -> Losses:
+        losses, weights = super().losses(step)
+        return Losses(losses, weights / weights.sum())
+
+
 class NeedsAMemory(ExperienceReplay):
     def losses(self, step: Step) -> Losses:
         losses, weights = super().losses(step)
@@ -109,9 +129,23 @@ class KeepingLoss(ExperienceReplay):
         return {"total": self.total.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if "total" not in state or state["total"].shape != (1,) or not state["total"].isfinite().all():
-            raise ValueError("total")
-        self.total = state["total"].clone()
+        self.total = tensor(state, "total", torch.float32, 1).clone()
+
+
+class LastLosses(KeepingLoss):
+    """Keeps losses of a part of the samples that no step here has, an empty tensor."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return super().state_dict() | {"rare": torch.empty(0)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        tensor(state, "rare", torch.float32, 0)
+
+
+class LoadsAnyPrecision(KeepingLoss):
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict({name: tensor.float() for name, tensor in state.items()})
 
 
 class NoCopies(KeepingLoss):
@@ -186,6 +220,9 @@ class CannotRetire(ExperienceReplay):
         (AsPrecise, r"4 classes, bf16 gives losses torch.bfloat16 \[16\] .*; both must be float32"),
         (WithoutWeights, "a new sample of weight 0 changes the gradient; multiply by the weights of the step"),
         (WeighsReplayAlways, "a replayed sample of weight 0 changes the gradient"),
+        (AllOrNothing, "new samples with twice the weights do not give twice the gradient; return the weights"),
+        (ReplaysAllOrNothing, "replayed samples with twice the weights do not give twice the gradient"),
+        (OwnMean, "new samples with twice the weights do not give twice the gradient"),
         (NeedsAMemory, r"losses\(\) of a step with 8 new and 0 replayed samples, 4 classes, fp32.*; raised"),
         (Untaught, "without average, as `distils` is False;.* raised AssertionError"),
         (Counting, "another instance with its state continues differently; keep all that affects losses in state_dict"),
@@ -194,6 +231,7 @@ class CannotRetire(ExperienceReplay):
         (KeepsTheState, r"a step changes the state that load_state_dict\(\) got; keep copies"),
         (NeverLoads, r"load_state_dict\(\) does not take it all"),
         (LoadsAnything, r"accepts a state whose total has the shape \[1, 1\]; check .* and raise ValueError"),
+        (LoadsAnyPrecision, "accepts a state whose total is torch.float64; check the names, types"),
         (Asserts, r"of a state whose total has the shape \[1, 1\] raised AssertionError: .*; raise ValueError"),
         (Numbers, r"state_dict\(\) must return a dict of names to tensors; 'total' is none"),
         (OfFourClasses, r"6 classes, fp32.*; raised RuntimeError"),
@@ -207,5 +245,6 @@ def test_it_is_refused(wrong, why):
         check_strategy(wrong)
 
 
-def test_a_strategy_with_a_state_of_its_own_passes():
-    check_strategy(KeepingLoss)
+@pytest.mark.parametrize("right", [KeepingLoss, LastLosses])
+def test_a_strategy_with_a_state_of_its_own_passes(right):
+    check_strategy(right)
