@@ -16,8 +16,8 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.observation import observe
 from benchmarks.start import COMMAND
-from benchmarks.throughput import observe
 from stream_learner.local.broker import Broker
 
 SETTINGS = """

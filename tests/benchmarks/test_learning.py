@@ -1,4 +1,5 @@
-import copy
+"""The benchmarks of learning, as commands on a small data set."""
+
 import itertools
 import json
 import shutil
@@ -8,47 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from digit_folders import EACH, run
 from PIL import Image
 from rich.progress import Progress
-from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
-from benchmarks import incremental, retraining
+from benchmarks import incremental
 from benchmarks.data import open_data
 from benchmarks.exam import Exam
 from benchmarks.learning import app
-from benchmarks.scenarios import FLIPPED_SHARE, LOW_WEIGHT, NOISY_SHARE, SCENARIOS, corrupted
 from benchmarks.scores import Point, accuracy, accuracy_of_seen
 from benchmarks.trial import Trial
-from stream_learner import config
 from stream_learner import networks as models
 from stream_learner.contract.manifest import ModelArguments, ModelSpec
 from stream_learner.errors import DataError, ExitCode
-from stream_learner.learning.placement import place
 from stream_learner.registry import WEIGHTS
-
-EACH = 24  # images of a class; of these the last four are the test part
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Class folders with a training and a test part."""
-    folder = tmp_path_factory.mktemp("digits")
-    data: Any = load_digits()
-    for label in range(10):
-        for number, index in enumerate(np.flatnonzero(data.target == label)[:EACH]):
-            part = "test" if number >= EACH - 4 else "train"
-            file = folder / part / str(label) / f"{number}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((data.images[index] * 255 / 16).astype(np.uint8)).save(file)
-    return folder
-
-
-def run(*arguments: object) -> list[dict[str, Any]]:
-    """The lines of JSON that a command prints."""
-    result = CliRunner().invoke(app, list(map(str, arguments)))
-    assert result.exit_code == 0, result.output
-    return [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
 
 
 def test_increments_prints_scores_and_costs(digits: Path, tmp_path: Path):
@@ -253,93 +228,6 @@ def test_one_seed_gives_one_result(digits: Path, tmp_path: Path):
     assert scores("first", 3) != scores("first", 4)
 
 
-def test_retraining_is_measured_beside_increments(digits: Path, tmp_path: Path):
-    arguments = [
-        "retrain",
-        "--data",
-        digits,
-        "--model",
-        "mlp",
-        "--runs",
-        tmp_path,
-        "--set",
-        "learning.augment=['crop']",
-        "--views",
-        1,
-    ]
-    result = CliRunner().invoke(app, list(map(str, arguments)))
-    assert result.exit_code == 0, result.output
-    lines = result.output.splitlines()
-    assert "Increment 10: 160 images, 10 classes" in lines  # the open batch of 32 is left out
-    epochs = [line for line in lines if line.startswith("Epoch ")]
-    retrained, incremented = (json.loads(line) for line in lines if line.startswith("{"))
-    assert len(epochs) > 10
-    assert epochs[0].startswith("Epoch 1 - Train Loss: ")
-    assert ", Test Acc: " in epochs[0]
-    assert retrained["views"] > 5 * incremented["views"]
-    assert incremented["views"] == 2 * 160 - 32
-
-
-def test_retraining_and_increments_vary_images_alike(digits: Path, tmp_path: Path):
-    retrained, incremented = run("retrain", "--data", digits, "--model", "mlp", "--runs", tmp_path, "--views", 2)
-    assert incremented["views"] == 2 * (2 * 160 - 32)
-    assert retrained["strategy"] == "retrain"
-    settings = [json.loads(file.read_text())["settings"] for file in tmp_path.glob("*.json")]
-    assert [used["learning"]["augment"] for used in settings] == [["crop", "flip"]] * 2
-    assert [used["memory"]["max_items"] for used in settings if "memory" in used] == [16]  # a tenth of 160
-
-
-class Scripted(Exam):
-    """Gives these accuracies, in %, one after the other, and keeps what it has examined."""
-
-    def __init__(self, *accuracies: int):
-        self.accuracies = list(accuracies)
-        self.examined: list[dict[str, torch.Tensor]] = []
-
-    def take(self, model: torch.nn.Module, *_: Any, **__: Any) -> Point:
-        self.examined.append(copy.deepcopy(model.state_dict()))
-        return Point(np.array([self.accuracies.pop(0)]), np.array([100]), np.array([True]))
-
-
-def test_retraining_stops_and_chooses_by_validation_images():
-    settings = config.load(
-        None, ["run.id=a", "input.topics=['a']", "model.name=mlp", "model.height=8", "model.width=8"]
-    )
-    placement = place(settings.learning, models.factory("mlp"))
-    pixels_NHWC = torch.zeros(40, 8, 8, 3, dtype=torch.uint8)
-    test, validation = Scripted(10, 20, 30, 40), Scripted(90, 80, 70)
-    trained = retraining.train(
-        settings, placement, pixels_NHWC, torch.zeros(40, dtype=torch.int64), [0], test, validation, print, print
-    )
-    assert trained["views"] == 3 * 40
-    first, *_, chosen = test.examined
-    assert all(torch.equal(chosen[name], tensor) for name, tensor in first.items())
-
-
-def test_retraining_goes_on_where_it_was_stopped(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    options = ("--data", digits, "--model", "mlp", "--strategy", "retrain", "--runs")
-    (whole,) = run("retrain", *options, tmp_path / "whole")
-    trained: list[int] = []
-    train = retraining.train
-
-    def stops_once(*arguments: Any) -> retraining.Trained:
-        if len(trained) == 3:
-            trained.append(0)
-            raise KeyboardInterrupt
-        trained.append(len(arguments[2]))
-        return train(*arguments)
-
-    monkeypatch.setattr(retraining, "train", stops_once)
-    stopped = CliRunner().invoke(app, ["retrain", *map(str, options), str(tmp_path / "parts")])
-    assert stopped.exit_code != 0
-    (in_parts,) = run("retrain", *options, tmp_path / "parts")
-    assert (trained.index(0), len(trained)) == (3, 11)
-    assert trained[4] > trained[2]
-    for figure in ("final", "anytime", "views", "steps", "evaluation_views"):
-        assert in_parts[figure] == whole[figure]
-    assert [file.suffix for file in (tmp_path / "parts").iterdir()] == [".json"]
-
-
 def test_novelty_has_a_last_release_to_look_at(digits: Path, tmp_path: Path):
     options = ("shuffled", "--data", digits, "--model", "mlp", "--runs", tmp_path, "--set", "release.every_records=60")
     (without,) = run(*options, "--set", "weights.policies=[]")
@@ -354,44 +242,6 @@ def test_an_unknown_strategy_ends_with_a_hint(digits: Path, tmp_path: Path):
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == ExitCode.USAGE
     assert "did you mean er?" in result.output
-
-
-TARGETS = np.repeat(np.arange(10), 400)
-
-
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_scenarios(name: str):
-    train = np.arange(0, len(TARGETS), 2)
-    stream = SCENARIOS[name](TARGETS, train, 5).whole_batches(32)
-    assert len(stream) % 32 == 0
-    assert len(stream.indices) == len(stream.labels) == len(stream.weights) == stream.ends[-1]
-    assert stream.ends == sorted(stream.ends)
-    assert len(set(stream.indices.tolist())) == len(stream)
-    assert np.isin(stream.indices, train).all()
-    assert stream.changes == (name == "drifting")
-    if name != "noisy":
-        assert (TARGETS[stream.indices] == stream.labels).all()
-        assert (stream.weights == 1).all()
-
-
-def test_noisy_records_are_the_light_ones():
-    stream = SCENARIOS["noisy"](TARGETS, np.arange(len(TARGETS)), 0)
-    light = stream.weights == np.float32(LOW_WEIGHT)
-    wrong = stream.labels != TARGETS[stream.indices]
-    assert light.mean() == pytest.approx(NOISY_SHARE, abs=0.03)
-    assert wrong[light].mean() == pytest.approx(FLIPPED_SHARE, abs=0.03)
-    assert not wrong[~light].any()
-
-
-def test_corruption_takes_contrast_and_adds_noise():
-    pixels = np.zeros((1, 32, 32, 3), np.uint8)
-    pixels[:, 16:] = 200
-    found = corrupted(pixels, 0)
-    dark, light = found[:, :16].astype(float), found[:, 16:].astype(float)
-    assert light.mean() - dark.mean() == pytest.approx(100, abs=3)
-    assert light.std() == pytest.approx(255 * 0.1, abs=2)
-    assert (found == corrupted(pixels, 0)).all()
-    assert (found != corrupted(pixels, 1)).any()
 
 
 def test_views_are_counted_apart_from_forwards():

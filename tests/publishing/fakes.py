@@ -5,37 +5,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
-from stream_learner.contract import keys
-from stream_learner.contract.figures import Figures
 from stream_learner.contract.manifest import (
-    Arithmetic,
-    Decision,
     Manifest,
-    ModelArguments,
-    ModelSpec,
     Object,
-    Preprocessing,
     decode_manifest,
-    digest,
 )
-from stream_learner.contract.spans import Positions, Span
+from stream_learner.contract.spans import Positions
 from stream_learner.contract.topics import Names
-from stream_learner.contract.vocabulary import Reason, Split
-from stream_learner.contract.window import Forgetting, accuracy
 from stream_learner.errors import FencedError, PublishError, TopicsError
-from stream_learner.formats.record import Record, Rejection
-from stream_learner.learning.classes import Classes
-from stream_learner.learning.identity import identity
-from stream_learner.learning.outcome import Candidate
-from stream_learner.monitoring.report import Report
-from stream_learner.publishing.checkpoint_writer import CheckpointWriter
-from stream_learner.publishing.recover import Recovered, Recovery
-from stream_learner.publishing.snapshot import Snapshot
-from stream_learner.run.progress import Progress
+from stream_learner.formats.record import Record
 from stream_learner.streams.cluster import Cluster
 from stream_learner.streams.history import History
 from stream_learner.streams.manifests import Foreign, Found, Newest, accepted
@@ -43,7 +23,6 @@ from stream_learner.streams.replay import Replay
 from stream_learner.streams.rights import Role
 
 TOPIC = "images"
-SIDE = 8
 
 
 class Effects:
@@ -292,118 +271,3 @@ class FakeClients:
     cluster: FakeCluster
     transaction: FakeTransaction
     read_back: FakeReadBack
-
-
-class FakeRun:
-    """A run whose store and cluster are in memory."""
-
-    def __init__(self, **overrides: Any):
-        document: dict[str, Any] = {
-            "run": {"id": "digits"},
-            "input": {"topics": [TOPIC]},
-            "model": {"name": "mlp", "height": SIDE, "width": SIDE, "channels": 1},
-            "learning": {"device": "cpu", "threads": 1, "augment": []},
-        }
-        for name, value in overrides.items():
-            section, key = name.split("__")
-            document.setdefault(section, {})[key] = value
-        self.settings = Settings.model_validate(document)
-        self.effects = Effects()
-        self.store = FakeStore(self.effects)
-        self.cluster = FakeCluster(self.settings, self.effects)
-        self.transaction = FakeTransaction(self.cluster)
-        self.progress = Progress({TOPIC: {0: 0}})
-
-    def recovery(self, fresh: bool = False, skipped: Any = lambda *_: None) -> Recovery:
-        """The recovery of a new start."""
-        return Recovery(self.settings, self.store, self.cluster, fresh, skipped)
-
-    def recover(self, fresh: bool = False) -> Recovered:
-        """Take the run over, as a start does."""
-        self.transaction = FakeTransaction(self.cluster)
-        return self.recovery(fresh).take_over(self.transaction.fence)
-
-    def writer(self, recovered: Recovered | None = None) -> CheckpointWriter:
-        """The writer of a worker that has taken the run over."""
-        recovered = recovered or self.recover()
-        clients = FakeClients(self.cluster, self.transaction, FakeReadBack(self.cluster))
-        return CheckpointWriter(self.settings, self.store, clients, recovered)
-
-    def publish(self, writer: CheckpointWriter, snapshot: Snapshot) -> Manifest:
-        """Publish a snapshot as the worker does, and clean up."""
-        manifest = writer.commit(writer.prepare(snapshot, {}))
-        writer.clean()
-        return manifest
-
-    def snapshot(
-        self,
-        records: int = 10,
-        released: bool | None = None,
-        letters: Sequence[Rejection] = (),
-        parts: Sequence[bytes] = (),
-    ) -> Snapshot:
-        """The next snapshot. `released` is the verdict on a candidate, None without one."""
-        start = self.progress.positions[TOPIC][0]
-        self.cluster.input += [
-            Record(TOPIC, 0, offset, 0, None, b"", []) for offset in range(len(self.cluster.input), start + records)
-        ]
-        self.progress.add(
-            Report(
-                {TOPIC: {0: Span(start, start + records)}},
-                records,
-                Figures(samples={Split.TRAIN: 1}),
-                rejections=[*letters],
-            )
-        )
-        return Snapshot(
-            tensors={"x": np.full(1, start, np.float32)},
-            document=identity(self.settings) | Classes(self.settings).state_dict(),
-            parts={digest(part): part for part in parts},
-            positions={TOPIC: {0: start + records}},
-            interval=self.progress.close(),
-            recent=None,
-            arithmetic=Arithmetic("2.9.0", "cpu", "AVX2", 1, digest(b"settings")),
-            candidate=None if released is None else candidate(start),
-            decision=None if released is None else decision(released),
-            discarded=None,
-        )
-
-    def keys_of(self, manifest: Manifest) -> set[str]:
-        """All objects that a manifest names."""
-        release = manifest.release
-        states = [state.object for state in manifest.kept]
-        named = [*states, *manifest.parts, *([release.object, release.evaluation] if release else [])]
-        return {one.key for one in named}
-
-
-def candidate(value: float) -> Candidate:
-    import torch
-
-    arguments = ModelArguments(classes=1, height=SIDE, width=SIDE, channels=1, mean=[0.5], std=[0.25])
-    scores = accuracy([("cat", 1, 1)])
-    return Candidate(
-        weights={"head": torch.full((1,), value)},
-        model=ModelSpec("mlp", arguments),
-        labels=["cat"],
-        retired=[],
-        preprocessing=Preprocessing(SIDE, SIDE, 1, [0.5], [0.25]),
-        validation=scores,
-        test=scores,
-        calibration_error=None,
-        forgetting=Forgetting(mean=0.0, per_class=[]),
-        evaluation={"labels": torch.zeros(1)},
-    )
-
-
-def decision(released: bool) -> Decision:
-    return Decision(released=released, abstained=False, candidate=0.5, last=None, samples=1, reason="a reason")
-
-
-def rejection(offset: int, reason: Reason = Reason.NO_LABEL, value: bytes = b"bytes") -> Rejection:
-    """A dead letter of the input."""
-    return Rejection(Record(TOPIC, 0, offset, 0, None, value, []), reason, "decode", "it has no label")
-
-
-def of_a_run(settings: Settings, sequence: int) -> str:
-    """A key of a state that no manifest names."""
-    return f"{keys.new_folder(settings.run.id, sequence)}/{keys.STATE}"

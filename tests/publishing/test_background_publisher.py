@@ -3,7 +3,8 @@
 import threading
 
 import pytest
-from fakes import TOPIC, FakeRun, rejection
+from fake_run import FakeRun, rejection
+from fakes import TOPIC
 
 from stream_learner.contract.manifest import Manifest
 from stream_learner.errors import ExitCode, FencedError, KafkaUnavailableError, PublishError, StoreError

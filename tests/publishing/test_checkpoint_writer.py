@@ -1,7 +1,8 @@
 """The effects of a checkpoint in their order, and what an error at each of them leaves behind."""
 
 import pytest
-from fakes import TOPIC, FakeRun, of_a_run, rejection
+from fake_run import FakeRun, of_a_run, rejection
+from fakes import TOPIC
 
 from stream_learner.contract.manifest import digest
 from stream_learner.contract.vocabulary import Reason

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from fakes import SIDE, TOPIC, FakeRun, Written
+from fake_run import SIDE, FakeRun
+from fakes import TOPIC, Written
 
 from stream_learner.contract.manifest import Manifest, encode
 from stream_learner.contract.spans import Span

@@ -4,7 +4,8 @@ import weakref
 from collections.abc import Callable
 
 import pytest
-from fakes import TOPIC, FakeRun, Written, of_a_run
+from fake_run import FakeRun, of_a_run
+from fakes import TOPIC, Written
 from msgspec.structs import replace
 
 from stream_learner.contract.documents import MAX_EPOCH

@@ -11,10 +11,11 @@ from typing import Annotated
 
 import typer
 from feed import digits
+from pictures import Pictures, small_pictures
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
-from torture import Pictures, Report, small_pictures, torture
+from torture import Report, torture
 
 from stream_learner.local.broker import Broker
 from stream_learner.local.datasets import open_dataset

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 from feed import digits
-from torture import LEARNING, RECOVERY, Pictures, torture
+from lives import LEARNING, RECOVERY
+from pictures import Pictures
+from torture import torture
 
 from stream_learner.local.broker import Broker
 

@@ -5,174 +5,31 @@ everything. Named points are reached by wrapping the worker's collaborators in i
 itself does not know them.
 """
 
-import io
 import json
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from itertools import cycle
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
 
 import checker
-import numpy as np
 import outputs
 from checker import Violation
 from child import Point
-from feed import Draft, Images, classes, flipped, good, mixed, png, whole_batches
+from feed import Draft, flipped, good, mixed, whole_batches
 from harness import POLL_S, UNKNOWN_OUTCOME, Run, Worker
-from PIL import Image
+from lives import FIRST, FIRST_OF_ONE_PARTITION, POINTS, AtMoment, AtPoint, Life, Relay, Zombie, draw
+from pictures import Pictures
 
 from stream_learner.local.broker import Broker
-from stream_learner.local.datasets import Dataset
 
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
-RANDOM_S = 3.0
-AGAIN_S = 1.0
 # A worker that has saved all it learned, and has logged nothing for so long, has nothing left to publish.
 IDLE_S = 8.0
 IDLE = "idle, short of its point"
 BATCH = 16
-PICTURES = 2000
-MAX_SIDE_PX = 16
-
-# What each is a call of, and how many calls every life makes that lives long enough.
-EFFECTS = {
-    "snapshot": ("driver", "snapshot", 2),
-    "serialise": ("tensors", "encode", 3),
-    "put": ("store", "put", 3),
-    "flush": ("os", "fsync", 12),
-    "begin": ("transaction", "begin", 2),
-    "send": ("transaction", "send", 6),
-    "confirm": ("transaction", "confirm", 6),
-    "offsets": ("transaction", "offsets", 2),
-    "commit": ("transaction", "commit", 2),
-    "read back": ("read_back", "verify", 2),
-    "delete": ("retention", "delete_dropped", 2),
-}
-LEARNING = {
-    "decision": ("driver", "decide", 2),
-    "roll-back": ("memory", "drop_since", 1),  # in the middle of it
-}
-RECOVERY = {
-    "topics check": ("cluster", "check_topics", 1),
-    "election": ("worker", "await_turn", 1),
-    "reading the checkpoints": ("cluster", "newest_manifest", 2),
-    "fetch": ("store", "fetch", 3),  # the newest state, the last release's, parts
-    "fence": ("transaction", "fence", 1),
-    "restore": ("learner", "_load", 1),
-    "restore of the release": ("learner", "_load_released", 1),
-}
-POINTS = EFFECTS | LEARNING | RECOVERY
-
-
-class AtPoint(NamedTuple):
-    """Ends at a point of the protocol."""
-
-    name: str
-    point: Point
-
-
-class AtMoment(NamedTuple):
-    """Ends so many seconds after its start."""
-
-    name: str
-    after_s: float
-
-
-class Zombie(NamedTuple):
-    """Is stopped at a point, wakes when another has taken over and published, and must end by itself. The other is
-    killed so many seconds later."""
-
-    name: str
-    point: Point
-    after_s: float
-
-
-class Relay(NamedTuple):
-    """Is killed so many seconds after a standby joined it, which takes over and is stopped in order."""
-
-    name: str
-    after_s: float
-
-
-Life = AtPoint | AtMoment | Zombie | Relay
-
-# Of a run without a manifest, then without a marker. Later lives do not come there.
-FIRST: list[Life] = [
-    AtPoint("half put", Point("store", "put", half=True)),
-    AtPoint("before commit", Point("transaction", "commit", before=True)),
-    AtPoint("before write marker", Point("checkpoint_writer", "write_marker", before=True)),
-    AtPoint("before write marker, recovering", Point("recover", "write_marker", before=True)),
-    AtPoint("after write marker, recovering", Point("recover", "write_marker")),
-]
-FIRST_OF_ONE_PARTITION: list[Life] = [AtPoint("after write marker", Point("checkpoint_writer", "write_marker"))]
-
-
-def draw(random: Random, first: list[Life], count: int, points: Collection[str]) -> list[Life]:
-    """Return `count` lives: `first`, then hands with a life for each of `points` and each other kind. Each hand is
-    shuffled, and its calls and moments are drawn again."""
-    lives = list(first)
-    hands = 0
-    while len(lives) < count:
-        # A point that one hand has before a call, the next one has after it.
-        hand: list[Life] = [_at_point(random, name, (place + hands) % 2 == 0) for place, name in enumerate(points)]
-        hand.append(AtPoint("half put", Point("store", "put", random.randint(1, 2), half=True)))
-        hand += [AtMoment("at random", random.uniform(0, RANDOM_S)) for _ in range(2)]
-        hand += [AtMoment("again within a second", random.uniform(0, AGAIN_S)) for _ in range(3)]
-        hand += [_zombie(random), Relay("beside a standby", random.uniform(0, AGAIN_S))]
-        random.shuffle(hand)
-        lives += hand
-        hands += 1
-    return lives[:count]
-
-
-def _at_point(random: Random, name: str, before: bool) -> AtPoint:
-    collaborator, function, calls = POINTS[name]
-    when = "before" if before else "after"
-    return AtPoint(f"{when} {name}", Point(collaborator, function, random.randint(1, calls), before))
-
-
-def _zombie(random: Random) -> Zombie:
-    collaborator, function, _ = EFFECTS[random.choice([*EFFECTS])]
-    point = Point(collaborator, function, before=random.random() < 0.5)
-    return Zombie("beside a zombie", point, random.uniform(0, AGAIN_S))
-
-
-class Pictures(NamedTuple):
-    """What is fed, and the settings of a model for it."""
-
-    images: Images
-    settings: dict[str, Any]
-
-
-def small_pictures(dataset: Dataset, random: Random) -> Pictures:
-    """Some of a data set's pictures, of every class in turn, no larger than a cheap model needs."""
-    height, width = min(dataset.height, MAX_SIDE_PX), min(dataset.width, MAX_SIDE_PX)
-    of_class: dict[int, list[int]] = {}
-    for index in random.sample(range(len(dataset)), len(dataset)):
-        of_class.setdefault(dataset.targets[index], []).append(index)
-    turns = [cycle(indices) for indices in of_class.values()]
-    # Three of a class at a time: as `good` wants them.
-    chosen = [next(turn) for _ in range(max(1, PICTURES // (3 * len(turns)))) for turn in turns for _ in range(3)]
-    images = [(_shrunk(dataset[i].image, height, width, dataset.channels), dataset[i].label.encode()) for i in chosen]
-    return Pictures(
-        images,
-        {
-            "model.height": height,
-            "model.width": width,
-            "model.channels": dataset.channels,
-            "model.max_classes": classes(images),
-        },
-    )
-
-
-def _shrunk(image: bytes, height: int, width: int, channels: int) -> bytes:
-    with Image.open(io.BytesIO(image)) as picture:
-        return png(np.asarray(picture.convert("L" if channels == 1 else "RGB").resize((width, height))))
 
 
 @dataclass
