@@ -24,6 +24,8 @@ hypothesis.settings.load_profile("repeatable")
 
 LONGEST = (
     "test_broker_faults",
+    "test_topic_faults",
+    "test_revoked_rights",
     "test_demo",
     "test_conformance",
     "test_every_entry",
@@ -41,6 +43,7 @@ LONGEST = (
     "test_command_failures",
     "test_commands",
     "test_source",
+    "test_turns",
     "test_equality",
     "test_start",
     "test_foreign",

@@ -12,39 +12,22 @@ from typing import Any
 import child
 import pytest
 from child import Point
-from confluent_kafka import Producer
-from confluent_kafka.admin._acl import AclBinding, AclBindingFilter, AclOperation, AclPermissionType
-from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
-from confluent_kafka.admin._scram import (
-    ScramCredentialInfo,
-    ScramMechanism,
-    UserScramCredentialDeletion,
-    UserScramCredentialUpsertion,
-)
-from confluent_kafka.cimpl import NewPartitions
 from fault_proxy import FaultProxy
-from feed import MAX_RECORD_BYTES, Draft, client, good, mixed, send
-from harness import DEADLINE_S, SHORT, UNKNOWN_OUTCOME, NewRun, Run, Worker
+from feed import mixed
+from harness import DEADLINE_S, SHORT, UNKNOWN_OUTCOME, NewRun, Run, Worker, not_ready
 from kafka.errors import KafkaConnectionError
 from kafka.net.compat import KafkaNetClient
 
 from stream_learner.errors import ExitCode
 from stream_learner.local.broker import HOST, Broker, free_port
-from stream_learner.streams import topics
 from stream_learner.streams.transaction import Transaction
 
-USER, PASSWORD = "learner", "open sesame"
-CREDENTIALS = [f'--add-scram=SCRAM-SHA-512=[name={USER},password="{PASSWORD}"]']
-# Beside the usual listener one whose clients are sent through the fault proxy, and one that asks who they are.
+# Beside the usual listener one whose clients are sent through the fault proxy.
 PROPERTIES = """
-listeners=PLAINTEXT://{{host}}:{{port}},CONTROLLER://{{host}}:{{controller_port}},FAULTY://{host}:{target},SASL://{host}:{sasl}
-advertised.listeners=PLAINTEXT://{{host}}:{{port}},FAULTY://{host}:{proxy},SASL://{host}:{sasl}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,FAULTY:PLAINTEXT,SASL:SASL_PLAINTEXT
+listeners=PLAINTEXT://{{host}}:{{port}},CONTROLLER://{{host}}:{{controller_port}},FAULTY://{host}:{target}
+advertised.listeners=PLAINTEXT://{{host}}:{{port}},FAULTY://{host}:{proxy}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,FAULTY:PLAINTEXT
 inter.broker.listener.name=PLAINTEXT
-sasl.enabled.mechanisms=SCRAM-SHA-512
-listener.name.sasl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
-authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
-super.users=User:ANONYMOUS
 """
 # API keys of what a publication asks: Produce, AddPartitionsToTxn, AddOffsetsToTxn, EndTxn, TxnOffsetCommit.
 PUBLICATION = {0, 24, 25, 26, 28}
@@ -60,16 +43,10 @@ def network() -> Iterator[FaultProxy]:
 
 
 @pytest.fixture(scope="module")
-def sasl_port() -> int:
-    return free_port()
-
-
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory, network: FaultProxy, sasl_port: int) -> Iterator[Broker]:
+def broker(tmp_path_factory: pytest.TempPathFactory, network: FaultProxy) -> Iterator[Broker]:
     """This module's own, in place of the session's."""
-    properties = PROPERTIES.format(host=HOST, proxy=network.port, target=network.target, sasl=sasl_port)
-    folder = tmp_path_factory.mktemp("faulty")
-    with Broker(folder, properties=properties, format_options=CREDENTIALS) as broker:
+    properties = PROPERTIES.format(host=HOST, proxy=network.port, target=network.target)
+    with Broker(tmp_path_factory.mktemp("faulty"), properties=properties) as broker:
         yield broker
 
 
@@ -226,13 +203,6 @@ def test_an_outage_that_outlasts_the_unsaved_budget(new_run: NewRun) -> None:
     run.finish(worker)
 
 
-def not_ready(worker: Worker) -> None:
-    """Returns once a worker that Kafka does not answer says so, and is not taken for dead."""
-    worker.until("silence", lambda: worker.page("readyz")[0] == 503 and "not answered" in worker.page("readyz")[1])
-    assert "kafka.request_timeout_s = 1" in worker.page("readyz")[1]
-    assert worker.page("livez")[0] == 200
-
-
 def test_an_outage_after_everything_was_saved_shows_and_passes(new_run: NewRun) -> None:
     run = new_run(checkpoint__every_s=0.5, kafka__request_timeout_s=1.0)
     run.feed(mixed(1000))
@@ -335,186 +305,3 @@ def test_a_sequence_error(new_run: NewRun) -> None:
     assert "OutOfOrderSequenceNumberError" in run.start_altered(skip_a_sequence_number, 2).ends(ExitCode.PUBLISH)
     assert len(run.read("history")) == 1
     run.finish(run.start())
-
-
-def test_partitions_that_are_added(new_run: NewRun) -> None:
-    run = new_run()
-    run.feed(mixed(500))
-    worker = run.start()
-    worker.learning()
-    run.partitions = 3
-    run.admin.create_partitions([NewPartitions(run.input, run.partitions)])[run.input].result(DEADLINE_S)
-    # Before anything is in them: an alert on a rise does not see a series that begins with it.
-    worker.until("series of all", lambda: [*worker.metric("records_lost_total").values()] == [0, 0, 0])
-    run.feed(mixed(1500))
-    log = run.finish(worker)
-    assert log.group.keys() == {(run.input, partition) for partition in range(3)}
-
-
-def test_records_of_an_added_partition_that_fell_off_retention(new_run: NewRun) -> None:
-    run = new_run()
-    run.feed(mixed(500))
-    worker = run.start()
-    run.learned(worker)
-    worker.signal(signal.SIGSTOP)
-    run.partitions = 2
-    run.admin.create_partitions([NewPartitions(run.input, run.partitions)])[run.input].result(DEADLINE_S)
-    run.feed(mixed(500))
-    run.delete(1, 50)
-    worker.signal(signal.SIGCONT)
-    assert "from offset 0 to 50 were deleted by retention" in worker.ends(ExitCode.INPUT)
-    assert "from offset 0 to 50 were deleted by retention" in run.start().ends(ExitCode.INPUT)
-    run.lost(1, 0, 50)
-    run.overrides["input.on_lost"] = "continue"
-    run.finish(run.start())
-
-
-def test_a_hung_transaction_on_the_input(new_run: NewRun) -> None:
-    run = new_run()
-    run.feed(mixed(300))
-    stranger = Producer(client(run.broker.bootstrap_servers) | {"transactional.id": run.id})
-    stranger.init_transactions()
-    stranger.begin_transaction()
-    hidden = send(stranger, run.input, mixed(100))
-    stranger.flush()
-    run.feed(mixed(600))
-    worker = run.start()
-    worker.until("lag", lambda: list(worker.metric("lag_records").values()) == [700])
-    assert list(worker.metric("position").values()) == [300]
-    stranger.commit_transaction()
-    run.fed[300:300] = hidden
-    run.finish(worker)
-
-
-def test_an_output_topic_that_is_deleted_under_a_worker(new_run: NewRun) -> None:
-    run = new_run(**SHORT)
-    run.feed(good(300))
-    worker = run.start()
-    worker.reaches("checkpoint_sequence", 1)
-    run.delete_topic(f"{run.id}.dead-letters")
-    run.feed(mixed(1000))
-    worker.ends(ExitCode.PUBLISH)
-    assert "dead-letters is missing" in run.start().ends(ExitCode.TOPICS)
-    topics.create(run.settings)
-    run.finish(run.start())
-
-
-def test_an_input_that_is_deleted_under_a_worker(new_run: NewRun) -> None:
-    run = new_run(checkpoint__every_s=0.5, run__stop_deadline_s=5.0, kafka__request_timeout_s=1.0)
-    run.feed(mixed(1000))
-    worker = run.start()
-    run.learned(worker)
-    worker.until("save", lambda: run.saved() == run.ends())
-    run.check()
-    run.delete_topic(run.input)
-    worker.until("warning", lambda: "not found in cluster metadata" in worker.text())
-    not_ready(worker)
-    assert f"a fetch of {run.input}[0]" in worker.page("readyz")[1]
-    worker.reaches("kafka_silence_seconds", 12.0)  # longer than it takes the loop to look for new partitions
-    worker.stop()
-    assert f"{run.input} is missing" in run.start().ends(ExitCode.TOPICS)
-
-
-def test_records_that_fall_off_retention_under_a_worker(new_run: NewRun) -> None:
-    run = new_run(checkpoint__every_records=800)
-    run.feed(mixed(1000))
-    worker = run.start()
-    run.learned(worker)
-    worker.reaches("checkpoint_sequence", 1)
-    worker.signal(signal.SIGSTOP)
-    run.feed(mixed(3000))
-    run.delete(0, 3500)
-    worker.signal(signal.SIGCONT)
-    assert "deleted by retention" in worker.ends(ExitCode.INPUT)
-    run.check()
-    # What was learned is saved first: it could not be learned again.
-    assert run.saved()[run.input, 0] >= 1000
-    assert "deleted by retention" in run.start().ends(ExitCode.INPUT)
-
-
-def test_a_limit_that_is_lowered_under_a_worker(new_run: NewRun) -> None:
-    run = new_run()
-    run.feed(mixed(1000))
-    worker = run.start_signalled(Point("transaction", "begin", 2), signal.SIGSTOP)
-    worker.paused()
-    run.set_max_message_bytes("weights", 100)
-    worker.signal(signal.SIGCONT)
-    assert "MessageSizeTooLargeError" in worker.ends(ExitCode.PUBLISH)
-    assert "weights has max.message.bytes=100" in run.start().ends(ExitCode.TOPICS)
-    run.set_max_message_bytes("weights", 4 * 1024 * 1024)
-    run.finish(run.start())
-
-
-def test_many_dead_letters_of_the_largest_size(new_run: NewRun) -> None:
-    """Together they are more than the topic takes at once."""
-    run = new_run(rejects__max_share=1.0)
-    size = MAX_RECORD_BYTES - 100
-    large, small = (Draft(None, b"x" * bytes_, [("label", b"1")], "undecodable_image") for bytes_ in (size, 20))
-    run.feed([*mixed(500), *[large] * 25, *[small] * 15, *mixed(500)])
-    run.finish(run.start())
-
-
-def signed_in(run: Run, sasl_port: int) -> Run:
-    """The run, its workers those of a user who has the rights that they need."""
-    run.overrides |= {
-        "kafka.bootstrap_servers": f"{HOST}:{sasl_port}",
-        "kafka.security_protocol": "SASL_PLAINTEXT",
-        "kafka.sasl_mechanism": "SCRAM-SHA-512",
-        "kafka.sasl_username": USER,
-        "kafka.sasl_password": PASSWORD,
-    }
-    for kind in (ResourceType.TOPIC, ResourceType.TRANSACTIONAL_ID, ResourceType.GROUP, ResourceType.BROKER):
-        grant(run, kind)
-    return run
-
-
-def right(run: Run, kind: ResourceType) -> tuple[Any, ...]:
-    """Everything on what belongs to the run, and on the cluster, which Kafka's client library calls BROKER."""
-    names = {ResourceType.TOPIC: run.id, ResourceType.BROKER: "kafka-cluster"}
-    name = names.get(kind, f"stream-learner.{run.id}.")
-    pattern = ResourcePatternType.LITERAL if kind == ResourceType.BROKER else ResourcePatternType.PREFIXED
-    return kind, name, pattern, f"User:{USER}", "*", AclOperation.ALL, AclPermissionType.ALLOW
-
-
-def grant(run: Run, kind: ResourceType) -> None:
-    (granted,) = run.admin.create_acls([AclBinding(*right(run, kind))]).values()
-    granted.result(DEADLINE_S)
-
-
-def revoke(run: Run, kind: ResourceType) -> None:
-    (revoked,) = run.admin.delete_acls([AclBindingFilter(*right(run, kind))]).values()
-    assert revoked.result(DEADLINE_S)
-
-
-@pytest.mark.parametrize(
-    "kind", [ResourceType.TOPIC, ResourceType.TRANSACTIONAL_ID, ResourceType.GROUP], ids=lambda kind: kind.name.lower()
-)
-def test_rights_that_are_revoked(new_run: NewRun, sasl_port: int, kind: ResourceType) -> None:
-    run = signed_in(new_run(**SHORT), sasl_port)
-    run.feed(mixed(1000))
-    worker = run.start_signalled(Point("transaction", "begin", 2), signal.SIGSTOP)
-    worker.paused()
-    revoke(run, kind)
-    worker.signal(signal.SIGCONT)
-    assert "ACLs" in worker.ends(ExitCode.KAFKA)
-    assert "ACLs" in run.start().ends(ExitCode.KAFKA)
-    grant(run, kind)
-    run.finish(run.start())
-
-
-def test_credentials_that_are_revoked(new_run: NewRun, sasl_port: int) -> None:
-    """Open connections go on; a checkpoint needs a new one and waits, as long as the unsaved budget lasts."""
-    run = signed_in(new_run(kafka__request_timeout_s=2.0), sasl_port)
-    run.feed(mixed(1000))
-    worker = run.start()
-    worker.reaches("checkpoint_sequence", 1)
-    change = UserScramCredentialDeletion(USER, ScramMechanism.SCRAM_SHA_512)
-    run.admin.alter_user_scram_credentials([change])[USER].result(DEADLINE_S)
-    run.feed(mixed(1000))
-    worker.until("refusal", lambda: "a checkpoint could not be written" in worker.text())
-    worker.reaches("kafka_warnings_total", 1)
-    assert "the credentials in [kafka]" in run.start().ends(ExitCode.KAFKA)
-    secret = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
-    change = UserScramCredentialUpsertion(USER, secret, PASSWORD.encode())
-    run.admin.alter_user_scram_credentials([change])[USER].result(DEADLINE_S)
-    run.finish(worker)

@@ -1,6 +1,6 @@
 """Rejected records are in the dead letters exactly as they arrived."""
 
-from feed import Draft, bad, digits, good
+from feed import MAX_RECORD_BYTES, Draft, bad, digits, good, mixed
 from harness import NewRun
 
 
@@ -13,3 +13,12 @@ def test_every_kind_of_bad_record_to_the_byte(new_run: NewRun) -> None:
     nulls = [letter for letter in log.dead_letters if letter.key is letter.value is None]
     # Without and with null headers, without headers, and the one that cannot be read.
     assert len(nulls) == 4
+
+
+def test_many_dead_letters_of_the_largest_size(new_run: NewRun) -> None:
+    """Together they are more than the topic takes at once."""
+    run = new_run(rejects__max_share=1.0)
+    size = MAX_RECORD_BYTES - 100
+    large, small = (Draft(None, b"x" * bytes_, [("label", b"1")], "undecodable_image") for bytes_ in (size, 20))
+    run.feed([*mixed(500), *[large] * 25, *[small] * 15, *mixed(500)])
+    run.finish(run.start())
