@@ -25,7 +25,7 @@ $(BIN)/promtool: | $(VENV)/dev.stamp
 	  dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x -C bin --strip-components=3 ./usr/bin/prometheus ./usr/bin/promtool && \
 	  rm prometheus_*.deb; fi || { echo "The tests of the alerts need Prometheus: install it (prometheus, promtool)" >&2; exit 1; }
 
-demo: $(VENV)/demo.stamp ## Watch a model learn from a real Kafka (RESUME=1 goes on, DATA=path takes your images)
+demo: $(VENV)/demo.stamp ## Watch a model learn from a real Kafka (RESUME=1 continues the last run, DATA=path uses your images)
 	@$(BIN)/stream-learner demo $(if $(RESUME),--resume) $(if $(DATA),--data "$(DATA)")
 
 test: $(VENV)/dev.stamp $(BIN)/promtool ## All the tests, those on the real broker included
@@ -59,7 +59,7 @@ bench: $(VENV)/demo.stamp ## The worker against the same learner fed from memory
 docs: $(VENV)/dev.stamp ## Rewrite what the documentation takes from the code
 	@$(BIN)/python docs/generate.py
 
-lock: $(VENV)/dev.stamp ## Resolve the lock files anew (names, versions, hashes)
+lock: $(VENV)/dev.stamp ## Resolve the lock files again (names, versions, hashes)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade pyproject.toml locks/build.in --extra dev -o locks/dev.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in --extra demo -o locks/demo.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in -o locks/worker.txt

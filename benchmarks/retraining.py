@@ -32,7 +32,7 @@ PATIENCE = 2
 
 
 Trained = dict[str, Any]
-"""What an increment gave and cost, as JSON."""
+"""Figures and costs of one increment, as JSON."""
 
 
 def retrain(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Indices = NDArray[np.int64]
 
 SPLIT, CLASSES, ARRIVAL, TIMES, COUNTS = range(5)
-"""What a seed is used for; each use has random numbers of its own."""
+"""Uses of a seed. Each use has random numbers of its own."""
 
 
 def split(targets: Indices, seed: int, validation: float = 0.05) -> tuple[Indices, Indices]:

@@ -201,7 +201,7 @@ def one_line(text: str | None) -> str:
 
 
 def filled(path: Path, blocks: dict[str, str]) -> str:
-    """The file with each block between its markers made anew."""
+    """Return the file's text with each block between its markers replaced."""
     text = path.read_text()
     for name, block in blocks.items():
         begin, end = f"<!-- generated: {name} -->", "<!-- end -->"

@@ -22,7 +22,7 @@ processes.set_forkserver_preload(["stream_learner.cli", "stream_learner.run.work
 
 
 class Done(NamedTuple):
-    """What a command left behind."""
+    """The result of a command."""
 
     code: int | None
     out: str
@@ -73,7 +73,7 @@ class Run:
         return stream_learner(command, self.file, *overrides, *options, folder=self.folder, **more)
 
     def output(self, command: str, *options: object, **more: Any) -> str:
-        """What a command that succeeds writes."""
+        """Run a command that succeeds, and return its output."""
         done = self(command, *options, **more)
         assert done.code == ExitCode.OK, done.err
         assert done.err == ""

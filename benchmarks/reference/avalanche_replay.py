@@ -54,7 +54,7 @@ FEW_IMAGES = 2_000  # for frequent evaluations
 RUNS = Path("benchmarks/results/learning")
 USUAL = {"momentum": 0.0, "weight_decay": 0.0, "memory": 1_000, "increments": 5}
 WITHOUT = {"augment": "unaugmented", "bf16": "fp32"}
-"""What to call a run that lacks these."""
+"""The words in the name of a run that lacks these."""
 
 CROP, FLIP = v2.RandomCrop(SIDE, padding=4), v2.RandomHorizontalFlip()
 

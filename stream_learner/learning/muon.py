@@ -39,8 +39,8 @@ class Muon(PlainAdamW):
         """Parameters that Muon moves."""
         self._momentum = momentum
         self.share = 1.0
-        """What the next step of the matrices counts, 0..1. Its size is not the gradient's: samples of low weight would
-        move the network as far as others."""
+        """Factor of the next step of the matrices, 0..1. The size of a step does not depend on the gradient's size.
+        Without the factor, samples of low weight would move the network as far as others."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -111,7 +111,7 @@ def test_status_before_the_first_checkpoint(ready: Run):
 
 
 def ends(shown: str) -> dict[int, int]:
-    """End offset of each partition, as a feed tells it."""
+    """End offset of each partition, as a feed reports it."""
     return {int(partition): int(offset) for partition, offset in re.findall(r"(\d+): (\d+)", shown)}
 
 

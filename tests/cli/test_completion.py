@@ -9,7 +9,7 @@ import pytest
 
 from stream_learner.errors import ExitCode
 
-# What bash does on a tab: it calls the function that `complete` names for the program.
+# On a tab, bash calls the function that `complete` names for the program.
 COMPLETE = """
 source ~/.bashrc
 COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))

@@ -23,7 +23,7 @@ COMPOSE_FILE = ROOT / "docker-compose.yml"
 DOCKERFILE = DEPLOY / "Dockerfile"
 EXAMPLE = (DEPLOY / "worker.example.toml").read_text()
 UNSET = re.compile(r"^#(?=\w)", re.MULTILINE)
-"""What stands before a setting that is unset by default; prose has a space after its #."""
+"""Prefix of a setting that is unset by default. Prose has a space after its #."""
 
 
 def read_yaml(path: Path):

@@ -110,7 +110,7 @@ def test_a_damaged_image_is_an_image_or_a_rejection(image, damage):
 
 
 def again(image: bytes, pixels_HWC: np.ndarray) -> bytes:
-    """What is stored of an image, after it decoded to the same pixels within their own number."""
+    """Store an image. It must decode to the same pixels, with their number as the limit."""
     stored = images.stored(image, pixels_HWC)
     height, width, channels = pixels_HWC.shape
     assert np.array_equal(images.decode(stored, height, width, channels, height * width), pixels_HWC)

@@ -91,7 +91,7 @@ def timed(decode: Decode, record: Record, index: int, report: Report) -> float:
 
 
 def check(sample: Sample) -> None:
-    """What the memory keeps of an image decodes to the same pixels."""
+    """Check that the stored image decodes to the same pixels."""
     height, width, channels = sample.pixels_HWC.shape
     assert (height, width, sample.pixels_HWC.dtype) == (SIDE_PX, SIDE_PX, np.uint8)
     kept = images.stored(sample.image, sample.pixels_HWC)

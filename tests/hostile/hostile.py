@@ -56,7 +56,7 @@ FLAT_SHARE = 0.05
 
 @dataclass
 class Report:
-    """What became of everything. Times in seconds, memory in MiB."""
+    """Figures of the whole run. Times in seconds, memory in MiB."""
 
     seconds: float = 0.0
     good_fed: int = 0

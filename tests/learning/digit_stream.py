@@ -154,7 +154,7 @@ def decided(driver: Driver) -> Snapshot:
 
 
 def as_bytes(snapshot: Snapshot) -> bytes:
-    """What a checkpoint would hold of the learner."""
+    """Encode the learner's state as a checkpoint would."""
     return tensors.encode(snapshot.tensors, snapshot.document)
 
 

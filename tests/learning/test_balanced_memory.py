@@ -195,7 +195,7 @@ def test_a_memory_that_was_made_smaller_gives_up_what_is_too_much(items, before,
 
 
 def test_a_class_that_gave_items_up_never_grows_back_in_a_larger_memory():
-    """What it refused meanwhile cannot be had again, so more of it would not be a uniform sample."""
+    """The items that it refused are lost, so a larger share of the class would not be a uniform sample."""
     larger = copy(offer(memory(10), [(i, i % 2) for i in range(100)]), max_items=40)
     offer(larger, [(100 + i, i % 3) for i in range(100)])
     assert larger.counts.tolist() == [5, 5, 30]

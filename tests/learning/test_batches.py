@@ -223,7 +223,7 @@ def test_timestamps_of_the_future_and_those_that_are_no_time_are_counted():
 
 @st.composite
 def polls(draw: st.DrawFn) -> Polls:
-    """What three partitions may give, in order, with gaps, in any interleaving."""
+    """Draw the polls of three partitions: each in order, with gaps, in any interleaving."""
     ends = {0: 0, 1: 50, 2: 7}
     written: list[list[Record | Gap]] = []
     for turn in draw(st.lists(st.lists(st.tuples(st.sampled_from([0, 1, 2]), st.integers(0, 4)), max_size=8))):

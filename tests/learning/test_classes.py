@@ -8,7 +8,7 @@ from stream_learner.learning.classes import MAX_PENDING, Classes, Pending, check
 
 
 def restored(found: Classes, **overrides) -> Classes:
-    """What a restart with other settings makes of it."""
+    """Restore classes as a restart with other settings does."""
     made = Classes(settings(**overrides))
     made.load_state_dict(found.state_dict())
     return made

@@ -74,7 +74,7 @@ for_every_run = pytest.mark.parametrize("run", PAIRS + SOLVED + VARIANTS, ids=na
 
 
 def differing(before: Snapshot, after: Snapshot) -> set[str]:
-    """What is not the same byte for byte: the first part of tensors' names, and keys of the document."""
+    """Return what differs between two snapshots: the first parts of tensors' names, and keys of the document."""
 
     def contents(tensors: dict[str, Tensor]) -> set[tuple]:
         return {(name, tuple(t.shape), t.numpy().tobytes()) for name, t in tensors.items()}

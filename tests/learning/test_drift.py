@@ -32,7 +32,7 @@ def errors(rate: Callable, seed: int) -> list[bool]:
 
 
 def changes(errors: list[bool]) -> list[tuple[int, Change]]:
-    """What a detector sees in a stream of errors, and after how many samples."""
+    """Return the changes that a detector sees in a stream of errors, each with the number of samples before it."""
     adwin = Adwin(DELTA)
     return [(t, change) for t, error in enumerate(errors, 1) if (change := adwin.add(error))]
 

@@ -25,7 +25,7 @@ def verdict(*classes: Counts, known: int = WRONG, **settings: Any) -> Decision:
 
 
 def of_128(candidate: int, last: int) -> Counts:
-    """One class in which the models have so many samples of 128 right, the same ones as far as it goes."""
+    """Counts of one class of 128 samples, from each model's number of correct ones. The correct ones overlap."""
     both = min(candidate, last)
     return both, last - both, candidate - both, 128 - max(candidate, last)
 
@@ -173,7 +173,7 @@ def test_the_same_predictions_give_the_same_verdict():
 
 
 def test_labels_that_are_wrong_in_most_validation_samples_turn_the_verdict_around():
-    """What nothing but `split.held_out_from` helps against."""
+    """Only `split.held_out_from` helps against this."""
     true = np.repeat(np.arange(10), 50)
     poisoned = (true + 1) % 10
     told = np.where(np.arange(len(true)) % 5 < 3, poisoned, true)  # 60 %

@@ -8,7 +8,7 @@ from stream_learner.learning.memory.pixels import PixelCache
 
 SHAPE = DIGITS_NHWC.shape[1:]
 
-# What is asked for, and before that which item moved into which slot; an item's key tells its digit.
+# In each turn, items move into slots, then slots are asked for. An item's key determines its digit.
 asked = st.lists(st.tuples(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 50))), st.lists(st.integers(0, 9))))
 
 

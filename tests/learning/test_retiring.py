@@ -212,7 +212,7 @@ def batches() -> Iterator[Batch]:
 
 
 def run_through(changes: dict[int, dict], restarts: Collection[int], run: dict) -> tuple[Driver, list[Snapshot]]:
-    """Decides after every second batch; restarts where the settings change, and after so many batches."""
+    """Decide after every second batch. Restart where the settings change, and before the batches in `restarts`."""
     driver, given, release, found = driver_of(settings(**run)), settings(**run), None, []
     for number, b in enumerate(batches()):
         if number in changes or number in restarts:

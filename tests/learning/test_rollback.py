@@ -54,7 +54,7 @@ def batches() -> Iterator[Batch]:
 
 
 def decisions(driver: Driver, after: int = 0, snapshots: bool = False) -> list[Snapshot]:
-    """Learns what comes after so many batches and decides after every second one; the snapshot of each decision."""
+    """Learn the batches from `after` on, and decide after every second one. Return the decisions' snapshots."""
     found = []
     for number, b in enumerate(batches()):
         if number < after:

@@ -85,7 +85,7 @@ def test_er_la_gives_a_class_that_has_not_come_next_to_no_chance():
 
 @pytest.fixture
 def no_denormals() -> Iterator[None]:
-    """What is next to nothing counts as 0, as in a learner's process."""
+    """Flush denormal numbers to 0, as in a learner's process."""
     torch.set_flush_denormal(True)
     yield
     torch.set_flush_denormal(False)

@@ -182,7 +182,7 @@ def test_novelty_asks_the_last_release_and_not_the_model():
 
 
 def test_hardness_is_of_the_model_as_it_predicted():
-    """What it has learned is easier than the stream was on average, a class that has just arrived is harder."""
+    """A learned class is easier than the stream was on average. A class that has just arrived is harder."""
     driver = driver_of(
         settings(weights__policies=["hardness"], learning__steps_per_batch=20, learning__learning_rate=0.01)
     )

@@ -24,7 +24,7 @@ WEBP = encoded(0, format="WEBP")
 
 
 def refusal(path: Path, split: str = "train") -> str:
-    """What the message says behind the path of the data set."""
+    """Open a data set that is refused, and return the message after its path."""
     with pytest.raises(DataError) as caught:
         open_dataset(path, split)  # pyright: ignore[reportArgumentType]
     return str(caught.value).removeprefix(f"{path} has ")

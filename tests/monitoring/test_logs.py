@@ -13,7 +13,7 @@ from stream_learner.monitoring import logs
 
 @pytest.fixture
 def stderr(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
-    """What was written to standard error since the last call."""
+    """Return a function that gives the text on standard error since its last call."""
     root, kafka = logging.getLogger(), logging.getLogger("kafka")
     before = root.handlers, root.level, kafka.level
     yield lambda: capsys.readouterr().err

@@ -153,7 +153,7 @@ def test_nothing_is_written_about_requests(port, capfd):
 
 
 def ask(port: int, request: bytes) -> bytes:
-    """What the server sends until it closes the connection."""
+    """Send a request, and return everything that the server sends until it closes the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
         client.sendall(request)
         received = b""

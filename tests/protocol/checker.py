@@ -19,7 +19,7 @@ ERRORS = "__connect.errors."
 
 
 class Violation(NamedTuple):
-    """What is wrong, and how many records were lost or taken twice by it."""
+    """A fault, and the numbers of records that were lost or taken twice by it."""
 
     what: str
     lost: int = 0

@@ -39,7 +39,7 @@ class FaultProxy:
         return f"{HOST}:{self.port}"
 
     def cut(self) -> None:
-        """From now on nothing gets through; connections stay open, new ones too, as nobody tells the ends."""
+        """Let nothing through from now on. Old and new connections stay open: neither end is notified."""
         self._loop.call_soon_threadsafe(self._whole.clear)
 
     def heal(self) -> None:

@@ -155,14 +155,14 @@ def classes(images: Images) -> int:
 
 
 def whole_batches(drafts: Iterable[Draft], size: int) -> list[Draft]:
-    """The drafts as far as the last training sample that fills a batch of so many."""
+    """Cut the drafts behind the training sample that fills the last whole batch of `size`."""
     drafts = list(drafts)
     training = [i for i, draft in enumerate(drafts) if draft.fate == "train"]
     return drafts[: training[len(training) // size * size - 1] + 1]
 
 
 def client(bootstrap_servers: str) -> dict[str, Any]:
-    """What all clients of the tests have in common."""
+    """Settings of all Kafka clients of the tests."""
     return {"bootstrap.servers": bootstrap_servers, "log_level": 2}  # a broker that a test stops is no news
 
 

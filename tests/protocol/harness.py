@@ -218,7 +218,7 @@ class Run:
         self.lost(partition, start, end)
 
     def lost(self, partition: int, start: int, end: int) -> None:
-        """What became of the records from `start` to `end`: they fell off retention before they were read."""
+        """Note that retention deleted the records from `start` to `end` before they were read."""
         place = self.input, partition
         for i, record in enumerate(self.fed):
             if (record.topic, record.partition) == place and start <= record.offset < end:
@@ -324,7 +324,7 @@ class Run:
         return outputs.read(self.broker.bootstrap_servers, self.prefix, self.ends())
 
     def check(self) -> outputs.Log:
-        """What was published, once it is checked."""
+        """Check the run's output, and return it."""
         log = self.published()
         checker.check(log, self.fed)
         return log

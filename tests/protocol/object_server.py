@@ -16,7 +16,7 @@ TIMEOUT_MS = 500
 
 
 class Fault(Enum):
-    """What becomes of every request."""
+    """The fate of every request."""
 
     REFUSED = "answered with 503, nothing done"
     FORGOTTEN = "answered with 503 although it was done"

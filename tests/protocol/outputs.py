@@ -37,8 +37,10 @@ class Read(NamedTuple):
 
 @dataclass
 class Log:
-    """What a run published: the output topics' committed records, the group offsets, and the objects by key that a
-    manifest names; one that is not there is missing."""
+    """A run's output: committed records of the output topics, group offsets, and the objects that manifests name.
+
+    `objects` is by key. It lacks those that are not in the store.
+    """
 
     metrics: list[Read]
     checkpoints: list[Read]
@@ -186,7 +188,7 @@ def discarded(log: Log) -> int:
 
 
 def places(nested: dict[str, dict[str, Any]]) -> dict[Place, Any]:
-    """What is nested by topic and partition, flat."""
+    """Flatten a document that is nested by topic and partition."""
     return {(topic, int(p)): value for topic, partitions in nested.items() for p, value in partitions.items()}
 
 

@@ -94,7 +94,7 @@ def test_answers_that_are_lost_in_a_publication(new_run: NewRun, proxy: FaultPro
 
 
 def test_resets_at_random_moments(new_run: NewRun, proxy: FaultProxy) -> None:
-    """So many that most starts end with code 3; but not for ever, or they might do so each time."""
+    """Resets are so frequent that most starts end with code 3. They end after `RESETS`, so that a start can succeed."""
     run = through(new_run(partitions=2, kafka__request_timeout_s=3.0), proxy)  # a lost answer costs as long
     chance, lost = random.Random(0), 0
 
@@ -281,8 +281,7 @@ def test_a_broker_that_comes_after_the_worker_and_its_coordinators_later_still(t
 
 
 def skip_a_sequence_number(log: Path, arguments: list[str], transaction: int) -> None:
-    """The command line in a process whose producer, in its n-th transaction, goes on as if a record were written that
-    never was."""
+    """Run the command line in a process whose producer skips a sequence number in its n-th transaction."""
     begin, calls = Transaction.begin, 0
 
     def skipping(self: Transaction) -> None:

@@ -91,7 +91,7 @@ def test_the_newest_manifest_is_found_among_foreign_records(copied: Copy) -> Non
 
 
 def test_a_manifest_that_was_displaced_by_compaction_is_found_in_the_history(copied: Copy) -> None:
-    """What is left in the checkpoints topic is what compaction leaves: the last record with the run's key."""
+    """Compaction leaves one record in the checkpoints topic: the last one with the run's key."""
     *_, before, last = values = [encoded(manifest) for manifest in copied.manifests]
     copied.write(copied.history, *values, b"not JSON", values[0])
     copied.write(copied.checkpoints, b"not JSON")
@@ -269,7 +269,7 @@ def test_a_signed_run_goes_on_beside_forgeries(new_run: NewRun, tmp_path: Path) 
     worker.stop()
 
     sequences = [m["sequence"] for m in log.manifests]
-    # What compaction leaves of the checkpoints topic after an old manifest was sent again.
+    # The checkpoints topic as compaction leaves it after an old manifest was sent again.
     first_signed = next(read for read in unsigned.checkpoints if signed_by(old, read))
     run.empty("checkpoints")
     write(run, checkpoints, first_signed.value, headers=first_signed.headers)

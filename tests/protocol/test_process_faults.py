@@ -94,7 +94,7 @@ def test_a_clock_that_jumps(new_run: NewRun, seconds: float) -> None:
     worker.reaches("checkpoint_sequence", 1)
     for sequence in (2, 3):
         run.feed(mixed(300))
-        worker.reaches("checkpoint_sequence", sequence)  # the cadences go on
+        worker.reaches("checkpoint_sequence", sequence)  # the cadences continue
         assert not any(lag_s < 0 for lag_s in worker.metric("lag_seconds").values())  # NaN before its first look
     log = run.finish(worker)
     assert len(log.history) < 20  # and are none too fast

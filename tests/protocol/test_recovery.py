@@ -36,7 +36,7 @@ POINTS = [
 
 
 def manifests(run: Run, at_least: int = 0) -> int:
-    """How many are published, once there are so many: what a commit has written may show a moment later."""
+    """Return the number of published manifests, once it is `at_least`: a commit may show a moment later."""
     deadline = time.monotonic() + DEADLINE_S
     while (found := len(run.read("history"))) < at_least:
         assert time.monotonic() < deadline, f"{found} manifests instead of {at_least}"

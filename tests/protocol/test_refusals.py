@@ -152,7 +152,7 @@ def test_a_store_that_cannot_be_written_for_a_while(new_run: NewRun) -> None:
     with unwritable(run):
         run.feed(mixed(300))
         worker.reaches("store_failures_total", 1)
-        run.learned(worker)  # training goes on
+        run.learned(worker)  # training continues
         run.feed(mixed(2000))
         worker.reaches("store_failures_total", 3)
         reached = sum(worker.metric("position").values())
@@ -201,7 +201,7 @@ def test_a_model_that_diverges(new_run: NewRun) -> None:
     run = new_run(learning__optimizer="sgd", learning__learning_rate=1e30)
     run.feed(good(1000))
     passed: set[int] = set()
-    for _ in range(2):  # a restart goes on behind what stopped the start before
+    for _ in range(2):  # a restart continues behind the record that stopped the start before
         assert "not finite" in run.start().ends(ExitCode.DIVERGED)
         origins = {int(dict(letter.headers)[ERRORS + "offset"]) for letter in run.published().dead_letters}
         assert origins > passed

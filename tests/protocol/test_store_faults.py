@@ -41,7 +41,7 @@ def test_a_bucket_that_fails_for_a_while(new_run: NewRun, server: ObjectServer) 
         with server.failing(fault):
             run.feed(mixed(300))
             worker.reaches("store_failures_total", failures + 1)
-            run.learned(worker)  # training goes on
+            run.learned(worker)  # training continues
         worker.reaches("checkpoint_sequence", sequence)
     run.finish(worker)
     run.feed(mixed(300))
@@ -120,7 +120,7 @@ def test_a_disk_that_fills_up_and_one_that_turns_read_only(new_run: NewRun, disk
     filler = disk.fill()
     run.feed(mixed(300))
     worker.until("a full disk", lambda: "No space left on device" in worker.text())
-    run.learned(worker)  # training goes on
+    run.learned(worker)  # training continues
     objects = disk.inside / "objects" / run.id
     assert not [path for path in objects.rglob("*") if "#" in path.name]
     filler.unlink()

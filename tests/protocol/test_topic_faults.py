@@ -102,7 +102,7 @@ def test_records_that_fall_off_retention_under_a_worker(new_run: NewRun) -> None
     worker.signal(signal.SIGCONT)
     assert "deleted by retention" in worker.ends(ExitCode.INPUT)
     run.check()
-    # What was learned is saved first: it could not be learned again.
+    # It saves first what it has learned, because the records are gone.
     assert run.saved()[run.input, 0] >= 1000
     assert "deleted by retention" in run.start().ends(ExitCode.INPUT)
 

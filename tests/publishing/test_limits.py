@@ -166,7 +166,7 @@ def test_the_largest_window_and_manifest_fit_in_their_topics(settings: Settings,
     assert found.manifest.release
     assert len(msgspec.json.encode(found.window)) <= MAX_DOCUMENT_BYTES
     assert len(msgspec.json.encode(found.manifest)) <= MAX_DOCUMENT_BYTES
-    # What counts is there; what was left out is named, and nothing else was.
+    # The important fields are present. The omitted ones are named, and no others are missing.
     assert found.manifest.positions == snapshot.positions
     assert found.manifest.spans == found.window.spans == snapshot.interval.tally.spans
     assert found.manifest.ledger.batches == 1
@@ -185,7 +185,7 @@ def test_the_largest_window_and_manifest_fit_in_their_topics(settings: Settings,
     assert fitted.omitted == ["release.forgetting.per_class", "release.validation.per_class"]
     assert fitted.release
     assert fitted.release.test.per_class
-    # What the last release lacks is named as long as it is the last.
+    # Each manifest names the omitted fields of its last release.
     monkeypatch.setattr(checkpoint_writer, "MAX_DOCUMENT_BYTES", len(encode(found.manifest)) - 100_000)
     first = writer.commit(writer.prepare(snapshot, {}))
     assert first.omitted == ["release.forgetting.per_class"]

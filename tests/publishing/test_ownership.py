@@ -113,11 +113,11 @@ def test_alone_it_is_its_turn_at_once(new_waiting: NewWaiting, on_conflict: str)
 def test_a_standby_waits_warm_until_it_is_elected(new_waiting: NewWaiting, error: Exception | None):
     waiting = new_waiting("standby")
     waiting.error, waiting.error_from = error, 2
-    election = Election(None, *[False] * 9, None, True)  # None: the brokers are deciding anew
+    election = Election(None, *[False] * 9, None, True)  # None: the brokers are deciding again
     assert waiting.wait(election)
     assert waiting.stood_by == [float(n) for n in range(2, 12)]
     assert waiting.looked[0] == 0.0
-    assert 2 <= len(waiting.looked) <= 3  # not while the last one goes on
+    assert 2 <= len(waiting.looked) <= 3  # not while the last one runs
     assert election.take_overs == 0
 
 

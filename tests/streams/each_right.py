@@ -102,7 +102,7 @@ def run(secured: Secured, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def outcome(secured: Secured, run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
-    """What becomes of a role that has all its rights except one."""
+    """Return a function that runs a role with all its rights except one, and gives the outcome."""
 
     def outcome(role: Role, missing: Right | None = None, target: Target = child.command) -> Outcome:
         if role == Role.CREATOR:  # of topics that do not exist yet

@@ -34,7 +34,7 @@ def produce(kafka: KafkaSettings, topic: str, values: list[bytes], partition: in
 
 
 def read(source: Source, end: Positions) -> list[Record | Gap]:
-    """What the source gives until it stands at the end of every partition."""
+    """Read a source until it stands at the `end` of every partition."""
     items: list[Record | Gap] = []
     at: Positions = {}
     for _ in range(POLLS):

@@ -14,7 +14,7 @@ KEY_PASSWORD = "key sesame"
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 PROTOCOLS = ("SASL_PLAINTEXT", "SASL_SSL", "SSL")
 
-# What a strict verifier asks of each certificate.
+# The extensions that a strict verifier requires of each certificate.
 EXTENSIONS = """\
 [req]
 distinguished_name = name

@@ -54,7 +54,7 @@ def new_run(new_settings: Callable[..., Settings], unique_name: str) -> NewRun:
 def take_part(
     settings: Settings, tell: Callable[[bool | None], None], stop: threading.Event, take_over: bool = False
 ) -> None:
-    """What a worker's loop does; tells of every change."""
+    """Vote as a worker's loop does, and report every change."""
     told = None
     with closing(Election(settings)) as vote:
         if take_over:
@@ -145,7 +145,7 @@ def test_the_first_stays_elected_while_others_come_and_go(new_run: NewRun, join)
 
 
 def test_new_metadata_changes_nothing(new_run: NewRun, join, monkeypatch: pytest.MonkeyPatch):
-    """A member that hears of another partition joins anew, and does not forget it before it has."""
+    """A member that hears of another partition joins again, and remembers the partition until then."""
     monkeypatch.setattr(election, "STEP_MS", 0)
     run = new_run(LONG_S)
     with closing(Election(run)) as first:

@@ -54,7 +54,7 @@ def add(merge: Merge, partition: int, timestamps_ms: Sequence[int]) -> None:
 
 
 def rest(merge: Merge, limit: int | None = None, took_s: dict[int, float] | None = None) -> list[Record | Gap]:
-    """What it gives; to use a record of a partition takes so long."""
+    """Take up to `limit` items. `took_s` is the time that a record of each partition takes."""
     given: list[Record | Gap] = []
     while len(given) != limit and (item := merge.take()):
         merge.took((took_s or {}).get(item.partition, 0.0))
@@ -67,7 +67,7 @@ def partitions(items: Sequence[Record | Gap]) -> list[int]:
 
 
 def longest_wait(given: Sequence[Record | Gap], partition: int, took_s: dict[int, float] | None = None) -> float:
-    """What was spent on others between two records of a partition at most, while it had some; in records."""
+    """Return the longest wait between two records of a partition that had some, in records of others."""
     waits, wait = [0.0], 0.0
     for item in given:
         if item.partition == partition:

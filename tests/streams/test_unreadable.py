@@ -48,7 +48,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def read(kafka: KafkaSettings, topic: str, end: int, on_lost: str = "stop") -> list[Record | Gap]:
-    """What a source gives up to the offset `end`, each item behind the one before."""
+    """Read a source up to the offset `end`. Each item must come after the one before."""
     settings = InputSettings.model_validate({"topics": [topic], "on_lost": on_lost})
     items: list[Record | Gap] = []
     at = 0
@@ -103,7 +103,7 @@ def test_a_batch_over_the_bound_is_not_decompressed(
 
 
 def zeros(size: int, codec: str) -> bytes:
-    """So many zero bytes, compressed without being in memory."""
+    """Compress `size` zero bytes that are never in memory together."""
     if codec == "gzip":
         compressor = zlib.compressobj(1, wbits=31)
     elif codec == "lz4":
@@ -161,7 +161,7 @@ def test_what_brokers_let_through_costs_its_producer_alone(
 
 
 def parsed(data: bytes, count: int, **fields: Any) -> list[tuple[int, bytes | str | None]]:
-    """What a batch gives whose bytes no broker has seen."""
+    """Parse a batch whose bytes no broker has seen."""
     found = record_batch.Batch(DefaultRecordBatch(batch(data, count, **fields)))
     return [(parsed.offset, parsed.unreadable or parsed.value) for parsed in found]
 
@@ -290,7 +290,7 @@ def test_bytes_that_are_no_batch_are_passed_over_one_offset_at_a_time():
 
 
 def take(data: bytes) -> list[Any]:
-    """What a consumer of committed records gives of a fetched response, from offset 0 on."""
+    """Take from a fetched response what a consumer of committed records gives, from offset 0 on."""
     place, records = TopicPartition("t", 0), MemoryRecords(data)
     committed = IsolationLevel.READ_COMMITTED
     of_reader = {"budget": Budget(), "moved": set(), "filled": print, "highwater": lambda _: None}

@@ -9,7 +9,7 @@ from child import Point
 RANDOM_S = 3.0
 AGAIN_S = 1.0
 
-# What each is a call of, and how many calls every life makes that lives long enough.
+# The collaborator and function of each, and the number of calls in every life that is long enough.
 EFFECTS = {
     "snapshot": ("driver", "snapshot", 2),
     "serialise": ("tensors", "encode", 3),
@@ -47,15 +47,17 @@ class AtPoint(NamedTuple):
 
 
 class AtMoment(NamedTuple):
-    """Ends so many seconds after its start."""
+    """Ends `after_s` seconds after its start."""
 
     name: str
     after_s: float
 
 
 class Zombie(NamedTuple):
-    """Is stopped at a point, wakes when another has taken over and published, and must end by itself. The other is
-    killed so many seconds later."""
+    """Is stopped at a point, and wakes when another worker has taken over and published. It must end by itself.
+
+    The other worker is killed `after_s` seconds later.
+    """
 
     name: str
     point: Point
@@ -63,7 +65,7 @@ class Zombie(NamedTuple):
 
 
 class Relay(NamedTuple):
-    """Is killed so many seconds after a standby joined it, which takes over and is stopped in order."""
+    """Is killed `after_s` seconds after a standby joined. The standby takes over and is stopped in order."""
 
     name: str
     after_s: float

@@ -16,7 +16,7 @@ MAX_SIDE_PX = 16
 
 
 class Pictures(NamedTuple):
-    """What is fed, and the settings of a model for it."""
+    """Images to feed, and the settings of a model for them."""
 
     images: Images
     settings: dict[str, Any]

@@ -34,7 +34,7 @@ BATCH = 16
 
 @dataclass
 class Report:
-    """What the lives came to. Every loss and repetition is among the violations, too."""
+    """Results of all lives. Every loss and repetition is also a violation."""
 
     kills: int = 0
     by_point: Counter[str] = field(default_factory=Counter)
