@@ -27,13 +27,13 @@ class Violation(NamedTuple):
 
 
 def check(log: Log, fed: Sequence[Fed]) -> None:
-    """Asserts that a log holds a whole and sound account of every record fed that the newest manifest has passed."""
+    """Assert that a log accounts for every fed record before the newest manifest's positions."""
     found = violations(log, fed)
     assert not found, "\n".join(violation.what for violation in found)
 
 
 def violations(log: Log, fed: Sequence[Fed]) -> list[Violation]:
-    """Everything that is wrong with a log's account of the records fed that the newest manifest has passed."""
+    """Return all faults of a log, given the fed records."""
     if not (log.checkpoints and log.history):
         return [Violation("there is no manifest")]
     return [
@@ -50,8 +50,11 @@ def violations(log: Log, fed: Sequence[Fed]) -> list[Violation]:
 
 
 def check_chain(log: Log) -> Iterator[Violation]:
-    """Manifests 1..n once each, each naming the digest of the one before, going on at its positions and keeping states
-    of those before; the newest is the history's last."""
+    """Check the chain of manifests.
+
+    Sequences are 1..n, once each. Each manifest names the digest of the one before, starts at its positions and keeps
+    states of earlier ones. The newest manifest is the last of the history.
+    """
     manifests = log.manifests
     sequences = [manifest["sequence"] for manifest in manifests]
     if sequences != list(range(1, len(manifests) + 1)):
@@ -82,7 +85,7 @@ def _misfits(sequences: list[int]) -> list[tuple[int, int]]:
 
 
 def check_coverage(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
-    """Every record fed is in the spans of one window."""
+    """Check that every fed record is in the spans of one window."""
     covered: Counter[tuple[Place, int]] = Counter()
     for window in log.windows:
         for place, (start, end) in places(window["spans"]).items():
@@ -98,7 +101,7 @@ def check_coverage(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
 
 
 def check_windows(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
-    """Windows cover each partition without gap or overlap up to its position, and count what was fed."""
+    """Check that windows cover each partition without gap or overlap up to its position, and count the fed records."""
     fates: dict[Place, dict[int, str | None]] = defaultdict(dict)
     for record in fed:
         fates[record.topic, record.partition][record.offset] = record.draft.fate
@@ -129,7 +132,7 @@ def check_windows(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
 
 
 def _check_counts(window: dict[str, Any], expected: Counter[str | None]) -> Iterator[Violation]:
-    """A window counts what became of the records in it; `expected` by fate."""
+    """Check the counts of a window. `expected` has the number of records by fate."""
     where = f"window {window['sequence']}"
     if window["records"] != expected.total():
         more = window["records"] - expected.total()
@@ -156,9 +159,11 @@ def _check_counts(window: dict[str, Any], expected: Counter[str | None]) -> Iter
 
 
 def check_objects(manifest: dict[str, Any], objects: dict[str, bytes]) -> Iterator[Violation]:
-    """Every object that the newest manifest names is there, has its digest, and holds tensors, or is a part of a state;
-    of each state kept, all parts are named, and the state of its last release is among them: training may go back to
-    it."""
+    """Check the objects that the newest manifest names.
+
+    Each is present, has its digest, and holds tensors or is a part of a state. All parts of the kept states are named.
+    The state of the last release is kept, because training may go back to it.
+    """
     for reference in named_objects(manifest):
         key = reference["key"]
         if not key.startswith(f"{manifest['run_id']}/") or {"", ".", ".."} & {*key.split("/")}:
@@ -184,7 +189,7 @@ def check_objects(manifest: dict[str, Any], objects: dict[str, bytes]) -> Iterat
 
 
 def _parts(state: bytes) -> set[str]:
-    """Digests of the parts that a state needs."""
+    """Return the digests of the parts that a state needs."""
     try:
         tensors = safetensors.numpy.load(state)
     except safetensors.SafetensorError:
@@ -193,7 +198,7 @@ def _parts(state: bytes) -> set[str]:
 
 
 def check_overwritten(log: Log) -> Iterator[Violation]:
-    """Objects that older manifests name and that are still there are what they were."""
+    """Check that objects of older manifests, if still present, are unchanged."""
     named = {reference["key"]: reference for manifest in log.manifests for reference in named_objects(manifest)}
     newest = {reference["key"] for reference in named_objects(log.manifest)}
     for key in named.keys() & log.objects.keys() - newest:
@@ -202,8 +207,11 @@ def check_overwritten(log: Log) -> Iterator[Violation]:
 
 
 def check_release(log: Log) -> Iterator[Violation]:
-    """The weights topic holds the releases' chunks once, in order, and nothing else, except those of earlier releases
-    that compaction has deleted; the last release's, joined, are its object."""
+    """Check the weights topic.
+
+    It holds the chunks of all releases once, in order, and nothing else. Compaction may have deleted those of earlier
+    releases. The joined chunks of the last release are its object.
+    """
     releases = [manifest["release"] for manifest in log.manifests if manifest["release"]]
     # A release is in every manifest up to the next one.
     named = list(dict.fromkeys(chunk["offset"] for release in releases for chunk in release["chunks"]))
@@ -214,15 +222,17 @@ def check_release(log: Log) -> Iterator[Violation]:
 
 
 def check_chunks(manifest: dict[str, Any], weights: Iterable[Read]) -> Iterator[Violation]:
-    """The chunks of a manifest's release are in the weights topic and, joined, are its object."""
+    """Check that the joined chunks of a manifest's release are its object."""
     release = manifest["release"]
     if release and digest(joined(release, weights)) != release["object"]["digest"]:
         yield Violation("the chunks are not the release")
 
 
 def check_roll_backs(log: Log) -> Iterator[Violation]:
-    """Training goes back to the last release, and only when a candidate is refused; it discards what was read since
-    that release and was not discarded before, and says so."""
+    """Check that training goes back only to the last release, and only when a candidate is refused.
+
+    It discards, and reports as discarded, the records since that release that were not discarded before.
+    """
     last = None
     read: dict[Place, list[int]] = {}
     for manifest in log.manifests:
@@ -247,7 +257,7 @@ def check_roll_backs(log: Log) -> Iterator[Violation]:
 
 
 def check_dead_letters(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
-    """Every rejected record is in the dead letters once, its bytes unchanged, with the headers that say why."""
+    """Check that every rejected record is in the dead letters once, unchanged, with headers that give the reason."""
     positions = places(log.manifest["positions"])
     rejected = {
         (r.topic, r.partition, r.offset): r.draft
@@ -308,7 +318,7 @@ def _check_dead_letter(letter: Read, draft: Draft, origin: tuple[str, int, int])
 
 
 def check_drained(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
-    """The newest manifest has passed every record fed; no part of `check`, which takes a log at any time."""
+    """Check that the newest manifest has passed every fed record. `check` does not, as it takes a log at any time."""
     positions = places(log.manifest["positions"]) if log.checkpoints else {}
     left = sum(record.offset >= positions.get((record.topic, record.partition), 0) for record in fed)
     if left:
@@ -316,8 +326,10 @@ def check_drained(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
 
 
 def compare_states(log: Log, expected: Log) -> Iterator[Violation]:
-    """Two runs of the same batches ended with the same bytes: weights, optimizer, memory, RNG, and the release; they
-    went back to a release at the same places."""
+    """Compare the ends of two runs of the same batches.
+
+    Weights, optimizer, memory, RNG and release are equal byte for byte, and training went back at the same places.
+    """
     if not (log.checkpoints and expected.checkpoints):
         yield Violation("there is no manifest to compare")
         return
@@ -334,13 +346,13 @@ def compare_states(log: Log, expected: Log) -> Iterator[Violation]:
 
 
 def _tensors(log: Log) -> dict[str, np.ndarray]:
-    """Of the newest state; none when it is missing or damaged, which `check_objects` says."""
+    """Return the tensors of the newest state; none if it is missing or damaged, which `check_objects` reports."""
     reference = log.manifest["state"]
     data = log.objects.get(reference["key"], b"")
     return safetensors.numpy.load(data) if matches(data, reference) else {}
 
 
 def check_positions(log: Log) -> Iterator[Violation]:
-    """The group offsets mirror the newest manifest's positions."""
+    """Check that the group offsets mirror the newest manifest's positions."""
     if log.group != places(log.manifest["positions"]):
         yield Violation("the group offsets are not the manifest's positions")

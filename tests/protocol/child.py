@@ -52,8 +52,10 @@ COLLABORATORS: dict[str, type | ModuleType] = {
 
 
 class Point(NamedTuple):
-    """The end of the n-th call (from 1) of a collaborator's function; its beginning when `before`. When `half`, its
-    last argument are bytes, and once half of them are in a file the kernel ends the process (SIGXFSZ)."""
+    """The end of the n-th call (from 1) of a collaborator's function, or its beginning when `before`.
+
+    When `half`, the last argument is bytes. The kernel ends the process (SIGXFSZ) once half of them are in a file.
+    """
 
     collaborator: str
     function: str
@@ -133,8 +135,11 @@ def jumping(log: Path, arguments: list[str], point: Point, seconds: float) -> No
 
 
 def measured(log: Path, arguments: list[str], turns: Path, in_use: Path) -> None:
-    """The command line in a process that writes two files of doubles: the seconds of each turn of the worker's loop,
-    and every ten seconds the bytes of memory in use, which is what is resident without what malloc keeps in reserve."""
+    """Run the command line in a process that writes two files of doubles.
+
+    One has the seconds of each turn of the worker's loop. The other has, every ten seconds, the bytes of memory in use:
+    the resident ones without malloc's reserve.
+    """
     tend = upkeep.Upkeep.tend
     libc = ctypes.CDLL(None)
     turned: float | None = None

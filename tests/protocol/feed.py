@@ -27,8 +27,10 @@ BAD_EVERY = 40
 
 
 class Draft(NamedTuple):
-    """A record to feed. `fate` is a split, a reason to reject, a deletion marker, or None: used, in a split that a hash
-    decides."""
+    """A record to feed.
+
+    `fate` is a split, a reason to reject, a deletion marker, or None: used, in a split that a hash decides.
+    """
 
     key: bytes | None
     value: bytes | None
@@ -109,8 +111,11 @@ def bad(image: bytes, label: bytes) -> list[Draft]:
 
 
 def good(count: int, seed: int = 0, images: Images | None = None) -> Iterator[Draft]:
-    """Images (digits when left out) with a split, some with a weight. The first three for each label are training
-    samples, all labels in each third: whoever feeds `images` puts them in such an order."""
+    """Return images (digits when left out) with a split, some with a weight.
+
+    The first three for each label are training samples. `images` must be in an order in which each third of these has
+    all labels.
+    """
     images = images or digits()
     learned_first = 3 * classes(images)
     random = np.random.default_rng(seed)
@@ -139,7 +144,7 @@ def mixed(count: int, seed: int = 0, images: Images | None = None) -> Iterator[D
 
 
 def flipped(drafts: Iterable[Draft], period: int) -> Iterator[Draft]:
-    """The second half of every `period` drafts with wrong labels: each training sample has the next one's."""
+    """Give the second half of every `period` drafts wrong labels: each training sample has the next one's."""
     drafts = list(drafts)
     labels = sorted({dict(draft.headers)["label"] for draft in drafts if draft.fate == "train"})
     following = dict(zip(labels, [*labels[1:], *labels[:1]], strict=True))
@@ -167,7 +172,7 @@ def client(bootstrap_servers: str) -> dict[str, Any]:
 
 
 def feed(bootstrap_servers: str, topic: str, drafts: Iterable[Draft], partitions: int = 1) -> list[Fed]:
-    """Writes records to the partitions in turn; each as it stands there, in the order of offsets."""
+    """Write records to the partitions in turn, and return them in the order of offsets."""
     producer = Producer(client(bootstrap_servers) | {"linger.ms": 5})
     raw = partial(raw_batches.send, KafkaSettings(bootstrap_servers=bootstrap_servers), topic)
     fed = send(producer, topic, drafts, partitions, raw)
@@ -182,8 +187,10 @@ def send(
     partitions: int = 1,
     raw: Callable[[bytes, int], int] | None = None,
 ) -> list[Fed]:
-    """As `feed`, through a producer of the caller's; the list is filled as the broker answers. `raw` sends a batch to a
-    partition and returns its offset; unreadable records need it."""
+    """Write records as `feed` does, with the caller's producer. The list is filled as the broker answers.
+
+    `raw` sends a batch to a partition and returns its offset. Unreadable records need it.
+    """
     fed: list[Fed] = []
 
     def delivered(draft: Draft) -> Callable[[KafkaError | None, Message], None]:

@@ -60,7 +60,7 @@ class Log:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The newest."""
+        """The newest manifest."""
         return json.loads(self.checkpoints[-1].value or b"")
 
     def release(self) -> bytes:
@@ -69,7 +69,7 @@ class Log:
 
 
 def read(bootstrap_servers: str, prefix: str, inputs: Iterable[Place]) -> Log:
-    """Reads what a run published in the topics of a prefix."""
+    """Read a run's output from the topics of a prefix."""
     topics = [f"{prefix}.{name}" for name in ("metrics", "checkpoints", "history", "weights", "dead-letters")]
     _await_markers(bootstrap_servers, topics)
     records = {topic: read_topic(bootstrap_servers, topic) for topic in topics}
@@ -84,10 +84,9 @@ def read(bootstrap_servers: str, prefix: str, inputs: Iterable[Place]) -> Log:
 
 
 def _await_markers(bootstrap_servers: str, topics: Iterable[str]) -> None:
-    """Returns once no transaction hides what stands in these topics now, each of one partition.
+    """Wait until no open transaction hides records of these topics, each of one partition.
 
-    The brokers write the end of a transaction to one partition after the other: for a moment some show it and others
-    do not (KIP-98).
+    Brokers write the end of a transaction to one partition after the other, so for a moment only some show it (KIP-98).
     """
     admin = AdminClient(client(bootstrap_servers))
     latest: dict[TopicPartition, OffsetSpec] = {TopicPartition(topic, 0): LatestSpec() for topic in topics}
@@ -104,12 +103,12 @@ def _await_markers(bootstrap_servers: str, topics: Iterable[str]) -> None:
 
 
 def read_topic(bootstrap_servers: str, topic: str, start: int = 0) -> list[Read]:
-    """Committed records of a topic of one partition, from an offset on."""
+    """Read the committed records of a topic of one partition, from an offset on."""
     return [*reads(bootstrap_servers, topic, start)]
 
 
 def reads(bootstrap_servers: str, topic: str, start: int = 0) -> Iterator[Read]:
-    """As `read_topic`, one after the other: a topic may hold more than fits in memory."""
+    """Yield what `read_topic` returns. A topic may hold more than fits in memory."""
     consumer = Consumer(
         client(bootstrap_servers)
         | {
@@ -138,13 +137,13 @@ def _read(message: Message) -> Read:
 
 
 def objects(manifests: Sequence[dict[str, Any]]) -> dict[str, bytes]:
-    """The objects by key that any of the manifests names and that are in the last one's store."""
+    """Return the objects that any of the manifests names, by key, from the last manifest's store."""
     keys = {reference["key"] for manifest in manifests for reference in named_objects(manifest)}
     return {key: data for key in keys if (data := _bytes(f"{manifests[-1]['store']}/{key}")) is not None}
 
 
 def _bytes(url: str) -> bytes | None:
-    """An object, None when it is missing; one in a bucket through the server that the worker uses, too."""
+    """Return an object, or None if it is missing. A bucket is read through the server that the worker uses."""
     bucket = url.removeprefix("s3://")
     try:
         with urlopen(url if bucket == url else f"{os.environ['AWS_ENDPOINT_URL']}/{bucket}") as file:
@@ -156,7 +155,7 @@ def _bytes(url: str) -> bytes | None:
 
 
 def named_objects(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every object that a manifest names."""
+    """Return the reference of every object that a manifest names."""
     release = manifest["release"]
     return [
         manifest["state"],
@@ -171,18 +170,18 @@ def matches(data: bytes, reference: dict[str, Any]) -> bool:
 
 
 def joined(release: dict[str, Any], weights: Iterable[Read]) -> bytes:
-    """The chunks of a release that are in the weights topic, joined in its order."""
+    """Join the chunks of a release that are in the weights topic."""
     values = {read.offset: read.value or b"" for read in weights}
     return b"".join(values.get(chunk["offset"], b"") for chunk in release["chunks"])
 
 
 def roll_backs(log: Log) -> list[dict[str, Any]]:
-    """The manifests of checkpoints at which training went back."""
+    """Return the manifests of checkpoints at which training went back."""
     return [manifest for manifest in log.manifests if manifest["rolled_back_to"] is not None]
 
 
 def discarded(log: Log) -> int:
-    """Offsets discarded."""
+    """Count the discarded offsets."""
     spans = [span for manifest in log.manifests for span in places(manifest["discarded"]).values()]
     return sum(end - start for start, end in spans)
 

@@ -26,9 +26,10 @@ def test_a_backlog_is_read_in_the_order_of_production(
     limit: str,
     limit_bytes: int,
 ):
-    """However partitions lie on the brokers, and whichever answer comes first; nobody waits for those that are read.
+    """The order depends neither on the brokers nor on which answer comes first. Empty partitions cause no wait.
 
-    So little is read ahead, of each or of all, that each partition is read in many turns."""
+    So little is read ahead, of each or of all, that each partition is read in many turns.
+    """
     monkeypatch.setattr(source, limit, limit_bytes)
     topic = new_topic(partitions=4)
     random = np.random.default_rng(0)
@@ -48,7 +49,7 @@ def test_a_backlog_is_read_in_the_order_of_production(
 def test_partitions_that_have_no_room_for_a_record_each_are_read_by_turns(
     kafka: KafkaSettings, new_topic, new_source: NewSource, monkeypatch: pytest.MonkeyPatch
 ):
-    """Of those without a record here nobody can be asked for one, so nobody waits for them."""
+    """A partition without a record here cannot be asked for one, so there is no wait for it."""
     partitions, each = 30, 10
     monkeypatch.setattr(source, "MAX_POLL_BYTES", 100_000)
     topic = new_topic(partitions=partitions)
@@ -75,7 +76,7 @@ def test_batches_of_many_partitions_come_together_although_each_is_larger_than_i
 def test_nobody_waits_for_partitions_that_cannot_be_asked_for(
     kafka: KafkaSettings, new_topic, monkeypatch: pytest.MonkeyPatch
 ):
-    """Because the rests of what others sent take all the room for responses. Time stands still."""
+    """The remainders of other partitions fill the room for responses. Time stands still."""
     partitions, each = 40, 10
     monkeypatch.setattr(connection, "RESPONSE_BYTES", MIB)
     monkeypatch.setattr(source, "MAX_POLL_BYTES", 800_000)
@@ -104,8 +105,7 @@ def test_a_partition_whose_records_are_old_does_not_keep_others_waiting(kafka: K
 
 
 def test_the_oldest_record_that_was_not_given_is_known(kafka: KafkaSettings, new_topic, new_source: NewSource):
-    """Before any record of its partition was given, too; of one that cannot be read yet, that is no older than the
-    last."""
+    """It is known before a record of its partition was given. One that cannot be read yet is no older than the last."""
     topic = new_topic(partitions=3)
     producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "transactional.id": topic})
     producer.init_transactions()
@@ -135,7 +135,7 @@ def test_the_oldest_record_that_was_not_given_is_known(kafka: KafkaSettings, new
 
 
 def test_a_partition_with_much_to_read_does_not_keep_others_waiting(kafka: KafkaSettings, new_topic, new_source):
-    """One response holds millions of small records that compress well; other partitions have their turn in between."""
+    """One response holds millions of small records that compress well. Other partitions have turns in between."""
     topic = new_topic(partitions=2)
     producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "compression.type": "gzip", "linger.ms": 100})
     for i in range(6 * source.MAX_POLL_RECORDS):

@@ -85,8 +85,10 @@ FIRST_OF_ONE_PARTITION: list[Life] = [AtPoint("after write marker", Point("check
 
 
 def draw(random: Random, first: list[Life], count: int, points: Collection[str]) -> list[Life]:
-    """Return `count` lives: `first`, then hands with a life for each of `points` and each other kind. Each hand is
-    shuffled, and its calls and moments are drawn again."""
+    """Return `count` lives: `first`, then hands with a life for each of `points` and of each other kind.
+
+    Each hand is shuffled, and its calls and moments are drawn again.
+    """
     lives = list(first)
     hands = 0
     while len(lives) < count:

@@ -64,13 +64,13 @@ class Report:
         self.discarded += outputs.discarded(log)
 
     def failed(self, what: str, error: Exception) -> None:
-        """A worker that did not do what it had to."""
+        """Note a worker that did not do what it had to."""
         self.violations.append(f"{what}: {str(error).splitlines()[0]}")
 
 
 @dataclass
 class Victim:
-    """A run's lives, one after the other. `drafts` are dealt out to them in equal shares."""
+    """A run and its lives. Each life gets an equal share of `drafts`."""
 
     run: Run
     drafts: list[Draft]
@@ -78,8 +78,7 @@ class Victim:
     newest: outputs.Read | None = None
 
     def suffer(self, lives: list[Life], on_life: Callable[[], None]) -> outputs.Log | None:
-        """Lives and dies so often, then learns the rest; what was published, checked. None when the rest could not be
-        learned."""
+        """Run and kill all lives, then learn the rest. Return the checked output, or None if that failed."""
         *shares, rest = _deal(self.drafts, len(lives) + 1)
         for number, (life, share) in enumerate(zip(lives, shares, strict=True)):
             fed = len(self.run.fed)
@@ -107,7 +106,7 @@ class Victim:
         return log
 
     def _live(self, life: Life, share: list[Draft]) -> str:
-        """One life; what it is counted as."""
+        """Run one life. Return the name under which it is counted."""
         match life:
             case AtPoint(name, point):
                 self.run.feed(share)
@@ -147,7 +146,7 @@ class Victim:
         standby.stop()
 
     def _outlive(self, point: Point, share: list[Draft]) -> Worker:
-        """A worker that took over from one that stopped at a point, and saw that one wake up and end."""
+        """Stop a worker at a point, let another take over, and wake the first, which must end. Return the other."""
         before, meanwhile, after = _deal(share, 3)
         self.run.feed(before)
         zombie = self.run.start_signalled(point, signal.SIGSTOP)
@@ -162,13 +161,13 @@ class Victim:
         return owner
 
     def _look(self) -> outputs.Read | None:
-        """The newest manifest's record."""
+        """Return the record of the newest manifest."""
         for read in self.run.read("checkpoints", self.newest.offset if self.newest else 0):
             self.newest = read
         return self.newest
 
     def _inspect(self) -> None:
-        """All that the newest manifest names must be there, whatever the worker died of."""
+        """Check that everything that the newest manifest names is present."""
         newest = self._look()
         if newest:
             manifest = json.loads(newest.value or b"")
@@ -177,7 +176,7 @@ class Victim:
 
 
 def _falls_idle(worker: Worker) -> bool:
-    """Whether the worker runs out of work; False when it ended before."""
+    """Wait until the worker has no work left. Return False if it ended before."""
     text, since = worker.text(), time.monotonic()
     while worker.poll() is None:
         if worker.text() != text:
@@ -189,7 +188,7 @@ def _falls_idle(worker: Worker) -> bool:
 
 
 def _saved_all(worker: Worker) -> bool:
-    """Whether the worker has learned something since its start, and all of that is published."""
+    """Return whether the worker has learned something since its start, and all of it is published."""
     return list(worker.metric("unsaved_records").values()) == [0] and bool(worker.metric("position"))
 
 
@@ -200,7 +199,7 @@ def _kill(worker: Worker, after_s: float = 0.0) -> None:
 
 
 def _deal(drafts: list[Draft], count: int) -> list[list[Draft]]:
-    """Equal shares; the last takes what is left over."""
+    """Divide drafts into equal shares. The last share also takes the remainder."""
     share = len(drafts) // count
     return [*(drafts[i * share : (i + 1) * share] for i in range(count - 1)), drafts[(count - 1) * share :]]
 
@@ -215,11 +214,11 @@ def torture(
     on_life: Callable[[], None],
     points: Collection[str] = POINTS.keys(),
 ) -> Report:
-    """Kills a run of three partitions, then one of a single partition, which must learn the same as an unkilled one.
-    Each life sees right labels, then wrong ones, so that training goes back to a release.
+    """Kill a run of three partitions, then one of a single partition, which must learn the same as an unkilled one.
 
-    `records` are the former's. A tenth of the kills is the latter's, with as many records a kill on top. `points` are
-    those at which a worker is killed. Keeps everything in `folder`, by the run's id.
+    Each life sees right labels, then wrong ones, so that training goes back to a release. The first run gets `records`.
+    A tenth of the kills belongs to the second run, with additional records at the same rate. `points` are the points at
+    which a worker is killed. Everything is kept in `folder`, by the run's id.
     """
     random, report = Random(seed), Report()
     of_one = max(len(FIRST_OF_ONE_PARTITION), kills // 10)
