@@ -127,7 +127,7 @@ def unique_name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def new_settings(kafka: KafkaSettings, unique_name: str) -> Callable[..., Settings]:
-    """Settings of a run with a name of its own; other sections as keyword arguments."""
+    """Return a function that makes settings of a run with a unique name. Other sections are keyword arguments."""
 
     def new_settings(**sections: Any) -> Settings:
         defaults = {"run": {"id": unique_name}, "input": {"topics": [f"{unique_name}.input"]}, "kafka": kafka}

@@ -71,7 +71,7 @@ class Stage:
 
     @contextmanager
     def run(self, name: str, broker: Broker | None = None, **settings: Any) -> Iterator[Run]:
-        """A run whose topics and store are its own; settings as keyword arguments, `section__key`."""
+        """Return a run with topics and a store of its own. Settings are keyword arguments, `section__key`."""
         overrides: dict[str, Any] = {
             "checkpoint.every_s": max(0.5, 30 / self.factor),
             "kafka.request_timeout_s": max(3.0, 30 / self.factor),
@@ -84,7 +84,7 @@ class Stage:
             yield run
 
     def well(self, run: Run, worker: Worker, records: int = 5 * PACE) -> None:
-        """Return once a worker has learned and saved; nothing may fire by then."""
+        """Return once a worker has learned and saved. No alert may fire by then."""
         worker.reaches("records_learned_total", records)
         worker.reaches("checkpoint_sequence", 1)
         self.until("series of the run", lambda: self.prometheus.query(f'stream_learner_steps_total{{run="{run.id}"}}'))
@@ -171,7 +171,7 @@ def bad_records(stage: Stage) -> None:
 
 
 def too_fast(stage: Stage) -> None:
-    """Twice as many records as it learns come to a topic that keeps them for a minute."""
+    """Feed twice as many records as the worker learns to a topic that keeps them for a minute."""
     with stage.run("too-fast", learning__steps_per_batch=20) as run, closing(Feeder(run, endless())) as feeder:
         configure(run, "segment.ms", "1000")
         configure(run, "retention.ms", str(1000 * RETENTION_S))
@@ -187,7 +187,7 @@ def too_fast(stage: Stage) -> None:
 
 
 def wrong_labels(stage: Stage) -> None:
-    """Without a memory, so that they ruin the model; validation samples keep their labels."""
+    """Feed wrong labels, which ruin a model without a memory. Validation samples keep their labels."""
     settings = {"learning__strategy": "finetune", "learning__average_decay": 0.9, "release__every_records": 300}
     with stage.run("wrong-labels", **settings) as run, closing(Feeder(run, endless(), 2 * PACE)) as feeder:
         stage.well(run, run.start(), 40 * PACE)

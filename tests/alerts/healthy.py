@@ -55,7 +55,7 @@ class Pair:
 
 
 def stay_well(stage: Stage, minutes: float) -> Counter[str]:
-    """Disturb a run every ten minutes (divided by the stage's factor); what happened to it."""
+    """Disturb a run every ten minutes (divided by the stage's factor). Return the disturbances."""
     happened: Counter[str] = Counter()
     began = time.monotonic()
     events = cycle(("restart", "roll-back", "kill", "standby restarted"))

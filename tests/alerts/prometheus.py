@@ -45,7 +45,10 @@ def free_port() -> int:
 
 
 class Prometheus:
-    """Scrapes workers on this machine; a context manager. `factor` shortens the rules and the scrape interval."""
+    """A Prometheus that scrapes workers on this machine, as a context manager.
+
+    `factor` shortens the rules and the scrape interval.
+    """
 
     def __init__(self, folder: Path, factor: float):
         self._folder = folder

@@ -171,7 +171,7 @@ def test_orphans_go_once_they_are_old_enough(run):
 
 
 def test_age_is_taken_by_the_stores_clock_not_by_this_machines(run):
-    """The store's clock is three days behind; what was written just before the newest state is young."""
+    """The store's clock is three days behind. Objects written just before the newest state are young."""
     behind = 3 * ORPHAN_AGE.total_seconds()
     newest = run.checkpoint(2, age_s=behind)
     run.checkpoint(2, attempt="killed-now", age_s=behind + HOUR_S)

@@ -51,7 +51,7 @@ class Report:
 
 
 def fuzz(images_: list[bytes], count: int, seed: int, decoders: list[Decode], advance: Callable[[], object]) -> Report:
-    """Decode `count` mutated images; input N of a seed is the same whatever `count` is."""
+    """Decode `count` mutated images. Input N of a seed does not depend on `count`."""
     report, peaks_mib = Report(), [0.0, 0.0]  # of the first tenth, which warms up, and of the rest
     for index in range(count):
         record = record_of(images_, seed, index)
@@ -122,7 +122,7 @@ def decoders() -> list[Decode]:
 
 
 def some_images(data: Path | None) -> list[bytes]:
-    """Digits and colors in the modes that JPEG and PNG have; with `data`, images of one's own too."""
+    """Return digits and colors in the modes that JPEG and PNG have, and images of `data` if given."""
     digit = Image.fromarray((load_digits(return_X_y=True)[0][3].reshape(8, 8) * 15).astype(np.uint8)).resize(
         (SIDE_PX, SIDE_PX)
     )

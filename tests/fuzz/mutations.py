@@ -159,7 +159,7 @@ def change_rows(chunks: list[tuple[bytes, bytes]], _: list[bytes], random: Rando
 
 
 def on_segments(change: Callable[[list[bytes], list[bytes], Random], None]) -> Mutation:
-    """A mutation of a JPEG's segments; what follows the first scan's header is one."""
+    """Return a mutation of a JPEG's segments. Everything after the header of the first scan is one segment."""
 
     def mutate(image: bytes, images: list[bytes], random: Random) -> bytes:
         segments = segments_of(image)

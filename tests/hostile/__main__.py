@@ -21,7 +21,7 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
     slow_clients: Annotated[int, typer.Option(min=0, help="Clients that hold the monitoring port.")] = 2000,
 ) -> None:
-    """Feed a worker from a good producer and from a hostile one; nothing of the good one's may be harmed."""
+    """Feed a worker from a good producer and from a hostile one. All records of the good one must be learned."""
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
     seconds = 60 * minutes
     with Broker(folder / "kafka") as broker, Progress(console=Console(stderr=True)) as progress:

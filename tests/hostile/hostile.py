@@ -123,7 +123,7 @@ class Attack:
         return self.run.call("run", "--accept-rejects", target=target)
 
     def last(self, seconds: float, on_second: Callable[[], None]) -> None:
-        """Feeds both topics and watches the worker for so long, then lets it learn the rest."""
+        """Feed both topics and watch the worker for this time, then let it learn the rest."""
         nasties.prepare()
         drafts = cycle(feed.good(100_000))
         # All good labels come first: later there may be no class left for them.
@@ -180,7 +180,7 @@ class Attack:
                 self.report.hostile_refused += 1
 
     def _tend(self, worker: Worker) -> Worker:
-        """Notes the worker's memory; starts another one when it has ended."""
+        """Note the worker's memory. Start another worker when it has ended."""
         if worker.poll() is not None:
             self.report.restarts.append(worker.poll())
             worker = self.start()
@@ -218,7 +218,7 @@ class Attack:
 def attack(
     broker: Broker, folder: Path, seconds: float, seed: int, slow_clients: int, on_second: Callable[[], None]
 ) -> Report:
-    """Lets both producers and the slow clients have a worker for so long; what became of everything."""
+    """Let both producers and the slow clients use a worker for this time. Return the report."""
     run = Run(broker, folder / f"hostile-{seed}", 1, dict(SETTINGS))
     attack = Attack(run, Random(seed), slow_clients)
     try:

@@ -48,7 +48,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def settings(**overrides: Any) -> Settings:
-    """Settings for small batches of digits; overrides as `section__key`."""
+    """Return settings for small batches of digits. Overrides are keyword arguments, `section__key`."""
     document = copy.deepcopy(DEFAULTS)
     for name, value in overrides.items():
         section, key = name.split("__")
@@ -74,7 +74,7 @@ def batch(
     timestamps_ms: Sequence[int] = (0,),
     side: int = SIDE,
 ) -> Batch:
-    """The digits at `indices`, read from offset `first` on; labels to timestamps are taken in turn."""
+    """Return the digits at `indices` as a batch from offset `first` on. Labels to timestamps are taken in turn."""
     pixels_NHWC = np.pad(DIGITS_NHWC[indices], ((0, 0), (0, side - SIDE), (0, side - SIDE), (0, 0)))
     encodings = [ENCODED[index] for index in indices] if side == SIDE else [png(one) for one in pixels_NHWC]
     labels = labels or [str(TARGETS[index]) for index in indices]

@@ -176,8 +176,7 @@ def test_a_state_without_one_of_its_parts_is_refused():
 
 
 def test_what_a_state_adds_to_the_last_one_is_what_is_new():
-    """However much there is, the images in the state itself stay under a segment; what was sealed once is the same
-    bytes ever after."""
+    """The images in the state itself always stay under one segment. Sealed segments never change."""
     held = offer(memory(), [(i, i % 10) for i in range(1000)])
     old = held.parts
     offer(held, [(1000 + i, i % 10) for i in range(10)])
@@ -260,7 +259,7 @@ def chi_square(kept: np.ndarray, expected: float, share: float) -> float:
 
 
 def test_every_item_of_a_class_is_kept_equally_often():
-    """Over seeds; the class shrinks when others arrive, which must not favour early or late items."""
+    """Over seeds. The class shrinks when others arrive, which must not favour early or late items."""
     n, keep, seeds = 40, 10, 500
     arrivals = [(i, 0) for i in range(n // 2)] + [(1000 + i, 1) for i in range(30)] + [(i, 0) for i in range(n // 2, n)]
     kept = np.zeros(n)
@@ -272,8 +271,7 @@ def test_every_item_of_a_class_is_kept_equally_often():
 
 
 def test_classes_that_come_one_after_the_other_are_each_kept_without_bias_under_a_bound_of_bytes():
-    """Over seeds: each of four classes, however often it was made smaller for the next ones, and whatever its images
-    take."""
+    """Over seeds. Each of four classes is made smaller for the next ones, and its images have different sizes."""
     n, seeds = 40, 250
     arrivals = [(i, label) for label in range(4) for i in range(n * label, n * (label + 1))]
     kept = np.zeros(4 * n)

@@ -295,7 +295,7 @@ def test_the_open_batch_is_learned_before_the_input_ends_in_an_error():
 
 
 class Outage:
-    """Asks to wait `tries` times before each record whose value is `later`; each wait takes four steps."""
+    """An outage that asks to wait `tries` times before each record whose value is `later`. A wait takes four steps."""
 
     def __init__(self, script: Script, tries: int, step_s: float = 0.5, stop_at: float = 1e9):
         self.script, self.tries, self.step_s, self.stop_at = script, tries, step_s, stop_at

@@ -22,7 +22,7 @@ def known(*labels: Label, **overrides) -> Classes:
 
 
 def reason(found: Classes, label: Label) -> Reason | None:
-    """Why a record's label is no class; None when it is one."""
+    """Return why a record's label is no class, or None if it is one."""
     try:
         found.admit(label)
     except RejectError as reject:

@@ -168,7 +168,7 @@ def test_a_batch_whose_weights_are_all_zero_counts_as_learned_and_changes_nothin
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_weight_two_is_the_sample_twice(strategy):
-    """With a network whose samples do not see one another; batch normalisation lets them."""
+    """The network must not let samples influence one another, as batch normalisation does."""
     run = {"learning__strategy": strategy, "learning__average_decay": 0.9, "learning__optimizer": "sgd"}
     before = learned(settings(**run), stream()[:4]).snapshot()
 

@@ -62,7 +62,7 @@ def saved(run: dict) -> Saved:
 
 
 def is_refused(run: dict, saved: Saved) -> bool:
-    """Whether the state is refused, or its memory once it is read; if neither, everything works with it."""
+    """Return whether the state is refused, or its memory once it is read. If neither, everything must work."""
     release, newest = saved
     states = [join(tensors_of(snapshot), snapshot.document) for snapshot in (newest, release)]
     given = LearnerState(states[0], newest.parts, states[1])
@@ -144,7 +144,7 @@ def paths(document: Any, path: tuple = ()) -> Iterator[tuple]:
 
 
 def sampled(forgeries: Iterator[tuple[str, Saved]]) -> Iterator[tuple[str, Saved]]:
-    """Some of them, the same in every run; all at once would take gigabytes."""
+    """Return a sample, the same in every run. All at once would take gigabytes."""
     chosen = random.Random(0)
     return (forgery for forgery in forgeries if chosen.random() < SHARE)
 

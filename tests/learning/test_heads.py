@@ -112,8 +112,10 @@ def closed_form(indices, penalty: float, weights=WEIGHTS) -> np.ndarray:
 
 
 def cross_validated_penalty(indices) -> float:
-    """The penalty of least generalised cross-validation score, fitted to the samples themselves; weights are 0, 1
-    or 2."""
+    """Return the penalty of least generalised cross-validation score, computed from the samples.
+
+    Weights are 0, 1 or 2.
+    """
     rows = np.repeat(indices, WEIGHTS[indices].astype(int))
     x, y = FEATURES[rows].astype(np.float64), np.eye(10)[TARGETS[rows]]
     scale, n = np.square(x).sum(0).mean(), len(x)
@@ -280,7 +282,7 @@ def test_the_release_is_the_head_solved_on_the_networks_features(name):
 
 
 def documented(*overrides: str, tmp_path: Path) -> Settings:
-    """The settings that docs/models.md shows, for digits."""
+    """Return the settings that docs/models.md shows, for digits."""
     (block,) = re.findall(r'```toml\n(\[model\]\n[^`]*head = "ridge"\n)```', DOCUMENTATION.read_text())
     path = tmp_path / "worker.toml"
     path.write_text('run.id = "digits"\ninput.topics = ["images"]\n' + block)

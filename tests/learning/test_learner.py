@@ -181,7 +181,7 @@ def test_no_logits_are_kept_of_a_class_that_no_step_has_learned_with():
 
 
 class Topic:
-    """A topic read to its end; the stop comes after that."""
+    """A topic that is read to its end. The stop comes after that."""
 
     def __init__(self, records: list[Record]):
         self._records = iter(records)

@@ -48,7 +48,7 @@ def plain_calibration_error(correct, confidences) -> float:
 
 
 def batches_of_predictions(seed: int) -> list[Seen]:
-    """Batches of 1 to 300 predictions that are right two times out of three; classes arrive one after the other."""
+    """Draw batches of 1 to 300 predictions, two thirds of them right. Classes arrive one after the other."""
     rng, batches, total = np.random.default_rng(seed), [], 0
     while total < 4_000:
         n = int(rng.integers(1, 300))

@@ -50,7 +50,7 @@ for_every_policy = pytest.mark.parametrize(
 
 
 def stream() -> list[Batch]:
-    """Imbalanced, late now and then, of many weights, with classes that arrive; the third is of weight 0."""
+    """Return imbalanced batches with late records, many weights and classes that arrive. The third has weight 0."""
     digits = [[0, 0, 0, 1], [0, 0, 1, 2], [0, 1], [0, 1, 2, 3], [0, 0, 3, 4, 5], [5, 5, 6, 7, 8, 9]]
     batches: list[Batch] = []
     for i, classes in enumerate(digits):
@@ -215,8 +215,10 @@ def test_held_out_samples_keep_the_records_weight_alone():
 
 
 def test_a_memory_that_fades_at_once_leaves_plain_steps_on_the_stream():
-    """The replayed samples' weights vanish, so experience replay does what fine-tuning does: by SGD, for what rounding
-    leaves of a gradient is much to an optimizer whose steps have one size."""
+    """The replayed samples' weights vanish, so experience replay does what fine-tuning does.
+
+    With SGD, because an optimizer with steps of one size amplifies the rounding errors of a gradient.
+    """
 
     def weights_after(**given: Any) -> dict[str, torch.Tensor]:
         batches = [batch(digits_of([0, 1], 8, skip=8 * i), first=8 * i) for i in range(4)]

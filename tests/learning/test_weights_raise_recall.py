@@ -20,7 +20,7 @@ def recalls(driver: Driver, labels_of: np.ndarray = TARGETS) -> np.ndarray:
 
 
 def in_batches(driver: Driver, indices: np.ndarray, labels: np.ndarray, **rest: Any) -> Driver:
-    """Learns digits under these labels, 20 at a time; of the rest, sequences go along."""
+    """Learn digits under these labels, 20 at a time. Sequences in `rest` are cut alike."""
     for start in range(0, len(indices), 20):
         part = slice(start, start + 20)
         driver.learn(
@@ -69,7 +69,7 @@ def test_class_balance_raises_the_recall_of_rare_classes():
 
 
 def test_recency_follows_a_drift():
-    """Half-way every digit gets another label; the memory is full of the old ones."""
+    """Half-way every digit gets another label. The memory is full of the old ones."""
     order, after = shuffled(), (TARGETS + 1) % 10
     labels = np.concatenate([TARGETS[order[:600]], after[order[600:]]])
 

@@ -69,7 +69,7 @@ class Point(NamedTuple):
 
 
 def started(environment: dict[str, str], target: Callable[..., None], *arguments: Any) -> None:
-    """Calls `target` under an environment of the caller's; the fork server has one of its own."""
+    """Call `target` with the caller's environment. The fork server has its own."""
     os.environ.update(environment)
     target(*arguments)
 

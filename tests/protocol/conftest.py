@@ -28,7 +28,7 @@ def new_run(broker: Broker, tmp_path: Path) -> Iterator[NewRun]:
 
 @pytest.fixture(scope="session")
 def finished(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Log]:
-    """A run that nothing disturbed, and what it published. Wrong labels made it go back to a release."""
+    """Return a run that nothing disturbed, and its output. Wrong labels made it go back to a release."""
     settings = {
         "learning.learning_rate": 0.02,
         "learning.average_decay": 0.5,

@@ -41,7 +41,7 @@ def edited(draw: st.DrawFn, document: Any, most: int = 3) -> Any:
 
 
 def _place(draw: st.DrawFn, document: Any) -> tuple[Any, Any]:
-    """A container somewhere in the document and a key or index of it; None when there is nothing in it."""
+    """Choose a container in the document and one of its keys or indices. Both are None if the document is empty."""
     container, place = None, None
     value = document
     while isinstance(value, dict | list) and value and (container is None or draw(st.integers(0, 3))):

@@ -56,7 +56,7 @@ def png(pixels_HW: np.ndarray) -> bytes:
 
 @cache
 def digits() -> Images:
-    """1,797 handwritten digits of 8 x 8 pixels as (PNG, label); the first ten labels are all ten."""
+    """Return 1,797 handwritten digits of 8 x 8 pixels as (PNG, label). The first ten have all ten labels."""
     images, labels = load_digits(return_X_y=True)
     return [
         (png((image.reshape(8, 8) * 15).astype(np.uint8)), str(label).encode())

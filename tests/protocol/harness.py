@@ -86,7 +86,7 @@ class Worker:
     log: Path
 
     def page(self, name: str) -> tuple[int, str]:
-        """Status and text of one of the worker's pages; (0, "") while there is none."""
+        """Return status and text of one of the worker's pages, or (0, "") while there is none."""
         port = re.search(r'"port":(\d+)', self.text())
         try:
             with urlopen(f"http://127.0.0.1:{port[1]}/{name}", timeout=DEADLINE_S) if port else nullcontext() as page:
@@ -98,7 +98,7 @@ class Worker:
             return 0, ""
 
     def metric(self, name: str) -> dict[str, float]:
-        """A metric's series on the worker's page, by their labels; none while there is no page."""
+        """Return a metric's series on the worker's page, by their labels. There are none while there is no page."""
         run = re.compile(r'\{run="[^"]*"\}|,run="[^"]*"(?=[,}])|(?<=\{)run="[^"]*",')
         series = re.compile(rf"stream_learner_{name}(\{{.*\}})? (.+)")
         page = self.page("metrics")[1].splitlines()
@@ -130,7 +130,7 @@ class Worker:
         os.kill(self.pid, number)
 
     def ends(self, *codes: int) -> str:
-        """Waits for the end, which must be with one of these exit codes; the log."""
+        """Wait for the end, which must be with one of these exit codes. Return the log."""
         deadline = time.monotonic() + DEADLINE_S
         while (found := self.poll()) is None:
             assert time.monotonic() < deadline, f"no end in {DEADLINE_S:g} s:\n{self.text()}"
@@ -153,7 +153,7 @@ class Worker:
 
 @dataclass
 class Run:
-    """A run with topics, settings and a store of its own; what was fed to it, and its workers so far."""
+    """A run with topics, settings and a store of its own. It knows the records that were fed to it, and its workers."""
 
     broker: Broker
     folder: Path
@@ -212,7 +212,7 @@ class Run:
         self.fed += feed.feed(self.broker.bootstrap_servers, self.input, drafts, partitions or self.partitions)
 
     def lose(self, partition: int, end: int) -> None:
-        """Lets records up to the offset `end` fall off retention; a worker must not run."""
+        """Let retention delete the records before the offset `end`. No worker may run."""
         start = self.saved().get((self.input, partition), 0)
         self.delete(partition, end)
         self.lost(partition, start, end)
@@ -265,7 +265,7 @@ class Run:
         return self.start_altered(child.signalled, point, number)
 
     def start_altered(self, target: Callable[..., None], *arguments: Any) -> Worker:
-        """A worker whose process `target` prepares, and then starts; called with log, command line and `arguments`."""
+        """Start a worker whose process `target` prepares. It is called with log, command line and `arguments`."""
         return self._child(target, ["run", *self._sets], *arguments)
 
     def start_jumping(self, point: Point, seconds: float) -> Worker:
@@ -273,8 +273,10 @@ class Run:
         return self.start_altered(child.jumping, point, seconds)
 
     def start_command(self, *options: str, within: Sequence[str] = ()) -> Worker:
-        """A worker that a shell's command line starts: slower, and a child of nobody's but ours. `within` is a command
-        that runs it somewhere else (`nsenter`)."""
+        """Start a worker by a shell's command line, which is slower. It is a child of this process.
+
+        `within` is a command that runs it somewhere else (`nsenter`).
+        """
         log = self._log()
         with log.open("ab") as file:
             command = [*within, sys.executable, "-m", "stream_learner", "run", *self._sets, *options]
@@ -282,18 +284,18 @@ class Run:
         return self._add(Worker(process.pid, process.poll, log))
 
     def finish(self, worker: Worker) -> outputs.Log:
-        """Lets a worker learn all that was fed, stops it; what the run published, once the account is checked."""
+        """Let a worker learn everything that was fed, and stop it. Check the run's output, and return it."""
         self.learned(worker)
         worker.stop()
         return self.check()
 
     def learned(self, worker: Worker) -> None:
-        """Returns once the worker has learned all that was fed; however long it takes, as long as it gets on."""
+        """Wait until the worker has learned everything that was fed, however long it takes while it makes progress."""
         # A partition that had no news since the worker's start has no series, but a saved position.
         saved, ends = self.saved(), self.ends()
 
         def further_than(reached: float) -> float:
-            """Where the worker is, over all partitions; 0 while that is no further."""
+            """Return the worker's position, summed over all partitions, or 0 while that is no further."""
             series = worker.metric("position")
             now = sum(
                 min(end, max(saved.get((topic, p), 0), series.get(f'{{partition="{p}",topic="{topic}"}}', 0)))
@@ -312,7 +314,7 @@ class Run:
         return ends | {(record.topic, record.partition): record.offset + 1 for record in self.fed}
 
     def saved(self) -> dict[outputs.Place, int]:
-        """Positions of the newest manifest; none before the first."""
+        """Return the positions of the newest manifest, or nothing before the first."""
         manifests = self.read("checkpoints")
         return outputs.places(json.loads(manifests[-1].value or b"")["positions"]) if manifests else {}
 
@@ -362,7 +364,7 @@ class Run:
 
 
 def toml(value: Any) -> str:
-    """A setting's value; scalars and lists are written as in JSON."""
+    """Write a setting's value. Scalars and lists are written as in JSON."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name} = {toml(item)}" for name, item in value.items()) + "}"
     return json.dumps(value)

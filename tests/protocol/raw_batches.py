@@ -65,7 +65,7 @@ def batch(
 
 
 def send(kafka: KafkaSettings, topic: str, raw_batch: bytes, partition: int = 0) -> int:
-    """Sends a batch as it is; its first offset. Fails when the broker refuses it."""
+    """Send a batch as it is, and return its first offset. Fails when the broker refuses it."""
     data = ProduceRequest.TopicProduceData
     request = ProduceRequest(
         transactional_id=None,

@@ -149,7 +149,7 @@ def test_a_coordinator_that_is_away_for_longer_than_a_request_may_take(
 
 
 def persistent(run: Run) -> Worker:
-    """A worker that has learned all that was fed, after as many restarts as that takes."""
+    """Restart a worker until it has learned everything that was fed. Return it."""
     worker = run.start()
     for _ in range(RESTARTS):
         with suppress(AssertionError):

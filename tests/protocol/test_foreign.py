@@ -227,7 +227,7 @@ def signed_by(key: Ed25519PrivateKey, read: Read) -> bool:
 
 
 def test_a_signed_run_goes_on_beside_forgeries(new_run: NewRun, tmp_path: Path) -> None:
-    """From unsigned to signed, then to another key; what others write meanwhile is skipped."""
+    """From unsigned to signed, then to another key. Records that others write meanwhile are skipped."""
     old, old_file, old_public = keys(tmp_path, "old")
     new, new_file, new_public = keys(tmp_path, "new")
     run = new_run()

@@ -42,7 +42,7 @@ def write(run: Run, topic: str, value: bytes, key: bytes | None = None) -> None:
 
 
 def forge(run: Run, change: Change) -> dict[str, Any]:
-    """Write a manifest that could be the run's next one, with a change; the manifest. Its state is not there."""
+    """Write and return a manifest that could be the run's next one, with a change. Its state does not exist."""
     manifest = run.published().manifest
     manifest["predecessor"] = digest(run.read("history")[-1].value or b"")
     manifest["sequence"] += 1

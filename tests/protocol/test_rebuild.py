@@ -38,8 +38,10 @@ SETTINGS = ALL_KEPT | {
 
 @pytest.fixture(scope="module")
 def restarted(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Log]:
-    """A run on three partitions that was killed three times, and went back to a release in between; what it published.
-    All its states are kept."""
+    """Return a run on three partitions and its output. It was killed three times and went back to a release.
+
+    All its states are kept.
+    """
     run = Run(broker, tmp_path_factory.mktemp("restarted"), 3, SETTINGS)
     for seed in range(RESTARTS):
         run.feed(flipped(mixed(1200, seed), 1200))

@@ -135,7 +135,7 @@ def test_a_worker_goes_on_behind_records_that_fall_off_retention(new_run: NewRun
 
 @contextmanager
 def unwritable(run: Run) -> Iterator[None]:
-    """While a file stands where the run's folder was; permissions would not stop a test that runs as root."""
+    """Put a file in the place of the run's folder. Permissions would not stop a test that runs as root."""
     folder = run.store / run.id
     aside = folder.rename(run.folder / "aside")
     folder.touch()
@@ -184,7 +184,7 @@ def test_too_many_rejects(new_run: NewRun) -> None:
 
 
 def test_rejects_in_a_row(new_run: NewRun) -> None:
-    """Few records are enough, whatever stands before and behind them; topic and reasons are named."""
+    """Few records are enough, whatever surrounds them. The message names topic and reasons."""
     run = new_run(checkpoint__every_records=10_000, checkpoint__every_s=3600.0)
     unlabelled = [Draft(None, digits()[0][0], [], "no_label")] * 200
     run.feed([*good(100), *unlabelled, *good(40)])

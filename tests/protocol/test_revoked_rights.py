@@ -97,7 +97,7 @@ def test_rights_that_are_revoked(new_run: NewRun, sasl_port: int, kind: Resource
 
 
 def test_credentials_that_are_revoked(new_run: NewRun, sasl_port: int) -> None:
-    """Open connections go on; a checkpoint needs a new one and waits, as long as the unsaved budget lasts."""
+    """Open connections stay. A checkpoint needs a new one and waits, as long as the unsaved budget lasts."""
     run = signed_in(new_run(kafka__request_timeout_s=2.0), sasl_port)
     run.feed(mixed(1000))
     worker = run.start()

@@ -81,7 +81,7 @@ class Disk:
         self.inside = Path(f"/proc/{self._keeper.pid}/root{folder}")
 
     def fill(self) -> Path:
-        """Takes all the room that is left; the file that does."""
+        """Use all the space that is left. Return the file that does."""
         filler = self.inside / "filler"
         with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left on device"):
             write_without_end(file)

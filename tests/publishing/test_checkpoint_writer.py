@@ -243,7 +243,7 @@ def test_cleaning_that_fails_costs_nothing(run: FakeRun) -> None:
 
 
 def test_orphans_that_are_young_stay(run: FakeRun) -> None:
-    """A worker that was replaced may still write; its objects are swept a day later."""
+    """A worker that was replaced may still write. Its objects are deleted a day later."""
     orphan = of_a_run(run.settings, 1)
     run.store.put(orphan, b"a state")
     run.publish(run.writer(), run.snapshot())

@@ -77,8 +77,10 @@ def settings(kafka: KafkaSettings, unique_name: str) -> Iterator[Settings]:
 
 
 def worst_report(names: list[str], records_each: int) -> Report:
-    """Pieces of all partitions in a random order, which no compression shortens; every reason to reject in every topic;
-    thousands of drifts; all labels."""
+    """Return pieces of all partitions in a random order, which does not compress.
+
+    It has every reason to reject in every topic, thousands of drifts, and all labels.
+    """
     rng = random.Random(0)
     ends, pieces = dict.fromkeys(names, 0), []
     for _ in range(MAX_ENTRIES):
@@ -104,7 +106,7 @@ def worst_report(names: list[str], records_each: int) -> Report:
 
 
 def worst_snapshot(names: list[str]) -> Snapshot:
-    """A release of a model with all labels; each object that a manifest may name."""
+    """Return a release of a model with all labels, and each object that a manifest may name."""
     scores = accuracy((label, 1234, 123456) for label in LABELS)
     progress = Progress({})
     progress.add(worst_report(names, 123456))

@@ -54,7 +54,7 @@ def settings(broker: Broker, unique_name: str, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def written(settings: Settings) -> Iterator[Written]:
-    """Write values to a history topic; what reads it."""
+    """Return a function that writes values to a history topic and returns its reader."""
     topics.create(settings)
     opened: list[Counting] = []
 
@@ -73,7 +73,7 @@ def written(settings: Settings) -> Iterator[Written]:
 
 
 def chain(run_id: str, count: int, epoch: int = 1, **later: Any) -> list[bytes]:
-    """Manifests 1 to `count`, of 10 records each; `later` are fields of the second half."""
+    """Return manifests 1 to `count`, of 10 records each. `later` are fields of the second half."""
     values: list[bytes] = []
     for sequence in range(1, count + 1):
         key = f"{run_id}/{sequence:012d}-{FOLDER}/state.safetensors"

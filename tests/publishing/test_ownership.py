@@ -18,7 +18,7 @@ from stream_learner.publishing.ownership import MAYBE_REPLACED, await_turn, fenc
 
 
 class Election:
-    """Goes through a script of what is known after each poll; then nothing changes any more."""
+    """An election by a script: what is known after each poll. After its end nothing changes."""
 
     def __init__(self, *script: bool | None, poll_s: float = 1.0):
         self.script = list(script)

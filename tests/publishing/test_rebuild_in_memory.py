@@ -31,7 +31,7 @@ HISTORY = "digits.history"
 
 
 def record(offset: int) -> Record:
-    """A grey square whose label is its shade; every seventh has no label."""
+    """Return a grey square whose label is its shade. Every seventh has no label."""
     shade = offset % 4
     label = [] if offset % 7 == 6 else [("label", str(shade).encode())]
     split = b"test" if offset % 5 == 4 else b"validation" if offset % 5 == 3 else b"train"

@@ -30,7 +30,7 @@ DEADLINE_S = 30.0
 
 
 def allow(operator: KafkaSettings, rights: Iterable[Right]) -> None:
-    """Give the user `LEARNER` exactly these rights; returns once the broker enforces them."""
+    """Give the user `LEARNER` exactly these rights. Return once the broker enforces them."""
     every = ResourcePatternFilter(ResourceType.ANY, None, ACLResourcePatternType.ANY)
     everything = ACLFilter(f"User:{LEARNER}", None, ACLOperation.ANY, ACLPermissionType.ANY, every)
     wanted = [_acl(right) for right in rights]

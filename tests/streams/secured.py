@@ -52,7 +52,7 @@ SCRAM_LOGIN = "org.apache.kafka.common.security.scram.ScramLoginModule required"
 
 
 def make_properties(folder: Path, ports: dict[str, int]) -> str:
-    """The broker's listeners, and what each of them asks for; certificates are in `folder`."""
+    """Return the broker's listeners and their security settings. The certificates are in `folder`."""
     listeners = ",".join(f"{protocol}://{HOST}:{port}" for protocol, port in ports.items())
     protocols = ",".join(f"{protocol}:{protocol}" for protocol in ports)
     users = " ".join(f'user_{user}="{PASSWORD}"' for user in (OPERATOR, LEARNER))
@@ -72,7 +72,7 @@ def make_properties(folder: Path, ports: dict[str, int]) -> str:
 
 
 def make_certificates(folder: Path) -> None:
-    """An authority, a broker's certificate for 127.0.0.1 and a client's; the client's key has a password."""
+    """Make an authority and certificates of a broker (127.0.0.1) and a client. The client's key has a password."""
     (folder / "extensions.cnf").write_text(EXTENSIONS)
     _certificate(folder, "authority")
     _certificate(folder, "broker", "-CA", "authority.pem", "-CAkey", "authority.key")
@@ -111,7 +111,7 @@ class Secured:
     ports: dict[str, int]
 
     def kafka(self, protocol: str, mechanism: str | None = None, **changes: Any) -> dict[str, Any]:
-        """`[kafka]` settings that get through as one who may do everything; `changes` spoil them, None unsets."""
+        """Return `[kafka]` settings of a user with all rights. `changes` break them; None unsets one."""
         settings: dict[str, Any] = {
             "bootstrap_servers": f"{HOST}:{self.ports[protocol]}",
             "security_protocol": protocol,

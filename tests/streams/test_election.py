@@ -41,7 +41,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 @pytest.fixture
 def new_run(new_settings: Callable[..., Settings], unique_name: str) -> NewRun:
-    """Settings of a run whose topics are there; its session time-out is the argument."""
+    """Return a function that makes settings of a run with topics. Its argument is the session time-out."""
 
     def new_run(session_timeout_s: float) -> Settings:
         settings = new_settings(run={"id": unique_name, "session_timeout_s": session_timeout_s})

@@ -225,7 +225,7 @@ def test_a_record_of_every_shape_is_read_as_it_was_sent():
 
 
 def damage(broker: Broker, topic: str, old: bytes, new: bytes) -> None:
-    """Changes bytes of the topic's first segment, as a bad disk does; they must be there once."""
+    """Change bytes of the topic's first segment, as a bad disk does. They must occur once."""
     segment = broker.folder / "data" / f"{topic}-0" / f"{0:020}.log"
     data = segment.read_bytes()
     assert data.count(old) == 1

@@ -29,7 +29,7 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
     data: Annotated[Path | None, typer.Option(help="A data set's folder; digits when left out.")] = None,
 ) -> None:
-    """Kill a worker again and again; nothing may be lost, nothing be there twice."""
+    """Kill a worker repeatedly. No record may be lost or taken twice."""
     pictures = small_pictures(open_dataset(data), Random(seed)) if data else Pictures(digits(), {})
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
     records = min(RECORDS, RECORDS_PER_KILL * kills)

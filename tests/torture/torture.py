@@ -64,7 +64,7 @@ class Report:
         self.discarded += outputs.discarded(log)
 
     def failed(self, what: str, error: Exception) -> None:
-        """Note a worker that did not do what it had to."""
+        """Note a worker that failed."""
         self.violations.append(f"{what}: {str(error).splitlines()[0]}")
 
 
