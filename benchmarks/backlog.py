@@ -30,7 +30,7 @@ from stream_learner.learning import evaluation
 from stream_learner.local.broker import Broker, free_port
 from stream_learner.local.processes import Child
 from stream_learner.local.scrape import scrape
-from stream_learner.networks.tensors import as_tensors, load_weights
+from stream_learner.networks.tensors import as_tensors, load_parameters
 from stream_learner.streams import topics
 
 RECORDS = 6_000
@@ -99,7 +99,9 @@ def accuracy(data: Data, broker: Broker, run: str, records: np.ndarray, live: bo
         assert manifest is not None
         assert manifest.release is not None
         model = models.build(manifest.release.model, own=settings.model.name)
-        load_weights(model, as_tensors(tensors.decode(Store(settings.checkpoint.store).fetch(manifest.release.object))))
+        load_parameters(
+            model, as_tensors(tensors.decode(Store(settings.checkpoint.store).fetch(manifest.release.object)))
+        )
     classes = np.array([data.labels.index(str(label)) for label in manifest.release.labels])
     asked = decoded(data.test.images, settings.model)
     return float((classes[evaluation.predict(model.eval(), asked, torch.device("cpu"))] == data.test.targets).mean())

@@ -142,7 +142,7 @@ def learn(settings: Settings, dataset: Dataset, seed: int) -> Iterator[Outcome]:
 def accuracy(candidate: Candidate, samples: list[Sample]) -> float:
     """Return the accuracy of the network as downstream builds it."""
     network = models.build(candidate.model)
-    network.load_state_dict(candidate.weights)
+    network.load_state_dict(candidate.parameters)
     predictions = predict(network, np.stack([sample.pixels_HWC for sample in samples]), torch.device("cpu"))
     hits = [candidate.labels[p] == sample.label for p, sample in zip(predictions, samples, strict=True)]
     return float(np.mean(hits))

@@ -24,7 +24,7 @@ from stream_learner.local.datasets import Dataset
 from stream_learner.local.feeder import feed
 from stream_learner.local.processes import Child
 from stream_learner.local.scrape import scrape
-from stream_learner.networks.tensors import as_tensors, load_weights
+from stream_learner.networks.tensors import as_tensors, load_parameters
 from stream_learner.streams import topics
 
 LOOK_EVERY_S = 0.5
@@ -69,7 +69,9 @@ def learn(overrides: list[str], stream: Stream, data: Data, exam: Exam, on_progr
         assert manifest is not None
         assert manifest.release is not None  # a worker that is stopped cleanly publishes its last decision
         model = models.build(manifest.release.model, own=settings.model.name)
-        load_weights(model, as_tensors(tensors.decode(Store(settings.checkpoint.store).fetch(manifest.release.object))))
+        load_parameters(
+            model, as_tensors(tensors.decode(Store(settings.checkpoint.store).fetch(manifest.release.object)))
+        )
     classes = [data.labels.index(str(label)) for label in manifest.release.labels]
     point = exam.take(model.eval(), torch.device("cpu"), classes)
     learned_by = strategy(settings.learning.strategy)

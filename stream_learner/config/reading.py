@@ -56,9 +56,9 @@ class LabelsSettings(Section):
     """Other names of labels, as `{ "kitty" = "cat" }`: a record labelled `kitty` is learned as `cat`. An existing class
     `kitty` retires, and its samples become samples of `cat`. An alias cannot stand for another alias."""
     min_records: PositiveInt = 1
-    """Number of records after which a new label becomes a class. The records before that become dead letters
-    (`rare_label`), so that an occasional misspelling does not become a class. The circuit breaker does not count
-    these."""
+    """Number of records with a new label until it becomes a class. The records before the last of these become dead
+    letters (`rare_label`), so that an occasional misspelling does not become a class. The circuit breaker does not
+    count these."""
 
 
 class SplitSettings(Section):

@@ -57,11 +57,11 @@ class Release:
         StateError when the release needs another network or its parameters do not fit.
         """
         from stream_learner import networks
-        from stream_learner.networks.tensors import as_tensors, load_weights
+        from stream_learner.networks.tensors import as_tensors, load_parameters
 
         network = networks.build(self.described.model, own)
         try:
-            load_weights(network, as_tensors(self.arrays()))
+            load_parameters(network, as_tensors(self.arrays()))
         except ValueError as error:
             raise StateError(f"{self} does not fit its network: {error}; wait for the next release") from None
         return network.eval()

@@ -11,10 +11,13 @@ from stream_learner.contract.window import Accuracy, Forgetting
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model as downstream would get it. `calibration_error` is on the validation samples, `forgetting` on the test
-    samples. `evaluation` holds the test samples and the model's predictions on them."""
+    """A model as downstream would get it.
 
-    weights: dict[str, Tensor]
+    `parameters` is the network's state dict. `calibration_error` is on the validation samples, `forgetting` on the test
+    samples. `evaluation` holds the test samples and the model's predictions on them.
+    """
+
+    parameters: dict[str, Tensor]
     model: ModelSpec
     labels: list[Label]
     retired: list[int]

@@ -24,7 +24,7 @@ from stream_learner.learning.state_dict import StateDict, copies, under
 from stream_learner.learning.stored import Count, parse
 from stream_learner.learning.trainers import Trainer
 from stream_learner.networks import ImageClassifier
-from stream_learner.networks.tensors import is_finite, load_weights
+from stream_learner.networks.tensors import is_finite, load_parameters
 
 
 class Stored(msgspec.Struct):
@@ -119,7 +119,7 @@ class Releases:
         if decision.released:
             self._best_recalls.released(candidate.test)
             self._released = Released(
-                network=self._build(candidate.weights),
+                network=self._build(candidate.parameters),
                 state=self._trainer.state_dict(),
                 records=records,
             )
@@ -151,7 +151,7 @@ class Releases:
         test_score = evaluation.score(predictions, test.labels, labels)
         model = self._settings.model
         candidate = Candidate(
-            weights=copies(network.state_dict()),
+            parameters=copies(network.state_dict()),
             model=self._trainer.spec(),
             labels=list(labels),
             retired=sorted(classes.retired),
@@ -212,14 +212,14 @@ class Releases:
         Raises ValueError when the state is not one of the trainer's.
         """
         self._trainer.check(state, classes)  # check it now, because training may return to it at any time
-        weights = under("average", state) or under("model", state)
-        self._released = Released(self._build(weights), state, records)
+        parameters = under("average", state) or under("model", state)
+        self._released = Released(self._build(parameters), state, records)
         self._silence(self._released.network)
 
-    def _build(self, weights: dict[str, Tensor]) -> ImageClassifier:
-        """Build the settings' network with these weights, on the device and in evaluation mode."""
-        spec = spec_of(self._settings.model, len(weights["head.bias"]))
+    def _build(self, parameters: dict[str, Tensor]) -> ImageClassifier:
+        """Build the settings' network with these parameters, on the device and in evaluation mode."""
+        spec = spec_of(self._settings.model, len(parameters["head.bias"]))
         with torch.random.fork_rng(devices=[]):  # initialising it must not move the state's generator
             model = models.build(spec, own=spec.name)
-        load_weights(model, weights)
+        load_parameters(model, parameters)
         return model.to(self._device).eval()

@@ -120,7 +120,8 @@ class Series:
         )
         self.drifts = counter("drifts_total", "Rises of the prequential error that the detector found, in drifts.")
         self.drift_window = gauge(
-            "drift_window", "Length of the drift detector's window: training samples since the last change, in samples."
+            "drift_window",
+            "Length of the drift detector's window: the newest training samples without a change, in samples.",
         )
         self.boosted = gauge("boosted", "Whether learning is boosted after a drift: 1 when it is, 0 when not.")
         self.log_start = gauge(

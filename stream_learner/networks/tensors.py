@@ -58,8 +58,8 @@ def within(found: Tensor, name: str, low: int, high: int) -> Tensor:
     return found
 
 
-def load_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy weights and buffers into a network. Raises ValueError, which names the first that does not fit."""
+def load_parameters(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy parameters and buffers into a network. Raises ValueError, which names the first that does not fit."""
     wanted = network.state_dict()
     if surplus := tensors.keys() - wanted.keys():
         raise ValueError(f"tensor {min(surplus)} belongs to another network")
@@ -67,11 +67,11 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         tensor(tensors, name, own.dtype, *own.shape, finite=False)
     network.load_state_dict(tensors)
     if not is_finite(network):
-        raise ValueError("the network has weights that are not finite")
+        raise ValueError("the network has parameters that are not finite")
 
 
 def is_finite(network: nn.Module) -> bool:
-    """Return whether all weights are finite.
+    """Return whether all parameters are finite.
 
     A buffer may hold infinities on purpose, such as the mask of an attention layer, but no NaN.
     """

@@ -68,8 +68,8 @@ class Prepared:
     sequence: int
     state: Object
     parts: list[Object]
-    weights: bytes
-    weights_object: Object | None
+    release: bytes
+    release_object: Object | None
     evaluation_object: Object | None
 
 
@@ -129,13 +129,13 @@ class CheckpointWriter:
         parts = [self._parts[name] for name in snapshot.parts]
         encoded = tensors.encode(snapshot.tensors, snapshot.document)
         state_object = self._store.put(f"{folder}/{keys.STATE}", encoded)
-        weights, weights_object, evaluation_object = b"", None, None
+        release, release_object, evaluation_object = b"", None, None
         if snapshot.candidate and snapshot.decision and snapshot.decision.released:
-            weights = tensors.encode(as_arrays(snapshot.candidate.weights))
-            weights_object = self._store.put(f"{folder}/{keys.RELEASE}", weights)
+            release = tensors.encode(as_arrays(snapshot.candidate.parameters))
+            release_object = self._store.put(f"{folder}/{keys.RELEASE}", release)
             evaluation = tensors.encode(as_arrays(snapshot.candidate.evaluation))
             evaluation_object = self._store.put(f"{folder}/{keys.EVALUATION}", evaluation)
-        return Prepared(snapshot, lag, sequence, state_object, parts, weights, weights_object, evaluation_object)
+        return Prepared(snapshot, lag, sequence, state_object, parts, release, release_object, evaluation_object)
 
     def commit(self, prepared: Prepared) -> Manifest:
         """Effect 3: commit windows, dead letters, weights, manifest and positions in one transaction.
@@ -152,13 +152,13 @@ class CheckpointWriter:
         _, window = fit(self._window(prepared, now), MAX_DOCUMENT_BYTES)
         sent = [self._transaction.send(self._names.metrics, window, run_key, self._signature(window))]
         sent += [self._send_dead_letter(rejection) for rejection in interval.dead_letters]
-        inline = len(prepared.weights) <= self._settings.release.inline_max_bytes
+        inline = len(prepared.release) <= self._settings.release.inline_max_bytes
         # The key is the chunk's number: compaction keeps this release until the next one is committed.
         chunks = [
             self._transaction.send(
-                self._names.weights, prepared.weights[start : start + CHUNK_BYTES], str(number).encode()
+                self._names.weights, prepared.release[start : start + CHUNK_BYTES], str(number).encode()
             )
-            for number, start in enumerate(range(0, len(prepared.weights) if inline else 0, CHUNK_BYTES))
+            for number, start in enumerate(range(0, len(prepared.release) if inline else 0, CHUNK_BYTES))
         ]
         # 3b. Confirm each record before the next step depends on it.
         self._transaction.confirm(sent, deadline)
@@ -252,12 +252,12 @@ class CheckpointWriter:
 
     def _release(self, prepared: Prepared, chunks: list[Chunk], now: str) -> Release | None:
         candidate = prepared.snapshot.candidate
-        if candidate is None or prepared.weights_object is None or prepared.evaluation_object is None:
+        if candidate is None or prepared.release_object is None or prepared.evaluation_object is None:
             return None
         return Release(
             sequence=prepared.sequence,
             created_at=now,
-            object=prepared.weights_object,
+            object=prepared.release_object,
             chunks=chunks,
             model=candidate.model,
             labels=candidate.labels,

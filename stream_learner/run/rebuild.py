@@ -178,7 +178,7 @@ def _compared(end: Manifest, snapshot: Snapshot, doubts: list[str]) -> tuple[str
     """Return the digests of the state and of the released weights. Raises MismatchError when one differs."""
     made = {"state": (digest(tensors.encode(snapshot.tensors, snapshot.document)), end.state.digest)}
     if end.released and end.release and snapshot.candidate:
-        made["release"] = digest(tensors.encode(as_arrays(snapshot.candidate.weights))), end.release.object.digest
+        made["release"] = digest(tensors.encode(as_arrays(snapshot.candidate.parameters))), end.release.object.digest
     for what, (rebuilt, published) in made.items():
         if rebuilt != published:
             raise MismatchError(

@@ -66,7 +66,7 @@ def check_model(
         )
         candidate = check_in_a_learner(check, settings, BATCHES)
         released = networks.build(candidate.model)
-        released.load_state_dict(candidate.weights)
+        released.load_state_dict(candidate.parameters)
         predictions = predict(released, candidate.evaluation["images"].numpy(), torch.device("cpu"))
         check.that(
             (predictions == candidate.evaluation["predictions"].numpy()).all(),

@@ -220,7 +220,7 @@ def test_a_batch_is_predicted_before_it_is_learned(run):
     candidate = decided(driver).candidate
     assert candidate
     network = models.build(candidate.model, own=candidate.model.name)
-    network.load_state_dict(candidate.weights)
+    network.load_state_dict(candidate.parameters)
     indices = digits_of([0, 1, 2], 30, skip=100)
     predicted = [candidate.labels[i] for i in predict(network, DIGITS_NHWC[indices], torch.device("cpu"))]
     wanted = {}

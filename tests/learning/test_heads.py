@@ -197,7 +197,7 @@ def candidate_of(driver: Driver) -> Candidate:
 def rebuilt(candidate: Candidate) -> models.ImageClassifier:
     """The network as downstream builds it: from the manifest's words and the release's bytes."""
     network = models.build(candidate.model)
-    network.load_state_dict(as_tensors(tensors.decode(tensors.encode(as_arrays(candidate.weights)))))
+    network.load_state_dict(as_tensors(tensors.decode(tensors.encode(as_arrays(candidate.parameters)))))
     return network.eval()
 
 
@@ -295,7 +295,7 @@ def test_a_pretrained_backbone_and_ridge_learn_classes_one_after_the_other(tmp_p
     for start in range(40):
         pretrained.learn(batch(digits_of(range(5), 20, skip=4 * start % 100), first=position(pretrained)))
     backbone = tmp_path / "backbone.safetensors"
-    save_file(candidate_of(pretrained).weights, backbone)
+    save_file(candidate_of(pretrained).parameters, backbone)
 
     def accuracy(*overrides: str) -> float:
         driver = driver_of(documented(f"model.weights={backbone}", *overrides, tmp_path=tmp_path))

@@ -36,7 +36,7 @@ from stream_learner.learning.process import set_up_torch
 from stream_learner.learning.strategies import Losses, Minibatch, Step
 from stream_learner.learning.strategies.er import ExperienceReplay
 from stream_learner.learning.strategies.finetune import FineTune
-from stream_learner.networks.tensors import load_weights
+from stream_learner.networks.tensors import load_parameters
 from stream_learner.run.batches import batches
 from stream_learner.run.driver import Driver
 from stream_learner.run.progress import Progress
@@ -62,9 +62,9 @@ def test_a_prediction_is_that_of_a_release_and_changes_nothing(head):
     before = as_bytes(driver.snapshot())
     predicted = driver.learner.predict(DIGITS_NHWC[:300])
     assert as_bytes(driver.snapshot()) == before
-    weights = driver.learner.decide().candidate.weights
+    weights = driver.learner.decide().candidate.parameters
     network = driver.learner.network.eval()
-    load_weights(network, weights)
+    load_parameters(network, weights)
     with torch.inference_mode():
         logits = network(torch.from_numpy(DIGITS_NHWC[:300]))
     assert predicted.labels == [driver.learner.labels[index] for index in logits.argmax(1)]

@@ -130,7 +130,7 @@ def test_the_page_gives_a_releases_predictions(model: dict):
     candidate = decided(learned(given, stream(side)[: 2 if side > SIDE else None])).candidate
     assert candidate
     evaluation = safetensors.torch.load(encode(as_arrays(candidate.evaluation)))
-    tensors = safetensors.torch.load(encode(as_arrays(candidate.weights)))
+    tensors = safetensors.torch.load(encode(as_arrays(candidate.parameters)))
     network = Network(candidate.model.name, tensors)
     logits = network.logits(evaluation["images"])
     assert logits.argmax(1).equal(evaluation["predictions"])

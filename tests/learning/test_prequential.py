@@ -167,7 +167,7 @@ def test_a_fading_mean_does_not_depend_on_the_size_of_batches():
 def probabilities(candidate: Candidate, indices: list[int]) -> np.ndarray:
     """float32 [N, classes] of the candidate on digits."""
     network = models.build(candidate.model)
-    network.load_state_dict(candidate.weights)
+    network.load_state_dict(candidate.parameters)
     network.eval()
     with torch.inference_mode():
         return torch.softmax(network(torch.from_numpy(DIGITS_NHWC[indices])).float(), 1).numpy()

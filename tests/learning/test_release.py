@@ -47,7 +47,7 @@ def candidate_of(driver: Driver) -> Candidate:
 def rebuilt(candidate: Candidate) -> torch.nn.Module:
     """The network as downstream builds it: from the manifest's words and the release's bytes."""
     network = models.build(candidate.model)
-    network.load_state_dict(as_tensors(tensors.decode(tensors.encode(as_arrays(candidate.weights)))))
+    network.load_state_dict(as_tensors(tensors.decode(tensors.encode(as_arrays(candidate.parameters)))))
     return network
 
 
@@ -186,9 +186,9 @@ def test_a_decision_leaves_with_one_snapshot():
 def test_a_candidate_is_a_copy():
     driver = learned(settings(), stream())
     candidate = candidate_of(driver)
-    before = {name: tensor.clone() for name, tensor in candidate.weights.items()}
+    before = {name: tensor.clone() for name, tensor in candidate.parameters.items()}
     teach(driver, 2)
-    assert all(torch.equal(before[name], tensor) for name, tensor in candidate.weights.items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in candidate.parameters.items())
 
 
 def test_a_restart_compares_with_the_release_it_is_given_back():

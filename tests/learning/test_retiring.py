@@ -98,7 +98,7 @@ def test_a_release_names_its_retired_outputs_and_never_predicts_them():
     assert candidate.retired == [1, 2]
     assert candidate.labels == [*"0123456789"]
     network = models.build(candidate.model)
-    network.load_state_dict(candidate.weights)
+    network.load_state_dict(candidate.parameters)
     assert not {1, 2} & {*predict(network, DIGITS_NHWC[:300], CPU).tolist()}
     assert {c.label for c in candidate.validation.per_class} <= {*"03456789"}
 

@@ -167,7 +167,7 @@ def test_novelty_asks_the_last_release_and_not_the_model():
     candidate = decided(driver).candidate
     assert candidate
     released = models.build(candidate.model).eval()
-    released.load_state_dict(candidate.weights)
+    released.load_state_dict(candidate.parameters)
     driver.learn(batch(digits_of([0, 1, 2], 8, skip=80), position(driver)))  # the model moves on
     indices = digits_of([0, 1, 2, 9], 8, skip=100)
     with torch.no_grad():

@@ -122,7 +122,7 @@ def candidate(value: float) -> Candidate:
     arguments = ModelArguments(classes=1, height=SIDE, width=SIDE, channels=1, mean=[0.5], std=[0.25])
     scores = accuracy([("cat", 1, 1)])
     return Candidate(
-        weights={"head": torch.full((1,), value)},
+        parameters={"head": torch.full((1,), value)},
         model=ModelSpec("mlp", arguments),
         labels=["cat"],
         retired=[],

@@ -114,7 +114,7 @@ def worst_snapshot(names: list[str]) -> Snapshot:
     interval.dead_letters.clear()  # records of their own
     arguments = ModelArguments(classes=CLASSES, height=32, width=32, channels=3, mean=[0.5], std=[0.25])
     candidate = Candidate(
-        weights={"head": torch.zeros(1)},
+        parameters={"head": torch.zeros(1)},
         model=ModelSpec("cnn", arguments),
         labels=LABELS,
         retired=list(range(CLASSES)),

@@ -59,6 +59,7 @@ WRONG = [
     ("learning.strategy=colorsys:rgb_to_hsv", "learning.strategy = 'colorsys:rgb_to_hsv' is not a class derived from"),
     ("learning.strategy=mkd learning.average_decay=0", "learning.strategy = 'mkd' uses the average as teacher"),
     ("learning.augment=['colorsys:missing']", "learning.augment = 'colorsys:missing' cannot be imported"),
+    ("model.head=ridge learning.strategy=no_module:S", "learning.strategy = 'no_module:S' cannot be imported"),
     ("weights.policies=['no_module:policy']", "weights.policies = 'no_module:policy' cannot be imported"),
     ("input.format=no_module:format", "input.format = 'no_module:format' cannot be imported"),
     ("input.topics=['r.metrics']", "input.topics: r.metrics is a topic that this run writes"),

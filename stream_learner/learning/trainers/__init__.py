@@ -2,10 +2,11 @@
 
 from stream_learner.config import Settings
 from stream_learner.learning.placement import Placement
+from stream_learner.learning.strategies import strategy
 from stream_learner.learning.trainers.base import Trained, Trainer, TrainingBatch
 from stream_learner.learning.trainers.steps import StepTrainer
 from stream_learner.learning.trainers.sums import SumTrainer
-from stream_learner.registry import HEADS
+from stream_learner.registry import AUGMENTATIONS, HEADS
 
 
 def trainer_for(settings: Settings, placement: Placement) -> Trainer:
@@ -14,8 +15,12 @@ def trainer_for(settings: Settings, placement: Placement) -> Trainer:
     Raises UsageError for a model, head, strategy or augmentation that does not exist, images too small for the model,
     weights of another network, or a strategy that needs an average while none is kept.
     """
-    head = HEADS.lookup(settings.model.head)
-    return SumTrainer(settings, placement, head) if head else StepTrainer(settings, placement)
+    head, learning = HEADS.lookup(settings.model.head), settings.learning
+    chosen = strategy(learning.strategy)
+    augmentations = [AUGMENTATIONS.lookup(name) for name in learning.augment]
+    if head:
+        return SumTrainer(settings, placement, head)
+    return StepTrainer(settings, placement, chosen, augmentations)
 
 
 __all__ = ["Trained", "Trainer", "TrainingBatch", "trainer_for"]

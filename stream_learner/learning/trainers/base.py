@@ -17,15 +17,15 @@ from stream_learner.learning.spec import spec_of
 from stream_learner.learning.state_dict import StateDict, copies, prefixed, under
 from stream_learner.learning.stored import Count, NonNegative, parse, part
 from stream_learner.learning.strategies import Minibatch
-from stream_learner.networks.tensors import load_weights, tensor
+from stream_learner.networks.tensors import load_parameters, tensor
 from stream_learner.networks.weights import load_body
 
 
 class TrainingBatch(NamedTuple):
     """A batch's training samples, and what a trainer may learn them with.
 
-    `features_NF`, float32, are the samples' features as predicted before they are learned. Each call of `replay()`
-    draws samples from the memory.
+    `features_NF` are the samples' features as predicted before they are learned, float32 for a solved head. Each call
+    of `replay()` draws samples from the memory.
     """
 
     stream: Minibatch
@@ -152,12 +152,12 @@ class Trainer(ABC):
         stored = parse(state, Stored)
         rows = stored.fresh_rows + stored.silent_rows
         if len(set(rows)) < len(rows) or max(rows, default=-1) >= classes:
-            raise ValueError(f"fresh_rows and silent_rows are no rows of a head of {classes}, each once")
+            raise ValueError(f"fresh_rows and silent_rows must be different rows of a head of {classes}")
         with part("model"):
-            weights = under("model", state)
-            tensor(weights, "head.bias", torch.float32, classes)
+            parameters = under("model", state)
+            tensor(parameters, "head.bias", torch.float32, classes)
             self._begin(self._build(classes))
-            load_weights(self.model, weights)
+            load_parameters(self.model, parameters)
         self._silent_rows = stored.silent_rows
 
     def check(self, state: StateDict, classes: int) -> None:

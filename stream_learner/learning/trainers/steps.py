@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,11 +21,10 @@ from stream_learner.learning.placement import Placement
 from stream_learner.learning.rows import begin_again, keep_silent, take_over
 from stream_learner.learning.state_dict import StateDict, copies, prefixed, under
 from stream_learner.learning.stored import parse, part
-from stream_learner.learning.strategies import Minibatch, Step, strategy
+from stream_learner.learning.strategies import Minibatch, Step, Strategy
 from stream_learner.learning.trainers.base import Stored, Trained, Trainer, TrainingBatch
 from stream_learner.learning.weighting import WeightedLoss
-from stream_learner.networks.tensors import load_weights
-from stream_learner.registry import AUGMENTATIONS
+from stream_learner.networks.tensors import load_parameters
 
 
 class StepTrainer(Trainer):
@@ -34,16 +33,22 @@ class StepTrainer(Trainer):
     The average, if one is kept, predicts and is released.
     """
 
-    def __init__(self, settings: Settings, placement: Placement):
+    def __init__(
+        self,
+        settings: Settings,
+        placement: Placement,
+        strategy: type[Strategy],
+        augmentations: Sequence[Callable[[Tensor], Tensor]],
+    ):
         """Build the network, the strategy and the optimizer. Raises UsageError when a setting does not fit."""
         learning = settings.learning
-        self._strategy_class = strategy(learning.strategy)
+        self._strategy_class = strategy
         if self._strategy_class.distils and not learning.average_decay:
             raise UsageError(
                 f"learning.strategy = {learning.strategy!r} uses the average as teacher; "
                 "set learning.average_decay above 0"
             )
-        self._augmentations = [AUGMENTATIONS.lookup(name) for name in learning.augment]
+        self._augmentations = augmentations
         self.replays, self.stores_logits = self._strategy_class.replays, self._strategy_class.stores_logits
         super().__init__(settings, placement)
 
@@ -179,7 +184,7 @@ class StepTrainer(Trainer):
         self._fresh_rows = stored.fresh_rows
         if self._average:
             with part("average"):
-                load_weights(self._average.model, under("average", state))
+                load_parameters(self._average.model, under("average", state))
             self._average.steps = stored.averaged_steps
         with part("optimizer"):
             load_moments(self._optimizer, under("optimizer", state))
