@@ -11,7 +11,9 @@ import re
 import sys
 import tomllib
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -24,6 +26,7 @@ from stream_learner.contract.manifest import Manifest
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.contract.window import Window
 from stream_learner.errors import ExitCode, Remedy
+from stream_learner.learning.heads import statistics
 from stream_learner.monitoring.metrics import Metrics
 from stream_learner.streams.rights import RIGHTS, Role
 
@@ -166,12 +169,13 @@ def room_doc(room: str) -> str:
 
 
 def public_names() -> str:
-    codes = member_docs(ExitCode)
+    codes, constants = member_docs(ExitCode), member_docs(statistics)
     rows = []
     for name in stream_learner.__all__:
         value = getattr(stream_learner, name)
-        room = value.__module__.split(".")[1]
-        meaning = value.__doc__ or codes[value.code.name]  # of an error class
+        room = getattr(value, "__module__", statistics.__name__).split(".")[1]
+        # The docstring of a constant or a class; an error class has that of its exit code.
+        meaning = constants.get(name) or value.__doc__ or codes[value.code.name]
         rows.append(f"| `{room}` | `{name}` | {one_line(meaning.split(chr(10) * 2)[0])} |")
     return "\n".join(["| room | name | meaning |", "|---|---|---|", *sorted(rows)])
 
@@ -184,12 +188,13 @@ def checks() -> str:
     return "\n".join(["| name | meaning |", "|---|---|", *rows])
 
 
-def member_docs(enum: type[Enum]) -> dict[str, str]:
-    """The string under each member, which Python itself does not keep."""
-    (definition,) = ast.parse(inspect.getsource(enum)).body
-    assert isinstance(definition, ast.ClassDef)
+def member_docs(owner: type[Enum] | ModuleType) -> dict[str, str]:
+    """The string under each member of an enum or constant of a module, which Python itself does not keep."""
+    body = ast.parse(inspect.getsource(owner)).body
+    if isinstance(body[0], ast.ClassDef):
+        body = body[0].body
     found = {}
-    for member, text in zip(definition.body, definition.body[1:], strict=False):
+    for member, text in pairwise(body):
         if isinstance(member, ast.Assign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             assert isinstance(member.targets[0], ast.Name)
             found[member.targets[0].id] = one_line(str(text.value.value))

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stream_learner.config import KafkaSettings, Settings, load
+    from stream_learner.config import KafkaSettings, Settings, WeightsSettings, load
     from stream_learner.errors import (
         DependencyError,
         KafkaUnavailableError,
@@ -25,16 +25,19 @@ if TYPE_CHECKING:
     from stream_learner.follow.releases import Release, read_release
     from stream_learner.formats import Fields, Format, Reason, Record, RejectError, RetryLaterError
     from stream_learner.formats.record import Sample, Split
+    from stream_learner.learning.heads.prototype import Prototype
+    from stream_learner.learning.heads.statistics import NEVER, StatisticsHead
     from stream_learner.learning.learner import Learner
     from stream_learner.learning.process import set_up_torch
-    from stream_learner.learning.strategies import Losses, Step, Strategy
-    from stream_learner.learning.weighting import Arrivals, Policy
+    from stream_learner.learning.strategies import Losses, Minibatch, Step, Strategy
+    from stream_learner.learning.weighting import Arrivals, Policy, Times
     from stream_learner.networks import ImageClassifier
     from stream_learner.networks.predictions import Predictions
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "NEVER",
     "Arrivals",
     "DependencyError",
     "Fields",
@@ -44,9 +47,11 @@ __all__ = [
     "KafkaUnavailableError",
     "Learner",
     "Losses",
+    "Minibatch",
     "NoReleaseError",
     "Policy",
     "Predictions",
+    "Prototype",
     "Reason",
     "Record",
     "RejectError",
@@ -56,12 +61,15 @@ __all__ = [
     "Settings",
     "Split",
     "StateError",
+    "StatisticsHead",
     "Step",
     "StoreError",
     "Strategy",
     "StreamLearnerError",
+    "Times",
     "TopicsError",
     "UsageError",
+    "WeightsSettings",
     "load",
     "read_release",
     "set_up_torch",
@@ -70,6 +78,7 @@ __all__ = [
 _MODULE_OF = {
     "KafkaSettings": "config",
     "Settings": "config",
+    "WeightsSettings": "config",
     "load": "config",
     "DependencyError": "errors",
     "KafkaUnavailableError": "errors",
@@ -89,13 +98,18 @@ _MODULE_OF = {
     "RetryLaterError": "formats",
     "Sample": "formats.record",
     "Split": "formats.record",
+    "Prototype": "learning.heads.prototype",
+    "NEVER": "learning.heads.statistics",
+    "StatisticsHead": "learning.heads.statistics",
     "Learner": "learning.learner",
     "set_up_torch": "learning.process",
     "Losses": "learning.strategies",
+    "Minibatch": "learning.strategies",
     "Step": "learning.strategies",
     "Strategy": "learning.strategies",
     "Arrivals": "learning.weighting",
     "Policy": "learning.weighting",
+    "Times": "learning.weighting",
     "ImageClassifier": "networks",
     "Predictions": "networks.predictions",
 }

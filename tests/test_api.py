@@ -14,7 +14,7 @@ HEAVY = "heavy = {'torch', 'kafka', 'pydantic'} & {*sys.modules}"
 
 @pytest.mark.parametrize("name", stream_learner.__all__)
 def test_every_public_name_is_there_and_listed(name: str):
-    assert getattr(stream_learner, name).__name__ == name
+    assert getattr(getattr(stream_learner, name), "__name__", "NEVER") == name
     assert f"| `{name}` |" in (Path(__file__).parent.parent / "docs" / "api.md").read_text()
     assert name in dir(stream_learner)
 

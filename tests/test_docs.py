@@ -74,6 +74,13 @@ def test_every_link_leads_somewhere(page: Path):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_import_only_public_names(page: Path):
+    for example in blocks(page, "python"):
+        for module in re.findall(r"^\s*(?:from|import) (stream_learner\S*)", example, re.MULTILINE):
+            assert module in ("stream_learner", "stream_learner.testing")
+
+
 def test_the_first_configuration_loads(tmp_path: Path):
     for number, block in enumerate(blocks(ROOT / "README.md", "toml")):
         tomllib.loads(block)

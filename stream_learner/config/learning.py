@@ -116,6 +116,8 @@ class LearningSettings(Section):
 
 
 class WeightsSettings(Section):
+    """How samples are weighted."""
+
     policies: list[Annotated[str, AfterValidator(WEIGHTS.known)]] = ["record"]
     """Factors of a sample's weight, which are multiplied: names from `stream_learner.registry.WEIGHTS`
     (`record`, `class_balance`, `recency`, `novelty`, `hardness`), or `package.module:name`."""

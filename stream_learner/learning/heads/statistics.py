@@ -5,8 +5,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-# Bias of a class without samples: below every logit, and finite, so that a softmax or a loss over it is a number.
 NEVER = -1e30
+"""Bias of a class without samples: below every logit, and finite, so that a softmax or a loss over it is a number."""
 
 
 class StatisticsHead(Protocol):
