@@ -27,9 +27,8 @@ class Average:
         """Move the average towards `model`. Call it after each step."""
         towards = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        weights, averages = model.state_dict(), self.model.state_dict()
-        parameters = {name for name, _ in model.named_parameters()}
-        for name, latest in weights.items():
+        parameters, averages = {name for name, _ in model.named_parameters()}, self.model.state_dict()
+        for name, latest in model.state_dict().items():
             average = averages[name]
             if name in parameters:
                 average.lerp_(latest, towards)

@@ -27,7 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
 # Of the second half of the stream: class b becomes a, class c goes.
 RETIRING = {"labels": {"allowed": [*"adef"], "aliases": {"b": "a"}}}
 HALF = 5  # batches
-# Buffers may hold infinities, such as the mask of an attention layer. Resuming refuses infinite weights.
+# Buffers may hold infinities, such as the mask of an attention layer. Resuming refuses infinite parameters.
 NETWORKS = ("trainer/model/", "trainer/average/")
 TRAIN, VALIDATION, TEST = Split
 
