@@ -10,18 +10,18 @@ from stream_learner.contract.manifest import Manifest, Object, State
 from stream_learner.errors import StoreError
 
 ORPHAN_AGE = timedelta(hours=24)
-# Objects of a checkpoint, by their keys below the run's folder, and parts of states, which outlive the checkpoint that
-# wrote them: `<sequence>-<uuid>/<name>` and `memory/<sequence>-<uuid>`.
+# Keys of a checkpoint's objects, below the run's folder: `<sequence>-<uuid>/<name>`.
 CHECKPOINT = re.compile(r"\d{12,}-[^/]+/")
 # A file of an object that a killed process did not finish. It occurs only if the store is a folder.
 STAGED = re.compile(r"#\d+$")
+# Keys of parts of states, which outlive the checkpoint that wrote them: `memory/<sequence>-<uuid>`.
 PART = re.compile(r"memory/\d{12,}-[^/]+$")
 
 
 def keep(existing: list[State], new: State, count: int) -> list[State]:
     """Return the states to keep: the newest `count`, including the new one, and the states of their releases.
 
-    These are at most `count` + 1: a release since the oldest of the newest states is already among them.
+    These are at most `count` + 1: at most one of these releases is older than the oldest of the newest states.
     """
     states = [*existing, new]
     newest = states[-count:]
@@ -30,9 +30,10 @@ def keep(existing: list[State], new: State, count: int) -> list[State]:
 
 
 def share(kept: list[State], parts: dict[int, list[Object]]) -> tuple[list[State], list[Object]]:
-    """Return the states with indices into a list of their parts, and that list, in which each part occurs once.
+    """Return the states and one shared list of parts.
 
-    `parts` holds the parts of each state, by sequence.
+    Each state's `parts` are indices into the list, which has each part once. The argument `parts` holds the parts of
+    each state, by sequence.
     """
     shared = list(dict.fromkeys(part for state in kept for part in parts[state.sequence]))
     places = {part: place for place, part in enumerate(shared)}

@@ -67,7 +67,7 @@ def feed(
     split: Annotated[
         DataSplit,
         typer.Option(
-            help="Part of the data set to send, by words in the names of files and folders. The part `test` is sent "
+            help="Part of the data set to send. Words in file and folder names mark the parts. The part `test` is sent "
             "with the header `split: test`."
         ),
     ] = DataSplit.TRAIN,

@@ -28,7 +28,11 @@ class Status:
 
 
 def read_status(settings: Settings) -> Status:
-    """Raises TopicsError, KafkaUnavailableError, StateError when a record is not what it should be."""
+    """Read the status of the run.
+
+    Raises TopicsError, KafkaUnavailableError, StateError when a topic has records but no valid manifest or window of
+    the run.
+    """
     topics.check(settings, role=Role.STATUS)
     names = Names.under(settings.prefix)
     topic_id = topics.topic_ids(settings, [names.checkpoints])[names.checkpoints]
@@ -46,7 +50,10 @@ def read_status(settings: Settings) -> Status:
 
 
 def _newest_window(settings: Settings, topic: str) -> Window | None:
-    """Return the run's last window and skip other records. Raises StateError when there are only those."""
+    """Return the run's last window and skip other records.
+
+    Raises StateError when the topic holds only other records.
+    """
     newest, why, verifier = None, None, settings.security.verifier
     for record in read_committed(settings, topic, METRICS_TAIL, wait=False):
         value = record.value or b""

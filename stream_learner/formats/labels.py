@@ -15,12 +15,13 @@ from stream_learner.formats.record import RejectError
 MAX_LABEL_BYTES = 256
 TOO_LONG = f"the label is longer than {MAX_LABEL_BYTES} bytes of UTF-8"
 # Checked before normalisation, which takes quadratic time on long runs of combining marks. NFC joins at most four
-# characters into one of at least two bytes, so no label of MAX_LABEL_BYTES has more characters.
+# characters into one, which then has at least two bytes. So a label with more characters than this exceeds
+# MAX_LABEL_BYTES after NFC too.
 MAX_RAW_LABEL_CHARACTERS = 4 * MAX_LABEL_BYTES
 # Control characters (as in NUL and binary integers), formatting characters (bidi marks, zero-width characters, a byte
 # order mark), lone surrogates, line and paragraph separators.
 REFUSED_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-# Bytes of the labels of all classes as JSON, because manifests name each label. A thousand labels of 256 bytes fit.
+# Limit on the JSON bytes of all labels together, because every manifest lists them. A thousand labels of 256 bytes fit.
 MAX_LABELS_BYTES = 512 * 1024
 INT64 = range(-(2**63), 2**63)
 

@@ -123,8 +123,8 @@ class DriftMonitor:
     def observe(self, errors: np.ndarray, records: int) -> list[Change]:
         """Return the drifts that a batch brings to light.
 
-        `errors` (bool [N]) says which of its training samples, in order, were predicted wrongly; `records` counts the
-        run's input records with the batch's.
+        `errors` (bool [N]) says which of its training samples, in order, were predicted wrongly; `records` is the
+        number of the run's input records, including this batch.
         """
         changes = filter(None, map(self._adwin.add, errors.tolist()))
         drifts = [change for change in changes if change.after > change.before]

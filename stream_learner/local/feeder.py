@@ -19,11 +19,11 @@ from stream_learner.streams.connection import client_config, connect, kafka_fail
 MAX_UNACKNOWLEDGED_BYTES = 64 * MIB
 MAX_RECORD_BYTES = 17 * MIB
 PROGRESS_EVERY_S = 0.1
-# Standard deviation of the positions of a class's examples. 1 is the distance between two classes.
+# Standard deviation of a class's positions in the stream. The centres of adjacent classes are 1 apart.
 DRIFT_WIDTH = 1.0
 
 Order = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-"""Function from the class index of each example to the order in which the examples are sent, as their indices."""
+"""Takes the class index of each example. Returns the indices of the examples in sending order."""
 
 
 def shuffled(targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -112,7 +112,7 @@ def _produce(
     started = shown = time.monotonic()
     try:
         for sent, index in enumerate(indices):
-            # A schedule, so that the next records make up for the delay of one.
+            # Send times count from the start, so that one late record does not delay the later ones.
             ahead_s = started + sent / rate - time.monotonic() if rate else 0.0
             if stop.wait(ahead_s) if ahead_s > 0 else stop.is_set():
                 break

@@ -17,8 +17,8 @@ from stream_learner.networks.classifier import ImageClassifier
 class TorchvisionResNet(ImageClassifier):
     """A network of torchvision, unchanged except for its last layer `fc`, which is removed.
 
-    It reduces the size of an image by 32, and is made for 224 pixels. It needs 33 pixels to learn from a batch of one.
-    For small images, set a larger `model.height` and `model.width`, to which they are enlarged.
+    It reduces each side of an image 32-fold and is made for sides of 224 pixels. It needs 33 pixels to learn from a
+    batch of one. For small images, set a larger `model.height` and `model.width`, to which they are enlarged.
     """
 
     network: ClassVar[str]

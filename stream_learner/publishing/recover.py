@@ -100,7 +100,7 @@ class Recovery:
                 refused = seen
 
     def take_over(self, fence: Callable[[], None]) -> Recovered:
-        """Steps 2 to 4: make this worker the only one of the run. `fence` is the transaction's."""
+        """Steps 2 to 4: make this worker the only one of the run. `fence` is `Transaction.fence`."""
         ids = self._topic_ids()
         # 2. Fence: no other worker can commit for this run from now on, and its open transaction is aborted.
         fence()
@@ -110,7 +110,8 @@ class Recovery:
         if newest.found is None:
             return self._fresh_start(ids, newest.last_epoch)
         recovered = self._verified(newest.found, ids)
-        # 4. Write the marker if a crash after the first commit prevented it. It shows later if a manifest was lost.
+        # 4. Write the marker if a crash after the first commit prevented it. The marker later shows that the run has
+        #    published, even if its manifests are lost.
         write_marker(self._store, self._settings, self._cluster, ids[self._topic], recovered.epoch)
         self._seen = None  # or the state would stay in memory as long as this object
         return recovered

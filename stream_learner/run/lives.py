@@ -6,7 +6,8 @@ records it is about to decode or learn. After three deaths, a record at which bo
 set aside. If they died while learning the same batch, the next life learns its records one by one. An ordinary life
 costs two small writes.
 
-The object is advice, like the election: a frozen worker that was replaced may overwrite it, which only loses a count.
+Like the election, the object need not be exact. A frozen worker that was replaced may overwrite it; then only a count
+is lost.
 """
 
 import threading
@@ -71,7 +72,7 @@ class Lives:
         if repeated and len(died_at[0]) == len(died_at[1]) == len(again) == 1:
             deaths, died_at, set_aside, again = 0, [], [*set_aside, *again][-MAX_SET_ASIDE:], []
         self.alone = frozenset(again)
-        """Records to learn each in a batch of its own."""
+        """Records to learn one by one, each in its own batch."""
         self._state = State(deaths + 1, [], died_at, set_aside)
         self.careful = deaths > 0
         """Whether it notes the records that it processes. It then processes nothing during a publication."""
@@ -127,7 +128,7 @@ class Lives:
         self._end()
 
     def committed(self, manifest: Manifest) -> None:
-        """Forget the deaths before this commit. Keep the records set aside that have not been passed yet."""
+        """Forget the deaths before this commit. Keep set-aside records that this commit has not passed."""
         with self._lock:
             state = self._state
             if not self.careful and not state.set_aside:

@@ -37,7 +37,8 @@ class Progress:
         """
         self.positions = copy.deepcopy(positions)
         self.open = Interval()
-        self._may_discard_from: Positions = {}  # the last release or roll-back, or the first record read since
+        # Per partition: the position at the last release or roll-back, or else the first offset read.
+        self._may_discard_from: Positions = {}
         if document is not None:
             for topic, partition, offset in msgspec.convert(document, Stored).may_discard_from:
                 self._may_discard_from.setdefault(topic, {})[partition] = offset

@@ -18,9 +18,9 @@ CLASSES = 4
 def check_weight_policy(kind: type[Policy], settings: WeightsSettings = DEFAULTS) -> None:
     """Check a weight policy, given by its class, with settings of `[weights]`.
 
-    Factors are float64 [N], finite and at least 0, for any batch from one sample and while classes arrive and retire.
-    The state is JSON and complete: it undoes a batch, and another instance continues from it. A Learner that uses the
-    policy is saved and resumed. Raises AssertionError.
+    Factors are float64 [N], finite and at least 0, for batches of one or more samples, and while classes arrive and
+    retire. The state is JSON and complete: loading it undoes a batch, and another instance that loads it continues
+    identically. A Learner that uses the policy is saved and resumed. Raises AssertionError.
     """
     check = Checking(kind)
     check.has(kind, "factors", "replayed", "retire", "state_dict", "load_state_dict")
@@ -116,7 +116,8 @@ def _check_state(check: Checking, kind: type[Policy], settings: WeightsSettings)
 
     everything = "keep all that affects factors in state_dict(), and use no clock and no random numbers"
     continues(kind(settings), f"another instance with its state continues differently; {everything}")
-    continues(policy, f"load_state_dict() does not undo a batch, as after one that is not learned; {everything}")
+    undone = "does not restore the state from before a batch, which is needed when a batch is not learned"
+    continues(policy, f"load_state_dict() {undone}; {everything}")
     check.call("load_state_dict({})", lambda: policy.load_state_dict({}))
     began = next_batch(policy) == next_batch(kind(settings))
     check.that(began, "load_state_dict({}) does not start again; with an empty state it is as new")

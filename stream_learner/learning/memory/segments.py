@@ -10,7 +10,7 @@ from torch import Tensor
 from stream_learner.contract.manifest import digest
 from stream_learner.networks.tensors import tensor, within
 
-# The columns of a memory count segments in int32.
+# The memory stores segment numbers in an int32 column.
 MAX_NUMBER = 2**31
 
 
@@ -68,7 +68,10 @@ class Segments:
         return self._sparse(number)
 
     def recount(self, numbers: np.ndarray, lengths: np.ndarray) -> list[int]:
-        """Set the live bytes: int32 [N] each. Return the segments to rewrite, in order."""
+        """Set each segment's live bytes from the segment numbers and lengths (int32 [N]) of the live entries.
+
+        Return the segments to rewrite, in order.
+        """
         self._live = dict.fromkeys([*self._sealed, self._tail_number], 0)
         found, place = np.unique(numbers, return_inverse=True)
         for number, live in zip(found.tolist(), np.bincount(place, lengths), strict=True):
