@@ -224,7 +224,7 @@ def test_two_thousand_slow_clients_keep_nobody_from_an_answer(port, health):
             assert (response.status, body) == (200, b"ok\n")
             assert b"stream_learner_build_info" in get(port, "/metrics")[1]
             assert len(os.listdir("/proc/self/fd")) < files + server.MAX_CONNECTIONS + 10
-            assert threading.active_count() == threads
+            assert threading.active_count() <= threads
         clients.stdin.close()
     busy.set()
     assert clients.returncode == 0
