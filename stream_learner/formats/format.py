@@ -69,7 +69,7 @@ def build(settings: InputSettings) -> Format:
     kind = FORMATS.lookup(settings.format)
     if not (isinstance(kind, type) and issubclass(kind, Format)):
         raise UsageError(
-            f"input.format: {settings.format} is not a subclass of stream_learner.formats.Format; docs/extending.md "
+            f"input.format: {settings.format} is not a subclass of stream_learner.Format; docs/extending.md "
             "has an example"
         )
     try:

@@ -51,7 +51,7 @@ def build(spec: ModelSpec, own: str | None = None) -> ImageClassifier:
         pass
     model = make(**arguments)
     if not isinstance(model, ImageClassifier):
-        raise UsageError(f"model.name = {spec.name!r} must return a {__name__}.ImageClassifier")
+        raise UsageError(f"model.name = {spec.name!r} must return a stream_learner.ImageClassifier")
     if random_features:
         model.expand(random_features)
     for part, tensor in model.state_dict().items():

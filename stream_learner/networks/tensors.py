@@ -67,7 +67,7 @@ def load_parameters(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         tensor(tensors, name, own.dtype, *own.shape, finite=False)
     network.load_state_dict(tensors)
     if not is_finite(network):
-        raise ValueError("the network has parameters that are not finite")
+        raise ValueError("the network has parameters or buffers that are not finite")
 
 
 def is_finite(network: nn.Module) -> bool:

@@ -210,7 +210,7 @@ def test_a_function_of_ones_own_makes_a_classifier_or_is_refused():
 
     network = build(f"{__name__}:by_a_function")
     assert network(torch.zeros(3, 8, 8, 1, dtype=torch.uint8)).shape == (3, 2)
-    with pytest.raises(UsageError, match=r"by_mistake' must return a stream_learner.networks.ImageClassifier"):
+    with pytest.raises(UsageError, match=r"by_mistake' must return a stream_learner.ImageClassifier"):
         build(f"{__name__}:by_mistake")
     with pytest.raises(
         UsageError, match=r"of_other_arguments' cannot be called with classes, height, .*std: .*'classes'"

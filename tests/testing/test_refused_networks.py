@@ -143,7 +143,7 @@ class InPlace(MLP):
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        (not_a_classifier, "return a stream_learner.networks.ImageClassifier"),
+        (not_a_classifier, "return a stream_learner.ImageClassifier"),
         (OtherArguments, "building it for 0 classes raised UsageError: .* called with classes, height"),
         (OfThreeClasses, r"logits of 1 images in evaluation mode with 0 classes are torch.float32 \[1, 3\]"),
         (Probabilities, r"logits are not head\(features\(images\)\)"),

@@ -9,7 +9,7 @@ def strategy(name: str) -> type[Strategy]:
     """Return the strategy with this name, or a user's own. Raises UsageError when there is none."""
     found = STRATEGIES.lookup(name)
     if not (isinstance(found, type) and issubclass(found, Strategy)):
-        raise UsageError(f"learning.strategy = {name!r} is not a class derived from {__name__}.Strategy")
+        raise UsageError(f"learning.strategy = {name!r} is not a class derived from stream_learner.Strategy")
     return found
 
 
