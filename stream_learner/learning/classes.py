@@ -75,8 +75,8 @@ class Classes:
     def retire(self) -> list[tuple[int, int | None]]:
         """Retire the classes whose labels the settings make aliases or do not allow.
 
-        The learner calls it once, when it loads a state. Return the indices that retired just now, and for each the
-        index that takes over its samples, if any.
+        `Learner._retire` calls it once, when it loads a state, and moves the samples. Return the indices that retired
+        just now, and for each the index that takes over its samples, if any.
         """
         retiring: dict[int, int | None] = {}
         for index, label in enumerate(tuple(self.labels)):

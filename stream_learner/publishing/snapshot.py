@@ -46,7 +46,8 @@ class Snapshot:
     """Everything needed to resume (`tensors`, `parts` and the JSON `document`), and the interval since the last one.
 
     `parts` holds immutable bytes by digest: sealed segments of the memories, most of which the last snapshot has too.
-    `candidate`, `decision` and `discarded` are those of `Decided` if a release was decided here, otherwise None.
+    `positions` are those of `run/progress.py`; `checkpoint_writer.py` writes them to the manifest. `candidate`,
+    `decision` and `discarded` are those of `Decided` if a release was decided here, otherwise None.
     """
 
     tensors: dict[str, np.ndarray]

@@ -113,7 +113,7 @@ def run(
     importing = ThreadPoolExecutor(1, "import").submit(importlib.import_module, "stream_learner.run.worker")
     if needs_torch(settings):
         _check_with_torch(settings)
-    # 3. Check the store, the topics and the newest checkpoint.
+    # 3. Check the store, the topics (`Clients` checks them before it connects) and the newest checkpoint.
     store = Store(settings.checkpoint.store)
     store.try_out(keys.trials(settings.run.id))
     with closing(Clients(settings, health.heard)) as clients:

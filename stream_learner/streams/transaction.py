@@ -30,7 +30,8 @@ class Transaction:
 
     The outcome is then unknown, and the producer must not be used again. After a failed record, kafka-python 3.0.12 can
     return from `commit_transaction()` with nothing committed. Therefore every record is confirmed, with a deadline,
-    before the commit, and the manifest is read back after it.
+    before the commit, and the manifest is read back after it. `publishing/checkpoint_writer.py` calls these methods in
+    the order of its numbered effects.
     """
 
     def __init__(self, settings: Settings):

@@ -97,9 +97,7 @@ class MeanLoss(FineTune):
 
 
 def test_a_class_of_ones_own_that_is_no_strategy_is_refused():
-    with pytest.raises(
-        UsageError, match=r"Alone' is not a class derived from stream_learner.Strategy"
-    ):
+    with pytest.raises(UsageError, match=r"Alone' is not a class derived from stream_learner.Strategy"):
         driver_of(settings(learning__strategy=f"{__name__}:Alone"))
 
 

@@ -9,7 +9,7 @@ from stream_learner.learning.weighting import Times, Weights
 
 
 class Replay:
-    """Draws minibatches from a memory, uniformly, with the weights that their samples have now."""
+    """Draws minibatches from a memory (`BalancedMemory.draw`), with the weights that their samples have now."""
 
     def __init__(
         self, settings: Settings, memory: BalancedMemory, weights: Weights, device: torch.device, *, with_logits: bool
