@@ -29,7 +29,7 @@ demo: $(VENV)/demo.stamp ## Watch a model learn from a real Kafka (RESUME=1 cont
 	@$(BIN)/stream-learner demo $(if $(RESUME),--resume) $(if $(DATA),--data "$(DATA)")
 
 test: $(VENV)/dev.stamp $(BIN)/promtool ## All the tests, those on the real broker included
-	@$(BIN)/python -m pytest $(or $(ARGS),-n 3 --dist loadfile --no-loadscope-reorder)
+	@$(BIN)/python -m pytest $(or $(ARGS),-n 4 --dist loadfile --no-loadscope-reorder)
 
 torture: $(VENV)/dev.stamp ## Kill a worker over and over; nothing may be lost or twice (KILLS=500 SEED=0, DATA=path)
 	@PYTHONPATH=tests/protocol $(BIN)/python tests/torture --kills $(or $(KILLS),100) --seed $(or $(SEED),0) $(if $(DATA),--data "$(DATA)")
