@@ -16,9 +16,9 @@ from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, Config
 from feed import Draft, client, good, mixed, send
 from hanging import MARK
 from harness import Run, Worker
-from prometheus import Prometheus, free_port
+from prometheus import Prometheus
 
-from stream_learner.local.broker import Broker
+from stream_learner.local.broker import Broker, free_port
 
 PACE = 60  # records a second
 DEADLINE_S = 240.0

@@ -8,7 +8,8 @@ from typing import Any
 
 from faults import PACE, Feeder, Stage, endless, mislabelled
 from harness import Run, Worker
-from prometheus import free_port
+
+from stream_learner.local.broker import free_port
 
 EVENT_EVERY_S = 600.0
 SETTINGS: dict[str, Any] = {

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 from ruamel.yaml import YAML
+
+from stream_learner.local.broker import free_port
 
 RULES = Path(__file__).parents[2] / "deploy" / "alerts.yml"
 SCRAPE_S = 5.0  # that of deploy/prometheus.yml
@@ -36,12 +37,6 @@ def shortened(rules: dict[str, Any], factor: float) -> dict[str, Any]:
                 rule[name] = re.sub(r"\b(\d+)([mhd])\b", duration, rule[name])
             rule["expr"] = rule["expr"].replace("* 60", f"* {60 / factor:g}")
     return rules
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Prometheus:

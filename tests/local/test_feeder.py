@@ -144,7 +144,7 @@ def test_a_broker_that_falls_silent_is_an_error(broker: Broker, new_topic, digit
         return digits.read(index)
 
     topic = new_topic()
-    impatient = KafkaSettings(bootstrap_servers=broker.bootstrap_servers, request_timeout_s=1)
+    impatient = KafkaSettings(bootstrap_servers=broker.bootstrap_servers, request_timeout_s=3)
     try:
         with pytest.raises(KafkaUnavailableError, match=f"feeding {topic}"):
             feed(replace(digits, read=read), impatient, topic, limit=1)

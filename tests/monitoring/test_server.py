@@ -192,7 +192,7 @@ def test_a_request_in_pieces_is_put_together(port):
 
 @pytest.mark.parametrize("sent", [b"", b"GET /livez"])
 def test_a_client_that_does_not_ask_is_closed(health, monkeypatch, sent: bytes):
-    monkeypatch.setattr(server, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(server, "TIMEOUT_S", 1.0)
     with (
         closing(serve("127.0.0.1", 0, CollectorRegistry(), health, "digits")) as served,
         socket.create_connection(("127.0.0.1", served.port), timeout=30) as client,

@@ -376,5 +376,5 @@ NewRun = Callable[..., Run]
 def not_ready(worker: Worker) -> None:
     """Wait until a worker that Kafka does not answer is not ready. It stays live."""
     worker.until("silence", lambda: worker.page("readyz")[0] == 503 and "not answered" in worker.page("readyz")[1])
-    assert "kafka.request_timeout_s = 1" in worker.page("readyz")[1]
+    assert "kafka.request_timeout_s = 3" in worker.page("readyz")[1]
     assert worker.page("livez")[0] == 200

@@ -161,7 +161,7 @@ def persistent(run: Run) -> Worker:
 
 
 def test_a_network_that_is_cut_for_a_while(new_run: NewRun, proxy: FaultProxy) -> None:
-    run = through(new_run(checkpoint__every_s=0.5, kafka__request_timeout_s=1.0), proxy)
+    run = through(new_run(checkpoint__every_s=0.5, kafka__request_timeout_s=3.0), proxy)
     run.feed(mixed(1000))
     worker = run.start()
     run.learned(worker)
@@ -187,7 +187,7 @@ def test_a_network_that_is_cut_in_a_publication(new_run: NewRun, proxy: FaultPro
 
 
 def test_an_outage_that_outlasts_the_unsaved_budget(new_run: NewRun) -> None:
-    run = new_run(kafka__request_timeout_s=1.0, checkpoint__max_unsaved_records=600, release__every_records=10_000)
+    run = new_run(kafka__request_timeout_s=3.0, checkpoint__max_unsaved_records=600, release__every_records=10_000)
     run.feed(mixed(3000))
     # Before the third checkpoint; the first call is recovery's.
     worker = run.start_signalled(Point("cluster", "topic_ids", 4, before=True), signal.SIGSTOP)
@@ -204,7 +204,7 @@ def test_an_outage_that_outlasts_the_unsaved_budget(new_run: NewRun) -> None:
 
 
 def test_an_outage_after_everything_was_saved_shows_and_passes(new_run: NewRun) -> None:
-    run = new_run(checkpoint__every_s=0.5, kafka__request_timeout_s=1.0)
+    run = new_run(checkpoint__every_s=0.5, kafka__request_timeout_s=3.0)
     run.feed(mixed(1000))
     worker = run.start()
     run.learned(worker)
@@ -224,7 +224,7 @@ def test_an_outage_after_everything_was_saved_shows_and_passes(new_run: NewRun) 
 
 def test_a_broker_that_answers_all_but_fetches_shows_and_passes(new_run: NewRun, proxy: FaultProxy) -> None:
     """Answers to other requests, as for metadata every second, hide nothing."""
-    run = through(new_run(checkpoint__every_s=0.5, kafka__request_timeout_s=1.0), proxy)
+    run = through(new_run(checkpoint__every_s=0.5, kafka__request_timeout_s=3.0), proxy)
     run.feed(mixed(1000))
     worker = run.start()
     run.learned(worker)
@@ -241,7 +241,12 @@ def test_a_broker_that_answers_all_but_fetches_shows_and_passes(new_run: NewRun,
 
 
 def test_an_outage_that_lasts_ends_a_worker_that_publishes_and_its_standby(new_run: NewRun) -> None:
-    run = new_run(kafka__request_timeout_s=1.0, kafka__give_up_s=6.0, checkpoint__max_unsaved_records=600)
+    run = new_run(
+        run__session_timeout_s=10.0,  # the standby must not replace the worker while it is stopped
+        kafka__request_timeout_s=3.0,
+        kafka__give_up_s=15.0,
+        checkpoint__max_unsaved_records=600,
+    )
     # Before the third checkpoint; the first call is recovery's.
     worker = run.start_signalled(Point("cluster", "topic_ids", 4, before=True), signal.SIGSTOP)
     worker.learning()
@@ -257,7 +262,7 @@ def test_an_outage_that_lasts_ends_a_worker_that_publishes_and_its_standby(new_r
         for each in (worker, standby):
             not_ready(each)
         for each in (worker, standby):
-            assert "has not answered for kafka.give_up_s = 6 s" in each.ends(ExitCode.KAFKA)
+            assert "has not answered for kafka.give_up_s = 15 s" in each.ends(ExitCode.KAFKA)
     finally:
         run.broker.start()
     run.finish(run.start())

@@ -42,15 +42,15 @@ def test_stopped_and_killed_runs_equal_an_undisturbed_one(new_run: NewRun) -> No
     expected = state(log)
     assert len(roll_backs(log)) > 1
 
-    worker = stopped.start()
-    worker.reaches("checkpoint_sequence", 4)
-    worker.stop()
+    worker = stopped.start_signalled(Point("transaction", "commit", 4), signal.SIGSTOP)
+    worker.paused()
+    worker.signal(signal.SIGTERM)
+    worker.signal(signal.SIGCONT)
+    worker.ends(0)
     assert stopped.saved() != undisturbed.ends()
     assert state(stopped.finish(stopped.start())) == expected
 
-    worker = killed.start()
-    worker.reaches("checkpoint_sequence", 2)
-    worker.kill()
+    killed.start_signalled(Point("transaction", "commit", 2)).ends(-signal.SIGKILL)
     # In the middle of going back. The release was some checkpoints ago; the next one takes it from the state then.
     killed.start_signalled(Point("memory", "drop_since")).ends(-signal.SIGKILL)
     manifest = json.loads(killed.read("checkpoints")[-1].value or b"")

@@ -45,8 +45,9 @@ def restarted(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> tuple
     run = Run(broker, tmp_path_factory.mktemp("restarted"), 3, SETTINGS)
     for seed in range(RESTARTS):
         run.feed(flipped(mixed(1200, seed), 1200))
+        published = len(run.read("history"))
         worker = run.start()
-        worker.reaches("checkpoint_sequence", len(run.read("history")) + 3)
+        worker.reaches("checkpoint_sequence", published + 3)
         worker.kill()
     return run, run.finish(run.start())
 

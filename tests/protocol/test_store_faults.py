@@ -122,7 +122,7 @@ def test_a_disk_that_fills_up_and_one_that_turns_read_only(new_run: NewRun, disk
     worker.until("a full disk", lambda: "No space left on device" in worker.text())
     run.learned(worker)  # training continues
     objects = disk.inside / "objects" / run.id
-    assert not [path for path in objects.rglob("*") if "#" in path.name]
+    worker.until("nothing half-written", lambda: not [path for path in objects.rglob("*") if "#" in path.name])
     filler.unlink()
     worker.reaches("checkpoint_sequence", 2)
 

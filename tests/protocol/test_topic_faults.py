@@ -47,7 +47,8 @@ def test_records_of_an_added_partition_that_fell_off_retention(new_run: NewRun) 
 def test_a_hung_transaction_on_the_input(new_run: NewRun) -> None:
     run = new_run()
     run.feed(mixed(300))
-    stranger = Producer(client(run.broker.bootstrap_servers) | {"transactional.id": run.id})
+    patient = {"transactional.id": run.id, "transaction.timeout.ms": 300_000}
+    stranger = Producer(client(run.broker.bootstrap_servers) | patient)
     stranger.init_transactions()
     stranger.begin_transaction()
     hidden = send(stranger, run.input, mixed(100))
@@ -75,7 +76,7 @@ def test_an_output_topic_that_is_deleted_under_a_worker(new_run: NewRun) -> None
 
 
 def test_an_input_that_is_deleted_under_a_worker(new_run: NewRun) -> None:
-    run = new_run(checkpoint__every_s=0.5, run__stop_deadline_s=5.0, kafka__request_timeout_s=1.0)
+    run = new_run(checkpoint__every_s=0.5, run__stop_deadline_s=5.0, kafka__request_timeout_s=3.0)
     run.feed(mixed(1000))
     worker = run.start()
     run.learned(worker)
