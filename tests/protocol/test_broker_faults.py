@@ -181,7 +181,7 @@ def test_a_network_that_is_cut_in_a_publication(new_run: NewRun, proxy: FaultPro
     worker.paused()
     proxy.cut()
     worker.signal(signal.SIGCONT)
-    worker.ends(ExitCode.PUBLISH)
+    worker.ends(ExitCode.PUBLISH, ExitCode.WATCHDOG)  # the watchdog's time ran on during the pause
     proxy.heal()
     run.finish(run.start())
 

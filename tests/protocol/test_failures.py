@@ -24,7 +24,7 @@ def test_what_times_out_is_not_committed(new_run: NewRun, point: Point) -> None:
     run.broker.freeze()
     worker.signal(signal.SIGCONT)
     try:
-        worker.ends(ExitCode.PUBLISH)
+        worker.ends(ExitCode.PUBLISH, ExitCode.WATCHDOG)  # the watchdog's time ran on during the pause
     finally:
         run.broker.thaw()
     run.finish(run.start())
@@ -60,7 +60,8 @@ def test_a_refused_record_is_not_committed(new_run: NewRun) -> None:
 
 
 def test_an_open_transaction_does_not_hide_the_newest_manifest(new_run: NewRun) -> None:
-    run = new_run(**SHORT, recovery__timeout_s=4.0)  # longer than a session
+    # The transaction's time runs on during the pause. Recovery may take longer than a session.
+    run = new_run(**SHORT | {"checkpoint__timeout_s": 8.0}, recovery__timeout_s=4.0)
     run.feed(mixed(500))
     worker = run.start_signalled(Point("transaction", "begin", 2), signal.SIGSTOP)
     worker.paused()
