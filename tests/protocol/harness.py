@@ -248,9 +248,12 @@ class Run:
         self.configure(topic, "cleanup.policy", "compact")
 
     def configure(self, topic: str, name: str, value: str) -> None:
+        """Set a config of an output topic, and wait until the broker applies it, which is after the answer."""
         entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
         resource = ConfigResource(ConfigResource.Type.TOPIC, f"{self.prefix}.{topic}", incremental_configs=[entry])
         self.admin.incremental_alter_configs([resource])[resource].result(DEADLINE_S)
+        while self.admin.describe_configs([resource])[resource].result(DEADLINE_S)[name].value != value:
+            pass
 
     def start(self, *options: str) -> Worker:
         """A worker, as the command line starts it."""

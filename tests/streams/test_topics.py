@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from stream_learner.config import Settings
@@ -15,10 +16,17 @@ from stream_learner.streams.connection import ask
 
 
 def alter(settings: Settings, topic: str, **configs: object) -> None:
-    """Sets configs of a topic (`max_message_bytes`)."""
+    """Set configs of a topic (`max_message_bytes`). Wait until the broker applies them, which is after the answer."""
     new = {name.replace("_", "."): str(value) for name, value in configs.items()}
     resource = ConfigResource(ConfigResourceType.TOPIC, topic, new)
     ask(settings.kafka, "altering a topic", lambda admin: admin.alter_configs([resource]))
+
+    def applied(admin: KafkaAdminClient) -> bool:
+        found = topics._configs(admin, ConfigResourceType.TOPIC, [topic])[topic]
+        return all(found[name] == value for name, value in new.items())
+
+    while not ask(settings.kafka, "looking at a topic", applied):
+        pass
 
 
 def test_what_is_missing_is_made_once(new_settings: Callable[..., Settings]):
