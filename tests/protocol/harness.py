@@ -252,8 +252,10 @@ class Run:
         entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
         resource = ConfigResource(ConfigResource.Type.TOPIC, f"{self.prefix}.{topic}", incremental_configs=[entry])
         self.admin.incremental_alter_configs([resource])[resource].result(DEADLINE_S)
+        deadline = time.monotonic() + DEADLINE_S
         while self.admin.describe_configs([resource])[resource].result(DEADLINE_S)[name].value != value:
-            pass
+            assert time.monotonic() < deadline, f"{name} = {value} is not applied in {DEADLINE_S:g} s"
+            time.sleep(POLL_S)
 
     def start(self, *options: str) -> Worker:
         """A worker, as the command line starts it."""

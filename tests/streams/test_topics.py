@@ -1,5 +1,6 @@
 """The topics of a run on a real broker: their creation, their checks and their ids."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +15,8 @@ from stream_learner.errors import TopicsError
 from stream_learner.streams import topics
 from stream_learner.streams.connection import ask
 
+DEADLINE_S = 60.0
+
 
 def alter(settings: Settings, topic: str, **configs: object) -> None:
     """Set configs of a topic (`max_message_bytes`). Wait until the broker applies them, which is after the answer."""
@@ -25,8 +28,9 @@ def alter(settings: Settings, topic: str, **configs: object) -> None:
         found = topics._configs(admin, ConfigResourceType.TOPIC, [topic])[topic]
         return all(found[name] == value for name, value in new.items())
 
+    deadline = time.monotonic() + DEADLINE_S
     while not ask(settings.kafka, "looking at a topic", applied):
-        pass
+        assert time.monotonic() < deadline, f"{new} is not applied in {DEADLINE_S:g} s"
 
 
 def test_what_is_missing_is_made_once(new_settings: Callable[..., Settings]):
