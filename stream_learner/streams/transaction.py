@@ -57,6 +57,10 @@ class Transaction:
         }
         with kafka_failures(settings.kafka, "opening the producer"):
             self._producer: KafkaProducer = connect(KafkaProducer, config)
+        # When its epoch is refused, kafka-python asks for the next one (KIP-360). The brokers then answer with the epoch
+        # of the producer that fenced this one, which would let both publish.
+        self._manager: Any = self._producer._transaction_manager
+        self._manager._supports_epoch_bump = lambda: False
 
     def fence(self) -> None:
         """Fence any other worker of this run, and abort its open transaction (KIP-98).
@@ -113,14 +117,16 @@ class Transaction:
         try:
             return action()
         except (kafka_errors.KafkaError, OSError) as error:
-            # kafka-python raises the error itself, or one that wraps it, depending on which of its threads was first.
-            fenced = next((cause for cause in (error, *error.args) if isinstance(cause, FENCED)), None)
+            # kafka-python raises the error itself, or one that wraps or quotes it, depending on which of its threads was
+            # first.
+            causes = (error, *error.args, self._manager.last_error)
+            fenced = next((cause for cause in causes if isinstance(cause, FENCED)), None)
             if fenced:
                 raise FencedError(
                     f"another worker of this run took over, or a transaction exceeded its time-out ({what}: "
                     f"{type(fenced).__name__}). Nothing more is published; restart to recover"
                 ) from error
-            refused = next((cause for cause in (error, *error.args) if isinstance(cause, REFUSALS)), None)
+            refused = next((cause for cause in causes if isinstance(cause, REFUSALS)), None)
             if refused:
                 why = (
                     missing_right(self._kafka, refused, operation, self._id)
