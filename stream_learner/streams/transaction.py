@@ -57,8 +57,8 @@ class Transaction:
         }
         with kafka_failures(settings.kafka, "opening the producer"):
             self._producer: KafkaProducer = connect(KafkaProducer, config)
-        # When its epoch is refused, kafka-python asks for the next one (KIP-360). The brokers then answer with the epoch
-        # of the producer that fenced this one, which would let both publish.
+        # When its epoch is refused, kafka-python asks for the next one (KIP-360). The brokers may then answer with the
+        # epoch of the producer that fenced this one, which would let both publish.
         self._manager: Any = self._producer._transaction_manager
         self._manager._supports_epoch_bump = lambda: False
 
@@ -117,8 +117,7 @@ class Transaction:
         try:
             return action()
         except (kafka_errors.KafkaError, OSError) as error:
-            # kafka-python raises the error itself, or one that wraps or quotes it, depending on which of its threads was
-            # first.
+            # kafka-python raises the error itself, or one that wraps it, or one that only quotes it.
             causes = (error, *error.args, self._manager.last_error)
             fenced = next((cause for cause in causes if isinstance(cause, FENCED)), None)
             if fenced:
