@@ -16,8 +16,8 @@ class Remedy(StrEnum):
     RESTART = "a restart"
     """A restart resumes the run, once the cause is gone."""
     PERSON = "a person"
-    """A restart ends the same way, or it resumes after the records that caused the exit. Look at these records first.
-    Follow the last line of the log."""
+    """A restarted worker exits the same way, or continues after the records that caused the exit. Look at these records
+    first. Follow the last line of the log."""
 
 
 class ExitCode(IntEnum):

@@ -1,4 +1,4 @@
-"""Output to the terminal, and settings of commands during which a person waits for Kafka."""
+"""Output to the terminal, and loading of settings for commands that may make a person wait for Kafka."""
 
 import json
 import logging
@@ -21,7 +21,10 @@ err = Console(stderr=True, highlight=False)
 
 
 def load(config_file: Path | None, overrides: list[str] | None) -> Settings:
-    """Load the settings of a command that asks Kafka. On a terminal, show the reason for a wait."""
+    """Load the settings of a command that connects to Kafka.
+
+    If the command has to wait for Kafka, a terminal shows the Kafka client's messages about the connection.
+    """
     if err.is_terminal:
         logging.getLogger("kafka.bootstrap").addHandler(_Wait())
     return config.load(config_file, overrides)
@@ -33,7 +36,7 @@ class _Wait(logging.Handler):
 
 
 def say(line: str) -> None:
-    """Write a line of plain text. It is not wrapped."""
+    """Write a line of plain text, without wrapping it."""
     out.print(printable(line), soft_wrap=True, markup=False)
 
 
@@ -45,7 +48,7 @@ def say_json(document: str) -> None:
 
 @contextmanager
 def progress(task: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on a terminal. Yield a function of the amount done and the total."""
+    """Show a progress bar on a terminal. Yield `update(done, total)`, which sets the bar."""
     columns = *Progress.get_default_columns(), MofNCompleteColumn()
     with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
         bar = bars.add_task(escape(printable(task)), total=None)

@@ -98,8 +98,8 @@ def read_release(
     `verify_key_files` are public keys (PEM): with them, only a signed manifest is accepted. `store` is the worker's
     `checkpoint.store`, for releases that are too large for the weights topic.
 
-    Raises NoReleaseError before the first release, StateError when what the topics or the store hold cannot be used,
-    TopicsError, KafkaUnavailableError, StoreError, UsageError.
+    Raises NoReleaseError before the first release, StateError when the manifest or release in the topics or the store
+    cannot be used, TopicsError, KafkaUnavailableError, StoreError, UsageError.
     """
     settings = _settings(run_id, kafka, prefix, verify_key_files)
     while True:

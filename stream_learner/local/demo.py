@@ -148,14 +148,14 @@ def _look(settings: Settings, start: Positions, worker: Supervised, feeder: Chil
     view.fed = sum(end[t][p] - start[t][p] for t, p in places)
     view.worker(worker.pid, worker.restarts, figures.phase() if figures else None, time.monotonic())
     learned = figures.positions() if figures else {}
-    if figures and learned:  # it has recovered
+    if figures and learned:  # the worker has recovered
         read = sum(max(0, learned.get((t, p), 0) - start[t][p]) for t, p in places)
         view.update(figures, totals.update(worker.pid, figures), read)
     return fed == 0 and all(learned.get((t, p), 0) >= end[t][p] for t, p in places)
 
 
 def _order(manifest: Manifest | None) -> Order:
-    """Return the epoch and sequence of a manifest, or those before the first one."""
+    """Return the epoch and sequence of a manifest, or (1, 0) if there is no manifest."""
     return manifest.order if manifest else (1, 0)
 
 

@@ -1,4 +1,4 @@
-"""Child processes of the demo, which run commands of this program. They are stopped in every case."""
+"""Child processes of the demo. Each runs a command of this program, and is stopped however the demo ends."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ RESTARTS = 20
 
 
 class ChildError(StreamLearnerError):
-    """Error for a child that ended too early, with its exit code."""
+    """Error for a child process that ended too early. `code` is the exit code of the process, if `ExitCode` has it."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
@@ -21,10 +21,10 @@ class ChildError(StreamLearnerError):
 
 
 class Child:
-    """A `stream-learner` command in a process of its own, with its output in `log`. It is a context manager.
+    """A `stream-learner` command in its own process, which writes its output to `log`. A context manager.
 
-    Leaving it stops the process with SIGTERM, or with SIGKILL if that takes too long. The process has a session of its
-    own, so that Ctrl-C in the terminal reaches only the demo itself.
+    The end of the context stops the process with SIGTERM, and with SIGKILL after STOP_TIMEOUT_S. The process has its
+    own session, so that Ctrl-C in the terminal reaches only the demo.
     """
 
     def __init__(self, arguments: list[str], log: Path):
@@ -60,11 +60,11 @@ class Child:
         )
 
     def stop(self) -> int:
-        """Ask the process to end, wait, and return its exit code. It is asked only once if this is called again."""
+        """Stop the process (SIGTERM), wait, and return its exit code. A second call sends no second signal."""
         assert self._process is not None
         if not self._asked:
             self._process.terminate()
-            self._asked = True  # a second signal would end it at once
+            self._asked = True  # a second signal would end the process without a save
         try:
             return self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -80,12 +80,15 @@ class Child:
 
 
 class Supervised(Child):
-    """A worker that is started again when it dies, as by a supervisor in production."""
+    """A worker that is started again when it dies, as a supervisor does in production."""
 
     restarts = 0
 
     def tend(self) -> None:
-        """Start the worker again if it ended in a way that a restart recovers. Raises ChildError otherwise."""
+        """Start the worker again if it has ended.
+
+        Raises ChildError if its exit code asks for a person, or after RESTARTS restarts.
+        """
         code = self.ended()
         if code is None:
             return

@@ -1,4 +1,4 @@
-"""A worker's figures, read from its metrics page as any client reads them."""
+"""A worker's figures, read over HTTP from its metrics page."""
 
 import math
 import urllib.request
@@ -11,12 +11,12 @@ TIMEOUT_S = 2.0
 
 @dataclass(frozen=True)
 class Figures:
-    """One scrape: all samples by name and labels."""
+    """One scrape of the metrics page: the value of each Prometheus sample, by name and labels."""
 
     samples: dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
     def get(self, name: str, **labels: str) -> float:
-        """Return a sample's value, NaN if the sample does not exist (yet)."""
+        """Return a sample's value, or NaN if the page does not have the sample."""
         return self.samples.get((f"stream_learner_{name}", tuple(sorted(labels.items()))), math.nan)
 
     def total(self, name: str, **labels: str) -> float:
@@ -25,12 +25,12 @@ class Figures:
         return sum(v for (n, values), v in self.samples.items() if n == name and labels.items() <= dict(values).items())
 
     def phase(self) -> str:
-        """Return the worker's phase, as the health pages name it."""
+        """Return the worker's phase: a value of `monitoring.health.Phase`."""
         phases = [dict(labels)["phase"] for (n, labels), v in self.samples.items() if n == "stream_learner_phase" and v]
         return phases[0] if phases else "starting"
 
     def positions(self) -> dict[tuple[str, int], int]:
-        """Return the next offset to learn of each partition of which any record was learned."""
+        """Return the next offset to learn of each partition; empty while the worker has not recovered."""
         found = {}
         for (name, labels), value in self.samples.items():
             if name == "stream_learner_position":

@@ -22,7 +22,7 @@ log = structlog.get_logger()
 NICENESS = 10
 BACKOFF_S = (0.5, 1, 2, 4, 8, 15)
 WAIT_SLICE_S = 0.5
-# The watchdog fires after the deadlines of the steps that have one, because those steps give a better message.
+# Some steps have their own deadline and a better message, so the watchdog fires later.
 WATCHDOG_MARGIN_S = 2.0
 
 

@@ -1,4 +1,4 @@
-"""JPEG files: checks, the parts that are used, and pixels."""
+"""Check JPEG files, drop the parts that pixels do not need, and decode the pixels."""
 
 import io
 import re
@@ -44,10 +44,10 @@ LEFT_OVER = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 
 
 class Jpeg(NamedTuple):
-    """A JPEG that was checked. Height and width are as stored, before `orientation`.
+    """A checked JPEG. Height and width are those in the file, before `orientation` is applied.
 
-    `file` has the parts that the pixels are made from. Metadata, thumbnails, further pictures and trailing bytes are
-    left out.
+    `file` is a JPEG with only the parts that decoding needs. Metadata, thumbnails, further pictures and trailing bytes
+    are left out.
     """
 
     height: int
@@ -63,8 +63,8 @@ class _Frame(NamedTuple):
     components: bytes
     progressive: bool
     least_bits: int
-    """Fewest bits of the scans: one for the first coefficient of each block of 8 x 8 samples, and one to end the block
-    in a sequential JPEG."""
+    """Minimum number of bits in all scans: one for the first coefficient of each block of 8 x 8 samples, and in a
+    sequential JPEG another one to end the block."""
 
 
 def parse(data: bytes, max_pixels: int) -> Jpeg:
@@ -75,7 +75,7 @@ def parse(data: bytes, max_pixels: int) -> Jpeg:
     frame: _Frame | None = None
     kept, orientation, scanned, scans = [START], 1, b"", 0
     position, end = len(START), len(data)
-    data += NO_MORE  # so that every search and read below finds something
+    data += NO_MORE  # an end marker, so that every search and read below succeeds
     for _ in range(MAX_PARTS):
         start = position
         first, marker, length = SEGMENT.unpack_from(data, start)
@@ -96,7 +96,7 @@ def parse(data: bytes, max_pixels: int) -> Jpeg:
             if scans > MAX_SCANS:
                 raise oversized(f"the JPEG has more than {MAX_SCANS} scans")
             header = data[start:position]
-            if not frame.progressive:  # Samsung's cameras write other values, which have no meaning
+            if not frame.progressive:  # sequential JPEGs do not use these values, and Samsung's cameras write others
                 header = header[:-3] + WHOLE_SPECTRUM
             scanned += _scanned(header)
             scan, position = position, MARKER.search(data, position).start()  # pyright: ignore[reportOptionalMemberAccess]
@@ -110,11 +110,11 @@ def parse(data: bytes, max_pixels: int) -> Jpeg:
                 raise undecodable(f"{end} bytes cannot hold {frame.height} x {frame.width} pixels: the JPEG is cut off")
             kept.append(data[start:position])
         elif marker == APP0 and data.startswith(b"JFIF\0", start + 4):
-            kept.append(JFIF)  # some files say revision 2, and libjpeg warns
+            kept.append(JFIF)  # not the file's own: some files declare JFIF 2, and libjpeg warns about it
         elif marker == APP1 and orientation == 1 and data.startswith(b"Exif\0", start + 4):
             orientation = exif.orientation(data[start + 10 : position])
         elif marker == APP14 and data.startswith(b"Adobe", start + 4) and data[start + 15 : position][:1] <= b"\2":
-            kept.append(data[start:position])  # says whether colors are RGB, YCbCr, CMYK or YCCK
+            kept.append(data[start:position])  # Adobe's segment: whether colors are RGB, YCbCr, CMYK or YCCK
         elif marker in OTHER_FRAMES:
             raise undecodable(f"{OTHER_FRAMES[marker]} JPEGs are not supported")
     else:
@@ -128,10 +128,9 @@ def parse(data: bytes, max_pixels: int) -> Jpeg:
 
 
 def pixels(jpeg: Jpeg, channels: int) -> np.ndarray:
-    """Decode to uint8 `[height, width, channels]`; CMYK becomes RGB.
+    """Decode a JPEG to uint8 `[height, width, channels]`; CMYK becomes RGB.
 
-    Every warning of libjpeg about the data is an error, because libjpeg fills missing parts with grey. Raises
-    ValueError.
+    Raises ValueError if libjpeg fails, or warns about the data: libjpeg fills missing parts with grey.
     """
     colors = "CMYK" if jpeg.components == 4 else "GRAY" if channels == 1 else "RGB"
     try:
@@ -139,11 +138,11 @@ def pixels(jpeg: Jpeg, channels: int) -> np.ndarray:
     except ValueError as error:
         if "subsampling" not in str(error):
             raise
-        picture = JpegImagePlugin.JpegImageFile(io.BytesIO(jpeg.file))  # which supports all subsamplings
+        picture = JpegImagePlugin.JpegImageFile(io.BytesIO(jpeg.file))  # Pillow supports all subsamplings
         return np.atleast_3d(np.array(picture.convert("L" if channels == 1 else "RGB")))
     if colors != "CMYK":
         return pixels_HWC
-    # Programs that write CMYK follow Adobe, which inverts it.
+    # Programs that write CMYK invert the values, as Adobe's programs do.
     picture = Image.frombytes("CMYK", (jpeg.width, jpeg.height), pixels_HWC.tobytes(), "raw", "CMYK;I")
     return np.array(picture.convert("RGB"))
 
@@ -161,7 +160,7 @@ def _decode(file: bytes, colors: str) -> np.ndarray:
         return simplejpeg.decode_jpeg(file[:padding] + END, colorspace=colors)
 
 
-@lru_cache(maxsize=64)  # most images of a stream have equal ones
+@lru_cache(maxsize=64)  # most images of a stream have the same frame header
 def _frame(marker: int, header: bytes) -> _Frame:
     if len(header) < 6 or len(header) != 6 + 3 * header[5]:
         raise undecodable("the JPEG's frame header is damaged")
@@ -178,9 +177,9 @@ def _frame(marker: int, header: bytes) -> _Frame:
     return _Frame(height, width, header[6::3], progressive, blocks if progressive else 2 * blocks)
 
 
-@lru_cache(maxsize=64)  # most images of a stream have equal ones
+@lru_cache(maxsize=64)  # most images of a stream have the same scan headers
 def _scanned(header: bytes) -> bytes:
-    """Return the components whose first coefficients a scan holds. Every component needs them."""
+    """Return the components whose first coefficients the scan holds. A complete JPEG has those of every component."""
     count = header[4] if len(header) > 4 else 0
     if len(header) != 8 + 2 * count:
         raise undecodable("a scan header of the JPEG is damaged")

@@ -1,4 +1,4 @@
-"""PNG files: checks, the parts that are used, and pixels."""
+"""Check PNG files, keep the parts that pixels need, and decode the pixels."""
 
 import struct
 import zlib
@@ -23,15 +23,15 @@ CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGB_ALPHA: 4}
 DEPTHS = {GREY: (1, 2, 4, 8, 16), PALETTE: (1, 2, 4, 8)} | dict.fromkeys((RGB, GREY_ALPHA, RGB_ALPHA), (8, 16))
 MODES = {GREY: "L", RGB: "RGB", GREY_ALPHA: "LA", RGB_ALPHA: "RGBA"}
 HIGH, LOW = 0, 1
-# Adam7: first column and row of each pass, and its steps.
+# Adam7 interlacing: first column, first row, column step and row step of each pass.
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 BLOCK_BYTES = 0xFFFF
-# The color of transparent parts: drawings are often dark on transparent ground, and would vanish on black.
+# The color behind transparent parts. Drawings are often dark on a transparent background: on black they would vanish.
 WHITE = 255
 
 
 class Png(NamedTuple):
-    """Parts of a PNG that its pixels are made from. Height and width are as stored, before `orientation`."""
+    """Parts of a PNG that decoding needs. Height and width are those in the file, before `orientation` is applied."""
 
     height: int
     width: int
@@ -52,7 +52,7 @@ class Png(NamedTuple):
 def parse(data: bytes, max_pixels: int) -> Png:
     """Check a PNG's structure, checksums and bounds without decoding pixels.
 
-    Chunks that are not used, such as frames of an animation, are skipped unchecked. Raises RejectError
+    Chunks that decoding does not need, such as frames of an animation, are skipped without a check. Raises RejectError
     (`undecodable_image`, `oversized_image`).
     """
     height, width, depth, color_type, interlaced = _header(data)
@@ -101,7 +101,10 @@ def parse(data: bytes, max_pixels: int) -> Png:
 
 
 def picture(png: Png) -> Image.Image:
-    """Decode to a grey or RGB picture of 8 bits on white. Raises RejectError (`undecodable_image`), ValueError."""
+    """Decode a PNG to a grey or RGB picture of 8 bits on a white background.
+
+    Raises RejectError (`undecodable_image`), ValueError.
+    """
     rows = _inflated(png)
     if png.color_type == PALETTE or png.depth < 8:
         picture = _unpacked(png, rows, "P", "P" if png.depth == 8 else f"P;{png.depth}")
@@ -130,7 +133,7 @@ def _header(data: bytes) -> tuple[int, int, int, int, bool]:
 
 
 def _inflated(png: Png) -> bytes:
-    """Inflate the rows. Raises RejectError if some are missing, which Pillow would leave black."""
+    """Inflate the rows. Raises RejectError if rows are missing, because Pillow would leave these black."""
     expected, given = _expected_bytes(png), len(png.compressed)
     if expected > MAX_PNG_EXPANSION * given:
         raise undecodable(f"{given} bytes cannot hold {png.height} x {png.width} pixels: the PNG is cut off")
@@ -145,7 +148,7 @@ def _inflated(png: Png) -> bytes:
 
 
 def _stored(rows: bytes) -> bytes:
-    """Return rows as a zlib stream of stored blocks (RFC 1950, 1951): Pillow undoes filters only in a zlib stream."""
+    """Wrap rows in a zlib stream of stored blocks (RFC 1950, 1951). Pillow undoes filters only in a zlib stream."""
     view, last = memoryview(rows), len(rows) - BLOCK_BYTES
     parts: list[bytes | memoryview] = [b"\x78\x01"]
     for start in range(0, len(rows), BLOCK_BYTES):
@@ -161,7 +164,7 @@ def _expected_bytes(png: Png) -> int:
 
 
 def _passes(png: Png) -> list[tuple[int, int]]:
-    """Return height and width of each pass; without interlacing the picture is one pass."""
+    """Return height and width of each pass. A picture without interlacing has one pass."""
     if not png.interlaced:
         return [(png.height, png.width)]
     sizes = ((-(-(png.height - y) // dy), -(-(png.width - x) // dx)) for x, y, dx, dy in PASSES)
@@ -174,9 +177,9 @@ def _unpacked(png: Png, rows: bytes, mode: str, raw_mode: str | None = None) -> 
 
 
 def _half(png: Png, rows: bytes, half: int) -> bytes:
-    """Return rows of 8 bits with the high or the low bytes of samples of 16 bits.
+    """Return rows of 8-bit samples: the high or the low byte of each 16-bit sample.
 
-    The rows keep their filters, because filters treat each byte of a pixel separately.
+    The filter of each row stays valid, because PNG filters treat each byte of a pixel separately.
     """
     halves, start = [], 0
     for height, width in _passes(png):
@@ -196,7 +199,7 @@ def _on_white(png: Png, picture: Image.Image, mask: Image.Image) -> Image.Image:
 
 
 def _from_samples(png: Png, rows: bytes) -> Image.Image:
-    """Decode by the value of each sample, for a PNG with a transparent color or with insignificant bits."""
+    """Decode a PNG with a transparent color, or with fewer significant bits than its depth, sample by sample."""
     samples_HWC, colors = _samples(png, rows), 1 if png.grey else 3
     bits = png.significant_bits.ljust(4, bytes([png.depth]))
     picture = from_pixels(_eight_bits(samples_HWC[:, :, :colors], png.depth, max(bits[:colors])))
@@ -214,7 +217,7 @@ def _from_samples(png: Png, rows: bytes) -> Image.Image:
 
 
 def _samples(png: Png, rows: bytes) -> np.ndarray:
-    """Decode to samples as stored: uint8 or uint16 [height, width, channels]."""
+    """Decode a PNG to unscaled samples: uint8 or uint16 [height, width, channels]."""
     mode = MODES[png.color_type]
     if png.depth == 8:
         return np.atleast_3d(np.asarray(_unpacked(png, rows, mode)))
@@ -225,8 +228,8 @@ def _samples(png: Png, rows: bytes) -> np.ndarray:
 def _eight_bits(samples: np.ndarray, depth: int, significant: int) -> np.ndarray:
     """Scale samples of `depth` bits to 8.
 
-    The `significant` bits of a sample should be its high bits. If they are the low bits, the program that wrote the
-    file did not scale the samples.
+    By the PNG standard, the `significant` bits of a sample are its high bits. Some programs write them as the low bits.
+    Then the samples are scaled from that number of bits.
     """
     if 0 < significant < depth and samples.max() < 1 << significant:
         low_bits = (1 << (depth - significant)) - 1
@@ -249,7 +252,7 @@ def _greys(png: Png) -> bytes:
 
 
 def _colors(png: Png) -> bytes:
-    """Return the palette, blended with white where it is transparent."""
+    """Return the palette, with transparent colors blended with white."""
     if not png.transparency:
         return png.palette
     colors = np.frombuffer(png.palette, np.uint8).reshape(-1, 3).astype(np.uint32)
