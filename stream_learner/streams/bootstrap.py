@@ -1,6 +1,6 @@
-"""Bootstrap of a kafka-python client, up to its first answer from the brokers. It ends at the first refusal.
+"""Connects a kafka-python client to the brokers. A refusal ends the attempts at once.
 
-kafka-python itself retries until its time-out, whatever the reason, and only logs the reason, at each try.
+kafka-python itself retries after any error until its time-out, and only logs the error of each attempt.
 """
 
 import logging
@@ -27,12 +27,12 @@ REFUSALS = (
     kafka_errors.UnsupportedSaslMechanismError,
     kafka_errors.AuthorizationError,
 )
-# Further tries would fail in the same way.
+# Errors after which further attempts would fail in the same way.
 FINAL = (*REFUSALS, kafka_errors.IllegalSaslStateError, kafka_errors.InvalidReceiveError, ssl.SSLError)
-# A peer that closes this many connections without an answer is assumed to speak another protocol. The tries take less
-# than two seconds.
+# A peer that closes this number of connections without an answer is assumed to speak another protocol. The attempts
+# take less than two seconds.
 HANG_UPS = 3
-# The loggers with which kafka-python reports failed tries.
+# The loggers with which kafka-python reports failed attempts.
 LOGGERS = [
     logging.getLogger(f"kafka.{name}")
     for name in (
@@ -47,11 +47,11 @@ class UnresolvedHostError(kafka_errors.KafkaConnectionError):
 
 
 def _says_more(record: logging.LogRecord) -> bool:
-    """Return whether a log record reports anything other than an advertised host that DNS does not know."""
+    """Return False for a log record about an advertised host that DNS does not know."""
     return UnresolvedHostError.__name__ not in record.getMessage()
 
 
-# kafka-python logs a failed name lookup in four places. The first, `kafka.net.inet`, is enough.
+# kafka-python logs a failed name lookup in four places. The first line, by `kafka.net.inet`, is enough.
 for module in ("connection", "manager"):
     logging.getLogger(f"kafka.net.{module}").addFilter(_says_more)
 
@@ -72,7 +72,7 @@ def connect(kind: Callable[..., Opened], config: dict[str, Any]) -> Opened:
     except BaseException as error:
         bootstrap.close()
         if isinstance(error, kafka_errors.KafkaTimeoutError) and bootstrap.failures:
-            raise bootstrap.failures[0] from None  # the first try had the most time
+            raise bootstrap.failures[0] from None  # the first attempt had the most time
         raise
     finally:
         for logger in LOGGERS:
@@ -80,7 +80,7 @@ def connect(kind: Callable[..., Opened], config: dict[str, Any]) -> Opened:
 
 
 class _Bootstrap(logging.Filter):
-    """The failed tries of one client. Replaces kafka-python's log lines about them with one warning, or an error."""
+    """Failed connection attempts of one client. Replaces kafka-python's log lines with one warning or an error."""
 
     def __init__(self, servers: list[str], timeout_s: float):
         super().__init__()
@@ -94,18 +94,18 @@ class _Bootstrap(logging.Filter):
         return record.thread != self._thread
 
     def begin(self) -> None:
-        """Treat log records of this thread as records about these tries, from now on."""
+        """Suppress the log records of the calling thread from now on, because they are about these attempts."""
         self._thread = threading.get_ident()
 
     def failed(self, error: BaseException) -> None:
-        """Store why a try failed. Log the first reason, unless it ends the bootstrap."""
+        """Store the error of a failed attempt. Log the first error, unless it ends the attempts."""
         self.failures.append(error)
         if len(self.failures) == 1 and not _is_final(error):
             servers = ", ".join(self._servers)
             log.warning("%s cannot be reached yet: %s; retrying for up to %g s", servers, str(error), self._timeout_s)
 
     def end_when_refused(self) -> None:
-        """Raise the reason of the last try if further tries would fail in the same way."""
+        """Raise the error of the last attempt if further attempts would fail in the same way."""
         last = self.failures[-HANG_UPS:]
         if last and _is_final(last[-1]):
             if isinstance(last[-1], kafka_errors.InvalidReceiveError):
@@ -135,10 +135,11 @@ class _Client(KafkaNetClient):
         bootstrap.client = self
 
     def await_ready(self, node_id: Any, timeout_ms: int = 30_000) -> Any:
-        """Wait for the connection of a node, and return whether it is ready.
+        """Wait for the connection to a node, and return whether the connection is ready.
 
-        kafka-python raises an error if it is not. Its producer then forgets the transactional request that it was about
-        to send, so its caller waits forever. If it gets False, it tries again.
+        kafka-python's own method raises an error if the connection is not ready. The producer then drops the
+        transactional request that it was about to send, and the producer's caller waits forever. If this method returns
+        False, the producer tries again.
         """
         try:
             return super().await_ready(node_id, timeout_ms)
@@ -146,9 +147,9 @@ class _Client(KafkaNetClient):
             return False
 
     def close(self, node_id: Any = None) -> None:
-        """Close the client, or one connection, as kafka-python does, and the sockets that it leaves open.
+        """Close one connection, or the client with all its sockets.
 
-        It leaves those of connections whose last request still waits to be sent.
+        kafka-python itself leaves the socket of a connection open if the last request still waits to be sent.
         """
         super().close(node_id)
         if node_id is None:
@@ -158,7 +159,7 @@ class _Client(KafkaNetClient):
 
 
 class _Dialer(KafkaNetSocket):
-    """A socket that is closed when it cannot be connected. kafka-python leaves it to the garbage collector."""
+    """Closes a socket that cannot be connected. kafka-python leaves such a socket to the garbage collector."""
 
     SCHEMES = ("direct",)
 
@@ -182,7 +183,7 @@ class _TcpTransport(KafkaTCPTransport):
 
 
 class _TlsTransport(_TcpTransport, KafkaSSLTransport):
-    """A transport whose handshake has a time-out. kafka-python waits without end for a peer that does not answer."""
+    """A transport whose handshake has a time-out. kafka-python waits forever for a peer that does not answer."""
 
     timeout_at: float | None = None
 
@@ -204,8 +205,8 @@ class _TlsTransport(_TcpTransport, KafkaSSLTransport):
 class _Manager(KafkaConnectionManager):
     def __init__(self, net: NetworkSelector, bootstrap: _Bootstrap, **config: Any):
         super().__init__(net, **config)
-        # kafka-python's own setting of this name does not reach this object. Without it, brokers that create topics
-        # automatically would create each topic that a client asks about, with their default settings.
+        # kafka-python does not pass its own setting of this name to this object. If the setting were true, brokers that
+        # create topics automatically would create each topic that a client asks about, with default settings.
         self.cluster.config["allow_auto_create_topics"] = False
         self._bootstrap = bootstrap
         self._unresolved: set[str] = set()
@@ -240,7 +241,7 @@ class _Manager(KafkaConnectionManager):
                 connected = _TcpTransport(self._net, connected, node.host)
             self.transports.add(connected)
             await connected.handshake()
-        except BaseException as error:  # GeneratorExit when the client is closed meanwhile
+        except BaseException as error:  # also GeneratorExit, when the client is closed during the handshake
             connected.close()
             if isinstance(error, (OSError, ValueError)):
                 raise kafka_errors.KafkaConnectionError(f"Handshake failed: {error}") from error

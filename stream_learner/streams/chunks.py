@@ -1,4 +1,4 @@
-"""The bytes of a release in the weights topic."""
+"""Reads the bytes of a release from the weights topic."""
 
 import time
 from collections import deque
@@ -23,8 +23,8 @@ def read_chunks(
 ) -> bytes | None:
     """Return the joined bytes of a release, None when the weights topic does not hold all of them.
 
-    Wait for chunks that are not visible yet: brokers end a transaction in one partition after the other. Raises
-    KafkaUnavailableError, also when no chunk arrives for `recovery.timeout_s`.
+    Wait for chunks that are not visible yet, because brokers commit a transaction in one partition after the other.
+    Raises KafkaUnavailableError, also when no chunk arrives for `recovery.timeout_s`.
     """
     topic = Names.under(settings.prefix).weights
     if any(chunk.topic != topic for chunk in chunks):
@@ -35,7 +35,7 @@ def read_chunks(
         for partition, group in groupby(chunks, lambda chunk: chunk.partition):
             place, wanted = TopicPartition(topic, partition), deque(chunk.offset for chunk in group)
             consumer.assign([place])
-            consumer.beginning_offsets([place])  # fails where a right is missing; `poll` would wait
+            consumer.beginning_offsets([place])  # fails if the user lacks a right; `poll` would wait
             consumer.seek(place, wanted[0])
             while wanted:
                 before = len(parts)
@@ -52,14 +52,14 @@ def read_chunks(
 
 
 def _take(consumer: Reader, place: TopicPartition, wanted: deque[int], parts: list[bytes]) -> bool:
-    """Read on, and move the chunks that came from `wanted` to `parts`. Return whether none of them is gone."""
+    """Poll once, and move chunks that arrive from `wanted` to `parts`. Return False if a wanted chunk is gone."""
     try:
         messages = consumer.poll(timeout_ms=POLL_MS).get(place, [])
     except (OffsetOutOfRangeError, LogTruncationError):
         return False
     for message in messages:
         if wanted and message.offset == wanted[0]:
-            if message.value is None:  # it cannot be read
+            if message.value is None:  # the record is unreadable
                 return False
             wanted.popleft()
             parts.append(message.value)

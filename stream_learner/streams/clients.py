@@ -1,4 +1,4 @@
-"""How a worker reaches Kafka."""
+"""The Kafka clients of a worker."""
 
 from collections.abc import Callable
 
@@ -12,15 +12,15 @@ from stream_learner.streams.transaction import Transaction
 
 
 class Clients:
-    """The Kafka clients that a worker keeps from its start to its end, and the cluster that it asks.
+    """Kafka clients that a worker uses from its start to its end. `cluster` sends read-only requests.
 
-    Opening them changes nothing in Kafka.
+    Opening the clients changes nothing in Kafka.
     """
 
     def __init__(self, settings: Settings, heard: Callable[[str], None]):
-        """Check the topics, then connect. `heard` is that of Reader. Raises TopicsError, KafkaUnavailableError."""
+        """Check the topics, then connect. `heard` is passed to Reader. Raises TopicsError, KafkaUnavailableError."""
         self.cluster = Cluster(settings)
-        # Check first: the clients below would only log a missing topic, or wait for an internal one.
+        # Check first: the clients below would only log a missing topic, or wait for a missing internal topic.
         self.cluster.check_topics(Role.WORKER)
         topics.check_internal(settings)
         self.transaction = Transaction(settings)

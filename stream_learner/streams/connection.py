@@ -19,7 +19,7 @@ from stream_learner.streams.rights import missing_right
 FETCH_BYTES = 8 * MIB
 RESPONSE_BYTES = 50 * MIB
 RETRY_PAUSE_S = 0.2
-# Interval between requests for metadata. They find new partitions and show whether the brokers answer.
+# Interval between metadata requests, in seconds. They find new partitions and show whether the brokers answer.
 METADATA_S = 5.0
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ def client_config(kafka: KafkaSettings) -> dict[str, Any]:
         "client_id": kafka.client_id,
         "request_timeout_ms": int(kafka.request_timeout_s * 1000),
         "bootstrap_timeout_ms": int(kafka.request_timeout_s * 1000),
-        "reconnect_backoff_max_ms": 1000,  # Apache's default; kafka-python's default is 30 s after a long outage
+        "reconnect_backoff_max_ms": 1000,  # the default of Apache Kafka's own clients; kafka-python's is 30 s
         "security_protocol": kafka.security_protocol,
     }
     if kafka.security_protocol.startswith("SASL"):
@@ -69,7 +69,7 @@ def kafka_failures(
 ) -> Iterator[None]:
     """Turn kafka-python's errors into KafkaUnavailableError, which says what failed and what to check.
 
-    `operation` and `name` are those of `missing_right`.
+    `operation` and `name` are passed to `missing_right`.
     """
     try:
         yield
@@ -93,9 +93,9 @@ def kafka_failures(
 
 @contextmanager
 def opening(kafka: KafkaSettings, doing: str, operation: str = "Describe", **more: Any) -> Iterator[Reader]:
-    """Open a `reader`. It stays open after the block, unless the block raises an error.
+    """Open a `reader`. The reader stays open after the block, unless the block raises an error.
 
-    `doing` and `operation` are those of `kafka_failures`, which translates the errors. `more` is that of `reader`.
+    `doing` and `operation` are passed to `kafka_failures`, which translates the errors. `more` is passed to `reader`.
     """
     with kafka_failures(kafka, doing, operation):
         consumer = reader(kafka, **more)
@@ -107,9 +107,10 @@ def opening(kafka: KafkaSettings, doing: str, operation: str = "Describe", **mor
 
 
 def describe(client: KafkaAdminClient, names: list[str]) -> list[dict[str, Any]]:
-    """Return Kafka's descriptions of topics, for a question to `ask`. kafka-python hides errors in them.
+    """Return Kafka's descriptions of topics. Call this function in the `question` of `ask`.
 
-    Raises TopicsError when a topic is missing, KafkaError when a topic cannot be described.
+    Raises TopicsError when a topic is missing, KafkaError when a topic cannot be described. kafka-python itself only
+    stores these errors in the descriptions.
     """
     described = client.describe_topics(names)
     missing = [t["name"] for t in described if t["error_code"] == kafka_errors.UnknownTopicOrPartitionError.errno]
@@ -130,7 +131,7 @@ def topics_are(names: list[str]) -> str:
 
 
 def _relevant(kafka: KafkaSettings) -> list[str]:
-    """Return the settings on which a connection depends, in words."""
+    """Return the settings on which a connection depends, for a message."""
     relevant = ["kafka.bootstrap_servers", "kafka.security_protocol"]
     if kafka.security_protocol.startswith("SASL"):
         relevant.append("the credentials in [kafka]")
@@ -140,10 +141,10 @@ def _relevant(kafka: KafkaSettings) -> list[str]:
 
 
 def ask(kafka: KafkaSettings, doing: str, question: Callable[[KafkaAdminClient], T], operation: str = "Describe") -> T:
-    """Return an admin client's answer. Ask again while Kafka is electing a leader or loading its state.
+    """Call `question` with an admin client and return the result. Repeat after errors that Kafka calls retriable.
 
-    `operation` is the right on topics that the question needs. Raises KafkaUnavailableError after
-    `kafka.request_timeout_s`.
+    `operation` is the operation on topics that the question needs. Raises KafkaUnavailableError, for retriable errors
+    after `kafka.request_timeout_s`.
     """
     deadline = time.monotonic() + kafka.request_timeout_s
     with kafka_failures(kafka, doing, operation):

@@ -23,10 +23,10 @@ KEYS = ("ssl_keyfile", "ssl_key_password_file")
 
 
 class Certificates:
-    """The part of an `ssl.SSLContext` that kafka-python needs, loaded again when a file has changed.
+    """Replacement for an `ssl.SSLContext`. Before each connection, load the certificates again if a file has changed.
 
     All clients share one context, so that producer, consumers and admin client trust the same certificates. Each load
-    makes a new context, because a context cannot remove a certificate that it trusts.
+    makes a new context, because a context cannot remove a trusted certificate.
     """
 
     def __init__(self, kafka: KafkaSettings):
@@ -43,14 +43,14 @@ class Certificates:
             try:
                 self._context = _load(self._kafka)
                 log.info("certificates were renewed")
-            except UsageError as error:  # possibly half written: they are loaded again at the next change
+            except UsageError as error:  # a file may be half written; the next change causes another load
                 log.warning(
                     "certificates have changed and cannot be loaded; the previous ones stay in use", error=str(error)
                 )
         return self._context.wrap_socket(*args, **kwargs)
 
     def _identities(self) -> list[tuple[int, ...] | None]:
-        """Return values that change when one of the files changes."""
+        """Return the files' fingerprints, which change when a file changes."""
         return [_identity(path) for name in CERTIFICATES + KEYS if (path := getattr(self._kafka, name))]
 
 
@@ -102,7 +102,7 @@ def _load(kafka: KafkaSettings) -> ssl.SSLContext:
 
 
 class _ReadsPassword(SaslMechanism):
-    """A SASL mechanism whose `sasl_plain_password` may be a function. It is made again for each authentication."""
+    """A SASL mechanism whose `sasl_plain_password` may be a function. kafka-python makes one per authentication."""
 
     def __init__(self, **config: Any):
         password = config["sasl_plain_password"]

@@ -27,11 +27,11 @@ LAST_GENERATION = 2**31 - 1
 class Election:
     """Membership in the group `Settings.standby_group`. Use it from one thread.
 
-    The workers that share output topics are its members. The member that is assigned the one partition of the
-    checkpoints topic is elected. Nothing is read or committed.
+    The members are the workers that share output topics. The group assigns the checkpoints topic's only partition to
+    one member. This member is elected. Nothing is read or committed.
 
-    The election is advice: a worker that is cut off or frozen believes that it is elected until the brokers answer.
-    The transaction decides, because it fences.
+    Two workers may both believe that they are elected: a worker that is cut off or frozen does not notice that it was
+    replaced until the brokers answer. Fencing by the transactional producer ensures that only one worker publishes.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Election:
         heard: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Connect. The first `poll` joins the group. `heard` is that of Reader. Raises KafkaUnavailableError."""
+        """Connect. The first `poll` joins the group. `heard` is passed to Reader. Raises KafkaUnavailableError."""
         self._settings = settings
         self._clock = clock
         self._group = settings.standby_group
@@ -51,7 +51,7 @@ class Election:
             settings.kafka,
             "opening the election",
             heard=heard,
-            client_id=f"{settings.kafka.client_id}/{settings.run.id}",  # shows other members the run
+            client_id=f"{settings.kafka.client_id}/{settings.run.id}",  # shows the run to other members
             group_id=self._group,
             session_timeout_ms=int(session_s * 1000),
             # Members learn of a change at their next heartbeat. The interval is short, so that a long session does not
@@ -61,7 +61,7 @@ class Election:
         ) as self._consumer:
             self._seat = _Seat(self._consumer, self._place)
             self._consumer.subscribe([self._place.topic], listener=self._seat)
-            # Wait for the topic's metadata: the member that assigns for the group must know the partition by then.
+            # Wait for the topic's metadata. The group's leader must know the partition to assign it.
             self._consumer.partitions_for_topic(self._place.topic)
 
     @property
@@ -72,8 +72,8 @@ class Election:
     def poll(self, timeout_s: float = 0.0) -> None:
         """Keep the membership alive and update `elected`. Call it about once a second, at least every five minutes.
 
-        Wait up to `timeout_s` for the next election to complete, and a moment for an election that is under way.
-        Otherwise return at once, also while Kafka is unavailable. Raises KafkaUnavailableError, UsageError.
+        Wait up to `timeout_s` for the next election to complete, and at least REBALANCE_S if one is under way. Do not
+        wait longer while Kafka is unavailable. Raises KafkaUnavailableError, UsageError.
         """
         started, elections = self._clock(), self._seat.elections
         self._poll(0)
@@ -86,9 +86,9 @@ class Election:
     def take_over(self) -> None:
         """Remove all other members from the group, dead or alive, and return once elected.
 
-        The others may join again, and learn that they are not elected.
-        Raises StateError when a worker of another run is in the group, or starts at the same time and is elected;
-        KafkaUnavailableError after `recovery.timeout_s`; UsageError.
+        The removed workers may join again. They then learn that they are not elected.
+        Raises StateError when a worker of another run is in the group, or starts at the same time and is elected.
+        Raises KafkaUnavailableError after `recovery.timeout_s`, UsageError.
         """
         self.check_members()  # first, because joining disturbs the active worker
         deadline, patience_s = self._clock() + self._settings.recovery.timeout_s, HEARTBEAT_S
@@ -105,7 +105,9 @@ class Election:
             self._poll(JOIN_MS)
             if not self.elected:
                 ask(self._settings.kafka, "taking over the run", self._put_others_out)
-                patience_s *= 2  # longer than the others' heartbeats; two workers that take over must fall out of step
+                # Wait longer than the others' heartbeats. Increase the wait, so that two workers that take over at the
+                # same time do not remove each other again and again.
+                patience_s *= 2
                 self.poll(patience_s)
                 self._outlast_other_runs(deadline)
 
@@ -118,9 +120,9 @@ class Election:
             raise self._shared_with(others)
 
     def confirm(self) -> None:
-        """Ask the brokers whether this worker is elected: a frozen worker still believes so when it wakes up.
+        """Ask the brokers whether this worker is still elected. A frozen worker believes so when it wakes up.
 
-        Raises FencedError when it is no longer in the group, KafkaUnavailableError.
+        Raises FencedError when this worker is not elected or is no longer in the group, KafkaUnavailableError.
         """
         if not self.elected or self._member_id() not in self._member_ids():
             raise FencedError(
@@ -210,7 +212,7 @@ class _Seat(ConsumerRebalanceListener):
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         for place in assigned:
-            self._consumer.seek(place, 0)  # or it would look for a committed offset
+            self._consumer.seek(place, 0)  # otherwise the consumer would look for a committed offset
             self._consumer.pause(place)
         self.elected = self._place in assigned
         self.vacant = False

@@ -1,6 +1,6 @@
-"""The history topic, which holds every manifest of a run. It is read in parts, because it can be large.
+"""Reads the history topic, which holds every manifest of a run. The topic is read in parts, because it can be large.
 
-With default settings, 90 days of it are about 4 GB.
+With default settings, the topic grows to about 4 GB in 90 days.
 """
 
 import time
@@ -17,14 +17,14 @@ from stream_learner.streams.manifests import Foreign, Found, accepted
 from stream_learner.streams.reader import to_record
 
 POLL_MS = 200
-# Size of a response. It is small, because only a few manifests are read at one place.
+# Maximum size of a response. It is small, because only a few manifests are read at one place.
 FETCH_BYTES = MIB
 TAIL = 10
 """Number of offsets at the topic's end that are searched first for the newest manifest."""
 
 
 class History:
-    """The committed manifests of a run by offset. Use one iterator at a time: a second one moves the first."""
+    """Reader of a run's committed manifests. Use one iterator at a time, because all iterators share one position."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic):
         """Connect and look up the first and end offset. Raises KafkaUnavailableError."""
@@ -36,7 +36,7 @@ class History:
         with opening(settings.kafka, doing, "Read", max_partition_fetch_bytes=FETCH_BYTES) as self._consumer:
             self._consumer.assign([self._place])
             self.first = self._consumer.beginning_offsets([self._place])[self._place]
-            # Records that an open transaction hides now are left out.
+            # Leave out records that an open transaction hides now.
             self.end = self._consumer.end_offsets([self._place])[self._place]
 
     def close(self) -> None:
@@ -82,10 +82,10 @@ class History:
             tail *= 10
 
     def find(self, sequence: int, epoch: int | None = None) -> Found | None:
-        """Return the manifest of a sequence, None if there is none. Without `epoch`, the newest epoch that has it.
+        """Return the manifest of a sequence, None if there is none. By default, search the newest epoch that has it.
 
-        Epochs and sequences rise with the offsets, so a binary search reads few records. If it finds nothing, all
-        records are read: the newest epoch may lack the sequence, or somebody may have sent old manifests again.
+        Epochs and sequences rise with the offsets, so a binary search reads few records. If the search finds nothing,
+        read all records: the newest epoch may lack the sequence, or somebody may have sent old manifests again.
         """
         if newest := self.newest():
             wanted = epoch or newest.manifest.epoch, sequence

@@ -1,4 +1,4 @@
-"""A run's own topics, read to their true end."""
+"""Reads a run's own topics to their true end."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -30,10 +30,10 @@ def read_committed(
 
     With `tail`, read only the last `tail` offsets. Without `wait`, leave out records that an open transaction hides.
 
-    The true end is the high watermark, which only a read_uncommitted client can ask for. Under read_committed the end
-    is the last stable offset. Any producer's open transaction holds it back, and hides records committed after it.
-    Raises KafkaUnavailableError, also when an open transaction hides the end for longer than `recovery.timeout_s`. The
-    error names that transaction.
+    The true end is the high watermark, which only a read_uncommitted client can ask for. A read_committed client gets
+    the last stable offset as the end. An open transaction of any producer holds this offset back, and so hides
+    committed records at higher offsets. Raises KafkaUnavailableError, also when an open transaction hides the end for
+    longer than `recovery.timeout_s`. The error names that transaction.
     """
     place = TopicPartition(topic, 0)
     deadline = clock() + settings.recovery.timeout_s
@@ -53,7 +53,7 @@ def read_committed(
 
 
 class ReadBack:
-    """Reader of this process's own manifests, as a downstream reader sees them."""
+    """Reads this process's own manifests back, as a downstream reader sees them."""
 
     def __init__(self, settings: Settings):
         self._kafka = settings.kafka
@@ -65,7 +65,8 @@ class ReadBack:
         """Return once the record at `offset` is committed and equals `value`. Raises PublishError otherwise."""
         manifest = f"the manifest at offset {offset} of {self._place.topic}"
         try:
-            # Not earlier: the consumer would log that a topic is missing before the checks at the start say what to do.
+            # Do not assign in `__init__`: the consumer would log a missing topic before the checks at the start say
+            # what to do.
             self._consumer.assign([self._place])
             self._consumer.seek(self._place, offset)
             while clock() < deadline:
@@ -86,14 +87,14 @@ class ReadBack:
 
 def _true_end(settings: AnySettings, place: TopicPartition) -> int:
     def question(client: KafkaAdminClient) -> int:
-        describe(client, [place.topic])  # for a topic that the user may not see, the next line says only "unknown"
+        describe(client, [place.topic])  # raises a clear error, where the next line would only say "unknown topic"
         return client.list_partition_offsets({place: OffsetSpec.LATEST})[place].offset
 
     return ask(settings.kafka, "looking up the end of a topic", question)
 
 
 def _open_transactions(settings: AnySettings, place: TopicPartition) -> str:
-    """Describe the transactions that hold the topic's end back, and what to do about them."""
+    """Describe the open transactions that hold the topic's end back, and how to end them."""
 
     def question(client: KafkaAdminClient) -> tuple[set[int], list[str]]:
         producers = client.describe_producers([place])[place].active_producers

@@ -1,4 +1,4 @@
-"""A run's manifests, and how they differ from foreign records in the same topics."""
+"""Reads a run's manifests, and tells them from foreign records in the same topics."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ from stream_learner.errors import StateError
 from stream_learner.formats.record import Record
 from stream_learner.streams.journal import read_committed
 
-# Number of offsets at the history topic's end that a check reads first. If they are not enough, ten times as many are
-# read, and finally all.
+# Number of offsets at the history topic's end that a check reads first. If they are not enough, the check reads ten
+# times as many, and finally all.
 LOOK_TAIL = 10
-# The same, if something is wrong with the checkpoints topic.
+# The number that a check reads first if the checkpoints topic holds foreign records or lacks the newest manifest.
 HISTORY_TAIL = 1_000
 UNSIGNED = "it is not signed by one of security.verify_key_files"
 ONE_RUN = "topics belong to one run: set topics.prefix or run.id"
@@ -33,7 +33,10 @@ class Found(NamedTuple):
 
 @dataclass
 class Foreign:
-    """Offsets whose records are not the run's manifests, or are copies of older ones, and the reason for the last."""
+    """Offsets of a topic's foreign records, and the reason why the last one is foreign.
+
+    A record is foreign if it is not a manifest of the run, or if it repeats an older manifest.
+    """
 
     topic: str
     offsets: list[int] = field(default_factory=list)
@@ -61,7 +64,7 @@ class Newest:
     """Whether the run's mirrored positions are ahead of the manifest, and foreign records were skipped. The newest
     manifest is then missing or damaged."""
     last_epoch: int = 0
-    """Highest epoch of all manifests that were read, also of an older checkpoints topic; 0 if there is none."""
+    """Highest epoch of all manifests that were read, including those of an older checkpoints topic; 0 without one."""
 
 
 def read_manifests(
@@ -69,7 +72,7 @@ def read_manifests(
 ) -> Iterator[Found]:
     """Yield the run's manifests in `foreign.topic`, each once, and add all other records to `foreign`.
 
-    `tail` and `wait` are those of `read_committed`. Raises KafkaUnavailableError, and StateError when a newer version
+    `tail` and `wait` are passed to `read_committed`. Raises KafkaUnavailableError, and StateError when a newer version
     of this program wrote a manifest.
     """
     verifier = settings.security.verifier
@@ -87,17 +90,16 @@ def read_manifests(
 
 
 def read_newest(settings: AnySettings, topic_id: str, positions: Positions, wait: bool = True) -> Newest:
-    """Return the run's newest manifest: the highest epoch, and in it the highest sequence. Skip foreign records.
+    """Return the run's newest manifest, which has the highest sequence of the highest epoch. Skip foreign records.
 
     `topic_id` is the current id of the checkpoints topic. `positions` are the run's mirrored positions, if known.
-    Unless the positions show that no manifest is missing, the end of the history topic is read too. It holds the same
-    bytes: a foreign record with the run's key may have made compaction delete the newest manifest. Raises as
-    `read_manifests` does.
+    If the positions show that no manifest is missing, read only the checkpoints topic. Otherwise also read the end of
+    the history topic, which holds the same manifests: in the checkpoints topic, compaction may have deleted the newest
+    manifest because of a foreign record with the run's key. Raises the errors of `read_manifests`.
     """
     names = Names.under(settings.prefix)
     foreign, newest = Foreign(names.checkpoints), None
-    # A manifest of an older topic of the same name cannot be the newest. It is kept here, because the caller reports it
-    # better.
+    # Do not skip manifests of an older topic with the same name. The caller reports them with a better message.
     for found in read_manifests(settings, foreign, wait=wait):
         if newest and found.manifest.order <= newest.manifest.order:
             foreign.add(found.offset, f"{_named(found.manifest)} comes after {_named(newest.manifest)}")
@@ -121,9 +123,9 @@ def read_newest(settings: AnySettings, topic_id: str, positions: Positions, wait
 def _newest_in_history(
     settings: AnySettings, topic_id: str, positions: Positions, wait: bool, tail: int | None
 ) -> tuple[Found | None, int, Foreign]:
-    """Return the newest manifest that was also written to the current checkpoints topic, and the highest epoch.
+    """Return the newest manifest of the current checkpoints topic, the highest epoch, and the foreign records.
 
-    Read the last `tail` offsets of the history topic, and as far back as needed.
+    First read the last `tail` offsets of the history topic, then as many as needed.
     """
     names = Names.under(settings.prefix)
     while True:
@@ -149,14 +151,14 @@ def no_manifest(settings: AnySettings, newest: Newest) -> StateError:
 
 
 def advice(settings: AnySettings) -> str:
-    """Return what to do when topics hold only foreign records."""
+    """Return advice for topics that hold only foreign records."""
     return f"{ONE_RUN}; {SIGN_FIRST}" if settings.security.verifier else ONE_RUN
 
 
 def accepted(record: Record, run_id: str, verifier: Verifier | None) -> Found:
-    """Decode a record.
+    """Decode a manifest of the run.
 
-    Raises ValueError when it is not a manifest of the run, StateError when a newer version of this program wrote it.
+    Raises ValueError when the record is not such a manifest, StateError when a newer version of this program wrote it.
     """
     if record.value is None:
         raise ValueError(record.unreadable or "it has no value")
@@ -187,6 +189,6 @@ def _named(manifest: Manifest) -> str:
 def _behind(newest: Found | None, positions: Positions) -> bool:
     if newest is None:
         return bool(positions)
-    # Compare only partitions in the manifest: the group may still hold topics from before a `run --fresh`.
+    # Compare only partitions in the manifest: the positions may include topics from before a `run --fresh`.
     reached = newest.manifest.positions
     return any(reached.get(topic, {}).get(p, offset) < offset for topic, p, offset in each(positions))

@@ -20,19 +20,19 @@ Place = tuple[str, int]
 Item = Record | Gap | InputError
 """InputError: the partition cannot be read past this point."""
 
-# A record costs 1, or more if using it takes longer than this.
+# A record costs 1 if it is processed within this time in seconds. Otherwise its cost grows with the time.
 USUAL_S = 0.001
-# Cost that may be spent on other partitions while a record waits for its timestamp.
+# Cost that may be spent on other partitions while a record waits because of its timestamp.
 PATIENCE = 5_000.0
-# Maximum wait for records that were requested.
+# Maximum wait for requested records, in seconds.
 WAIT_S = 10.0
-# Outdated entries that a heap may hold, in addition to one entry for each queue.
+# A heap that holds more entries than this and two for each queue is cleared of outdated entries.
 MAX_STALE = 64
 
 
 @dataclass(slots=True)
 class _Queue:
-    """Waiting items of one partition. `turn` says when its turn is due, and is valid once it waits for a turn."""
+    """Waiting items of one partition. If the queue waits for a turn, it is due when `Merge._share` reaches `turn`."""
 
     place: Place
     items: deque[Item] = field(default_factory=deque)
@@ -44,7 +44,7 @@ class _Queue:
 
 
 class _Entry(NamedTuple):
-    """A queue's place in a heap, ordered by `key`. It is valid while the queue has no later entry."""
+    """An entry for a queue in a heap, ordered by `key`. It is outdated when the queue's `entry` is another number."""
 
     key: tuple[float, float, Place]
     number: int
@@ -54,9 +54,13 @@ class Merge:
     """Merge of all partitions. `take` returns one item at a time, in the order of addition within each partition.
 
     The record with the smallest timestamp comes first. Among equal timestamps, the partition that was served longest
-    ago comes first. Two kinds of records wait for a turn instead: records without a known time, and records for which
-    others were served until PATIENCE ran out. The second kind includes the records after them, until one is in time
-    again. A partition that waits for turns gets an equal share, in records and in time spent on them.
+    ago comes first. A partition waits for its turn instead in two cases:
+
+    * The timestamp of its next record is not a known time.
+    * Its next record waited until PATIENCE was spent on other partitions. The partition then gets turns until one of
+      its records has the smallest timestamp again.
+
+    Partitions that wait for turns get equal shares, in records and in the time spent on records.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -66,19 +70,19 @@ class Merge:
         self._at_once: deque[_Queue] = deque()  # queues whose next item is not a record
         self._by_time: list[_Entry] = []
         self._by_turn: list[_Entry] = []
-        self._since: dict[Place, float] = {}  # cost spent when a patient queue began to wait, in that order
+        self._since: dict[Place, float] = {}  # value of `_spent` when each patient queue began to wait, oldest first
         self._spent = 0.0
         self._share = 0.0  # cost that an equal share would have given each queue so far
         self._entries = 0
         self._last: tuple[_Queue, float] | None = None  # queue of the last record, and the record's cost
-        self._expected: dict[Place, float] = {}  # partitions to wait for, and until when
+        self._expected: dict[Place, float] = {}  # partitions to wait for, each with a deadline
         self._missing: dict[Place, float] = {}  # the expected partitions that have no items
         self.nbytes = 0
         self.full = False
-        """Whether no more can be read until an item is taken. No partition is waited for then."""
+        """Whether nothing more can be read until an item is taken. If so, `take` waits for no partition."""
 
     def add(self, place: Place, items: Sequence[Item]) -> None:
-        """Append items to the partition's queue. The partition is no longer expected then."""
+        """Append items to the partition's queue, and stop waiting for the partition."""
         queue = self._queues.setdefault(place, _Queue(place))
         was_empty = not queue.items
         queue.items.extend(items)
@@ -97,7 +101,7 @@ class Merge:
     def expect(self, place: Place, *, asked_for: bool) -> None:
         """Make other partitions wait for this partition's next items once its queue is empty.
 
-        They wait at most WAIT_S from the time when the items were requested.
+        `asked_for` says that the next items are requested. The other partitions then wait at most WAIT_S.
         """
         until = min(self._clock() + WAIT_S if asked_for else math.inf, self._expected.get(place, math.inf))
         self._expected[place] = until
@@ -110,7 +114,7 @@ class Merge:
         self._missing.pop(place, None)
 
     def take(self) -> Record | Gap | None:
-        """Return the next item, None if there is none or it must be waited for. Raises InputError in its place."""
+        """Return the next item; None if there is none, or if `take` must wait for a partition. Raise an InputError."""
         self._settle()
         if not self._at_once and self._waits():
             return None
@@ -135,7 +139,7 @@ class Merge:
         return item
 
     def took(self, seconds: float) -> None:
-        """Set how long it took to use the record that was taken last, in seconds."""
+        """Report how long processing the last record took, in seconds. The time adds to the record's cost."""
         if self._last:
             self._last = self._last[0], max(1.0, seconds / USUAL_S)
 
@@ -167,7 +171,7 @@ class Merge:
         return False
 
     def _enter(self, queue: _Queue) -> None:
-        """Enter the queue in the heaps with its next item."""
+        """Add the queue to the heaps, by its next item."""
         item = queue.items[0]
         if not isinstance(item, Record):
             self._at_once.append(queue)
@@ -228,7 +232,7 @@ class Merge:
         return self._queues[heap[0].key[2]] if heap else None
 
     def _settle(self) -> None:
-        """Charge the last record's cost to its queue, and enter the queue again."""
+        """Charge the last record's cost to its queue, and add the queue to the heaps again."""
         if self._last is None:
             return
         (queue, cost), self._last = self._last, None
@@ -236,7 +240,7 @@ class Merge:
         if queue.patient:
             queue.turn = self._share
         others = self._filled - (1 if queue.items else 0)
-        if others:  # a queue that is alone owes nothing
+        if others:  # a single queue needs no shares
             self._share += cost / others
             queue.turn = min(queue.turn + cost / others + cost, self._share + PATIENCE)
         queue.given_at = self._spent

@@ -1,7 +1,7 @@
 """Null values in records to send, where kafka-python's producer accepts only bytes.
 
 Kafka allows a header without a value, and a record without key and value. `KafkaProducer.send` refuses both, although
-its record batches can hold both. Therefore `NULL` stands for such a null until the record is written into its batch.
+its record batches can hold both. Therefore callers pass `NULL` for null, and `NullBuilder` writes null into the batch.
 """
 
 from kafka.record import memory_records

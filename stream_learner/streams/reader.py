@@ -1,6 +1,7 @@
-"""A consumer that no record can stop. Unreadable records become items of their own, and memory is bounded.
+"""A Kafka consumer that continues after unreadable records and limits its memory.
 
-kafka-python itself raises at each try when it cannot read a record, and decompresses batches of any size.
+It returns an item for each unreadable record. kafka-python's own consumer raises an error at each poll of such a
+record, and it decompresses batches of any size.
 """
 
 import math
@@ -22,9 +23,10 @@ from stream_learner.config import MIB
 from stream_learner.formats.record import HEADER_BYTES, RECORD_BYTES, Record
 from stream_learner.streams.record_batch import Batch, Parsed
 
-# Limit for the records of one poll, and for the data decompressed for them. The last record may exceed it.
+# Limit of one poll: the bytes of its records plus the bytes that were decompressed to read them. The last record may
+# exceed the limit.
 MAX_POLL_BYTES = 64 * MIB
-# Least to fetch of a partition in a response, while many partitions have much to fetch. Larger batches raise it.
+# Minimum fetch size of a partition. It applies while many partitions have records to fetch. A larger batch raises it.
 LEAST_FETCH_BYTES = 64 * 1024
 SHORT_WAIT_MS = 20
 
@@ -36,7 +38,7 @@ class Unreadable(ConsumerRecord):
 
 
 class Damaged(ConsumerRecord):
-    """Offsets from `offset` up to `end`, whose batch has a wrong checksum and so differs from what a producer sent."""
+    """Offsets from `offset` up to `end` (exclusive) of a damaged batch: wrong checksum, or bytes that are no batch."""
 
     end: int
 
@@ -51,7 +53,10 @@ def to_record(message: Any) -> Record:
 
 
 class Budget:
-    """Bytes that a poll may return: `limit` in total, `of(partition)` for each partition. `left` remains of `limit`."""
+    """Number of bytes that a poll may return: `limit` in total, and `of(partition)` for each partition.
+
+    `left` is the part of `limit` that the current poll has not used yet.
+    """
 
     def __init__(self) -> None:
         self.limit: float = MAX_POLL_BYTES
@@ -60,16 +65,17 @@ class Budget:
 
 
 class Reader(KafkaConsumer):
-    """A KafkaConsumer whose `poll` also returns Unreadable and Damaged, and no more than its `budget`.
+    """A KafkaConsumer whose `poll` also returns Unreadable and Damaged items. `budget` limits the size of a poll.
 
-    A partition that has used up its budget is `full`. It is paused until it is resumed, while the client keeps the rest
-    of its response. `moved` holds the partitions that the last poll read.
+    `full` holds the partitions that have used up their budget. They are paused until `resume` is called. Meanwhile, the
+    client keeps the unread rest of their responses. `moved` holds the partitions that the last poll read.
     """
 
     def __init__(self, heard: Callable[[str], None] = lambda _: None, **config: Any):
-        """Connect. At each answer of the brokers, `heard` is called with "fetch" or "metadata" on the IO thread."""
+        """Connect. `heard` is called with "fetch" or "metadata" at each answer of the brokers, on the IO thread."""
         super().__init__(**config)
-        # The first metadata name no topic. That is not a failed attempt. Without this line, the next request waits.
+        # The first metadata response names no topic. Without this line, the client's retry delay, which is meant for
+        # failed requests, would delay the next metadata request.
         self._cluster._last_refresh_ms = 0.0
         heard("metadata")
         self._cluster.add_listener(lambda _: heard("metadata"))
@@ -80,11 +86,11 @@ class Reader(KafkaConsumer):
         self.moved: set[TopicPartition] = set()
         self.full: set[TopicPartition] = set()
         self.log_starts: dict[TopicPartition, int] = {}
-        """Oldest offset that the brokers keep (KIP-107), from each partition's last fetch."""
+        """First offset that the brokers still hold (KIP-107), by each partition's last fetch response."""
         self._ends: dict[TopicPartition, int] = {}
         fetcher = self._fetcher
         self._keep, fetcher._handle_fetch_response = fetcher._handle_fetch_response, self._fetched
-        # The class that unpacks a fetched response. The fetcher looks it up at each response.
+        # The fetcher looks up this class each time that it unpacks a response.
         fetcher.PartitionRecords = partial(
             _Records, budget=self.budget, moved=self.moved, filled=self._filled, highwater=self.highwater
         )
@@ -109,9 +115,9 @@ class Reader(KafkaConsumer):
         self._keep(node_id, offsets, sent_at, response)
 
     def _make_room_for_batches(self, response: Any) -> None:
-        """Raise the fetch size of each partition if a response held nothing but one larger batch.
+        """Raise the minimum fetch size if a response held only one batch, and the batch exceeds the fetch size.
 
-        Brokers send only the first batch that is larger than the fetch size (KIP-74).
+        Brokers send such a batch only as the first batch of a response (KIP-74).
         """
         sizes = [len(p.records) for topic in response.responses for p in topic.partitions if p.records]
         if len(sizes) == 1 and sizes[0] > self._fetcher.config["max_partition_fetch_bytes"]:
@@ -123,7 +129,7 @@ class Reader(KafkaConsumer):
         self._unpark()
         try:
             return super().poll(*args, **kwargs)
-        except _FullPollError:  # stored by the fetcher at the last poll, which returned its records first
+        except _FullPollError:  # the fetcher kept this error from the last poll, and returned that poll's records
             return {}
         except _NoBatchError as error:
             place, offset = error.args
@@ -141,13 +147,14 @@ class Reader(KafkaConsumer):
         self.pause(place)
 
     def at(self, place: TopicPartition) -> int:
-        """Return the offset of the partition's next record. Unlike `position`, look at this partition only."""
+        """Return the offset of the partition's next record. `position` would also check all other partitions."""
         return self._subscription.assignment[place].position.offset
 
     def behind(self, place: TopicPartition) -> bool:
         """Return whether the partition has records to fetch, by its last response. True before the first response.
 
-        Records after the beginning of an open transaction cannot be fetched (KIP-98).
+        With `read_committed`, records after the beginning of an open transaction do not count: they cannot be fetched
+        yet (KIP-98).
         """
         return place not in self._ends or self.at(place) < self._ends[place]
 
@@ -155,24 +162,24 @@ class Reader(KafkaConsumer):
         self._leaders_known = False
 
     def _compare_leaders(self) -> None:
-        """Look for new leaders of partitions (KIP-320) if metadata or a response may have named one since.
+        """Check whether partitions have new leaders (KIP-320), if metadata or a response arrived since the last check.
 
-        Doing so at each poll would be most of the cost of idle partitions.
+        kafka-python checks at each poll, which would be most of the cost of idle partitions.
         """
         if not self._leaders_known:
             self._leaders_known = True
             self._compare()
 
     def _unpark(self) -> None:
-        """Move the remaining responses of resumed partitions after the waiting ones. The client takes one per poll."""
+        """Append partly read responses of resumed partitions to the waiting ones. The client appends only raw ones."""
         parked = self._fetcher._paused_partition_records
         for place in [place for place in parked if not self._subscription.is_paused(place)]:
             self._fetcher._completed_fetches.append(parked.pop(place))
 
     def _let_others_go_next(self) -> None:
-        """Move the partition that was read last after the partitions whose responses wait.
+        """Move the response that was read last behind the waiting responses of other partitions.
 
-        The client itself would return all of one response first: 8 MiB can hold hundreds of millions of records.
+        The client itself would first read all of one response, and 8 MiB can hold hundreds of millions of records.
         """
         fetcher = self._fetcher
         if fetcher._next_partition_records and fetcher._completed_fetches:
@@ -180,7 +187,7 @@ class Reader(KafkaConsumer):
             fetcher._next_partition_records = None
 
     def _opened(self, response: Any) -> Any:
-        """Unpack a response, unless it was unpacked at an earlier turn."""
+        """Unpack a response, unless an earlier poll unpacked it."""
         if isinstance(response, _Records):
             return response
         self._leaders_changed()
@@ -199,16 +206,16 @@ class Reader(KafkaConsumer):
         if _bytes_of(self._held()) >= most:
             places, self._least_fetch_bytes = [], LEAST_FETCH_BYTES
         now, asked_at = time.monotonic(), self.asked_at
-        # The client asks a new leader whether it has the same records before it fetches them (KIP-320).
+        # Before the client fetches from a new leader, it asks whether the leader has the same records (KIP-320).
         compared = [place for place, state in self._subscription.assignment.items() if state.awaiting_validation]
         self.asked_at = {place: asked_at.get(place, now) for place in (*places, *compared)}
         if not places:
             return []
         share = most // max(1, sum(self.behind(place) for place in places))
-        # In powers of two, because the brokers remember the size of each partition and each change is sent to them.
+        # Powers of two change rarely. Brokers remember each partition's size, so each change must be sent (KIP-227).
         step = 2 ** max(share, self._least_fetch_bytes).bit_length() // 2
         config["max_partition_fetch_bytes"] = min(step, self._greatest_fetch_bytes)
-        # A request that waits for new records would delay requests for partitions that are needed soon.
+        # Wait long only with a request for all partitions. A waiting request delays requests for the other partitions.
         news = len(places) == len(self._subscription.assignment)
         config["fetch_max_wait_ms"] = self._longest_wait_ms if news else SHORT_WAIT_MS
         return places
@@ -236,7 +243,7 @@ class _FullPollError(Exception):
 
 
 class _NoBatchError(Exception):
-    """Bytes at a partition and an offset that are not a batch. The number of affected offsets is unknown."""
+    """Error for bytes that are not a batch. `args` are partition and offset. The number of lost offsets is unknown."""
 
 
 class _Records(Fetcher.PartitionRecords):
@@ -253,7 +260,7 @@ class _Records(Fetcher.PartitionRecords):
         **kwargs: Any,
     ):
         if records.size_in_bytes() and not records.has_next():
-            raise _NoBatchError(tp, fetch_offset)  # brokers send the first batch whole (KIP-74)
+            raise _NoBatchError(tp, fetch_offset)  # brokers never cut off the first batch (KIP-74)
         self.size = records.size_in_bytes()
         self._budget = budget
         self._room: float = math.inf
@@ -264,7 +271,7 @@ class _Records(Fetcher.PartitionRecords):
 
     @property
     def fetched_offset(self) -> int:
-        """Offset at which reading continues, under the name that a response uses."""
+        """Next offset to read. The fetcher reads this attribute of responses, whether they are unpacked or not."""
         return self.next_fetch_offset
 
     def take(self, n: int | None = None) -> list[ConsumerRecord]:
@@ -283,14 +290,14 @@ class _Records(Fetcher.PartitionRecords):
         return taken
 
     def _unpack_records(self, tp: TopicPartition, records: Any, *_: Any) -> Iterator[ConsumerRecord]:
-        """Yield records as kafka-python does, and Unreadable or Damaged items for unreadable records."""
+        """Yield the records, and an Unreadable or Damaged item where records cannot be read."""
         batch = _next_batch(records)
         while batch is not None:
             following = _next_batch(records)
             if batch is NO_BATCH or not batch.validate_crc():
                 start, self.next_fetch_offset = self.next_fetch_offset, self._end_of_damage(batch, following)
                 yield _damaged(tp, start, self.next_fetch_offset)
-                # A transaction marker may be lost: the next fetch says which transactions were aborted after it.
+                # A transaction marker may be lost. The next fetch lists the transactions that were aborted after it.
                 break
             if batch.magic < 2:
                 yield from self._legacy(batch)
@@ -302,7 +309,7 @@ class _Records(Fetcher.PartitionRecords):
         self.drain()
 
     def _holds_data(self, batch: DefaultRecordBatch) -> bool:
-        """Return whether the batch has records for the consumer, neither aborted nor control records (KIP-98)."""
+        """Return whether the batch holds data that was not aborted, and no control record (KIP-98)."""
         self.leader_epoch = batch.leader_epoch
         if self.isolation_level == IsolationLevel.READ_COMMITTED and batch.has_producer_id():
             self._consume_aborted_transactions_up_to(batch.last_offset)
@@ -328,7 +335,7 @@ class _Records(Fetcher.PartitionRecords):
         """Yield records of the message formats before Kafka 0.11."""
         if batch.compression_type:
             why = "its batch is of a message format before Kafka 0.11, and compressed"
-            inside = range(self.next_fetch_offset, batch.base_offset + 1)  # its offset is that of its last record
+            inside = range(self.next_fetch_offset, batch.base_offset + 1)  # such a batch has its last record's offset
             parsed = [Parsed(offset, -1, unreadable=why) for offset in inside]
         else:
             parsed = [Parsed(r.offset, -1 if r.timestamp is None else r.timestamp, r.key, r.value) for r in batch]
@@ -337,14 +344,14 @@ class _Records(Fetcher.PartitionRecords):
             yield self._message(record, 0)
 
     def _end_of_damage(self, batch: Any, following: Any) -> int:
-        """Return the offset at which reading continues after a damaged batch, whose own fields may be wrong."""
+        """Return the offset at which reading continues after a damaged batch. The batch's fields may be wrong."""
         next_offset = self.next_fetch_offset + 1
         if batch is NO_BATCH:
             return next_offset
         if following not in (None, NO_BATCH):
             return max(next_offset, following.base_offset)
         if batch.magic == 2:
-            # Two fields that agree are probably right. If they disagree, the batch is probably the topic's last.
+            # If the two fields agree, they are probably right. If not, assume that the batch is the partition's last.
             agree = batch.records_count == batch.last_offset_delta + 1
             return max(next_offset, batch.next_offset if agree else self._highwater(self.topic_partition) or 0)
         return max(next_offset, batch.base_offset + 1)
@@ -371,7 +378,7 @@ def _bytes_of(responses: list[Any]) -> int:
 
 
 def _next_batch(records: Any) -> Any:
-    """Return the next batch of a fetched response, None at its end, NO_BATCH if the bytes are not a batch."""
+    """Return the next batch of a response, None at the response's end, NO_BATCH if the bytes are not a batch."""
     try:
         return records.next_batch()
     except (CorruptRecordError, struct.error, AssertionError):

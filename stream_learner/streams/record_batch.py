@@ -1,6 +1,6 @@
-"""Reader of record batches in which a bad record affects only its own offset.
+"""Parser of record batches (KIP-98, magic 2) that continues after malformed records.
 
-The format is that of KIP-98, magic 2. kafka-python's own reader stops the whole partition at the first bad record.
+kafka-python's own parser stops the whole partition at the first malformed record.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,17 +12,17 @@ from kafka.record.util import decode_varint
 from stream_learner.config import MIB
 from stream_learner.streams.decompression import decompress
 
-# A batch may decompress to this size, or to this multiple of its compressed size if that is more.
+# Maximum size of a decompressed batch: this size, or this multiple of the compressed size if the multiple is larger.
 MAX_DECOMPRESSED_BYTES = 64 * MIB
 MAX_RATIO = 4
-# Each record and each header costs memory and time, however few bytes it has.
+# Each record and each header costs memory and time, even if it has few bytes.
 MAX_RECORDS = 500_000
 MAX_HEADERS = 1_000
 INT64 = range(-(2**63), 2**63)
 
 
 class Parsed(NamedTuple):
-    """One record. `unreadable` says why only its offset is known, None for a readable record."""
+    """One record. `unreadable` is the reason why its content cannot be read; None for a readable record."""
 
     offset: int
     timestamp_ms: int
@@ -50,7 +50,7 @@ class Batch:
 
     @property
     def cost_bytes(self) -> int:
-        """Number of bytes that were decompressed to read the batch."""
+        """Number of bytes that were decompressed to read the batch. For a failed decompression, the usual limit."""
         if not self._batch.compression_type:
             return 0
         return MAX_DECOMPRESSED_BYTES if self._why else len(self._data)
@@ -91,12 +91,12 @@ class _Record(NamedTuple):
 
 
 def _record(data: bytes, at: int) -> _Record:
-    """Read the fixed part of a record. Raises ValueError or IndexError if the next record cannot be found."""
+    """Read the fixed part of a record. Raises ValueError or IndexError if the record's end is not known."""
     length, at = decode_varint(data, at)
     end = at + length
     if length < 0 or end > len(data):
         raise ValueError(f"a record of {length} bytes")
-    timestamp_delta, at = decode_varint(data, at + 1)  # skips the attributes, which are not used
+    timestamp_delta, at = decode_varint(data, at + 1)  # skips the record's attributes, which are not used
     offset_delta, at = decode_varint(data, at)
     return _Record(timestamp_delta, offset_delta, at, end)
 

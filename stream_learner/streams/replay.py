@@ -1,4 +1,4 @@
-"""Second reading of the input: given offsets, in an order that the caller chooses."""
+"""Reads input records again, at given offsets and in an order that the caller chooses."""
 
 import time
 from collections import deque
@@ -19,8 +19,8 @@ POLL_MS = 200
 class Replay:
     """Reader of one partition, in steps.
 
-    Each partition has a client of its own, so that records read ahead in one do not fill the memory while another is
-    read.
+    Each partition has its own client. With a shared client, records that are read ahead of one partition could fill the
+    memory while another partition is read.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Replay:
         offset: int,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Connect, to begin at `offset`. Raises KafkaUnavailableError."""
+        """Connect, and begin at `offset`. Raises KafkaUnavailableError."""
         self._kafka = kafka
         self._clock = clock
         self._place = TopicPartition(topic, partition)

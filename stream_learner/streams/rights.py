@@ -1,6 +1,6 @@
 """Rights (ACLs) that each program needs on Kafka, and error messages that name the missing right.
 
-`docs/security.md` takes its tables from `RIGHTS`; a test takes each right away on a real broker.
+`docs/security.md` takes its tables from `RIGHTS`. A test removes each right in turn on a real broker.
 """
 
 import re
@@ -28,7 +28,7 @@ class Role(StrEnum):
 
 
 class Right(NamedTuple):
-    """An operation on a resource, in Kafka's words. `name` may hold `<input>` (each input topic) or `<prefix>`."""
+    """An operation on a resource, in Kafka's terms. `name` may contain `<prefix>`, or be `<input>` for input topics."""
 
     operation: str
     resource: str
@@ -101,10 +101,11 @@ INCLUDED_IN = {"Describe": "Read and Write include it", "Create": "Create on the
 
 
 def check_rights(settings: Settings, role: Role, described: list[dict[str, Any]]) -> None:
-    """Raise KafkaUnavailableError that names every right on a topic that the role lacks.
+    """Raise KafkaUnavailableError if the user lacks rights on topics that the role needs. The error names them all.
 
-    `described` are kafka-python's descriptions of topics, to which brokers add the user's rights (KIP-430). Without
-    this check, a missing right would show only at its first use, long after the start: at a dead letter or a release.
+    `described` are kafka-python's descriptions of topics. Brokers add the user's rights to them (KIP-430). Without this
+    check, a missing right would show only at its first use. That can be long after the start: at a dead letter or a
+    release.
     """
     allowed: dict[str, set[str]] = {}
     for topic in described:
@@ -130,7 +131,7 @@ def missing_right(
 ) -> str:
     """Describe the right that a refused request lacks: the user, the operation and the resource.
 
-    `operation` is the right on topics that the request needs. `name` is the resource, for errors that name none.
+    `operation` is the operation on topics that the request needs. `name` is the resource if the error names none.
     """
     named = _named(error) or name
     match error:
@@ -147,7 +148,7 @@ def missing_right(
 
 
 def _named(error: kafka_errors.AuthorizationError) -> str:
-    """Return the resources that kafka-python's error names: as a set, a string, quoted, or as `GROUP/name:`."""
+    """Return the names of the resources in kafka-python's error: a set, a bare or quoted name, or `GROUP/name:`."""
     found = error.args[0] if error.args else ""
     if isinstance(found, (set, frozenset)):
         return ", ".join(sorted(found))

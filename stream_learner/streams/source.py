@@ -1,4 +1,4 @@
-"""Input of a run: all partitions of the input topics, from the model's positions on, in the order of production."""
+"""Input of a run: the records of all input partitions, in the order in which they were produced."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +17,12 @@ from stream_learner.streams.reader import MAX_POLL_BYTES, Damaged, to_record
 
 PARTITION_CHECK_S = 5.0
 MAX_POLL_RECORDS = 5000
-# How long the brokers may hold a request until there are new records. Each request has a cost for each partition.
+# Maximum time, in seconds, for which a broker may wait for new records before it answers. A long wait saves requests,
+# and each request has a cost for each partition.
 NEWS_S = 2.0
-# Limit for records of a partition that are read ahead. Those of all partitions take at most MAX_POLL_BYTES.
+# Limit for the records that are read ahead of one partition. All partitions together read at most MAX_POLL_BYTES ahead.
 MAX_AHEAD_BYTES = 8 * MIB
-# Time for which `poll` returns waiting records before it reads more, in seconds.
+# Time in seconds for which the iterator of one `poll` returns waiting records. The next `poll` then reads more.
 HAND_S = 0.1
 
 log = structlog.get_logger()
@@ -30,7 +31,7 @@ log = structlog.get_logger()
 class Source:
     """Reader of all partitions. It reads ahead, and returns records in the order in which they were produced.
 
-    It counts what was fetched. The learner's positions say which records were learned.
+    Its `positions` say which records were fetched. `run/progress.py` counts the records that were learned.
     """
 
     def __init__(
@@ -41,9 +42,9 @@ class Source:
         heard: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Connect, to begin at `positions`, or at offset 0 in partitions that are missing there or added later.
+        """Connect. Begin at `positions`, and at offset 0 in partitions that `positions` lacks or that are added later.
 
-        `heard` is that of Reader. Raises KafkaUnavailableError.
+        `heard` is passed to Reader. Raises KafkaUnavailableError.
         """
         self._kafka = kafka
         self._settings = settings
@@ -56,21 +57,21 @@ class Source:
             kafka,
             "opening the input",
             max_poll_records=MAX_POLL_RECORDS,
-            # As in `reader`, answers must come before `kafka.request_timeout_s` has passed.
+            # As in `reader`, a healthy broker must answer within `kafka.request_timeout_s`.
             fetch_max_wait_ms=int(min(NEWS_S, kafka.request_timeout_s / 3) * 1000),
             heard=heard,
         ) as self._consumer:
             self._consumer.budget.of = self._room
             for topic in settings.topics:
-                self._consumer.partitions_for_topic(topic)  # waits until they are known
+                self._consumer.partitions_for_topic(topic)  # waits for the topic's metadata
             self._assign()
 
     def poll(self, timeout_s: float) -> Iterator[Record | Gap]:
-        """Return an iterator over the next records in order. It ends after HAND_S.
+        """Return an iterator over the next records and gaps in order. It ends after HAND_S.
 
-        It is empty if no record arrives in time or Kafka is unavailable.
-        Raises InputError when the next offset never existed, or its record is lost or damaged and `input.on_lost` is
-        `stop`; KafkaUnavailableError.
+        The iterator is empty if no record arrives within `timeout_s`, also while Kafka is unavailable.
+        Raises KafkaUnavailableError. Raises InputError when the topic was truncated or ends before the next offset.
+        Also raises InputError when the next record is lost or damaged and `input.on_lost` is `stop`.
         """
         if self._clock() >= self._check_partitions_at:
             self._assign()
@@ -97,7 +98,7 @@ class Source:
                 return
 
     def took(self, seconds: float) -> None:
-        """Set how long it took to decode the last record, in seconds. Other partitions get as much time."""
+        """Report how long decoding the last record took, in seconds; see `Merge.took`."""
         self._merge.took(seconds)
 
     def _lost(self, error: OffsetOutOfRangeError) -> None:
@@ -130,7 +131,7 @@ class Source:
             self._consumer.seek(place, offset)
 
     def _read(self, timeout_s: float) -> None:
-        """Read ahead, and add what was read to the merge."""
+        """Read ahead, and add the records and gaps to the merge."""
         consumer, merge = self._consumer, self._merge
         consumer.budget.limit = MAX_POLL_BYTES - merge.nbytes
         for place, messages in consumer.poll(timeout_ms=int(timeout_s * 1000)).items():
@@ -175,7 +176,7 @@ class Source:
         self._consumer.pause(place)
 
     def _resume(self) -> None:
-        """Resume partitions that have used half of what may be read ahead."""
+        """Resume full partitions whose waiting records take less than half of the bytes that may be read ahead."""
         for place in self._consumer.full - self._stopped:
             ahead_bytes = self._merge.bytes_of(place)
             if not ahead_bytes or 2 * ahead_bytes < self._most_ahead(MAX_POLL_BYTES - self._merge.nbytes):
@@ -188,10 +189,11 @@ class Source:
         return self._most_ahead(self._consumer.budget.left) - self._merge.bytes_of(place)
 
     def _most_ahead(self, left_bytes: float) -> float:
-        """Return how many bytes may be read ahead of a partition.
+        """Return the maximum number of bytes that may be read ahead of one partition.
 
-        Half of MAX_POLL_BYTES is divided equally, so that no partition waits until others are read. Of the other half,
-        a partition may take half of the remainder, so that others get some too (Choudhury and Hahne 1998).
+        One half of MAX_POLL_BYTES is divided equally, so that no partition must wait for another. Beyond its part, a
+        partition may take half of the bytes that are still free, up to MAX_AHEAD_BYTES. The rest remains for other
+        partitions (Choudhury and Hahne 1998).
         """
         common = MAX_POLL_BYTES / 2
         return max(common / len(self._fetched), min(MAX_AHEAD_BYTES, (left_bytes - common) / 2))
@@ -205,14 +207,14 @@ class Source:
         return positions
 
     def starts(self) -> Positions:
-        """Return the oldest offset of each partition that the brokers keep, from its last fetch."""
+        """Return each partition's first offset that the brokers still hold, by its last fetch."""
         starts: Positions = {}
         for place, offset in self._consumer.log_starts.items():
             starts.setdefault(place.topic, {})[place.partition] = offset
         return starts
 
     def ends(self) -> Positions:
-        """Return the end offset of each partition, from its last fetch."""
+        """Return each partition's end offset, by its last fetch."""
         ends: Positions = {}
         for place in self._fetched:
             end = self._consumer.highwater(place)
@@ -221,16 +223,16 @@ class Source:
         return ends
 
     def oldest_ms(self, topic: str, partition: int) -> int | None:
-        """Return the timestamp of the oldest waiting record, or of the last returned one if none waits."""
+        """Return the timestamp of the partition's next waiting record, or of its last record if none waits."""
         place = TopicPartition(topic, partition)
         waiting = self._merge.next_record(place)
         return waiting.timestamp_ms if waiting else self._newest_ms.get(place)
 
     @property
     def unanswered(self) -> tuple[str, float]:
-        """The partition with the oldest unanswered fetch, and its age in seconds; 0 if there is none.
+        """Partition with the oldest unanswered fetch, and the age of this fetch in seconds; ("", 0) if there is none.
 
-        A partition without a leader counts as unanswered.
+        A fetch from a partition without a leader counts as unanswered.
         """
         asked_at = self._consumer.asked_at
         if not asked_at:
@@ -242,9 +244,9 @@ class Source:
         self._consumer.close()
 
     def _assign(self) -> None:
-        """Assign all partitions. A new partition begins at offset 0, explicitly."""
+        """Assign all partitions to the consumer. A new partition begins at offset 0."""
         self._check_partitions_at = self._clock() + PARTITION_CHECK_S
-        # Not the client's own method: it waits without a time-out for a topic that was deleted.
+        # Read the metadata directly: the consumer's own method waits for a deleted topic without a time-out.
         cluster = self._consumer._cluster
         places = {
             TopicPartition(topic, partition)
@@ -253,12 +255,12 @@ class Source:
         } | set(self._fetched)
         if places == self._consumer.assignment():
             return
-        # Not the partition's first offset: records that retention deleted from a new partition count as lost too.
+        # Begin at 0, not at the first offset: records that retention deleted from a new partition count as lost.
         self._fetched |= dict.fromkeys(places - self._fetched.keys(), 0)
         self._consumer.assign(sorted(places))
         self._consumer.pause(*self._consumer.full | self._stopped)
         for place in places:
             self._consumer.seek(place, self._fetched[place])
-            # Brokers send nothing about a partition that was read to its end before.
+            # Do not wait for a partition that was already read to its end: no response may come for it.
             if place not in self._consumer.full | self._stopped and self._consumer.behind(place):
                 self._merge.expect(place, asked_for=True)

@@ -20,7 +20,7 @@ RECORD_OVERHEAD_BYTES = 64 * 1024
 CHUNK_BYTES = 512 * 1024
 # Largest manifest or window. The topic's limit adds room for headers and Kafka's own bytes.
 MAX_DOCUMENT_BYTES = 4 * MIB - RECORD_OVERHEAD_BYTES
-# Smallest segments and largest messages that managed Kafka allows.
+# Smallest segment size and largest message size that managed Kafka services allow.
 MANAGED_SEGMENT_BYTES = 50 * MIB
 MANAGED_MESSAGE_BYTES = 8 * MIB
 HIDDEN = kafka_errors.TopicAuthorizationFailedError.errno
@@ -36,7 +36,10 @@ INTERNAL = {
 
 @dataclass(frozen=True)
 class TopicPlan:
-    """Required settings of a topic. `partitions` None allows any number. `least` holds the lowest acceptable limits."""
+    """Required settings of a topic. `partitions` is None if any number is allowed.
+
+    `least` holds the lowest acceptable values of settings for which less than the value in `configs` is enough.
+    """
 
     name: str
     partitions: int | None
@@ -54,7 +57,7 @@ class TopicPlan:
 
 
 def dead_letter_bytes(settings: Settings) -> int:
-    """Return the size of the largest dead letter in bytes: the largest input record and its explaining headers."""
+    """Return the maximum size of a dead letter in bytes: the largest input record and the headers with the reason."""
     return settings.input.max_record_bytes + RECORD_OVERHEAD_BYTES
 
 
@@ -63,8 +66,8 @@ def output_plan(settings: Settings) -> list[TopicPlan]:
     names = Names.under(settings.prefix)
     keep_90_days = {"cleanup.policy": "delete", "retention.ms": str(90 * DAY_MS)}
     keep_30_days = {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS)}
-    # Compaction keeps the newest committed record of each key, however old it is and however much was aborted since.
-    # Retention would not. Segments are small, because the active segment is never compacted.
+    # Compaction keeps the newest committed record of each key. Retention could delete it, because it is old or because
+    # many aborted records follow it. Segments are small, because the active segment is never compacted.
     newest_of_each_key = {"cleanup.policy": "compact", "segment.bytes": str(16 * MIB)}
     chunk_bytes = str(CHUNK_BYTES + RECORD_OVERHEAD_BYTES)
     return [
@@ -84,9 +87,9 @@ def output_plan(settings: Settings) -> list[TopicPlan]:
 
 
 def create(settings: Settings, input_partitions: int | None = None) -> list[str]:
-    """Create missing output topics, and with `input_partitions` missing input topics too. Return the created names.
+    """Create missing output topics, and missing input topics if `input_partitions` is set. Return the created names.
 
-    Raises KafkaUnavailableError, TopicsError when the brokers' rules forbid a topic.
+    Raises TopicsError when the brokers refuse to create a topic, KafkaUnavailableError.
     """
     plans = output_plan(settings)
     if input_partitions is not None:
@@ -94,7 +97,7 @@ def create(settings: Settings, input_partitions: int | None = None) -> list[str]
         plans += [TopicPlan(name, input_partitions, limit) for name in settings.input.topics]
 
     def question(client: KafkaAdminClient) -> list[str]:
-        # Ask by name: a list leaves out topics that the user may not see, and creating them would never succeed.
+        # Ask by name. A list of all topics leaves out those that the user may not see, and creating them always fails.
         described = client.describe_topics([plan.name for plan in plans])
         if hidden := {t["name"] for t in described if t["error_code"] == HIDDEN}:
             raise kafka_errors.TopicAuthorizationFailedError(hidden)
@@ -137,16 +140,20 @@ def _create(client: KafkaAdminClient, plan: TopicPlan, replication_factor: int) 
 def _try(
     client: KafkaAdminClient, plan: TopicPlan, configs: dict[str, str], replication_factor: int
 ) -> tuple[type[kafka_errors.KafkaError], str | None]:
-    """Try to create a topic and return the error. kafka-python's own exception would print the whole request."""
+    """Try to create a topic. Return the error, or NoError, and the brokers' message.
+
+    kafka-python's own exception would print the whole request.
+    """
     description = {"num_partitions": plan.partitions, "replication_factor": replication_factor, "configs": configs}
     answer = client.create_topics({plan.name: description}, raise_errors=False)["topics"][0]
     return kafka_errors.for_code(answer["error_code"]), answer["error_message"]
 
 
 def differences(settings: Settings, input_partitions: int | None = None, role: Role | None = None) -> list[str]:
-    """Return the differences from the plan, in sentences. Check input topics' partitions only with `input_partitions`.
+    """Return how the topics differ from their plans, in sentences.
 
-    Raises KafkaUnavailableError, also when the user lacks a right on a topic that `role` needs.
+    If `input_partitions` is set, input topics must have this number of partitions. Raises KafkaUnavailableError, also
+    when the user lacks a right on a topic that `role` needs.
     """
     plans = output_plan(settings) + [TopicPlan(name, input_partitions) for name in settings.input.topics]
     partitions, configs = ask(
@@ -166,7 +173,7 @@ def differences(settings: Settings, input_partitions: int | None = None, role: R
 
 
 def check(settings: Settings, input_partitions: int | None = None, role: Role | None = None) -> None:
-    """Raise TopicsError when a topic is missing or differs, KafkaUnavailableError as `differences` does."""
+    """Raise TopicsError when a topic is missing or differs from its plan. Also raise the errors of `differences`."""
     found = differences(settings, input_partitions, role)
     if found:
         raise TopicsError(
@@ -195,7 +202,7 @@ def check_internal(settings: Settings) -> None:
 
 
 def _too_few(topic: str, brokers: int, configs: dict[str, str]) -> list[str]:
-    """Return why this number of brokers, with these settings, cannot create or write one of Kafka's own topics."""
+    """Return why brokers of this number and with these settings cannot create or write one of Kafka's own topics."""
     replicas, in_sync = ((name, int(configs[name])) if name in configs else ("", 0) for name in INTERNAL[topic])
     for name, needed in (replicas, in_sync):
         if needed > brokers:
@@ -231,7 +238,7 @@ def cluster_id(settings: Settings) -> str:
 
 
 def _suffices(key: str, actual: str | None, wanted: str) -> bool:
-    # Longer retention or larger messages than planned do no harm.
+    # Longer retention and larger messages than planned do no harm.
     if actual is not None and key in ("max.message.bytes", "retention.ms"):
         return int(actual) == -1 or int(actual) >= int(wanted)
     return key == "segment.bytes" or actual == wanted
@@ -240,8 +247,8 @@ def _suffices(key: str, actual: str | None, wanted: str) -> bool:
 def _describe(
     settings: Settings, client: KafkaAdminClient, plans: list[TopicPlan], role: Role | None
 ) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
-    """Return the partitions of the existing topics, and the configs of those whose plan names any."""
-    # Ask by name: a list leaves out topics that the user may not see.
+    """Return the number of partitions of each existing topic, and the configs of topics whose plan requires some."""
+    # Ask by name: a list of all topics leaves out those that the user may not see.
     described = client.describe_topics([plan.name for plan in plans])
     if role:
         check_rights(settings, role, described)
@@ -259,7 +266,7 @@ def _describe(
 
 
 def _configs(client: KafkaAdminClient, kind: ConfigResourceType, names: list[str]) -> dict[str, dict[str, str]]:
-    """Return the settings of topics or brokers, empty where the user may not see them."""
+    """Return the settings of topics or brokers. The settings of a topic are empty if the user may not see them."""
     if not names:
         return {}
     found = client.describe_configs([ConfigResource(kind, name) for name in names], config_filter="all")

@@ -30,8 +30,8 @@ class Transaction:
 
     The outcome is then unknown, and the producer must not be used again. After a failed record, kafka-python 3.0.12 can
     return from `commit_transaction()` with nothing committed. Therefore every record is confirmed, with a deadline,
-    before the commit, and the manifest is read back after it. `publishing/checkpoint_writer.py` calls these methods in
-    the order of its numbered effects.
+    before the commit, and the manifest is read back after the commit. `publishing/checkpoint_writer.py` calls these
+    methods in the order of its numbered effects.
     """
 
     def __init__(self, settings: Settings):
@@ -42,7 +42,7 @@ class Transaction:
         shared = client_config(settings.kafka)
         config = shared | {
             "transactional_id": self._id,
-            # Leaves time for a second try; kafka-python refuses a delivery time-out that is not longer than this.
+            # Leaves time for a second attempt. kafka-python requires a delivery time-out that is longer than this one.
             "request_timeout_ms": min(shared["request_timeout_ms"], timeout_ms // 2),
             "transaction_timeout_ms": timeout_ms,
             "delivery_timeout_ms": timeout_ms,
@@ -50,15 +50,15 @@ class Transaction:
             "max_block_ms": min(timeout_ms, 2 * shared["request_timeout_ms"]),
             "acks": "all",
             "max_request_size": max(dead_letter_bytes(settings), 4 * MIB),
-            # No batch may be larger than a topic accepts: kafka-python would split it, and then flush() fails.
+            # No batch may be larger than a topic accepts: kafka-python would split the batch, and flush() would fail.
             "batch_size": min(512 * 1024, dead_letter_bytes(settings)),
             "linger_ms": 5,
             "metrics_enabled": False,
         }
         with kafka_failures(settings.kafka, "opening the producer"):
             self._producer: KafkaProducer = connect(KafkaProducer, config)
-        # When its epoch is refused, kafka-python asks for the next one (KIP-360). The brokers may then answer with the
-        # epoch of the producer that fenced this one, which would let both publish.
+        # When its epoch is refused, kafka-python would ask for the next epoch (KIP-360). The brokers may answer with
+        # the epoch of the producer that fenced this one. Then both producers could publish.
         self._manager: Any = self._producer._transaction_manager
         self._manager._supports_epoch_bump = lambda: False
 
@@ -71,7 +71,7 @@ class Transaction:
             try:
                 self._producer.init_transactions()
             except kafka_errors.KafkaError as error:
-                # kafka-python 3.0.12 raises a general error, whose text holds the name of the specific one.
+                # kafka-python 3.0.12 raises a general error. Its text holds the name of the specific error.
                 if kafka_errors.InvalidTransactionTimeoutError.__name__ not in str(error):
                     raise
                 raise UsageError(
@@ -102,7 +102,7 @@ class Transaction:
         return written
 
     def offsets(self, positions: Positions) -> None:
-        """Mirror the positions to a group that no consumer joins, for lag tools."""
+        """Mirror the positions to a consumer group without members, so that lag tools show them."""
         offsets = {
             TopicPartition(topic, partition): OffsetAndMetadata(offset, "", -1)
             for topic, partitions in positions.items()
@@ -117,7 +117,7 @@ class Transaction:
         try:
             return action()
         except (kafka_errors.KafkaError, OSError) as error:
-            # kafka-python raises the error itself, or one that wraps it, or one that only quotes it.
+            # The cause is the raised error itself, one of its arguments, or the transaction manager's last error.
             causes = (error, *error.args, self._manager.last_error)
             fenced = next((cause for cause in causes if isinstance(cause, FENCED)), None)
             if fenced:
