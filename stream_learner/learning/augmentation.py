@@ -1,4 +1,4 @@
-"""Random variants of images. Each function maps uint8 [N, H, W, C] to the same, and draws from torch's generator."""
+"""Random changes of images. Each function takes and returns uint8 [N, H, W, C], and draws from torch's generator."""
 
 from collections.abc import Callable
 
@@ -39,7 +39,7 @@ def color_jitter(images_NHWC: Tensor) -> Tensor:
 
 
 def cutout(images_NHWC: Tensor) -> Tensor:
-    """Blacken a rectangle of half an image's height and width with probability 1/2, at a random centre.
+    """Blacken a rectangle with half of each image's height and width at a random centre, with probability 1/2.
 
     DeVries and Taylor 2017 (arXiv:1708.04552).
     """

@@ -1,4 +1,7 @@
-"""Average of the network over its steps. It is more accurate than the network, and its accuracy varies less."""
+"""Average of the network's parameters over its steps.
+
+The average is more accurate than the network after its last step, and its accuracy varies less.
+"""
 
 import copy
 
@@ -9,12 +12,12 @@ from stream_learner.networks import ImageClassifier
 
 
 class Average:
-    """Exponential moving average of weights and buffers (Polyak and Juditsky 1992).
+    """Exponential moving average of parameters and buffers (Polyak and Juditsky 1992).
 
-    Buffers are averaged too: otherwise batch normalisation would use the statistics of other weights.
+    Buffers are averaged too: otherwise batch normalisation would use the statistics of other parameters.
 
-    The decay of step t is min(decay, (1 + t) / (10 + t)), so that the average soon forgets the first weights (Tarvainen
-    and Valpola 2017). `model` is in evaluation mode and takes no gradients.
+    The decay of step t is min(decay, (1 + t) / (10 + t)), so that the average soon forgets the initial parameters
+    (Tarvainen and Valpola 2017). `model` is in evaluation mode and takes no gradients.
     """
 
     def __init__(self, model: ImageClassifier, decay: float):
@@ -35,7 +38,7 @@ class Average:
             elif average.is_floating_point():
                 # A buffer may hold infinities, such as the mask of an attention layer: inf - inf is NaN.
                 average.copy_(torch.where(latest.isfinite(), average.lerp(latest, towards), latest))
-            else:  # how many batches were normalised
+            else:  # an integer, such as batch normalisation's count of batches
                 average.copy_(latest)
 
     def grow(self, head: nn.Linear) -> None:

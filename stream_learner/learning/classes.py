@@ -1,4 +1,4 @@
-"""Labels and their class indices: which label is a class, when it becomes one, and when it retires."""
+"""Labels and their class indices: when a label becomes a class, and when a class retires."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,8 +24,8 @@ class Stored(Struct):
 class Classes:
     """The classes of a run. Each label keeps its index forever.
 
-    A class retires when the settings make its label an alias or no longer allow it. Its index is never used for another
-    label. A label that returns gets its old index again, and is otherwise treated as a new one.
+    A class retires when the settings make its label an alias or no longer allow the label. The index of a retired class
+    is never used for another label. A label that returns gets its old index again, and otherwise counts as a new label.
     """
 
     def __init__(self, settings: Settings):
@@ -36,7 +36,7 @@ class Classes:
         self.labels: list[Label] = []
         """By class index."""
         self.retired: dict[int, int | None] = {}
-        """Retired indices in the order of retiring, and the index that took over each one's samples, if any."""
+        """Retired indices, in the order of retiring, each with the index that took over its samples, or None."""
         self.index_of: dict[Label, int] = {}
         """Index of each label, including those of retired classes."""
         self._pending = Pending()
@@ -49,7 +49,7 @@ class Classes:
         return len(self.labels) - len(self.retired)
 
     def admit(self, label: Label) -> int:
-        """Return the index of a record's label. The label may become a class now.
+        """Return the class index of a record's label. The call may make the label a class.
 
         Raises RejectError (`too_many_classes`, `rare_label`).
         """
@@ -75,8 +75,8 @@ class Classes:
     def retire(self) -> list[tuple[int, int | None]]:
         """Retire the classes whose labels the settings make aliases or do not allow.
 
-        `Learner._retire` calls it once, when it loads a state, and moves the samples. Return the indices that retired
-        just now, and for each the index that takes over its samples, if any.
+        Return the newly retired indices, each with the index that takes over its samples, or None. The learner calls
+        `retire` once, after it loads a state, and then moves the samples.
         """
         retiring: dict[int, int | None] = {}
         for index, label in enumerate(tuple(self.labels)):
@@ -87,7 +87,7 @@ class Classes:
         return list(retiring.items())
 
     def _take(self, label: Label) -> int:
-        """Make the label a class, unless it is one."""
+        """Make the label a class, unless it is a class already, and return its index."""
         self._pending.forget(label)
         if label not in self.index_of:
             self._add(label)
@@ -125,16 +125,17 @@ class Classes:
 class Pending:
     """Counts of records with labels that are not classes yet, in bounded memory.
 
-    Misra and Gries 1982, "Finding repeated elements": a label for which there is no room lowers every count by one.
-    Counts are never too high, so a flood of labels that occur once makes no class. They are too low by at most 1/2,000
-    of the records counted here, so a label with a larger share than 1/2,000 becomes a class.
+    Misra and Gries 1982, "Finding repeated elements": while all 2,000 places are taken, each record with another label
+    lowers every count by one. Counts are never too high, so labels that occur once never become classes. A count is too
+    low by at most 1/2,000 of the records counted here. So a label that more than 1 in 2,000 of these records carry
+    becomes a class.
     """
 
     def __init__(self):
         self._counts: dict[Label, int] = {}
 
     def count(self, label: Label) -> int:
-        """Count a record, and return the number of records with this label, at least 1."""
+        """Count a record with this label, and return the label's count, at least 1."""
         if label in self._counts or len(self._counts) < MAX_PENDING:
             self._counts[label] = self._counts.get(label, 0) + 1
             return self._counts[label]
@@ -158,7 +159,7 @@ class Pending:
 def check_room(document: Mapping[str, Any], settings: Settings) -> None:
     """Raise ValueError when a state has more classes or longer labels than the settings allow.
 
-    Classes are counted after `[labels]` has retired some. Labels must fit in manifests.
+    Classes that `[labels]` retires do not count. All labels must fit in a manifest.
     """
     classes = Classes(settings)
     classes.load_state_dict(document)

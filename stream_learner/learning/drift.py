@@ -1,4 +1,4 @@
-"""Drift, a rise of the prequential error: its detection, and a temporary boost of learning after it."""
+"""Detection of drift, which is a rise of the prequential error, and a temporary boost of learning after a drift."""
 
 import math
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from stream_learner.learning.stored import Count, parse
 BUCKETS_PER_SIZE = 5
 CHECK_EVERY = 32
 LEAST_PART = 5
-SIZES = 53  # Number of bucket sizes: enough for more samples than any stream has.
+SIZES = 53  # largest number of bucket sizes, enough for any stream
 
 
 class StoredAdwin(Struct):
@@ -26,7 +26,7 @@ class StoredMonitor(Struct):
 
 
 class Change(NamedTuple):
-    """The error (0..1) of the samples that a detector dropped, and of those that it kept."""
+    """Error rate (0..1) of the samples that the detector dropped, and error rate of the samples that it kept."""
 
     before: float
     after: float
@@ -36,16 +36,16 @@ class Adwin:
     """ADWIN2, adaptive windowing: a window of errors that shrinks as soon as two of its parts differ.
 
     Bifet and Gavalda, "Learning from time-changing data with adaptive windowing" (SIAM SDM 2007). The window is an
-    exponential histogram, so it takes O(log n) memory. It is checked at every 32nd sample. Errors are 0 or 1, so a
-    bucket is one integer, and the variance follows from the mean. As in MOA and river, a part has at least 5 samples,
-    and the bound counts each part as 4 shorter.
+    exponential histogram, so it takes O(log n) memory. The window is checked at every 32nd sample. Errors are 0 or 1,
+    so a bucket is one integer, and the variance follows from the mean. As in MOA and river, a part has at least 5
+    samples, and the bound is computed as if each part had 4 samples fewer.
     """
 
     def __init__(self, delta: float):
-        """Take `delta`, the paper's confidence. A lower value gives fewer false alarms and later true ones."""
+        """Take `delta`, the paper's confidence. A lower value gives fewer false alarms but finds changes later."""
         self._delta = delta
         self._seen = 0
-        self._buckets: list[list[int]] = [[]]  # [i]: errors in each bucket of 2**i samples, oldest first
+        self._buckets: list[list[int]] = [[]]  # at i: errors in each bucket of 2**i samples, oldest first
 
     def add(self, error: bool) -> Change | None:
         """Add the next sample. Return the change if the window shrank, else None."""
@@ -109,9 +109,9 @@ class Adwin:
 
 
 class DriftMonitor:
-    """Monitor of the prequential error.
+    """Detects drifts in the prequential error, and boosts learning after a drift.
 
-    When the error falls, the detector's window shrinks too, but this is not a drift.
+    The detector's window also shrinks when the error falls, but a fall is not a drift.
     """
 
     def __init__(self, settings: Settings):
@@ -121,10 +121,10 @@ class DriftMonitor:
         self._boost_until = 0  # a count of input records
 
     def observe(self, errors: np.ndarray, records: int) -> list[Change]:
-        """Return the drifts that a batch brings to light.
+        """Add the errors of a batch, and return the drifts that the detector finds.
 
-        `errors` (bool [N]) says which of its training samples, in order, were predicted wrongly; `records` is the
-        number of the run's input records, including this batch.
+        `errors`, bool [N], is true for each training sample that was predicted wrongly, in the batch's order. `records`
+        is the number of the run's input records, including this batch.
         """
         changes = filter(None, map(self._adwin.add, errors.tolist()))
         drifts = [change for change in changes if change.after > change.before]
@@ -134,7 +134,7 @@ class DriftMonitor:
 
     @property
     def window(self) -> int:
-        """Number of newest training samples between which the detector sees no change."""
+        """Number of newest training samples in which the detector sees no change."""
         return self._adwin.samples
 
     def boosted(self, records: int) -> bool:
@@ -146,7 +146,7 @@ class DriftMonitor:
         return self._settings.boost_learning_rate if self.boosted(records) else 1.0
 
     def replay_factor(self, records: int) -> float:
-        """Return the factor of the replay size for the same batch."""
+        """Return the factor of the replay size for the batch after the first `records` input records."""
         return self._settings.boost_replay if self.boosted(records) else 1.0
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,7 +12,10 @@ CALIBRATION_BINS = 15
 
 
 def predict(model: nn.Module, images_NHWC: np.ndarray, device: torch.device) -> np.ndarray:
-    """Return class indices, int64 [N], for uint8 images, in float32 and evaluation mode, without random draws."""
+    """Predict the class indices, int64 [N], of uint8 images.
+
+    The network computes in float32 and in evaluation mode, and draws no random numbers.
+    """
     return predict_with_confidence(model, images_NHWC, device)[0]
 
 
@@ -37,7 +40,7 @@ def predict_with_confidence(
 def top(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return the predicted class indices, int64 [N], and their probabilities, float32 [N].
 
-    The probabilities are a softmax of the logits [N, classes] in float32, or 0 where that is not a number.
+    The probabilities are a softmax of the logits [N, classes] in float32. A probability is 0 if the softmax is NaN.
     """
     confidences = logits.float().softmax(1).amax(1).nan_to_num(0.0)
     return logits.argmax(1).cpu().numpy(), confidences.cpu().numpy()
@@ -46,8 +49,8 @@ def top(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
 def own_probabilities(logits: Tensor, labels: Tensor) -> np.ndarray:
     """Return the softmax probability of each sample's own class, float32 [N].
 
-    It is 0 where the model lacks the class, or where its logits are not finite. Logits [N, classes] have any float
-    type, labels are int64 [N].
+    The probability is 0 if the model does not know the class, or if the softmax is NaN. Logits [N, classes] have any
+    float type. Labels are int64 [N].
     """
     known = labels < logits.shape[1]
     probabilities = logits.float().softmax(1).gather(1, labels.where(known, 0)[:, None])[:, 0]
@@ -65,7 +68,7 @@ def calibration_error(correct: np.ndarray, confidences: np.ndarray) -> float | N
     """Return the expected calibration error (0..1): the mean distance of accuracy from confidence over 15 bins.
 
     Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599). `correct` is bool [N], `confidences`
-    float32 [N] in 0..1. None without samples.
+    float32 [N] in 0..1. Without samples the result is None.
     """
     if not len(correct):
         return None

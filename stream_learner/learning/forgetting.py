@@ -8,7 +8,7 @@ from stream_learner.learning.stored import Share, parse
 
 
 class BestRecalls:
-    """The best recall of each class at any release, on the test samples at that time."""
+    """The best recall of each class in all releases. Each release was scored on the test samples of its time."""
 
     def __init__(self):
         self._best: dict[Label, float] = {}
@@ -16,8 +16,8 @@ class BestRecalls:
     def forgetting(self, test: Accuracy) -> Forgetting:
         """Return for each class the best recall at an earlier release minus the recall in `test`.
 
-        It is below 0 if the recall was never higher. Chaudhry et al. 2018, "Riemannian Walk for Incremental Learning"
-        (arXiv:1801.10112), with releases in place of tasks.
+        The difference is negative if the recall is higher than at every earlier release. Chaudhry et al. 2018,
+        "Riemannian Walk for Incremental Learning" (arXiv:1801.10112), with releases in place of tasks.
         """
         per_class = [
             ClassForgetting(label=c.label, best=best, forgetting=best - c.correct / c.total)
@@ -28,12 +28,12 @@ class BestRecalls:
         return Forgetting(mean=mean, per_class=per_class)
 
     def released(self, test: Accuracy) -> None:
-        """Note that a model with this accuracy was released."""
+        """Update the best recalls after the release of a model with this accuracy."""
         for c in test.per_class:
             self._best[c.label] = max(self._best.get(c.label, 0.0), c.correct / c.total)
 
     def forget(self, label: Label) -> None:
-        """Drop a label that retired."""
+        """Drop the recall of a label that retired."""
         self._best.pop(label, None)
 
     def state_dict(self) -> list[Any]:

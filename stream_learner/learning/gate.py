@@ -1,4 +1,4 @@
-"""The decision to release; `releases.py` calls it and also refuses weights that are not finite."""
+"""The decision whether to release a candidate. `releases.py` also refuses parameters that are not finite."""
 
 from typing import Any
 
@@ -9,20 +9,22 @@ from stream_learner.contract.manifest import Decision
 from stream_learner.contract.vocabulary import Label
 from stream_learner.learning.evaluation import score
 
-LEVEL = 0.05  # of the test, one-sided
+LEVEL = 0.05  # significance level of the one-sided test
 DRAWS = 10_000
-ROUNDING = 1e-9  # error of sums of recalls
+ROUNDING = 1e-9  # tolerance for rounding errors in sums of recalls
 
 
 def decide(
     candidate: np.ndarray, last: np.ndarray | None, targets: np.ndarray, known: int, settings: ReleaseSettings
 ) -> Decision:
-    """Compare two models by mean recall on the same validation samples, as held now.
+    """Compare the candidate with the last release by mean recall on the current validation samples.
 
-    `candidate` and `last` are predicted class indices, `targets` the right ones, int64 [N]. `last` is None before the
-    first release. The last release knows the first `known` classes, and misses all samples of other classes. Both
-    models are scored now: a stored score would block releases forever when classes arrive, because it comes from an
-    easier problem.
+    `candidate` and `last` are the class indices that the two models predict. `targets` are the correct indices, int64
+    [N]. `last` is None before the first release. The last release knows only the first `known` classes, so it is wrong
+    on all samples of other classes.
+
+    Both models are scored on the same samples. The last release's score from its own time would be a score on fewer
+    classes, which is an easier problem. After new classes arrive, no candidate might ever reach it.
     """
     classes: list[Label] = list(range(int(targets.max(initial=-1)) + 1))
     new = score(candidate, targets, classes).mean_recall
@@ -70,22 +72,24 @@ def decide(
         worse = True
         if released:
             released = False
-            reason = f"mean recall over the classes that the last release knows fell by {drop:.4f}, over {limit}"
+            reason = f"mean recall over the classes that the last release knows fell by {drop:.4f}, more than {limit}"
     return Decision(released=released, worse=worse, abstained=False, reason=reason, **figures)
 
 
 def p_value(gained_C: np.ndarray, lost_C: np.ndarray, total_C: np.ndarray) -> float:
-    """Return the probability that mean recall falls at least this much by chance, if both models are equally good.
+    """Return the p-value of a one-sided test whether the first model has a lower mean recall than the second model.
 
-    Samples of each class are counted. `gained_C`: only the first model is right; `lost_C`: only the second; `total_C`:
-    all samples. McNemar's exact test (McNemar 1947, Dietterich 1998) assumes that a sample that only one model predicts
-    right is equally likely to favour either model. The statistic is the difference of the mean recalls, so that samples
-    of rare classes weigh more, as in mean recall. With classes of equal size it is McNemar's own. A bootstrap would
-    find significance in three samples of a rare class, because it sees no variance in small classes whose samples
-    changed alike.
+    The arrays hold numbers of samples by class. `gained_C`: only the first model is right. `lost_C`: only the second
+    model is right. `total_C`: all samples.
 
-    Random draws replace all outcomes, and the observed outcome is one of them (Phipson and Smyth 2010). Their seed is
-    fixed, so that the same predictions give the same verdict.
+    This is McNemar's exact test (McNemar 1947, Dietterich 1998) with another statistic. The test considers the samples
+    that only one model predicts right. If both models are equally good, each of these samples favours either model with
+    probability 1/2. The statistic is the difference of the mean recalls, in which a sample of a rare class weighs more.
+    With classes of equal size, the test is McNemar's. A bootstrap would find significance in three samples of a rare
+    class: if all samples of a small class changed alike, it sees no variance.
+
+    The probability is estimated from random draws, and the observed outcome counts as one draw (Phipson and Smyth
+    2010). The seed is fixed, so that the same predictions give the same decision.
     """
     rng = np.random.default_rng(0)
     differing_C = gained_C + lost_C

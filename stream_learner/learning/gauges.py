@@ -12,7 +12,7 @@ class Gauges:
 
     * `remembered`: number of samples in the memory, by label.
     * `memory_bytes`: bytes of the encoded images in the memory.
-    * `drift_window`: number of newest samples between which the drift detector sees no change.
+    * `drift_window`: number of newest samples in which the drift detector sees no change.
     * `boosted`: whether learning is boosted after a drift.
     * `refused`: number of candidates since the last release that were refused because they were worse.
     """

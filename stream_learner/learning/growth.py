@@ -1,4 +1,4 @@
-"""New classes: rows for the head, and moments of the optimizer for them."""
+"""New rows of the head for new classes, and the optimizer's moments of these rows."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from stream_learner.networks import head
 
 
 def grow_head(model: nn.Module, optimizer: Optimizer | None, classes: int) -> None:
-    """Add freshly initialised rows to `model.head`, up to `classes`. Existing rows keep their values and moments."""
+    """Add initialised rows to `model.head`, up to `classes` rows. Existing rows keep their values and moments."""
     old: nn.Linear = model.head  # pyright: ignore[reportAssignmentType]
     new = head(old.in_features, classes).to(old.weight.device)
     for name in ("weight", "bias"):
@@ -22,7 +22,7 @@ def grow_head(model: nn.Module, optimizer: Optimizer | None, classes: int) -> No
 
 
 def _exchange(optimizer: Optimizer, before: nn.Parameter, after: nn.Parameter) -> None:
-    """Make the optimizer move `after`, which has more rows, instead of `before`."""
+    """Make the optimizer update `after`, which has more rows, instead of `before`."""
     for group in optimizer.param_groups:
         group["params"] = [after if p is before else p for p in group["params"]]
     moments = optimizer.state.pop(before, None)
@@ -42,11 +42,11 @@ def start_moments(optimizer: Optimizer, layer: nn.Linear, rows: list[int]) -> No
     """Make the next Adam update of these rows equal to the first update of a new optimizer.
 
     Adam divides its moments by 1 - beta^t, where t counts from the parameter's first step (Kingma and Ba 2015,
-    algorithm 1). Rows that join at step t with zero moments would be corrected as if they had seen t gradients, and
-    move about three times too far. With gradient g, m = (1 - beta1^(t-1)) g and v = (1 - beta2^(t-1)) g^2 give the
-    update of t = 1. The same holds for AdamW, whose decay is no gradient.
+    algorithm 1). Rows that join at a late step t with moments of 0 would get the correction for t gradients. They would
+    move about three times too far. For a gradient g, the moments m = (1 - beta1^(t-1)) g and v = (1 - beta2^(t-1)) g^2
+    give the update of t = 1. AdamW needs the same moments. Its weight decay is not part of the gradient.
 
-    Call it between backward and step. It does nothing for SGD, whose momentum starts at its first gradient.
+    Call it between backward and step. It does nothing for SGD, whose momentum needs no correction.
     """
     for parameter in (layer.weight, layer.bias):
         moments = optimizer.state.get(parameter, {})

@@ -29,7 +29,8 @@ DECIDING = {
     "split",
     "weights",
 }
-# Exceptions: the ledger holds the records of a batch, `Arithmetic` the computation. Others are resolved below.
+# Exceptions. Some settings only decide which records form a batch, and the ledger lists these records. `Arithmetic` has
+# the device and the threads. `inline_max_bytes` affects only publishing. The digest has the others in resolved form.
 NOT_DECIDING: dict[str, set[str]] = {
     "batch": {"linger_s", "max_span"},
     "input": {"topics", "tombstones", "on_lost"},
@@ -56,13 +57,13 @@ def identity(settings: Settings) -> dict[str, Any]:
 
 
 def _file_digest(path: Path) -> str:
-    from stream_learner.networks.weights import read  # imports torch, which a run without such a file does not wait for
+    from stream_learner.networks.weights import read  # slow, because it imports torch
 
     return digest(read(path))
 
 
 def _steps(settings: Settings) -> dict[str, Any]:
-    """Return the settings of optimizer steps. A solved head takes no steps."""
+    """Return the identity's settings of optimizer steps. They do not apply to a solved head."""
     learning = settings.learning
     return {
         "strategy": learning.strategy,
@@ -74,7 +75,7 @@ def _steps(settings: Settings) -> dict[str, Any]:
 def settings_digest(settings: Settings, identity: dict[str, Any]) -> str:
     """Return the digest of the settings that determine what is learned from given batches.
 
-    `identity` is that of the settings. Raises UsageError as `LabelRules.from_settings` does.
+    `identity` is the result of `identity(settings)`. Raises UsageError when `[labels]` contradicts itself.
     """
     rules = LabelRules.from_settings(settings.labels)
     document = {
@@ -88,9 +89,9 @@ def settings_digest(settings: Settings, identity: dict[str, Any]) -> str:
 
 
 def check_fits(document: Mapping[str, Any], wanted: dict[str, Any], settings: Settings) -> None:
-    """Raise ValueError that names the differences when a state has another identity than `wanted`.
+    """Raise ValueError if a saved state does not match the identity `wanted`. The message names the differences.
 
-    Also raise it when the state has more classes than `settings` allow.
+    Also raise ValueError if the state has more classes or longer labels than `settings` allow.
     """
     if differing := [line for name, value in wanted.items() for line in _differing(name, document.get(name), value)]:
         raise ValueError("; ".join(differing))
@@ -98,12 +99,12 @@ def check_fits(document: Mapping[str, Any], wanted: dict[str, Any], settings: Se
 
 
 def check_network(found: ModelSpec, settings: ModelSettings) -> None:
-    """Raise StateError that names the differences when a manifest's release has another network than the settings."""
+    """Raise StateError if a manifest's release has another network than the settings choose."""
     wanted = spec_of(settings, found.arguments.classes)
     if differing := [*_differing("model", _by_setting(found), _by_setting(wanted))]:
         raise StateError(
-            f"the release that the manifest names does not fit the settings: {'; '.join(differing)}. Set them back, or "
-            "choose a new run.id"
+            f"the release that the manifest names does not fit the settings: {'; '.join(differing)}. Restore these "
+            "settings, or choose a new run.id"
         )
 
 

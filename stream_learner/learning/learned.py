@@ -9,7 +9,7 @@ from stream_learner.learning.drift import Change
 
 
 class Refused(NamedTuple):
-    """A sample that could not be learned: its index among those given, and why."""
+    """A sample that could not be learned: its index in the call of `Learner.learn`, and why."""
 
     sample: int
     reason: Reason
@@ -20,7 +20,7 @@ class Refused(NamedTuple):
 class Learned(Figures):
     """Figures of one call of `Learner.learn`, and the samples that were refused.
 
-    `drifts` are the rises of the prequential error that the detector found.
+    `drifts` are the rises of the prequential error that the drift detector found.
     """
 
     refused: list[Refused] = field(default_factory=list)

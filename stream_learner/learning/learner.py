@@ -42,7 +42,7 @@ NON_FINITE_IN_A_ROW = 3
 
 
 class Stored(Struct):
-    """The learner's part of a state, beside its identity and memories."""
+    """Fields of a saved state. Its identity, its memories and some fields of its classes are read elsewhere."""
 
     labels: list[Label]
     trainer: dict[str, Any]
@@ -59,7 +59,8 @@ class Stored(Struct):
 class Saved:
     """A state to continue from.
 
-    `state` and `parts` come from `Learner`; `released` is the state saved with the last release, or None.
+    `state` and `parts` are the `Learner.state_dict()` and `Learner.parts` that were saved. `released` is the state that
+    was saved with the last release, or None.
     """
 
     state: StateDict
@@ -68,15 +69,18 @@ class Saved:
 
 
 class Learner:
-    """Learns samples in order. The same calls give the same state, byte for byte, on one machine type and thread count,
-    also if it was saved and restored in between."""
+    """Learns samples in order.
+
+    On one machine type and thread count, the same calls give the same state, byte for byte. It makes no difference if
+    the learner is saved and restored in between.
+    """
 
     def __init__(self, settings: Settings, saved: Saved | None = None):
         """Begin without classes, or continue from a state. Classes retire if `[labels]` renames or forbids them.
 
-        Raises UsageError when the settings name a model, strategy, weight policy or device that does not exist, images
-        too small for the model, or pretrained weights that are not its own; ValueError when the state belongs to other
-        settings, lacks a part, or holds what no learner would save.
+        Raises UsageError when a model, strategy, weight policy or device does not exist, the images are too small for
+        the model, or the pretrained weights do not fit it. Raises ValueError when the state belongs to other settings,
+        lacks a part or is malformed.
         """
         self._settings = settings
         self._placement = place(settings.learning, models.factory(settings.model.name))
@@ -95,7 +99,7 @@ class Learner:
         self.prequential = Prequential()
         self.drift = DriftMonitor(settings)
         self.records = 0
-        """Input records of the run, those rejected included."""
+        """Number of the run's input records so far, including rejected records."""
         self._non_finite_in_a_row = 0
         if saved:
             self._load(saved)
@@ -114,10 +118,11 @@ class Learner:
     # -- learning
 
     def learn(self, samples: Sequence[Sample], records: int | None = None) -> Learned:
-        """Predict the training samples, then learn them; hold the others out.
+        """Predict the training samples, then learn them. Hold out the validation and test samples.
 
-        `records` is the number of input records that were read to get these samples, those rejected included; it drives
-        `release.every_records` and the ages of what is remembered. None: one for each sample.
+        `records` is the number of input records that were read to get these samples, including rejected records. It
+        counts for `release.every_records` and for the ages of samples in the memory. The default is one record for each
+        sample.
         """
         records = len(samples) if records is None else records
         learned = Learned()
@@ -132,10 +137,10 @@ class Learner:
         return learned
 
     def predict(self, images: Iterable[bytes | np.ndarray]) -> Predictions:
-        """Predict images as a release of the model would. Nothing is learned.
+        """Predict images as a release of the current model would. Nothing is learned.
 
         Each image is encoded (JPEG, PNG), or uint8 pixels [H, W, 1 or 3]. Raises UsageError before the first class,
-        RejectError for an image that cannot be decoded, ValueError for an array that is not such pixels.
+        RejectError for an image that cannot be decoded, and ValueError for an array of another type or shape.
         """
         if not self.labels:
             raise UsageError("the learner knows no class yet; learn some samples first")
@@ -145,22 +150,21 @@ class Learner:
 
     @property
     def network(self) -> models.ImageClassifier:
-        """The network that predicts now. A solved head is as it was last solved."""
+        """The network that predicts now. A solved head has the rows from its last solve."""
         return self._trainer.evaluated
 
     @property
     def arithmetic(self) -> Arithmetic:
-        """The conditions, besides the data, on which the bytes of a state depend."""
+        """Software, hardware and settings on which the bytes of a state depend, besides the data."""
         return self._placement.arithmetic(self._settings_digest)
 
     @property
     def diverged(self) -> bool:
-        """Whether the last three batches gave a loss or gradient that is not finite."""
+        """Whether each of the last three batches gave a loss or gradient that is not finite."""
         return self._non_finite_in_a_row >= NON_FINITE_IN_A_ROW
 
     def _sort(self, samples: Sequence[Sample], learned: Learned) -> list[int]:
-        """Give labels their class indices and hold out validation and test samples; return where training samples
-        stand."""
+        """Admit the labels, and hold out validation and test samples. Return the indices of the training samples."""
         train = []
         for position, sample in enumerate(samples):
             try:
@@ -178,7 +182,10 @@ class Learner:
         return train
 
     def _learn(self, train: list[Sample], records: int, learned: Learned) -> bool:
-        """Predict, weigh and learn training samples. False when a step was not finite and undone."""
+        """Predict, weigh and learn training samples.
+
+        Return False if nothing was learned because the first step was not finite.
+        """
         before = self._weights.state_dict()
         stream, features_NF, weighed = self._weighed(train, records, learned)
         if not weighed.now.any():
@@ -197,7 +204,7 @@ class Learner:
         return True
 
     def _weighed(self, samples: list[Sample], records: int, learned: Learned) -> tuple[Minibatch, Tensor, Weighed]:
-        """Predict training samples and weigh them. Return them, their features [N, F] and weights."""
+        """Predict and weigh training samples. Return them as a minibatch, their features [N, F] and their weights."""
         labels = np.array([self._classes.index_of[sample.label] for sample in samples], np.int64)
         images_on_device = self._to_device(np.stack([sample.pixels_HWC for sample in samples]))
         labels_on_device = self._to_device(labels)
@@ -224,7 +231,10 @@ class Learner:
     def _predict_first(
         self, images_NHWC: Tensor, labels: Tensor, records: int, learned: Learned
     ) -> tuple[Tensor, Tensor]:
-        """Predict before learning. Return features [N, F] and logits [N, classes]."""
+        """Predict samples and count the result, before they are learned.
+
+        Return features [N, F] and logits [N, classes].
+        """
         features_NF, logits = self._trainer.predict(images_NHWC)
         targets, (predictions, confidences) = labels.cpu().numpy(), evaluation.top(logits)
         hits = predictions == targets
@@ -247,14 +257,14 @@ class Learner:
 
     @property
     def release_due(self) -> bool:
-        """Whether `release.every_records` records were read since the last decision, and any of them was learned.
+        """Whether `release.every_records` records were read and something was learned since the last decision.
 
-        It is true after the same batch in every execution.
+        A decision is due after the same batches in every execution.
         """
         return self._classes.in_use > 0 and self._releases.due(self.records)
 
     def decide(self) -> Outcome:
-        """Evaluate the model and decide whether it is released, or training goes back to the last release."""
+        """Evaluate the model. Decide whether it is released, and whether training returns to the last release."""
         with self._randomness.drawing():
             return self._releases.decide(self._classes, self.records)
 
@@ -278,7 +288,7 @@ class Learner:
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return copies of the state's tensors, on the CPU, and the rest of the state, as JSON; see `split`."""
+        """Return the state: copies of tensors on the CPU, and JSON values. `split` separates the two."""
         components = self._memories | {
             "trainer": self._trainer,
             "weights": self._weights,
@@ -293,7 +303,7 @@ class Learner:
             | {name: component.state_dict() for name, component in components.items()}
             | {
                 "records": self.records,
-                # A run that stopped after three such batches continues after them.
+                # A run that stopped after three such batches counts from 0 when it resumes.
                 "non_finite_in_a_row": self._non_finite_in_a_row % NON_FINITE_IN_A_ROW,
             }
         )
@@ -305,7 +315,7 @@ class Learner:
 
     @property
     def recent(self) -> Recent | None:
-        """Figures of the last samples that were predicted before they were learned; None before the first."""
+        """Figures of the latest training samples, predicted before they were learned. None before the first sample."""
         return self.prequential.recent(self.labels)
 
     def _load(self, saved: Saved) -> None:
@@ -341,7 +351,7 @@ class Learner:
         stored = parse(state, Stored)
         classes = len(stored.labels)
         if stored.labels != self.labels[:classes]:
-            raise ValueError("labels of the last release's state are not those of the run")
+            raise ValueError("the labels in the last release's state differ from the labels of the run")
         with part("the last release's trainer"):
             self._releases.load_released(stored.trainer, classes, stored.records)
 

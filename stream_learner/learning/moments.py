@@ -1,4 +1,4 @@
-"""An optimizer's moments in a state dict, as `INDEX/NAME`; the index is that of their parameter."""
+"""An optimizer's moments in a state dict. They are named `INDEX/NAME`, where INDEX is the index of the parameter."""
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ def moments(optimizer: Optimizer) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_moments(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Set the moments of an optimizer that took no step. Raises ValueError when they belong to another one."""
+    """Set the moments of a new optimizer. Raises ValueError when they do not fit the optimizer or its parameters."""
     names_of: dict[str, set[str]] = {}
     for key in tensors:
         index, _, name = key.partition("/")

@@ -1,4 +1,4 @@
-"""Muon, an optimizer for kernels and matrices."""
+"""Muon, an optimizer for matrices and for kernels of convolutions."""
 
 from collections.abc import Iterable
 
@@ -9,20 +9,20 @@ from torch.nn.modules.conv import _ConvNd
 from stream_learner.learning.optimizers import PlainAdamW
 
 ADAMS_SIZE = 0.2
-"""Root mean square of Adam's updates, of the learning rate."""
+"""Root mean square of Adam's updates, as a multiple of the learning rate."""
 ITERATIONS = 5
 A, B, C = 3.4445, -4.7750, 2.0315
 
 
 class Muon(PlainAdamW):
-    """Optimizer that moves matrices by their orthogonalised momentum, and other parameters with AdamW.
+    """Optimizer that updates matrices by their orthogonalised momentum, and other parameters with AdamW.
 
-    Directions that few images support then count as much as those that each batch supports.
+    So directions of the gradient that come from few images count as much as directions that are in every batch.
 
     Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks" (kellerjordan.github.io/posts/muon),
-    with Nesterov's momentum. The updates of matrices have the size of AdamW's, so that one learning rate serves both:
-    Liu et al. 2025, "Muon is Scalable for LLM Training" (arXiv:2502.16982). A kernel [out, in, height, width] is the
-    matrix [out, in * height * width], which torch's own Muon does not support.
+    with Nesterov's momentum. The updates of matrices are as large as the updates of AdamW, so that one learning rate
+    fits both: Liu et al. 2025, "Muon is Scalable for LLM Training" (arXiv:2502.16982). A kernel [out, in, height,
+    width] is treated as the matrix [out, in * height * width]. torch's own Muon does not support kernels.
     """
 
     def __init__(
@@ -33,18 +33,18 @@ class Muon(PlainAdamW):
         momentum: float,
         weight_decay: float,
     ):
-        """Take the parameters. AdamW does not move `matrices`, [rows, columns] or [out, in, height, width]."""
+        """Take all parameters. AdamW does not update `matrices`, [rows, columns] or [out, in, height, width]."""
         super().__init__(parameters, lr, weight_decay=weight_decay, fused=True)
         self.matrices = list(matrices)
-        """Parameters that Muon moves."""
+        """Parameters that Muon updates."""
         self._momentum = momentum
         self.share = 1.0
-        """Factor of the next step of the matrices, 0..1. The size of a step does not depend on the gradient's size.
-        Without the factor, samples of low weight would move the network as far as others."""
+        """Factor (0..1) of the next update of the matrices. The size of their update does not depend on the gradient's
+        size. Without the factor, samples of low weight would change the network as much as other samples."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update the parameters that have gradients. Remove the gradients of matrices, or AdamW would move them too."""
+        """Update the parameters that have gradients. Gradients of matrices are removed, so that AdamW skips them."""
         (group,) = self.param_groups
         for matrix in self.matrices:
             if matrix.grad is not None:
@@ -76,11 +76,11 @@ def matrices_of(body: nn.Module) -> list[nn.Parameter]:
 def orthogonal(matrix: Tensor) -> Tensor:
     """Approximate U V^T of a matrix U S V^T, float32 [rows, columns], by Newton-Schulz iterations.
 
-    An iteration is X <- (A + B G + C G^2) X with G = X X^T. Singular values become 0.7 to 1.2, except those below a few
-    percent of the norm, which stay lower.
+    An iteration is X <- (A + B G + C G^2) X with G = X X^T. Singular values become 0.7 to 1.2. Only singular values
+    below a few percent of the norm stay lower.
 
-    G has the size of the shorter side, which is several times smaller than X for kernels. So the product that
-    multiplies X is computed from the Gs alone.
+    G is a square matrix with the length of X's shorter side. For kernels, G is several times smaller than X. So the
+    iterations compute only G and the product of the factors, and X is multiplied once.
     """
     x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = x / (x.norm() + 1e-7)

@@ -1,4 +1,4 @@
-"""torch's optimizers, without its compiler. `moments.py` saves and restores their state."""
+"""torch's optimizers, without the wrappers for its compiler. `moments.py` saves and restores their state."""
 
 import inspect
 from typing import TypeVar
@@ -10,9 +10,9 @@ Kind = TypeVar("Kind", bound=Optimizer)
 
 
 def without_compiler(kind: type[Kind]) -> type[Kind]:
-    """Return an optimizer whose methods lack their wrappers for `torch.compile`.
+    """Return a subclass of an optimizer whose methods have no wrappers for `torch.compile`.
 
-    Nothing is compiled here, and on its first call each wrapper imports `torch._dynamo`, which takes a second.
+    The program compiles nothing. At its first call, a wrapper imports `torch._dynamo`, which takes a second.
     """
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "zero_grad", "step")}
     methods["step"] = torch.no_grad()(methods["step"])

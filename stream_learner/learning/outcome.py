@@ -1,4 +1,4 @@
-"""The outcome of a decision to release."""
+"""The outcome of a decision about a release."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,11 @@ from stream_learner.contract.window import Accuracy, Forgetting
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model as downstream would get it.
+    """A model that may be released, with its scores.
 
-    `parameters` is the network's state dict. `calibration_error` is on the validation samples, `forgetting` on the test
-    samples. `evaluation` holds the test samples and the model's predictions on them.
+    `parameters` is the network's state dict, and `retired` holds the indices of retired classes. `calibration_error` is
+    measured on the validation samples, and `forgetting` on the test samples. `evaluation` holds the test samples and
+    the model's predictions on them.
     """
 
     parameters: dict[str, Tensor]
@@ -31,7 +32,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A decision about a candidate, and whether training went back to the last release with it."""
+    """A candidate, the decision about it, and whether training then returned to the last release."""
 
     candidate: Candidate
     decision: Decision

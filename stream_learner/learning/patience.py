@@ -20,7 +20,9 @@ class Stored(Struct):
 class Patience:
     """Counter of candidates since the last release that were refused because they were worse.
 
-    Each time the limit is reached, it lowers the learning rate. The next release resets the counter and the rate.
+    When the counter reaches the limit, training returns to the last release, and the counter starts again at 0. The
+    learning rate is halved each time, but stays at least a tenth of the setting. The next release resets the counter
+    and the learning rate.
 
     A candidate that is refused only because it is not better (`release.rule` = `better`) does not count: by chance,
     half of the equally good candidates score below the last release.
@@ -31,11 +33,14 @@ class Patience:
         self._limit = limit
         self._refusals = 0
         self.refused = 0
-        """Candidates since the last release that were refused as worse. A roll-back does not reset this number."""
+        """Number of candidates since the last release that were refused because they were worse.
+
+        A roll-back does not reset it.
+        """
         self.learning_rate_factor = 1.0
 
     def decided(self, decision: Decision) -> bool:
-        """Note a decision. Return whether training should return to the last release."""
+        """Count a decision. Return whether training must return to the last release."""
         if decision.released:
             self._refusals, self.refused, self.learning_rate_factor = 0, 0, 1.0
             return False

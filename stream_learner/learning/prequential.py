@@ -1,4 +1,4 @@
-"""Prequential figures of the model, from predicting each sample before it is learned."""
+"""Prequential figures: how well the model predicts each training sample before it learns the sample."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from stream_learner.learning.stored import NonNegative, parse
 from stream_learner.networks.tensors import tensor, within
 
 TOP_CONFUSIONS = 10
-ROUNDING = 1e-5  # of a softmax in float32
+ROUNDING = 1e-5  # tolerance for rounding errors of a softmax in float32
 
 
 class StoredMean(Struct):
@@ -23,15 +23,15 @@ class StoredMean(Struct):
 
 
 class FadingMean:
-    """Mean in which a sample's weight fades by 1 - 1/window with each later one.
+    """Mean in which each new sample multiplies the weights of all earlier samples by 1 - 1/window.
 
-    The fading factor of Gama, Sebastiao and Rodrigues, "On evaluating stream learning algorithms" (2013).
+    This is the fading factor of Gama, Sebastiao and Rodrigues, "On evaluating stream learning algorithms" (2013).
     """
 
     def __init__(self, window: int):
         self._fade = 1 - 1 / window
         self._mean = 0.0
-        self._weight = 0.0  # weight of all samples so far, as a share (0..1) of that of an endless stream
+        self._weight = 0.0  # total weight of all samples so far; it approaches 1
 
     def add(self, total: float, count: int) -> None:
         """Add `count` samples of equal age with the sum `total`."""
@@ -54,9 +54,9 @@ class FadingMean:
 
 
 class Prequential:
-    """The last `RECENT_SAMPLES` training samples and their predictions.
+    """Labels and predictions of the last `RECENT_SAMPLES` training samples.
 
-    All figures follow from them, except the faded accuracy.
+    All figures are computed from these, except the faded accuracy, which covers all samples.
     """
 
     def __init__(self):
@@ -68,8 +68,10 @@ class Prequential:
         }
 
     def add(self, labels: np.ndarray, predictions: np.ndarray, confidences: np.ndarray) -> None:
-        """Add a batch: targets and predictions as class indices, int64 [N], and the predictions' probabilities, float32
-        [N].
+        """Add a batch.
+
+        `labels` and `predictions` are class indices, int64 [N]. `confidences` are the probabilities of the predictions,
+        float32 [N].
         """
         self._faded.add(int((predictions == labels).sum()), len(labels))
         new = {"labels": labels, "predictions": predictions, "confidences": confidences}
@@ -78,7 +80,7 @@ class Prequential:
         }
 
     def retire(self, source: int, target: int | None) -> None:
-        """Move samples and predictions of class `source` to class `target`. None drops its samples."""
+        """Move samples and predictions of class `source` to class `target`. If it is None, drop the samples."""
         if target is None:
             kept = self._window["labels"] != source
             self._window = {name: array[kept] for name, array in self._window.items()}
@@ -87,7 +89,7 @@ class Prequential:
                 self._window[name] = np.where(self._window[name] == source, target, self._window[name])
 
     def recent(self, labels: list[Label]) -> Recent | None:
-        """Return the figures, None before the first sample. Class indices are those of `labels`."""
+        """Return the figures, or None before the first sample. `labels` holds the label of each class index."""
         targets, predictions, confidences = self._window.values()
         if not len(targets):
             return None
@@ -108,9 +110,9 @@ class Prequential:
         return {"faded": self._faded.state_dict()} | window
 
     def load_state_dict(self, state: StateDict, classes: int) -> None:
-        """Take over what `state_dict` gave, of a learner that knows `classes` classes.
+        """Restore a state from `state_dict` of a learner that knows `classes` classes.
 
-        Raises ValueError when they are not that.
+        Raises ValueError when the state is malformed.
         """
         samples = tensor(state, "labels", torch.int64, None)
         if len(samples) > RECENT_SAMPLES:
@@ -126,9 +128,10 @@ class Prequential:
 
 
 def kappa(predictions: np.ndarray, targets: np.ndarray) -> float | None:
-    """Compute Cohen's kappa (1960): accuracy above chance, which guesses each class as often as the model does.
+    """Compute Cohen's kappa (1960), (accuracy - chance) / (1 - chance).
 
-    Class indices are int64 [N]. None if chance is always right: one class, and no other prediction.
+    Chance is the expected accuracy of random guesses that name each class as often as the model does. Class indices are
+    int64 [N]. The result is None if chance is 1: all samples and all predictions are of one class.
     """
     classes = int(max(predictions.max(), targets.max())) + 1
     predicted, present = (np.bincount(indices, minlength=classes) for indices in (predictions, targets))
@@ -137,9 +140,7 @@ def kappa(predictions: np.ndarray, targets: np.ndarray) -> float | None:
 
 
 def confusions(predictions: np.ndarray, targets: np.ndarray) -> list[tuple[int, int, int]]:
-    """Return (target, prediction, count) of the confusion matrix's nonzero entries off its diagonal, most frequent
-    first.
-    """
+    """Return (target, prediction, count) for each kind of wrong prediction, most frequent first."""
     wrong = predictions != targets
     pairs, counts = np.unique(np.stack([targets[wrong], predictions[wrong]], 1), axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")

@@ -1,4 +1,4 @@
-"""Random numbers of a learner, independent of all others in its process."""
+"""A learner's random numbers, independent of all other random numbers in the process."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from stream_learner.networks.tensors import tensor
 
 
 class Randomness:
-    """The generators behind a learner's weights, dropout, replay and augmentation.
+    """The random generators for a learner's initial parameters, dropout, replay and augmentation.
 
-    Dropout takes no generator of its own, so torch's default generators have the learner's states while it computes.
+    Dropout always draws from torch's default generators. So these have the learner's states while the learner computes.
     """
 
     def __init__(self, seed: int, device: torch.device):
@@ -23,7 +23,7 @@ class Randomness:
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """Draw from the learner's generators. Other generators are not affected."""
+        """Give torch's default generators the learner's states. At the end, restore the states from before."""
         outside = self._current()
         self._put(self._states)
         try:
@@ -33,13 +33,13 @@ class Randomness:
             self._put(outside)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the states, uint8 each."""
+        """Return the generators' states, each a uint8 tensor."""
         return dict(self._states)
 
     def load_state_dict(self, states: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave; the state of a device that is not used now is ignored.
+        """Restore the states from `state_dict`. The state of a device that is not used now is ignored.
 
-        Raises ValueError when it is not that.
+        Raises ValueError or RuntimeError when a state is malformed.
         """
         for name, own in self._states.items():
             if name in states or name == "cpu":

@@ -1,4 +1,4 @@
-"""Releases: the decision, and the return to the last release after too many refusals."""
+"""Decisions about releases, and the return of training to the last release after too many refusals."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -37,9 +37,9 @@ class Stored(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Released:
-    """The last release: the network that the gate compares with, and what training goes back to.
+    """The last release. The gate compares candidates with its network, and training may return to its state.
 
-    `state` is the trainer's; `records` counts the run's input records up to there.
+    `state` is the trainer's state at the release. `records` is the number of the run's input records up to the release.
     """
 
     network: ImageClassifier
@@ -50,7 +50,7 @@ class Released:
 class Releases:
     """Decides whether to release the trainer's network.
 
-    It returns the trainer to the last release after too many refusals.
+    After too many refusals, it returns the trainer to the last release.
     """
 
     def __init__(
@@ -61,29 +61,29 @@ class Releases:
         held_out: dict[Split, BalancedMemory],
         device: torch.device,
     ):
-        """Take the collaborators. A roll-back changes `trainer` and `memory`; `held_out` is only read."""
+        """Take the objects that decisions use. A roll-back changes `trainer` and `memory`. `held_out` is only read."""
         self._settings = settings
         self._trainer = trainer
         self._memory = memory
         self._held_out = held_out
         self._device = device
-        self._decided_at = 0  # records
-        self._taught = False  # whether something was learned since
+        self._decided_at = 0  # input records up to the last decision
+        self._taught = False  # whether something was learned since the last decision
         self._released: Released | None = None
-        self._retired_since: list[int] = []  # class indices
+        self._retired_since: list[int] = []  # indices of the classes that retired since the last release
         self._best_recalls = BestRecalls()
         self._patience = Patience(settings.release.patience)
 
     @property
     def network(self) -> ImageClassifier | None:
-        """The last release's network, in evaluation mode."""
+        """The last release's network, in evaluation mode. None before the first release."""
         return self._released and self._released.network
 
     @torch.inference_mode()
     def probabilities(self, images_NHWC: Tensor, labels: Tensor) -> np.ndarray:
         """Return the probability of each sample's own class under the last release, float32 [N].
 
-        It is 0 before the first release.
+        The probability is 0 before the first release.
         """
         if self.network is None:
             return np.zeros(len(labels), np.float32)
@@ -96,23 +96,25 @@ class Releases:
 
     @property
     def refused(self) -> int:
-        """Number of candidates refused for being worse since the last release."""
+        """Number of candidates since the last release that were refused because they were worse."""
         return self._patience.refused
 
     def due(self, records: int) -> bool:
-        """Return whether `release.every_records` records were read since the last decision, and any of them was
-        learned.
+        """Return whether `release.every_records` records were read and something was learned since the last decision.
 
-        `records` is their total number. A model that learned nothing is not released.
+        `records` is the number of the run's input records so far. A model that learned nothing is not released.
         """
         return self._taught and records - self._decided_at >= self._settings.release.every_records
 
     def taught(self) -> None:
-        """Note that a batch with a weight above 0 was learned."""
+        """Note that a batch with at least one weight above 0 was learned."""
         self._taught = True
 
     def decide(self, classes: Classes, records: int) -> Outcome:
-        """Evaluate the network, which knows `classes` after `records` input records, and decide."""
+        """Evaluate the trainer's network and decide whether to release it. May return training to the last release.
+
+        `classes` are the run's classes. `records` is the number of the run's input records so far.
+        """
         self._decided_at, self._taught = records, False
         self._trainer.solve()
         candidate, decision = self._judged(classes)
@@ -129,7 +131,7 @@ class Releases:
         return Outcome(candidate, decision, rolled_back)
 
     def _judged(self, classes: Classes) -> tuple[Candidate, Decision]:
-        """Return the candidate and the gate's decision."""
+        """Evaluate the candidate. Return it and the gate's decision."""
         network, labels = self._trainer.evaluated, classes.labels
         validation, test = self._held_out[Split.VALIDATION], self._held_out[Split.TEST]
         images_NHWC, test_images_NHWC = (held.pixels_NHWC(np.arange(len(held))) for held in (validation, test))
@@ -169,7 +171,7 @@ class Releases:
         return candidate, decision
 
     def retire(self, index: int, label: Label) -> None:
-        """Make the last release never predict a class that retired since, so that the comparison is fair."""
+        """Make the last release never predict a class that has retired by now, so that the comparison is fair."""
         self._retired_since.append(index)
         self._best_recalls.forget(label)
         if self.network is not None:
@@ -179,7 +181,7 @@ class Releases:
         silence(network.head, [row for row in self._retired_since if row < network.head.out_features])
 
     def _roll_back(self, classes: Classes) -> None:
-        """Take training back to the last release. Counters, random draws, labels and held-out samples stay."""
+        """Return training to the last release. Counts, random generators, labels and held-out samples do not change."""
         assert self._released
         known = self._released.network.head.out_features
         self._trainer.load_state_dict(self._released.state, known)
@@ -189,7 +191,7 @@ class Releases:
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as JSON. The last release itself is in the state that was saved with it."""
+        """Return the state as JSON, without the last release. `load_released` loads it from its own saved state."""
         return {
             "decided_at": self._decided_at,
             "taught": self._taught,
@@ -207,9 +209,10 @@ class Releases:
         self._patience.load_state_dict(stored.patience)
 
     def load_released(self, state: StateDict, classes: int, records: int) -> None:
-        """Take the last release, of `classes` classes, from the trainer's state after `records` input records.
+        """Load the last release from the trainer's state that was saved with it.
 
-        Raises ValueError when the state is not one of the trainer's.
+        It has `classes` classes and was made after `records` input records. Raises ValueError when the state is
+        malformed.
         """
         self._trainer.check(state, classes)  # check it now, because training may return to it at any time
         parameters = under("average", state) or under("model", state)
@@ -219,7 +222,7 @@ class Releases:
     def _build(self, parameters: dict[str, Tensor]) -> ImageClassifier:
         """Build the settings' network with these parameters, on the device and in evaluation mode."""
         spec = spec_of(self._settings.model, len(parameters["head.bias"]))
-        with torch.random.fork_rng(devices=[]):  # initialising it must not move the state's generator
+        with torch.random.fork_rng(devices=[]):  # initial parameters must not use the learner's random numbers
             model = models.build(spec, own=spec.name)
         load_parameters(model, parameters)
         return model.to(self._device).eval()

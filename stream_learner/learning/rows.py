@@ -1,4 +1,4 @@
-"""Rows of the head, and their moments in the optimizer, when classes retire or return."""
+"""Changes to rows of the head, and to their moments in the optimizer, when classes retire or return."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ def take_over(layer: nn.Linear, optimizer: Optimizer | None, source: int, target
 
 @torch.no_grad()
 def begin_again(layers: list[nn.Linear], optimizer: Optimizer, row: int) -> None:
-    """Initialise a row again, to the same values in all layers. `optimizer` moves the first of them."""
+    """Initialise a row again, to the same values in all layers. Clear its moments in the first layer's `optimizer`."""
     fresh = head(layers[0].in_features, 1).to(layers[0].weight.device)
     for layer in layers:
         layer.weight[row], layer.bias[row] = fresh.weight[0], fresh.bias[0]
@@ -29,7 +29,7 @@ def begin_again(layers: list[nn.Linear], optimizer: Optimizer, row: int) -> None
 
 @torch.no_grad()
 def keep_silent(layer: nn.Linear, optimizer: Optimizer | None, rows: list[int]) -> None:
-    """Silence rows and clear their moments: weight decay would move a row without a gradient."""
+    """Silence rows and clear their moments. Call it after each step, because weight decay also changes silent rows."""
     silence(layer, rows)
     for moment in _moments(layer, optimizer):
         moment[rows] = 0
@@ -39,5 +39,5 @@ def _moments(layer: nn.Linear, optimizer: Optimizer | None) -> Iterator[Tensor]:
     """Yield the optimizer's tensors that have one row for each row of the layer."""
     for parameter in (layer.weight, layer.bias):
         for moment in optimizer.state.get(parameter, {}).values() if optimizer else ():
-            if moment is not None and moment.ndim:  # Adam's step count has none
+            if moment is not None and moment.ndim:  # Adam's step count is a scalar
                 yield moment

@@ -1,4 +1,4 @@
-"""The network that settings ask for, as a manifest describes it."""
+"""The spec of the network that the settings choose, as manifests hold it."""
 
 from stream_learner.config import ModelSettings
 from stream_learner.contract.manifest import ModelArguments, ModelSpec
@@ -6,7 +6,7 @@ from stream_learner.registry import HEADS
 
 
 def spec_of(settings: ModelSettings, classes: int) -> ModelSpec:
-    """Return the spec of the network that the settings choose. Raises UsageError when there is no such head."""
+    """Return the spec of the network that the settings choose. Raises UsageError when the head does not exist."""
     head_class = HEADS.lookup(settings.head)
     arguments = ModelArguments(
         classes=classes,

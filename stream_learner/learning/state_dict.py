@@ -1,7 +1,7 @@
-"""State dicts: what `state_dict()` gives and `load_state_dict()` takes, as with torch's modules.
+"""State dicts, which `state_dict()` returns and `load_state_dict()` restores, as in torch's modules.
 
-A component's state dict maps names to tensors and to JSON values. A learner's maps the names of its components to their
-state dicts, and further names to JSON values.
+A component's state dict maps names to tensors and to JSON values. The learner's state dict maps the name of each
+component to the component's state dict. It also maps other names to JSON values.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ StateDict = Mapping[str, Any]
 
 
 def split(state: StateDict) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a learner's tensors, named `component/name`, and the rest, a JSON document."""
+    """Split a learner's state dict into its tensors, named `component/name`, and a JSON document with the rest."""
     tensors: dict[str, Tensor] = {}
     document: dict[str, Any] = {}
     for component, value in state.items():
@@ -29,12 +29,12 @@ def split(state: StateDict) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def join(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the learner's state dict that `split` took apart."""
+    """Return the learner's state dict from the two results of `split`."""
     state = {name: dict(value) if isinstance(value, dict) else value for name, value in document.items()}
     for name, tensor in tensors.items():
         component, _, rest = name.partition("/")
         of_component = state.setdefault(component, {})
-        if isinstance(of_component, dict):  # else what loads it says that it is no state
+        if isinstance(of_component, dict):  # otherwise the component refuses its state when it is loaded
             of_component[rest] = tensor
     return state
 
@@ -45,12 +45,12 @@ def tensors_of(state: StateDict) -> dict[str, Tensor]:
 
 
 def prefixed(prefix: str, state: StateDict) -> dict[str, Any]:
-    """Return the entries under `prefix/name`."""
+    """Return the entries with `prefix/` in front of each name."""
     return {f"{prefix}/{name}": value for name, value in state.items()}
 
 
 def under(prefix: str, state: StateDict) -> dict[str, Any]:
-    """Return the entries whose name begins with `prefix/`, without it."""
+    """Return the entries whose names begin with `prefix/`, and remove `prefix/` from the names."""
     return {name.removeprefix(prefix + "/"): v for name, v in state.items() if name.startswith(prefix + "/")}
 
 

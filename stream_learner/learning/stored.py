@@ -20,9 +20,9 @@ FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeErro
 
 @contextmanager
 def part(name: str) -> Iterator[None]:
-    """Name the part of the state to which an error belongs. Turns all errors into ValueError.
+    """Convert errors of the block (`FAILURES`) to ValueError. The message begins with the name of the state's part.
 
-    Only running out of memory is passed on, because it says nothing about the state.
+    Errors for lack of memory are raised unchanged, because they say nothing about the state.
     """
     try:
         yield
@@ -34,5 +34,5 @@ def part(name: str) -> Iterator[None]:
 
 
 def parse(document: Any, kind: type[T]) -> T:
-    """Convert a part of the state's JSON document. Raises ValueError that says where it is not of `kind`."""
+    """Convert a part of the state's JSON document to `kind`. Raises ValueError that names the malformed field."""
     return msgspec.convert(document, kind)

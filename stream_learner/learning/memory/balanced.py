@@ -1,4 +1,4 @@
-"""A class-balanced sample of all samples so far, of bounded size."""
+"""A memory of bounded size that keeps a class-balanced selection of all samples so far."""
 
 import hashlib
 import heapq
@@ -21,16 +21,17 @@ UNLIMITED = np.iinfo(np.int64).max
 class BalancedMemory:
     """Class-balanced bottom-k sample of encoded images.
 
-    An item's key is a hash of its record's place, so the content depends only on the records, and not on the number of
-    restarts. While only `max_items` limits it, the content does not depend on the order of arrival either. A class
-    keeps its q smallest keys (bottom-k sampling: Cohen and Kaplan 2007), which are a uniform sample of the class after
-    any reduction. When the memory is full, the largest class drops its largest key. Its q never grows again, because
-    the items that it refused in the meantime are lost. When `max_bytes` limits the memory, an item's size changes its
-    chance of being kept by about size / `max_bytes`.
+    An item's key is a hash of its record's place. So the content depends only on the records, and not on restarts.
+    While only `max_items` limits the memory, the content does not depend on the order of arrival either.
 
-    Items have slots 0..N-1. Their images are in segments, as `formats.images.stored` returns them. All else is in
-    columns: key, class index, weight, number of input records read before its batch, event time, place, and logits or
-    group if they are stored.
+    A class keeps its q smallest keys (bottom-k sampling: Cohen and Kaplan 2007), which remain a uniform sample of the
+    class whenever q is reduced. When the memory is full, the largest class drops its largest key. The q of a class
+    never grows again, because the items that the class refused in the meantime are lost. When `max_bytes` limits the
+    memory, an item's size changes its chance of being kept by about size / `max_bytes`.
+
+    Items have slots 0..N-1. Their images are in segments, as `formats.images.stored` returns them. Columns hold the
+    rest of an item: key, class index, weight, number of input records that were read before its batch, event time,
+    place of the image in the segments, and logits or group if they are stored.
     """
 
     def __init__(
@@ -46,8 +47,8 @@ class BalancedMemory:
     ):
         """Make a memory of images of `shape` (height, width, channels).
 
-        `max_bytes` limits the encoded bytes that are live. With dead bytes, segments take at most twice as much.
-        `stores_logits` and `stores_groups` add the columns `logits` and `groups`.
+        `max_bytes` limits the bytes of the items' encoded images. Segments also hold bytes of removed items, so they
+        take at most twice as much. `stores_logits` and `stores_groups` add the columns `logits` and `groups`.
         """
         self._shape = shape
         self._max_items = max_items
@@ -70,7 +71,7 @@ class BalancedMemory:
         if stores_groups:
             self._columns["groups"] = np.empty(0, np.int64)
         self._slot_of: dict[int, int] = {}
-        self._heaps: list[list[int]] = []  # per class, keys negated: the largest on top
+        self._heaps: list[list[int]] = []  # per class, the negated keys: the largest key is on top
         self._counts = np.empty(0, np.int64)
         self._limits = np.empty(0, np.int64)
         self._nbytes = 0
@@ -110,12 +111,15 @@ class BalancedMemory:
 
     @property
     def logits(self) -> np.ndarray:
-        """Logits, float32 [N, classes]; NaN for classes without a step at that time. Only with `stores_logits`."""
+        """Logits, float32 [N, classes]. Only with `stores_logits`.
+
+        They are NaN for retired classes, and for classes that no step had trained when the item arrived.
+        """
         return self._column("logits")
 
     @property
     def groups(self) -> np.ndarray:
-        """Hashes of the groups by which samples were split, int64 [N]. Only with `stores_groups`."""
+        """Hash of each item's group, int64 [N]. Samples are split by group. Only with `stores_groups`."""
         return self._column("groups")
 
     @property
@@ -168,20 +172,20 @@ class BalancedMemory:
         return torch.randint(len(self), (size,)).numpy() if len(self) else np.empty(0, np.int64)
 
     def drop_since(self, records: int) -> None:
-        """Remove the items of batches that began after `records` or more input records.
+        """Remove the items whose `admitted` is at least `records`.
 
-        The q of a class does not change. The class stays smaller until as many new items arrive, because the removed
-        items had displaced older ones.
+        The q of a class does not change. A class that lost items stays smaller than q until new items arrive, because
+        the older items that the removed items had displaced are lost.
         """
         kept = np.flatnonzero(self.admitted < records)
         self._columns = {name: column[kept] for name, column in self._columns.items()}
         self._index()
 
     def retire(self, source: int, target: int | None) -> None:
-        """Move the items of class `source` to class `target`, or remove them if it is None.
+        """Move the items of class `source` to class `target`, or remove the items if `target` is None.
 
-        The q of the target becomes the sum of both, so that it keeps all items. Later evictions drop the largest
-        keys first.
+        The q of the target becomes the sum of the two q, so that the target keeps all items. Later evictions drop the
+        largest keys first.
         """
         self._know_class(max(source, target or 0))
         if target is None:
@@ -197,7 +201,7 @@ class BalancedMemory:
         self._index()
 
     def _joint_limit(self, *classes: int) -> int:
-        """Return the joint q of classes. A class that has refused nothing counts with its items."""
+        """Return the joint q of classes. A class that has refused nothing counts with its number of items."""
         if (self._limits[list(classes)] == UNLIMITED).all():
             return UNLIMITED
         unlimited = self._limits == UNLIMITED
@@ -209,9 +213,9 @@ class BalancedMemory:
         return columns | {"limits": torch.from_numpy(self._limits.copy())} | self._segments.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor], parts: Mapping[str, bytes], classes: int) -> None:
-        """Restore as much as fits from `state_dict` and `parts`. `classes` is the learner's number of classes.
+        """Restore a state from `state_dict` and `parts`, and drop items that exceed the limits.
 
-        Raises ValueError when a part is missing or the state is malformed.
+        `classes` is the learner's number of classes. Raises ValueError when a part is missing or the state is malformed.
         """
         self._segments.load_state_dict(state, parts)
         limits = tensor(state, "limits", torch.int64, None)
@@ -221,7 +225,7 @@ class BalancedMemory:
         self._columns = self._checked(state, classes)
         self._index()
         self._shrink()
-        if not self._max_items:  # a memory that is off refuses nothing, and starts empty when it is on again
+        if not self._max_items:  # a disabled memory refuses nothing; if it is enabled again, it starts empty
             self._limits[:] = UNLIMITED
 
     def _checked(self, state: dict[str, Tensor], classes: int) -> dict[str, np.ndarray]:
@@ -272,7 +276,7 @@ class BalancedMemory:
             self._limits = np.append(self._limits, np.full(missing, UNLIMITED))
 
     def _wide(self, logits: np.ndarray) -> np.ndarray:
-        """Return the logits as a row of their column, which grows with the classes."""
+        """Return the logits as a row for their column. Widen the column if there are new classes."""
         column = self._columns["logits"]
         if (missing := len(logits) - column.shape[1]) > 0:
             column = self._columns["logits"] = np.pad(column, ((0, 0), (0, missing)), constant_values=np.nan)
@@ -310,7 +314,7 @@ class BalancedMemory:
         number, length = int(self._columns["segments"][slot]), int(self._columns["lengths"][slot])
         self._counts[label] -= 1
         self._nbytes -= length
-        last = len(self)  # the slots stay dense: the last item moves into the hole
+        last = len(self)  # the last item moves into the free slot, so that the slots stay 0..N-1
         if slot != last:
             for column in self._columns.values():
                 column[slot] = column[last]
@@ -319,7 +323,7 @@ class BalancedMemory:
             self._rewrite(number)
 
     def _rewrite(self, number: int) -> None:
-        """Append a segment's live items again, in their order, and drop the segment."""
+        """Append a segment's live items to the log again, in their order, and drop the segment."""
         slots = np.flatnonzero(self._column("segments") == number)
         starts = self._columns["starts"][slots]
         data = self._segments.drop(number)
@@ -328,7 +332,7 @@ class BalancedMemory:
             self._store(slot, data[start : start + int(self._columns["lengths"][slot])])
 
     def _index(self) -> None:
-        """Rebuild everything that follows from the columns, which hold only live items."""
+        """Recompute everything that follows from the columns. The columns must have no unused rows."""
         keys, labels = self._columns["keys"], self._columns["labels"]
         self._slot_of = {key: slot for slot, key in enumerate(keys.tolist())}
         self._counts = np.bincount(labels, minlength=len(self._limits)).astype(np.int64)

@@ -6,7 +6,7 @@ from stream_learner.learning.memory.balanced import BalancedMemory
 
 
 def replay_memory(settings: Settings, *, replays: bool, stores_logits: bool) -> BalancedMemory:
-    """Return the memory to replay from. It keeps nothing unless `replays`."""
+    """Return the memory to replay from. It stays empty unless `replays` is true."""
     memory = settings.memory
     return _memory(settings, memory.max_items if replays else 0, memory.max_bytes, stores_logits=stores_logits)
 
@@ -14,7 +14,7 @@ def replay_memory(settings: Settings, *, replays: bool, stores_logits: bool) -> 
 def held_out_sets(settings: Settings) -> dict[Split, BalancedMemory]:
     """Return the sets of validation and test samples."""
     model, held_out = settings.model, settings.held_out
-    # A set is decoded as a whole, so its pixels are limited.
+    # A set is decoded as a whole, so the size of its decoded images is limited too.
     max_items = min(held_out.max_items, held_out.max_bytes // (model.height * model.width * model.channels))
     return {
         split: _memory(settings, max_items, held_out.max_bytes, stores_groups=True)

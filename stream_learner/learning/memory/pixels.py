@@ -1,4 +1,4 @@
-"""Decoded images of a memory's items, so that items replayed often are decoded once."""
+"""Cache of decoded images, so that items that are replayed often are decoded only once."""
 
 from collections.abc import Callable
 
@@ -10,8 +10,8 @@ CACHE_BYTES = 64 * 1024 * 1024
 class PixelCache:
     """Cache of at most 64 MiB of decoded images. Several slots of a memory share a place.
 
-    It affects no result, so it is not part of the state. An item's key shows whether the pixels at its place are its
-    own.
+    The cache affects no result, so it is not part of the state. Each place also holds the key of the item that the
+    pixels belong to.
     """
 
     def __init__(self, shape: tuple[int, int, int], max_items: int):
@@ -26,7 +26,7 @@ class PixelCache:
     def get(self, slots: np.ndarray, keys: np.ndarray, decode: Callable[[int], np.ndarray]) -> np.ndarray:
         """Return the images of the items at these slots, uint8 [N, height, width, channels].
 
-        `decode` gets the slots of items that are not cached.
+        `decode(slot)` is called for each item that is not cached.
         """
         places = slots % len(self._keys)
         pixels_NHWC = self._pixels[places]

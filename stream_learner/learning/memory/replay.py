@@ -9,12 +9,12 @@ from stream_learner.learning.weighting import Times, Weights
 
 
 class Replay:
-    """Draws minibatches from a memory (`BalancedMemory.draw`), with the weights that their samples have now."""
+    """Draws minibatches from a memory (`BalancedMemory.draw`), with the current weights of the samples."""
 
     def __init__(
         self, settings: Settings, memory: BalancedMemory, weights: Weights, device: torch.device, *, with_logits: bool
     ):
-        """Take the memory and the policies of weights, which are only read. `with_logits`: the memory stores them."""
+        """Take the memory and the weights, which are only read. With `with_logits`, the memory stores logits."""
         self._size = settings.replay_size
         self._memory = memory
         self._weights = weights
@@ -22,10 +22,7 @@ class Replay:
         self._with_logits = with_logits
 
     def draw(self, factor: float) -> Minibatch:
-        """Draw `factor` times the settings' replay size; drift raises the factor.
-
-        Return no samples if the memory is empty.
-        """
+        """Draw a minibatch of `factor` times the settings' replay size. It is empty if the memory is empty."""
         memory = self._memory
         slots = memory.draw(round(self._size * factor))
         times = Times(memory.admitted[slots], memory.timestamps_ms[slots])

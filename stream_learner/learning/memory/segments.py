@@ -1,4 +1,4 @@
-"""Append-only bytes, so that a checkpoint writes only new data."""
+"""Append-only storage for bytes, so that a checkpoint writes only new data."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -22,11 +22,12 @@ class Sealed(NamedTuple):
 
 
 class Segments:
-    """A log of byte strings in numbered segments: sealed ones, immutable until dropped, and an open tail.
+    """A log of byte strings in numbered segments.
 
-    When less than half of a segment is live, its live bytes should be appended again (log-structured storage: Rosenblum
-    and Ousterhout 1992). So all segments take at most twice the live bytes. Only the order of calls decides what is
-    sealed, rewritten and dropped, never the times of snapshots.
+    New data go to the open segment, the tail. All other segments are sealed: they never change, and may only be
+    dropped. When less than half of a segment is live, the caller should append its live bytes again and drop it
+    (log-structured storage: Rosenblum and Ousterhout 1992). Then all segments take at most twice the live bytes. When
+    segments are sealed, rewritten and dropped depends only on the calls and their order, not on the times of snapshots.
     """
 
     def __init__(self, segment_bytes: int):
@@ -42,7 +43,7 @@ class Segments:
         return dict(self._sealed.values())
 
     def append(self, data: bytes) -> tuple[int, int]:
-        """Append data. Return the number of its segment, and where the data start in it."""
+        """Append data. Return the number of the segment, and the index in the segment where the data start."""
         number, start = self._tail_number, len(self._tail)
         self._tail += data
         self._live[number] += len(data)
@@ -57,7 +58,7 @@ class Segments:
         return bytes(data[start : start + length])
 
     def size(self, number: int) -> int | None:
-        """Return the bytes of a segment, live and dead, None if there is no such segment."""
+        """Return the number of bytes in a segment, live and dead, or None if the segment does not exist."""
         if number == self._tail_number:
             return len(self._tail)
         return len(self._sealed[number].data) if number in self._sealed else None
@@ -68,9 +69,10 @@ class Segments:
         return self._sparse(number)
 
     def recount(self, numbers: np.ndarray, lengths: np.ndarray) -> list[int]:
-        """Set each segment's live bytes from the segment numbers and lengths (int32 [N]) of the live entries.
+        """Count the live bytes of each segment again.
 
-        Return the segments to rewrite, in order.
+        `numbers` and `lengths`, int32 [N], are the segment and the length of each live entry. Return the numbers of the
+        segments that should be rewritten, in order.
         """
         self._live = dict.fromkeys([*self._sealed, self._tail_number], 0)
         found, place = np.unique(numbers, return_inverse=True)
@@ -79,7 +81,7 @@ class Segments:
         return [number for number in self._live if self._sparse(number)]
 
     def drop(self, number: int) -> bytes:
-        """Drop the bytes of a segment. If it is the tail, the tail starts again."""
+        """Remove a segment and return its bytes. If it is the tail, a new tail begins."""
         del self._live[number]
         if number in self._sealed:
             return self._sealed.pop(number).data
@@ -90,7 +92,7 @@ class Segments:
     def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of the tail, the digests of the sealed segments, and the numbers of all segments.
 
-        The digests stand for the bytes in `parts`. The tail's number is the last one.
+        The bytes of the sealed segments are in `parts`, by digest. The last of the numbers is the tail's.
         """
         digests = [bytes.fromhex(segment.digest.removeprefix("sha256:")) for segment in self._sealed.values()]
         return {
