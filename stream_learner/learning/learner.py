@@ -69,10 +69,9 @@ class Saved:
 
 
 class Learner:
-    """Learns samples in order.
+    """Learns samples in order. On one machine type and thread count, the same calls give the same state, byte for byte.
 
-    On one machine type and thread count, the same calls give the same state, byte for byte. It makes no difference if
-    the learner is saved and restored in between.
+    Saving and restoring the learner in between changes nothing.
     """
 
     def __init__(self, settings: Settings, saved: Saved | None = None):

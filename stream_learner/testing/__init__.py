@@ -1,9 +1,9 @@
-"""Checks of the contract that the program relies on, for every registry entry and for code of your own.
+"""Checks that registry entries and your own code keep the contract that the program relies on.
 
-There is one function for each extension point of docs/extending.md. It returns if the object keeps the contract, and
-raises AssertionError otherwise, with a message that says what is wrong. The checks need no Kafka, no data set and no
-test framework. They make their images and features from a fixed seed, and leave torch's default generator as it was. A
-process runs one check at a time, because a check puts the object into a registry while it lasts.
+There is one function for each extension point of docs/extending.md. It returns if the object keeps the contract.
+Otherwise it raises AssertionError with a message that says what is wrong. The checks need no Kafka, no data set and no
+test framework. They make their images and features from a fixed seed, and leave torch's default generator unchanged.
+Run only one check at a time in a process, because each check registers the object until the check ends.
 """
 
 from stream_learner.testing.augmentations import check_augmentation

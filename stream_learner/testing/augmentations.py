@@ -18,9 +18,9 @@ def check_augmentation(
 ) -> None:
     """Check an augmentation, given by its function, on images of one size.
 
-    It maps uint8 images [N, H, W, C] to new ones of the same shape and type, also for N = 0. It changes them at random,
-    draws only from torch's default generator, and changes neither its argument nor the generator's seed. A Learner that
-    uses it is saved and resumed. Raises AssertionError.
+    The augmentation maps uint8 images [N, H, W, C] to new images of the same shape and type, also for N = 0. It changes
+    images at random, draws only from torch's default generator, and does not seed this generator. It leaves its
+    argument unchanged. The check also saves and resumes a Learner that uses the augmentation. Raises AssertionError.
     """
     check = Checking(augmentation)
     with torch.random.fork_rng(devices=[]):
@@ -35,7 +35,7 @@ def check_augmentation(
             check.that(isinstance(found, Tensor), f"for {what} it returned {type(found).__name__}, not a tensor")
             fits = (found.shape, found.dtype, found.device) == (before.shape, before.dtype, before.device)
             returned = f"it returned {found.dtype} {list(found.shape)} on {found.device}"
-            check.that(fits, f"for {what} {returned}; shape, type and device must stay")
+            check.that(fits, f"for {what} {returned}; keep the shape, the type and the device")
             check.that(same(images_NHWC, before), "it changes the images that it gets; return changed copies")
             return found.clone()
 
@@ -52,7 +52,7 @@ def check_augmentation(
         )
         check.that(
             not all(same(by_seed[0], other) for other in by_seed[1:]),
-            f"it gives the same images for {SEEDS} seeds of torch's default generator; an augmentation draws from it",
+            f"it gives the same images for {SEEDS} seeds of torch's default generator; draw from this generator",
         )
         check.that(
             not same(states[0], states[1]),

@@ -1,4 +1,4 @@
-"""Failures of a check, and comparisons that several checks make."""
+"""Errors and comparisons that several checks use."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,14 +31,14 @@ class Checking:
         self.that(not missing, f"it lacks {missing}; derive the class from the base class in docs/extending.md")
 
     def call(self, what: str, function: Callable[[], T]) -> T:
-        """Return what the function returns. Raises AssertionError for every exception of the function."""
+        """Call the function and return its result. Raises AssertionError if the function raises an exception."""
         try:
             return function()
         except Exception as error:
             raise AssertionError(f"{self._name}: {what} raised {type(error).__name__}: {error}") from error
 
     def refuses(self, load: Callable[[], None], state: str) -> None:
-        """Raise AssertionError unless `load`, which loads this state, fails as `load_state_dict` may."""
+        """Raise AssertionError unless `load` raises an allowed error (`FAILURES`). `state` describes what it loads."""
         try:
             with part("state"):
                 load()
@@ -51,13 +51,13 @@ class Checking:
         self.that(False, f"load_state_dict() accepts {state}; {problem}")
 
     def storable(self, state: object) -> dict[str, Tensor]:
-        """Return copies of the tensors of a state dict. Raises AssertionError if it is none that can be saved."""
+        """Return copies of the tensors of a state dict. Raises AssertionError if the state dict cannot be saved."""
         problem = "state_dict() must return a dict of names to tensors"
         if not isinstance(state, dict):
             raise AssertionError(f"{self._name}: {problem}, not {type(state).__name__}")
         copies = {}
         for name, tensor in state.items():
-            self.that(isinstance(name, str) and isinstance(tensor, Tensor), f"{problem}; {name!r} is none")
+            self.that(isinstance(name, str) and isinstance(tensor, Tensor), f"{problem}; {name!r} is {tensor!r:.20}")
             self.that(tensor.dtype in STORED, f"state_dict() holds {name} as {tensor.dtype}; use float32 or float64")
             copies[name] = tensor.detach().clone()
         return copies
@@ -65,7 +65,7 @@ class Checking:
 
 @contextmanager
 def registered(registry: Registry, entry: object) -> Iterator[str]:
-    """Give an entry a name that settings accept, while the context lasts."""
+    """Register an entry until the context ends. Yield the name by which settings choose it."""
     name = "checked"
     registry[name] = entry
     try:
@@ -75,7 +75,7 @@ def registered(registry: Registry, entry: object) -> Iterator[str]:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same, byte for byte."""
+    """Return whether two tensors have the same type, shape and bytes."""
     return (
         one.dtype == other.dtype
         and one.shape == other.shape
@@ -84,12 +84,12 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 
 def same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether two state dicts are the same, byte for byte."""
+    """Return whether two state dicts have the same names and, for each name, the same tensor."""
     return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
 
 
 def forged(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield variants of a state that are damaged in one tensor, each with its description."""
+    """Yield variants of a state, each damaged in one tensor, with a description of the damage."""
     for name, tensor in state.items():
         rest = {other: value.clone() for other, value in state.items() if other != name}
         yield f"a state without {name}", rest

@@ -25,9 +25,10 @@ def check_format(
 ) -> None:
     """Check a record format, given by its class, its settings, and records that it can read.
 
-    Each record of `good` becomes a sample, the same one each time. Hundreds of damaged, huge and random records, some
-    made from `good`, are read or raise RejectError. None may raise RetryLaterError, since `good` shows that everything
-    outside answers, and no read may take longer than `longest_s`. Raises AssertionError.
+    Each record of `good` becomes a sample, with the same fields each time. Hundreds of damaged, huge and random records
+    are read or raise RejectError. Some of these records are made from `good`. They may not raise RetryLaterError,
+    because the services that the format needs have answered for `good`. No read may take longer than `longest_s`.
+    Raises AssertionError.
     """
     check = Checking(kind)
     check.that(isinstance(kind, type) and issubclass(kind, Format), "a format is a class derived from Format")
@@ -43,7 +44,7 @@ def check_format(
         check.that(isinstance(fields, Fields), f"{what} is not read: {fields}")
         for other in (decoder.format, another.format):
             again = _read(check, other, record, what, longest_s)
-            check.that(again == fields, f"{what} gives other fields each time; a resumed run reads it again")
+            check.that(again == fields, f"{what} gives other fields each time; a resumed run reads the record again")
         decoded = check.call(f"decoding {what}", lambda one=record: _decoded(decoder, one))
         check.that(isinstance(decoded, Sample), f"{what} is refused as a sample: {decoded}")
     for what, record in _hostile(good):
@@ -87,7 +88,7 @@ def _decoded(decoder: Decoder, record: Record) -> Sample | RejectError | None:
 
 
 def _hostile(good: Sequence[Record]) -> Iterator[tuple[str, Record]]:
-    """Yield records that nobody should send, each with its description. The same ones each time."""
+    """Yield damaged, huge and random records, each with its description. Every call yields the same records."""
     random = Random(0)
     for number, record in enumerate(good):
         of = f"good record {number}"
@@ -128,7 +129,7 @@ def _damaged(value: bytes, random: Random) -> Iterator[tuple[str, bytes]]:
     for _ in range(50 if value else 0):
         place, bit = random.randrange(len(value)), random.randrange(8)
         yield f"with bit {bit} of byte {place} flipped", _with(value, place, bytes([value[place] ^ 1 << bit]))
-    for place in range(min(len(value), 16)):  # where lengths stand
+    for place in range(min(len(value), 16)):  # binary formats have lengths here
         for huge in (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\0"):
             yield f"with {huge!r} at byte {place}", _with(value, place, huge)
     yield from _json_variants(value)
@@ -139,7 +140,7 @@ def _with(value: bytes, place: int, part: bytes) -> bytes:
 
 
 def _json_variants(value: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield a JSON object with values of other types, if the value is one."""
+    """Yield variants of a JSON object without a member or with values of other types. Other values have no variants."""
     try:
         document = json.loads(value)
     except (ValueError, RecursionError):

@@ -20,10 +20,12 @@ ROUNDING = 1e-4
 def check_head(kind: type[StatisticsHead]) -> None:
     """Check a solved head, given by its class.
 
-    The layer has the right shape, predicts most of the samples that it saw, never predicts a class without samples, and
-    depends neither on the order of samples nor on batches. Weight 2 counts a sample twice, weight 0 not at all. Samples
-    of a retired class move. The state is float64 and complete, and a damaged one is refused. A Learner that uses the
-    head is saved and resumed. Raises AssertionError.
+    The layer has the right shape, predicts most of the samples that it saw, and never predicts a class without samples.
+    It depends neither on the order of the samples nor on their division into batches. A sample with weight 2 counts
+    like two samples, and a sample with weight 0 does not count. Samples of a retired class move to the other class.
+
+    The state is float64 and complete, and a damaged state is refused. The check also saves and resumes a Learner that
+    uses the head. Raises AssertionError.
     """
     check = Checking(kind)
     check.has(kind, "observe", "retire", "solve", "state_dict", "load_state_dict")
@@ -39,7 +41,7 @@ def check_head(kind: type[StatisticsHead]) -> None:
 
 
 class _Samples:
-    """Features of separate classes, far from zero. One feature is always 0, as of a pixel that is always black."""
+    """Features of well separated classes, far from zero. One feature is always 0, like a pixel that is always black."""
 
     def __init__(self):
         generator = torch.Generator().manual_seed(0)
@@ -61,7 +63,7 @@ def _observe(
 
 
 def _seen(check: Checking, kind: type[StatisticsHead], s: _Samples, indices: Tensor | None = None) -> StatisticsHead:
-    """Return a head that saw samples, all of them by default, in one batch."""
+    """Return a head that observed the samples at `indices` in one batch. The default is all samples."""
     head = check.call("building it with the number of features and a device", lambda: kind(FEATURES, CPU))
     _observe(check, head, s, torch.arange(SAMPLES) if indices is None else indices, s.labels, s.weights)
     return head
@@ -104,7 +106,9 @@ def _check_layer(check: Checking, kind: type[StatisticsHead], s: _Samples) -> No
     _check_silent(check, (weight, bias), [CLASSES, CLASSES + 1], "without samples")
     check.that(same_tensors(before, head.state_dict()), "solve() changes the sums; solving must change nothing")
     right = ((s.features @ weight.T + bias).argmax(1) == s.labels).float().mean()
-    check.that(right > 0.5, f"it predicts {right:.0%} of well separated samples that it saw; does it use its sums?")
+    check.that(
+        right > 0.5, f"it predicts {right:.0%} of well separated samples that it saw; solve the rows from the sums"
+    )
 
 
 def _check_sums(check: Checking, kind: type[StatisticsHead], s: _Samples) -> None:
@@ -125,7 +129,7 @@ def _check_sums(check: Checking, kind: type[StatisticsHead], s: _Samples) -> Non
     _observe(check, repeated, s, indices, s.labels, torch.ones(SAMPLES))
     check.that(
         _close(_solve(check, weighted), _solve(check, repeated)),
-        "a sample of weight 2 must count like two samples, and one of weight 0 like none",
+        "a sample of weight 2 must count like two samples, and a sample of weight 0 must not count",
     )
     ghost = kind(FEATURES, CPU)
     _observe(check, ghost, s, torch.arange(SAMPLES), s.labels, (s.labels != 2).float())
@@ -143,7 +147,7 @@ def _check_retiring(check: Checking, kind: type[StatisticsHead], s: _Samples) ->
     _check_silent(check, layer, [3], "that retired")
     check.that(
         _close(layer, _solve(check, wanted)),
-        "retire(3, 1) must give the head that had seen samples of 3 as samples of 1",
+        "retire(3, 1) must give the same head as if all samples of class 3 had been samples of class 1",
     )
     gone = _seen(check, kind, s)
     retire(gone, 3, None)
@@ -178,7 +182,7 @@ def _check_state(check: Checking, kind: type[StatisticsHead], s: _Samples) -> No
     check.call("load_state_dict()", load)
     layer_, after_ = rest(other)
     continued = all(map(same, layer, layer_)) and same_tensors(after, after_)
-    check.that(continued, "another head with its state continues differently; keep all sums in state_dict()")
+    check.that(continued, "another head that loads its state continues differently; keep all sums in state_dict()")
     check.that(same_tensors(kept, state), "observe() changes the state that load_state_dict() got; keep copies")
     for description, damaged in forged(state):
         check.refuses(lambda damaged=damaged: kind(FEATURES, CPU).load_state_dict(damaged, CLASSES), description)

@@ -19,7 +19,7 @@ from stream_learner.testing.small_run import check_in_a_learner, small_settings
 CLASSES = 3
 RANDOM_FEATURES = 7
 BATCHES = 3
-ROUNDING = 1e-3  # logits of an image alone and among others; kernels differ by batch size
+ROUNDING = 1e-3  # tolerance of logits, because torch uses other kernels for other batch sizes
 
 
 def check_model(
@@ -27,10 +27,13 @@ def check_model(
 ) -> None:
     """Check a network, given by its class or factory, for images of one size.
 
-    It maps uint8 images [N, H, W, C] to float32 logits [N, classes] for any N from 1 and any number of classes from 0,
-    and its head sees the features. If it is `convolutional`, it can compute in bfloat16. It predicts repeatably in
-    evaluation mode, and each image alone. Its state dict holds all that it learns. It can be averaged and frozen, and
-    take random features. A Learner that uses it is saved and resumed. Raises AssertionError.
+    The network maps uint8 images [N, H, W, C] to float32 logits [N, classes], for N of at least 1 and any number of
+    classes, also 0. Its logits are its head's output for its features. If it is `convolutional`, it can compute in
+    bfloat16.
+
+    In evaluation mode it gives the same logits each time, and an image's logits do not depend on the other images. Its
+    state dict holds everything that it learns. It can be averaged and frozen, and can use random features. The check
+    also saves and resumes a Learner that uses the network. Raises AssertionError.
     """
     check = Checking(factory)
     with torch.random.fork_rng(devices=[]), registered(MODELS, factory) as name:
@@ -105,7 +108,7 @@ def _check_shapes(check: Checking, build: Callable[..., ImageClassifier], images
 
 
 def _check_bfloat16(check: Checking, network: ImageClassifier, images: Tensor) -> None:
-    """Check a step as `learning.precision` and `learning.channels_last` choose it for convolutional networks."""
+    """Check a step in the precision and memory layout that are the defaults for convolutional networks."""
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     with torch.autocast("cpu", torch.bfloat16):
         check.call("a step in bfloat16 with channels_last", lambda: _step(network, images))
@@ -121,7 +124,7 @@ def _check_predictions(check: Checking, network: ImageClassifier, images: Tensor
     check.that(
         same(logits, network(images)) and same(generator, torch.get_rng_state()),
         "in evaluation mode it predicts differently each time or draws random numbers; "
-        "put what is random into modules that heed train() and eval()",
+        "draw random numbers only in modules that obey train() and eval()",
     )
     check.that(same_tensors(before, network.state_dict()), "predicting in evaluation mode changes its state")
     alone = torch.cat([network(image[None]) for image in images])
@@ -133,7 +136,7 @@ def _check_predictions(check: Checking, network: ImageClassifier, images: Tensor
 
 
 def _step(network: ImageClassifier, images: Tensor) -> None:
-    """Take a plain step on the loss."""
+    """Take a step of plain gradient descent on the cross-entropy."""
     network.train().zero_grad()
     F.cross_entropy(network(images).float(), torch.arange(len(images)) % CLASSES).backward()
     with torch.no_grad():
@@ -149,14 +152,14 @@ def _check_state(check: Checking, network: ImageClassifier, other: ImageClassifi
     with torch.no_grad():
         check.that(
             same(network.eval()(images), other.eval()(images)),
-            "one that loads its state dict predicts differently; keep all that it learns in parameters and buffers",
+            "a network that loads its state dict predicts differently; keep all that is learned in parameters and buffers",
         )
     for one in (network, other):
         torch.manual_seed(0)
         _step(one, images)
     check.that(
         same_tensors(network.state_dict(), other.state_dict()),
-        "one that loads its state dict learns differently; keep all that affects steps in parameters and buffers",
+        "a network that loads its state dict learns differently; keep all that affects steps in parameters and buffers",
     )
 
 

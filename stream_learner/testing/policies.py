@@ -18,9 +18,9 @@ CLASSES = 4
 def check_weight_policy(kind: type[Policy], settings: WeightsSettings = DEFAULTS) -> None:
     """Check a weight policy, given by its class, with settings of `[weights]`.
 
-    Factors are float64 [N], finite and at least 0, for batches of one or more samples, and while classes arrive and
-    retire. The state is JSON and complete: loading it undoes a batch, and another instance that loads it continues
-    identically. A Learner that uses the policy is saved and resumed. Raises AssertionError.
+    Factors are float64 [N], finite and at least 0. This holds for batches of one or more samples, and while classes
+    arrive and retire. The state is JSON and complete: loading it undoes a batch, and another instance that loads it
+    continues identically. The check also saves and resumes a Learner that uses the policy. Raises AssertionError.
     """
     check = Checking(kind)
     check.has(kind, "factors", "replayed", "retire", "state_dict", "load_state_dict")
@@ -86,14 +86,17 @@ def _state(check: Checking, policy: Policy) -> str:
     """Return a policy's state as JSON text."""
     state = check.call("state_dict()", policy.state_dict)
     problem = (
-        "state_dict() must return a JSON document: a dict of lists, texts and finite numbers of Python's own types"
+        "state_dict() must return a JSON document: a dict of lists, strings and finite numbers of Python's own types"
     )
     try:
         text = json.dumps(state, allow_nan=False)
     except (TypeError, ValueError) as error:
         text = ""
         check.that(False, f"{problem}; {error}")
-    check.that(isinstance(state, dict) and json.loads(text) == state, f"{problem}; it changes when it is read back")
+    check.that(
+        isinstance(state, dict) and json.loads(text) == state,
+        f"{problem}; this one changes when it is written as JSON and read back",
+    )
     return text
 
 
@@ -111,16 +114,16 @@ def _check_state(check: Checking, kind: type[Policy], settings: WeightsSettings)
 
     def continues(loaded: Policy, problem: str) -> None:
         check.call("load_state_dict()", lambda: loaded.load_state_dict(json.loads(text)))
-        check.that(_state(check, loaded) == text, "load_state_dict() does not take over what state_dict() returned")
+        check.that(_state(check, loaded) == text, "load_state_dict() does not restore everything of state_dict()")
         check.that(next_batch(loaded) == expected, problem)
 
     everything = "keep all that affects factors in state_dict(), and use no clock and no random numbers"
-    continues(kind(settings), f"another instance with its state continues differently; {everything}")
+    continues(kind(settings), f"another instance that loads its state continues differently; {everything}")
     undone = "does not restore the state from before a batch, which is needed when a batch is not learned"
     continues(policy, f"load_state_dict() {undone}; {everything}")
     check.call("load_state_dict({})", lambda: policy.load_state_dict({}))
     began = next_batch(policy) == next_batch(kind(settings))
-    check.that(began, "load_state_dict({}) does not start again; with an empty state it is as new")
+    check.that(began, "load_state_dict({}) does not start again; an empty state must reset the policy")
 
 
 def _check_retiring(check: Checking, kind: type[Policy], settings: WeightsSettings) -> None:

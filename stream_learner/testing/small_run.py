@@ -1,4 +1,4 @@
-"""A small run of a learner, on images made from a seed."""
+"""A small run of a learner on random images from a fixed seed."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "learning": {"device": "cpu", "augment": [], "average_decay": 0.0},
     "release": {"min_held_out": 1, "patience": None},
 }
-# Of the second half of the stream: class b becomes a, class c goes.
+# Settings for the second half of the stream: class b becomes class a, and class c is no longer allowed.
 RETIRING = {"labels": {"allowed": [*"adef"], "aliases": {"b": "a"}}}
 HALF = 5  # batches
 # Buffers may hold infinities, such as the mask of an attention layer. Resuming refuses infinite parameters.
@@ -42,15 +42,15 @@ class _SettingsAlone(Settings):
 
 
 def small_settings(**sections: dict[str, Any]) -> Settings:
-    """Return settings for a small run, with changed values of some sections."""
+    """Return settings for a small run. Values in `sections` override the values in `SMALL`."""
     names = {*SMALL, *sections}
     return _SettingsAlone.model_validate({name: SMALL.get(name, {}) | sections.get(name, {}) for name in names})
 
 
 def small_stream(model: ModelSettings) -> list[list[Sample]]:
-    """Return batches in which classes arrive late and weights vary.
+    """Return batches in which some classes arrive late and weights vary.
 
-    One batch holds one sample, one has weight 0 only, and one has no training sample.
+    Some batches hold only one sample. In one batch all weights are 0, and one batch has no training sample.
     """
     rng = np.random.default_rng(0)
     shape = model.height, model.width, model.channels
@@ -90,9 +90,10 @@ def small_stream(model: ModelSettings) -> list[list[Sample]]:
 
 
 def check_in_a_learner(check: Checking, settings: Settings, batches: int | None = None) -> Candidate:
-    """Run a learner on the small stream, undisturbed and resumed after each batch. Both must end the same.
+    """Check that a learner ends in the same state if it is saved and resumed after each batch.
 
-    `batches` limits the stream. Return the last candidate for a release.
+    The learner learns the first `batches` batches of the small stream, by default all. Return the last candidate for a
+    release.
     """
     stream = small_stream(settings.model)[:batches]
     end, candidate = _end(check, settings, stream, resumes=False)
@@ -105,7 +106,7 @@ def check_in_a_learner(check: Checking, settings: Settings, batches: int | None 
         )
         check.that(
             False,
-            f"a run that is saved and resumed after each batch differs from an undisturbed one in "
+            f"a run that is saved and resumed after each batch differs from an uninterrupted run in "
             f"{', '.join(differing)}; keep all that affects learning in state_dict()",
         )
     for name, tensor in tensors.decode(end).items():
@@ -117,7 +118,7 @@ def check_in_a_learner(check: Checking, settings: Settings, batches: int | None 
 
 
 def _end(check: Checking, settings: Settings, stream: list[list[Sample]], resumes: bool) -> tuple[bytes, Candidate]:
-    """Return the state at the end of the stream, as a checkpoint holds it, and the last candidate."""
+    """Return the saved state at the end of the stream, and the last candidate."""
     retiring = settings.model_copy(update={"labels": small_settings(**RETIRING).labels})
     learner, released, outcome = check.call("building a Learner", lambda: Learner(settings)), None, None
     for number, samples in enumerate(stream):
@@ -127,7 +128,8 @@ def _end(check: Checking, settings: Settings, stream: list[list[Sample]], resume
             chosen = settings if number < HALF else retiring
             learner = check.call("resuming a Learner from its saved state", lambda c=chosen, s=saved: Learner(c, s))
             check.that(
-                number == HALF or _state(check, learner) == state, "a state is not the same after load_state_dict()"
+                number == HALF or _state(check, learner) == state,
+                "state_dict() after load_state_dict() does not return the same state",
             )
         learned = check.call("Learner.learn()", lambda batch=samples, to=learner: to.learn(batch))
         why = learned.refused[0].message if learned.refused else ""
@@ -149,7 +151,7 @@ def _loaded(state: bytes) -> StateDict:
 
 
 def _differing(one: bytes, other: bytes) -> list[str]:
-    """Return the names of parts of two states that are not the same byte for byte."""
+    """Return the names of the parts in which two states differ."""
 
     def parts(state: bytes) -> set[tuple[str, bytes]]:
         arrays = {(name, array.tobytes()) for name, array in tensors.decode(state).items()}

@@ -16,19 +16,20 @@ from stream_learner.testing.small_run import check_in_a_learner, small_settings
 SIDE = 6  # pixels
 CLASSES = 4
 STEPS = [(8, 0, "fp32"), (1, 0, "fp32"), (8, 8, "fp32"), (1, 8, "fp32"), (8, 8, "bf16")]
-"""New samples, replayed samples, and `learning.precision`, of steps."""
+"""Steps to check: number of new samples, number of replayed samples, and `learning.precision`."""
 LITTLE = 1e-6
-"""A weight that hardly counts. It is above 0, because in each step some new sample has a weight above 0."""
+"""A weight that hardly counts. It is above 0, because a step always has a new sample with a weight above 0."""
 
 
 def check_strategy(kind: type[Strategy]) -> None:
     """Check a strategy, given by its class.
 
-    Losses and weights are float32 [N] and finite, with and without samples from the memory, while classes arrive and
-    retire, also if the network computes in bfloat16. A sample of weight 0 teaches nothing, and twice the weights give
-    about twice the gradient. `losses` changes only the strategy's own state. The state is complete: it undoes a step,
-    and another instance continues from it with the same bytes. A damaged state is refused. A Learner that uses the
-    strategy is saved and resumed. Raises AssertionError.
+    Losses and weights are float32 [N] and finite. This holds with and without samples from the memory, while classes
+    arrive and retire, and if the network computes in bfloat16. A sample of weight 0 does not change the gradient, and
+    twice the weights give about twice the gradient. `losses` changes only the strategy's own state.
+
+    The state is complete: loading it undoes a step, and another instance that loads it continues with the same bytes. A
+    damaged state is refused. The check also saves and resumes a Learner that uses the strategy. Raises AssertionError.
     """
     check = Checking(kind)
     derived = isinstance(kind, type) and issubclass(kind, Strategy)
@@ -44,7 +45,7 @@ def check_strategy(kind: type[Strategy]) -> None:
 
 
 class _Scene:
-    """A network with its average, and minibatches that depend on a seed."""
+    """A small network, its average, and random minibatches that depend on a seed."""
 
     def __init__(self, kind: type[Strategy]):
         self._kind = kind
@@ -64,7 +65,7 @@ class _Scene:
         self.labels = torch.arange(classes)
 
     def step(self, seed: int, stream: int = 8, replayed: int = 8, weights: tuple[float, ...] = (1.0, 0.5)) -> Step:
-        """Return the input of a step, with this number of samples."""
+        """Return the input of a step with `stream` new samples and `replayed` samples from the memory."""
         generator = torch.Generator().manual_seed(seed)
 
         def minibatch(count: int) -> Minibatch:
@@ -82,7 +83,7 @@ class _Scene:
 
 
 def _losses(check: Checking, strategy: Strategy, step: Step, what: str) -> Losses:
-    """Return the losses of a step, which must be float32 [N], finite and have a gradient."""
+    """Return the losses of a step. Check that they are float32 [N], finite and have a gradient."""
     step.model.train()
     torch.manual_seed(0)
     given = {
@@ -123,7 +124,7 @@ def _check_losses(check: Checking, kind: type[Strategy]) -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 gradient = _gradient(check, strategy, step, what)
             check.that(gradient.isfinite().all(), f"{what} gives a gradient that is not finite")
-            learns = gradient.any() or stream == 1  # with one class alone, some losses are 0
+            learns = gradient.any() or stream == 1  # with a single new sample, the loss of some strategies is 0
             check.that(learns, f"{what} gives a gradient of 0, so that nothing is learned")
             after = [n.state_dict() for n in networks]
             unchanged = all(same_tensors(one, other) for one, other in zip(before, after, strict=True))
@@ -186,16 +187,19 @@ def _check_state(check: Checking, kind: type[Strategy]) -> None:
     expected = next_step(strategy)
     check.that(same_tensors(kept, state), "a step changes what state_dict() returned before; return copies (clone())")
 
+    incomplete = "does not restore everything that state_dict() returned"
+
     def continues(loaded: Strategy, problem: str) -> None:
         check.call("load_state_dict()", lambda: loaded.load_state_dict(kept))
-        check.that(same_tensors(check.storable(loaded.state_dict()), state), "load_state_dict() does not take it all")
+        check.that(same_tensors(check.storable(loaded.state_dict()), state), f"load_state_dict() {incomplete}")
         gradient, after = next_step(loaded)
         check.that(same(gradient, expected[0]) and same_tensors(after, expected[1]), problem)
         check.that(same_tensors(kept, state), "a step changes the state that load_state_dict() got; keep copies")
 
     everything = "keep all that affects losses in state_dict(), and draw only from torch's default generator"
-    continues(kind(), f"another instance with its state continues differently; {everything}")
-    continues(strategy, f"load_state_dict() does not undo a step, as after a loss that is not finite; {everything}")
+    continues(kind(), f"another instance that loads its state continues differently; {everything}")
+    undone = "does not undo a step, which is needed after a loss that is not finite"
+    continues(strategy, f"load_state_dict() {undone}; {everything}")
     for description, damaged in forged(state):
         check.refuses(lambda damaged=damaged: kind().load_state_dict(damaged), description)
 

@@ -193,7 +193,9 @@ def test_what_old_classes_lose_is_told_and_may_refuse():
     for rule in ("max_drop", "not_worse", "better"):
         decision = verdict(*old, new, known=2, rule=rule, max_old_class_drop=0.07)
         assert not decision.released
-        assert decision.reason == "mean recall over the classes that the last release knows fell by 0.0781, more than 0.07"
+        assert (
+            decision.reason == "mean recall over the classes that the last release knows fell by 0.0781, more than 0.07"
+        )
 
 
 def test_without_samples_of_old_classes_nothing_can_be_lost_there():

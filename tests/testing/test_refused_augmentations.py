@@ -44,8 +44,8 @@ def brightest(images_NHWC: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        (as_floats, r"it returned torch.float32 \[0, 32, 24, 3\] on cpu; shape, type and device must stay"),
-        (transposed, r"it returned torch.uint8 \[0, 24, 32, 3\] on cpu; shape, type and device must stay"),
+        (as_floats, r"it returned torch.float32 \[0, 32, 24, 3\] on cpu; keep the shape, the type and the device"),
+        (transposed, r"it returned torch.uint8 \[0, 24, 32, 3\] on cpu; keep the shape, the type and the device"),
         (in_place, "it changes the images that it gets; return changed copies"),
         (from_numpy, "it gives other images for the same seed; draw only from torch's default generator"),
         (always, "it gives the same images for 10 seeds"),

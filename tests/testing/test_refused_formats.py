@@ -107,7 +107,7 @@ class WithoutLabels(Format):
         (NotDeepEnough, ENVELOPES, r"read\(\) of a record whose value is b'\[' 100,000 times raised RecursionError"),
         (WaitsForever, ENVELOPES, "raises RetryLaterError: .*; no restart would get past that record"),
         (Slow, ENVELOPES, r"followed by 1 MiB of zeros took \d\.\d s, more than 0.5 s; limit what it does"),
-        (Undecided, GOOD, "good record 0 gives other fields each time; a resumed run reads it again"),
+        (Undecided, GOOD, "good record 0 gives other fields each time; a resumed run reads the record again"),
         (Anything, GOOD, r"read\(\) of good record 0 returns tuple, not Fields"),
         (TextOfAnImage, GOOD, "gives an image of type str, not bytes"),
     ],

@@ -8,11 +8,11 @@ from stream_learner.networks.tensors import tensor
 
 
 class Prototype:
-    """Nearest class mean (Mensink et al. 2013, "Distance-Based Image Classification", TPAMI 35(11)), weighted.
+    """Weighted nearest class mean (Mensink et al. 2013, "Distance-Based Image Classification", TPAMI 35(11)).
 
-    This is the update W_{t+1} = sum_i alpha_i y_i x_i, y_i one-hot, divided by each class's sum of weights. Its rows
-    are then the class means mu_c. The nearest mean to h in squared Euclidean distance has the largest mu_c h - |mu_c|^2
-    / 2, which is a linear layer.
+    The sums are W = sum_i alpha_i y_i x_i^T, where alpha_i is a sample's weight, y_i its one-hot label and x_i its
+    features. Each row of W, divided by the class's sum of weights, is the class mean mu_c. The mean nearest to features
+    x has the largest mu_c x - |mu_c|^2 / 2, which a linear layer computes.
     """
 
     expands: ClassVar[bool] = False
@@ -23,7 +23,7 @@ class Prototype:
 
     def observe(self, features_NF: Tensor, labels_N: Tensor, weights_N: Tensor) -> None:
         self._know(int(labels_N.max()) + 1)
-        # A product of one-hot rows, because index_add_ on a GPU adds in an order of its own.
+        # A product of one-hot rows, because index_add_ on a GPU adds in varying order.
         targets_CN = weights_N.double() * (
             labels_N == torch.arange(len(self.weights_C), device=labels_N.device)[:, None]
         )

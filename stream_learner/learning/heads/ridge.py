@@ -4,19 +4,21 @@ from torch import Tensor
 from stream_learner.learning.heads.prototype import Prototype
 from stream_learner.networks.tensors import tensor
 
-# Half decades, relative to the mean of G's diagonal; on a tie the larger penalty is taken.
+# In half decades, relative to the mean of G's diagonal. On a tie the first one, which is larger, is chosen.
 PENALTIES = [10.0 ** (exponent / 2) for exponent in range(4, -13, -1)]
 
 
 class Ridge(Prototype):
     """Weighted ridge regression onto one-hot targets: decorrelated prototypes (Hoerl and Kennard 1970).
 
-    G = sum alpha h h^T is added to the class sums Q = sum alpha y h^T, and W = Q (G + lambda I)^-1. h and y are centred
-    before, which gives an intercept without penalty. Nothing is forgotten: this is the solution on all samples at once.
+    For samples with weight alpha, one-hot label y and features h, the sums are Q = sum alpha y h^T and G = sum alpha h
+    h^T. The layer is W = Q (G + lambda I)^-1. The solution centres h and y, so that the intercept has no penalty.
+    Nothing is forgotten: W is the solution on all samples at once.
 
     `lambda` needs no tuning. It is the value with the lowest generalised cross-validation score n RSS / (n - tr H)^2
-    (Golub, Heath and Wahba 1979), where n is the sum of the weights. The score follows from the same sums. A solve is
-    an eigendecomposition, O(F^3): about 2 s for 2,000 features on one core. G takes F^2 * 8 bytes of the state.
+    (Golub, Heath and Wahba 1979), where n is the sum of the weights. The score follows from the same sums. A solve of F
+    features is an eigendecomposition, O(F^3): about 2 s for 2,000 features on one core. G takes F^2 * 8 bytes of the
+    state.
     """
 
     def __init__(self, features: int, device: torch.device):
@@ -39,7 +41,7 @@ class Ridge(Prototype):
         super().retire(source, target)
 
     def solve(self, classes: int) -> tuple[Tensor, Tensor]:
-        # The rest is one more class, which is not predicted.
+        # The samples without a class count as one more class, which is not predicted.
         sums_CF = torch.cat([self.sums_CF, self.rest_F[None]])
         weights_C = torch.cat([self.weights_C, self.rest_weight[None]])
         total = float(weights_C.sum())
@@ -47,7 +49,7 @@ class Ridge(Prototype):
             return self._layer(classes, self.sums_CF, self.weights_C)
         mean_F, shares_C = sums_CF.sum(0) / total, weights_C / total
         eigenvalues_F, vectors_FF = torch.linalg.eigh(self.gram_FF - total * torch.outer(mean_F, mean_F))
-        eigenvalues_F.clamp_(min=0)  # rounding
+        eigenvalues_F.clamp_(min=0)  # rounding errors can make them negative
         projected_CF = (sums_CF - torch.outer(weights_C, mean_F)) @ vectors_FF
         squares_F = projected_CF.square().sum(0)
         total_squares = total * float(1 - shares_C.square().sum())

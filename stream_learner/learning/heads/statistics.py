@@ -6,19 +6,19 @@ import torch
 from torch import Tensor, nn
 
 NEVER = -1e30
-"""Bias of a class without samples: below every logit, and finite, so that a softmax or a loss over it is a number."""
+"""Bias of a class without samples. It is below every logit, and finite, so that a softmax or a loss is not NaN."""
 
 
 class StatisticsHead(Protocol):
-    """A linear classifier whose parameters follow from sums over the weighted samples.
+    """A linear classifier whose parameters are computed from sums over the weighted samples.
 
     The sums are float64, so that any order of samples and any division into batches gives the same head, up to
-    rounding. Weight 2 counts a sample twice, weight 0 not at all. A class without samples has weights 0 and bias
-    `NEVER`.
+    rounding. A sample with weight 2 counts like two samples. A sample with weight 0 does not count. The row of a class
+    without samples has weights 0 and bias `NEVER`.
     """
 
     expands: ClassVar[bool]
-    """Whether it takes the network's random features instead of its features."""
+    """Whether the head uses random features of the network instead of the network's own features."""
 
     def __init__(self, features: int, device: torch.device): ...
 
@@ -27,7 +27,7 @@ class StatisticsHead(Protocol):
         ...
 
     def retire(self, source: int, target: int | None) -> None:
-        """Move the samples of class `source` to class `target`. None means that no class is predicted for them."""
+        """Move the samples of class `source` to class `target`, or to no class if `target` is None."""
         ...
 
     def solve(self, classes: int) -> tuple[Tensor, Tensor]:
@@ -45,6 +45,6 @@ class StatisticsHead(Protocol):
 
 @torch.no_grad()
 def silence(layer: nn.Linear, rows: list[int]) -> None:
-    """Make the layer never predict these classes: their logits are `NEVER`, and a softmax gives them no gradient."""
+    """Make the layer never predict these classes. Their logits become `NEVER`, and a softmax gives them no gradient."""
     layer.weight[rows] = 0
     layer.bias[rows] = NEVER

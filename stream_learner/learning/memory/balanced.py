@@ -215,7 +215,7 @@ class BalancedMemory:
     def load_state_dict(self, state: dict[str, Tensor], parts: Mapping[str, bytes], classes: int) -> None:
         """Restore a state from `state_dict` and `parts`, and drop items that exceed the limits.
 
-        `classes` is the learner's number of classes. Raises ValueError when a part is missing or the state is malformed.
+        `classes` is the learner's number of classes. Raises ValueError when a part is missing or a tensor is malformed.
         """
         self._segments.load_state_dict(state, parts)
         limits = tensor(state, "limits", torch.int64, None)

@@ -8,12 +8,12 @@ ALPHA = 0.2
 
 
 class DarkExperienceReplay(Strategy):
-    """DER++: replayed samples must keep both their labels and the logits from their arrival.
+    """DER++: trains replayed samples toward their labels and toward the logits that they had when they arrived.
 
     Buzzega et al. 2020, "Dark Experience for General Continual Learning: a Strong, Simple Baseline" (arXiv:2004.07211).
-    Only logits of classes that a step had learned by then are compared. With an average, they are the average's logits.
-    One draw from the memory serves both terms, where the paper takes two, so that a step costs as much as with other
-    strategies.
+    Only logits of classes that a step had trained when the sample arrived are compared. If an average is kept, the
+    stored logits are the average's. The paper draws from the memory twice. Here one draw serves both terms of the loss,
+    so that a step costs as much as with other strategies.
     """
 
     stores_logits: ClassVar[bool] = True

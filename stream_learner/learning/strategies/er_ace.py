@@ -4,9 +4,9 @@ from stream_learner.learning.strategies.step import Losses, Step, Strategy, cros
 
 
 class AsymmetricCrossEntropy(Strategy):
-    """ER-ACE: the stream's samples compete only with classes of the same batch, replayed ones with all classes.
+    """ER-ACE: new samples compete only with the classes in the batch, and replayed samples with all classes.
 
-    So a new class does not displace known ones.
+    So new classes do not displace known classes.
 
     Caccia et al. 2022, "New Insights on Reducing Abrupt Representation Change in Online Continual Learning"
     (arXiv:2104.05025).

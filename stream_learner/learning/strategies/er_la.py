@@ -14,8 +14,8 @@ class LogitAdjustedReplay(Strategy):
     The network then learns as if all classes were equally frequent, so a class that fills the stream has no advantage.
 
     Huang et al. 2024, "Online Continual Learning via Logit Adjusted Softmax" (arXiv:2311.06460), after Menon et al.
-    2021 (arXiv:2007.07314). Frequencies are an exponential mean over steps of the weights of stream samples and
-    replayed samples.
+    2021 (arXiv:2007.07314). A class's frequency is an exponential mean over steps. In each step it is the sum of the
+    weights of the class's new and replayed samples.
     """
 
     def __init__(self):
@@ -29,7 +29,7 @@ class LogitAdjustedReplay(Strategy):
 
     def _log_prior(self, latest: Minibatch, classes: int) -> Tensor:
         known = F.pad(self._frequencies, (0, classes - len(self._frequencies))).to(latest.labels.device)
-        # Not by index_add_, whose order of addition on a GPU varies, nor by a matrix product, which autocast rounds.
+        # index_add_ on a GPU would add in varying order, and autocast would round a matrix product.
         counts = (latest.weights[:, None] * F.one_hot(latest.labels, classes)).sum(0)
         self._frequencies = DECAY * known + (1 - DECAY) * counts
         return (self._frequencies / self._frequencies.sum().clamp(min=1e-30)).clamp(min=1e-8).log()

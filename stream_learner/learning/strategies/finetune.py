@@ -4,7 +4,7 @@ from stream_learner.learning.strategies.step import Losses, Step, Strategy, cros
 
 
 class FineTune(Strategy):
-    """Plain steps on the stream: classes that are not seen again are forgotten. It is the usual lower bound."""
+    """Learns only the new samples, and forgets classes that do not come again. The usual lower bound in comparisons."""
 
     replays: ClassVar[bool] = False
 

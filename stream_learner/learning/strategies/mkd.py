@@ -12,7 +12,8 @@ DISTILLATION = 0.25
 class MomentumDistillation(Strategy):
     """Experience replay with the network's own average as teacher.
 
-    The average lags behind and forgets less. Its soft predictions are learned in addition to the labels.
+    The average changes more slowly than the network and forgets less. The network learns the average's probabilities in
+    addition to the labels.
 
     Michel et al. 2024, "Rethinking Momentum Knowledge Distillation in Online Continual Learning" (arXiv:2309.02870),
     with the distillation loss of Hinton et al. 2015 (arXiv:1503.02531). Needs `learning.average_decay`.

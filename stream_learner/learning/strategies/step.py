@@ -11,8 +11,8 @@ from torch.nn import functional as F
 class Minibatch(NamedTuple):
     """Images uint8 [N, H, W, C], class indices int64 [N] and weights float32 [N], on the learner's device.
 
-    `logits`, float32 [N, classes], are the network's logits at the samples' arrival. They are NaN, or columns are
-    missing, for classes without a step at that time. They are set only for a strategy that `stores_logits`.
+    `logits`, float32 [N, classes], are the logits that were predicted when the samples arrived. For classes that no
+    step had trained by then, they are NaN or have no column. `logits` is None unless the strategy `stores_logits`.
     """
 
     images_NHWC: Tensor
@@ -26,10 +26,10 @@ class Minibatch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Input of one optimizer update: network, average, the stream's samples and a draw from the memory.
+    """Input of one optimizer update: network, average, the stream's samples, and a function that draws from the memory.
 
-    The network is in training mode. The average is None if none is kept. Each call of `replay()` draws new samples, and
-    none while the memory is empty.
+    The network is in training mode. `average` is None if no average is kept. Each call of `replay()` draws other
+    samples. The result is empty while the memory is empty.
     """
 
     model: nn.Module
@@ -46,14 +46,14 @@ class Losses(NamedTuple):
 
 
 class Strategy:
-    """The losses of a step. A strategy without state between steps defines only `losses`."""
+    """Base class of strategies. A strategy that keeps nothing between steps defines only `losses`."""
 
     replays: ClassVar[bool] = True
-    """Whether a memory is kept for it."""
+    """Whether the strategy replays samples from a memory."""
     stores_logits: ClassVar[bool] = False
-    """Whether logits are kept with the samples in the memory."""
+    """Whether the memory keeps logits with its samples."""
     distils: ClassVar[bool] = False
-    """Whether the average teaches it."""
+    """Whether the strategy needs the average as a teacher."""
 
     def losses(self, step: Step) -> Losses:
         """Return the losses and weights whose weighted mean is minimised."""
@@ -62,7 +62,7 @@ class Strategy:
     def retire(self, source: int, target: int | None) -> None:
         """Note that class `source` retired. Its samples now belong to class `target`, or to no class if it is None.
 
-        From now on its logits are -1e30, and no sample has its label.
+        From now on, the logits of `source` are -1e30, and no sample has this label.
         """
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Trainers: what changes the network. One takes optimizer steps, the other solves the head from sums."""
+"""Trainers, which change the network. One takes optimizer steps, the other solves the head from sums."""
 
 from stream_learner.config import Settings
 from stream_learner.learning.placement import Placement
@@ -12,8 +12,8 @@ from stream_learner.registry import AUGMENTATIONS, HEADS
 def trainer_for(settings: Settings, placement: Placement) -> Trainer:
     """Build the trainer that `model.head` needs.
 
-    Raises UsageError for a model, head, strategy or augmentation that does not exist, images too small for the model,
-    weights of another network, or a strategy that needs an average while none is kept.
+    Raises UsageError when a model, head, strategy or augmentation does not exist, the images are too small for the
+    model, the pretrained weights do not fit it, or the strategy needs an average and none is kept.
     """
     head, learning = HEADS.lookup(settings.model.head), settings.learning
     chosen = strategy(learning.strategy)

@@ -22,10 +22,10 @@ from stream_learner.networks.weights import load_body
 
 
 class TrainingBatch(NamedTuple):
-    """A batch's training samples, and what a trainer may learn them with.
+    """A batch's training samples, their features, replay, and the factor of the learning rate.
 
-    `features_NF` are the samples' features as predicted before they are learned, float32 for a solved head. Each call
-    of `replay()` draws samples from the memory.
+    `features_NF` are the samples' features, computed before the samples are learned. They are float32 for a solved
+    head. Each call of `replay()` draws samples from the memory.
     """
 
     stream: Minibatch
@@ -35,7 +35,7 @@ class TrainingBatch(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """Result of a batch: the steps taken, the sum of their losses, and whether all that it brought was finite."""
+    """Result of learning a batch: number of steps, sum of their losses, and whether all numbers were finite."""
 
     steps: int = 0
     loss_sum: float = 0.0
@@ -43,12 +43,12 @@ class Trained(NamedTuple):
 
     @property
     def undone(self) -> bool:
-        """Whether nothing of the batch was learned. Steps before one that was not finite stay learned."""
+        """Whether nothing of the batch was learned. If a later step is not finite, the steps before it are kept."""
         return not self.finite and not self.steps
 
 
 class Stored(Struct):
-    """Part of every trainer's state. A solved head has only silent rows; its other values never change."""
+    """Values in the state of every trainer. With a solved head, only `silent_rows` changes."""
 
     loss_normaliser: NonNegative
     fresh_rows: list[Count]
@@ -57,12 +57,12 @@ class Stored(Struct):
 
 
 class Trainer(ABC):
-    """Changes a network by batches of samples. Its state is exactly what a batch changes."""
+    """Base class of trainers, which train a network on batches. The state holds everything that a batch can change."""
 
     replays: bool = False
-    """Whether it learns from a memory too."""
+    """Whether the trainer also learns samples from a memory."""
     stores_logits: bool = False
-    """Whether logits are kept with the samples in the memory."""
+    """Whether the memory keeps logits with its samples."""
 
     def __init__(self, settings: Settings, placement: Placement):
         self._settings = settings
@@ -73,13 +73,13 @@ class Trainer(ABC):
         self._begin(model)
 
     def _begin(self, model: models.ImageClassifier) -> None:
-        """Begin with this network, and with a new state for all else."""
+        """Begin with this network. Reset everything else to its initial state."""
         self.model = model
         self._silent_rows: list[int] = []  # of retired classes
 
     @abstractmethod
     def learn(self, batch: TrainingBatch) -> Trained:
-        """Learn a batch of at least one sample of weight above 0. Undo what is not finite."""
+        """Learn a batch that has at least one weight above 0. A step that is not finite is undone."""
 
     @property
     def evaluated(self) -> models.ImageClassifier:
@@ -103,15 +103,15 @@ class Trainer(ABC):
             return features_NF, network.head(features_NF)
 
     def kept_logits(self, logits: Tensor) -> Tensor | None:
-        """Return the logits [N, classes] that the memory keeps with samples; None if it keeps none."""
+        """Return the logits [N, classes] for the memory to keep with the samples, or None if it keeps no logits."""
         del logits
 
     # -- classes
 
     def set_classes(self, classes: int, retired: Mapping[int, int | None]) -> None:
-        """Extend the head to `classes` rows, and silence exactly the `retired` ones.
+        """Extend the head to `classes` rows, and silence exactly the rows of retired classes.
 
-        `retired` holds indices in the order of retiring, each with the index that took over its samples, or None.
+        `retired` holds their indices in the order of retiring, each with the index that took over its samples, or None.
         """
         if classes > self.model.head.out_features:
             self._grow(classes)
@@ -148,7 +148,7 @@ class Trainer(ABC):
 
     @torch.no_grad()
     def load_state_dict(self, state: StateDict, classes: int) -> None:
-        """Restore a state from `state_dict`, of a network with `classes` classes. Raises ValueError for any other."""
+        """Restore a state from `state_dict` of a network with `classes` classes. Raises ValueError for other states."""
         stored = parse(state, Stored)
         rows = stored.fresh_rows + stored.silent_rows
         if len(set(rows)) < len(rows) or max(rows, default=-1) >= classes:
@@ -161,14 +161,14 @@ class Trainer(ABC):
         self._silent_rows = stored.silent_rows
 
     def check(self, state: StateDict, classes: int) -> None:
-        """Raise ValueError if `load_state_dict` would. Change nothing."""
+        """Raise ValueError if `load_state_dict` would raise it for this state. Change nothing."""
         with torch.random.fork_rng(devices=[]):
             copy.copy(self).load_state_dict(state, classes)
 
     # -- building
 
     def spec(self) -> ModelSpec:
-        """Return the spec of the network as it is now."""
+        """Return the spec of the current network."""
         return spec_of(self._settings.model, self.model.head.out_features)
 
     def _build(self, classes: int) -> models.ImageClassifier:

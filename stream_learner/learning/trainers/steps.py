@@ -40,7 +40,7 @@ class StepTrainer(Trainer):
         strategy: type[Strategy],
         augmentations: Sequence[Callable[[Tensor], Tensor]],
     ):
-        """Build the network, the strategy and the optimizer. Raises UsageError when a setting does not fit."""
+        """Build the network, the strategy and the optimizer. Raises UsageError as `trainer_for` does."""
         learning = settings.learning
         self._strategy_class = strategy
         if self._strategy_class.distils and not learning.average_decay:
@@ -59,7 +59,7 @@ class StepTrainer(Trainer):
         self._average = Average(model, learning.average_decay) if learning.average_decay else None
         self._optimizer = _optimizer(model, learning)
         self._weighted_loss = WeightedLoss(mean=float(self._settings.batch.size))
-        self._fresh_rows: list[int] = []  # which no step has seen
+        self._fresh_rows: list[int] = []  # rows that no step has trained
 
     @property
     def evaluated(self) -> models.ImageClassifier:
@@ -72,11 +72,11 @@ class StepTrainer(Trainer):
         if not self.stores_logits:
             return None
         kept = logits.float().clone()
-        kept[:, self._fresh_rows + self._silent_rows] = torch.nan  # they mean nothing
+        kept[:, self._fresh_rows + self._silent_rows] = torch.nan  # the logits of these rows mean nothing
         return kept
 
     def learn(self, batch: TrainingBatch) -> Trained:
-        """Take `learning.steps_per_batch` steps. Undo a step that is not finite, and take no other."""
+        """Take `learning.steps_per_batch` steps. If a step is not finite, undo it and stop."""
         learning = self._settings.learning
         for group in self._optimizer.param_groups:
             group["lr"] = batch.learning_rate_factor * learning.learning_rate
@@ -141,7 +141,10 @@ class StepTrainer(Trainer):
             self._average.grow(self.model.head)
 
     def _retire(self, source: int, target: int | None) -> None:
-        """Silence a row. If no step has learned the target, it takes the row over, so that renaming loses nothing."""
+        """Silence a row. If no step has trained the target's row, first copy the row to the target's.
+
+        So a renamed class loses nothing.
+        """
         if target in self._fresh_rows and source not in self._fresh_rows:
             take_over(self.model.head, self._optimizer, source, target)
             if self._average:

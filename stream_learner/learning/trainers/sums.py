@@ -21,15 +21,15 @@ MAX_SAMPLES = 2**53
 
 
 class SumTrainer(Trainer):
-    """Adds samples to the sums of a solved head, and sets the network's linear layer to the head that they give.
+    """Adds samples to the sums of a solved head, and computes the network's linear layer from the sums.
 
-    The head is solved at each decision to release, and when the number of samples passes a power of two, so that a
-    young run predicts soon. Both happen on the same batch in every execution. A class is predicted from the first solve
-    after its first sample. The rest of the network is frozen.
+    The head is solved at each decision about a release and when a class retires. It is also solved when the number of
+    samples reaches a power of two, so that a new run soon predicts. In every execution, the head is solved after the
+    same batches. A class is predicted from the first solve after its first sample. The rest of the network is frozen.
     """
 
     def __init__(self, settings: Settings, placement: Placement, head: type[StatisticsHead]):
-        """Build the trainer of a head. Features are computed in float32, because there are no steps to be faster."""
+        """Build the trainer of a head. It computes features in float32, because bfloat16 is only for optimizer steps."""
         self._head_class = head
         super().__init__(settings, replace(placement, autocast=False))
 
@@ -54,7 +54,7 @@ class SumTrainer(Trainer):
         self._solve(self.model.head)
 
     def as_released(self) -> models.ImageClassifier:
-        """Return the network as a release would have it now: a copy, because its head has to be solved first."""
+        """Return the network as a release would have it now: a copy with a newly solved head."""
         network = copy.deepcopy(self.model)
         self._solve(network.head)
         return network
@@ -77,7 +77,7 @@ class SumTrainer(Trainer):
         self.solve()
 
     def _revive(self, row: int) -> None:
-        """Do nothing: the row is solved once it has samples."""
+        """Do nothing: a solve sets the row when its class has samples."""
 
     # -- state
 

@@ -1,4 +1,4 @@
-"""Policies of a sample's weight alpha, and the weighted loss."""
+"""Policies, which determine a sample's weight alpha, and the weighted loss."""
 
 from stream_learner.learning.weighting.loss import WeightedLoss
 from stream_learner.learning.weighting.policies import Arrivals, Policy, Times

@@ -1,4 +1,4 @@
-"""Event time: a clock that depends on the records alone, and that no single record can move far."""
+"""Event time: a clock that depends only on the records, and that no single record can move far."""
 
 from typing import Annotated, Any
 
@@ -15,8 +15,9 @@ Timestamp = Annotated[int, Meta(ge=LEAST_MS, le=GREATEST_MS)]
 class EventClock:
     """The upper quartile of the last 101 known timestamps of training samples, in milliseconds since 1970, UTC.
 
-    It may go back. One wrong timestamp moves it at most to the time of the next sample, and up to 25 wrong ones cannot
-    move it outside the range of the right ones. Up to half of the samples may be late.
+    The clock may go back. One wrong timestamp moves the clock at most to the adjacent timestamp in ascending order. Up
+    to 25 wrong timestamps cannot move it outside the range of the correct timestamps. Up to half of the samples may be
+    late without making the clock late.
     """
 
     def __init__(self):

@@ -11,10 +11,11 @@ DECAY = 0.99
 class WeightedLoss:
     """sum_i w_i l_i / max(sum_i w_i, S), where S is the running mean of sum_i w_i.
 
-    Dividing by the batch's own sum would remove the effect of weights when a whole batch comes from one producer: a
-    batch of low weights would move the model as far as one of high weights. `mean` is S, an exponential mean that
-    starts at the sum of a full batch of weight 1. `share` is sum_i w_i / max(sum_i w_i, S) of the last call, 0..1. It
-    serves optimizers whose step size does not depend on the gradient's size.
+    If the loss were divided by the batch's own sum, weights would have no effect when a whole batch comes from one
+    producer: a batch of low weights would change the model as much as a batch of high weights.
+
+    `mean` is S, an exponential mean that starts at the sum of a full batch of weight 1. `share` is sum_i w_i /
+    max(sum_i w_i, S) of the last call, 0..1. Optimizers whose step size does not depend on the gradient's size use it.
     """
 
     mean: float

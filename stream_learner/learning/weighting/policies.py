@@ -1,4 +1,4 @@
-"""The factors of a sample's weight."""
+"""Weight policies. Each one computes a factor of a sample's weight."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -14,7 +14,7 @@ LEAST_PROBABILITY = np.finfo(np.float32).tiny
 
 
 class Times(NamedTuple):
-    """Arrival of samples: the number of input records learned before, and their event time. Both are int64 [N].
+    """Arrival of samples: number of input records read before their batch, and event time. Both are int64 [N].
 
     Event time is Kafka's timestamp in milliseconds since 1970, UTC, 0 if unknown. `now_ms` is the current event time, 0
     if unknown.
@@ -30,8 +30,8 @@ class Arrivals(NamedTuple):
 
     `record_weights`, float64 [N], are the records' weights, and `labels` class indices, int64 [N]. `probabilities()`
     returns the probability of each sample's own class under the model that predicts (the average, if one is kept),
-    float32 [N]. `released_probabilities()` returns the same under the last release, and 0 before the first release or
-    for a class that it does not know. Both are computed only when called.
+    float32 [N]. `released_probabilities()` returns the probability under the last release. It is 0 before the first
+    release, and for a class that the release does not know. Both functions compute only when they are called.
     """
 
     record_weights: np.ndarray
@@ -42,15 +42,15 @@ class Arrivals(NamedTuple):
 
 
 class Policy(Protocol):
-    """One factor of the weights. A policy without statistics inherits an empty state.
+    """Base class of weight policies, which compute one factor of the weights.
 
-    The state consists of running statistics, as a JSON document that is restored unchanged. If a batch is not learned,
-    the caller restores the state from before.
+    A policy may keep running statistics as its state, in a JSON document. A policy without statistics inherits an empty
+    state. If a batch is not learned, the caller restores the state from before the batch.
     """
 
     stored: ClassVar[bool]
-    """Whether the factor is the sample's own: kept with it in the memory, and part of its weight when it is replayed.
-    Otherwise it is computed again at replay, by `replayed`."""
+    """Whether the memory stores the factor with the sample, for use when the sample is replayed. Otherwise `replayed`
+    computes a factor at each replay."""
 
     _settings: WeightsSettings
 
@@ -62,7 +62,7 @@ class Policy(Protocol):
         ...
 
     def replayed(self, times: Times) -> np.ndarray:
-        """Return the factors of memory samples that arrived at `times`, float64 [N], if they are not stored."""
+        """Return the factors of replayed samples that arrived at `times`, float64 [N]. Only called if not `stored`."""
         return np.ones(len(times.admitted))
 
     def retire(self, source: int, target: int | None) -> None:
@@ -73,13 +73,14 @@ class Policy(Protocol):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state, or start again if it is empty."""
+        """Continue from a state, or reset the policy if the state is empty."""
 
 
 class RecordWeight(Policy):
-    """Weight given by the record's producer, 1 if there is none.
+    """Weight that the producer gave the record, or 1 if the record has none.
 
-    It is clipped to `weights.max_weight` before multiplication, so that no producer outweighs the other factors.
+    It is clipped to `weights.max_weight` before the factors are multiplied, so that no producer outweighs the other
+    factors.
     """
 
     stored = True
@@ -91,9 +92,9 @@ class RecordWeight(Policy):
 class ClassBalance(Policy):
     """Inverse effective number of the class's training samples so far.
 
-    E_n = (1 - beta^n) / (1 - beta), where n counts the class: Cui et al. 2019, "Class-Balanced Loss Based on Effective
-    Number of Samples" (arXiv:1901.05555). It is scaled so that the mean over all samples so far is 1. It is not stored,
-    because the memory is balanced already.
+    The effective number of n samples is E_n = (1 - beta^n) / (1 - beta): Cui et al. 2019, "Class-Balanced Loss Based on
+    Effective Number of Samples" (arXiv:1901.05555). The factor is scaled so that its mean over all samples so far is 1.
+    The factor is not stored, because the memory is balanced already.
     """
 
     stored = False
@@ -133,16 +134,17 @@ class StoredRecency(Struct):
 class Recency(Policy):
     """2^-(age / half-life): a late record weighs less when it arrives, and a sample in the memory fades with age.
 
-    With `weights.half_life_records`, age is the number of input records since the newest training sample, so new
-    samples have age 0. With `weights.half_life_s`, age is event time since the upper quartile of the last 101
-    timestamps, which one wrong timestamp does not move. Age is never below 0, and is 0 if a timestamp is unknown.
+    With `weights.half_life_records`, age is the number of input records between the sample's batch and the newest
+    batch, so new samples have age 0. With `weights.half_life_s`, age is the time from the sample's timestamp to the
+    event clock. The event clock is the upper quartile of the last 101 timestamps, which one wrong timestamp cannot move
+    far. Age is never below 0, and is 0 if a timestamp is unknown.
     """
 
     stored = False
 
     def __init__(self, settings: WeightsSettings):
         super().__init__(settings)
-        self._newest = 0  # records
+        self._newest = 0  # number of input records read before the newest training batch
 
     def factors(self, arrivals: Arrivals) -> np.ndarray:
         self._newest = max(self._newest, int(arrivals.times.admitted.max()))
@@ -163,9 +165,10 @@ class Recency(Policy):
 
 
 class Novelty(Policy):
-    """1 - p_y under the last release: samples that the released model knows teach little.
+    """1 - p_y, where p_y is the probability of the sample's class under the last release.
 
-    It is 1 before the first release, and for a class that the release does not know.
+    Samples that the released model already predicts well weigh little. The factor is 1 before the first release, and
+    for a class that the release does not know.
     """
 
     stored = True
@@ -180,12 +183,13 @@ class StoredHardness(Struct):
 
 
 class Hardness(Policy):
-    """The model's loss on the sample before it is learned, -log p_y, relative to its recent mean.
+    """The model's loss -log p_y on the sample before it is learned, divided by the recent mean loss.
 
     The mean is over about the last thousand samples. The factor is clipped to `weights.max_weight`.
 
-    Katharopoulos and Fleuret 2018, "Not All Samples Are Created Equal" (arXiv:1803.00942), sample by importance and
-    divide by it. Here importance is a weight, so that samples with wrong predictions count for more.
+    Katharopoulos and Fleuret 2018, "Not All Samples Are Created Equal" (arXiv:1803.00942), draw samples by importance
+    and divide the loss by the importance. Here the importance is the weight, so that samples with wrong predictions
+    count more.
     """
 
     stored = True
@@ -199,7 +203,7 @@ class Hardness(Policy):
         keep = FADE ** len(losses)
         self._sum = keep * self._sum + float(losses.sum())
         self._count = keep * self._count + len(losses)
-        if self._sum == 0:  # the model is certain of all, and right
+        if self._sum == 0:  # the model was certain and right for all samples
             return np.ones(len(losses))
         return np.minimum(losses * self._count / self._sum, self._settings.max_weight)
 

@@ -1,4 +1,4 @@
-"""All policies together: the weights of a batch's samples now, and the weights stored with them."""
+"""All policies together: the weights for learning a batch now, and the weights that the memory stores."""
 
 import math
 from typing import Any, NamedTuple
@@ -17,10 +17,10 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 class Weighed(NamedTuple):
-    """Weights of a batch, float32 [N]: those of its own steps, and those to store in the memory.
+    """Weights of a batch, float32 [N]: `now` for the batch's own steps, and `stored` for the memory.
 
-    `factors` are each policy's factors and the `combined` weights, for the report. `timestamps_ms` are the samples'
-    event times, int64 [N].
+    `factors` holds each policy's factors and the `combined` weights, for the window's figures. `timestamps_ms` are the
+    samples' event times, int64 [N].
     """
 
     now: np.ndarray
@@ -33,7 +33,7 @@ class Weights:
     """alpha: the product of the policies' factors, clipped to [0, `weights.max_weight`]; 1 without policies."""
 
     def __init__(self, settings: WeightsSettings):
-        """Build the policies. Raises UsageError when the settings name one that does not exist."""
+        """Build the policies. Raises UsageError when a policy in the settings does not exist."""
         self._max_weight = settings.max_weight
         self._clock = EventClock()
         self._policies = {name: WEIGHTS.lookup(name)(settings) for name in settings.policies}
@@ -41,12 +41,12 @@ class Weights:
     def weigh(self, arrivals: Arrivals) -> Weighed:
         """Add a batch of at least one sample to the statistics and return its weights.
 
-        If the batch is not learned, or makes no step, `load_state_dict` the state from before.
+        If the batch is then not learned, the caller must restore the state from before with `load_state_dict`.
         """
         timestamps_ms = self._clock.observe(arrivals.times.timestamps_ms)
         times = arrivals.times._replace(timestamps_ms=timestamps_ms, now_ms=self._clock.now_ms)
         arrivals = arrivals._replace(times=times)
-        # Finite, because windows hold the factors. NaN is kept, and then the batch is undone.
+        # Infinite factors are clipped, because windows hold the factors. NaN remains, and then the batch is undone.
         factors = {n: np.clip(policy.factors(arrivals), 0, LARGEST) for n, policy in self._policies.items()}
         ones = np.ones(len(arrivals.labels))
         now = self._clip(math.prod(factors.values(), start=ones))
@@ -74,7 +74,7 @@ class Weights:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state. A policy that is not in it starts again."""
+        """Continue from a state. A policy that is not in the state starts again."""
         with part(CLOCK):
             self._clock.load_state_dict(state.get(CLOCK, []))
         for name, policy in self._policies.items():
