@@ -152,14 +152,14 @@ def _check_state(check: Checking, network: ImageClassifier, other: ImageClassifi
     with torch.no_grad():
         check.that(
             same(network.eval()(images), other.eval()(images)),
-            "a network that loads its state dict predicts differently; keep all that is learned in parameters and buffers",
+            "a network that loads its state predicts differently; keep all that is learned in parameters and buffers",
         )
     for one in (network, other):
         torch.manual_seed(0)
         _step(one, images)
     check.that(
         same_tensors(network.state_dict(), other.state_dict()),
-        "a network that loads its state dict learns differently; keep all that affects steps in parameters and buffers",
+        "a network that loads its state learns differently; keep all that affects steps in parameters and buffers",
     )
 
 

@@ -155,7 +155,7 @@ class InPlace(MLP):
         (Together, "in evaluation mode an image's logits depend on the other images of the batch"),
         (NeedsTwo, "1 images in training mode with 0 classes raised ValueError: Expected more than 1 value"),
         (AlwaysFloat32, "a step in bfloat16 with channels_last raised RuntimeError: Index put requires the source"),
-        (Counts, "a network that loads its state dict predicts differently; keep all that is learned"),
+        (Counts, "a network that loads its state predicts differently; keep all that is learned"),
         (OfNaN, "resuming a Learner from its saved state raised ValueError: .*that are not finite"),
         (Outside, r"a step after freeze\(\) changes scale; put all layers but the head into `body`"),
         (FromNumPy, "it starts with other weights for the same seed; draw only from torch's default generator"),

@@ -29,7 +29,7 @@ class SumTrainer(Trainer):
     """
 
     def __init__(self, settings: Settings, placement: Placement, head: type[StatisticsHead]):
-        """Build the trainer of a head. It computes features in float32, because bfloat16 is only for optimizer steps."""
+        """Build the trainer of a head. Features are computed in float32, because bfloat16 is only for steps."""
         self._head_class = head
         super().__init__(settings, replace(placement, autocast=False))
 
