@@ -21,7 +21,7 @@ PART = re.compile(r"memory/\d{12,}-[^/]+$")
 def keep(existing: list[State], new: State, count: int) -> list[State]:
     """Return the states to keep: the newest `count`, including the new one, and the states of their releases.
 
-    These are at most `count` + 1: at most one of these releases is older than the oldest of the newest states.
+    These are at most `count` + 1: only one of these releases can be older than the newest `count` states.
     """
     states = [*existing, new]
     newest = states[-count:]
@@ -55,7 +55,7 @@ def delete_dropped(store: Store, before: Manifest, after: Manifest) -> None:
 
 
 def sweep_orphans(store: Store, run_id: str, manifest: Manifest) -> None:
-    """Delete objects of this run that no manifest names, once they are older than any publication can take.
+    """Delete objects of this run that no manifest names, once they are older than the longest possible publication.
 
     The age is measured by the store's clock, relative to the state of the newest manifest. Raises StoreError.
     """

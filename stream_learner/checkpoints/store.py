@@ -34,14 +34,14 @@ RETRIES: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=1
 
 Mode = Literal["create", "overwrite"]
 
-# More than a file system stores inline with a file's name, so that the trial detects a full disk.
+# Too many bytes for a file system to store without allocating disk space, so that the trial detects a full disk.
 TRIAL_BYTES = 64 * 1024
-# A trial takes seconds, so a process that was killed left older objects.
+# Trial objects that are older were left behind by a killed process, because a trial takes only seconds.
 TRIAL_AGE = timedelta(hours=1)
 
 
 class Store:
-    """A folder or a bucket. Keys are relative to it, so that it can be moved.
+    """A folder or a bucket that holds objects. Keys are relative to the store, so that the store can be moved.
 
     A key must not lead out of the store by its segments or, in a folder, through a symbolic link. Every method raises
     StateError for such a key.
@@ -50,7 +50,7 @@ class Store:
     def __init__(self, location: str, *, create: bool = True):
         """Open a folder or a URL (`file://`, `s3://`, `gs://`, `az://`).
 
-        Create a missing folder, unless `create` is False, as for readers. Raises UsageError, StoreError.
+        Create a missing folder if `create` is true. Readers do not create it. Raises UsageError, StoreError.
         """
         if "://" not in location:
             location = Path(location).expanduser().resolve().as_uri()
@@ -85,7 +85,7 @@ class Store:
         """
         key, data = f"{folder}/{uuid.uuid4()}", os.urandom(TRIAL_BYTES)
         try:
-            self.delete([key])  # deletes nothing, but fails before the first write if the right is missing
+            self.delete([key])  # deletes nothing, but fails before the first write if the right to delete is missing
             self._try_create_only(key, data)
             if self.get(key) != data:
                 raise StoreError(f"object {self.url}/{key} was read back with other bytes than were written")
@@ -122,7 +122,7 @@ class Store:
         self._mode = "overwrite"
         self.put(key, data)
         log.info(
-            "checkpoint.store does not support create-only writes; the worker does without them, which is safe "
+            "checkpoint.store does not support create-only writes, so writes may replace objects; this is safe, "
             "because the names of objects are unique",
             why=why,
         )
@@ -139,7 +139,7 @@ class Store:
 
     def _put(self, key: str, data: bytes, mode: Mode) -> None:
         path = self._checked(key)
-        # No multipart upload: if it were killed, its parts would stay in the bucket, where no listing shows them.
+        # No multipart upload: if the process were killed, the upload's parts would stay in the bucket, unlisted.
         obstore.put(self._store, key, data, mode=mode, use_multipart=False)
         if path and self._folder:
             _flush(path, self._folder)
@@ -196,14 +196,14 @@ class Store:
         return data
 
     def fetch_all(self, references: Iterable[Object], known: Mapping[str, bytes]) -> dict[str, bytes]:
-        """Return the bytes of objects by digest. Known ones are not read again. Raises as `fetch` does."""
+        """Return the bytes of objects by digest. Do not read objects in `known`. Raises the errors of `fetch`."""
         return {r.digest: known[r.digest] if r.digest in known else self.fetch(r) for r in references}
 
     def times(self, prefix: str) -> dict[str, datetime]:
-        """Return the keys under a folder, each with the time of writing by the store's clock. Raises StoreError.
+        """Return each key under a folder with its time of writing by the store's clock. Raises StoreError.
 
         Files that a killed process left half written are included. Symbolic links, files behind them, and names that
-        are no keys are left out.
+        are not valid keys are left out.
         """
         path = self._checked(prefix.removesuffix("/"))
         try:
@@ -245,7 +245,7 @@ class Store:
 
 
 def check_location(location: str) -> None:
-    """Raise UsageError when a location is a URL that no store can have. Create no folder and ask no bucket."""
+    """Raise UsageError when a location is an invalid URL. Do not create a folder or contact a bucket."""
     if "://" in location and not location.startswith("file://"):
         Store(location)
 
@@ -266,14 +266,14 @@ def _without_credentials(url: str) -> str:
 
 
 def _flush(path: Path, root: Path) -> None:
-    # Flush the bytes, then each folder entry on the path: after a power failure, a manifest's state must be there too.
+    # Flush the file, then each folder on its path, so that a state that a manifest names survives a power failure.
     for place in (path, *(parent for parent in path.parents if parent == root or root in parent.parents)):
         descriptor = os.open(place, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         except OSError as error:
-            # EINVAL: the file system does not support fsync(2) here. Old SMB clients do not for folders, because they
-            # write entries at once.
+            # EINVAL: the file system does not support fsync(2) here. Old SMB clients do not support it for folders,
+            # because they write folder entries at once.
             if place == path or error.errno != errno.EINVAL:
                 raise
         finally:
@@ -281,9 +281,9 @@ def _flush(path: Path, root: Path) -> None:
 
 
 def _times(folder: Path, root: Path) -> dict[str, datetime]:
-    """Return the keys of the files below a folder, with their times.
+    """Return the keys of the files below a folder, with their times. Include files that a killed process left behind.
 
-    obstore does not list files that it has not yet linked to their keys. A killed process leaves such files behind.
+    obstore first writes a file under a temporary name, and does not list such files.
     """
 
     def failed(error: OSError) -> None:
@@ -301,7 +301,7 @@ def _times(folder: Path, root: Path) -> dict[str, datetime]:
 
 
 def _delete(path: Path, root: Path) -> None:
-    """Delete a file, and the folders that become empty. Delete staged files too, which obstore refuses to do."""
+    """Delete a file, and the folders that become empty. obstore refuses to delete files under temporary names."""
     path.unlink()
     for folder in path.parents[: path.parents.index(root)]:
         try:

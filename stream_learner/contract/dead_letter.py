@@ -10,7 +10,7 @@ from stream_learner.contract.manifest import digest
 PREFIX = "__connect.errors."
 NAMES = ("topic", "partition", "offset", "stage", "exception.class.name", "exception.message")
 MAX_MESSAGE_BYTES = 1000
-# Of the key of a record that was too large to copy.
+# Maximum number of bytes that are kept of the key if the record is too large to copy.
 MAX_KEY_BYTES = 1000
 # Largest number of bytes that Kafka adds to a header's name and value.
 HEADER_BYTES = 10
@@ -45,11 +45,11 @@ class DeadLetter:
         return self.digest is not None
 
     def encode(self, max_bytes: int) -> tuple[bytes | None, bytes | None, Headers]:
-        """Return key, value and headers for Kafka. `max_bytes` limits what is copied of the record.
+        """Return the dead letter's key, value and headers in Kafka.
 
-        Of a larger record only the start of the key is copied.
-
-        Headers of the record with the prefix of Kafka Connect are left out: they would be mistaken for these.
+        `max_bytes` limits the bytes that are copied of the input record. If the record is larger, only the beginning of
+        its key is copied. The record's headers with Kafka Connect's prefix are left out, because readers would mistake
+        them for the dead letter's own headers.
         """
         key, value, headers, value_digest = self.key, self.value, self.headers, self.digest
         headers = [(name, content) for name, content in headers if not name.startswith(PREFIX)]
@@ -64,9 +64,9 @@ class DeadLetter:
 
     @classmethod
     def parse(cls, key: bytes | None, value: bytes | None, headers: Headers) -> "DeadLetter":
-        """Read a dead letter from its topic. Raises ValueError for any other record.
+        """Decode a record of the dead-letter topic. Raises ValueError when it is not a dead letter.
 
-        The record's own headers end where those with the prefix of Kafka Connect begin, whatever their names are.
+        All headers before the first one with Kafka Connect's prefix come from the input record.
         """
         end = next((i for i, (name, _) in enumerate(headers) if name.startswith(PREFIX)), len(headers))
         reasons = dict(headers[end:])
@@ -86,7 +86,7 @@ class DeadLetter:
 
 
 def _cut(text: str) -> bytes:
-    """Encode text, of which at most MAX_MESSAGE_BYTES are kept, in whole characters."""
+    """Encode text. Cut it after at most MAX_MESSAGE_BYTES, between two characters."""
     return text.encode(errors="replace")[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode()
 
 

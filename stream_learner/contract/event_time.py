@@ -1,8 +1,8 @@
-"""Checks for odd timestamps: those that are not valid times, and those in the future."""
+"""Checks for odd timestamps, which are not valid times or lie in the future."""
 
 import math
 
-# Smaller values are not times in milliseconds: -1, 0, and times in seconds. Larger ones are after year 9999.
+# Smaller values are not times in milliseconds: -1, 0, and times in seconds. Larger values are after the year 9999.
 LEAST_MS = 100_000_000_000
 GREATEST_MS = 253_402_300_799_999
 FUTURE_MS = 3_600_000

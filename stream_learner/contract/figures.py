@@ -1,4 +1,4 @@
-"""Figures of learned samples, which windows sum."""
+"""Figures of a batch's samples. A window adds up the figures of its batches."""
 
 from dataclasses import dataclass, field
 
@@ -11,8 +11,9 @@ class Figures:
 
     * `samples`: number of samples used, by split.
     * `loss_sum`: sum over `steps` of each step's weighted loss.
-    * `prequential`: (correct, seen) by label, of training samples predicted before they were learned.
-    * `weights`: factors that each policy gave the learned samples, and their `combined` weights.
+    * `prequential`: numbers of (correct, all) predictions by label. Each training sample was predicted before it was
+      learned.
+    * `weights`: the factors of the learned samples by policy, and the samples' `combined` weights.
     """
 
     samples: dict[Split, int] = field(default_factory=dict)

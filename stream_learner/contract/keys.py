@@ -1,8 +1,8 @@
-"""Keys of a run's objects in the store: those that a worker writes, and those that a manifest may name.
+"""Keys of a run's objects in the store, and checks of the keys in a manifest.
 
 * `<run.id>/<sequence>-<uuid>/<name>`: objects of one checkpoint.
-* `<run.id>/memory/<sequence>-<uuid>`: parts of states, which outlive the checkpoint that wrote them.
-* `<run.id>/trials/<uuid>`: objects with which a starting worker tries the store.
+* `<run.id>/memory/<sequence>-<uuid>`: parts of states. Later checkpoints share them.
+* `<run.id>/trials/<uuid>`: objects with which a starting worker tests the store.
 * `<run.id>/lives.json`: notes on workers that died.
 """
 
@@ -30,13 +30,13 @@ def new_folder(run_id: str, sequence: int) -> str:
 def new_part(run_id: str, sequence: int) -> str:
     """Return a new key for a part.
 
-    It is not the digest, because another worker could then write or delete a part that this worker names.
+    The key is not the part's digest. Otherwise another worker could write or delete a part that this worker names.
     """
     return f"{run_id}/memory/{sequence:012d}-{uuid.uuid4()}"
 
 
 def trials(run_id: str) -> str:
-    """Return the folder of the objects with which a starting worker tries the store."""
+    """Return the folder of the objects with which a starting worker tests the store."""
     return f"{run_id}/trials"
 
 
@@ -51,13 +51,13 @@ def is_key(text: str) -> bool:
 
 
 def check_object(key: str, run_id: str, sequence: int, name: str) -> None:
-    """Raise ValueError when the key is not that of checkpoint `sequence`'s object `name`."""
+    """Raise ValueError unless the key belongs to the object `name` of checkpoint `sequence`."""
     found = re.fullmatch(rf"{re.escape(run_id)}/{_NUMBERED}/{re.escape(name)}", key)
     if not found or int(found[1]) != sequence:
         raise ValueError(f"the key {key!r} does not belong to {name} of checkpoint {sequence} of run {run_id}")
 
 
 def check_part(key: str, run_id: str) -> None:
-    """Raise ValueError when the key is not that of a part."""
+    """Raise ValueError unless the key belongs to a part of a state of this run."""
     if not re.fullmatch(rf"{re.escape(run_id)}/memory/{_NUMBERED}", key):
         raise ValueError(f"the key {key!r} does not belong to a part of a state of run {run_id}")

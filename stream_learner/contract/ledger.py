@@ -11,12 +11,16 @@ from stream_learner.contract import documents
 from stream_learner.contract.documents import Count
 from stream_learner.contract.spans import Partition, Spans, Topic
 
-# Limit of a decompressed ledger. Real ledgers are far smaller. Without a limit, a small one could fill the memory.
+# Limit of a decompressed ledger. Real ledgers are far smaller. Without a limit, a few compressed bytes could fill the
+# memory.
 MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
 class Piece(NamedTuple):
-    """Adjacent offsets of one partition that were read together, up to `end`. They begin at the last piece's end."""
+    """Consecutive offsets of one partition that were read together, up to `end`.
+
+    A piece begins where the partition's previous piece ends.
+    """
 
     topic: str
     partition: int
@@ -26,8 +30,8 @@ class Piece(NamedTuple):
 class Ledger(msgspec.Struct, frozen=True):
     """The offsets of each batch since the previous manifest, in the order in which they were read.
 
-    Reading them again in this order gives the same batches. Learning these from the previous state gives the same
-    state.
+    Reading the offsets again in this order gives the same batches. Learning these batches from the previous state gives
+    the same state.
     """
 
     batches: Count
@@ -35,7 +39,8 @@ class Ledger(msgspec.Struct, frozen=True):
     """Topic and partition, by index."""
     pieces: str
     """Base64 of zlib (RFC 1950) of a JSON array of integers. For each batch: the number of its pieces, then for each
-    piece the index of its partition and the number of its offsets. A partition's first piece begins with its span."""
+    piece the index of its partition and the number of its offsets. A partition's first piece begins where the
+    partition's span begins, and each other piece where the piece before it ends."""
 
 
 def encode(batches: list[list[Piece]], spans: Spans) -> Ledger:
@@ -53,7 +58,7 @@ def encode(batches: list[list[Piece]], spans: Spans) -> Ledger:
 
 
 def decode(ledger: Ledger, spans: Spans) -> Iterator[list[Piece]]:
-    """Yield the pieces of each batch. `spans` are the manifest's. Raises ValueError when the two do not match."""
+    """Yield the pieces of each batch. Raises ValueError when they do not match `spans`, the spans of the manifest."""
     at = {(topic, partition): span.start for topic, ps in spans.items() for partition, span in ps.items()}
     try:
         numbers = iter(documents.decode(_decompressed(ledger.pieces), list[Count], MAX_JSON_BYTES))

@@ -31,18 +31,18 @@ class Object(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """A saved state and the sequence of the checkpoint that made it. `parts` are objects that belong to it, by their
-    places in the manifest's `parts`."""
+    """A saved state and the sequence of its checkpoint. `parts` are the objects that belong to the state, as indices
+    into the manifest's `parts`."""
 
     sequence: Sequence
     object: Object
     parts: list[Annotated[int, Meta(ge=0, le=2**31 - 1)]] = []
     release: Sequence | None = None
-    """Checkpoint of the last release when the state was saved. Its state is needed to resume this one."""
+    """Sequence of the last release when this state was saved. That release's state is needed to resume this one."""
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """Where a part of the release's bytes stands in the weights topic; parts are joined in this order."""
+    """Place of a chunk of the release in the weights topic. The release is all chunks, joined in the list's order."""
 
     topic: Topic
     partition: Partition
@@ -53,7 +53,7 @@ Side = Annotated[int, Meta(ge=1, le=MAX_SIDE_PIXELS)]
 
 
 class ModelArguments(msgspec.Struct, frozen=True, kw_only=True):
-    """Arguments of a network's class. `random_features` above 0 puts that many between the body and the head."""
+    """Arguments of a network's class. `random_features` is the number of random features between body and head."""
 
     classes: Annotated[int, Meta(ge=0, le=MAX_CLASSES)]
     height: Side
@@ -101,9 +101,9 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     """Sequence of the checkpoint that released it."""
     created_at: Time
     object: Object
-    """Weights as safetensors; names are those of the network's state dict."""
+    """Weights as safetensors, under the names in the network's state dict."""
     chunks: list[Chunk]
-    """The same bytes in the weights topic; empty when over `release.inline_max_bytes`."""
+    """The same bytes in the weights topic; empty if they exceed `release.inline_max_bytes`."""
     model: ModelSpec
     labels: list[Label]
     """Label of each output, in order."""
@@ -118,15 +118,16 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     calibration_error: float | None = None
     """Expected calibration error on the validation samples (Guo et al. 2017)."""
     forgetting: Forgetting | None = None
-    """Recall on the evaluation object's images that earlier releases had on theirs and this one lacks."""
+    """How far recall is below the best recall of earlier releases. The images of each release's own evaluation object
+    count."""
     evaluation: Object
     """The test samples, as safetensors: `images` uint8 [N, H, W, C], `labels` int64 [N] (indices into the label map;
     -1: a label the model does not know), `predictions` int64 [N]."""
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """The gate's verdict on a candidate. Scores are mean recall (0..1) on the same validation samples, over the
-    classes held there."""
+    """The gate's verdict on a candidate. Scores are mean recall (0..1) over the classes of the validation samples. The
+    candidate and the last release are scored on the same samples."""
 
     released: bool
     abstained: bool
@@ -137,27 +138,29 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     toward `release.patience`."""
     candidate: float | None
     last: float | None
-    """Score of the last release, now."""
+    """Score of the last release on the current validation samples."""
     samples: Count
     reason: Text
     both_right: Count | None = None
-    """Samples that both have right; this and what follows is None without a last release."""
+    """Number of samples that both models predict correctly. Without a last release, this field and all following ones
+    are None."""
     only_last_right: Count | None = None
-    """Samples that the last release has right and the candidate has not."""
+    """Number of samples that only the last release predicts correctly."""
     only_candidate_right: Count | None = None
     p_value: float | None = None
-    """One-sided McNemar's exact test of the difference of the scores: the probability of a difference at least
-    as large if both models were equally good. The difference is against the candidate if `release.rule` is `not_worse`,
-    and for it if it is `better`. None when not tested."""
+    """One-sided exact McNemar test of the difference of the scores: the probability of a difference at least as large
+    if both models were equally good. If `release.rule` is `not_worse`, the test is whether the candidate is worse. If
+    it is `better`, the test is whether the candidate is better. None when not tested."""
     negative_flip_rate: float | None = None
-    """Share (0..1) of the samples that the last release has right and the candidate has wrong (Yan et al. 2021)."""
+    """Share (0..1) of all samples that the last release predicts correctly and the candidate wrongly (Yan et al.
+    2021)."""
     old_class_drop: float | None = None
-    """Mean recall that the candidate lacks of the last release over the classes that the latter knows; negative where
-    it has more."""
+    """Mean recall of the last release minus mean recall of the candidate, over the classes that the last release knows.
+    Negative if the candidate's mean recall is higher."""
 
 
 class Arithmetic(msgspec.Struct, frozen=True):
-    """Conditions, beside the data, on which the bits of a result depend."""
+    """Software, hardware and settings on which the bytes of a state depend, besides the data."""
 
     torch: Text
     """Version of PyTorch."""
@@ -175,7 +178,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     schema_version: int = MANIFEST_SCHEMA_VERSION
     program: Text
-    """Name and version of what wrote it."""
+    """Name and version of the program that wrote this manifest."""
     run_id: RunId
     epoch: Epoch
     """1, and one more each time that the run is started over (`run --fresh`)."""
@@ -189,7 +192,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     spans: Spans
     """Offsets learned since the previous manifest."""
     lost: Stretches
-    """Those of the spans' offsets that were lost before they were read: retention deleted their records, or these were
+    """Offsets in `spans` whose records were lost before they were read: retention deleted the records, or they were
     damaged on the brokers' disks."""
     ledger: Ledger
     """The offsets in each batch."""
@@ -197,15 +200,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The software and hardware that computed the state. If they are the same, learning the ledger's batches again from
     the previous state gives the same bytes."""
     store: Text
-    """URL of the store when this manifest was written, without credentials. An object's URL is `<store>/<key>`. It
-    helps readers that do not know the place. The store may have moved since."""
+    """URL of the store when this manifest was written, without credentials. An object's URL is `<store>/<key>`. Readers
+    may know a newer URL, because a store can be moved."""
     topic_ids: dict[Topic, Text]
     """Kafka's id of each input topic and of the checkpoints topic."""
     state: Object
     kept: Annotated[list[State], Meta(min_length=1)]
-    """The states that exist, this one last."""
+    """The saved states that exist, in order of sequence. The last one is `state`."""
     parts: list[Object]
-    """Objects that several states have in common: sealed segments of the memory."""
+    """Objects that belong to states in `kept`: sealed segments of the memory. Several states may share an object."""
     released: bool
     """Whether this checkpoint released a model."""
     decision: Decision | None
@@ -213,46 +216,46 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     release: Release | None
     """The last released model."""
     rolled_back_to: Sequence | None = None
-    """Sequence of the release that training went back to, after this checkpoint's candidate was one refusal too many
-    (`release.patience`)."""
+    """Sequence of the release that training went back to, because the refusal of this checkpoint's candidate reached
+    the limit (`release.patience`)."""
     poisoned: dict[Topic, dict[Partition, list[Offset]]] = {}
     """Offsets among `spans` whose records were set aside without being decoded, because they ended the process."""
     discarded: Spans = {}
-    """Offsets whose learning was undone by that. They are not read again."""
+    """Offsets whose learning was undone because training went back. They are not read again."""
     omitted: list[Text] = []
-    """Lists of the release that are empty because the manifest would not fit in its topic with them."""
+    """Lists of the release that were left empty, because the full manifest would exceed the topic's size limit."""
 
     @property
     def order(self) -> tuple[int, int]:
-        """Epoch and sequence: those of a run's newest manifest are the greatest."""
+        """Epoch and sequence. A run's newest manifest has the highest ones."""
         return self.epoch, self.sequence
 
     def url(self, reference: Object) -> str:
-        """Return the object's URL when this manifest was written."""
+        """Return the URL that the object had when this manifest was written."""
         return f"{self.store}/{reference.key}"
 
     def parts_of(self, state: State) -> list[Object]:
-        """The parts of one of the states kept."""
+        """Return the parts of one of the kept states."""
         return [self.parts[place] for place in state.parts]
 
     def released_state(self) -> State | None:
-        """The state that was saved with the last release; None before the first."""
+        """Return the state that was saved with the last release; None before the first release."""
         wanted = self.release.sequence if self.release else None
         return next((state for state in self.kept if state.sequence == wanted), None)
 
 
 def digest(data: bytes | memoryview) -> str:
-    """`sha256:` and 64 hex digits."""
+    """Return the SHA-256 digest of the data: `sha256:` and 64 hex digits."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def encode(document: Any) -> bytes:
-    """JSON bytes of a manifest or window; keys keep the order of the type's fields."""
+    """Return the JSON bytes of a manifest or window. Keys are in the order of the type's fields."""
     return msgspec.json.encode(document)
 
 
 class NewerVersionError(ValueError):
-    """A manifest that a newer program wrote, for the run `run_id`."""
+    """Error for a manifest of the run `run_id` that a newer version of this program wrote."""
 
     def __init__(self, message: str, run_id: str):
         super().__init__(message)
@@ -292,7 +295,7 @@ def _check_times(manifest: Manifest) -> None:
 
 
 def _check_keys(manifest: Manifest) -> None:
-    """Raise ValueError when the manifest names an object that the program itself would not have written for it."""
+    """Raise ValueError when a key in the manifest is not one that the program chooses for this object."""
     run_id, release = manifest.run_id, manifest.release
     keys.check_object(manifest.state.key, run_id, manifest.sequence, keys.STATE)
     for kept in manifest.kept:
@@ -305,15 +308,15 @@ def _check_keys(manifest: Manifest) -> None:
 
 
 def contradictions(manifest: Manifest) -> Iterator[str]:
-    """Yield contradictions that the types allow. A manifest that the program writes has none."""
+    """Yield contradictions between fields. The types of the fields cannot exclude them."""
     release, decision = manifest.release, manifest.decision
     kept = [state.sequence for state in manifest.kept]
     if manifest.run_id in (".", ".."):
         yield "the run's folder would be outside of the store"
     if (manifest.predecessor is None) != (manifest.sequence == 1):
-        yield "the first manifest, and no other, has no predecessor"
+        yield "only the manifest with sequence 1 has no predecessor"
     if kept != sorted({*kept}) or kept[-1] != manifest.sequence or manifest.kept[-1].object != manifest.state:
-        yield "`kept` does not hold older states and, at its end, `state`"
+        yield "`kept` is not in order of sequence, or does not end with `state`"
     if any(place >= len(manifest.parts) for state in manifest.kept for place in state.parts):
         yield "a state has parts that are not in `parts`"
     if any(span.start > span.end for spans in (manifest.spans, manifest.discarded) for _, _, span in each(spans)):
@@ -326,7 +329,7 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
         if not all(around.start <= lost.start <= lost.end <= around.end for lost in stretches):
             yield f"offsets of {topic}[{partition}] are lost that are not in its span"
     if manifest.released and not (decision and decision.released and release and release.sequence == manifest.sequence):
-        yield "it releases something else than was decided"
+        yield "its release does not match its decision"
     if manifest.rolled_back_to is not None and manifest.rolled_back_to != (release and release.sequence):
         yield "training went back to another release than the last"
     if release:

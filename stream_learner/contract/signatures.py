@@ -22,7 +22,7 @@ class Verifier:
         self._keys = list(keys)
 
     def accepts(self, value: bytes, headers: Headers) -> bool:
-        """Return whether the headers hold exactly one signature, and it is of these bytes by one of the keys."""
+        """Return whether the headers hold exactly one signature, and one of the keys verifies it for these bytes."""
         signatures = [signature or b"" for name, signature in headers if name == HEADER]
         return len(signatures) == 1 and any(_verifies(key, signatures[0], value) for key in self._keys)
 

@@ -1,6 +1,6 @@
-"""States and releases as bytes: safetensors, with the JSON part of a state in its metadata. Never pickle.
+"""Encoding of states and releases as safetensors, never as pickle. The metadata hold the JSON part of a state.
 
-Format: https://github.com/huggingface/safetensors. Readers need numpy alone.
+Format: https://github.com/huggingface/safetensors. Readers need only numpy.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def decode(data: bytes) -> dict[str, np.ndarray]:
     """Decode the arrays of a safetensors file. Raises ValueError for other bytes."""
     try:
         return load(data)
-    # Beside its own error it raises these for types that numpy does not have and shapes that no array can have.
+    # `load` raises its own error for damaged bytes, and the others for types that numpy lacks and impossible shapes.
     except (SafetensorError, KeyError, RuntimeError, AssertionError, TypeError, ValueError) as error:
         if out_of_memory(error):
             raise

@@ -26,7 +26,7 @@ class Reason(StrEnum):
     NO_IMAGE = "no_image"
     """The record holds no image bytes."""
     UNDECODABLE_IMAGE = "undecodable_image"
-    """The bytes are not a JPEG or PNG, or the image is not complete and undamaged."""
+    """The bytes are not a JPEG or PNG, or the image is incomplete or damaged."""
     OVERSIZED_IMAGE = "oversized_image"
     """The record is larger than `input.max_record_bytes`, or the image exceeds `input.max_image_pixels` or another
     limit on images."""

@@ -11,7 +11,7 @@ from stream_learner.contract.vocabulary import Label
 
 WINDOW_SCHEMA_VERSION = 3
 RECENT_SAMPLES = 1_000
-# Limit, because each drift holds the spans of all partitions of its batch.
+# Maximum number of drifts in a window. Each drift holds the spans of its batch, which can be large.
 MAX_DRIFTS = 20
 COMBINED = "combined"
 """Name of the product of a sample's factors, next to the names of the policies."""
@@ -26,8 +26,8 @@ class ClassAccuracy(msgspec.Struct, frozen=True):
 
 
 class Accuracy(msgspec.Struct, frozen=True):
-    """Accuracy over samples. `accuracy` is correct / total (0..1). `mean_recall` is the mean over classes of the
-    class's own accuracy. Both are None without samples."""
+    """Accuracy over samples. `accuracy` is correct / total (0..1). `mean_recall` is the mean of the classes' own
+    accuracies. Both are None without samples."""
 
     correct: Count
     total: Count
@@ -79,12 +79,12 @@ class Recent(msgspec.Struct, frozen=True, kw_only=True):
     calibration_error: float | None
     """Expected calibration error over 15 bins (Guo et al. 2017): the difference between confidence and accuracy."""
     confusions: list[Confusion]
-    """The ten most frequent, most frequent first."""
+    """The ten most frequent confusions, most frequent first."""
 
 
 class ClassForgetting(msgspec.Struct, frozen=True, kw_only=True):
-    """One class: its `best` recall at an earlier release, and `forgetting`, by how much its recall is lower now. It is
-    negative when the recall is higher than at any earlier release."""
+    """Forgetting of one class. `best` is the best recall at an earlier release. `forgetting` is `best` minus the recall
+    now. It is negative when the recall is higher than at any earlier release."""
 
     label: Label
     best: float
@@ -92,8 +92,8 @@ class ClassForgetting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Forgetting(msgspec.Struct, frozen=True, kw_only=True):
-    """Forgetting on the test samples, over the classes of earlier releases (Chaudhry et al. 2018). `mean` is None if
-    there are none."""
+    """Forgetting on the test samples, over the classes of earlier releases (Chaudhry et al. 2018). `mean` is None
+    without such classes."""
 
     mean: float | None
     per_class: list[ClassForgetting]
@@ -103,7 +103,7 @@ class Drift(msgspec.Struct, frozen=True):
     """A rise of the prequential error."""
 
     records: Count
-    """Input records of the run up to the end of the batch in which the drift was found."""
+    """Number of the run's input records up to the end of the batch in which the drift was found."""
     spans: Spans
     """Offsets of that batch."""
     error_before: float
@@ -128,8 +128,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     spans: Spans
     """Start and end offset per topic and partition."""
     lost: Stretches = {}
-    """Offsets in `spans` whose records fell off retention before they were read, or were damaged on the brokers' disks,
-    if `input.on_lost` is `continue`."""
+    """Offsets in `spans` whose records were lost before they were read: retention deleted the records, or they were
+    damaged on the brokers' disks. Empty unless `input.on_lost` is `continue`."""
     records: Count
     """Input records read."""
     splits: dict[str, Count]
@@ -154,13 +154,13 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     prequential: Accuracy
     """Accuracy of predictions made before each batch was learned."""
     validation: Accuracy | None
-    """Accuracy on the validation samples of the model in this window's release decision; None without a decision."""
+    """Accuracy of the candidate for release on the validation samples; None without a release decision."""
     test: Accuracy | None
-    """Accuracy of the same model on the test samples; None without a decision."""
+    """Accuracy of the candidate on the test samples; None without a release decision."""
     calibration_error: float | None = None
-    """Expected calibration error of that model on the validation samples."""
+    """Expected calibration error of the candidate on the validation samples."""
     forgetting: Forgetting | None = None
-    """Recall on the test samples that earlier releases reached and that model does not."""
+    """How far the candidate's recall on the test samples is below the best recall of earlier releases."""
     recent: Recent | None = None
     """Predictions of the run's last training samples; None before the first."""
     drift_count: int
@@ -169,9 +169,9 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """The first 20 drifts. The detector may report one change of the stream more than once, while it still remembers
     samples from before the change."""
     lag: Positions
-    """Number of records up to the end of each partition when the window closed."""
+    """Number of records between the learned position and the end of each partition when the window closed."""
     omitted: list[str] = []
-    """Lists and maps that were left empty, because the window with them would not fit in its topic."""
+    """Lists and maps that were left empty, because the full window would exceed the topic's size limit."""
 
     @property
     def order(self) -> tuple[int, int]:

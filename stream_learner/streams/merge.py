@@ -114,7 +114,10 @@ class Merge:
         self._missing.pop(place, None)
 
     def take(self) -> Record | Gap | None:
-        """Return the next item; None if there is none, or if `take` must wait for a partition. Raise an InputError."""
+        """Return the next item; None if there is none, or if `take` must wait for a partition.
+
+        If the next item is an InputError, raise it.
+        """
         self._settle()
         if not self._at_once and self._waits():
             return None

@@ -269,15 +269,15 @@ def test_documents_are_bounded_before_they_are_parsed(decode, data, message):
 
 
 CONTRADICTIONS = {
-    "the first manifest, and no other": {"predecessor": None},
-    "and no other, has no predecessor": {"sequence": 1, "state": STATES[0], "kept": [State(1, STATES[0])]},
-    "kept` does not hold": {"kept": [State(2, STATES[1]), State(1, STATES[0])]},
-    "and, at its end, `state`": {"kept": [State(1, STATES[0])]},
+    "only the manifest with sequence 1": {"predecessor": None},
+    "sequence 1 has no predecessor": {"sequence": 1, "state": STATES[0], "kept": [State(1, STATES[0])]},
+    "kept` is not in order of sequence": {"kept": [State(2, STATES[1]), State(1, STATES[0])]},
+    "or does not end with `state`": {"kept": [State(1, STATES[0])]},
     "parts that are not in `parts`": {"parts": []},
     r"position of images\[0\] is not where": {"positions": {"images": {0: 9, 11: 2**40}}},
     "a span ends before it starts": {"discarded": {"images": {0: Span(4, 3)}}},
     "are lost that are not in its span": {"lost": {"images": {0: [Span(3, 5)]}}},
-    "releases something else": {"released": True},
+    "release does not match its decision": {"released": True},
     "went back to another release": {"rolled_back_to": 2},
     "the state of the last release is not kept": {"kept": [State(2, STATES[1], [0])]},
     "`retired` holds no outputs": {"release": replace(RELEASE, retired=[3])},
