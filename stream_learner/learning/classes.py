@@ -59,7 +59,7 @@ class Classes:
         if why := self._no_room_for(label):
             raise RejectError(Reason.TOO_MANY_CLASSES, why)
         if self._min_records > 1 and (seen := self._pending.count(label)) < self._min_records:
-            message = f"label {label!r} is new: {seen} of labels.min_records = {self._min_records} records"
+            message = f"label {label!r} is new: it has {seen} records, labels.min_records = {self._min_records}"
             raise RejectError(Reason.RARE_LABEL, message)
         return self._take(label)
 
@@ -67,7 +67,10 @@ class Classes:
         """Return why a label cannot become a class, None if it can."""
         new = label not in self.index_of
         if self.in_use >= self._max_classes or (new and len(self.labels) >= MAX_CLASSES):
-            return f"label {label!r} would be class {self.in_use + 1}"
+            return (
+                f"label {label!r} would be class {self.in_use + 1}; model.max_classes = {self._max_classes}, and a run "
+                f"has at most {MAX_CLASSES} labels"
+            )
         if new and self.labels_bytes + encoded_bytes(label) > MAX_LABELS_BYTES:
             return f"with label {label!r}, the labels of all classes would take more than {MAX_LABELS_BYTES} bytes"
         return None
@@ -167,4 +170,4 @@ def check_room(document: Mapping[str, Any], settings: Settings) -> None:
     if classes.in_use > settings.model.max_classes:
         raise ValueError(f"it has {classes.in_use} classes, more than model.max_classes = {settings.model.max_classes}")
     if classes.labels_bytes > MAX_LABELS_BYTES:
-        raise ValueError(f"its labels and those of labels.aliases take more than {MAX_LABELS_BYTES} bytes")
+        raise ValueError(f"its labels and the labels in labels.aliases take more than {MAX_LABELS_BYTES} bytes")

@@ -23,8 +23,8 @@ def decide(
     [N]. `last` is None before the first release. The last release knows only the first `known` classes, so it is wrong
     on all samples of other classes.
 
-    Both models are scored on the same samples. The last release's score from its own time would be a score on fewer
-    classes, which is an easier problem. After new classes arrive, no candidate might ever reach it.
+    Both models are scored on the same samples. The score from the time of the last release is not used. It may come
+    from fewer classes, which is an easier problem. After new classes arrive, candidates might never reach that score.
     """
     classes: list[Label] = list(range(int(targets.max(initial=-1)) + 1))
     new = score(candidate, targets, classes).mean_recall
@@ -77,7 +77,7 @@ def decide(
 
 
 def p_value(gained_C: np.ndarray, lost_C: np.ndarray, total_C: np.ndarray) -> float:
-    """Return the p-value of a one-sided test whether the first model has a lower mean recall than the second model.
+    """Return the p-value of the one-sided test that the first model has a lower mean recall than the second model.
 
     The arrays hold numbers of samples by class. `gained_C`: only the first model is right. `lost_C`: only the second
     model is right. `total_C`: all samples.
@@ -85,8 +85,8 @@ def p_value(gained_C: np.ndarray, lost_C: np.ndarray, total_C: np.ndarray) -> fl
     This is McNemar's exact test (McNemar 1947, Dietterich 1998) with another statistic. The test considers the samples
     that only one model predicts right. If both models are equally good, each of these samples favours either model with
     probability 1/2. The statistic is the difference of the mean recalls, in which a sample of a rare class weighs more.
-    With classes of equal size, the test is McNemar's. A bootstrap would find significance in three samples of a rare
-    class: if all samples of a small class changed alike, it sees no variance.
+    With classes of equal size, both tests are the same. A bootstrap would find significance in three samples of a rare
+    class: if all samples of a small class changed alike, the bootstrap sees no variance.
 
     The probability is estimated from random draws, and the observed outcome counts as one draw (Phipson and Smyth
     2010). The seed is fixed, so that the same predictions give the same decision.

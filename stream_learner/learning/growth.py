@@ -44,7 +44,7 @@ def start_moments(optimizer: Optimizer, layer: nn.Linear, rows: list[int]) -> No
     Adam divides its moments by 1 - beta^t, where t counts from the parameter's first step (Kingma and Ba 2015,
     algorithm 1). Rows that join at a late step t with moments of 0 would get the correction for t gradients. They would
     move about three times too far. For a gradient g, the moments m = (1 - beta1^(t-1)) g and v = (1 - beta2^(t-1)) g^2
-    give the update of t = 1. AdamW needs the same moments. Its weight decay is not part of the gradient.
+    give the update of t = 1. For Adam, g includes the weight decay. For AdamW, it does not.
 
     Call it between backward and step. It does nothing for SGD, whose momentum needs no correction.
     """

@@ -42,7 +42,7 @@ NON_FINITE_IN_A_ROW = 3
 
 
 class Stored(Struct):
-    """Fields of a saved state. Its identity, its memories and some fields of its classes are read elsewhere."""
+    """Fields of a saved state. The identity, the memories and other fields of the classes are read elsewhere."""
 
     labels: list[Label]
     trainer: dict[str, Any]

@@ -34,7 +34,7 @@ class FadingMean:
         self._weight = 0.0  # total weight of all samples so far; it approaches 1
 
     def add(self, total: float, count: int) -> None:
-        """Add `count` samples of equal age with the sum `total`."""
+        """Add `count` samples of the same age. The sum of their values is `total`."""
         keep = self._fade**count
         before = self._weight * keep
         self._weight = before + 1 - keep
@@ -80,7 +80,7 @@ class Prequential:
         }
 
     def retire(self, source: int, target: int | None) -> None:
-        """Move samples and predictions of class `source` to class `target`. If it is None, drop the samples."""
+        """Move samples and predictions of class `source` to class `target`. If `target` is None, drop the samples."""
         if target is None:
             kept = self._window["labels"] != source
             self._window = {name: array[kept] for name, array in self._window.items()}
@@ -140,7 +140,7 @@ def kappa(predictions: np.ndarray, targets: np.ndarray) -> float | None:
 
 
 def confusions(predictions: np.ndarray, targets: np.ndarray) -> list[tuple[int, int, int]]:
-    """Return (target, prediction, count) for each kind of wrong prediction, most frequent first."""
+    """Return (target, prediction, count) for each pair of classes that the model confused, most frequent first."""
     wrong = predictions != targets
     pairs, counts = np.unique(np.stack([targets[wrong], predictions[wrong]], 1), axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")

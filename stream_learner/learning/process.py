@@ -13,7 +13,6 @@ def set_up_torch(settings: LearningSettings) -> None:
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    # The momentum of a parameter without gradients shrinks to denormal numbers, which processors compute with ten times
-    # slower.
+    # The momentum of a parameter without gradients shrinks to denormal numbers. These make processors ten times slower.
     torch.set_flush_denormal(True)
     torch.backends.cudnn.deterministic = True

@@ -211,8 +211,8 @@ class Releases:
     def load_released(self, state: StateDict, classes: int, records: int) -> None:
         """Load the last release from the trainer's state that was saved with it.
 
-        It has `classes` classes and was made after `records` input records. Raises ValueError when the state is
-        malformed.
+        `classes` is the number of classes of the release. `records` is the number of input records up to the release.
+        Raises ValueError when the state is malformed.
         """
         self._trainer.check(state, classes)  # check it now, because training may return to it at any time
         parameters = under("average", state) or under("model", state)

@@ -26,9 +26,9 @@ def check_format(
     """Check a record format, given by its class, its settings, and records that it can read.
 
     Each record of `good` becomes a sample, with the same fields each time. Hundreds of damaged, huge and random records
-    are read or raise RejectError. Some of these records are made from `good`. They may not raise RetryLaterError,
-    because the services that the format needs have answered for `good`. No read may take longer than `longest_s`.
-    Raises AssertionError.
+    are read or raise RejectError. Some of these records are made from `good`. RetryLaterError is not allowed, because
+    the services that the format needs have answered for `good`. No read may take longer than `longest_s`. Raises
+    AssertionError.
     """
     check = Checking(kind)
     check.that(isinstance(kind, type) and issubclass(kind, Format), "a format is a class derived from Format")

@@ -28,7 +28,7 @@ def check_model(
     """Check a network, given by its class or factory, for images of one size.
 
     The network maps uint8 images [N, H, W, C] to float32 logits [N, classes], for N of at least 1 and any number of
-    classes, also 0. Its logits are its head's output for its features. If it is `convolutional`, it can compute in
+    classes, also 0. The logits are the head's output for the features. A `convolutional` network can compute in
     bfloat16.
 
     In evaluation mode it gives the same logits each time, and an image's logits do not depend on the other images. Its
@@ -95,7 +95,9 @@ def _check_shapes(check: Checking, build: Callable[..., ImageClassifier], images
     network.eval()
     wide = network.head.in_features
     features = check.call("features()", lambda: network.features(images))
-    check.that(features.shape == (len(images), wide), f"features() returns {list(features.shape)}, the head has {wide}")
+    check.that(
+        features.shape == (len(images), wide), f"features() returns {list(features.shape)}, the head takes {wide}"
+    )
     check.that(
         same(network.head(features), network(images)),
         "logits are not head(features(images)); a Learner relies on this, so change `body` rather than `forward`",
@@ -170,6 +172,6 @@ def _check_frozen(check: Checking, network: ImageClassifier, images: Tensor) -> 
     after = network.state_dict()
     changed = [name for name in before if not name.startswith("head.") and not same(before[name], after[name])]
     check.that(
-        not changed, f"a step after freeze() changes {', '.join(changed)}; put all layers but the head into `body`"
+        not changed, f"a step after freeze() changes {', '.join(changed)}; put all layers except the head into `body`"
     )
     check.that(not same(before["head.weight"], after["head.weight"]), "a step after freeze() does not change the head")

@@ -74,7 +74,7 @@ class _Scene:
             logits = None
             if self._kind.stores_logits:
                 logits = torch.randn(count, self.model.head.out_features, generator=generator)
-                logits[: count // 2, -1] = torch.nan  # not known when they arrived
+                logits[: count // 2, -1] = torch.nan  # no step had trained this class when the samples arrived
                 logits[:, [row for row in range(logits.shape[1]) if row not in self.labels]] = torch.nan
             return Minibatch(images, labels, torch.tensor([weights[i % len(weights)] for i in range(count)]), logits)
 
@@ -99,7 +99,9 @@ def _losses(check: Checking, strategy: Strategy, step: Step, what: str) -> Losse
     fits = losses.ndim == 1 and losses.shape == weights.shape and losses.dtype == weights.dtype == torch.float32
     check.that(fits, f"{what} gives {returned}; both must be float32 [N], one value for each sample (reduction='none')")
     check.that(losses.isfinite().all(), f"{what} gives losses that are not finite")
-    check.that(weights.isfinite().all() and (weights >= 0).all(), f"{what} gives weights that are not finite and >= 0")
+    check.that(
+        weights.isfinite().all() and (weights >= 0).all(), f"{what} gives weights that are negative or not finite"
+    )
     check.that(losses.requires_grad, f"{what} gives losses without a gradient; compute them from step.model")
     return Losses(losses, weights)
 

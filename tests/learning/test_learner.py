@@ -102,7 +102,7 @@ def test_a_class_of_ones_own_that_is_no_strategy_is_refused():
 
 
 def test_losses_that_are_not_one_a_sample_are_refused():
-    with pytest.raises(UsageError, match=r"gives losses of shape \[\], weights of \[8\]; both must be \[N\]"):
+    with pytest.raises(UsageError, match=r"gives losses of shape \[\] and weights of shape \[8\]; both must be \[N\]"):
         learned(settings(learning__strategy=f"{__name__}:MeanLoss"), stream()[:1])
 
 

@@ -157,7 +157,7 @@ class InPlace(MLP):
         (AlwaysFloat32, "a step in bfloat16 with channels_last raised RuntimeError: Index put requires the source"),
         (Counts, "a network that loads its state predicts differently; keep all that is learned"),
         (OfNaN, "resuming a Learner from its saved state raised ValueError: .*that are not finite"),
-        (Outside, r"a step after freeze\(\) changes scale; put all layers but the head into `body`"),
+        (Outside, r"a step after freeze\(\) changes scale; put all layers except the head into `body`"),
         (FromNumPy, "it starts with other weights for the same seed; draw only from torch's default generator"),
         (InPlace, "it changes the images that it gets"),
     ],

@@ -4,7 +4,7 @@ from torch import Tensor
 from stream_learner.learning.heads.prototype import Prototype
 from stream_learner.networks.tensors import tensor
 
-# In half decades, relative to the mean of G's diagonal. On a tie the first one, which is larger, is chosen.
+# In half decades, relative to the mean of G's diagonal. The order is descending, so that a tie chooses the larger one.
 PENALTIES = [10.0 ** (exponent / 2) for exponent in range(4, -13, -1)]
 
 

@@ -26,8 +26,8 @@ class Segments:
 
     New data go to the open segment, the tail. All other segments are sealed: they never change, and may only be
     dropped. When less than half of a segment is live, the caller should append its live bytes again and drop it
-    (log-structured storage: Rosenblum and Ousterhout 1992). Then all segments take at most twice the live bytes. When
-    segments are sealed, rewritten and dropped depends only on the calls and their order, not on the times of snapshots.
+    (log-structured storage: Rosenblum and Ousterhout 1992). Then all segments take at most twice the live bytes. The
+    calls and their order alone decide which segments are sealed, rewritten and dropped. Snapshots have no effect.
     """
 
     def __init__(self, segment_bytes: int):

@@ -8,7 +8,7 @@ ALPHA = 0.2
 
 
 class DarkExperienceReplay(Strategy):
-    """DER++: trains replayed samples toward their labels and toward the logits that they had when they arrived.
+    """DER++: trains replayed samples toward their labels and toward their logits at arrival.
 
     Buzzega et al. 2020, "Dark Experience for General Continual Learning: a Strong, Simple Baseline" (arXiv:2004.07211).
     Only logits of classes that a step had trained when the sample arrived are compared. If an average is kept, the

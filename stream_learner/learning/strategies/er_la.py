@@ -14,8 +14,8 @@ class LogitAdjustedReplay(Strategy):
     The network then learns as if all classes were equally frequent, so a class that fills the stream has no advantage.
 
     Huang et al. 2024, "Online Continual Learning via Logit Adjusted Softmax" (arXiv:2311.06460), after Menon et al.
-    2021 (arXiv:2007.07314). A class's frequency is an exponential mean over steps. In each step it is the sum of the
-    weights of the class's new and replayed samples.
+    2021 (arXiv:2007.07314). In each step, the weights of a class's new and replayed samples are added up. The class's
+    frequency is an exponential mean of these sums over the steps.
     """
 
     def __init__(self):

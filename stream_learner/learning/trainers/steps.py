@@ -108,8 +108,8 @@ class StepTrainer(Trainer):
             losses, weights = self._strategy.losses(Step(self.model, teacher, stream, replay))
         if losses.ndim != 1 or losses.shape != weights.shape:
             raise UsageError(
-                f"learning.strategy = {self._settings.learning.strategy!r} gives losses of shape {list(losses.shape)}, "
-                f"weights of {list(weights.shape)}; both must be [N], one value per sample (reduction='none')"
+                f"learning.strategy = {self._settings.learning.strategy!r} gives losses of shape {list(losses.shape)} "
+                f"and weights of shape {list(weights.shape)}; both must be [N], one value per sample (reduction='none')"
             )
         loss = self._weighted_loss(losses, weights)
         loss.backward()

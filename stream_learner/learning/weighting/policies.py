@@ -9,7 +9,7 @@ from msgspec import Struct
 from stream_learner.config import WeightsSettings
 from stream_learner.learning.stored import Count, NonNegative, parse
 
-FADE = 1 - 1 / 1000  # of a mean over about the last thousand samples
+FADE = 1 - 1 / 1000  # factor for each sample, for a mean over about the last thousand samples
 LEAST_PROBABILITY = np.finfo(np.float32).tiny
 
 
@@ -79,8 +79,7 @@ class Policy(Protocol):
 class RecordWeight(Policy):
     """Weight that the producer gave the record, or 1 if the record has none.
 
-    It is clipped to `weights.max_weight` before the factors are multiplied, so that no producer outweighs the other
-    factors.
+    The weight is clipped to `weights.max_weight` first, so that no producer outweighs the other factors.
     """
 
     stored = True
@@ -196,7 +195,7 @@ class Hardness(Policy):
 
     def __init__(self, settings: WeightsSettings):
         super().__init__(settings)
-        self._sum = self._count = 0.0  # fading sums
+        self._sum = self._count = 0.0  # sum of losses and number of samples, both fading
 
     def factors(self, arrivals: Arrivals) -> np.ndarray:
         losses = -np.log(np.maximum(arrivals.probabilities(), LEAST_PROBABILITY).astype(np.float64))

@@ -30,7 +30,7 @@ class Weighed(NamedTuple):
 
 
 class Weights:
-    """alpha: the product of the policies' factors, clipped to [0, `weights.max_weight`]; 1 without policies."""
+    """The weight alpha: product of the policies' factors, clipped to [0, `weights.max_weight`]. 1 without policies."""
 
     def __init__(self, settings: WeightsSettings):
         """Build the policies. Raises UsageError when a policy in the settings does not exist."""
@@ -41,7 +41,7 @@ class Weights:
     def weigh(self, arrivals: Arrivals) -> Weighed:
         """Add a batch of at least one sample to the statistics and return its weights.
 
-        If the batch is then not learned, the caller must restore the state from before with `load_state_dict`.
+        If the batch is then not learned, the caller must restore the earlier state with `load_state_dict`.
         """
         timestamps_ms = self._clock.observe(arrivals.times.timestamps_ms)
         times = arrivals.times._replace(timestamps_ms=timestamps_ms, now_ms=self._clock.now_ms)
