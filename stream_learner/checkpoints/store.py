@@ -122,8 +122,8 @@ class Store:
         self._mode = "overwrite"
         self.put(key, data)
         log.info(
-            "checkpoint.store does not support create-only writes, so writes may replace objects; this is safe, "
-            "because the names of objects are unique",
+            "checkpoint.store does not support create-only writes; writes may replace objects, which is safe because "
+            "the names of objects are unique",
             why=why,
         )
 

@@ -1,4 +1,4 @@
-"""Mini-batches that know which offsets they cover."""
+"""Mini-batches, each with the offsets that it covers."""
 
 import math
 import time
@@ -16,18 +16,18 @@ from stream_learner.errors import InputError
 from stream_learner.formats.record import Gap, Record, RejectError, Rejection, RetryLaterError, Sample
 
 POLL_TIMEOUT_S = 0.5
-# Longest time of one iteration of the loop. A loop without iterations counts as dead.
+# Maximum time between two iterations of the worker's loop, in seconds. A loop without iterations counts as dead.
 TURN_S = 1.0
-# A stretch of large records that are held out or rejected must not fill the machine's memory.
+# Limit of a batch's size, because many large records that are held out or rejected would fill the memory.
 MAX_BATCH_BYTES = 64 * MIB
-# Of the pixels of held-out samples, once there are more of those than training samples in a full batch. What is kept of
-# them is encoded in one turn of the loop, which takes up to 0.13 s a MiB.
+# Limit of the pixels of held-out samples, for batches with more than `batch.size` held-out samples. One iteration of
+# the loop encodes all samples that are kept, which takes up to 0.13 s per MiB.
 MAX_HELD_OUT_BYTES = 4 * MIB
 
 
 Decode = Callable[[Record], Sample | None]
-"""Returns None for a deletion marker that is skipped. Raises RejectError when a record cannot be used, RetryLaterError
-when it cannot be read now."""
+"""Decodes a record. Returns None for a deletion marker that is skipped. Raises RejectError when the record cannot be
+used, RetryLaterError when the record cannot be read now."""
 
 
 class Source(Protocol):
@@ -36,7 +36,7 @@ class Source(Protocol):
         ...
 
     def took(self, seconds: float) -> None:
-        """Set how long it took to decode the last record, in seconds."""
+        """Report how long decoding the last record took, in seconds."""
         ...
 
 
@@ -53,10 +53,10 @@ class Outage(Protocol):
 
 @dataclass(slots=True)
 class Batch:
-    """Up to N training samples, the held-out samples between them, and the offsets that they cover.
+    """Up to `batch.size` training samples, the held-out samples read between them, and the offsets of all records.
 
-    A batch may hold no training sample: test records alone also advance the position. `places` are topic, partition and
-    offset of each record except `tombstones`, in the order of reading.
+    A batch may hold no training sample, because held-out records alone also advance the position. `places` are topic,
+    partition and offset of each record in the order of reading. Deletion markers (`tombstones`) have no place.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -112,7 +112,7 @@ class Batch:
         self.places.append((record.topic, record.partition, record.offset))
 
     def full(self, settings: BatchSettings) -> bool:
-        """Return whether the batch holds as many samples or records as allowed."""
+        """Return whether the batch has reached a limit on samples or records."""
         much_held_out = self.held_out > settings.size and self.held_out_bytes >= MAX_HELD_OUT_BYTES
         return self.training >= settings.size or self.records >= settings.max_span or much_held_out
 
@@ -135,16 +135,16 @@ def batches(
     `batch.linger_s`, after `batch.max_span` records, or when it reaches the limit on held-out pixels or `max_bytes`. A
     record in `alone` (topic, partition, offset) gets a batch of its own.
 
-    Yields an empty batch at least every second, also between two records, so that the loop runs even if decoding is
-    slow. `outage` waits when a record cannot be read now, and later records wait too. Raises the errors of the source
-    and of `outage`, and InputError after the open batch.
+    Yields a batch at least every second, which may be empty, so that the loop runs even if decoding is slow. When a
+    record cannot be read now, `outage` waits, and all later records wait too. Raises the errors of the source and of
+    `outage`. Yields the open batch before it raises an InputError.
     """
     batched = {(topic, p): offset for topic, partitions in positions.items() for p, offset in partitions.items()}
     batch = Batch()
     opened = turned = clock()
 
     def turn() -> Iterator[Batch]:
-        """Yield the open batch when it has lingered, or an empty batch when the loop must run."""
+        """Yield the open batch after `batch.linger_s`. Otherwise yield an empty batch after TURN_S."""
         nonlocal batch, opened, turned
         if clock() - opened >= settings.linger_s:
             yield batch
@@ -207,5 +207,5 @@ def batches(
             yield from turn()
     except InputError:
         if batch.spans:
-            yield batch  # its records may be gone when they are read again
+            yield batch  # otherwise its records may be gone before they can be read again
         raise

@@ -11,9 +11,10 @@ from stream_learner.monitoring.report import Report
 class Breaker:
     """Circuit breaker. It trips when too many of the last records were rejected.
 
-    That is more than `rejects.max_share` of the last `rejects.window` records, or `rejects.max_in_a_row` records in a
-    row. The share counts whole batches and needs a full window. Both counts start with the process, so that a restart
-    continues after the records that tripped it. Deletion markers and rare labels (`labels.min_records`) do not count.
+    It trips at more than `rejects.max_share` of the last `rejects.window` records, or at `rejects.max_in_a_row` records
+    in a row. The share counts whole batches, and needs at least `rejects.window` records. Both counts start at 0 in
+    each process. Therefore a restarted worker continues after the records that tripped the breaker. Deletion markers
+    and rare labels (`labels.min_records`) do not count.
     """
 
     def __init__(self, settings: RejectsSettings, enabled: bool = True):
@@ -45,7 +46,7 @@ class Breaker:
 
     @property
     def why(self) -> str | None:
-        """Reason why it tripped, with topics and reasons of the last records; None if it has not tripped."""
+        """Why the breaker tripped, with topics and reasons of the last rejected records; None if it has not tripped."""
         if not self._enabled:
             return None
         most = self._settings.max_in_a_row

@@ -22,7 +22,7 @@ from stream_learner.run.progress import Progress
 
 
 class Driver:
-    """Feeds batches to a learner and keeps what the learner does not know: offsets, the ledger, dead letters."""
+    """Feeds batches to a learner. Keeps offsets, ledger and dead letters, which the learner does not know."""
 
     def __init__(self, learner: Learner, progress: Progress):
         self.learner = learner
@@ -37,15 +37,16 @@ class Driver:
         parts: Mapping[str, bytes],
         released: tuple[Arrays, dict[str, Any]] | None,
     ) -> "Driver":
-        """Continue at `positions` from a state: its arrays and document, and those saved with the last release.
+        """Resume at `positions` from a saved state: its arrays and document, and its parts by digest.
 
-        Raises ValueError when the states do not fit the settings, and the errors of `Learner`.
+        `released` is the state that was saved with the last release, None before the first release. Raises ValueError
+        when the states do not fit the settings, and the errors of `Learner`.
         """
         saved = Saved(_joined(*state), parts, released and _joined(*released))
         return cls(Learner(settings, saved), Progress(positions, state[1]))
 
     def learn(self, batch: Batch) -> Report:
-        """Learn a batch. Raises ValueError when it does not continue the positions."""
+        """Learn a batch. Raises ValueError when its offsets do not continue the positions."""
         began = time.monotonic()
         learned = self.learner.learn(batch.samples, batch.records)
         report = _report(batch, learned, self.learner.records, time.monotonic() - began)
@@ -53,7 +54,7 @@ class Driver:
         return report
 
     def decide(self) -> Decided:
-        """Decide whether the model is released, or training goes back to the last release; see `Learner.decide`."""
+        """Decide whether to release the model or to return to the last release; see `Learner.decide`."""
         outcome, discarded = self.learner.decide(), None
         if outcome.decision.released or outcome.rolled_back:
             learned = self.progress.settle()
@@ -61,9 +62,9 @@ class Driver:
         return Decided(outcome.candidate, outcome.decision, discarded)
 
     def snapshot(self, decided: Decided | None = None) -> Snapshot:
-        """Copy the state and what was learned since the last snapshot; `decided` is the decision just taken, if any.
+        """Copy the state, and end the interval since the last snapshot. `decided` is the decision just made, if any.
 
-        Changes nothing that is learned.
+        The learned state does not change.
         """
         learner = self.learner
         tensors, document = split(learner.state_dict())
@@ -86,7 +87,7 @@ def _joined(arrays: Arrays, document: dict[str, Any]) -> StateDict:
 
 
 def _report(batch: Batch, learned: Learned, records: int, step_s: float) -> Report:
-    """Combine a batch with the result of learning it; `records` counts the run's input records with the batch's."""
+    """Combine a batch with the result of learning it. `records` is the run's record count, including this batch."""
     refused = [Rejection(batch.sources[r.sample], r.reason, "learn", r.message) for r in learned.refused]
     rejections = batch.rejections + refused
     rejected = {rejection.record[:3]: rejection.reason for rejection in rejections}  # by topic, partition, offset

@@ -1,13 +1,12 @@
 """Detection of records that end the process. They are set aside.
 
-A life is one process of the active worker. `<run.id>/lives.json` counts the lives since the last commit, except those
-that ended as the program chose. A life after a death is careful until its first commit: it notes in the object which
-records it is about to decode or learn. After three deaths, a record at which both of the last two careful lives died is
-set aside. If they died while learning the same batch, the next life learns its records one by one. An ordinary life
-costs two small writes.
+A life is one process of the active worker. `<run.id>/lives.json` counts the lives since the last commit. A life that
+the program itself ended is not a death and does not count. After a death, the next life is careful until its first
+commit: before it decodes or learns records, it notes them in the object. After three deaths, a record at which both of
+the last two careful lives died is set aside. If both lives died while learning the same batch, the next life learns the
+records of this batch one by one. A life without deaths before it costs two small writes.
 
-Like the election, the object need not be exact. A frozen worker that was replaced may overwrite it; then only a count
-is lost.
+The object need not be exact. A frozen worker that was replaced may overwrite the object. Then only a count is lost.
 """
 
 import threading
@@ -44,19 +43,19 @@ class State(msgspec.Struct):
     """Contents of lives.json."""
 
     lives: Count = 0
-    """Number of lives since the last commit, including the present one. All earlier ones have died."""
+    """Number of lives since the last commit, including the current life. All earlier lives have died."""
     suspects: list[Place] = []
-    """Records that the present life is decoding or learning, if it is careful."""
+    """Records that the current life is decoding or learning, if this life is careful."""
     died_at: Annotated[list[list[Place]], Meta(max_length=2)] = []
     """The suspects of the last two lives that died."""
     set_aside: Annotated[list[Place], Meta(max_length=MAX_SET_ASIDE)] = []
-    """Records to reject without decoding them, until a commit is past them."""
+    """Records to reject without decoding them. Each one is removed when a commit's position is past it."""
 
 
 class Lives:
-    """The current process of a run's active worker, and its notes on earlier ones.
+    """The current life of a run's active worker, and the notes on earlier lives.
 
-    If the store cannot be written, it logs that once and is no longer careful.
+    If the store cannot be written, a warning is logged and the life is no longer careful.
     """
 
     def __init__(self, store: Store, settings: Settings):
@@ -75,7 +74,7 @@ class Lives:
         """Records to learn one by one, each in its own batch."""
         self._state = State(deaths + 1, [], died_at, set_aside)
         self.careful = deaths > 0
-        """Whether it notes the records that it processes. It then processes nothing during a publication."""
+        """Whether this life notes the records that it processes. A careful life does not learn while it publishes."""
         if self.careful:
             log.warning(
                 "the run's last worker died; this worker notes the records that it processes until its first save",
@@ -93,7 +92,7 @@ class Lives:
         self._write()
 
     def guarded(self, decode: Decode) -> Decode:
-        """Wrap `decode`: reject records that are set aside, and in a careful life note which record is decoded."""
+        """Wrap `decode` to reject records that are set aside. In a careful life, also note which record is decoded."""
 
         def guarded(record: Record) -> Sample | None:
             with self.suspecting([(record.topic, record.partition, record.offset)]):
@@ -117,7 +116,7 @@ class Lives:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Note an exit that the program chose. Bugs, a user's own code and lack of memory count as deaths."""
+        """Note an exit that the program chose: a normal end, or a StreamLearnerError. Any other end is a death."""
         try:
             yield
         except FencedError:  # the object now belongs to the worker that took over
@@ -182,7 +181,7 @@ class Lives:
 
 
 def setting_aside(places: Container[Place], decode: Decode) -> Decode:
-    """Return `decode` with records at `places` rejected."""
+    """Wrap `decode` to reject the records at `places`."""
 
     def decode_others(record: Record) -> Sample | None:
         if (record.topic, record.partition, record.offset) in places:

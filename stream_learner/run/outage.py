@@ -1,4 +1,4 @@
-"""The wait while a record format asks to read a record later."""
+"""Waits and tries again while a record format cannot read a record."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ class Outage:
         on_change: Callable[[str | None], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """`give_up_s` is the setting `kafka.give_up_s`. `on_change` gets the reason for the wait, and None after it."""
+        """`give_up_s` is the setting `kafka.give_up_s`. `on_change` gets the reason of a wait, and None at its end."""
         self._give_up_s = give_up_s
         self._stop = stop
         self._on_change = on_change
@@ -37,7 +37,7 @@ class Outage:
     def wait(self, record: Record, error: RetryLaterError) -> Iterator[None]:
         """Wait until the record should be read again, or until `stop` is set. Yield at least every TURN_S.
 
-        Raises DependencyError when the first try was `give_up_s` ago or longer.
+        Raises DependencyError when `give_up_s` have passed since the first attempt.
         """
         now = self._clock()
         why = f"the record {record.topic}[{record.partition}] {record.offset} cannot be read now: {error}"
@@ -57,7 +57,7 @@ class Outage:
             yield
 
     def over(self) -> None:
-        """Note that a record was read."""
+        """Note that a record was read, which ends the outage."""
         if self._began is not None:
             log.info("records can be read again", waited_s=round(self._clock() - self._began, 1))
             self._began = None
@@ -65,7 +65,7 @@ class Outage:
 
 
 def patient(decode: Decode, outage: Outage) -> Decode:
-    """Return `decode` that waits instead of raising RetryLaterError."""
+    """Wrap `decode` to wait and try again when it raises RetryLaterError."""
 
     def decode_in_the_end(record: Record) -> Sample | None:
         while True:

@@ -15,8 +15,8 @@ KEEP_BYTES = 512 * 1024 * 1024
 def load_torch_libraries() -> None:
     """Load torch's shared libraries on a thread of its own, so that a later `import torch` is faster.
 
-    Loading takes about 0.35 s and does not hold Python's global lock, so other modules are imported in the meantime. It
-    does nothing if the library is in another place. The import then loads it.
+    Loading takes about 0.35 s and does not hold Python's global lock, so other modules are imported in the meantime. If
+    the library is not in the usual place, this function does nothing, and `import torch` loads the library.
     """
     threading.Thread(target=_load_torch_libraries, name="load torch", daemon=True).start()
 
@@ -29,10 +29,10 @@ def _load_torch_libraries() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Keep the memory of freed tensors in the process, instead of asking the kernel for it at every step.
+    """Keep the memory of freed tensors in the process, instead of asking the kernel for memory at every step.
 
-    A convolution's activations exceed glibc's threshold for a mapping of their own. Mapping and clearing them at each
-    step takes a quarter of a small network's step. Does nothing without glibc.
+    By default, glibc maps and unmaps memory for each tensor as large as a convolution's activations. The kernel clears
+    that memory, which takes a quarter of a small network's step. Does nothing without glibc.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

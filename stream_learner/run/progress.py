@@ -1,4 +1,4 @@
-"""How far learning got: positions, and what must be published with the next snapshot."""
+"""Progress of learning: the learned positions, and the interval that the next snapshot publishes."""
 
 import copy
 from typing import Any
@@ -11,8 +11,8 @@ from stream_learner.publishing.snapshot import Interval
 
 # Approximate bytes of a ledger piece in memory; in the manifest it takes a byte or two.
 PIECE_BYTES = 100
-# Number of ledger pieces and lost stretches that causes an early save. Manifests list all of them, and a hostile order
-# of records makes this list long.
+# Number of ledger pieces and lost stretches that causes an early save. A manifest lists all of them. If records
+# alternate between partitions, the list is long.
 MAX_ENTRIES = 50_000
 # Bytes of a dead letter's error headers. Approximate; used only to limit memory.
 ERROR_HEADERS_BYTES = 1024
@@ -23,17 +23,17 @@ class Stored(msgspec.Struct):
 
 
 class Progress:
-    """Positions of everything learned, the interval since the last snapshot, and what a roll-back would discard.
+    """The learned positions, the interval since the last snapshot, and the offsets that a roll-back would discard.
 
-    Next offsets stand in three places: those to fetch (`Source`), to batch (`batches`) and to learn (here). Each is
-    ahead of the next one. They are counted separately, so that `add` notices a batch that was dropped or given twice.
-    `driver.py` puts the learned positions into the snapshot.
+    Each partition's next offset is counted in three places: in `Source` (to fetch), in `batches` (to batch) and here
+    (to learn). Fetching is ahead of batching, and batching is ahead of learning. The counts are separate, so that `add`
+    detects a batch that was dropped or given twice. `driver.py` puts the learned positions into the snapshot.
     """
 
     def __init__(self, positions: Positions, document: dict[str, Any] | None = None):
         """Begin at `positions`, with the `document` of the state that was saved there.
 
-        Raises ValueError when the document is not one that `document()` gave.
+        Raises ValueError when this document does not come from `Progress.document()`.
         """
         self.positions = copy.deepcopy(positions)
         self.open = Interval()
@@ -72,7 +72,7 @@ class Progress:
         return closed
 
     def settle(self) -> Spans:
-        """Note that a model was released or training went back to the last release.
+        """Note that a model was released, or that training went back to the last release.
 
         Return the offsets that were learned since the last such decision.
         """

@@ -1,4 +1,7 @@
-"""Rebuild of a checkpoint from an earlier state and the ledgers since. If the bytes differ, a manifest is not true."""
+"""Rebuilds a checkpoint from an earlier state and the ledgers of the manifests since then.
+
+If the bytes differ on the same software and hardware, a manifest is wrong.
+"""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -38,7 +41,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """Result of a rebuild: batches and records learned again from checkpoint `start` (0: the beginning) to `end`.
+    """Result of a rebuild from checkpoint `start` (0: the beginning) to `end`: how much was learned again.
 
     The digests `state`, and `release` if the checkpoint released a model, equal those in the manifest.
     """
@@ -98,7 +101,7 @@ def rebuild(
 
 
 def _begin(manifest: Manifest) -> Positions:
-    """Return the positions of all partitions before a manifest's spans, which may not cover all partitions."""
+    """Return the positions before a manifest's spans. They include partitions without a span."""
     spans = manifest.spans
     return {
         topic: {p: spans.get(topic, {}).get(p, Span(at, at)).start for p, at in partitions.items()}
@@ -130,7 +133,7 @@ def _decoded(data: bytes) -> tuple[Arrays, dict[str, Any]]:
 
 
 def _released(store: Store, saved: State) -> bytes:
-    """Return the last release's state, which the gate compares with, and to which training may return."""
+    """Return the state of the last release. The gate compares candidates with it, and training may return to it."""
     try:
         return store.fetch(saved.object)
     except StateError as error:
@@ -141,7 +144,7 @@ def _released(store: Store, saved: State) -> bytes:
 
 
 def _batches(manifest: Manifest, replays: dict[tuple[str, int], Replay], decode: Decode) -> Iterator[Batch]:
-    """Read the batches between a manifest and its predecessor again, and yield them."""
+    """Read the batches of a manifest's ledger again, and yield them."""
     poisoned = {(t, p, o) for t, partitions in manifest.poisoned.items() for p, os in partitions.items() for o in os}
     decode = setting_aside(poisoned, decode)
     at = {(topic, partition): span.start for topic, partition, span in each(manifest.spans)}
@@ -169,7 +172,7 @@ def _read(replay: Replay, end: int, batch: Batch, decode: Decode) -> None:
 
 
 def _differences(learner: Learner, end: Manifest) -> list[str]:
-    """Describe the differences between the current computation and that of the checkpoint."""
+    """Describe how the current software, hardware and settings differ from those that computed the checkpoint."""
     differing = made_otherwise(made_with(PROGRAM, learner.arithmetic), made_with(end.program, end.arithmetic))
     return [f"it is rebuilt with {differing}, unlike checkpoint {end.sequence}"] if differing else []
 

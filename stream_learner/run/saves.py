@@ -1,4 +1,4 @@
-"""When a worker saves, and when training waits for it."""
+"""Decides when a worker saves, and when training waits for a save."""
 
 import time
 
@@ -40,7 +40,7 @@ class Saves:
         return self._driver.progress.open.tally.records + self._publisher.unsaved_records
 
     def due(self) -> bool:
-        """Return whether a save is due and possible, or so overdue that training must wait for it."""
+        """Return whether to save now. While the publisher is busy, save only if a limit on unsaved work is reached."""
         settings, opened = self._settings, self._driver.progress.open
         if self._driver.progress.empty:
             return False
@@ -62,11 +62,11 @@ class Saves:
         health.enter(before)
 
     def save(self, decided: Decided | None = None) -> None:
-        """Hand a snapshot to the publisher; `decided` is the decision just taken, if any."""
+        """Hand a snapshot to the publisher. `decided` is the decision just made, if any."""
         self._publisher.submit(self._driver.snapshot(decided), self._upkeep.lag())
         self._saved_at = time.monotonic()
         if self._lives.careful:
-            self.wait()  # else a death during the publication would be blamed on a record decoded meanwhile
+            self.wait()  # otherwise a death during the publication would be blamed on a record decoded meanwhile
 
     def finish(self) -> None:
         """Publish everything that was learned, and wait for it."""

@@ -9,16 +9,16 @@ from typing import NoReturn
 
 from stream_learner.errors import ExitCode
 
-# Time from a signal that arrives during the start to the exit. It is enough to leave the election, so that the next
-# start does not wait.
+# Time in seconds from a signal that arrives during the start to the exit. It is enough to leave the election, so that
+# the next start does not wait.
 LEAVE_S = 0.5
 
 
 def stop_on_signals(deadline_s: Callable[[], float], at_once: Callable[[], bool] = lambda: False) -> threading.Event:
     """Return an event that the first stop signal sets. A second signal ends the process at once.
 
-    If `at_once` returns true, the first signal ends the process with code 0 after `LEAVE_S`. The program may also end
-    by itself in that time.
+    If `at_once` returns true, the first signal ends the process with code 0 after `LEAVE_S`. Otherwise the process ends
+    with exit code WATCHDOG after `deadline_s()` seconds. The program itself may end earlier.
     """
     stop = threading.Event()
     signals = obeyed()

@@ -32,13 +32,13 @@ from stream_learner.streams.connection import client_config
 log = structlog.get_logger()
 
 POLL_S = 0.05
-# Pixels per side that suffice for every built-in network that needs no other library.
+# Pixels per side that are enough for every built-in network outside torchvision.
 ENOUGH_PIXELS = 9
 FROM_TORCHVISION = ("resnet18", "resnet50")
 
 
 def check(settings: Settings) -> None:
-    """Raise UsageError for everything that a worker refuses by its settings and local files alone.
+    """Raise UsageError for every fault that the settings and local files alone reveal.
 
     Import torch only if `needs_torch` returns true.
     """
@@ -50,7 +50,7 @@ def check(settings: Settings) -> None:
 def needs_torch(settings: Settings) -> bool:
     """Return whether a learner must be built to check the settings.
 
-    One is needed when the settings name code, a library or a file that may not fit.
+    A learner is needed if the settings name code, a library or a file that may not fit.
     """
     model, learning = settings.model, settings.learning
     names = [model.name, model.head, learning.strategy, *learning.augment, *settings.weights.policies]
@@ -79,9 +79,9 @@ def _check_with_torch(settings: Settings) -> None:
     from stream_learner.learning.learner import Learner
     from stream_learner.learning.process import set_up_torch
 
-    set_up_torch(settings.learning)  # before torch starts threads: they take over how it counts denormal numbers
+    set_up_torch(settings.learning)  # before torch starts threads: they inherit that denormal numbers count as 0
     Learner(settings)
-    gc.collect()  # or `gc.freeze` would keep a large network for good
+    gc.collect()  # otherwise `gc.freeze` would keep a large network in memory
 
 
 def run(
@@ -132,7 +132,7 @@ def run(
         # 5. Wait to be elected, fence other workers, then learn.
         from stream_learner.run import worker
 
-        gc.freeze()  # what was imported stays
+        gc.freeze()  # later collections need not look at the imported objects
         gc.enable()
         worker.run(settings, store, clients, recovery, monitor, stop, end_process, accept_rejects=accept_rejects)
     log.info("stopped")

@@ -32,10 +32,10 @@ class Upkeep:
         self.tended_at = 0.0
 
     def tend(self, unsaved_records: int) -> None:
-        """Do the periodic work of each turn: heartbeat, and every second election and gauges.
+        """Send a heartbeat. Once a second, also poll the election and update the gauges.
 
-        `unsaved_records` is the number of input records that are in no committed checkpoint.
-        Raises FencedError, KafkaUnavailableError.
+        Call this in each iteration of the loop. `unsaved_records` is the number of learned input records that are in no
+        committed checkpoint. Raises FencedError, KafkaUnavailableError.
         """
         health = self.monitor.health
         health.beat()
@@ -68,7 +68,7 @@ class Upkeep:
         metrics.observe_unsaved(unsaved_records)
 
     def learned(self, report: Report) -> None:
-        """Show a learned batch."""
+        """Update the metrics with a learned batch, and log its drifts."""
         self.monitor.metrics.observe(report)
         for drift in report.drifts:
             before, after = (round(error, 3) for error in (drift.error_before, drift.error_after))

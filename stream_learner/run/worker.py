@@ -60,7 +60,7 @@ class Worker:
     warned_of: set[Split] = field(default_factory=set)
 
     def loop(self) -> None:
-        """Learn until the stream ends, then save once more. Raises RejectsError, DivergedError (after that save)."""
+        """Learn until the stream ends, then save once more. Raises RejectsError, DivergedError, both after the save."""
         learner = self.driver.learner
         for batch in self.stream:
             with self.lives.suspecting(batch.places):
@@ -69,7 +69,7 @@ class Worker:
             self.breaker.observe(report)
             self.upkeep.tend(self.saves.unsaved_records)
             if learner.release_due:
-                self.saves.wait()  # falls on the same batch in every execution, so training waits
+                self.saves.wait()  # training waits, so that the decision falls on the same batch in every execution
                 decided = self.driver.decide()
                 self.warn_of_few_groups()
                 self.saves.save(decided)
@@ -79,7 +79,7 @@ class Worker:
             if self.breaker.why or learner.diverged:
                 break
         self.saves.finish()
-        # Only after the save, which published the dead letters, so that a restart continues after them.
+        # Raise only after the save. It published the dead letters, so a restart continues after them.
         if why := self.breaker.why:
             raise RejectsError(
                 f"{why}. See them in the dead-letter topic and repair the producer. A restart continues after them; "
@@ -129,7 +129,8 @@ def run(
         log.warning("the network's body is frozen and random, unless its factory loads weights; set model.weights")
     end_process = leaving_a_mark(settings, store, end_process)
     set_up_torch(settings.learning)
-    place(settings.learning, networks.factory(settings.model.name))  # a device that fails must not end another worker
+    # Fail before another worker is ended if the device does not work.
+    place(settings.learning, networks.factory(settings.model.name))
 
     election, health, metrics = clients.election, monitor.health, monitor.metrics
 
@@ -165,7 +166,7 @@ def run(
             stop,
             outage=Outage(settings.kafka.give_up_s, stop, health.wait_for),
             alone=lives.alone,
-            # A whole batch may become dead letters, and a transaction's time-out allows for this number of bytes.
+            # A whole batch may become dead letters. The transaction's time-out is enough for `max_pending_bytes`.
             max_bytes=min(MAX_BATCH_BYTES, settings.checkpoint.max_pending_bytes),
         )
         breaker = Breaker(settings.rejects, enabled=not accept_rejects)
@@ -174,14 +175,14 @@ def run(
         worker = Worker(stream, driver, saves, upkeep, breaker, lives)
         sequence = last.manifest.sequence if last else 0
         log.info("learning", epoch=recovered.epoch, sequence=sequence, classes=len(driver.learner.labels))
-        del recovery, recovered, last  # the state that was fetched
+        del recovery, recovered, last  # frees the memory of the fetched state
         health.enter(Phase.LEARNING)
         try:
             with lives.watched():
                 try:
                     worker.loop()
                 except (InputError, DependencyError):
-                    saves.finish()  # its records may be gone before they can be learned again
+                    saves.finish()  # otherwise learned records may be gone before they can be learned again
                     raise
         except KafkaUnavailableError as error:
             log.error(str(error))
@@ -195,7 +196,7 @@ def run(
 def resumed(settings: Settings, recovered: Recovered) -> Driver:
     """Build the learner and its progress from the checkpoint.
 
-    Raises StateError when the state is not one that was saved.
+    Raises StateError when the checkpoint's state cannot be restored.
     """
     checkpoint = recovered.checkpoint
     if checkpoint is None:
