@@ -4,7 +4,7 @@ import signal
 
 
 def main() -> None:
-    """Run the command line. Ctrl-C during its import ends the process without a traceback."""
+    """Import and run the command line. Ctrl-C during the import ends the process without a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from stream_learner import cli
 

@@ -70,7 +70,7 @@ class ExitCode(IntEnum):
     def remedy(self) -> Remedy:
         """Action that a supervisor should take.
 
-        A supervisor restarts the worker after a bug, because a record that ends the worker three times is set aside.
+        A bug (code 1) asks for a restart too: if one record ends the worker three times, a restart sets it aside.
         """
         if self in (ExitCode.OK, ExitCode.INTERRUPTED):
             return Remedy.NOTHING

@@ -27,7 +27,7 @@ class Registry(UserDict[str, Any]):
         return found
 
     def lookup(self, name: str) -> Any:
-        """Return the entry called `name`, or the user's own object. Raises UsageError, which names the setting."""
+        """Return the entry called `name`, or import the user's own object. Raises UsageError that names the setting."""
         if name in self:
             return self[name]
         try:
@@ -38,9 +38,9 @@ class Registry(UserDict[str, Any]):
             raise UsageError(f"{self.setting} = {name!r} cannot be imported: {error}") from None
 
     def known(self, name: str) -> str:
-        """Return `name` if it is in the registry or has the form of a user's own object, which is not imported.
+        """Return `name` if it is in the registry, or has the form `package.module:name`. Import nothing.
 
-        Raises ValueError, which suggests the most similar name.
+        Raises ValueError for any other name. The message suggests the most similar known name.
         """
         module, colon, attribute = name.partition(":")
         if name in self or (module and colon and attribute and not module.startswith(".")):

@@ -1,9 +1,10 @@
-"""Text from outside, made safe for terminals and logs."""
+"""Make text from outside safe for terminals and logs."""
 
 import re
 
-# user:password@ and ?signature of a URL anywhere in a message. A URL that was turned into a path has lost a slash.
-# A password may hold a slash, like secret keys of buckets. `host:port/` is not a password.
+# Credentials in a URL anywhere in a message: `user:password@`, and the query, which may hold a signature. A URL that
+# was handled as a path has lost a slash. A password may contain a slash, as a bucket's secret key does. `host:port/` is
+# not a password.
 USERINFO = re.compile(r"(?<=:/)(/?)(?:[^\s/?#\"'<>]+|[^\s/?#\"'<>:@]+:(?!\d+/)[^\s?#\"'<>@]+)@")
 QUERY = re.compile(r"(?<=://)([^\s?\"'<>]*)\?[^\s\"'<>]+")
 
@@ -31,7 +32,7 @@ def without_credentials(text: str) -> str:
 
 
 def escape_unencodable(error: UnicodeError) -> tuple[str, int]:
-    """Escape characters that an encoding lacks, as `printable` does. Handler for `codecs.register_error`."""
+    """Escape characters that the encoding cannot express, as `printable` does. Handler for `codecs.register_error`."""
     assert isinstance(error, UnicodeEncodeError)
     return "".join(map(_escaped, error.object[error.start : error.end])), error.end
 

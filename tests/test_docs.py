@@ -29,7 +29,7 @@ def test_generated_pages_are_up_to_date():
 
 def test_the_exit_codes_of_a_worker_that_may_have_been_replaced_are_listed():
     *others, last = sorted(MAYBE_REPLACED)
-    listed = f"replaced (codes {', '.join(map(str, map(int, others)))} and {int(last)} while it was active)"
+    listed = f"exits with code {', '.join(map(str, map(int, others)))} or {int(last)} while it is active leaves"
     assert listed in (ROOT / "docs" / "operations.md").read_text()
 
 

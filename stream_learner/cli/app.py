@@ -1,4 +1,4 @@
-"""The command line, and the end of a command: one line and an exit code for every failure that a person can cause."""
+"""The command line. It reports each failure that a person can cause in one line, with an exit code."""
 
 import codecs
 import os
@@ -28,7 +28,7 @@ app = typer.Typer(
     epilog="`--debug` with any command shows the traceback of an error. Exit codes are in docs/operations.md.",
 )
 
-# An option typed without `=` can put a password among the arguments.
+# Removed from messages: an option typed without `=` can put a password among the arguments.
 EXTRA_ARGUMENTS = re.compile(r"(unexpected extra argument\S*) \(.*\)", re.DOTALL)
 
 
@@ -45,7 +45,7 @@ def options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Take the options that stand before a command."""
+    """Parse the options before the command."""
 
 
 def main() -> None:
@@ -67,8 +67,8 @@ def _command() -> None:
 
 
 def _interrupt(*_: object) -> NoReturn:
-    """End the command in order. A second Ctrl-C ends the process at once."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a window that closes sends several
+    """Raise SystemExit, so that the command cleans up. A second Ctrl-C ends the process at once."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal window that closes sends several of these
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(ExitCode.INTERRUPTED))
     sys.exit(ExitCode.INTERRUPTED)
@@ -94,7 +94,7 @@ def exit_with(command: Callable[[], object], debug: bool) -> None:
 
 
 def _own_code(error: Exception) -> str | None:
-    """Return `file:line` of the user's own code that failed, such as a model. None if no such code was running."""
+    """Return `file:line` of the user's own code in the traceback, such as a model. None if there is no such code."""
     others = Path(__file__).parent.parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
     places = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:

@@ -24,7 +24,7 @@ def demo(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the initial weights and of the order.")] = 0,
     summary: Annotated[
-        # Opened at once, so that a file that cannot be written is reported before the demo, not after it.
+        # Opened before the demo, so that a file that cannot be written is reported then and not at the end.
         typer.FileBinaryWrite | None,
         typer.Option(metavar="FILE", lazy=False, help="Write the summary as JSON too.", show_default=False),
     ] = None,
@@ -39,7 +39,7 @@ def demo(
             yield Lines(view, say)
             return
         with Live(view, console=out, auto_refresh=False) as live:
-            out.show_cursor()  # else the terminal would have no cursor after kill -9
+            out.show_cursor()  # otherwise the terminal would have no cursor after kill -9
             yield live
 
     found = run_demo(data, resume, seed, say, show)

@@ -1,4 +1,4 @@
-"""Commands that read a run from outside."""
+"""The command `status`, which reads a run from outside."""
 
 from typing import Annotated
 

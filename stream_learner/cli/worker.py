@@ -1,4 +1,4 @@
-"""Commands that learn: `run`, and `rebuild`, which repeats and checks it."""
+"""Commands that learn: `run`, and `rebuild`, which learns the same batches again and compares the bytes."""
 
 from typing import Annotated
 
@@ -17,7 +17,7 @@ def run(
     overrides: Overrides = None,
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", help="Start again from the beginning when the run's manifest is lost."),
+        typer.Option("--fresh", help="Start again from the beginning when the run's manifests are lost."),
     ] = False,
     accept_rejects: Annotated[bool, typer.Option("--accept-rejects", help="Do not stop for rejected records.")] = False,
 ) -> None:
@@ -26,7 +26,7 @@ def run(
     from stream_learner.monitoring.health import Health
 
     health = None
-    # Before the worker learns or stands by there is nothing to save, and the worker may wait for long.
+    # A signal ends a worker that is still starting at once: there is nothing to save, and a start may take long.
     stop = stop_on_signals(
         lambda: settings.run.stop_deadline_s, at_once=lambda: health is None or health.why_not_started() is not None
     )
@@ -35,7 +35,7 @@ def run(
     from stream_learner.run import start
 
     start.run(settings, health, stop, end_process, fresh=fresh, accept_rejects=accept_rejects)
-    end_process(ExitCode.OK)  # torch and the clients take a while to shut down
+    end_process(ExitCode.OK)  # at once, because torch and the clients take a while to shut down
 
 
 def rebuild(

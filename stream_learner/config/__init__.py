@@ -1,6 +1,6 @@
 """Every setting: defined, read, validated and documented once.
 
-The docstring under a field is its documentation: `stream-learner config --schema` and `docs/settings.md` come from it.
+The docstring under a field is its documentation. `stream-learner config --schema` and `docs/settings.md` repeat it.
 """
 
 from stream_learner.config.fields import MIB

@@ -22,7 +22,7 @@ KAFKA_NAME = "must be 1 to 200 letters (a to z, A to Z), digits, dots, hyphens a
 
 
 def _as_shown(path: Path) -> str:
-    return str(path) if path.is_file() else "***"  # it may be a password in the wrong place
+    return str(path) if path.is_file() else "***"  # the text may be a password in the wrong place
 
 
 FileName = Annotated[Path, PlainSerializer(_as_shown, when_used="json")]
@@ -37,7 +37,8 @@ class Section(BaseModel):
 def read_secret(path: Path, setting: str) -> str:
     """Return the text of a secret file without its trailing newline.
 
-    Raises ValueError when it cannot be read. The message names `setting` and not the path, which may be the secret.
+    Raises ValueError when the file cannot be read. The message names `setting`, not the path: if the setting holds the
+    secret itself, the path is the secret.
     """
     try:
         return path.read_text(encoding="utf-8").rstrip("\r\n")

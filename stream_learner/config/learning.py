@@ -24,9 +24,9 @@ class ModelSettings(Section):
     """Network: a name from `stream_learner.registry.MODELS`, `timm:NETWORK` (a network of timm), or
     `package.module:factory`."""
     weights: Path | None = None
-    """Pretrained backbone to start from: a safetensors file. Its names are those of the network's state dict, or those
-    of its body in torchvision or timm. A head in the file is ignored. A run must keep the same file; its digest is
-    checked."""
+    """Pretrained backbone to start from: a safetensors file. Its tensors have the names of the network's state dict, or
+    the names that torchvision or timm uses. A head in the file is ignored. A run must keep the same file; the worker
+    checks its digest."""
     freeze: bool | None = None
     """Whether the backbone, including batch normalisation, stays unchanged, so that only the head learns. When unset,
     the backbone is frozen if `head` is a solved head, and learns if it is `linear`."""
@@ -36,7 +36,7 @@ class ModelSettings(Section):
     regression), `random_features` (ridge regression on random features, RanPAC), or `package.module:name`. A solved
     head uses no strategy, optimizer or replay memory."""
     random_features: Annotated[PositiveInt, Field(le=MAX_RANDOM_FEATURES)] = 2_000
-    """Number of random features of the head `random_features`. The state holds 8 bytes for each pair of them."""
+    """Number of random features of the head `random_features`. The state holds 8 bytes for each pair of features."""
     height: Annotated[PositiveInt, Field(le=MAX_SIDE_PIXELS)] = 32
     """Height in pixels that images are resized to."""
     width: Annotated[PositiveInt, Field(le=MAX_SIDE_PIXELS)] = 32
@@ -83,7 +83,7 @@ class LearningSettings(Section):
     """Method of learning a batch: a name from `stream_learner.registry.STRATEGIES`, or `package.module:name`."""
     steps_per_batch: PositiveInt = 1
     """Optimizer steps on each batch. With more steps the model learns more from a batch, but the cost grows in
-    proportion. The defaults of `augment`, `average_decay` and `learning_rate` depend on it."""
+    proportion. The defaults of `augment`, `average_decay` and `learning_rate` depend on this number."""
     augment: list[Annotated[str, AfterValidator(AUGMENTATIONS.known)]] = _by_steps(
         lambda steps: ["crop", "flip", *(["color_jitter", "cutout"] if steps > 1 else [])]
     )
@@ -91,8 +91,8 @@ class LearningSettings(Section):
     `stream_learner.registry.AUGMENTATIONS`, or `package.module:name`. Leave out `flip` where left and right have a
     meaning, as in text. When unset, several steps per batch add `color_jitter` and `cutout`."""
     average_decay: Annotated[float, Field(ge=0, lt=1)] = _by_steps(lambda steps: 0.997 ** (1 / steps))
-    """Decay per step of the moving average of weights and buffers, which predicts and is released. 0 disables the
-    average. When unset, the average is over the same number of batches for any number of steps."""
+    """Decay per step of the moving average of weights and buffers. The average makes the predictions and is released. 0
+    disables the average. When unset, the average covers the same number of batches for any number of steps."""
     optimizer: Literal["muon", "adam", "sgd"] = "muon"
     """Optimizer: Muon (Jordan et al. 2024), Adam (Kingma and Ba 2015) or SGD."""
     learning_rate: PositiveFloat = _by_steps(lambda steps: 0.005 / steps**0.5)
@@ -116,7 +116,7 @@ class LearningSettings(Section):
 
 
 class WeightsSettings(Section):
-    """How samples are weighted."""
+    """Settings of the sample weights."""
 
     policies: list[Annotated[str, AfterValidator(WEIGHTS.known)]] = ["record"]
     """Factors of a sample's weight, which are multiplied: names from `stream_learner.registry.WEIGHTS`
@@ -130,7 +130,8 @@ class WeightsSettings(Section):
     timestamps of the records."""
     class_balance_beta: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """`class_balance`: the effective number of a class's samples approaches 1 / (1 - beta). The nearer beta is to 1,
-    the nearer weights are to inverse frequency. Classes with many more samples than this limit have the same weight."""
+    the nearer weights are to inverse frequency. Classes with many more samples than 1 / (1 - beta) have the same
+    weight."""
 
     @model_validator(mode="after")
     def _policies_fit(self) -> "WeightsSettings":
@@ -166,8 +167,8 @@ class MemorySettings(Section):
     """Bytes of images that make a segment. A checkpoint writes a full segment once, as a separate object. It writes
     newer images with every checkpoint until they fill a segment. The same applies to the held-out sets."""
     replay_size: PositiveInt | None = None
-    """Samples replayed in each step; three times `batch.size` when unset. If no more samples are replayed than are new,
-    a long series of one class ruins the head."""
+    """Samples replayed in each step; three times `batch.size` when unset. Replay more samples than `batch.size`.
+    Otherwise a long series of one class ruins the head."""
 
 
 class HeldOutSettings(Section):

@@ -1,4 +1,4 @@
-"""Load settings: merge file, environment and overrides, validate them, and report errors by the name of the field.
+"""Load settings: merge file, environment and overrides, validate them, and name the wrong field in each error.
 
 Sources, strongest first: `--set section.key=value`, environment (`STREAM_LEARNER_SECTION__KEY`), one TOML file.
 """
@@ -60,7 +60,7 @@ def load(path: Path | None, overrides: list[str] | None = None) -> Settings:
 
 
 def usage_error(error: ValidationError) -> UsageError:
-    """Return the error that names each wrong field and what would be right."""
+    """Return pydantic's error as a UsageError that names each wrong field and what is allowed there."""
     return UsageError("; ".join(_explain(e) for e in error.errors() if e["type"] != CONSEQUENCE))
 
 
@@ -101,7 +101,7 @@ def _reject_unknown_environment() -> None:
 
 
 def _explain(error: ErrorDetails) -> str:
-    """Return a validation error as a sentence that names the field and, if it is unknown, the nearest known name."""
+    """Describe a validation error: name the field and, if the field is unknown, the most similar known name."""
     location = [str(part) for part in error["loc"]]
     name = ".".join(location)
     if error["type"] == "extra_forbidden":
@@ -113,7 +113,7 @@ def _explain(error: ErrorDetails) -> str:
         names = [f"{name}.{key}" for key, field in _section(name).items() if field.is_required()] or [name]
         return f"{', '.join(names)} is required"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}" if name else message  # a check that spans sections names its field
+    return f"{name}: {message}" if name else message  # the messages of checks across sections name the field
 
 
 def _section(name: str) -> dict[str, FieldInfo]:

@@ -10,15 +10,15 @@ from stream_learner.config.fields import MAX_KAFKA_S, FileName, KafkaName, Secti
 
 class RunSettings(Section):
     id: KafkaName
-    """Identity of one model's life: the key of its manifests and the folder of its objects."""
+    """Name of the run, the life of one model. It is the key of manifests, and the name of the folder in the store."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights, of dropout and of the memory's choice of samples."""
     stop_deadline_s: PositiveFloat = 60.0
     """Seconds that a stop (SIGTERM) may take, including the last save. After that the process exits with code 10."""
     on_conflict: Literal["standby", "take_over", "exit"] = "standby"
     """Action of a worker that starts while another worker of its run is alive. `standby`: wait, with the newest state
-    loaded, until the other one stops or dies. `take_over`: replace it. `exit`: exit with code 14. A worker that was
-    replaced always comes back as a standby."""
+    loaded, until the other one stops or dies. `take_over`: replace the other one. `exit`: exit with code 14. A worker
+    that was replaced stands by at its next start, even with `take_over`."""
     session_timeout_s: Annotated[PositiveFloat, Field(le=MAX_KAFKA_S)] = 10.0
     """Seconds of silence after which the brokers consider the active worker dead, and a standby takes over. Must be
     within the brokers' `group.min.session.timeout.ms` and `group.max.session.timeout.ms`."""
@@ -31,7 +31,7 @@ def _servers(text: str) -> str:
 
 
 class KafkaSettings(Section):
-    """How Kafka is reached."""
+    """Settings of the connection to Kafka."""
 
     bootstrap_servers: Annotated[str, AfterValidator(_servers)] = "127.0.0.1:9092"
     """Brokers to connect to first, as `host:port`, separated by commas."""
@@ -62,8 +62,8 @@ class KafkaSettings(Section):
     longer ready."""
     give_up_s: PositiveFloat = 600.0
     """Seconds without any answer from Kafka after which the worker exits with code 3, so that a supervisor restarts it.
-    At least `request_timeout_s`. A format of your own may postpone a record for the same time; then the worker exits
-    with code 17."""
+    At least `request_timeout_s`. If a format of your own postpones a record for the same time, the worker exits with
+    code 17."""
 
     @model_validator(mode="after")
     def _sasl_is_whole(self) -> "KafkaSettings":
@@ -105,7 +105,8 @@ class RejectsSettings(Section):
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Share of rejected records among the last `window` records that stops the worker."""
     window: PositiveInt = 1_000
-    """Records over which the share is computed, once the process has read that many."""
+    """Number of last records over which the share is computed. The share does not count until the process has read this
+    number of records."""
     max_in_a_row: PositiveInt = 200
     """Consecutive rejected records, over all topics, that stop the worker, even if it has read few records. Deletion
     markers and rare labels do not count."""

@@ -28,11 +28,11 @@ class ReleaseSettings(Section):
     """Mean recall (0..1) that a candidate may lose against the last release under the rule `max_drop`."""
     max_old_class_drop: Annotated[float, Field(ge=0, le=1)] | None = None
     """Mean recall (0..1) that a candidate may lose over the classes of the last release, under any rule; no limit when
-    unset. Gains on new classes do not make up for it."""
+    unset. Gains on new classes do not offset this loss."""
     patience: PositiveInt | None = 5
-    """Number of candidates worse than the last release, and so refused, after which training goes back to that release.
-    The learning rate is then halved, but not below a tenth, until a model is released. When unset, training never goes
-    back."""
+    """Number of candidates refused because they were worse than the last release. After this number, training goes back
+    to that release. The learning rate is then halved, but not below a tenth, until a model is released. When unset,
+    training never goes back."""
     min_held_out: NonNegativeInt = 100
     """Validation samples below which the gate abstains: the candidate is released, and the manifest records this."""
     inline_max_bytes: NonNegativeInt = 8 * MIB
@@ -48,12 +48,12 @@ class CheckpointSettings(Section):
     """Seconds between two saves."""
     keep: Annotated[PositiveInt, Field(le=1000)] = 3
     """Number of newest states to keep. The last release before the oldest of these states is kept too, because that
-    state cannot be resumed without it. Manifests name all objects of these states, so more states need a larger
-    `memory.segment_bytes`."""
+    state cannot be resumed without the release. Manifests name all objects of these states, so more states need a
+    larger `memory.segment_bytes`."""
     max_unsaved_records: PositiveInt = 100_000
-    """Input records that may wait for a save while the store fails. Then reading stops."""
+    """Input records that may wait for a save while the store fails. At this number the worker stops reading."""
     max_pending_bytes: PositiveInt = 64 * MIB
-    """Bytes of metric windows and dead letters that may wait for a save. More of them cause an early save."""
+    """Bytes of metric windows and dead letters that may wait for a save. At this number the worker saves early."""
     timeout_s: PositiveFloat = 30.0
     """Seconds that a publication's transaction may take. Each MiB of `max_pending_bytes` and `release.inline_max_bytes`
     adds one second. After that the process ends, and a restart recovers. The sum must be within the brokers'
@@ -90,10 +90,10 @@ class SecuritySettings(Section):
 
     @property
     def signer(self) -> Ed25519PrivateKey | None:
-        """Return the signing key, as it was when the settings were read."""
+        """Return the signing key, read when the settings were loaded."""
         return self._signer
 
     @property
     def verifier(self) -> Verifier | None:
-        """Return the verify keys, as they were when the settings were read. None without any."""
+        """Return the verifier with the verify keys, read when the settings were loaded. None if there are no keys."""
         return self._verifier

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, StrictIn
 from stream_learner.config.fields import MIB, KafkaName, Section
 from stream_learner.registry import FORMATS
 
-# Bytes of the names of all input topics, which manifests and windows repeat. 600 long names fit.
+# Limit on the bytes of all input topics' names, because every manifest and window lists them. 600 long names fit.
 MAX_TOPIC_NAMES_BYTES = 150_000
 
 
@@ -56,9 +56,9 @@ class LabelsSettings(Section):
     """Other names of labels, as `{ "kitty" = "cat" }`: a record labelled `kitty` is learned as `cat`. An existing class
     `kitty` retires, and its samples become samples of `cat`. An alias cannot stand for another alias."""
     min_records: PositiveInt = 1
-    """Number of records with a new label until it becomes a class. The records before the last of these become dead
-    letters (`rare_label`), so that an occasional misspelling does not become a class. The circuit breaker does not
-    count these."""
+    """Number of records with a new label that make it a class. All of these records but the last become dead letters
+    (`rare_label`), so that an occasional misspelling does not become a class. The circuit breaker does not count these
+    dead letters."""
 
 
 class SplitSettings(Section):
@@ -67,9 +67,10 @@ class SplitSettings(Section):
     test: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the records held out to compute the reported accuracy."""
     by: Literal["id", "key"] = "id"
-    """Source of the split. `id`: the `id` header, or the image's bytes if there is none. `key`: the record's key, or
-    the same as `id` if there is none, so that records with the same key are in the same split. Choose `key` where keys
-    name groups of similar images (a patient, a camera), so that no group is both learned and tested on."""
+    """Source of the split. `id`: the `id` header, or the image's bytes if there is no such header. `key`: the record's
+    key, so that records with the same key are in the same split; records without a key are split as with `id`. Choose
+    `key` where keys name groups of similar images (a patient, a camera), so that no group is both learned and tested
+    on."""
     held_out_from: Annotated[list[KafkaName], Field(min_length=1)] | None = None
     """Input topics whose records may be held out; all when unset. If you name only topics of trusted producers, no
     other producer can make the gate accept a bad model. Records of all other topics are training samples. If the header

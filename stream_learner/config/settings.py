@@ -1,4 +1,4 @@
-"""All settings of a worker, checks that span sections, and names that follow from the settings."""
+"""All settings of a worker, checks across sections, and names derived from the settings."""
 
 from pydantic import model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -24,7 +24,7 @@ from stream_learner.config.reading import BatchSettings, InputSettings, LabelsSe
 from stream_learner.contract.topics import OUTPUTS
 
 ENV_PREFIX = "STREAM_LEARNER_"
-# Objects that one manifest may name. The manifest must fit in a Kafka record.
+# Largest number of objects that one manifest may name. The manifest must fit in a Kafka record.
 MAX_SEGMENTS = 4096
 
 
@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     weights: WeightsSettings = WeightsSettings()
     """Weights of the samples."""
     drift: DriftSettings = DriftSettings()
-    """Detection of a rise in the prequential error, and the boost that `learning.on_drift` chooses."""
+    """Detection of a rise in the prequential error, and the boost after it (`learning.on_drift`)."""
     memory: MemorySettings = MemorySettings()
     """Samples kept for replay."""
     held_out: HeldOutSettings = HeldOutSettings()
@@ -137,7 +137,7 @@ class Settings(BaseSettings):
 
     @property
     def transaction_timeout_s(self) -> float:
-        """Return the seconds until the brokers abort a transaction: `checkpoint.timeout_s`, plus one for each MiB."""
+        """Return the seconds after which the brokers abort a transaction; see `checkpoint.timeout_s`."""
         return self.checkpoint.timeout_s + (self.checkpoint.max_pending_bytes + self.release.inline_max_bytes) / MIB
 
     @property
@@ -147,7 +147,7 @@ class Settings(BaseSettings):
 
 
 class ReaderSettings(Section):
-    """The part of a worker's settings with which another program reads what its run publishes."""
+    """The settings that another program needs to read the topics of a run."""
 
     run: RunSettings
     kafka: KafkaSettings = KafkaSettings()

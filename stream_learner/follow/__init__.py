@@ -1,1 +1,1 @@
-"""Read a run from outside, with read rights."""
+"""Read the status and the releases of a run from another program, with read rights only."""

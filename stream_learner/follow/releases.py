@@ -53,8 +53,8 @@ class Release:
     def network(self, own: str | None = None) -> "ImageClassifier":
         """Build the network, in evaluation mode: uint8 images [N, H, W, C] to logits [N, classes]. Imports torch.
 
-        A manifest names no code to import. For a network of your own, `own` is its `package.module:name`. Raises
-        StateError when the release needs another network or its parameters do not fit.
+        A name in a manifest is never imported. For a network of your own, pass its `package.module:name` as `own`.
+        Raises StateError when the release needs another network or its parameters do not fit.
         """
         from stream_learner import networks
         from stream_learner.networks.tensors import as_tensors, load_parameters
@@ -147,9 +147,9 @@ def _newest(settings: ReaderSettings) -> tuple[Manifest, Described]:
 
 
 def _data(settings: ReaderSettings, manifest: Manifest, release: Described, store: str | None) -> bytes:
-    """Return the bytes of the release from the weights topic, or else from the store, once they are verified.
+    """Fetch the bytes of the release from the weights topic, or else from the store. Verify size and digest.
 
-    The signature was verified with the manifest (`streams/manifests.py`).
+    The signature of the manifest, which holds the digest, was verified before (`streams/manifests.py`).
     """
     data = read_chunks(settings, release.chunks) if release.chunks else None
     if data is not None and len(data) == release.object.size and digest(data) == release.object.digest:

@@ -1,4 +1,4 @@
-"""The status of a run from Kafka alone, whether its worker is up or not."""
+"""Read the status of a run from Kafka alone, whether its worker runs or not."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,16 @@ from stream_learner.streams.journal import read_committed
 from stream_learner.streams.manifests import UNSIGNED, advice, no_manifest, read_newest
 from stream_learner.streams.rights import Role
 
-# Number of offsets to read from the end. A committed window is among them, even after many aborted transactions.
+# Offsets to read before the end of the metrics topic. They include a window, even after many aborted transactions.
 METRICS_TAIL = 1000
 
 
 @dataclass(frozen=True)
 class Status:
-    """The newest manifest and window, None before the first; `lag` is records behind each partition's end."""
+    """The newest manifest and window, or None before the first; for each input partition the position and the lag.
+
+    A position is the next offset to learn. The lag is the number of offsets from the position to the partition's end.
+    """
 
     manifest: Manifest | None
     window: Window | None

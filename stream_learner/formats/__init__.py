@@ -1,4 +1,4 @@
-"""From a record's bytes to a sample. No Kafka, no torch."""
+"""Decode the bytes of records to samples. Imports neither Kafka's client nor torch."""
 
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.formats.format import Format

@@ -1,4 +1,4 @@
-"""From a record to a sample, with every check that does not need the model."""
+"""Turn a record into a sample, with all checks that do not need the model."""
 
 import hashlib
 import math
@@ -51,7 +51,7 @@ class Decoder:
     def __call__(self, record: Record) -> Sample | None:
         """Return the sample, or None for a deletion marker to skip.
 
-        Raises RejectError for a record that cannot be used, RetryLaterError when it cannot be read now.
+        Raises RejectError when the record cannot be used, RetryLaterError when it cannot be read now.
         """
         if record.unreadable is not None:
             raise RejectError(Reason.UNREADABLE_RECORD, record.unreadable)
@@ -61,7 +61,7 @@ class Decoder:
         fields = self.format.read(record)
         if not fields.image:
             raise RejectError(Reason.NO_IMAGE, "the record holds no image")
-        self._check_size(fields.image)  # a format may fetch or decompress it
+        self._check_size(fields.image)  # the format may have fetched or decompressed the image
         label = self.rules.apply(parse_label(fields.label))
         weight = parse_weight(fields.weight)
         split = parse_split(fields.split)
@@ -90,12 +90,12 @@ class Decoder:
 
 
 def parse_weight(raw: float | bytes | None) -> float:
-    """Parse a weight: a finite number of at least 0; 1 if there is none. Raises RejectError (`bad_weight`)."""
+    """Parse a weight: a finite number of at least 0. Return 1 for None. Raises RejectError (`bad_weight`)."""
     if raw is None:
         return 1.0
     try:
         weight = float(raw)
-        if isinstance(raw, bytes) and b"_" in raw:  # Python's own notation
+        if isinstance(raw, bytes) and b"_" in raw:  # float() accepts 1_000, other languages do not
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         weight = math.nan
@@ -105,10 +105,10 @@ def parse_weight(raw: float | bytes | None) -> float:
 
 
 def parse_split(raw: str | bytes | None) -> Split | None:
-    """Parse a split; None if there is none. Raises RejectError (`unknown_split`)."""
+    """Parse a split. Return None for None. Raises RejectError (`unknown_split`)."""
     if raw is None:
         return None
     try:
         return Split(raw.decode() if isinstance(raw, bytes) else raw)
-    except ValueError:  # UnicodeDecodeError is one
+    except ValueError:  # also UnicodeDecodeError, a subclass
         raise RejectError(Reason.UNKNOWN_SPLIT, f"the split {raw!r:.80} is not one of {', '.join(Split)}") from None

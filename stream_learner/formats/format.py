@@ -12,15 +12,15 @@ from stream_learner.registry import FORMATS
 
 
 class Format(BaseModel):
-    """A form that input records may have. The fields of a subclass are its settings.
+    """Base class of record formats. The fields of a subclass are its settings.
 
-    The settings are read from `[input.format_settings]` and validated when the worker starts; a subclass without fields
-    has none. Keep clients and caches in private attributes (pydantic's `PrivateAttr`) and connect at the first `read`:
-    a format is also built to check settings. `plain.py` is the smallest example; its name is in `registry.FORMATS`.
+    The settings are read from `[input.format_settings]` and validated when the worker starts. A subclass without fields
+    has no settings. Keep clients and caches in private attributes (pydantic's `PrivateAttr`). Connect at the first
+    `read`, because a format may be built only to check its settings. `plain.py` is the smallest example.
 
     For each record, `read` has one of three outcomes:
 
-    1. It returns the record's `Fields`. They are checked afterwards: labels, weights and images need no check here.
+    1. It returns the record's `Fields`. The worker checks image, label, weight and split afterwards.
     2. It raises `RejectError` if the record does not have this form, normally with `Reason.BAD_ENVELOPE`. The record
        becomes a dead letter.
     3. It raises `RetryLaterError` if something outside is at fault, such as a schema registry or a bucket that does not
@@ -64,7 +64,7 @@ class Format(BaseModel):
 def build(settings: InputSettings) -> Format:
     """Build the format that `input.format` names.
 
-    Raises UsageError when it is unknown or no Format, or `input.format_settings` do not fit it.
+    Raises UsageError when the name is unknown or not a Format, or when `input.format_settings` do not fit the format.
     """
     kind = FORMATS.lookup(settings.format)
     if not (isinstance(kind, type) and issubclass(kind, Format)):

@@ -1,4 +1,4 @@
-"""Labels in a normal form, so that labels that look the same are the same."""
+"""Normalise labels, so that labels that look the same are the same class."""
 
 import unicodedata
 from collections.abc import Mapping

@@ -7,7 +7,7 @@ from stream_learner.formats.record import Fields, Record
 class Plain(Format):
     """The value is the encoded image. The headers are `label` and optionally `weight`, `split` and `id`, as UTF-8 text.
 
-    If a header is there more than once, the last one counts, as in Kafka's own `lastHeader`.
+    If a record has a header more than once, the last one counts, as with Kafka's `lastHeader`.
     """
 
     def read(self, record: Record) -> Fields:

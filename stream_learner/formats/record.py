@@ -1,4 +1,4 @@
-"""Records as they were read, samples as they are learned."""
+"""Types of the input: records as read from Kafka, and samples as learned."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ HEADER_BYTES = 200
 class Record(NamedTuple):
     """One Kafka message, unchanged. `timestamp_ms` is in milliseconds since 1970, UTC.
 
-    `unreadable` is the reason why the message cannot be read, and then only its place is known; None otherwise.
+    `unreadable` is None, or the reason why the message cannot be read. Then only the place of the message is known.
     """
 
     topic: str
@@ -40,10 +40,10 @@ class Record(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Offsets without records; reading continues at `next_offset`.
+    """Offsets without records. Reading continues at `next_offset`.
 
-    They never held records (control records, compaction), or the records are `lost`: retention deleted them, or their
-    batch is damaged on the brokers' disks.
+    `lost` is true if retention deleted the records, or if their batch is damaged on the brokers' disks. It is false for
+    control records and for records that compaction removed.
     """
 
     topic: str
@@ -68,7 +68,7 @@ class Sample(NamedTuple):
     `key` identifies the sample in its run. A memory chooses the samples that it keeps by a hash of this key. `image` is
     the encoded image, empty if there are only pixels. `timestamp_ms` is the event time, milliseconds since 1970, UTC;
     -1 if unknown. `group` is a hash (int64) of the identity that determines the split, so samples of one group are
-    always in one split. It is 0 for training samples whose split was not drawn.
+    always in one split. It is 0 for training samples whose split was given and not drawn.
     """
 
     key: str
@@ -100,7 +100,7 @@ class RejectError(Exception):
 
 
 class RetryLaterError(Exception):
-    """Raised when a record cannot be read now because something outside is at fault; it is read again later.
+    """Raised when a record cannot be read now because something outside is at fault. The record is read again later.
 
     The message says in one line what is at fault.
     """

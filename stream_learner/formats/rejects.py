@@ -1,4 +1,4 @@
-"""Counts of rejected records by topic and reason, which lead to their producers."""
+"""Count rejected records by topic and reason, so that an operator can find their producers."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,4 +1,4 @@
-"""Splits of records, determined by the record alone."""
+"""Assign records to splits by a hash of the record alone."""
 
 import hashlib
 

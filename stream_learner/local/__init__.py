@@ -1,4 +1,4 @@
-"""Tools for a laptop that a cluster does not need: a one-node Kafka, data sets, the feeder, the demo."""
+"""Tools for a laptop: a one-node Kafka, data sets, the feeder, the demo. A worker in a cluster needs none of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from stream_learner.errors import UsageError
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Wrap imports that need the extra of this name. Raises UsageError that says how to install it."""
+    """Return a context for imports that need the extra `name`. Raises UsageError that says how to install the extra."""
     try:
         yield
     except ModuleNotFoundError as error:

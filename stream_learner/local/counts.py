@@ -1,4 +1,4 @@
-"""Counts of a run over all processes of its worker: the committed ones, and those of the running process since."""
+"""Count the records of a run over all processes of its worker: committed counts, plus those of the running process."""
 
 from collections import Counter
 
@@ -36,9 +36,9 @@ class Totals:
         self._most = Counts()
 
     def update(self, pid: int, figures: Figures) -> Counts:
-        """Return the counts, from the figures of the process `pid`, which must have recovered.
+        """Return the counts, given the figures of the process `pid`. The process must have recovered.
 
-        A new process learns unsaved records again. The counts do not change until it has caught up. Raises
+        A new process learns unsaved records again. The counts stay the same until it has caught up. Raises
         KafkaUnavailableError.
         """
         if pid != self._pid:

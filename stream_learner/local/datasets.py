@@ -1,4 +1,4 @@
-"""Data sets: labelled, encoded images on disk that can be fed to a topic."""
+"""Open data sets on disk: labelled, encoded images that can be fed to a topic."""
 
 import io
 import os
@@ -22,7 +22,7 @@ from stream_learner.local.labelling import Labelled
 
 LAYOUTS = (
     "a data set is a folder of Hugging Face parquet files (a column of images, and `label`) or a folder with one "
-    "folder of JPEG or PNG images for each class, each in parts `train` and `test` or in one"
+    "folder of JPEG or PNG images for each class; it may be divided into parts such as `train` and `test`"
 )
 PARTS = {
     "train": "train",
@@ -61,10 +61,10 @@ class Example(NamedTuple):
 class Dataset:
     """Examples in a fixed order. `dataset[i]` reads one image; everything else is in memory.
 
-    `labels` are the classes in their own order. `named` is true if the data set has names for them, and they are not
-    just numbers or folders. `targets` holds the index into `labels` of each example. `height`, `width` (px) and
-    `channels` suit a model for these images. `skipped` counts files that are not images. `held_out` holds the split of
-    each example in a test or validation part.
+    `labels` are the classes in the data set's order. `named` is true if the data set has a list of class names, and
+    false if the labels are numbers or names of folders. `targets` holds the index into `labels` of each example.
+    `height`, `width` (px) and `channels` suit a model for these images. `skipped` counts files that are not images.
+    `held_out` maps the index of each example in a test or validation part to its split.
     """
 
     name: str
@@ -108,7 +108,7 @@ def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
     files are those with `validation`. With `all`, other files with `test` or `validation` are held out for that split.
 
     Images in class folders are read when they are needed, images in parquet files at once. Raises NoTestSplitError when
-    `test` is chosen and there are no such files, DataError, UsageError.
+    `test` is chosen and there are no test files, DataError, UsageError.
     """
     if path is None:
         if split == "test":
@@ -131,14 +131,14 @@ def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
 
 
 def _astray(root: Path, pictures: Sequence[Path]) -> list[Path]:
-    """Return the images that are not in a class folder, but next to one or deeper.
+    """Return the images that are not directly in a class folder.
 
-    A class folder is in the root, or in a folder named after a part.
+    A class folder is in the root, or in a folder named after a part, such as `train`.
     """
     placed = {p for p in pictures if all(_part((name,)) for name in p.relative_to(root).parts[:-2])}
     folders = {picture.parent for picture in placed} - {root}
     flat = {folder for folder in folders if folder.parent == root and _part((folder.name,))}
-    # A class may be called `train`, but only among other classes, and only if classes are not in parts.
+    # `train` may be the name of a class, but only if there are other classes and no folders of parts.
     above = {root, *(flat if flat == folders or any(folder.parent != root for folder in folders) else ())}
     return [picture for picture in pictures if picture not in placed or picture.parent in above]
 
@@ -162,7 +162,7 @@ def _png(pixels_HW: Any) -> bytes:
 
 
 def _of_split(told_by: dict[Path, tuple[str, ...]], root: Path, split: SplitName) -> dict[Path, Split | None]:
-    """Return the files of a split, each with its held-out split. `told_by` holds the names that show a file's part."""
+    """Return the files of a split, each with its held-out split. The names in `told_by` show the part of each file."""
     part_of = {file: _part(names) for file, names in told_by.items()}
     parts = set(part_of.values())
     train = parts & {"train"} or parts & {None} or parts & {"validation"} or parts
@@ -203,7 +203,7 @@ def _parquet(root: Path, tables: dict[Path, Split | None]) -> Dataset:
 
 def _class_folders(root: Path, chosen: dict[Path, Split | None], found: files.Pictures) -> Dataset:
     pictures = list(chosen)
-    # As bytes, so that a name that is not UTF-8 is refused like such a label.
+    # As bytes, so that a folder name that is not UTF-8 is refused like a label that is not UTF-8.
     classes = [picture.parent.name.encode(errors="surrogateescape") for picture in pictures]
     folders = [files.place(picture.parent, root) for picture in pictures]
     labelled = labelling.classify(root, classes, folders, None)

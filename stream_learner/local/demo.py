@@ -41,7 +41,7 @@ WAITS = "waits for Kafka"
 
 
 class Live(Protocol):
-    """Protocol of rich.live.Live and its replacements."""
+    """The method of rich.live.Live that the demo uses. `view.Lines` has it too."""
 
     def refresh(self) -> None: ...
 
@@ -55,8 +55,8 @@ def run_demo(
 ) -> Summary:
     """Run the demo to its end and return its summary.
 
-    `say` gets a line for each event before and after the view. `show(view)` draws the view. Raises subclasses of
-    StreamLearnerError, and SystemExit if a signal handler does. All started processes are stopped in every case.
+    `say` prints a line for each event before and after the view. `show(view)` draws the view. Raises subclasses of
+    StreamLearnerError, and SystemExit if a signal handler raises it. All started processes are stopped in every case.
     """
     began = time.monotonic()
     folder = _last_run() if resume else None
@@ -127,7 +127,7 @@ def _learn(
                 if all_learned:
                     view.state = "saves and stops"
                     live.refresh()
-                    stopped = worker.stop() == ExitCode.OK  # otherwise it died before it saved
+                    stopped = worker.stop() == ExitCode.OK  # otherwise the worker died before it saved
                     view.state = STOPPED if stopped else view.state
                 else:
                     time.sleep(LOOK_EVERY_S)
@@ -209,7 +209,7 @@ def _new_run(dataset: Dataset, data: Path | None, seed: int) -> Path:
 
 
 def _fed_before(folder: Path) -> Path | None:
-    """Return the data set with which a run was fed, None for the digits."""
+    """Return the path of the data set that was fed to a run, or None for the digits."""
     path = (folder / DATA).read_bytes()
     return Path(os.fsdecode(path)) if path else None
 
@@ -229,7 +229,7 @@ def _last_run() -> Path:
 
 
 def _remove_old_runs() -> int:
-    """Remove old runs, except the last ones and those whose Kafka is running. Return the number of removed runs."""
+    """Remove old runs, except the last KEPT_RUNS and runs whose Kafka is running. Return the number of removed runs."""
     runs = sorted(path for path in FOLDER.iterdir() if RUN.fullmatch(path.name) and not path.is_symlink())
     old = [run for run in runs[:-KEPT_RUNS] if not is_running(run / "kafka")]
     for run in old:

@@ -1,4 +1,4 @@
-"""Feeder of a data set to a topic, with a choice of order and rate. A lost record raises an error."""
+"""Feed a data set to a topic, with a choice of order and rate. A record that is not acknowledged raises an error."""
 
 import itertools
 import time
@@ -15,7 +15,7 @@ from stream_learner.local.datasets import Dataset
 from stream_learner.streams import offsets
 from stream_learner.streams.connection import client_config, connect, kafka_failures
 
-# kafka-python limits neither the records that wait to be sent nor those that wait for an acknowledgement.
+# kafka-python does not limit the records that wait to be sent or acknowledged.
 MAX_UNACKNOWLEDGED_BYTES = 64 * MIB
 MAX_RECORD_BYTES = 17 * MIB
 PROGRESS_EVERY_S = 0.1
@@ -70,10 +70,11 @@ def feed(
     A record is in the plain format: the image as value, the id as key and header, the label as header, and the split of
     a held-out example as header. The key chooses the partition. `rate` is in records/s, None for no limit.
     `on_progress(acknowledged, total)` is called several times a second and at the end. Once `stop` is set, no more
-    records are sent, and the sent ones are awaited.
+    records are sent, and the function returns when all sent records are acknowledged.
+
     Raises KafkaUnavailableError when a record is not acknowledged, TopicsError when the topic is missing.
     """
-    offsets.bounds(kafka, [topic])  # refuses a missing topic before anything is read
+    offsets.bounds(kafka, [topic])  # raises TopicsError for a missing topic before any image is read
     indices = itertools.islice(_schedule(dataset, order, seed, epochs), limit)
     total = min(len(dataset) * epochs, limit or len(dataset) * epochs)
     with kafka_failures(kafka, f"feeding {topic}", "Write"):

@@ -1,4 +1,4 @@
-"""The files of a data set: the visible ones, and the images among them."""
+"""Find the files of a data set, and the images among them."""
 
 import os
 import re
@@ -26,7 +26,7 @@ START_BYTES = 16
 
 
 class Pictures(NamedTuple):
-    """JPEG and PNG files, the number of other files, and image files that cannot be fed."""
+    """JPEG and PNG files, the number of other files, and image files that cannot be fed (`faults`)."""
 
     files: list[Path]
     others: int
@@ -99,7 +99,7 @@ def _fail(error: OSError) -> None:
 
 
 def _start(file: Path) -> bytes:
-    """Return a file's first bytes, and none of a pipe or a device, which could block. Raises OSError."""
+    """Return a file's first bytes. Return b"" for a pipe or a device, because a read could block. Raises OSError."""
     if not stat.S_ISREG(file.stat().st_mode):
         return b""
     with file.open("rb", buffering=0) as opened:

@@ -1,6 +1,7 @@
-"""Kafka's jars: downloaded from Maven Central once, then cached, and checked against our own checksums each time.
+"""Download Kafka's jars from Maven Central once, keep them in a cache, and check them at every use.
 
-`python -m stream_learner.local.jars` resolves them again and prints the content of `kafka-jars.sha256`.
+`kafka-jars.sha256` holds the checksums. `python -m stream_learner.local.jars` downloads the jars again and prints the
+new content of this file.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from stream_learner.local import extra
 # Kafka's own dependencies include no logger. Without the second artifact, Kafka would fail without a message.
 ARTIFACTS = (("org.apache.kafka", "kafka_2.13", "4.1.0"), ("org.slf4j", "slf4j-simple", "1.7.36"))
 SUMS = Path(__file__).with_name("kafka-jars.sha256")
-# Each attempt makes about 200 requests.
+# Each attempt makes about 200 requests, and any of them may fail.
 ATTEMPTS = 3
 
 
@@ -39,7 +40,7 @@ def cache_folder() -> Path:
 
 
 def mismatch(folder: Path) -> str | None:
-    """Return how the jars in a folder differ from the list of checksums, None if they do not."""
+    """Describe how the jars in a folder differ from the list of checksums. Return None if they do not differ."""
     expected = {name: digest for digest, name in (line.split() for line in SUMS.read_text().splitlines())}
     found = {jar.name: _sha256(jar) for jar in folder.glob("*.jar")}
     for name in sorted(expected.keys() | found.keys()):
@@ -70,8 +71,8 @@ def _download(folder: Path) -> None:
                 f"Kafka's downloaded jars cannot be trusted: {trouble}; check the proxies between this machine and "
                 "Maven Central"
             )
-        # Moved as a whole, so that an incomplete download is never mistaken for a complete one. If another process was
-        # faster, it has put the same jars there.
+        # The folder is moved as a whole, so that an incomplete download is never mistaken for a complete one. The move
+        # fails if another process was faster and has put the same jars there.
         with suppress(OSError):
             fresh.rename(folder)
 
@@ -83,7 +84,7 @@ def _resolve(scratch: Path) -> list[Path]:
         try:
             # A folder for each attempt, because jgo mistakes an incomplete file for a complete one.
             return _resolve_once(scratch / f"attempt-{attempt}")
-        # jgo raises RuntimeError, requests its own kind of OSError.
+        # jgo raises RuntimeError. The library requests, which jgo uses, raises a subclass of OSError.
         except (OSError, RuntimeError) as error:
             failure = error
     raise KafkaUnavailableError(

@@ -1,4 +1,4 @@
-"""Labels of a data set, in the form that the worker learns."""
+"""Parse the labels of a data set as the worker does."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ def classify(root: Path, values: Sequence[Any], places: Sequence[str], names: Se
         listed = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise DataError(f"the labels in {root} have several types ({listed}); convert them to one")
     numbers = kinds == {int}
-    names = names if numbers else None  # text is a name already
+    names = names if numbers else None  # labels that are text are names already
     texts: dict[Any, str] = {}
     reasons: dict[Any, str] = {}
     for value in dict.fromkeys((*range(len(names or ())), *values)):

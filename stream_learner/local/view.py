@@ -1,4 +1,4 @@
-"""Display of the demo while it runs, and the summary at its end."""
+"""Display the demo while it runs, and a summary at its end."""
 
 import math
 import os
@@ -22,7 +22,7 @@ from stream_learner.text import printable
 
 SPARKS = " ▁▂▃▄▅▆▇█"
 SPARKLINE = 36
-# Columns that a terminal needs for three figures in a row.
+# Width in columns from which a terminal shows three figures in a row.
 WIDE = 76
 RATE_WINDOW_S = 10.0
 LINE_EVERY_S = 10.0
@@ -51,7 +51,7 @@ class View:
     _prequential: list[float] = field(default_factory=list)
 
     def worker(self, pid: int, restarts: int, phase: str | None, now: float) -> None:
-        """Set the worker's process, and its phase if its page answers."""
+        """Set the worker's process and phase. `phase` is None if the metrics page does not answer."""
         silent = "starting" if pid != self.pid or self.state == "starting" else "does not answer"
         self.pid, self.restarts, self.state = pid, restarts, phase or silent
         if not self.read:
@@ -75,7 +75,7 @@ class View:
 
     @property
     def rate(self) -> float:
-        """Records read per second, over the last seconds."""
+        """Records read per second, over the last RATE_WINDOW_S seconds."""
         (before, first), (now, last) = (self._reads[0], self._reads[-1]) if self._reads else ((0.0, 0), (0.0, 0))
         return (last - first) / (now - before) if now > before else 0.0
 
@@ -153,7 +153,7 @@ class View:
 
 
 class Lines:
-    """Printer of a view as one line at intervals, for output that is not a terminal. Replaces rich.live.Live."""
+    """Prints a view as one line every LINE_EVERY_S seconds. Replaces rich.live.Live if the output is no terminal."""
 
     def __init__(self, view: View, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
         self._view, self._say, self._clock = view, say, clock
@@ -189,7 +189,7 @@ def percent(value: float | None) -> str:
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """Summary of a demo. Accuracies are 0..1. Before the first release the accuracy is 0, as no class is known."""
+    """Summary of a demo. Accuracies are 0..1. Before the first release the accuracy is 0, because no class is known."""
 
     run_id: str
     records_read: int

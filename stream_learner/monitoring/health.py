@@ -68,7 +68,7 @@ class Health:
             self._fetched_s = self._heard_s
 
     def wait_for(self, what: str | None) -> None:
-        """Set what the input waits for; None if nothing."""
+        """Set the reason why the input waits, or None if it does not wait."""
         self.waits_for = what and printable(what)  # a message of a format may quote a record
 
     @property
@@ -78,9 +78,10 @@ class Health:
 
     @property
     def cut_off_s(self) -> float:
-        """Seconds without an answer, like `silence_s`; but answered fetches of other partitions count as answers.
+        """Seconds in which the brokers answered no request, or no fetch of any partition while a fetch was pending.
 
-        A worker that can still read a part of the input does not give up.
+        Unlike `silence_s`, this is small if fetches of other partitions are answered. So a worker that can still read a
+        part of the input does not give up.
         """
         now = self._clock()
         return max(now - self._heard_s, min(self.unanswered[1], now - self._fetched_s))

@@ -24,7 +24,7 @@ def configure(
     if format == "json":
         renderer = structlog.processors.JSONRenderer(serializer=_json)
     else:
-        # Rich's tracebacks, the default here, show local variables, which may hold secrets.
+        # By default structlog formats tracebacks with Rich, which shows local variables. These may hold secrets.
         plain = structlog.dev.plain_traceback
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
     renderers = [structlog.processors.format_exc_info, _make_printable, renderer]
@@ -71,9 +71,9 @@ def _lines(text: Any) -> Any:
 
 
 class _Repeats(logging.Filter):
-    """Filter that passes each message of kafka-python once a minute.
+    """Filter that passes each message of kafka-python at most once a minute.
 
-    While the brokers are unavailable, kafka-python logs it many times a second.
+    While the brokers are unavailable, kafka-python logs the same message many times a second.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):

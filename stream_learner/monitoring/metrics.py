@@ -1,4 +1,4 @@
-"""A worker's metrics: what happens in it, as values of its Prometheus series."""
+"""Update the Prometheus series of a worker."""
 
 import logging
 import math
@@ -32,7 +32,7 @@ class Metrics:
         """Register the metrics.
 
         `topics` are the input topics, `own_topics` the run's own topics that it reads, `policies` the weight policies.
-        All series exist from now on, except those by partition (see `begin`) and by class.
+        After this call all series exist, except the series of partitions (see `begin`) and of classes.
         """
         self._series = Series(registry, version)
         self._values: dict[tuple[Gauge, str, int], float] = {}
@@ -61,7 +61,7 @@ class Metrics:
         logging.getLogger("kafka").addHandler(_Counts(self._series.kafka_warnings))
 
     def foreign_records(self, topic: str, records: int) -> None:
-        """Count records of a topic that were skipped."""
+        """Count skipped records: records in one of the run's own topics that are not its manifests."""
         self._series.foreign_records.labels(topic).inc(records)
 
     def begin(self, positions: Positions) -> None:
@@ -111,14 +111,14 @@ class Metrics:
         self._set(self._series.log_start, topic, partition, offset)
 
     def _set(self, gauge: Gauge, topic: str, partition: int, value: float) -> None:
-        """Set a gauge if its value changed: of hundreds of partitions, most are idle."""
+        """Set a gauge only if its value changed. This saves time: of hundreds of partitions, most are idle."""
         place = gauge, topic, partition
         if self._values.get(place) != value:
             self._values[place] = value
             gauge.labels(topic, partition).set(value)
 
     def observe_refused(self, candidates: int) -> None:
-        """Set the number of candidates refused for being worse since the last release."""
+        """Set the number of candidates since the last release that were refused because they were worse."""
         self._series.refused.set(candidates)
 
     def observe_memory(self, fill: dict[Label, int], size_bytes: int) -> None:
@@ -130,7 +130,7 @@ class Metrics:
     def observe_recent(self, recent: Recent | None, drift_window: int, boosted: bool) -> None:
         """Set the figures of the last training samples (None before the first) and of the drift detector.
 
-        `drift_window` is the number of newest samples between which the detector sees no change. `boosted` says whether
+        `drift_window` is the number of newest samples in which the detector sees no change. `boosted` says whether
         learning is boosted.
         """
         self._series.drift_window.set(drift_window)
@@ -164,7 +164,7 @@ class Metrics:
         self._series.discarded.inc(sum(span.end - span.start for _, _, span in each(manifest.discarded)))
 
     def recovered(self, manifest: Manifest) -> None:
-        """Show the newest checkpoint, found at the start, without counting it: this process did not make it."""
+        """Show the checkpoint that was found at the start. Do not count it, because an earlier process made it."""
         self._newest(manifest)
 
     def _newest(self, manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""A learned batch, for windows, progress bars and Prometheus."""
+"""Report of a learned batch, from which windows, log lines and Prometheus metrics are computed."""
 
 from dataclasses import dataclass, field
 
@@ -14,8 +14,8 @@ class Report:
     """A batch of records, and the figures of its samples.
 
     * `tombstones`: deletion markers among the `records`, which were skipped.
-    * `used`: for each other record without a rare label, in the order of reading, whether it became a sample that was
-      not rejected later.
+    * `used`: for each record, in the order of reading, whether it became a sample and was not rejected later. Deletion
+      markers and records with a rare label have no entry.
     * `pieces`: offsets of the batch in the order of reading.
     * `lost`: (topic, partition, span) of offsets that were lost before they were read.
     * `drifts`: drifts that the detector found with this batch.

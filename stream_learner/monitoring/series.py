@@ -37,9 +37,9 @@ WEIGHT_BUCKETS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0
 
 
 class RunRegistry(CollectorRegistry):
-    """A registry whose series, including those of the process, have the run's id as the label `run`.
+    """A registry that adds the label `run`, the run's id, to every series, including those of the process.
 
-    It is a label and not an info metric to join with: alerts must name a run after its worker and series are gone.
+    A separate info metric with the id would not suffice: an alert must name a run even when its worker is gone.
     """
 
     def __init__(self, run_id: str):
@@ -73,12 +73,12 @@ class Series:
         self.tombstones = counter("tombstones_total", "Deletion markers that were skipped, in records.")
         self.lost = counter(
             "records_lost_total",
-            "Offsets that fell off retention or were damaged before they were read, in offsets.",
+            "Offsets that retention deleted, or that a broker's disk damaged, before they were read, in offsets.",
             partition,
         )
         self.odd_timestamps = counter(
             "record_timestamps_total",
-            "Records with an odd timestamp: more than an hour ahead of the worker's clock (`future`) or no time at all "
+            "Records with an odd timestamp: more than an hour ahead of the worker's clock (`future`) or no valid time "
             "(`unknown`), in records.",
             ("kind",),
         )
@@ -88,11 +88,11 @@ class Series:
             "accuracy",
             "Accuracy, as a ratio from 0 to 1. prequential: over about the last "
             f"{RECENT_SAMPLES} training samples, where older ones count less. recent: over exactly the last "
-            f"{RECENT_SAMPLES}. validation, test: of the last release.",
+            f"{RECENT_SAMPLES} training samples. validation, test: of the last release.",
             ("kind",),
         )
         self.accuracy_samples = gauge(
-            "accuracy_samples", "Samples that the accuracy of this kind is computed over, in samples.", ("kind",)
+            "accuracy_samples", "Samples from which the accuracy of this kind is computed, in samples.", ("kind",)
         )
         self.weights = WeightHistograms(registry)
         self.calibration_error = gauge(
@@ -121,7 +121,7 @@ class Series:
         self.drifts = counter("drifts_total", "Rises of the prequential error that the detector found, in drifts.")
         self.drift_window = gauge(
             "drift_window",
-            "Length of the drift detector's window: the newest training samples without a change, in samples.",
+            "Length of the drift detector's window, in which the detector sees no change, in samples.",
         )
         self.boosted = gauge("boosted", "Whether learning is boosted after a drift: 1 when it is, 0 when not.")
         self.log_start = gauge(
@@ -136,12 +136,20 @@ class Series:
             partition,
         )
         self.poll = histogram(
-            "poll_seconds", "Waiting for Kafka, per batch with offsets, in seconds.", buckets=BATCH_BUCKETS_S
+            "poll_seconds",
+            "Time spent waiting for Kafka, for each batch that covers offsets, in seconds.",
+            buckets=BATCH_BUCKETS_S,
         )
         self.decode = histogram(
-            "decode_seconds", "Decoding, per batch with records, in seconds.", buckets=BATCH_BUCKETS_S
+            "decode_seconds",
+            "Time spent decoding, for each batch that has records, in seconds.",
+            buckets=BATCH_BUCKETS_S,
         )
-        self.step = histogram("step_seconds", "Learning, per batch with steps, in seconds.", buckets=BATCH_BUCKETS_S)
+        self.step = histogram(
+            "step_seconds",
+            "Time spent learning, for each batch with optimizer steps, in seconds.",
+            buckets=BATCH_BUCKETS_S,
+        )
         self.memory_items = gauge("memory_items", "Samples kept for replay, by label, in samples.", ("label",))
         self.memory_bytes = gauge("memory_bytes", "Encoded images kept for replay, in bytes.")
         self.unsaved = gauge(
@@ -149,7 +157,9 @@ class Series:
         )
 
         self.checkpoint = histogram(
-            "checkpoint_seconds", "From snapshot to commit, per checkpoint, in seconds.", buckets=CHECKPOINT_BUCKETS_S
+            "checkpoint_seconds",
+            "Time from snapshot to commit, for each checkpoint, in seconds.",
+            buckets=CHECKPOINT_BUCKETS_S,
         )
         self.checkpoint_time = gauge(
             "last_checkpoint_timestamp_seconds",
@@ -165,17 +175,18 @@ class Series:
         )
         self.refusals = counter("release_refusals_total", "Candidates that the gate refused, in candidates.")
         self.refused = gauge(
-            "refused_since_release", "Candidates refused for being worse since the last release, in candidates."
+            "refused_since_release",
+            "Candidates since the last release that were refused because they were worse, in candidates.",
         )
         self.negative_flip_rate = gauge(
             "negative_flip_rate",
-            "Validation samples that the last release predicted right and the last candidate wrong, as a ratio from 0 "
-            "to 1.",
+            "Share of the validation samples that the last release predicted right and the last candidate wrong, as a "
+            "ratio from 0 to 1.",
         )
         self.old_class_drop = gauge(
             "old_class_drop",
-            "Mean recall of the last release minus that of the last candidate, over the classes that the release knew, "
-            "as a ratio from -1 to 1.",
+            "Mean recall of the last release minus the mean recall of the last candidate, over the classes that the "
+            "release knew, as a ratio from -1 to 1.",
         )
         self.store_failures = counter("store_failures_total", "Failed writes to the object store, in attempts.")
 
@@ -187,7 +198,7 @@ class Series:
             Answer.FETCH: gauge(
                 "last_fetch_timestamp_seconds",
                 "Time of the brokers' last answer to a fetch of the input, with or without records, in seconds since "
-                "1970, UTC; before the first, the start. A worker that still has records to learn does not fetch.",
+                "1970, UTC; before the first, the start. A worker that has read ahead up to its limit does not fetch.",
             ),
             Answer.COMMIT: gauge(
                 "last_commit_timestamp_seconds",
@@ -202,8 +213,8 @@ class Series:
         }
         self.silence = gauge(
             "kafka_silence_seconds",
-            "Time since the brokers' last answer, or age of the oldest unanswered fetch of a partition if that is "
-            "more, in seconds.",
+            "Time since the brokers' last answer, or the age of the oldest unanswered fetch of a partition, whichever "
+            "is longer, in seconds.",
         )
         self.foreign_records = counter(
             "foreign_records_total",

@@ -1,8 +1,8 @@
 """The monitoring port: a small HTTP server that answers probes even with many or slow clients.
 
-One thread serves all connections. At most 64 are open, and a new one closes the oldest. So a probe is answered while
-thousands of clients hold sockets open. Each connection serves one request and lasts at most ten seconds. Servers in
-libraries (waitress, uvicorn, aiohttp) stop accepting at their limit, or answer 503.
+One thread serves all connections. At most 64 are open: a further one closes the oldest. So a probe is answered even
+while thousands of clients hold sockets open. Each connection serves one request and lasts at most ten seconds. The
+servers of libraries (waitress, uvicorn, aiohttp) stop accepting connections at their limit, or answer 503.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ MAX_HEAD_BYTES = 8 * 1024
 TIMEOUT_S = 10.0
 BACKLOG = 1024
 ACCEPT_RETRY_S = 0.5
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing discards what was not sent
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing discards unsent data
 
 
 class Server:
@@ -73,7 +73,7 @@ class Server:
                 client, _ = self._listener.accept()
             except BlockingIOError:  # the client has left already
                 continue
-            except OSError as error:  # the same, or the process is out of file descriptors
+            except OSError as error:  # the client has left, or the process is out of file descriptors
                 log.debug("could not accept a connection", error=str(error))
                 await asyncio.sleep(ACCEPT_RETRY_S)
                 continue

@@ -18,10 +18,10 @@ TIMM = "timm:"
 
 
 def factory(name: str) -> Callable[..., ImageClassifier]:
-    """Return the factory of the network called `name`. Call it with the arguments of a ModelSpec.
+    """Return the factory of the network called `name`. Call the factory with the arguments of a ModelSpec.
 
-    It is a class of the registry, `timm:NETWORK`, or a user's `package.module:factory`. Raises UsageError when there is
-    none.
+    `name` is in the registry, or is `timm:NETWORK` or a user's `package.module:factory`. Raises UsageError when there
+    is no such factory.
     """
     if name.startswith(TIMM):
         return Timm(name.removeprefix(TIMM))
@@ -29,11 +29,11 @@ def factory(name: str) -> Callable[..., ImageClassifier]:
 
 
 def build(spec: ModelSpec, own: str | None = None) -> ImageClassifier:
-    """Build the network that a manifest describes, freshly initialised.
+    """Build the network that a manifest describes, with random initial parameters.
 
-    A manifest is not trusted, so its name is imported only if it equals `own`: the `package.module:name` from the
-    caller's own settings. Raises StateError for any other name outside the registry, UsageError when the factory
-    returns something else or the images are too small.
+    A manifest is not trusted. So a name outside the registry is imported only if it equals `own`, the
+    `package.module:name` from the caller's settings. Raises StateError for other names outside the registry. Raises
+    UsageError when the factory returns no ImageClassifier, or when the images are too small.
     """
     if spec.name not in MODELS and not spec.name.startswith(TIMM) and spec.name != own:
         raise StateError(

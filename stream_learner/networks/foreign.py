@@ -17,8 +17,8 @@ from stream_learner.networks.classifier import ImageClassifier
 class TorchvisionResNet(ImageClassifier):
     """A network of torchvision, unchanged except for its last layer `fc`, which is removed.
 
-    It reduces each side of an image 32-fold and is made for sides of 224 pixels. It needs 33 pixels to learn from a
-    batch of one. For small images, set a larger `model.height` and `model.width`, to which they are enlarged.
+    It reduces each side of an image 32-fold and is made for sides of 224 pixels. To learn from a batch of one image, it
+    needs sides of at least 33 pixels. Small images are enlarged to `model.height` and `model.width`: set these larger.
     """
 
     network: ClassVar[str]
@@ -86,7 +86,7 @@ def _count_features(body: nn.Module, name: str, height: int, width: int, channel
     """Return the number of features of the body, from a forward pass of one image in training mode.
 
     The pass runs on the device `meta`, which computes only shapes. Raises UsageError when the network cannot learn from
-    a batch of one such image.
+    a batch of one image of this size.
     """
     shapes = {key: tensor.to("meta") for key, tensor in (*body.named_parameters(), *body.named_buffers())}
     image = torch.empty(1, channels, height, width, device="meta")

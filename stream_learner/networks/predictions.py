@@ -1,4 +1,4 @@
-"""Predictions of a network: labels and probabilities."""
+"""Predict labels and probabilities with a network."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import torch
 from stream_learner.contract.vocabulary import Label
 from stream_learner.networks.classifier import ImageClassifier
 
-# Bounds the memory that activations take.
+# Images in one forward pass. This limits the memory for activations.
 BATCH = 256
 
 
@@ -25,7 +25,7 @@ class Predictions(NamedTuple):
 def predict(network: ImageClassifier, labels: Sequence[Label], images_NHWC: np.ndarray) -> Predictions:
     """Predict uint8 images [N, H, W, C]: float32 arithmetic, evaluation mode, on the network's device.
 
-    `labels` are those of the network's outputs, in order.
+    `labels` holds the label of each output of the network, in order.
     """
     was_training = network.training
     network.eval()

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 class RandomFeatures(nn.Module):
     """relu(h P): features [N, features] become [N, width].
 
-    P is Gaussian, drawn once and never trained. It is a buffer, so that it is stored with the weights.
+    P is drawn once from a Gaussian distribution and never trained. It is a buffer, so it is stored with the weights.
     """
 
     projection: Tensor
 
     def __init__(self, features: int, width: int):
         super().__init__()
-        # Divided by the square root, so that the random features are as large as the features.
+        # Divided by the square root of the number of features, so that random features have the scale of the features.
         self.register_buffer("projection", torch.randn(features, width) / features**0.5)
 
     def forward(self, features_NF: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Checks on tensors from outside before any is used: states and releases come from stores that others may write."""
+"""Check the tensors of states and releases before use, because others may write to the store."""
 
 from collections.abc import Mapping
 
@@ -18,26 +18,26 @@ STORED = {
     torch.bool,
     torch.complex64,
 }
-"""Types of tensors that a state may hold: those that NumPy has too."""
+"""Types of tensors that a state may hold. NumPy has the same types."""
 
 
 def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """Return torch's view of numpy arrays, which share their memory."""
+    """Return NumPy arrays as tensors that share their memory."""
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Return numpy's view of contiguous tensors on the CPU, which share their memory."""
+    """Return contiguous tensors on the CPU as NumPy arrays that share their memory."""
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def tensor(
     tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype, *shape: int | None, finite: bool = True
 ) -> Tensor:
-    """Return a tensor of the state; None in `shape` stands for any length.
+    """Return the tensor called `name`, after a check. None in `shape` stands for any length.
 
-    Raises ValueError when it is missing, has another dtype or shape, or holds a number that is not finite while
-    `finite` is true.
+    Raises ValueError when the tensor is missing or has another dtype or shape. If `finite` is true, also when it holds
+    a number that is not finite.
     """
     found = tensors.get(name)
     wanted = f"{dtype} [{', '.join('any' if length is None else str(length) for length in shape)}]"
@@ -59,7 +59,7 @@ def within(found: Tensor, name: str, low: int, high: int) -> Tensor:
 
 
 def load_parameters(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy parameters and buffers into a network. Raises ValueError, which names the first that does not fit."""
+    """Copy parameters and buffers into a network. Raises ValueError that names the first tensor that does not fit."""
     wanted = network.state_dict()
     if surplus := tensors.keys() - wanted.keys():
         raise ValueError(f"tensor {min(surplus)} belongs to another network")
@@ -71,8 +71,8 @@ def load_parameters(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def is_finite(network: nn.Module) -> bool:
-    """Return whether all parameters are finite.
+    """Return whether all parameters are finite and no buffer holds a NaN.
 
-    A buffer may hold infinities on purpose, such as the mask of an attention layer, but no NaN.
+    A buffer may hold infinities on purpose, such as the mask of an attention layer.
     """
     return all(p.isfinite().all() for p in network.parameters()) and not any(b.isnan().any() for b in network.buffers())

@@ -1,4 +1,4 @@
-"""Pretrained weights of a body, read from a safetensors file."""
+"""Load the pretrained weights of a body from a safetensors file."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from stream_learner.errors import UsageError
 from stream_learner.networks.classifier import ImageClassifier
 
-# Files converted from old versions of PyTorch lack it, and nothing here depends on it.
+# Files from old versions of PyTorch do not have this buffer of batch normalisation, and no computation here uses it.
 COUNTER = "num_batches_tracked"
 
 
@@ -17,9 +17,9 @@ COUNTER = "num_batches_tracked"
 def load_body(network: ImageClassifier, path: Path) -> None:
     """Copy the file's tensors into the network's body.
 
-    Their names are those of the network's state dict (`body.conv1.weight`) or of the body's (`conv1.weight`), as in
-    torchvision and timm. A head in the file is ignored. Raises UsageError that names the first tensor that is missing
-    or has another shape, or the layers that the network lacks.
+    The tensors have their names from the state dict of the network (`body.conv1.weight`), or of the body alone
+    (`conv1.weight`), as in torchvision and timm. A head in the file is ignored. Raises UsageError that names the first
+    tensor that is missing or has another shape, or the layers that the network does not have.
     """
     try:
         file = safetensors.torch.load(read(path))

@@ -1,1 +1,1 @@
-"""The checkpoint protocol: its effects, and recovery, which reads them back."""
+"""Publish checkpoints in numbered steps, and find the last checkpoint again when a worker starts."""

@@ -27,7 +27,7 @@ WATCHDOG_MARGIN_S = 2.0
 
 
 class BackgroundPublisher:
-    """Publishes one snapshot at a time on a thread of low priority, which does not slow the training steps.
+    """Publishes one snapshot at a time on a low-priority thread, so that training steps are not slowed.
 
     Calls `committed(manifest, seconds)` after each commit, and `store_failed()` after each error of the store.
     `end_process` must not return.
@@ -60,7 +60,7 @@ class BackgroundPublisher:
         return 0 if self.idle else self._records
 
     def submit(self, snapshot: Snapshot, lag: dict[str, dict[int, int]]) -> None:
-        """Publish the snapshot in the background. The previous one must be published."""
+        """Publish the snapshot in the background. Call this only while `idle`. `lag` is in records."""
         assert self.idle
         self._records = snapshot.interval.tally.records
         self._in_flight = self._thread.submit(self._run, snapshot, lag)
@@ -71,7 +71,8 @@ class BackgroundPublisher:
             meanwhile()
             wait([self._in_flight], WAIT_SLICE_S)
         if self._in_flight:
-            self._in_flight.result()  # do not continue after an unknown outcome, even if ending the process failed
+            # Raises if `end_process` failed: training must not continue after a publication with an unknown outcome.
+            self._in_flight.result()
 
     def _run(self, snapshot: Snapshot, lag: dict[str, dict[int, int]]) -> None:
         try:
@@ -115,7 +116,7 @@ class BackgroundPublisher:
                 time.sleep(pause)
 
     def _commit(self, prepared: Prepared) -> Manifest:
-        # commit, abort and send_offsets take no time-out in kafka-python.
+        # kafka-python's commit, abort and send_offsets have no time-out.
         seconds = self._settings.transaction_timeout_s + WATCHDOG_MARGIN_S
         watchdog = threading.Timer(seconds, self._timed_out, (seconds,))
         watchdog.daemon = True
@@ -136,7 +137,7 @@ class BackgroundPublisher:
         try:
             self._writer.clean()
         except (StoreError, KafkaUnavailableError) as error:
-            # Objects that stay do no harm. They are swept later.
+            # Leftover objects do no harm. A later sweep deletes them.
             log.warning("could not clean up after a checkpoint", error=str(error))
 
 

@@ -1,4 +1,4 @@
-"""The numbered effects that make a snapshot public: objects first, then one short transaction."""
+"""Publish snapshots in numbered effects: first write objects to the store, then commit one short transaction."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -61,7 +61,7 @@ class Clients(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A snapshot whose objects are written. No manifest names them yet."""
+    """A snapshot whose objects are in the store. No manifest names these objects yet."""
 
     snapshot: Snapshot
     lag: Positions
@@ -76,11 +76,11 @@ class Prepared:
 class CheckpointWriter:
     """Writes snapshots as checkpoints, one after the other. Never changes the learner.
 
-    Effect 1 is the snapshot itself, which `run/driver.py` takes. `BackgroundPublisher` calls the methods below.
+    Effect 1 is the snapshot, which `run/driver.py` takes. `BackgroundPublisher` calls the methods for effects 2 to 4.
     """
 
     def __init__(self, settings: Settings, store: Store, clients: Clients, recovered: Recovered):
-        """Continue after the checkpoint that was recovered, if there is one. Raises KafkaUnavailableError."""
+        """Continue after the recovered checkpoint, if there is one. Raises KafkaUnavailableError."""
         last = recovered.checkpoint
         self._settings = settings
         self._signer = settings.security.signer
@@ -93,21 +93,22 @@ class CheckpointWriter:
         self._epoch = recovered.epoch
         self._last = last and last.manifest
         self._last_digest = last and last.manifest_digest
-        # Parts that are in the store already. A new snapshot shares most of its parts with the last one.
+        # Parts that are in the store already. A new snapshot shares most of its parts with the last snapshot.
         self._parts = {part.digest: part for part in last.manifest.parts} if last else {}
         self._before: Manifest | None = None
         self._marked = last is not None  # recovery has written the marker
         self._swept_at = -SWEEP_EVERY_S
-        # The brokers may accept less than planned. Of a larger record, a dead letter holds only the start of the key.
+        # The brokers may have a lower limit than planned. The dead letter of a record above the limit holds only the
+        # start of the key.
         self._max_letter_bytes = self._cluster.dead_letter_limit() - RECORD_OVERHEAD_BYTES
 
     def prepare(self, snapshot: Snapshot, lag: Positions) -> Prepared:
-        """Effect 2: write the objects. Can be tried again after an error.
+        """Effect 2: write the snapshot's objects to the store. Can be called again after an error.
 
-        Each try writes a new folder, and the parts that are missing.
+        Each call writes to a new folder, and writes only the parts that are not in the store.
 
-        Raises StoreError, KafkaUnavailableError, TopicsError when a topic is missing, InputError when one
-        was created again.
+        Raises StoreError, KafkaUnavailableError, TopicsError when a topic is missing, InputError when a topic was
+        deleted and created again.
         """
         check_topic_ids(self._topic_ids, self._cluster.topic_ids(list(self._topic_ids)))
         sequence = self._last.sequence + 1 if self._last else 1
@@ -122,7 +123,7 @@ class CheckpointWriter:
 
     def _put(self, folder: str, sequence: int, snapshot: Snapshot, lag: Positions) -> Prepared:
         # First the parts, then the state that needs them, then the objects of a release. Writes are create-only and
-        # flushed to disk: a worker that was replaced can add objects, but never change one.
+        # flushed to disk: a worker that was replaced can add objects, but cannot change existing ones.
         for name, data in snapshot.parts.items():
             if name not in self._parts:
                 self._parts[name] = self._store.put(keys.new_part(self._settings.run.id, sequence), data)
@@ -138,7 +139,7 @@ class CheckpointWriter:
         return Prepared(snapshot, lag, sequence, state_object, parts, release, release_object, evaluation_object)
 
     def commit(self, prepared: Prepared) -> Manifest:
-        """Effect 3: commit windows, dead letters, weights, manifest and positions in one transaction.
+        """Effect 3: commit window, dead letters, weights, manifest and positions in one transaction.
 
         After any error the outcome is unknown: the process must end, and a restart recovers. Raises FencedError,
         PublishError.
@@ -146,7 +147,7 @@ class CheckpointWriter:
         interval = prepared.snapshot.interval
         deadline = time.monotonic() + self._settings.transaction_timeout_s
         now = _now()
-        # 3a. Send everything that the manifest does not depend on, and the chunks whose offsets it names.
+        # 3a. Send the window, the dead letters and the chunks of the release. The manifest names the chunks' offsets.
         self._transaction.begin()
         run_key = self._settings.run.id.encode()
         _, window = fit(self._window(prepared, now), MAX_DOCUMENT_BYTES)
@@ -171,9 +172,9 @@ class CheckpointWriter:
             self._transaction.send(self._names.history, value, str(manifest.sequence).encode(), signature),
         ]
         (_, _, offset), _ = self._transaction.confirm(futures, deadline)
-        # 3d. Send the positions as group offsets. They are a mirror for lag tools, never the authority.
+        # 3d. Send the positions as group offsets, for lag tools. A worker resumes from the manifest's positions.
         self._transaction.offsets(prepared.snapshot.positions)
-        # 3e. Commit. The commit counts only once a downstream reader can read the manifest.
+        # 3e. Commit, and read the manifest back. The commit counts only once other programs can read the manifest.
         self._transaction.commit()
         self._read_back.verify(offset, value, deadline)
         self._before, self._last, self._last_digest = self._last, manifest, digest(value)
@@ -181,17 +182,18 @@ class CheckpointWriter:
         return manifest
 
     def clean(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Effect 4, only after a commit: clean up. If a crash prevents it, the next start or sweep cleans up.
+        """Effect 4: clean up after a commit. If a crash prevents this, the next start or sweep cleans up.
 
         Raises StoreError, KafkaUnavailableError.
         """
         assert self._last is not None
-        # 4a. Write the marker: from the first commit on, a start that finds no manifest knows that one was lost.
+        # 4a. Write the marker after the first commit. A start that finds it but no manifest knows that manifests are
+        # lost.
         if not self._marked:
             topic_id = self._topic_ids[self._names.checkpoints]
             write_marker(self._store, self._settings, self._cluster, topic_id, self._epoch)
             self._marked = True
-        # 4b. Delete states and parts that the new manifest no longer keeps, and orphans of killed workers.
+        # 4b. Delete states and parts that the new manifest no longer keeps, and objects that killed workers left.
         if self._before is not None:
             retention.delete_dropped(self._store, self._before, self._last)
         if clock() - self._swept_at >= SWEEP_EVERY_S:

@@ -1,4 +1,4 @@
-"""Windows and manifests that fit within the size limit of their topics."""
+"""Shorten windows and manifests that exceed the size limit of their topics."""
 
 from typing import Any, TypeVar
 
@@ -28,9 +28,10 @@ Document = TypeVar("Document", Window, Manifest)
 
 
 def fit(document: Document, max_bytes: int) -> tuple[Document, bytes]:
-    """Return the document and its JSON. Empty optional lists until it fits, and name them in `omitted`.
+    """Empty optional lists until the document fits. Return the document and its JSON.
 
-    Raises TopicsError when the document is too large without any of them.
+    `omitted` in the document names the emptied lists. Raises TopicsError when the document is too large even if all
+    these lists are empty.
     """
     data = encode(document)
     for path in OMITTED_FIRST[type(document)]:

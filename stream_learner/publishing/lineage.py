@@ -1,4 +1,4 @@
-"""The manifests between a state and a checkpoint, found by following predecessors back from the checkpoint."""
+"""Find the manifests between a state and a checkpoint: start at the checkpoint and follow the predecessors back."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,8 +20,8 @@ from stream_learner.streams.manifests import Foreign, Found
 log = structlog.get_logger()
 
 BEGINNING = "0"
-# Number of offsets of the history topic that are read first on the way back. It doubles each time, up to the largest. A
-# manifest and the end of its transaction take two offsets.
+# Offsets in a block. The history topic is read backward in blocks. Each block is twice as large as the one before, up
+# to LARGEST_BLOCK. A manifest takes two offsets: one for its record, one for the end of its transaction.
 FIRST_BLOCK = 16
 LARGEST_BLOCK = 1_024
 MOST_SHOWN = 3
@@ -29,7 +29,10 @@ MOST_SHOWN = 3
 
 @dataclass
 class Path:
-    """The manifests from the state of `start` (None: before the first checkpoint) to the checkpoint `end`."""
+    """The manifests that lead from the state of `start` to the checkpoint `end`.
+
+    If `start` is None, they begin with the first checkpoint.
+    """
 
     end: Manifest
     start: Manifest | None = None
@@ -38,7 +41,7 @@ class Path:
     offsets: int = 0
     """Number of input offsets that are learned on the path."""
     changes: list[str] = field(default_factory=list)
-    """Descriptions of the changes of settings, program or machine, the last first. Earlier ones are only counted."""
+    """Descriptions of changes of settings, program or machine, newest first. The last entry may count earlier ones."""
 
     def manifests(self, history: History) -> Iterator[Manifest]:
         """Yield the manifests after `start` in order. Only one at a time is in memory."""
@@ -51,7 +54,7 @@ class Path:
 
 
 class Link(NamedTuple):
-    """The part of a manifest that is kept on the way back, because all manifests may not fit in memory."""
+    """Fields of a manifest that the search keeps in memory. All manifests together may be too large for the memory."""
 
     offset: int
     sequence: int
@@ -62,7 +65,7 @@ class Link(NamedTuple):
 
 
 def find_path(settings: Settings, history: History, store: Store, start: str, target: str) -> Path:
-    """Find the path from `start` to `target`, which are arguments of `rebuild`.
+    """Find the path from `start` to `target`, the arguments `--from` and `--to` of `rebuild`.
 
     Reads at most about twice as many manifests as the path has. Raises UsageError, StateError, KafkaUnavailableError.
     """
@@ -117,18 +120,18 @@ def _link(found: Found, is_start: Callable[[Manifest], bool]) -> Link:
 
 
 def made_with(program: str, arithmetic: Arithmetic) -> dict[str, str]:
-    """Return everything besides the data that the bytes of a state depend on, by name."""
+    """Return the program version, machine properties and settings that determine a state's bytes, by name."""
     return {"program": program} | {name: str(value) for name, value in msgspec.structs.asdict(arithmetic).items()}
 
 
 def made_otherwise(made: dict[str, str], other: dict[str, str]) -> str:
-    """Describe the differences from `other`. Empty if there are none."""
+    """Describe how `made` differs from `other`. Return an empty string if they are equal."""
     differing = [name for name in made if made[name] != other[name]]
     return ", ".join("other settings" if n == "settings" else f"{n} {made[n]} (not {other[n]})" for n in differing)
 
 
 def _target(settings: Settings, history: History, target: str) -> tuple[Manifest, int]:
-    """Return the manifest to rebuild and its offset in the history topic, or the topic's end if it is not there."""
+    """Return the manifest to rebuild and its offset in the history topic. If it is not there, return the end offset."""
     try:
         if target.isdecimal():
             found = history.find(int(target))
@@ -157,7 +160,7 @@ def _none(settings: Settings, history: History, target: str) -> StreamLearnerErr
         return UsageError(
             f"--to {target} is not in the history topic, which has checkpoints {min(sequences)} to {max(sequences)}"
         )
-    skipped = f", only records that are not: {foreign}" if foreign.offsets else ""
+    skipped = f", only other records: {foreign}" if foreign.offsets else ""
     return StateError(
         f"topic {history.topic} holds no manifest of run {settings.run.id!r}{skipped}; there is nothing to rebuild"
     )

@@ -1,7 +1,7 @@
-"""Small objects beside the states.
+"""Read and write two kinds of small objects in the store.
 
-`<run.id>/run.json` (the marker) records that the run has published or was started over: in which cluster, to which
-topic and in which epoch. `<run.id>/fenced/<worker>` records that a worker was replaced.
+`<run.id>/run.json`, the marker, shows that the run has published or was started over. It names the cluster, the
+checkpoints topic and the epoch. `<run.id>/fenced/<worker>` shows that another worker replaced this worker.
 """
 
 import socket
@@ -24,15 +24,15 @@ class Marker(msgspec.Struct, frozen=True):
 
 
 def write_marker(store: Store, settings: Settings, cluster: Cluster, checkpoints_topic_id: str, epoch: int) -> None:
-    """Write the marker unless it exists. Raises as `check_marker`."""
+    """Write the marker unless it exists. Raises the errors of `check_marker`."""
     if not check_marker(store, settings, cluster, checkpoints_topic_id):
         store.put(_key(settings), encode(Marker(cluster.cluster_id(), checkpoints_topic_id, epoch)))
 
 
 def replace_marker(store: Store, settings: Settings, cluster: Cluster, checkpoints_topic_id: str, epoch: int) -> None:
-    """Write the marker of a run that is started over, before its first commit: a crash must not free the epoch.
+    """Replace the marker of a run that is started over, so that no later start uses the epoch again.
 
-    Raises StoreError, KafkaUnavailableError.
+    Call this before the first commit, because a crash may follow. Raises StoreError, KafkaUnavailableError.
     """
     marker = Marker(cluster.cluster_id(), checkpoints_topic_id, epoch)
     store.delete([_key(settings)])
@@ -40,13 +40,13 @@ def replace_marker(store: Store, settings: Settings, cluster: Cluster, checkpoin
 
 
 def last_epoch(store: Store, settings: Settings) -> int:
-    """Return the epoch of the marker, 0 without one. Raises StateError when it is damaged, StoreError."""
+    """Return the marker's epoch, or 0 if there is no marker. Raises StateError when it is damaged, StoreError."""
     marker = read_marker(store, settings)
     return marker.epoch if marker else 0
 
 
 def read_marker(store: Store, settings: Settings) -> Marker | None:
-    """Return the marker, None without one. Raises StateError when it is damaged, StoreError."""
+    """Return the marker, or None if there is none. Raises StateError when it is damaged, StoreError."""
     data = store.get(_key(settings), documents.MAX_BYTES)
     try:
         return documents.decode(data, Marker) if data is not None else None
@@ -57,7 +57,7 @@ def read_marker(store: Store, settings: Settings) -> Marker | None:
 
 
 def check_marker(store: Store, settings: Settings, cluster: Cluster, checkpoints_topic_id: str) -> bool:
-    """Return whether there is a marker.
+    """Return whether there is a marker, after a check of its contents.
 
     Raises StateError when it is damaged or names another cluster or topic, StoreError, KafkaUnavailableError.
     """
@@ -66,8 +66,8 @@ def check_marker(store: Store, settings: Settings, cluster: Cluster, checkpoints
     if found and found != (cluster.cluster_id(), checkpoints_topic_id):
         raise StateError(
             f"checkpoint.store holds run {settings.run.id!r} of another cluster or of a checkpoints topic that was "
-            "deleted and created again. Set kafka.bootstrap_servers and checkpoint.store to those of one run, or "
-            "choose a new run.id"
+            "deleted and created again. Set kafka.bootstrap_servers and checkpoint.store to the cluster and the store "
+            "of the same run, or choose a new run.id"
         )
     return marker is not None
 
@@ -75,14 +75,14 @@ def check_marker(store: Store, settings: Settings, cluster: Cluster, checkpoints
 def write_fenced(store: Store, settings: Settings) -> None:
     """Record that this worker was replaced, so that its next start stands by.
 
-    Otherwise two supervisors would take the run from each other forever. Raises StoreError.
+    Otherwise two workers with `run.on_conflict = take_over` would replace each other forever. Raises StoreError.
     """
     if not was_fenced(store, settings):
         store.put(_fenced_key(settings), b"")
 
 
 def was_fenced(store: Store, settings: Settings) -> bool:
-    """Return whether this worker was replaced before its last end.
+    """Return whether this worker was, or may have been, replaced when it last ran.
 
     Raises StoreError, StateError when the object is not empty.
     """

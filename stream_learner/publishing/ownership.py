@@ -1,4 +1,7 @@
-"""Election of the active worker of a run by Kafka's group membership. Fencing protects the run if two are elected."""
+"""Elect the active worker of a run by Kafka's group membership.
+
+Two workers may both believe that they are active. Then fencing protects the run.
+"""
 
 import threading
 import time
@@ -18,7 +21,7 @@ log = structlog.get_logger()
 POLL_S = 0.2
 LOOK_EVERY_S = 5.0
 MARK_S = 5.0
-# After any of these, a worker cannot know whether it was replaced.
+# A worker that exits with one of these codes cannot know whether it was replaced.
 MAYBE_REPLACED = (ExitCode.KAFKA, ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG)
 
 EndProcess = Callable[[ExitCode], None]
@@ -40,7 +43,7 @@ class StopEvent(Protocol):
 
 
 def first_look(settings: Settings, look: Callable[[], None]) -> None:
-    """Fail before touching the active worker if the settings do not match the run. Raises what `look` does."""
+    """Fail before touching the active worker if the settings do not match the run. Raises the errors of `look`."""
     _look(look, forgiving=() if settings.run.on_conflict == "take_over" else (InputError,))
 
 
@@ -53,11 +56,11 @@ def await_turn(
     look: Callable[[], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> bool:
-    """Wait until this worker is elected. Return False if it is stopped before.
+    """Wait until this worker is elected. Return False if it is stopped earlier.
 
-    While another worker is active, call `stand_by` at every poll, and `look` every few seconds on a separate thread: it
-    fetches what a take-over needs. Raises StateError when the active worker belongs to another run, ConflictError,
-    StoreError, KafkaUnavailableError, and what `look` raises.
+    While another worker is active, call `stand_by` at every poll. Call `look` every few seconds on a separate thread:
+    it fetches the newest checkpoint, so that a take-over is quick. Raises StateError when the active worker belongs to
+    another run, ConflictError, StoreError, KafkaUnavailableError, and the errors of `look`.
     """
     on_conflict = settings.run.on_conflict
     if on_conflict == "take_over" and was_fenced(store, settings):
@@ -65,7 +68,7 @@ def await_turn(
         on_conflict = "standby"
     if on_conflict == "take_over":
         election.take_over()
-    # The brokers admit no member until the session of a silent one has timed out.
+    # The brokers admit no new member until the session of a silent member has timed out.
     deadline = clock() + settings.recovery.timeout_s + settings.run.session_timeout_s
     looked_at, standing_by = clock(), False
     with ThreadPoolExecutor(1, "look") as thread:
@@ -113,10 +116,10 @@ def _look(look: Callable[[], None], forgiving: tuple[type[Exception], ...]) -> N
 
 
 def fencing(election: Election, fence: Callable[[], None]) -> Callable[[], None]:
-    """Return `fence` with a check of the election before and after it, which raises FencedError.
+    """Return a function that checks the election, calls `fence`, and checks the election again.
 
-    A worker that was frozen since its election must not fence the one that replaced it. If it fences between
-    the checks, the second check ends it before it publishes.
+    A failed check raises FencedError. A worker that was frozen since its election must not fence the worker that
+    replaced it. If it is frozen after the first check and still fences, the second check ends it before it publishes.
     """
 
     def confirmed() -> None:
@@ -128,7 +131,7 @@ def fencing(election: Election, fence: Callable[[], None]) -> Callable[[], None]
 
 
 def leaving_a_mark(settings: Settings, store: Store, end_process: EndProcess) -> EndProcess:
-    """Return `end_process` that first records that this worker was, or may have been, replaced."""
+    """Return an `end_process` that first writes to the store that this worker was, or may have been, replaced."""
 
     def leave() -> None:
         try:

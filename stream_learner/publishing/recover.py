@@ -1,4 +1,4 @@
-"""The mirror of the checkpoint writer: find the last commit in the topics and the store, to continue from it."""
+"""Recovery: find the last committed checkpoint in the topics and the store, so that a worker can resume from it."""
 
 import copy
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Recovered:
-    """Where learning continues. `checkpoint` is None at a fresh start."""
+    """The point from which learning continues. `checkpoint` is None at a fresh start."""
 
     positions: Positions
     topic_ids: dict[str, str]
@@ -51,9 +51,9 @@ class Recovered:
 class Recovery:
     """Finds the newest checkpoint.
 
-    A look changes nothing and can be repeated. The fetched objects are kept, so that a later take-over is quick.
+    `look` changes nothing and can be repeated. It keeps the objects that it fetched, so that `take_over` is quick.
 
-    Raises TopicsError, StateError, InputError, StoreError, KafkaUnavailableError.
+    Both methods raise TopicsError, StateError, InputError, StoreError, KafkaUnavailableError.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class Recovery:
         self._skipped = skipped
         self._skipped_up_to: dict[str, int] = {}
         self._topic = Names.under(settings.prefix).checkpoints
-        self._identity = identity(settings)  # once: it reads the file of `model.weights`
+        self._identity = identity(settings)  # computed once, because it reads the file `model.weights`
         self._seen: Checkpoint | None = None
 
     def look(self) -> None:
-        """Step 1: check everything without changing anything, so that a wrong start does not end the active worker.
+        """Step 1: check everything, so that a worker with wrong settings does not end the active one. Change nothing.
 
         Do not wait for an open transaction of a killed worker: step 2 aborts it.
         """
@@ -104,8 +104,8 @@ class Recovery:
         ids = self._topic_ids()
         # 2. Fence: no other worker can commit for this run from now on, and its open transaction is aborted.
         fence()
-        # 3. Read again, to the true end: another worker may have committed meanwhile, and any open transaction may
-        #    hide its manifest.
+        # 3. Read again, to the true end. Another worker may have committed meanwhile, and an open transaction may hide
+        #    the manifest of that commit.
         newest = self._newest(ids, self._cluster.mirrored_positions(), wait=True)
         if newest.found is None:
             return self._fresh_start(ids, newest.last_epoch)
@@ -140,7 +140,7 @@ class Recovery:
         return replace(newest, found=None) if self._fresh and newest.displaced else newest
 
     def _verified(self, found: Found, ids: dict[str, str]) -> Recovered:
-        """Check that everything a manifest names exists and fits the settings, and return it. Change nothing."""
+        """Check a manifest against topics, store and settings, and fetch its objects. Change nothing."""
         check_marker(self._store, self._settings, self._cluster, ids[self._topic])
         manifest = found.manifest
         check_topic_ids(manifest.topic_ids, ids)
@@ -151,7 +151,7 @@ class Recovery:
         return Recovered(positions, ids, manifest.epoch, self._seen)
 
     def fetched(self, manifest: Manifest, manifest_digest: str) -> Checkpoint:
-        """Fetch what a manifest names, and check that it fits the settings."""
+        """Fetch the objects that a manifest names, and check that its states fit the settings."""
         if manifest.release:
             # A network is never built from names in a manifest, only from names in the settings.
             check_network(manifest.release.model, self._settings.model)
@@ -178,7 +178,7 @@ class Recovery:
     def _fresh_start(self, ids: dict[str, str], epoch_in_topics: int) -> Recovered:
         """Start at the beginning of every partition, if nothing was published or `fresh` allows it.
 
-        The epoch is one more than the last in the topics and the store.
+        The epoch is one more than the last epoch in the topics and the store.
         """
         if not self._fresh:
             self._check_nothing_was_published(ids[self._topic])
@@ -194,7 +194,10 @@ class Recovery:
         return Recovered(first, ids, epoch)
 
     def _check_nothing_was_published(self, checkpoints_topic_id: str) -> None:
-        """Raise StateError unless all objects have sequence 1, as after a killed first publication."""
+        """Raise StateError if the run has published before.
+
+        Objects of sequence 1 alone are no sign of this: a killed first publication leaves them behind.
+        """
         settings, store, run_id = self._settings, self._store, self._settings.run.id
         first = f"{1:012d}-"
         harmless = (
@@ -229,7 +232,7 @@ def check_positions(manifest: Manifest, first: Positions, end: Positions, on_los
                 "a new run.id to learn from the remaining ones"
             )
         for partition in first[topic]:
-            position = partitions.get(partition, 0)  # a partition that was added since starts at offset 0
+            position = partitions.get(partition, 0)  # a partition added after the manifest starts at offset 0
             if position < first[topic][partition] and on_lost == "stop":
                 raise InputError(
                     f"records of {topic}[{partition}] from offset {position} to {first[topic][partition]} were deleted "

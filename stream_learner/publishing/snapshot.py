@@ -43,11 +43,11 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything needed to resume (`tensors`, `parts` and the JSON `document`), and the interval since the last one.
+    """Everything needed to resume (`tensors`, `parts`, the JSON `document`), and the interval since the last snapshot.
 
-    `parts` holds immutable bytes by digest: sealed segments of the memories, most of which the last snapshot has too.
-    `positions` are those of `run/progress.py`; `checkpoint_writer.py` writes them to the manifest. `candidate`,
-    `decision` and `discarded` are those of `Decided` if a release was decided here, otherwise None.
+    `parts` maps digests to immutable bytes: full segments of the memory and the held-out sets. Most of them were
+    already in the last snapshot. `positions` are the next offsets to learn, from `run/progress.py`. If the gate decided
+    at this snapshot, `candidate`, `decision` and `discarded` are copied from `Decided`. Otherwise they are None.
     """
 
     tensors: dict[str, np.ndarray]

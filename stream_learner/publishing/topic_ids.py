@@ -1,4 +1,4 @@
-"""The ids of a run's topics: offsets mean the same records only as long as a topic keeps its id."""
+"""Check topic ids. A topic that was deleted and created again has a new id, and its offsets mean other records."""
 
 from stream_learner.errors import InputError
 

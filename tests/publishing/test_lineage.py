@@ -199,5 +199,5 @@ def test_who_takes_long_with_each_manifest_takes_no_broker_for_silent(
 
 def test_a_history_without_manifests(settings: Settings, written: Written) -> None:
     history = written(b"junk")
-    with pytest.raises(StateError, match=r"holds no manifest of run .*, only records that are not"):
+    with pytest.raises(StateError, match=r"holds no manifest of run .*, only other records"):
         sequences(history, settings, "0", "1")

@@ -1,4 +1,4 @@
-"""Encoded image to uint8 pixels of the model's size."""
+"""Decode images to uint8 pixels of the model's size."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from stream_learner.formats.images import exif, jpegs, pngs
 from stream_learner.formats.images.bounds import MAX_SIDE_PX, undecodable
 from stream_learner.formats.record import RejectError
 
-# A small JPEG is longer than its pixels by its tables, which take about 600 bytes.
+# Bytes by which an image may exceed its pixels and still be stored unchanged. The tables of a JPEG take about 600.
 HEADER_BYTES = 1024
 STARTS = (jpegs.START, pngs.START)
 """The first bytes of all images that are decoded."""
@@ -30,7 +30,7 @@ class Header(NamedTuple):
 def decode(image: bytes, height: int, width: int, channels: int, max_pixels: int) -> np.ndarray:
     """Decode a JPEG or PNG to uint8 `[height, width, channels]`.
 
-    docs/topics.md describes what is done with each kind of image. An image of another size is resized with Pillow's
+    docs/topics.md describes the treatment of each kind of image. An image of another size is resized with Pillow's
     bilinear filter, which averages when it shrinks. Raises RejectError (`undecodable_image`, `oversized_image`).
     """
     parsed = _parse(image, max_pixels)
@@ -48,10 +48,10 @@ def decode(image: bytes, height: int, width: int, channels: int, max_pixels: int
 
 
 def batch(images: Iterable[bytes | np.ndarray], height: int, width: int, channels: int, max_pixels: int) -> np.ndarray:
-    """Return images as uint8 `[N, height, width, channels]`. Each is encoded, or uint8 pixels `[H, W, 1 or 3]`.
+    """Convert images to uint8 `[N, height, width, channels]`.
 
-    Pixels are brought to the size and channels as `decode` does. Raises RejectError, and ValueError when an array is
-    not such pixels.
+    Each image is encoded, or uint8 pixels `[H, W, 1 or 3]`. Pixels are resized and converted as in `decode`. Raises
+    RejectError for an image that cannot be decoded, ValueError for an array of another type or shape.
     """
     shape = height, width, channels
     fitted = [
@@ -87,15 +87,14 @@ def header(image: bytes, max_pixels: int = MAX_SIDE_PX**2) -> Header:
 
 
 def stored(image: bytes, pixels_HWC: np.ndarray) -> bytes:
-    """Return a short encoding of an image that was decoded to `pixels_HWC`. It decodes to the same pixels.
+    """Return a short encoding of an image that was decoded to `pixels_HWC`. The encoding decodes to the same pixels.
 
-    The image's own bytes are returned on three conditions: the image has the size of the pixels, `decode` accepts it
-    with this size as `max_pixels`, and it is at most HEADER_BYTES longer than the pixels. Otherwise a PNG of the pixels
-    is returned.
+    Return the image itself on three conditions: it has the size of the pixels, `decode` accepts it with this size as
+    `max_pixels`, and it is at most HEADER_BYTES longer than the pixels. Otherwise return a PNG of the pixels.
     """
     height, width, _ = pixels_HWC.shape
     if len(image) <= pixels_HWC.nbytes + HEADER_BYTES:
-        with contextlib.suppress(RejectError):  # pixels of 16 bits count twice
+        with contextlib.suppress(RejectError):  # raised for pixels of 16 bits, which count twice
             if header(image, max_pixels=height * width)[:2] == (height, width):
                 return image
     return png(pixels_HWC)

@@ -1,4 +1,4 @@
-"""Bounds on an image. They are checked on its header and its list of chunks or segments, before pixels are decoded."""
+"""Limits on images. They are checked on the header and the list of chunks or segments, before pixels are decoded."""
 
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.formats.record import RejectError
@@ -6,9 +6,9 @@ from stream_learner.formats.record import RejectError
 MAX_SIDE_PX = 16_384
 """Longest side. A resize makes an intermediate image of the original height and the model's width."""
 MAX_SCANS = 32
-"""Scans of a progressive JPEG. Each visits the whole image; encoders write up to 18."""
+"""Scans of a progressive JPEG. Each scan visits the whole image. Encoders write up to 18."""
 MAX_PARTS = 1_500
-"""Segments of a JPEG or chunks of a PNG; libpng writes 8 KiB in each."""
+"""Segments of a JPEG, or chunks of a PNG. libpng writes 8 KiB into each chunk."""
 MAX_PNG_EXPANSION = 1_032
 """Bytes that one byte of deflate can expand to."""
 
@@ -19,7 +19,7 @@ def check_size(height: int, width: int, max_pixels: int, *, bits: int = 8) -> No
     Raises RejectError (`oversized_image`, or `undecodable_image` for an image without pixels).
     """
     if not height or not width:
-        raise undecodable(f"its header says {height} x {width} pixels")
+        raise undecodable(f"the image's header declares {height} x {width} pixels")
     if height * width * max(bits, 8) > max_pixels * 8:
         size = f"{height} x {width} pixels" + (" of 16 bits, which count twice," if bits == 16 else "")
         raise oversized(f"{size} are over input.max_image_pixels = {max_pixels}")

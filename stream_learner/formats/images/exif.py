@@ -1,4 +1,4 @@
-"""The orientation, the only EXIF tag that changes how an image looks."""
+"""Read and apply the orientation, the only EXIF tag that changes how an image looks."""
 
 import struct
 
@@ -24,7 +24,8 @@ ON_ITS_SIDE = (5, 6, 7, 8)
 def orientation(tiff: bytes) -> int:
     """Return the orientation in EXIF data (1..8), or 1 (upright) if none can be read.
 
-    Pillow's parser copies the value of every entry, so 64 KiB of entries that share their values would take 350 MB.
+    Pillow's parser is not used, because it copies the value of every entry: 64 KiB of entries that share their values
+    would take 350 MB.
     """
     try:
         order = BYTE_ORDERS[tiff[:4]]
