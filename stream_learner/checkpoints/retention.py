@@ -14,7 +14,7 @@ ORPHAN_AGE = timedelta(hours=24)
 CHECKPOINT = re.compile(r"\d{12,}-[^/]+/")
 # A file of an object that a killed process did not finish. It occurs only if the store is a folder.
 STAGED = re.compile(r"#\d+$")
-# Keys of parts of states, which outlive the checkpoint that wrote them: `memory/<sequence>-<uuid>`.
+# Keys of parts of states, which later checkpoints share: `memory/<sequence>-<uuid>`.
 PART = re.compile(r"memory/\d{12,}-[^/]+$")
 
 

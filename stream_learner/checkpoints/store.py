@@ -28,7 +28,7 @@ log = structlog.get_logger()
 # obstore raises Python's own FileNotFoundError and PermissionError where they fit.
 FAILURES = (BaseError, OSError)
 
-# Retries of one request to a bucket. They hide short failures. The caller sees, counts and retries longer ones.
+# Retries of one request to a bucket. They hide short failures. The caller gets, counts and retries longer failures.
 # obstore's defaults would hide a failing store for three minutes.
 RETRIES: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
 
@@ -43,8 +43,7 @@ TRIAL_AGE = timedelta(hours=1)
 class Store:
     """A folder or a bucket that holds objects. Keys are relative to the store, so that the store can be moved.
 
-    A key must not lead out of the store by its segments or, in a folder, through a symbolic link. Every method raises
-    StateError for such a key.
+    Every method raises StateError for a key that leads out of the store, by its segments or through a symbolic link.
     """
 
     def __init__(self, location: str, *, create: bool = True):
@@ -145,7 +144,7 @@ class Store:
             _flush(path, self._folder)
 
     def replace(self, key: str, data: bytes) -> None:
-        """Write a small object, whether it exists or not. Raises StoreError.
+        """Write a small object, or replace it if it exists. Raises StoreError.
 
         The object is not flushed, so a power failure may undo the write.
         """
@@ -158,7 +157,7 @@ class Store:
     def get(self, key: str, max_bytes: int | None = None) -> bytes | None:
         """Return an object's bytes, None if it does not exist.
 
-        Raises StoreError, and StateError when it is larger than `max_bytes`. Such an object is not read.
+        Raises StoreError, and StateError when the object is larger than `max_bytes`. Such an object is not read.
         """
         path = self._checked(key)
         try:

@@ -118,8 +118,8 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     calibration_error: float | None = None
     """Expected calibration error on the validation samples (Guo et al. 2017)."""
     forgetting: Forgetting | None = None
-    """How far recall is below the best recall of earlier releases. The images of each release's own evaluation object
-    count."""
+    """How far recall is below the best recall of earlier releases. Each release's recall is measured on the images of
+    its own evaluation object."""
     evaluation: Object
     """The test samples, as safetensors: `images` uint8 [N, H, W, C], `labels` int64 [N] (indices into the label map;
     -1: a label the model does not know), `predictions` int64 [N]."""
@@ -131,11 +131,13 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     released: bool
     abstained: bool
-    """Released without a comparison: there were too few held-out samples, or nothing was released before."""
+    """Whether the candidate was released without a comparison, because there were too few held-out samples or no
+    earlier release."""
     worse: bool = False
-    """Whether the candidate was refused because it was worse than the last release: by more than `release.max_drop`,
-    significantly (the other rules), or by more than `release.max_old_class_drop` over old classes. Such refusals count
-    toward `release.patience`."""
+    """Whether the candidate was refused because it was worse than the last release. If `release.rule` is `max_drop`,
+    worse means by more than `release.max_drop`. With the other rules, worse means significantly. With any rule, worse
+    also means by more than `release.max_old_class_drop` over old classes. Such refusals count toward
+    `release.patience`."""
     candidate: float | None
     last: float | None
     """Score of the last release on the current validation samples."""
@@ -152,8 +154,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     if both models were equally good. If `release.rule` is `not_worse`, the test is whether the candidate is worse. If
     it is `better`, the test is whether the candidate is better. None when not tested."""
     negative_flip_rate: float | None = None
-    """Share (0..1) of all samples that the last release predicts correctly and the candidate wrongly (Yan et al.
-    2021)."""
+    """Share (0..1) of the validation samples that only the last release predicts correctly (Yan et al. 2021)."""
     old_class_drop: float | None = None
     """Mean recall of the last release minus mean recall of the candidate, over the classes that the last release knows.
     Negative if the candidate's mean recall is higher."""
@@ -327,7 +328,7 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
     for topic, partition, stretches in each(manifest.lost):
         around = manifest.spans.get(topic, {}).get(partition, Span(0, 0))
         if not all(around.start <= lost.start <= lost.end <= around.end for lost in stretches):
-            yield f"offsets of {topic}[{partition}] are lost that are not in its span"
+            yield f"lost offsets of {topic}[{partition}] are not in its span"
     if manifest.released and not (decision and decision.released and release and release.sequence == manifest.sequence):
         yield "its release does not match its decision"
     if manifest.rolled_back_to is not None and manifest.rolled_back_to != (release and release.sequence):
@@ -339,7 +340,7 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
         if len({*release.labels}) != len(release.labels) or len(release.labels) != arguments.classes:
             yield "the labels do not fit the model's classes"
         if release.retired != sorted({*release.retired} & {*range(arguments.classes)}):
-            yield "`retired` holds no outputs of the model"
+            yield "`retired` is not a sorted list of outputs of the model"
         names = "height", "width", "channels", "mean", "std"
         if any(getattr(shown, name) != getattr(arguments, name) for name in names):
             yield "`preprocessing` does not fit the model's arguments"

@@ -150,7 +150,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     loss: float | None
     """Mean weighted loss of the steps."""
     weights: dict[str, Distribution] = {}
-    """Weights of the learned samples, by policy (`weights.policies`), and `combined`: their product, clipped."""
+    """Factors of the learned samples, by policy (`weights.policies`). `combined` is the product of a sample's factors,
+    clipped."""
     prequential: Accuracy
     """Accuracy of predictions made before each batch was learned."""
     validation: Accuracy | None

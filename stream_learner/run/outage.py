@@ -37,7 +37,7 @@ class Outage:
     def wait(self, record: Record, error: RetryLaterError) -> Iterator[None]:
         """Wait until the record should be read again, or until `stop` is set. Yield at least every TURN_S.
 
-        Raises DependencyError when `give_up_s` have passed since the first attempt.
+        Raises DependencyError once `give_up_s` seconds have passed since the first attempt.
         """
         now = self._clock()
         why = f"the record {record.topic}[{record.partition}] {record.offset} cannot be read now: {error}"

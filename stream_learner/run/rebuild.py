@@ -41,9 +41,10 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """Result of a rebuild from checkpoint `start` (0: the beginning) to `end`: how much was learned again.
+    """Result of a rebuild from checkpoint `start` (0: the beginning) to `end`.
 
-    The digests `state`, and `release` if the checkpoint released a model, equal those in the manifest.
+    `batches` and `records` count what was learned again. The digest `state` equals the digest in the manifest. So does
+    `release` if the checkpoint released a model; otherwise it is None.
     """
 
     start: int
@@ -84,7 +85,7 @@ def rebuild(
         decode = patient(Decoder.from_settings(settings), Outage(settings.kafka.give_up_s, threading.Event()))
         replays: dict[tuple[str, int], Replay] = {}
         for manifest in path.manifests(history):
-            driver.progress.close()  # only the last state is compared, so the others are not copied
+            driver.progress.close()  # no snapshot here, because only the last state is compared
             for topic, partition, offset in each(_begin(manifest)):
                 driver.progress.positions.setdefault(topic, {}).setdefault(partition, offset)
             for topic, partition, span in each(manifest.spans):

@@ -93,7 +93,7 @@ class Worker:
             )
 
     def warn_of_few_groups(self) -> None:
-        """Log once that few groups dominate a held-out set. Log it again only if it stopped in the meantime."""
+        """Warn when few groups dominate a held-out set. Do not repeat the warning while they still dominate it."""
         few = self.driver.learner.few_groups()
         for split, share in few.items():
             if split not in self.warned_of:
@@ -120,9 +120,8 @@ def run(
 ) -> None:
     """Wait for this worker's turn, recover, learn until `stop` is set, and save once more.
 
-    `recovery.look()` must have been called once.
-    Raises subclasses of StreamLearnerError. A publication that fails, and another worker that takes over, end the
-    process through `end_process`.
+    `recovery.look()` must have been called once. Raises subclasses of StreamLearnerError. If a publication fails or
+    another worker takes over, end the process through `end_process`.
     """
     decoder = Decoder.from_settings(settings)
     if settings.model.frozen and not settings.model.weights:

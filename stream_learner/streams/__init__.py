@@ -1,1 +1,1 @@
-"""Kafka input and output: connections, topics, the source, the transaction, the checkpoints topic as a journal."""
+"""Kafka input and output: connections, topics, the input source, transactions, and reading of a run's own topics."""

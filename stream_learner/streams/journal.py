@@ -87,7 +87,7 @@ class ReadBack:
 
 def _true_end(settings: AnySettings, place: TopicPartition) -> int:
     def question(client: KafkaAdminClient) -> int:
-        describe(client, [place.topic])  # raises a clear error, where the next line would only say "unknown topic"
+        describe(client, [place.topic])  # fails with a clear error if the user may not see the topic
         return client.list_partition_offsets({place: OffsetSpec.LATEST})[place].offset
 
     return ask(settings.kafka, "looking up the end of a topic", question)

@@ -171,7 +171,10 @@ class Reader(KafkaConsumer):
             self._compare()
 
     def _unpark(self) -> None:
-        """Append partly read responses of resumed partitions to the waiting ones. The client appends only raw ones."""
+        """Append the partly read responses of resumed partitions to the waiting responses.
+
+        The client itself appends only responses that are not unpacked yet.
+        """
         parked = self._fetcher._paused_partition_records
         for place in [place for place in parked if not self._subscription.is_paused(place)]:
             self._fetcher._completed_fetches.append(parked.pop(place))

@@ -261,6 +261,6 @@ class Source:
         self._consumer.pause(*self._consumer.full | self._stopped)
         for place in places:
             self._consumer.seek(place, self._fetched[place])
-            # Do not wait for a partition that was already read to its end: no response may come for it.
+            # Do not wait for a partition that was already read to its end, because no response comes for it.
             if place not in self._consumer.full | self._stopped and self._consumer.behind(place):
                 self._merge.expect(place, asked_for=True)

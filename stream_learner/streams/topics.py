@@ -118,7 +118,7 @@ def _create(client: KafkaAdminClient, plan: TopicPlan, replication_factor: int) 
         if error is kafka_errors.NoError:
             changed = {key: value for key, value in taken.items() if value != plan.configs[key]}
             log.warning(
-                "the brokers refuse settings of a topic; it was created with what they allow",
+                "the brokers refuse settings of a topic; it was created with adjusted settings",
                 topic=plan.name,
                 why=refused,
                 taken=changed,
@@ -133,7 +133,7 @@ def _create(client: KafkaAdminClient, plan: TopicPlan, replication_factor: int) 
     else:
         raise TopicsError(
             f"the brokers refuse to create topic {plan.name}: {why or error.__name__} "
-            "Set topics.replication_factor to at most their number, or create the topic with Kafka's own tools"
+            "Set topics.replication_factor to at most the number of brokers, or create the topic with Kafka's own tools"
         )
 
 
@@ -202,7 +202,7 @@ def check_internal(settings: Settings) -> None:
 
 
 def _too_few(topic: str, brokers: int, configs: dict[str, str]) -> list[str]:
-    """Return why brokers of this number and with these settings cannot create or write one of Kafka's own topics."""
+    """Return why the brokers cannot create or write one of Kafka's own topics; an empty list if they can."""
     replicas, in_sync = ((name, int(configs[name])) if name in configs else ("", 0) for name in INTERNAL[topic])
     for name, needed in (replicas, in_sync):
         if needed > brokers:
