@@ -32,7 +32,7 @@ used, RetryLaterError when the record cannot be read now."""
 
 class Source(Protocol):
     def poll(self, timeout_s: float) -> Iterable[Record | Gap]:
-        """Return the next records in order, empty if none arrives in time. Reading them may also raise InputError."""
+        """Return the next records in order, empty if none arrives in time. The iteration may also raise InputError."""
         ...
 
     def took(self, seconds: float) -> None:
@@ -45,7 +45,7 @@ class StopEvent(Protocol):
 
 
 class Outage(Protocol):
-    """stream_learner.run.outage.Outage."""
+    """The methods of `stream_learner.run.outage.Outage` that are used here."""
 
     def wait(self, record: Record, error: RetryLaterError) -> Iterator[None]: ...
     def over(self) -> None: ...

@@ -48,7 +48,8 @@ class Outage:
         if now >= give_up_at:
             raise DependencyError(
                 f"{why}. The record format has asked to wait for kafka.give_up_s = {self._give_up_s:g} s. Nothing is "
-                "lost: repair the service that it needs, then restart to resume from the last committed checkpoint"
+                "lost: repair the service that the record format needs, then restart to resume from the last committed "
+                "checkpoint"
             )
         self._on_change(why)
         until = min(now + self._delay_s, give_up_at)

@@ -82,8 +82,8 @@ class Worker:
         # Raise only after the save. It published the dead letters, so a restart continues after them.
         if why := self.breaker.why:
             raise RejectsError(
-                f"{why}. See them in the dead-letter topic and repair the producer. A restart continues after them; "
-                "`run --accept-rejects` never stops for rejected records"
+                f"{why}. See the records in the dead-letter topic and repair their producer. A restart continues after "
+                "these records; `run --accept-rejects` never stops for rejected records"
             )
         if learner.diverged:
             raise DivergedError(

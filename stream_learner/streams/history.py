@@ -68,7 +68,7 @@ class History:
                 except ValueError as error:
                     if foreign:
                         foreign.add(record.offset, str(error))
-            if at > before:  # the caller may have taken long with each manifest
+            if at > before:  # the caller may have spent a long time on each manifest
                 deadline = self._clock() + kafka.request_timeout_s
 
     def newest(self) -> Found | None:

@@ -26,7 +26,8 @@ from stream_learner.streams.record_batch import Batch, Parsed
 # Limit of one poll: the bytes of its records plus the bytes that were decompressed to read them. The last record may
 # exceed the limit.
 MAX_POLL_BYTES = 64 * MIB
-# Minimum fetch size of a partition. It applies while many partitions have records to fetch. A larger batch raises it.
+# Minimum fetch size of a partition. It applies while many partitions have records to fetch. A larger batch raises the
+# minimum.
 LEAST_FETCH_BYTES = 64 * 1024
 SHORT_WAIT_MS = 20
 

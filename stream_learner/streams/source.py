@@ -83,7 +83,7 @@ class Source:
                 self._lost(error)
             except LogTruncationError as error:
                 raise InputError(
-                    f"the topic was truncated ({error}), so the next offset may hold other records now. The learned "
+                    f"the topic was truncated ({error}), so the next offset may hold another record now. The learned "
                     "state is safe; choose a new run.id to learn from the topic as it is"
                 ) from error
         return self._merged()
@@ -119,7 +119,7 @@ class Source:
                 if self._settings.on_lost == "stop":
                     stop = InputError(
                         f"{lost} before they were learned. The learned state is safe: give the topic a longer "
-                        "retention, and set input.on_lost = continue to continue after them"
+                        "retention, and set input.on_lost = continue to resume after the deleted records"
                     )
                     self._merge.add(place, [stop])
                     self._stop(place)
@@ -166,7 +166,7 @@ class Source:
             log.warning(f"{what}; offsets {damaged.offset} to {damaged.end} are lost")
             return Gap(damaged.topic, damaged.partition, damaged.end, lost=True)
         return InputError(
-            f"{what}. The state before it is saved: repair the topic (another replica may be intact), or set "
+            f"{what}. The state before this batch is saved: repair the topic (another replica may be intact), or set "
             f"input.on_lost = continue to skip offsets {damaged.offset} to {damaged.end}"
         )
 

@@ -77,7 +77,8 @@ class Transaction:
                 raise UsageError(
                     f"the brokers refuse transactions of {self._timeout_s:g} s, which exceeds their "
                     "transaction.max.timeout.ms. The time is checkpoint.timeout_s, and one second for each MiB of "
-                    "checkpoint.max_pending_bytes and of release.inline_max_bytes: lower these, or raise that limit"
+                    "checkpoint.max_pending_bytes and of release.inline_max_bytes: lower these settings, or raise the "
+                    "brokers' limit"
                 ) from error
 
     def begin(self) -> None:
