@@ -103,7 +103,7 @@ class KafkaSettings(Section):
 
 class RejectsSettings(Section):
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """Share of rejected records among the last `window` records that stops the worker."""
+    """The worker stops when more than this share of the last `window` records were rejected."""
     window: PositiveInt = 1_000
     """Number of last records over which the share is computed. The share does not count until the process has read this
     number of records."""

@@ -1,4 +1,4 @@
-"""A real Apache Kafka with one node (KRaft), for laptops and tests."""
+"""Run a real Apache Kafka with one node (KRaft), for laptops and tests."""
 
 import base64
 import fcntl

@@ -1,4 +1,4 @@
-"""Count the records of a run over all processes of its worker: committed counts, plus those of the running process."""
+"""Count the records of a run over all processes of its worker: committed counts plus counts of the running process."""
 
 from collections import Counter
 

@@ -103,9 +103,10 @@ def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
     """Open the data set in a folder, or scikit-learn's handwritten digits without a folder.
 
     `split` chooses files by the words `train`, `test` and `validation` (or `valid`, `val`, `dev`) in their names and in
-    the names of the folders around them, except class folders. If no name has `train`, the training files are those
-    without such a word, or else those with `validation`, or else those with `test`. If no name has `test`, the test
-    files are those with `validation`. With `all`, other files with `test` or `validation` are held out for that split.
+    the names of the folders around them, except class folders. If no name has `train`, the training files are the files
+    without any of these words. If there are none, they are the files with `validation`, or else the files with `test`.
+    If no name has `test`, the test files are the files with `validation`. With `all`, files with `test` or `validation`
+    that are no training files are held out for the split of this name.
 
     Images in class folders are read when they are needed, images in parquet files at once. Raises NoTestSplitError when
     `test` is chosen and there are no test files, DataError, UsageError.
@@ -178,7 +179,7 @@ def _of_split(told_by: dict[Path, tuple[str, ...]], root: Path, split: SplitName
 
 
 def _part(names: tuple[str, ...]) -> str | None:
-    """Return the part that the innermost of the names shows, None if no name shows one."""
+    """Return the part of the data set that the names show, or None. The innermost name that shows a part decides."""
     for name in reversed(names):
         for word in re.split("[^a-z]+", name.lower()):
             if word in PARTS:

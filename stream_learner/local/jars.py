@@ -84,7 +84,7 @@ def _resolve(scratch: Path) -> list[Path]:
         try:
             # A folder for each attempt, because jgo mistakes an incomplete file for a complete one.
             return _resolve_once(scratch / f"attempt-{attempt}")
-        # jgo raises RuntimeError. The library requests, which jgo uses, raises a subclass of OSError.
+        # jgo raises RuntimeError. The library `requests`, which jgo uses, raises a subclass of OSError.
         except (OSError, RuntimeError) as error:
             failure = error
     raise KafkaUnavailableError(

@@ -26,9 +26,9 @@ class Labelled(NamedTuple):
 def classify(root: Path, values: Sequence[Any], places: Sequence[str], names: Sequence[str] | None) -> Labelled:
     """Assign a class to every example. Values that the worker treats as the same label form one class.
 
-    If there are `names`, numbers are indices into them, and the classes have their order. Otherwise the classes are
-    sorted as numbers or as text. The worker's own function parses the labels. Raises DataError for values of several
-    types.
+    If there are `names`, numbers are indices into this list, and the classes have the order of the list. Otherwise the
+    classes are sorted as numbers or as text. The worker's own function parses the labels. Raises DataError when the
+    values have several types.
     """
     kinds = {STANDS_FOR.get(type(value), type(value)) for value in values if value is not None}
     if len(kinds) > 1:

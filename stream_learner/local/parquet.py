@@ -1,4 +1,4 @@
-"""Parquet files in the image layout of Hugging Face's `datasets` library."""
+"""Read parquet files in the image layout of Hugging Face's `datasets` library."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ LABELS = ("label", "fine_label", "labels")
 
 
 class Rows(NamedTuple):
-    """Rows of all files: image bytes, label, id and file of each, and names of the classes if labels are numbers."""
+    """Image bytes, label, id and file of each row of all files. `names` are the class names if labels are numbers."""
 
     images: list[bytes | None]
     values: list[Any]

@@ -8,7 +8,7 @@ UNITS = 128
 
 
 class RNN(ImageClassifier):
-    """A layer of 128 gated recurrent units (Cho et al. 2014, arXiv:1406.1078) over an image's rows, top first."""
+    """A layer of 128 gated recurrent units (Cho et al. 2014, arXiv:1406.1078) that reads an image's rows, top first."""
 
     convolutional = False
 
@@ -17,7 +17,7 @@ class RNN(ImageClassifier):
 
 
 class _Rows(nn.Module):
-    """Layer that returns the last hidden state [N, 128] after H steps, each over the W x C values of a row."""
+    """Layer that reads one row of W x C values in each of H steps, and returns the last hidden state [N, 128]."""
 
     def __init__(self, values: int):
         super().__init__()

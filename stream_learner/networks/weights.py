@@ -17,7 +17,7 @@ COUNTER = "num_batches_tracked"
 def load_body(network: ImageClassifier, path: Path) -> None:
     """Copy the file's tensors into the network's body.
 
-    The tensors have their names from the state dict of the network (`body.conv1.weight`), or of the body alone
+    The tensors are named as in the state dict of the network (`body.conv1.weight`), or of the body alone
     (`conv1.weight`), as in torchvision and timm. A head in the file is ignored. Raises UsageError that names the first
     tensor that is missing or has another shape, or the layers that the network does not have.
     """

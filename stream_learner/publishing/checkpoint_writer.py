@@ -187,8 +187,8 @@ class CheckpointWriter:
         Raises StoreError, KafkaUnavailableError.
         """
         assert self._last is not None
-        # 4a. Write the marker after the first commit. A start that finds it but no manifest knows that manifests are
-        # lost.
+        # 4a. Write the marker after the first commit. A start that finds the marker but no manifest knows that
+        #     manifests are lost.
         if not self._marked:
             topic_id = self._topic_ids[self._names.checkpoints]
             write_marker(self._store, self._settings, self._cluster, topic_id, self._epoch)

@@ -113,7 +113,7 @@ class Recovery:
         # 4. Write the marker if a crash after the first commit prevented it. The marker later shows that the run has
         #    published, even if its manifests are lost.
         write_marker(self._store, self._settings, self._cluster, ids[self._topic], recovered.epoch)
-        self._seen = None  # or the state would stay in memory as long as this object
+        self._seen = None  # otherwise the state would stay in memory as long as this object
         return recovered
 
     def _topic_ids(self) -> dict[str, str]:

@@ -18,7 +18,7 @@ from stream_learner.publishing.tally import Tally
 class Interval:
     """The records between two snapshots.
 
-    `batches` holds the pieces of each batch. `entries` is the number of pieces and lost stretches. `pending_bytes` is
+    `batches` holds the pieces of each batch. `entries` is the number of pieces and of lost ranges. `pending_bytes` is
     the approximate size in memory.
     """
 

@@ -29,7 +29,7 @@ class Tally:
         self.drifts: list[Drift] = []
 
     def add(self, report: Report) -> None:
-        """Add a report. Raises ValueError when its offsets do not continue those of the earlier reports."""
+        """Add a report. Raises ValueError when its offsets do not follow the offsets of the earlier reports."""
         extend_all(self.spans, report.spans)
         for topic, partition, span in report.lost:
             self.lost.setdefault(topic, {}).setdefault(partition, []).append(span)

@@ -15,7 +15,7 @@ from stream_learner.formats.record import RejectError
 # Bytes by which an image may exceed its pixels and still be stored unchanged. The tables of a JPEG take about 600.
 HEADER_BYTES = 1024
 STARTS = (jpegs.START, pngs.START)
-"""The first bytes of all images that are decoded."""
+"""First bytes of the image formats that are decoded."""
 PILLOW_MODE = {1: "L", 3: "RGB"}
 
 

@@ -44,7 +44,7 @@ LEFT_OVER = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 
 
 class Jpeg(NamedTuple):
-    """A checked JPEG. Height and width are those in the file, before `orientation` is applied.
+    """A checked JPEG. Height and width are from the file, before `orientation` is applied.
 
     `file` is a JPEG with only the parts that decoding needs. Metadata, thumbnails, further pictures and trailing bytes
     are left out.
@@ -96,7 +96,8 @@ def parse(data: bytes, max_pixels: int) -> Jpeg:
             if scans > MAX_SCANS:
                 raise oversized(f"the JPEG has more than {MAX_SCANS} scans")
             header = data[start:position]
-            if not frame.progressive:  # sequential JPEGs do not use these values, and Samsung's cameras write others
+            # The last three bytes have no meaning in a sequential JPEG. Samsung's cameras write unusual values there.
+            if not frame.progressive:
                 header = header[:-3] + WHOLE_SPECTRUM
             scanned += _scanned(header)
             scan, position = position, MARKER.search(data, position).start()  # pyright: ignore[reportOptionalMemberAccess]
@@ -179,7 +180,7 @@ def _frame(marker: int, header: bytes) -> _Frame:
 
 @lru_cache(maxsize=64)  # most images of a stream have the same scan headers
 def _scanned(header: bytes) -> bytes:
-    """Return the components whose first coefficients the scan holds. A complete JPEG has those of every component."""
+    """Return the components whose first coefficients the scan holds. A complete JPEG has them for every component."""
     count = header[4] if len(header) > 4 else 0
     if len(header) != 8 + 2 * count:
         raise undecodable("a scan header of the JPEG is damaged")

@@ -31,7 +31,7 @@ WHITE = 255
 
 
 class Png(NamedTuple):
-    """Parts of a PNG that decoding needs. Height and width are those in the file, before `orientation` is applied."""
+    """Parts of a PNG that decoding needs. Height and width are from the file, before `orientation` is applied."""
 
     height: int
     width: int
