@@ -38,7 +38,8 @@ class State(msgspec.Struct, frozen=True):
     object: Object
     parts: list[Annotated[int, Meta(ge=0, le=2**31 - 1)]] = []
     release: Sequence | None = None
-    """Sequence of the last release when this state was saved. That release's state is needed to resume this one."""
+    """Sequence of the last release when this state was saved, possibly its own sequence. The state of that release is
+    needed to resume this state."""
 
 
 class Chunk(msgspec.Struct, frozen=True):

@@ -31,8 +31,8 @@ def _load_torch_libraries() -> None:
 def keep_freed_memory() -> None:
     """Keep the memory of freed tensors in the process, instead of asking the kernel for memory at every step.
 
-    By default, glibc maps and unmaps memory for each tensor as large as a convolution's activations. The kernel clears
-    that memory, which takes a quarter of a small network's step. Does nothing without glibc.
+    By default, glibc maps new memory for each tensor as large as a convolution's activations. Mapping and clearing this
+    memory takes a quarter of a small network's step. Does nothing without glibc.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
