@@ -22,9 +22,12 @@ if TYPE_CHECKING:
         TopicsError,
         UsageError,
     )
-    from stream_learner.follow.releases import Release, read_release
+    from stream_learner.follow.follower import Follower, Following
+    from stream_learner.follow.reading import read_release
+    from stream_learner.follow.releases import Release
     from stream_learner.formats import Fields, Format, Reason, Record, RejectError, RetryLaterError
     from stream_learner.formats.record import Sample, Split
+    from stream_learner.inference.predictions import Predictions
     from stream_learner.learning.heads.prototype import Prototype
     from stream_learner.learning.heads.statistics import NEVER, StatisticsHead
     from stream_learner.learning.learner import Learner
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
     from stream_learner.learning.strategies import Losses, Minibatch, Step, Strategy
     from stream_learner.learning.weighting import Arrivals, Policy, Times
     from stream_learner.networks import ImageClassifier
-    from stream_learner.networks.predictions import Predictions
 
 __version__ = "0.1.0"
 
@@ -41,6 +43,8 @@ __all__ = [
     "Arrivals",
     "DependencyError",
     "Fields",
+    "Follower",
+    "Following",
     "Format",
     "ImageClassifier",
     "KafkaSettings",
@@ -88,8 +92,10 @@ _MODULE_OF = {
     "StreamLearnerError": "errors",
     "TopicsError": "errors",
     "UsageError": "errors",
+    "Follower": "follow.follower",
+    "Following": "follow.follower",
+    "read_release": "follow.reading",
     "Release": "follow.releases",
-    "read_release": "follow.releases",
     "Fields": "formats",
     "Format": "formats",
     "Reason": "formats",
@@ -98,6 +104,7 @@ _MODULE_OF = {
     "RetryLaterError": "formats",
     "Sample": "formats.record",
     "Split": "formats.record",
+    "Predictions": "inference.predictions",
     "Prototype": "learning.heads.prototype",
     "NEVER": "learning.heads.statistics",
     "StatisticsHead": "learning.heads.statistics",
@@ -111,7 +118,6 @@ _MODULE_OF = {
     "Policy": "learning.weighting",
     "Times": "learning.weighting",
     "ImageClassifier": "networks",
-    "Predictions": "networks.predictions",
 }
 
 

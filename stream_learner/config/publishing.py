@@ -2,7 +2,17 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PlainSerializer, PositiveFloat, PositiveInt, PrivateAttr, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PlainSerializer,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
 from stream_learner.config.fields import MIB, FileName, KafkaName, Section
 from stream_learner.contract.signatures import Ed25519PrivateKey, Verifier, read_signing_key, read_verify_key
@@ -37,6 +47,20 @@ class ReleaseSettings(Section):
     """Validation samples below which the gate abstains: the candidate is released, and the manifest records this."""
     inline_max_bytes: NonNegativeInt = 8 * MIB
     """Largest release that is also published in the weights topic."""
+    formats: list[Literal["safetensors", "onnx"]] = ["safetensors", "onnx"]
+    """Formats of each release. `safetensors` holds the parameters and is always there. `onnx` adds the network as a
+    graph, so that readers need no PyTorch. When the number of classes has changed, a separate process exports the
+    graph, which takes up to 2 GB of memory."""
+    format_wait_s: NonNegativeFloat = 15.0
+    """Seconds that a release may wait for the export of its graph. After that it is published without a graph, and the
+    export continues for the next release."""
+
+    @field_validator("formats")
+    @classmethod
+    def _safetensors_is_there(cls, formats: list[str]) -> list[str]:
+        if "safetensors" not in formats:
+            raise ValueError("must contain safetensors, which holds the parameters")
+        return formats
 
 
 class CheckpointSettings(Section):

@@ -18,7 +18,7 @@ from stream_learner.contract.window import Accuracy, Forgetting
 MAX_SIDE_PIXELS = 4096
 MAX_CLASSES = 65_536
 MAX_RANDOM_FEATURES = 65_536
-MANIFEST_SCHEMA_VERSION = 5
+MANIFEST_SCHEMA_VERSION = 6
 
 
 class Object(msgspec.Struct, frozen=True):
@@ -48,6 +48,27 @@ class Chunk(msgspec.Struct, frozen=True):
     topic: Topic
     partition: Partition
     offset: Offset
+
+
+class Published(msgspec.Struct, frozen=True):
+    """An object of a release, and where the weights topic holds the same bytes. `chunks` is empty if it does not."""
+
+    object: Object
+    chunks: list[Chunk]
+
+
+class OnnxGraph(msgspec.Struct, frozen=True, kw_only=True):
+    """The network as an ONNX graph without its parameters.
+
+    The graph maps `images`, uint8 [N, H, W, C], to `logits` and `probabilities`, float32 [N, classes]. Its initializer
+    `network.NAME` is the tensor NAME of the release, given to ONNX Runtime by `add_external_initializers`.
+    """
+
+    published: Published
+    unused: list[Text]
+    """Tensors of the release that the graph does not have, such as the counters of batch normalisation."""
+    compared: Count
+    """Number of the evaluation object's images for which ONNX Runtime gave the same predictions as PyTorch."""
 
 
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE_PIXELS)]
@@ -124,6 +145,12 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     evaluation: Object
     """The test samples, as safetensors: `images` uint8 [N, H, W, C], `labels` int64 [N] (indices into the label map;
     -1: a label the model does not know), `predictions` int64 [N]."""
+    canary: Published
+    """A few of these images with the network's answers, as safetensors: `images` uint8 [N, H, W, C], `logits` float32
+    [N, classes]. A reader that computes other predictions must not use the release."""
+    onnx: OnnxGraph | None = None
+    missing_formats: dict[Text, Text] = {}
+    """Formats of `release.formats` that this release does not have, and the reasons."""
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -307,6 +334,9 @@ def _check_keys(manifest: Manifest) -> None:
     if release:
         keys.check_object(release.object.key, run_id, release.sequence, keys.RELEASE)
         keys.check_object(release.evaluation.key, run_id, release.sequence, keys.EVALUATION)
+        keys.check_object(release.canary.object.key, run_id, release.sequence, keys.CANARY)
+        if release.onnx:
+            keys.check_object(release.onnx.published.object.key, run_id, release.sequence, keys.ONNX)
 
 
 def contradictions(manifest: Manifest) -> Iterator[str]:

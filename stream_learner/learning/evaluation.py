@@ -19,22 +19,40 @@ def predict(model: nn.Module, images_NHWC: np.ndarray, device: torch.device) -> 
     return predict_with_confidence(model, images_NHWC, device)[0]
 
 
-@torch.inference_mode()
 def predict_with_confidence(
     model: nn.Module, images_NHWC: np.ndarray, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the result of `predict`, and the probability of each prediction, float32 [N]."""
-    was_training = model.training
-    model.eval()
-    parts = [
-        top(model(torch.from_numpy(images_NHWC[i : i + EVALUATION_BATCH]).to(device)))
-        for i in range(0, len(images_NHWC), EVALUATION_BATCH)
-    ]
-    model.train(was_training)
+    parts = [top(logits) for logits in _logits(model, images_NHWC, device)]
     if not parts:
         return np.empty(0, np.int64), np.empty(0, np.float32)
     predictions, confidences = zip(*parts, strict=True)
     return np.concatenate(predictions), np.concatenate(confidences)
+
+
+def predict_with_logits(
+    model: nn.Module, images_NHWC: np.ndarray, classes: int, device: torch.device
+) -> tuple[np.ndarray, Tensor]:
+    """Return the result of `predict`, and the logits, float32 [N, classes] on the CPU."""
+    logits = torch.empty(len(images_NHWC), classes)
+    parts = []
+    for start, part in zip(range(0, len(logits), EVALUATION_BATCH), _logits(model, images_NHWC, device), strict=True):
+        parts.append(top(part)[0])
+        logits[start : start + EVALUATION_BATCH] = part
+    return np.concatenate(parts) if parts else np.empty(0, np.int64), logits
+
+
+@torch.inference_mode()
+def _logits(model: nn.Module, images_NHWC: np.ndarray, device: torch.device) -> list[Tensor]:
+    """Return the logits of each batch of images, in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    batches = [
+        model(torch.from_numpy(images_NHWC[i : i + EVALUATION_BATCH]).to(device))
+        for i in range(0, len(images_NHWC), EVALUATION_BATCH)
+    ]
+    model.train(was_training)
+    return batches
 
 
 def top(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,8 @@ DECIDING = {
     "weights",
 }
 # Exceptions. Some settings only decide which records form a batch, and the ledger lists these records. `Arithmetic` has
-# the device and the threads. `inline_max_bytes` affects only publishing. The digest has the others in resolved form.
+# the device and the threads. These settings of `[release]` affect only publishing. The digest has the others in
+# resolved form.
 NOT_DECIDING: dict[str, set[str]] = {
     "batch": {"linger_s", "max_span"},
     "input": {"topics", "tombstones", "on_lost"},
@@ -38,7 +39,7 @@ NOT_DECIDING: dict[str, set[str]] = {
     "learning": {"device", "threads"},
     "memory": {"replay_size"},
     "model": {"weights", "freeze"},
-    "release": {"inline_max_bytes"},
+    "release": {"inline_max_bytes", "formats", "format_wait_s"},
 }
 
 

@@ -18,6 +18,7 @@ from stream_learner.contract.window import Recent
 from stream_learner.errors import UsageError
 from stream_learner.formats.images import batch as decoded
 from stream_learner.formats.record import RejectError, Sample
+from stream_learner.inference.predictions import Predictions, predict
 from stream_learner.learning import evaluation
 from stream_learner.learning.classes import Classes
 from stream_learner.learning.drift import DriftMonitor
@@ -36,7 +37,7 @@ from stream_learner.learning.stored import Count, parse, part
 from stream_learner.learning.strategies import Minibatch
 from stream_learner.learning.trainers import TrainingBatch, trainer_for
 from stream_learner.learning.weighting import Arrivals, Times, Weighed, Weights
-from stream_learner.networks.predictions import Predictions, predict
+from stream_learner.networks.predictions import answers
 
 NON_FINITE_IN_A_ROW = 3
 
@@ -145,7 +146,7 @@ class Learner:
             raise UsageError("the learner knows no class yet; learn some samples first")
         model = self._settings.model
         images_NHWC = decoded(images, model.height, model.width, model.channels, self._settings.input.max_image_pixels)
-        return predict(self._trainer.as_released(), self.labels, images_NHWC)
+        return predict(partial(answers, self._trainer.as_released()), self.labels, images_NHWC)
 
     @property
     def network(self) -> models.ImageClassifier:

@@ -149,7 +149,7 @@ class Releases:
                 worse=self._released is not None,
                 reason="the candidate has weights that are not finite",
             )
-        predictions = evaluation.predict(network, test_images_NHWC, self._device)
+        predictions, logits = evaluation.predict_with_logits(network, test_images_NHWC, len(labels), self._device)
         test_score = evaluation.score(predictions, test.labels, labels)
         model = self._settings.model
         candidate = Candidate(
@@ -167,6 +167,7 @@ class Releases:
                 "labels": torch.from_numpy(test.labels.copy()),
                 "predictions": torch.from_numpy(predictions),
             },
+            logits=logits,
         )
         return candidate, decision
 

@@ -41,6 +41,7 @@ class Metrics:
             self._series.held_out.labels(split)
         for kind in event_time.KINDS:
             self._series.odd_timestamps.labels(kind)
+        self._series.formats_missing.labels("onnx")
         for topic, reason in product(topics, Reason):
             self._series.rejected.labels(topic, reason)
         for topic in own_topics:
@@ -159,6 +160,8 @@ class Metrics:
         self._series.checkpoint_bytes.set(manifest.state.size)
         if manifest.released:
             self._series.releases.inc()
+            for name in manifest.release.missing_formats if manifest.release else ():
+                self._series.formats_missing.labels(name).inc()
         elif manifest.decision:
             self._series.refusals.inc()
         self._series.discarded.inc(sum(span.end - span.start for _, _, span in each(manifest.discarded)))

@@ -173,6 +173,11 @@ class Series:
         self.discarded = counter(
             "records_discarded_total", "Offsets whose learning was undone by going back to a release, in offsets."
         )
+        self.formats_missing = counter(
+            "release_formats_missing_total",
+            "Releases without a format of release.formats, in releases. The manifest says why.",
+            ("format",),
+        )
         self.refusals = counter("release_refusals_total", "Candidates that the gate refused, in candidates.")
         self.refused = gauge(
             "refused_since_release",

@@ -30,7 +30,7 @@ class TorchvisionResNet(ImageClassifier):
         if channels != 3:
             body.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
             nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
-        features = _count_features(body, self.network, height, width, channels)
+        features = _feature_count(body, self.network, height, width, channels)
         super().__init__(body, features, classes, mean, std)
 
 
@@ -68,7 +68,7 @@ class Timm:
         body = timm.create_model(self.network, pretrained=False, num_classes=0, in_chans=channels)
         if hasattr(body, "set_input_size"):
             body.set_input_size(img_size=(height, width))
-        return ImageClassifier(body, _count_features(body, name, height, width, channels), classes, mean, std)
+        return ImageClassifier(body, _feature_count(body, name, height, width, channels), classes, mean, std)
 
 
 def _library(module: str, extra: str, name: str) -> ModuleType:
@@ -79,6 +79,17 @@ def _library(module: str, extra: str, name: str) -> ModuleType:
             f"model.name = {name!r} needs {module}, which cannot be imported ({error}): "
             f'pip install "stream-learner[{extra}]"'
         ) from None
+
+
+_counted: dict[tuple[str, int, int, int], int] = {}
+
+
+def _feature_count(body: nn.Module, name: str, height: int, width: int, channels: int) -> int:
+    """Return the result of `_count_features`, which takes a second for a large network, and is computed once."""
+    key = name, height, width, channels
+    if key not in _counted:
+        _counted[key] = _count_features(body, *key)
+    return _counted[key]
 
 
 @torch.no_grad()

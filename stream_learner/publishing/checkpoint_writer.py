@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any, Protocol
 
 from stream_learner import __version__
@@ -13,14 +14,17 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.contract import keys, ledger, signatures, tensors
 from stream_learner.contract.dead_letter import DeadLetter
-from stream_learner.contract.manifest import Chunk, Manifest, Object, Release, State, digest
+from stream_learner.contract.manifest import Chunk, Manifest, Object, OnnxGraph, Published, Release, State, digest
 from stream_learner.contract.spans import Positions
 from stream_learner.contract.topics import Names
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import StoreError
 from stream_learner.formats.record import Rejection
+from stream_learner.learning.outcome import Candidate
 from stream_learner.networks.tensors import as_arrays
+from stream_learner.publishing.canary import canary
 from stream_learner.publishing.fit import fit
+from stream_learner.publishing.formats import Formats, Onnx
 from stream_learner.publishing.marker import write_marker
 from stream_learner.publishing.recover import Recovered
 from stream_learner.publishing.snapshot import Snapshot
@@ -68,9 +72,20 @@ class Prepared:
     sequence: int
     state: Object
     parts: list[Object]
-    release: bytes
-    release_object: Object | None
-    evaluation_object: Object | None
+    release: "PreparedRelease | None"
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRelease:
+    """The objects of a release, which are written, and the bytes of those that the weights topic holds too.
+
+    `objects` and `inline` are by the objects' names.
+    """
+
+    objects: dict[str, Object]
+    inline: dict[str, bytes]
+    onnx: Onnx | None
+    missing_formats: dict[str, str]
 
 
 class CheckpointWriter:
@@ -79,13 +94,14 @@ class CheckpointWriter:
     Effect 1 is the snapshot, which `run/driver.py` takes. `BackgroundPublisher` calls the methods for effects 2 to 4.
     """
 
-    def __init__(self, settings: Settings, store: Store, clients: Clients, recovered: Recovered):
+    def __init__(self, settings: Settings, store: Store, clients: Clients, recovered: Recovered, formats: Formats):
         """Continue after the recovered checkpoint, if there is one. Raises KafkaUnavailableError."""
         last = recovered.checkpoint
         self._settings = settings
         self._signer = settings.security.signer
         self._names = Names.under(settings.prefix)
         self._store = store
+        self._formats = formats
         self._cluster = clients.cluster
         self._transaction = clients.transaction
         self._read_back = clients.read_back
@@ -130,13 +146,28 @@ class CheckpointWriter:
         parts = [self._parts[name] for name in snapshot.parts]
         encoded = tensors.encode(snapshot.tensors, snapshot.document)
         state_object = self._store.put(f"{folder}/{keys.STATE}", encoded)
-        release, release_object, evaluation_object = b"", None, None
+        release = None
         if snapshot.candidate and snapshot.decision and snapshot.decision.released:
-            release = tensors.encode(as_arrays(snapshot.candidate.parameters))
-            release_object = self._store.put(f"{folder}/{keys.RELEASE}", release)
-            evaluation = tensors.encode(as_arrays(snapshot.candidate.evaluation))
-            evaluation_object = self._store.put(f"{folder}/{keys.EVALUATION}", evaluation)
-        return Prepared(snapshot, lag, sequence, state_object, parts, release, release_object, evaluation_object)
+            release = self._put_release(folder, snapshot.candidate)
+        return Prepared(snapshot, lag, sequence, state_object, parts, release)
+
+    def _put_release(self, folder: str, candidate: Candidate) -> PreparedRelease:
+        written = {
+            keys.RELEASE: tensors.encode(as_arrays(candidate.parameters)),
+            keys.EVALUATION: tensors.encode(as_arrays(candidate.evaluation)),
+            keys.CANARY: tensors.encode(canary(candidate)),
+        }
+        onnx, missing = None, {}
+        if "onnx" in self._settings.release.formats:
+            made = self._formats.onnx(candidate)
+            if isinstance(made, Onnx):
+                onnx, written[keys.ONNX] = made, made.graph
+            else:
+                missing["onnx"] = made
+        objects = {name: self._store.put(f"{folder}/{name}", data) for name, data in written.items()}
+        most = self._settings.release.inline_max_bytes
+        inline = {name: data for name, data in written.items() if name != keys.EVALUATION and len(data) <= most}
+        return PreparedRelease(objects, inline, onnx, missing)
 
     def commit(self, prepared: Prepared) -> Manifest:
         """Effect 3: commit window, dead letters, weights, manifest and positions in one transaction.
@@ -153,19 +184,13 @@ class CheckpointWriter:
         _, window = fit(self._window(prepared, now), MAX_DOCUMENT_BYTES)
         sent = [self._transaction.send(self._names.metrics, window, run_key, self._signature(window))]
         sent += [self._send_dead_letter(rejection) for rejection in interval.dead_letters]
-        inline = len(prepared.release) <= self._settings.release.inline_max_bytes
-        # The key is the chunk's number: compaction keeps this release until the next one is committed.
-        chunks = [
-            self._transaction.send(
-                self._names.weights, prepared.release[start : start + CHUNK_BYTES], str(number).encode()
-            )
-            for number, start in enumerate(range(0, len(prepared.release) if inline else 0, CHUNK_BYTES))
-        ]
+        chunks = {name: self._send_chunks(name, data) for name, data in _inline(prepared).items()}
         # 3b. Confirm each record before the next step depends on it.
         self._transaction.confirm(sent, deadline)
-        places = [Chunk(*place) for place in self._transaction.confirm(chunks, deadline)]
+        places = iter(self._transaction.confirm(list(chain.from_iterable(chunks.values())), deadline))
+        chunk_places = {name: [Chunk(*next(places)) for _ in sent] for name, sent in chunks.items()}
         # 3c. Send the manifest: the same bytes to the checkpoints topic and to the history topic.
-        manifest, value = fit(self._manifest(prepared, places, now), MAX_DOCUMENT_BYTES)
+        manifest, value = fit(self._manifest(prepared, chunk_places, now), MAX_DOCUMENT_BYTES)
         signature = self._signature(value)
         futures = [
             self._transaction.send(self._names.checkpoints, value, run_key, signature),
@@ -200,6 +225,13 @@ class CheckpointWriter:
             retention.sweep_orphans(self._store, self._settings.run.id, self._last)
             self._swept_at = clock()
 
+    def _send_chunks(self, name: str, data: bytes) -> list[Any]:
+        # Compaction keeps the newest chunk of each key, so it keeps this release until the next one is committed.
+        return [
+            self._transaction.send(self._names.weights, data[start : start + CHUNK_BYTES], f"{name}/{number}".encode())
+            for number, start in enumerate(range(0, len(data), CHUNK_BYTES))
+        ]
+
     def _signature(self, value: bytes) -> list[tuple[str, bytes]]:
         return [(signatures.HEADER, self._signer.sign(value))] if self._signer else []
 
@@ -218,7 +250,7 @@ class CheckpointWriter:
             lag=prepared.lag,
         )
 
-    def _manifest(self, prepared: Prepared, chunks: list[Chunk], now: str) -> Manifest:
+    def _manifest(self, prepared: Prepared, chunks: dict[str, list[Chunk]], now: str) -> Manifest:
         snapshot = prepared.snapshot
         release = self._release(prepared, chunks, now) or (self._last.release if self._last else None)
         existing = self._last.kept if self._last else []
@@ -252,15 +284,19 @@ class CheckpointWriter:
             omitted=self._last.omitted if self._last and release is self._last.release else [],
         )
 
-    def _release(self, prepared: Prepared, chunks: list[Chunk], now: str) -> Release | None:
-        candidate = prepared.snapshot.candidate
-        if candidate is None or prepared.release_object is None or prepared.evaluation_object is None:
+    def _release(self, prepared: Prepared, chunks: dict[str, list[Chunk]], now: str) -> Release | None:
+        candidate, release = prepared.snapshot.candidate, prepared.release
+        if candidate is None or release is None:
             return None
+        published = {name: Published(written, chunks.get(name, [])) for name, written in release.objects.items()}
+        onnx = release.onnx and OnnxGraph(
+            published=published[keys.ONNX], unused=release.onnx.unused, compared=release.onnx.compared
+        )
         return Release(
             sequence=prepared.sequence,
             created_at=now,
-            object=prepared.release_object,
-            chunks=chunks,
+            object=published[keys.RELEASE].object,
+            chunks=published[keys.RELEASE].chunks,
             model=candidate.model,
             labels=candidate.labels,
             retired=candidate.retired,
@@ -270,7 +306,10 @@ class CheckpointWriter:
             test=candidate.test,
             calibration_error=candidate.calibration_error,
             forgetting=candidate.forgetting,
-            evaluation=prepared.evaluation_object,
+            evaluation=published[keys.EVALUATION].object,
+            canary=published[keys.CANARY],
+            onnx=onnx,
+            missing_formats=release.missing_formats,
         )
 
     def _send_dead_letter(self, rejection: Rejection) -> Any:
@@ -288,6 +327,11 @@ class CheckpointWriter:
         )
         key, value, headers = letter.encode(self._max_letter_bytes)
         return self._transaction.send(self._names.dead_letters, value, key, headers)
+
+
+def _inline(prepared: Prepared) -> dict[str, bytes]:
+    """Return the objects that the weights topic holds too, by their names."""
+    return prepared.release.inline if prepared.release else {}
 
 
 def _poisoned(rejections: list[Rejection]) -> dict[str, dict[int, list[int]]]:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -29,6 +30,7 @@ from stream_learner.monitoring.health import Phase
 from stream_learner.monitoring.monitor import Monitor
 from stream_learner.publishing.background_publisher import BackgroundPublisher
 from stream_learner.publishing.checkpoint_writer import CheckpointWriter
+from stream_learner.publishing.formats import Formats
 from stream_learner.publishing.ownership import EndProcess, await_turn, fencing, leaving_a_mark
 from stream_learner.publishing.recover import Recovered, Recovery
 from stream_learner.run.batches import MAX_BATCH_BYTES, Batch, batches
@@ -148,7 +150,8 @@ def run(
             metrics.recovered(last.manifest)
         source = Source(settings.kafka, settings.input, recovered.positions, health.heard)
         metrics.begin(source.positions)
-        writer = CheckpointWriter(settings, store, clients, recovered)
+        formats = Formats(settings.release)
+        writer = CheckpointWriter(settings, store, clients, recovered, formats)
         lives = Lives(store, settings)
 
         def committed(manifest: Manifest, seconds: float) -> None:
@@ -177,7 +180,7 @@ def run(
         del recovery, recovered, last  # frees the memory of the fetched state
         health.enter(Phase.LEARNING)
         try:
-            with lives.watched():
+            with lives.watched(), closing(formats):
                 try:
                     worker.loop()
                 except (InputError, DependencyError):

@@ -18,37 +18,56 @@ from stream_learner.streams.reader import Reader
 POLL_MS = 200
 
 
-def read_chunks(
-    settings: AnySettings, chunks: Sequence[Chunk], clock: Callable[[], float] = time.monotonic
-) -> bytes | None:
-    """Return the joined bytes of a release, None when the weights topic does not hold all of them.
+class Chunks:
+    """A connection to the weights topic."""
 
-    Wait for chunks that are not visible yet, because brokers commit a transaction in one partition after the other.
-    Raises KafkaUnavailableError, also when no chunk arrives for `recovery.timeout_s`.
-    """
-    topic = Names.under(settings.prefix).weights
-    if any(chunk.topic != topic for chunk in chunks):
-        return None
-    deadline = clock() + settings.recovery.timeout_s
-    parts: list[bytes] = []
-    with kafka_failures(settings.kafka, f"reading topic {topic}", "Read"), reader(settings.kafka) as consumer:
-        for partition, group in groupby(chunks, lambda chunk: chunk.partition):
-            place, wanted = TopicPartition(topic, partition), deque(chunk.offset for chunk in group)
-            consumer.assign([place])
-            consumer.beginning_offsets([place])  # fails if the user lacks a right; `poll` would wait
-            consumer.seek(place, wanted[0])
-            while wanted:
-                before = len(parts)
-                if not _take(consumer, place, wanted, parts):
+    def __init__(self, settings: AnySettings, clock: Callable[[], float] = time.monotonic):
+        """Connect. Raises KafkaUnavailableError."""
+        self._settings = settings
+        self._topic = Names.under(settings.prefix).weights
+        self._doing = f"reading topic {self._topic}"
+        self._clock = clock
+        with kafka_failures(settings.kafka, self._doing, "Read"):
+            self._consumer: Reader = reader(settings.kafka)
+
+    def read(self, chunks: Sequence[Chunk]) -> bytes | None:
+        """Return the joined bytes of an object, None when the weights topic does not hold all of its chunks.
+
+        Wait for chunks that are not visible yet, because brokers commit a transaction in one partition after the other.
+        Raises KafkaUnavailableError, also when no chunk arrives for `recovery.timeout_s`.
+        """
+        if not chunks or any(chunk.topic != self._topic for chunk in chunks):
+            return None
+        parts: list[bytes] = []
+        with kafka_failures(self._settings.kafka, self._doing, "Read"):
+            for partition, group in groupby(chunks, lambda chunk: chunk.partition):
+                wanted = deque(chunk.offset for chunk in group)
+                if not self._read_partition(TopicPartition(self._topic, partition), wanted, parts):
                     return None
-                if len(parts) > before:
-                    deadline = clock() + settings.recovery.timeout_s
-                elif clock() > deadline:
-                    raise KafkaUnavailableError(
-                        f"the release's chunk at offset {wanted[0]} of {topic}[{partition}] could not be read within "
-                        f"recovery.timeout_s = {settings.recovery.timeout_s:g}; check that the brokers are up"
-                    )
-    return b"".join(parts)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._consumer.close()
+
+    def _read_partition(self, place: TopicPartition, wanted: deque[int], parts: list[bytes]) -> bool:
+        consumer, timeout_s = self._consumer, self._settings.recovery.timeout_s
+        deadline = self._clock() + timeout_s
+        consumer.assign([place])
+        consumer.beginning_offsets([place])  # fails if the user lacks a right; `poll` would wait
+        consumer.seek(place, wanted[0])
+        while wanted:
+            before = len(parts)
+            if not _take(consumer, place, wanted, parts):
+                return False
+            if len(parts) > before:
+                deadline = self._clock() + timeout_s
+            elif self._clock() > deadline:
+                raise KafkaUnavailableError(
+                    f"the release's chunk at offset {wanted[0]} of {place.topic}[{place.partition}] could not be read "
+                    f"within recovery.timeout_s = {timeout_s:g}; check that the brokers are up"
+                )
+        return True
 
 
 def _take(consumer: Reader, place: TopicPartition, wanted: deque[int], parts: list[bytes]) -> bool:

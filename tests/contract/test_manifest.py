@@ -19,7 +19,9 @@ from stream_learner.contract.manifest import (
     ModelArguments,
     ModelSpec,
     Object,
+    OnnxGraph,
     Preprocessing,
+    Published,
     Release,
     State,
     decode_manifest,
@@ -59,6 +61,13 @@ RELEASE = Release(
     calibration_error=0.25,
     forgetting=FORGETTING,
     evaluation=Object(f"{FIRST}/evaluation.safetensors", 100, digest(b"evaluation")),
+    canary=Published(Object(f"{FIRST}/canary.safetensors", 100, digest(b"canary")), [Chunk("digits.weights", 0, 14)]),
+    onnx=OnnxGraph(
+        published=Published(Object(f"{FIRST}/graph.onnx", 100, digest(b"graph")), [Chunk("digits.weights", 0, 15)]),
+        unused=["body.1.num_batches_tracked"],
+        compared=2,
+    ),
+    missing_formats={"onnx": "a reason"},
 )
 SPANS = {"images": {0: Span(4, 10), 11: Span(0, 2**40)}}
 WHOLE = Manifest(
@@ -193,8 +202,8 @@ def test_partitions_and_spans_have_their_plainest_json():
 
 
 def test_another_schema_version_is_refused_even_if_it_looks_alike():
-    for version in (1, 2, 3, 4, 6):
-        with pytest.raises(ValueError, match=f"manifest schema version {version}; this program reads 5"):
+    for version in (1, 2, 3, 4, 5, 7):
+        with pytest.raises(ValueError, match=f"manifest schema version {version}; this program reads 6"):
             decode_manifest(encode(replace(WHOLE, schema_version=version)))
     with pytest.raises(ValueError, match="manifest schema version 9"):
         decode_manifest(b'{"schema_version": 9, "everything": "else"}')
@@ -224,6 +233,8 @@ def test_what_is_no_manifest_is_refused(data):
         ("kept", f"{SECOND}/../state.safetensors"),
         ("release", f"{SECOND}/release.safetensors"),
         ("evaluation", f"{FIRST}/release.safetensors"),
+        ("canary", f"{FIRST}/evaluation.safetensors"),
+        ("onnx", f"{FIRST}/canary.safetensors"),
     ],
 )
 def test_a_key_that_the_program_would_not_have_written_is_refused(field, key):
@@ -234,6 +245,8 @@ def test_a_key_that_the_program_would_not_have_written_is_refused(field, key):
         "kept": document["kept"][0]["object"],
         "release": document["release"]["object"],
         "evaluation": document["release"]["evaluation"],
+        "canary": document["release"]["canary"]["object"],
+        "onnx": document["release"]["onnx"]["published"]["object"],
     }
     places[field]["key"] = key
     with pytest.raises(ValueError, match=r"key|matching regex"):

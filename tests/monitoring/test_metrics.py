@@ -18,6 +18,7 @@ from stream_learner.contract.manifest import (
     ModelSpec,
     Object,
     Preprocessing,
+    Published,
     Release,
     digest,
 )
@@ -71,6 +72,7 @@ def release(validation: tuple[int, int], test: tuple[int, int]) -> Release:
         calibration_error=0.125,
         forgetting=Forgetting(mean=0.25, per_class=[ClassForgetting(label="cat", best=0.75, forgetting=0.25)]),
         evaluation=OBJECT,
+        canary=Published(OBJECT, []),
     )
 
 

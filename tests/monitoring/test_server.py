@@ -62,6 +62,7 @@ DOCUMENTED = {
     "memory_bytes": ("gauge", "bytes"),
     "unsaved_records": ("gauge", "records"),
     "releases": ("counter", "releases"),
+    "release_formats_missing": ("counter", "in releases"),
     "release_refusals": ("counter", "candidates"),
     "records_discarded": ("counter", "offsets"),
     "negative_flip_rate": ("gauge", "ratio"),

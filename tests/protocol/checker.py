@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.numpy
 from feed import LOST, MAX_RECORD_BYTES, TOMBSTONE, UNREADABLE, Draft, Fed
-from outputs import Log, Place, Read, digest, joined, matches, named_objects, places, roll_backs
+from outputs import Log, Place, Read, digest, inline, joined, matches, named_objects, places, roll_backs
 
 SPLITS = ("train", "validation", "test")
 ERRORS = "__connect.errors."
@@ -210,11 +210,13 @@ def check_release(log: Log) -> Iterator[Violation]:
     """Check the weights topic.
 
     It holds the chunks of all releases once, in order, and nothing else. Compaction may have deleted those of earlier
-    releases. The joined chunks of the last release are its object.
+    releases. The joined chunks of the last release are its objects.
     """
     releases = [manifest["release"] for manifest in log.manifests if manifest["release"]]
     # A release is in every manifest up to the next one.
-    named = list(dict.fromkeys(chunk["offset"] for release in releases for chunk in release["chunks"]))
+    named = list(
+        dict.fromkeys(chunk["offset"] for release in releases for one in inline(release) for chunk in one["chunks"])
+    )
     found = [read.offset for read in log.weights]
     if found != [offset for offset in named if offset in {*found}]:
         yield Violation("the weights topic holds other chunks than the manifests name")
@@ -222,10 +224,11 @@ def check_release(log: Log) -> Iterator[Violation]:
 
 
 def check_chunks(manifest: dict[str, Any], weights: Iterable[Read]) -> Iterator[Violation]:
-    """Check that the joined chunks of a manifest's release are its object."""
-    release = manifest["release"]
-    if release and digest(joined(release, weights)) != release["object"]["digest"]:
-        yield Violation("the chunks are not the release")
+    """Check that the joined chunks of the objects of a manifest's release are these objects."""
+    read = list(weights)
+    for published in inline(manifest["release"]):
+        if digest(joined(published, read)) != published["object"]["digest"]:
+            yield Violation(f"the chunks are not {published['object']['key']}")
 
 
 def check_roll_backs(log: Log) -> Iterator[Violation]:

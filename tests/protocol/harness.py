@@ -56,6 +56,7 @@ DEFAULTS: dict[str, Any] = {
     "input.max_record_bytes": feed.MAX_RECORD_BYTES,
     "input.max_image_pixels": feed.MAX_IMAGE_PIXELS,
     "release.every_records": 1000,
+    "release.formats": ["safetensors"],  # an export would take longer than most of these runs
     "release.min_held_out": 20,
     "checkpoint.every_records": 200,
     "rejects.max_share": 0.2,

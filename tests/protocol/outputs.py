@@ -161,18 +161,27 @@ def named_objects(manifest: dict[str, Any]) -> list[dict[str, Any]]:
         manifest["state"],
         *(kept["object"] for kept in manifest["kept"]),
         *manifest["parts"],
-        *([release["object"], release["evaluation"]] if release else []),
+        *([release["evaluation"]] if release else []),
+        *(published["object"] for published in inline(release)),
     ]
+
+
+def inline(release: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the objects of a release that the weights topic may hold too, with their chunks in order."""
+    if not release:
+        return []
+    onnx = release["onnx"]
+    return [release, release["canary"], *([onnx["published"]] if onnx else [])]
 
 
 def matches(data: bytes, reference: dict[str, Any]) -> bool:
     return (len(data), digest(data)) == (reference["size"], reference["digest"])
 
 
-def joined(release: dict[str, Any], weights: Iterable[Read]) -> bytes:
-    """Join the chunks of a release that are in the weights topic."""
+def joined(published: dict[str, Any], weights: Iterable[Read]) -> bytes:
+    """Join the chunks of an object that are in the weights topic."""
     values = {read.offset: read.value or b"" for read in weights}
-    return b"".join(values.get(chunk["offset"], b"") for chunk in release["chunks"])
+    return b"".join(values.get(chunk["offset"], b"") for chunk in published["chunks"])
 
 
 def roll_backs(log: Log) -> list[dict[str, Any]]:

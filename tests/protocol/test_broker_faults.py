@@ -14,10 +14,11 @@ import pytest
 from child import Point
 from fault_proxy import FaultProxy
 from feed import mixed
-from harness import DEADLINE_S, SHORT, UNKNOWN_OUTCOME, NewRun, Run, Worker, not_ready
+from harness import DEADLINE_S, POLL_S, SHORT, UNKNOWN_OUTCOME, NewRun, Run, Worker, not_ready
 from kafka.errors import KafkaConnectionError
 from kafka.net.compat import KafkaNetClient
 
+from stream_learner import Follower
 from stream_learner.errors import ExitCode
 from stream_learner.local.broker import HOST, Broker, free_port
 from stream_learner.streams.transaction import Transaction
@@ -309,3 +310,23 @@ def test_a_sequence_error(new_run: NewRun) -> None:
     assert "OutOfOrderSequenceNumberError" in run.start_altered(skip_a_sequence_number, 2).ends(ExitCode.PUBLISH)
     assert len(run.read("history")) == 1
     run.finish(run.start())
+
+
+def test_a_follower_keeps_its_release_while_kafka_is_away(new_run: NewRun, proxy: FaultProxy) -> None:
+    run = new_run(release__every_records=200, release__min_held_out=1000)
+    run.feed(mixed(250))
+    run.finish(run.start())
+    with Follower(run.id, proxy.address) as follower:
+        release = follower.latest(DEADLINE_S)
+        proxy.cut()
+        run.feed(mixed(250, 1))
+        described = run.finish(run.start()).manifest["release"]
+        while follower.following.silence_s < 1:
+            time.sleep(POLL_S)
+        assert follower.latest() is release
+        proxy.heal()
+        deadline = time.monotonic() + DEADLINE_S
+        while follower.latest().described.sequence != described["sequence"]:
+            assert time.monotonic() < deadline, follower.following
+            time.sleep(POLL_S)
+        assert follower.following.silence_s < 1

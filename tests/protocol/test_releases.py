@@ -15,7 +15,7 @@ from outputs import Log, Read
 
 from stream_learner import NoReleaseError, Release, StateError, StoreError, TopicsError, UsageError, read_release
 from stream_learner.contract import tensors
-from stream_learner.follow import releases
+from stream_learner.follow import reading
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -121,7 +121,7 @@ def test_forged_releases_are_refused(new_run: NewRun, tmp_path: Path) -> None:
     forge(run, genuine, 5, model=described["model"] | {"name": own})
     with pytest.raises(StateError, match="if it is your own, pass its name"):
         newest(run).predict([digits()[0][0]])
-    assert newest(run).predict([digits()[0][0]], own=own).labels[0] in described["labels"]
+    assert newest(run, own=own).predict([digits()[0][0]]).labels[0] in described["labels"]
     forge(run, genuine, 6, model=described["model"] | {"name": "rnn"})
     with pytest.raises(StateError, match="does not fit its network"):
         newest(run).network()
@@ -136,15 +136,15 @@ def test_forged_releases_are_refused(new_run: NewRun, tmp_path: Path) -> None:
 def test_a_release_whose_bytes_are_gone_gives_way_to_the_next(new_run: NewRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run = new_run(release__every_records=200)
     published(run)
-    settings = releases._settings(run.id, run.broker.bootstrap_servers, None, ())
-    before = releases._newest(settings)
+    settings = reading.reader_settings(run.id, run.broker.bootstrap_servers, None, ())
+    before = reading._newest(settings)
     run.empty("weights")
     with pytest.raises(StateError, match="does not hold release"):
         newest(run)
     published(run)
     answers = [before]  # what a reader knows that was slow
-    read = releases._newest
-    monkeypatch.setattr(releases, "_newest", lambda settings: answers.pop() if answers else read(settings))
+    read = reading._newest
+    monkeypatch.setattr(reading, "_newest", lambda settings: answers.pop() if answers else read(settings))
     assert newest(run).described.sequence > before[1].sequence
 
 
@@ -163,5 +163,6 @@ def test_the_pages_show_what_works(
             shown.append(capsys.readouterr().out.split())
     assert shown[0][0] in "0123456789"
     assert 0 < float(shown[0][1]) <= 1
-    assert shown[3:] == [[]]  # a check that passes says nothing
-    assert {*"".join(shown[2]).strip("[]").replace("'", "").split(",")} <= {"dark", "light"}
+    assert 0 < float(shown[2][-1]) <= 1
+    assert shown[4:] == [[]]  # a check that passes says nothing
+    assert {*"".join(shown[3]).strip("[]").replace("'", "").split(",")} <= {"dark", "light"}

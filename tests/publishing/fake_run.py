@@ -27,6 +27,7 @@ from stream_learner.learning.identity import identity
 from stream_learner.learning.outcome import Candidate
 from stream_learner.monitoring.report import Report
 from stream_learner.publishing.checkpoint_writer import CheckpointWriter
+from stream_learner.publishing.formats import Formats
 from stream_learner.publishing.recover import Recovered, Recovery
 from stream_learner.publishing.snapshot import Snapshot
 from stream_learner.run.progress import Progress
@@ -43,6 +44,7 @@ class FakeRun:
             "input": {"topics": [TOPIC]},
             "model": {"name": "mlp", "height": SIDE, "width": SIDE, "channels": 1},
             "learning": {"device": "cpu", "threads": 1, "augment": []},
+            "release": {"formats": ["safetensors"]},
         }
         for name, value in overrides.items():
             section, key = name.split("__")
@@ -67,7 +69,7 @@ class FakeRun:
         """The writer of a worker that has taken the run over."""
         recovered = recovered or self.recover()
         clients = FakeClients(self.cluster, self.transaction, FakeReadBack(self.cluster))
-        return CheckpointWriter(self.settings, self.store, clients, recovered)
+        return CheckpointWriter(self.settings, self.store, clients, recovered, Formats(self.settings.release))
 
     def publish(self, writer: CheckpointWriter, snapshot: Snapshot) -> Manifest:
         """Publish a snapshot as the worker does, and clean up."""
@@ -112,7 +114,9 @@ class FakeRun:
         """All objects that a manifest names."""
         release = manifest.release
         states = [state.object for state in manifest.kept]
-        named = [*states, *manifest.parts, *([release.object, release.evaluation] if release else [])]
+        named = [*states, *manifest.parts]
+        if release:
+            named += [release.object, release.evaluation, release.canary.object]
         return {one.key for one in named}
 
 
@@ -131,7 +135,8 @@ def candidate(value: float) -> Candidate:
         test=scores,
         calibration_error=None,
         forgetting=Forgetting(mean=0.0, per_class=[]),
-        evaluation={"labels": torch.zeros(1)},
+        evaluation={"images": torch.zeros(1, SIDE, SIDE, 1, dtype=torch.uint8), "labels": torch.zeros(1)},
+        logits=torch.zeros(1, 1),
     )
 
 

@@ -17,7 +17,8 @@ from stream_learner.errors import (
 
 SAVE = ["put state.safetensors", "begin", "send metrics", "confirm", "confirm", "send checkpoints", "send history"]
 PUBLISHED = ["confirm", "offsets", "commit", "read back"]
-OBJECTS = ["put part", "put state.safetensors", "put release.safetensors", "put evaluation.safetensors"]
+OF_A_RELEASE = ["put release.safetensors", "put evaluation.safetensors", "put canary.safetensors"]
+OBJECTS = ["put part", "put state.safetensors", *OF_A_RELEASE]
 TRANSACTION = ["begin", "send metrics", "send dead-letters", "send weights", "confirm", "send checkpoints", "offsets"]
 
 
@@ -37,6 +38,7 @@ def test_a_save_and_a_release_in_order(run: FakeRun) -> None:
         "begin",
         "send metrics",
         "send dead-letters",
+        "send weights",
         "send weights",
         "confirm",
         "confirm",
@@ -69,8 +71,8 @@ def test_the_weights_in_their_topic_are_those_of_the_release(run: FakeRun) -> No
     manifest = run.publish(run.writer(), run.snapshot(released=True))
     assert manifest.release
     (chunk,) = manifest.release.chunks
-    (written,) = run.cluster.written[chunk.topic]
-    assert (chunk.offset, written.key) == (0, b"0")
+    written = run.cluster.written[chunk.topic][chunk.offset]
+    assert written.key == b"release.safetensors/0"
     assert written.value == run.store.fetch(manifest.release.object)
 
 

@@ -37,6 +37,7 @@ from stream_learner.monitoring.report import Report
 from stream_learner.publishing import checkpoint_writer
 from stream_learner.publishing.checkpoint_writer import CheckpointWriter
 from stream_learner.publishing.fit import fit
+from stream_learner.publishing.formats import Formats
 from stream_learner.publishing.recover import Recovered
 from stream_learner.publishing.snapshot import Interval, Snapshot
 from stream_learner.publishing.tally import Tally
@@ -125,7 +126,8 @@ def worst_snapshot(names: list[str]) -> Snapshot:
         forgetting=Forgetting(
             mean=0.1, per_class=[ClassForgetting(label=x, best=1 / 3, forgetting=1 / 7) for x in LABELS]
         ),
-        evaluation={"labels": torch.zeros(1)},
+        evaluation={"images": torch.zeros(1, 32, 32, 3, dtype=torch.uint8), "labels": torch.zeros(1)},
+        logits=torch.zeros(1, CLASSES),
     )
     return Snapshot(
         tensors={"x": np.zeros(1, np.float32)},
@@ -152,7 +154,8 @@ def writer(settings: Settings) -> Iterator[CheckpointWriter]:
     clients = Clients(settings, lambda _: None)
     clients.transaction.fence()
     ids = topics.topic_ids(settings, [*settings.input.topics, topics.Names.under(settings.prefix).checkpoints])
-    yield CheckpointWriter(settings, Store(settings.checkpoint.store), clients, Recovered({}, ids, epoch=1))
+    recovered = Recovered({}, ids, epoch=1)
+    yield CheckpointWriter(settings, Store(settings.checkpoint.store), clients, recovered, Formats(settings.release))
     clients.close()
     clients.transaction._producer.close(60)
     clients.read_back._consumer.close()

@@ -1,0 +1,210 @@
+"""Follows a run: each new release is fetched, verified and put in use."""
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+import structlog
+
+from stream_learner.config import KafkaSettings
+from stream_learner.contract.manifest import Manifest
+from stream_learner.contract.topics import Names
+from stream_learner.errors import KafkaUnavailableError, NoReleaseError, StateError, StoreError, StreamLearnerError
+from stream_learner.follow.reading import ReleaseReader, reader_settings
+from stream_learner.follow.releases import Release, check_runtime
+from stream_learner.streams.manifests import accepted
+from stream_learner.streams.tail import Tail
+
+log = structlog.get_logger()
+
+POLL_S = 0.5
+RETRY_S = (0.5, 1, 2, 4, 8, 15)
+
+
+@dataclass(frozen=True)
+class Following:
+    """State of a follower."""
+
+    release: Release | None
+    """The release in use."""
+    age_s: float | None
+    """Seconds since the release in use was made."""
+    silence_s: float
+    """Seconds since the brokers last answered. While they are silent, there may be a newer release."""
+    refused: str | None
+    """Why a newer release is not in use, None if there is no newer one."""
+
+
+class Follower:
+    """Keeps the newest release of a run in use. A background thread reads the topics; all methods are thread-safe.
+
+    A release is put in use when its objects are verified and it computes the logits of its canary. Otherwise the
+    follower keeps the release in use, logs a warning, and waits for the next one.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        kafka: KafkaSettings | str = "127.0.0.1:9092",
+        *,
+        prefix: str | None = None,
+        verify_key_files: Sequence[str | Path] = (),
+        store: str | None = None,
+        own: str | None = None,
+        compute: bool = True,
+        keep: int = 2,
+    ):
+        """Connect and begin to follow.
+
+        The arguments up to `own` are those of `read_release`. If `compute` is False, the network is never built: a
+        release is in use when its objects are verified. `keep` is the number of newest releases in `kept`.
+
+        Raises TopicsError, KafkaUnavailableError, StoreError, UsageError.
+        """
+        settings = reader_settings(run_id, kafka, prefix, verify_key_files)
+        if compute:
+            check_runtime()
+        self._run_id, self._verifier = settings.run.id, settings.security.verifier
+        self._compute = compute
+        self._changed = threading.Condition()
+        self._kept: deque[Release] = deque(maxlen=keep)
+        self._refused: str | None = None
+        self._closed = threading.Event()
+        # Of the background thread.
+        self._begun = 0
+        self._order = (0, 0)  # of the newest manifest
+        self._pending: Manifest | None = None  # the newest manifest, until its release is decided on
+        self._decided: tuple[int, int] | None = None  # epoch and sequence of the last release that was used or refused
+        self._reader = ReleaseReader(settings, store, own)
+        try:
+            self._tail = Tail(settings, Names.under(settings.prefix).checkpoints)
+        except BaseException:
+            self._reader.close()
+            raise
+        self._thread = threading.Thread(target=self._follow, name=f"follower of {run_id}", daemon=True)
+        self._thread.start()
+
+    def latest(self, timeout_s: float = 0.0) -> Release:
+        """Return the release in use. Wait up to `timeout_s` seconds for the first one.
+
+        Raises NoReleaseError when there is none by then; the message says why.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._kept or self._closed.is_set(), timeout_s)
+            if not self._kept:
+                why = self._refused or "its worker has not released a model yet"
+                raise NoReleaseError(f"no release of run {self._run_id!r} is in use: {why}")
+            return self._kept[-1]
+
+    def __iter__(self) -> Iterator[Release]:
+        """Yield the release in use, and each release that is put in use later, until `close`.
+
+        A program that is slower than the releases gets the newest one.
+        """
+        last: list[Release] = []
+        while True:
+            with self._changed:
+                while not self._closed.is_set() and last == list(self._kept)[-1:]:
+                    self._changed.wait()
+                if self._closed.is_set():
+                    return
+                last = list(self._kept)[-1:]
+            yield last[0]
+
+    @property
+    def kept(self) -> list[Release]:
+        """The releases that were put in use last, the one in use at the end."""
+        with self._changed:
+            return list(self._kept)
+
+    @property
+    def following(self) -> Following:
+        """The follower's state now."""
+        with self._changed:
+            release = self._kept[-1] if self._kept else None
+            refused = self._refused
+        age_s = None
+        if release:
+            made = datetime.fromisoformat(release.described.created_at)
+            age_s = (datetime.now(UTC) - made).total_seconds()
+        return Following(release, age_s, self._tail.silence_s, refused)
+
+    def close(self) -> None:
+        """Stop following, and end all iterations. The releases can still be used."""
+        with self._changed:
+            self._closed.set()
+            self._changed.notify_all()
+        self._thread.join()
+        self._tail.close()
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _follow(self) -> None:
+        failures = 0
+        while not self._closed.is_set():
+            try:
+                self._look()
+                failures = 0
+            except (KafkaUnavailableError, StoreError) as error:
+                pause_s = RETRY_S[min(failures, len(RETRY_S) - 1)]
+                failures += 1
+                log.warning("a release cannot be read yet", error=str(error), retry_in_s=pause_s)
+                self._set(refused=str(error))
+                self._closed.wait(pause_s)
+            except Exception as error:
+                log.exception("following failed in an unexpected way; it is tried again")
+                self._set(refused=str(error))
+                self._closed.wait(RETRY_S[-1])
+
+    def _look(self) -> None:
+        """Read what was committed, and put the newest release in use."""
+        for record in self._tail.poll(0.0 if self._pending else POLL_S):
+            if self._tail.begun != self._begun:
+                self._begun, self._order, self._decided = self._tail.begun, (0, 0), None
+            try:
+                manifest = accepted(record, self._run_id, self._verifier).manifest
+            except (ValueError, StateError) as error:
+                log.warning("a record is not a manifest of the run", offset=record.offset, why=str(error))
+                continue
+            if manifest.order > self._order:
+                self._order, self._pending = manifest.order, manifest
+        if self._pending and self._tail.at_end:
+            self._use(self._pending)
+            self._pending = None
+
+    def _use(self, manifest: Manifest) -> None:
+        """Put the manifest's release in use, unless it is in use or was refused already."""
+        described = manifest.release
+        if described is None:  # the run was started over, and has not released yet
+            return
+        order = manifest.epoch, described.sequence
+        if order == self._decided:
+            return
+        try:
+            release = self._reader.read(manifest, described)
+            if self._compute:
+                release.check()
+        except StreamLearnerError as error:
+            if isinstance(error, KafkaUnavailableError | StoreError):
+                raise
+            log.warning("a release is refused; the last one stays in use", sequence=described.sequence, why=str(error))
+            self._set(refused=str(error))
+        else:
+            self._set(release)
+        self._decided = order
+
+    def _set(self, release: Release | None = None, refused: str | None = None) -> None:
+        with self._changed:
+            if release:
+                self._kept.append(release)
+            self._refused = refused
+            self._changed.notify_all()

@@ -1,0 +1,131 @@
+"""The releases of a run, read with read rights and without the worker's settings."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from stream_learner.checkpoints.store import Store
+from stream_learner.config import KafkaSettings, ReaderSettings, usage_error
+from stream_learner.contract.manifest import Manifest, Published, digest
+from stream_learner.contract.manifest import Release as Described
+from stream_learner.contract.topics import Names
+from stream_learner.errors import NoReleaseError, StateError, TopicsError
+from stream_learner.follow.releases import Objects, Release
+from stream_learner.streams import topics
+from stream_learner.streams.chunks import Chunks
+from stream_learner.streams.manifests import no_manifest, read_newest
+
+
+class ReleaseReader:
+    """A connection to the weights topic, and the store, from which the objects of releases are read."""
+
+    def __init__(self, settings: ReaderSettings, store: str | None = None, own: str | None = None):
+        """Connect. Raises KafkaUnavailableError, StoreError."""
+        self._settings = settings
+        self._store = Store(store, create=False) if store is not None else None
+        self._own = own
+        self._chunks = Chunks(settings)
+
+    def read(self, manifest: Manifest, described: Described) -> Release:
+        """Read and verify the objects of a release that a manifest names.
+
+        Raises StateError when they are gone or differ from what the manifest names, KafkaUnavailableError, StoreError.
+        """
+        onnx = described.onnx
+        objects = Objects(
+            parameters=self._object(manifest, described, Published(described.object, described.chunks)),
+            canary=self._object(manifest, described, described.canary),
+            graph=self._object(manifest, described, onnx.published) if onnx else None,
+        )
+        return Release(manifest, described, objects, self._own)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._chunks.close()
+
+    def _object(self, manifest: Manifest, described: Described, published: Published) -> bytes:
+        """Fetch an object from the weights topic, or else from the store. Verify size and digest.
+
+        The signature of the manifest, which holds the digest, was verified before (`streams/manifests.py`).
+        """
+        wanted = published.object
+        data = self._chunks.read(published.chunks)
+        if data is not None and len(data) == wanted.size and digest(data) == wanted.digest:
+            return data
+        if self._store is not None:
+            return self._store.fetch(wanted)
+        topic = Names.under(self._settings.prefix).weights
+        why = "does not hold" if data is None else "holds other bytes than the manifest names for"
+        raise StateError(
+            f"topic {topic} {why} release {described.sequence} of run {manifest.run_id!r}; pass the worker's "
+            f"checkpoint.store as `store`. When the release was made, checkpoint.store was {manifest.store}"
+        )
+
+
+def read_release(
+    run_id: str,
+    kafka: KafkaSettings | str = "127.0.0.1:9092",
+    *,
+    prefix: str | None = None,
+    verify_key_files: Sequence[str | Path] = (),
+    store: str | None = None,
+    own: str | None = None,
+) -> Release:
+    """Read the newest release of a run from its output topics.
+
+    `kafka` is the bootstrap servers, or settings with credentials. `prefix` is the worker's `topics.prefix`.
+    `verify_key_files` are public keys (PEM): with them, only a signed manifest is accepted. `store` is the worker's
+    `checkpoint.store`, for releases that are too large for the weights topic. `own` is the `package.module:name` of a
+    network of your own.
+
+    Raises NoReleaseError before the first release, StateError when the manifest or release in the topics or the store
+    cannot be used, TopicsError, KafkaUnavailableError, StoreError, UsageError.
+    """
+    settings = reader_settings(run_id, kafka, prefix, verify_key_files)
+    newest = _newest(settings)
+    with closing(ReleaseReader(settings, store, own)) as reader:
+        while True:
+            try:
+                return reader.read(*newest)
+            except StateError:  # a newer release may have replaced the bytes
+                before, newest = newest, _newest(settings)
+                if newest[1] == before[1]:
+                    raise
+
+
+def reader_settings(
+    run_id: str, kafka: KafkaSettings | str, prefix: str | None, verify_key_files: Sequence[str | Path]
+) -> ReaderSettings:
+    """Return the settings with which a program reads a run. Raises UsageError."""
+    sections = {
+        "run": {"id": run_id},
+        "kafka": {"bootstrap_servers": kafka} if isinstance(kafka, str) else kafka,
+        "topics": {"prefix": prefix},
+        "security": {"verify_key_files": verify_key_files},
+    }
+    try:
+        return ReaderSettings.model_validate(sections)
+    except ValidationError as error:
+        raise usage_error(error) from None
+
+
+def _newest(settings: ReaderSettings) -> tuple[Manifest, Described]:
+    """Return the newest manifest and the release that it names."""
+    topic = Names.under(settings.prefix).checkpoints
+    try:
+        topic_id = topics.topic_ids(settings, [topic])[topic]
+    except TopicsError:
+        raise TopicsError(
+            f"Kafka at {settings.kafka.bootstrap_servers} has no topic {topic}; check the run id and the prefix"
+        ) from None
+    newest = read_newest(settings, topic_id, positions={}, wait=False)
+    if newest.found is None and newest.foreign:
+        raise no_manifest(settings, newest)
+    if newest.found is None or newest.found.manifest.release is None:
+        raise NoReleaseError(
+            f"run {settings.run.id!r} has not released a model yet; try again once its worker has decided "
+            "(release.every_records)"
+        )
+    return newest.found.manifest, newest.found.manifest.release

@@ -1,0 +1,1 @@
+"""Predictions of a released network without PyTorch."""

@@ -1,0 +1,21 @@
+"""A few test images with a candidate's answers, with which readers check that they compute the same network."""
+
+import numpy as np
+
+from stream_learner.contract.tensors import Arrays
+from stream_learner.learning.outcome import Candidate
+
+MAX_IMAGES = 16
+MAX_BYTES = 256 * 1024
+
+
+def canary(candidate: Candidate) -> Arrays:
+    """Return `images`, uint8 [N, H, W, C], and `logits`, float32 [N, classes], of evenly spaced test images.
+
+    There are at most 16 images, and at least one of any size if there are test images.
+    """
+    images_NHWC, logits = candidate.evaluation["images"].numpy(), candidate.logits.numpy()
+    fitting = MAX_BYTES // max(1, images_NHWC[:1].nbytes)
+    count = min(len(images_NHWC), MAX_IMAGES, max(1, fitting))
+    chosen = np.linspace(0, len(images_NHWC) - 1, count).astype(int) if count else []
+    return {"images": images_NHWC[chosen], "logits": logits[chosen]}

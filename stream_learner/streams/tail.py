@@ -1,0 +1,82 @@
+"""A topic with one partition, read from its first record and then as records are committed."""
+
+import time
+from collections.abc import Callable
+
+from kafka.errors import LogTruncationError, OffsetOutOfRangeError
+from kafka.structs import TopicPartition
+
+from stream_learner.config import AnySettings
+from stream_learner.errors import TopicsError
+from stream_learner.formats.record import Record
+from stream_learner.streams import topics
+from stream_learner.streams.connection import kafka_failures, opening
+from stream_learner.streams.reader import to_record
+
+
+class Tail:
+    """All committed records of a topic with one partition. Begins again when the topic was created again."""
+
+    def __init__(self, settings: AnySettings, topic: str, clock: Callable[[], float] = time.monotonic):
+        """Connect. Raises TopicsError when the topic is missing, KafkaUnavailableError."""
+        self._settings = settings
+        self._place = TopicPartition(topic, 0)
+        self._doing = f"reading topic {topic}"
+        self._clock = clock
+        self._answered_at = clock()
+        self.begun = 0
+        """Number of times that reading began at the first record of a new topic."""
+        try:
+            self._topic_id = topics.topic_ids(settings, [topic])[topic]
+        except TopicsError:
+            raise TopicsError(
+                f"Kafka at {settings.kafka.bootstrap_servers} has no topic {topic}; check the run id and the prefix"
+            ) from None
+        with opening(settings.kafka, self._doing, "Read", heard=self._heard) as self._consumer:
+            self._consumer.assign([self._place])
+            self._begin()
+
+    def poll(self, timeout_s: float) -> list[Record]:
+        """Return the next records, or none after `timeout_s` seconds. Raises KafkaUnavailableError.
+
+        A Kafka that does not answer is no error; see `silence_s`.
+        """
+        with kafka_failures(self._settings.kafka, self._doing, "Read"):
+            if self._was_created_again():
+                self._begin()
+            try:
+                polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+            except (OffsetOutOfRangeError, LogTruncationError):
+                self._begin()
+                return []
+        return [to_record(message) for messages in polled.values() for message in messages]
+
+    @property
+    def at_end(self) -> bool:
+        """Whether all records were read that the brokers had at their last answer."""
+        return not self._consumer.behind(self._place)
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds since the brokers last answered a request for records."""
+        return self._clock() - self._answered_at
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._consumer.close()
+
+    def _heard(self, answer: str) -> None:
+        if answer == "fetch":
+            self._answered_at = self._clock()
+
+    def _begin(self) -> None:
+        # Not `seek_to_beginning`: `beginning_offsets` fails where a right is missing.
+        self._consumer.seek(self._place, self._consumer.beginning_offsets([self._place])[self._place])
+
+    def _was_created_again(self) -> bool:
+        found = self._consumer._cluster.topic_id(self._place.topic)
+        if found is None or str(found) == self._topic_id:
+            return False
+        self._topic_id = str(found)
+        self.begun += 1
+        return True

@@ -1,0 +1,151 @@
+"""Formats of a release beside safetensors, with a stand-in for the process that exports."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exporting import built, images_of, spec_of
+from fake_run import candidate
+from msgspec import structs
+
+from stream_learner.config import ReleaseSettings
+from stream_learner.contract.manifest import ModelSpec
+from stream_learner.learning.outcome import Candidate
+from stream_learner.networks.onnx_export import Exported, export
+from stream_learner.publishing.canary import MAX_BYTES, canary
+from stream_learner.publishing.formats import ExportProcess, Formats, Onnx
+
+SPEC, GROWN = spec_of("mlp", classes=2), spec_of("mlp", classes=3)
+
+
+class FakeExport:
+    """An export that has the result after so many questions."""
+
+    def __init__(self, result: Exported, questions: int = 1):
+        self._result = result
+        self._questions = questions
+        self.stopped = False
+
+    def result(self, timeout_s: float) -> Exported | None:
+        assert timeout_s == SETTINGS.format_wait_s
+        self._questions -= 1
+        return None if self._questions > 0 else self._result
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+SETTINGS = ReleaseSettings()
+
+
+def made(spec: ModelSpec, images: int = 40, **changes: Any) -> Candidate:
+    """A candidate of a network, with its answers."""
+    network, images_NHWC = built(spec), torch.from_numpy(images_of(spec, images))
+    fields: dict[str, Any] = {
+        "parameters": network.state_dict(),
+        "model": spec,
+        "evaluation": {"images": images_NHWC},
+        "logits": network(images_NHWC).detach(),
+    }
+    return replace(candidate(0.0), **fields | changes)
+
+
+@pytest.fixture(scope="module")
+def exported() -> Exported:
+    return export(built(SPEC), 12, 12, 3)
+
+
+def test_a_network_is_exported_once(exported: Exported) -> None:
+    started: list[ModelSpec] = []
+
+    def start(spec: ModelSpec) -> FakeExport:
+        started.append(spec)
+        return FakeExport(exported)
+
+    formats = Formats(SETTINGS, start)
+    assert [formats.onnx(made(SPEC)) for _ in range(3)] == [Onnx(exported.graph, [], 40)] * 3
+    assert started == [SPEC]
+
+
+def test_a_release_waits_no_longer_than_it_may(exported: Exported) -> None:
+    export = FakeExport(exported, questions=3)
+    formats = Formats(SETTINGS, lambda _: export)
+    for _ in range(2):
+        assert formats.onnx(made(SPEC)) == "the export takes longer than release.format_wait_s = 15"
+    assert isinstance(formats.onnx(made(SPEC)), Onnx)
+
+
+def test_a_network_that_grew_is_exported_again(exported: Exported) -> None:
+    exports = [FakeExport(exported, questions=9), FakeExport(Exported(failure="a reason"))]
+    formats = Formats(SETTINGS, lambda spec: exports[spec == GROWN])
+    formats.onnx(made(SPEC))
+    assert formats.onnx(made(GROWN)) == "a reason"
+    assert [export.stopped for export in exports] == [True, False]
+
+
+def test_an_export_ends_with_the_worker(exported: Exported) -> None:
+    export = FakeExport(exported, questions=9)
+    formats = Formats(SETTINGS, lambda _: export)
+    formats.onnx(made(SPEC))
+    formats.close()
+    assert export.stopped
+
+
+def test_a_graph_that_computes_other_predictions_is_left_out(exported: Exported) -> None:
+    formats = Formats(SETTINGS, lambda _: FakeExport(exported))
+    good = made(SPEC)
+    why = formats.onnx(replace(good, logits=-good.logits))
+    assert isinstance(why, str)
+    assert "ONNX Runtime and PyTorch disagree" in why
+    assert formats.onnx(good) == Onnx(exported.graph, [], 40)
+
+
+def test_a_graph_that_does_not_fit_is_left_out(exported: Exported) -> None:
+    formats = Formats(SETTINGS, lambda _: FakeExport(exported))
+    assert "cannot load the graph" in str(formats.onnx(made(GROWN)))
+
+
+def test_there_may_be_no_test_images(exported: Exported) -> None:
+    none = made(SPEC, images=0)
+    assert Formats(SETTINGS, lambda _: FakeExport(exported)).onnx(none) == Onnx(exported.graph, [], 0)
+    assert {name: array.shape for name, array in canary(none).items()} == {"images": (0, 12, 12, 3), "logits": (0, 2)}
+
+
+def test_the_canary_is_a_bounded_part_of_the_test_images() -> None:
+    for side, count in ((12, 16), (128, 5), (400, 1)):
+        taken = canary(made(spec_of("mlp", side, classes=2)))
+        assert len(taken["images"]) == len(taken["logits"]) == count
+        assert count == 1 or taken["images"].nbytes <= MAX_BYTES
+    few = made(SPEC, images=3)
+    np.testing.assert_array_equal(canary(few)["logits"], few.logits.numpy())
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        (SPEC, None),
+        (spec_of("unknown"), "'unknown' is unknown"),
+        (spec_of("test_formats:cannot_be_exported"), "PyTorch cannot export the network"),
+        (spec_of("test_formats:ends_the_process"), "the export ended with code 1 before its result"),
+    ],
+    ids=["mlp", "unknown", "cannot be exported", "ends the process"],
+)
+def test_the_process(spec: ModelSpec, why: str | None) -> None:
+    result = ExportProcess(spec).result(120)
+    assert result
+    assert (why or "None") in str(result.failure)
+    assert bool(result.graph) == (why is None)
+
+
+def cannot_be_exported(**arguments: Any) -> Any:
+    network = built(structs.replace(SPEC, arguments=structs.replace(SPEC.arguments, **arguments)))
+    network.body.register_forward_hook(lambda _, __, features: features if features.sum() > 0 else -features)
+    return network
+
+
+def ends_the_process(**_: Any) -> Any:
+    import os
+
+    os._exit(1)
