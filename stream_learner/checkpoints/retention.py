@@ -21,7 +21,8 @@ PART = re.compile(r"memory/\d{12,}-[^/]+$")
 def keep(existing: list[State], new: State, count: int) -> list[State]:
     """Return the states to keep: the newest `count`, including the new one, and the states of their releases.
 
-    These are at most `count` + 1: only one of these releases can be older than the newest `count` states.
+    These are at most `count` + 1 states. Later states never name an earlier release, so all releases older than the
+    newest `count` states are the same one.
     """
     states = [*existing, new]
     newest = states[-count:]

@@ -159,7 +159,7 @@ class DriftSettings(Section):
 class MemorySettings(Section):
     max_items: NonNegativeInt = 10_000
     """Samples kept for replay, over all classes. With small images this limit is reached far below `max_bytes`. With
-    more classes than samples, the oldest classes keep none."""
+    more classes than `max_items`, the oldest classes keep no samples."""
     max_bytes: NonNegativeInt = 256 * MIB
     """Bytes of the encoded images kept for replay, over all classes. Images that were dropped but not freed yet take at
     most the same amount in addition."""

@@ -163,8 +163,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     earlier release."""
     worse: bool = False
     """Whether the candidate was refused because it was worse than the last release. If `release.rule` is `max_drop`,
-    worse means by more than `release.max_drop`. With the other rules, worse means significantly. With any rule, worse
-    also means by more than `release.max_old_class_drop` over old classes. Such refusals count toward
+    worse means by more than `release.max_drop`. With the other rules, worse means significantly worse. With any rule, a
+    candidate is also worse if `old_class_drop` exceeds `release.max_old_class_drop`. Such refusals count toward
     `release.patience`."""
     candidate: float | None
     last: float | None

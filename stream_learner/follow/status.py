@@ -13,7 +13,8 @@ from stream_learner.streams.journal import read_committed
 from stream_learner.streams.manifests import UNSIGNED, advice, no_manifest, read_newest
 from stream_learner.streams.rights import Role
 
-# Offsets to read before the end of the metrics topic. They include a window, even after many aborted transactions.
+# Number of offsets to read at the end of the metrics topic: enough to include a window even after many aborted
+# transactions.
 METRICS_TAIL = 1000
 
 

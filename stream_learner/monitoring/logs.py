@@ -87,7 +87,7 @@ class _Repeats(logging.Filter):
         said, now = (record.name, str(record.msg)), self._clock()
         if now < self._silent_until.get(said, 0.0):
             return False
-        # Messages may differ each time, so expired ones are removed.
+        # Messages may contain text that changes each time, so remove expired entries to keep this dictionary small.
         self._silent_until = {s: until for s, until in self._silent_until.items() if until > now}
         self._silent_until[said] = now + REPEAT_EVERY_S
         return True

@@ -21,12 +21,12 @@ from stream_learner.networks import ImageClassifier
 
 NICENESS = 19
 MAX_BATCH = 65_536
-# A location that ONNX requires of each tensor outside the graph. No such file exists.
+# ONNX requires a file name for each tensor outside the graph. This file does not exist.
 NOWHERE = "parameters"
 
 
 class Exported(msgspec.Struct):
-    """An ONNX graph and the tensors of the network's state dict that it does not have, or the reason why there is none.
+    """An ONNX graph with the names of the state dict's tensors that the graph lacks, or the reason for a failed export.
 
     See `contract.manifest.OnnxGraph`.
     """
@@ -37,7 +37,7 @@ class Exported(msgspec.Struct):
 
 
 class _Served(nn.Module):
-    """The network below a module of its own, so that the names of its tensors begin with PREFIX."""
+    """Wrap the network in an outer module, so that the names of its tensors begin with PREFIX."""
 
     def __init__(self, network: ImageClassifier):
         super().__init__()

@@ -77,9 +77,9 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class PreparedRelease:
-    """The objects of a release, which are written, and the bytes of those that the weights topic holds too.
+    """The stored objects of a release, and the bytes of those that also go to the weights topic.
 
-    `objects` and `inline` are by the objects' names.
+    The keys of `objects` and `inline` are the objects' names.
     """
 
     objects: dict[str, Object]
@@ -114,8 +114,8 @@ class CheckpointWriter:
         self._before: Manifest | None = None
         self._marked = last is not None  # recovery has written the marker
         self._swept_at = -SWEEP_EVERY_S
-        # The brokers may have a lower limit than planned. The dead letter of a record above the limit holds only the
-        # start of the key.
+        # The topic's `max.message.bytes` may be lower than the settings need. The dead letter of a larger record holds
+        # only the start of the key.
         self._max_letter_bytes = self._cluster.dead_letter_limit() - RECORD_OVERHEAD_BYTES
 
     def prepare(self, snapshot: Snapshot, lag: Positions) -> Prepared:

@@ -1,4 +1,4 @@
-"""Formats of a release beside safetensors: made, and compared with PyTorch, before anything is published."""
+"""Make the other formats of a release (besides safetensors), and compare them with PyTorch before publishing."""
 
 import os
 import subprocess
@@ -48,7 +48,10 @@ class Export(Protocol):
 
 
 class ExportProcess:
-    """A process that exports a network; see `networks/onnx_export.py`. It may import what this process may."""
+    """A process that exports a network; see `networks/onnx_export.py`.
+
+    It searches for modules on the same path as this process.
+    """
 
     def __init__(self, spec: ModelSpec):
         self._answer: bytes | None = None

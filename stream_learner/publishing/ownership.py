@@ -131,7 +131,7 @@ def fencing(election: Election, fence: Callable[[], None]) -> Callable[[], None]
 
 
 def leaving_a_mark(settings: Settings, store: Store, end_process: EndProcess) -> EndProcess:
-    """Return an `end_process` that first records in the store if this worker was, or may have been, replaced."""
+    """Return an `end_process` that first writes a marker to the store if the exit code is one of `MAYBE_REPLACED`."""
 
     def leave() -> None:
         try:
