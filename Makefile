@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A stamp per lock file: an install is repeated only when what it installs has changed.
 $(VENV)/demo.stamp: locks/demo.txt pyproject.toml
@@ -43,6 +43,9 @@ hostile: $(VENV)/dev.stamp ## A hostile producer beside a good one, whose record
 acls: $(VENV)/dev.stamp ## Take every documented right on Kafka away, one after the other, on a real broker
 	@$(BIN)/python -m pytest tests/streams/each_right.py
 
+conformance: $(VENV)/dev.stamp ## Heavy checks of real parts, such as a follower without PyTorch
+	@$(BIN)/python -m pytest tests/conformance -o python_files='check_*.py' -o timeout=1800 $(ARGS)
+
 alerts: $(VENV)/dev.stamp $(BIN)/promtool ## Fire every alert by a real fault, then watch a healthy run (MINUTES=60)
 	@PYTHONPATH=tests/protocol $(BIN)/python tests/alerts --minutes $(or $(MINUTES),60)
 
@@ -65,4 +68,4 @@ lock: $(VENV)/dev.stamp ## Resolve the lock files again (names, versions, hashes
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in --extra worker -o locks/worker.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in --extra follow -o locks/follow.txt
 
-.PHONY: help demo test torture fuzz hostile acls alerts check bench docs lock
+.PHONY: help demo test torture fuzz hostile acls conformance alerts check bench docs lock

@@ -161,9 +161,11 @@ def _check_counts(window: dict[str, Any], expected: Counter[str | None]) -> Iter
 def check_objects(manifest: dict[str, Any], objects: dict[str, bytes]) -> Iterator[Violation]:
     """Check the objects that the newest manifest names.
 
-    Each is present, has its digest, and holds tensors or is a part of a state. All parts of the kept states are named.
-    The state of the last release is kept, because training may go back to it.
+    Each is present, has its digest, and holds tensors, or is a part of a state or a graph. All parts of the kept states
+    are named. The state of the last release is kept, because training may go back to it.
     """
+    onnx = manifest["release"] and manifest["release"]["onnx"]
+    without_tensors = [*manifest["parts"], *([onnx["published"]["object"]] if onnx else [])]
     for reference in named_objects(manifest):
         key = reference["key"]
         if not key.startswith(f"{manifest['run_id']}/") or {"", ".", ".."} & {*key.split("/")}:
@@ -172,7 +174,7 @@ def check_objects(manifest: dict[str, Any], objects: dict[str, bytes]) -> Iterat
             yield Violation(f"{key} is missing")
         elif not matches(objects[key], reference):
             yield Violation(f"{key} has another digest")
-        elif reference not in manifest["parts"] and not safetensors.numpy.load(objects[key]):
+        elif reference not in without_tensors and not safetensors.numpy.load(objects[key]):
             yield Violation(f"{key} holds no tensors")
     for kept in manifest["kept"]:
         named = {manifest["parts"][place]["digest"] for place in kept["parts"]}
