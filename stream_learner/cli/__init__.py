@@ -1,4 +1,4 @@
-"""Commands and arguments, a file for each group; no logic."""
+"""Define the commands and their arguments, one file for each group. Other packages hold the logic."""
 
 from stream_learner.cli import laptop, outside, setup, worker
 from stream_learner.cli.app import app, exit_with, main

@@ -1,4 +1,4 @@
-"""The command line. It reports each failure that a person can cause in one line, with an exit code."""
+"""The command line. Every failure that a person can cause is reported in one line and has an exit code."""
 
 import codecs
 import os
@@ -24,11 +24,11 @@ app = typer.Typer(
     name="stream-learner",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Trains an image classifier on a Kafka stream, each record exactly once, and publishes releases of it.",
+    help="Trains an image classifier on a Kafka stream, each record exactly once, and publishes releases of the model.",
     epilog="`--debug` with any command shows the traceback of an error. Exit codes are in docs/operations.md.",
 )
 
-# Removed from messages: an option typed without `=` can put a password among the arguments.
+# Remove these arguments from messages. If an option is typed without `=`, a password can be among them.
 EXTRA_ARGUMENTS = re.compile(r"(unexpected extra argument\S*) \(.*\)", re.DOTALL)
 
 
@@ -62,7 +62,8 @@ def main() -> None:
 
 
 def _command() -> None:
-    if app(prog_name="stream-learner", standalone_mode=False):  # typer has reported an unknown shell
+    # The result is nonzero only for an unknown shell, which typer has reported.
+    if app(prog_name="stream-learner", standalone_mode=False):
         sys.exit(ExitCode.USAGE)
 
 
@@ -84,7 +85,7 @@ def exit_with(command: Callable[[], object], debug: bool) -> None:
         # Without any command, typer has already shown the help.
         message = EXTRA_ARGUMENTS.sub(r"\1", error.format_message()) or "a command is missing"
         _fail(error, ExitCode.USAGE, f"{message.rstrip('.')}; see `--help`", debug)
-    except Exception as error:  # noqa: BLE001 (the last resort, and the place for it)
+    except Exception as error:  # noqa: BLE001 (the last resort: every other failure is reported here)
         if explained := out_of_memory(error):
             _fail(error, explained.code, str(explained), debug)
         what = f"{type(error).__name__}: {error}"

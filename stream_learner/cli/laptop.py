@@ -24,7 +24,7 @@ def demo(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the initial weights and of the order.")] = 0,
     summary: Annotated[
-        # Opened before the demo, so that a file that cannot be written is reported then and not at the end.
+        # The file is opened before the demo starts, so that a file that cannot be written is reported at once.
         typer.FileBinaryWrite | None,
         typer.Option(metavar="FILE", lazy=False, help="Write the summary as JSON too.", show_default=False),
     ] = None,

@@ -26,7 +26,7 @@ def run(
     from stream_learner.monitoring.health import Health
 
     health = None
-    # A signal ends a worker that is still starting at once: there is nothing to save, and a start may take long.
+    # While the worker is starting, a signal ends it at once: there is nothing to save, and a start may take long.
     stop = stop_on_signals(
         lambda: settings.run.stop_deadline_s, at_once=lambda: health is None or health.why_not_started() is not None
     )
@@ -47,7 +47,7 @@ def rebuild(
         typer.Option(
             "--from",
             metavar="STATE",
-            help="State to start from: the sequence of a checkpoint, a key, a URL or a file; 0: no state.",
+            help="State to start from: a checkpoint's sequence, or the state's key, URL or file; 0 for no state.",
         ),
     ],
     target: Annotated[

@@ -1,4 +1,4 @@
-"""Follows a run: each new release is fetched, verified and put in use."""
+"""Follow a run: fetch and verify each new release, and put it in use."""
 
 import threading
 from collections import deque
@@ -34,16 +34,17 @@ class Following:
     age_s: float | None
     """Seconds since the release in use was made."""
     silence_s: float
-    """Seconds since the brokers last answered. While they are silent, there may be a newer release."""
+    """Seconds since the brokers last answered. While the brokers are silent, the run may have a newer release."""
     refused: str | None
-    """Why a newer release is not in use, None if there is no newer one."""
+    """Why a newer release is not in use, or None if no newer release is known."""
 
 
 class Follower:
     """Keeps the newest release of a run in use. A background thread reads the topics; all methods are thread-safe.
 
-    A release is put in use when its objects are verified and it computes the logits of its canary. Otherwise the
-    follower keeps the release in use, logs a warning, and waits for the next one.
+    The follower puts a release in use after it has verified the objects, and the network computes the logits of the
+    release's canary. If a release fails this check, the follower logs a warning, keeps the previous release in use, and
+    waits for the next release.
     """
 
     def __init__(
@@ -60,8 +61,8 @@ class Follower:
     ):
         """Connect and begin to follow.
 
-        The arguments up to `own` are those of `read_release`. If `compute` is False, the network is never built: a
-        release is in use when its objects are verified. `keep` is the number of newest releases in `kept`.
+        The arguments up to `own` mean the same as in `read_release`. If `compute` is False, the network is never built,
+        and a release is put in use once its objects are verified. The property `kept` holds the last `keep` releases.
 
         Raises TopicsError, KafkaUnavailableError, StoreError, UsageError.
         """
@@ -74,10 +75,10 @@ class Follower:
         self._kept: deque[Release] = deque(maxlen=keep)
         self._refused: str | None = None
         self._closed = threading.Event()
-        # Of the background thread.
+        # Only the background thread uses these attributes.
         self._begun = 0
-        self._order = (0, 0)  # of the newest manifest
-        self._pending: Manifest | None = None  # the newest manifest, until its release is decided on
+        self._order = (0, 0)  # epoch and sequence of the newest manifest
+        self._pending: Manifest | None = None  # the newest manifest, until its release is used or refused
         self._decided: tuple[int, int] | None = None  # epoch and sequence of the last release that was used or refused
         self._reader = ReleaseReader(settings, store, own)
         try:
@@ -89,9 +90,9 @@ class Follower:
         self._thread.start()
 
     def latest(self, timeout_s: float = 0.0) -> Release:
-        """Return the release in use. Wait up to `timeout_s` seconds for the first one.
+        """Return the release in use. Wait up to `timeout_s` seconds for the first release.
 
-        Raises NoReleaseError when there is none by then; the message says why.
+        Raises NoReleaseError, whose message says why, when no release is in use by then.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._kept or self._closed.is_set(), timeout_s)
@@ -103,7 +104,7 @@ class Follower:
     def __iter__(self) -> Iterator[Release]:
         """Yield the release in use, and each release that is put in use later, until `close`.
 
-        A program that is slower than the releases gets the newest one.
+        If several releases were put in use since the last item, only the newest of them is yielded.
         """
         last: list[Release] = []
         while True:
@@ -117,7 +118,7 @@ class Follower:
 
     @property
     def kept(self) -> list[Release]:
-        """The releases that were put in use last, the one in use at the end."""
+        """The last releases that were put in use, oldest first. The last item is the release in use."""
         with self._changed:
             return list(self._kept)
 
@@ -161,12 +162,12 @@ class Follower:
                 self._set(refused=str(error))
                 self._closed.wait(pause_s)
             except Exception as error:
-                log.exception("following failed in an unexpected way; it is tried again")
+                log.exception("following failed in an unexpected way; trying again")
                 self._set(refused=str(error))
                 self._closed.wait(RETRY_S[-1])
 
     def _look(self) -> None:
-        """Read what was committed, and put the newest release in use."""
+        """Read the newly committed records, and put the newest release in use."""
         for record in self._tail.poll(0.0 if self._pending else POLL_S):
             if self._tail.begun != self._begun:
                 self._begun, self._order, self._decided = self._tail.begun, (0, 0), None

@@ -1,4 +1,4 @@
-"""The releases of a run, read with read rights and without the worker's settings."""
+"""Read the releases of a run, with read rights only and without the worker's settings."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -19,7 +19,7 @@ from stream_learner.streams.manifests import no_manifest, read_newest
 
 
 class ReleaseReader:
-    """A connection to the weights topic, and the store, from which the objects of releases are read."""
+    """Reads the objects of releases from the weights topic, or else from the store."""
 
     def __init__(self, settings: ReaderSettings, store: str | None = None, own: str | None = None):
         """Connect. Raises KafkaUnavailableError, StoreError."""
@@ -31,7 +31,8 @@ class ReleaseReader:
     def read(self, manifest: Manifest, described: Described) -> Release:
         """Read and verify the objects of a release that a manifest names.
 
-        Raises StateError when they are gone or differ from what the manifest names, KafkaUnavailableError, StoreError.
+        Raises StateError when an object is gone or has another size or digest than in the manifest,
+        KafkaUnavailableError, StoreError.
         """
         onnx = described.onnx
         objects = Objects(
@@ -48,7 +49,7 @@ class ReleaseReader:
     def _object(self, manifest: Manifest, described: Described, published: Published) -> bytes:
         """Fetch an object from the weights topic, or else from the store. Verify size and digest.
 
-        The signature of the manifest, which holds the digest, was verified before (`streams/manifests.py`).
+        The manifest holds the digest. `streams/manifests.py` has verified the manifest's signature before.
         """
         wanted = published.object
         data = self._chunks.read(published.chunks)
@@ -75,7 +76,7 @@ def read_release(
 ) -> Release:
     """Read the newest release of a run from its output topics.
 
-    `kafka` is the bootstrap servers, or settings with credentials. `prefix` is the worker's `topics.prefix`.
+    `kafka` holds the bootstrap servers, or settings with credentials. `prefix` is the worker's `topics.prefix`.
     `verify_key_files` are public keys (PEM): with them, only a signed manifest is accepted. `store` is the worker's
     `checkpoint.store`, for releases that are too large for the weights topic. `own` is the `package.module:name` of a
     network of your own.

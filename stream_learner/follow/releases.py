@@ -1,4 +1,4 @@
-"""A released model: what its manifest says, and predictions."""
+"""A released model: its manifest, its objects and its predictions."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stream_learner.networks import ImageClassifier
 
 MAX_IMAGE_PIXELS: int = InputSettings.model_fields["max_image_pixels"].default
-# Another processor may add in another order than the worker's.
+# Ten times `agreement.TOLERANCE`, because another processor may add numbers in another order than the worker's.
 CANARY_TOLERANCE = 1e-3
 
 
@@ -47,7 +47,7 @@ class Release:
         self.data = objects.parameters
         """The parameters, as a safetensors file."""
         self.graph = objects.graph
-        """The network as an ONNX graph without its parameters, None when the release has none."""
+        """The network as an ONNX graph without its parameters, None when the release has no graph."""
         self._canary = objects.canary
         self._own = own
 
@@ -58,7 +58,7 @@ class Release:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Epoch and sequence. A later release has a greater one."""
+        """Epoch and sequence. Compare them to see which of two releases is later."""
         return self.manifest.epoch, self.described.sequence
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -96,8 +96,8 @@ class Release:
     def compute(self, images_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return logits and probabilities, float32 [N, classes], of preprocessed images, uint8 [N, H, W, C].
 
-        The network is built at the first call. Raises StateError when it cannot be computed here, ValueError for
-        another array.
+        The network is built at the first call. Raises StateError when the network cannot be computed here, ValueError
+        for an array of another shape or type.
         """
         return predictions.compute(self._model, len(self.labels), images_NHWC)
 
@@ -111,7 +111,7 @@ class Release:
             logits, _ = self.compute(canary["images"])
             why = disagreement(logits, canary["logits"], CANARY_TOLERANCE)
         except (KeyError, ValueError) as error:
-            why = f"the canary is not one: {error}"
+            why = f"the canary cannot be used: {error}"
         if why:
             raise StateError(f"{self} computes other predictions here than where it was made: {why}")
 

@@ -20,9 +20,10 @@ METRICS_TAIL = 1000
 
 @dataclass(frozen=True)
 class Status:
-    """The newest manifest and window, or None before the first; for each input partition the position and the lag.
+    """The newest manifest, the newest metrics window, and the position and lag of each input partition.
 
-    A position is the next offset to learn. The lag is the number of offsets from the position to the partition's end.
+    `manifest` and `window` are None until the first one is published. A position is the next offset to learn. The lag
+    is the number of offsets from the position to the partition's end.
     """
 
     manifest: Manifest | None

@@ -1,9 +1,9 @@
-"""Whether two computations of the same network agree."""
+"""Compare two computations of the same network."""
 
 import numpy as np
 
 TOLERANCE = 1e-4
-"""Largest difference of two logits, as a share of the spread of all logits."""
+"""Largest allowed difference between two logits, as a share of the range of the expected logits."""
 
 
 # Logits below this belong to retired outputs, whose bias is -1e30 (docs/topics.md).
@@ -11,10 +11,11 @@ SILENT = -1e20
 
 
 def disagreement(logits: np.ndarray, expected: np.ndarray, tolerance: float = TOLERANCE) -> str | None:
-    """Return how logits differ from the expected ones, both float32 [N, classes], or None when they agree.
+    """Describe how logits differ from the expected logits, both float32 [N, classes]. Return None when they agree.
 
-    They agree when they differ by at most `tolerance` of the spread of the expected logits and 0, without those of
-    retired outputs, and the predictions are equal. Two predictions whose expected logits are that close count as equal.
+    The logits agree when no difference exceeds a bound and all predictions are equal. The bound is `tolerance` times
+    the range of the expected logits and 0, without the logits of retired outputs. Two predictions also count as equal
+    when their expected logits differ by at most the bound.
     """
     if logits.shape != expected.shape:
         return f"the logits are {list(logits.shape)}, not {list(expected.shape)}"

@@ -1,4 +1,4 @@
-"""A network as an ONNX graph, whose parameters are given to ONNX Runtime when the graph is loaded."""
+"""Compute a network with ONNX Runtime, from an ONNX graph without parameters and the parameters of a release."""
 
 from collections.abc import Collection
 from types import ModuleType
@@ -12,14 +12,14 @@ from stream_learner.errors import UsageError
 INPUT = "images"
 OUTPUTS = ["logits", "probabilities"]
 PREFIX = "network."
-"""Initializer `network.NAME` of a graph is the tensor NAME of a release. Without a prefix, the names of tensors such as
-`mean` would be those of nodes."""
+"""Initializer `network.NAME` of a graph is the tensor NAME of a release. Without the prefix, a tensor such as `mean`
+could have the same name as a node."""
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 ERRORS_ONLY = 3
 
 
 class OnnxModel:
-    """A network on ONNX Runtime, on one CPU thread by default. It may be called from several threads."""
+    """A network that ONNX Runtime computes, on one CPU thread by default. Several threads may call the network."""
 
     def __init__(self, graph: bytes, parameters: Arrays, unused: Collection[str] = (), threads: int = 1):
         """Put a graph and the parameters of a release together. `unused` names parameters that the graph does not have.
@@ -42,12 +42,12 @@ class OnnxModel:
             raise ValueError(f"ONNX Runtime cannot load the graph: {error}") from None
         if [one.name for one in taken] != [INPUT] or [one.name for one in given] != OUTPUTS:
             raise ValueError(f"the graph does not map {INPUT} to {' and '.join(OUTPUTS)}")
-        self._values = values  # ONNX Runtime reads their memory as long as the session exists
+        self._values = values  # keep the memory, which ONNX Runtime reads as long as the session exists
 
     def __call__(self, images_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return logits and probabilities, float32 [N, classes], of uint8 images [N, H, W, C].
 
-        Raises ValueError when the graph cannot compute them.
+        Raises ValueError when ONNX Runtime cannot compute the graph for these images.
         """
         try:
             logits, probabilities = self._session.run(OUTPUTS, {INPUT: images_NHWC})

@@ -1,4 +1,4 @@
-"""Tools for a laptop: a one-node Kafka, data sets, the feeder, the demo. A worker in a cluster needs none of them."""
+"""Tools for a laptop: a one-node Kafka, data sets, the feeder, the demo. A worker in a cluster does not use them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -103,12 +103,12 @@ def open_dataset(path: Path | None, split: SplitName = "train") -> Dataset:
     """Open the data set in a folder, or scikit-learn's handwritten digits without a folder.
 
     `split` chooses files by the words `train`, `test` and `validation` (or `valid`, `val`, `dev`) in their names and in
-    the names of the folders around them, except class folders. If no name has `train`, the training files are the files
-    without any of these words. If there are none, they are the files with `validation`, or else the files with `test`.
-    If no name has `test`, the test files are the files with `validation`. With `all`, files with `test` or `validation`
-    that are no training files are held out for the split of this name.
+    the names of the folders around them, except class folders. The training files are the files with `train`. If no
+    name has `train`, they are the files without any of these words, or else with `validation`, or else with `test`. The
+    test files are the files with `test`, or else with `validation`. With `all`, other files with `test` or `validation`
+    than the training files are held out for the split of this name.
 
-    Images in class folders are read when they are needed, images in parquet files at once. Raises NoTestSplitError when
+    Images in class folders are read when they are needed. Parquet files are read at once. Raises NoTestSplitError when
     `test` is chosen and there are no test files, DataError, UsageError.
     """
     if path is None:
@@ -163,7 +163,7 @@ def _png(pixels_HW: Any) -> bytes:
 
 
 def _of_split(told_by: dict[Path, tuple[str, ...]], root: Path, split: SplitName) -> dict[Path, Split | None]:
-    """Return the files of a split, each with its held-out split. The names in `told_by` show the part of each file."""
+    """Return the files of a split, each with its held-out split. `told_by` holds the names that show a file's part."""
     part_of = {file: _part(names) for file, names in told_by.items()}
     parts = set(part_of.values())
     train = parts & {"train"} or parts & {None} or parts & {"validation"} or parts

@@ -41,7 +41,7 @@ WAITS = "waits for Kafka"
 
 
 class Live(Protocol):
-    """The method of rich.live.Live that the demo uses. `view.Lines` has it too."""
+    """The only method of rich.live.Live that the demo uses. `view.Lines` has the same method."""
 
     def refresh(self) -> None: ...
 
@@ -66,7 +66,7 @@ def run_demo(
     folder = folder or _new_run(dataset, data, seed)
     say(f"data: {dataset.name}, {len(dataset):,} images of {len(dataset.labels)} classes{dataset.beside}")
     for split, images in Counter(dataset.held_out.values()).items():
-        say(f"{images:,} of them are its {split} part: fed with `split: {split}`, never learned")
+        say(f"{images:,} of these images are its {split} part: fed with `split: {split}`, never learned")
     say(f"starting Apache Kafka{'' if cache_folder().is_dir() else ' (the first time, 44 MB of jars are downloaded)'}")
     with Broker(folder / "kafka") as broker:
         overrides = [f"kafka.bootstrap_servers={broker.bootstrap_servers}", f"monitoring.port={free_port()}"]
@@ -89,7 +89,7 @@ def run_demo(
             say(f"stopped; nothing is lost. `{_resume_command()}` continues this run")
             raise
         killed = f"the worker was started again {worker.restarts} x, and nothing is lost; " if worker.restarts else ""
-        say(f"everything fed is learned; {killed}the worker has saved and stopped")
+        say(f"all fed images are learned; {killed}the worker has saved and stopped")
         return _summary(settings, folder, before, began)
 
 
@@ -163,7 +163,7 @@ def _held_out(dataset: Dataset, settings: Settings) -> dict[Split, str]:
     """Describe where the samples of each held-out set come from."""
     shares = {Split.VALIDATION: settings.split.validation, Split.TEST: settings.split.test}
     own = set(dataset.held_out.values())
-    return {s: f"the data's {s} part" if s in own else f"{share:.0%} of what is fed" for s, share in shares.items()}
+    return {s: f"the data's {s} part" if s in own else f"{share:.0%} of the fed images" for s, share in shares.items()}
 
 
 def _resume_command() -> str:
@@ -215,7 +215,7 @@ def _fed_before(folder: Path) -> Path | None:
 
 
 def _remember(folder: Path) -> None:
-    """Make this run the one to resume."""
+    """Record that `demo --resume` continues this run."""
     latest = FOLDER / "latest"
     latest.unlink(missing_ok=True)
     latest.symlink_to(folder.name)

@@ -46,7 +46,7 @@ ORDERS: dict[str, Order] = {"shuffled": shuffled, "by_class": by_class, "driftin
 
 
 class Fed(NamedTuple):
-    """Result of a feed: the number of acknowledged records, and the end offset of each partition after them."""
+    """Result of a feed: the number of acknowledged records, and the end offset of each partition after the feed."""
 
     records: int
     end_offsets: dict[int, int]
@@ -113,7 +113,7 @@ def _produce(
     started = shown = time.monotonic()
     try:
         for sent, index in enumerate(indices):
-            # Send times count from the start, so that one late record does not delay the later ones.
+            # Send times count from the start, so that one late record does not delay the later records.
             ahead_s = started + sent / rate - time.monotonic() if rate else 0.0
             if stop.wait(ahead_s) if ahead_s > 0 else stop.is_set():
                 break

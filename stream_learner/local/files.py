@@ -57,7 +57,8 @@ def visible(root: Path) -> list[Path]:
 def pictures(root: Path, files: Iterable[Path]) -> Pictures:
     """Find the images among files by their first bytes, not by their names.
 
-    A fault is a file that cannot be read, has another image format, or has the suffix of an image but is not one.
+    A fault is a file that cannot be read, has another image format, or has the suffix of an image format but is not an
+    image.
     """
     found = Pictures([], 0, [])
     others = 0

@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 from stream_learner.errors import KafkaUnavailableError
 from stream_learner.local import extra
 
-# Kafka's own dependencies include no logger. Without the second artifact, Kafka would fail without a message.
+# The second artifact is a logger, which Kafka's own dependencies lack. Without it, Kafka prints no
+# message when it fails.
 ARTIFACTS = (("org.apache.kafka", "kafka_2.13", "4.1.0"), ("org.slf4j", "slf4j-simple", "1.7.36"))
 SUMS = Path(__file__).with_name("kafka-jars.sha256")
 # Each attempt makes about 200 requests, and any of them may fail.

@@ -33,7 +33,7 @@ def classify(root: Path, values: Sequence[Any], places: Sequence[str], names: Se
     kinds = {STANDS_FOR.get(type(value), type(value)) for value in values if value is not None}
     if len(kinds) > 1:
         listed = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise DataError(f"the labels in {root} have several types ({listed}); convert them to one")
+        raise DataError(f"the labels in {root} have several types ({listed}); convert them to one type")
     numbers = kinds == {int}
     names = names if numbers else None  # labels that are text are names already
     texts: dict[Any, str] = {}

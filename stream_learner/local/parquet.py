@@ -77,7 +77,7 @@ def _holds_images(column: Any) -> bool:
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str] | None:
-    """Return the names of integer labels, None if the file's schema has none. Raises MsgspecError."""
+    """Return the names of integer labels, or None if the file's schema has no names. Raises MsgspecError."""
     if b"huggingface" in metadata:
         features = msgspec.json.decode(metadata[b"huggingface"], type=_HuggingFace).info.features
         return msgspec.convert(features.get(label, {}), _Feature).names

@@ -22,7 +22,7 @@ from stream_learner.text import printable
 
 SPARKS = " ▁▂▃▄▅▆▇█"
 SPARKLINE = 36
-# Width in columns from which a terminal shows three figures in a row.
+# Smallest width of a terminal, in columns, at which a row shows three figures.
 WIDE = 76
 RATE_WINDOW_S = 10.0
 LINE_EVERY_S = 10.0

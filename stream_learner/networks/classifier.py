@@ -12,8 +12,8 @@ from stream_learner.networks.random_features import RandomFeatures
 class ImageClassifier(nn.Module):
     """Normalisation, a body and a linear head that can grow: uint8 images [N, H, W, C] to logits [N, classes].
 
-    `body` maps float images [N, C, H, W] to features [N, F]. `expansion` maps these to other features, or is the
-    identity. `head` maps them to logits.
+    `body` maps float images [N, C, H, W] to features [N, F]. `expansion` maps these features to other features,
+    or is the identity. `head` maps the result to logits.
     """
 
     convolutional = True
@@ -32,7 +32,7 @@ class ImageClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     def features(self, images_NHWC: Tensor) -> Tensor:
-        """Return the features of uint8 images that the head receives: float [N, F]."""
+        """Return the features that the head receives for uint8 images: float [N, F]."""
         return self.expansion(self.body((images_NHWC.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std))
 
     def forward(self, images_NHWC: Tensor) -> Tensor:
@@ -46,8 +46,8 @@ class ImageClassifier(nn.Module):
     def freeze(self) -> None:
         """Freeze the body, so that from now on only the head learns.
 
-        The body takes no gradient, so its forward pass costs as much as inference. It stays in evaluation mode, so that
-        batch normalisation keeps its statistics.
+        The body needs no gradients, so its forward pass costs as much as inference. The body stays in evaluation mode,
+        so that batch normalisation keeps its statistics.
         """
         self.frozen = True
         self.body.requires_grad_(False)
@@ -61,7 +61,7 @@ class ImageClassifier(nn.Module):
 
 
 def head(features: int, classes: int) -> nn.Linear:
-    """Return a linear layer. With 0 classes it has no rows, and nothing to initialise."""
+    """Return a linear layer. With 0 classes the layer has no rows, so it needs no initial values."""
     if classes:
         return nn.Linear(features, classes)
     layer = nn.Linear(features, 1)

@@ -15,10 +15,11 @@ from stream_learner.networks.classifier import ImageClassifier
 
 
 class TorchvisionResNet(ImageClassifier):
-    """A network of torchvision, unchanged except for its last layer `fc`, which is removed.
+    """A network of torchvision without its last layer `fc`. For grey images its first layer is also replaced.
 
-    It reduces each side of an image 32-fold and is made for sides of 224 pixels. To learn from a batch of one image, it
-    needs sides of at least 33 pixels. Small images are enlarged to `model.height` and `model.width`: set these larger.
+    The network reduces each side of an image 32-fold and is made for sides of 224 pixels. To learn from a batch of one
+    image, it needs sides of at least 33 pixels. For small images, set `model.height` and `model.width` larger than the
+    images, which are then enlarged to this size.
     """
 
     network: ClassVar[str]
@@ -85,7 +86,7 @@ _counted: dict[tuple[str, int, int, int], int] = {}
 
 
 def _feature_count(body: nn.Module, name: str, height: int, width: int, channels: int) -> int:
-    """Return the result of `_count_features`, which takes a second for a large network, and is computed once."""
+    """Return the result of `_count_features`. Compute it only once, which takes a second for a large network."""
     key = name, height, width, channels
     if key not in _counted:
         _counted[key] = _count_features(body, *key)

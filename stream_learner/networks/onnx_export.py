@@ -1,4 +1,4 @@
-"""Export of a network as an ONNX graph without parameters, in a process of its own.
+"""Export a network as an ONNX graph without parameters, in a separate process.
 
 `python -m stream_learner.networks.onnx_export` reads a ModelSpec as JSON and writes an `Exported` as MessagePack. The
 process takes 5 to 20 s and up to 2 GB.
@@ -55,13 +55,13 @@ def export(network: ImageClassifier, height: int, width: int, channels: int) -> 
     """
     import onnx_ir
 
-    # Two images: torch takes a dimension of 1 as fixed.
+    # The example has two images, because torch treats a dimension of length 1 as constant.
     example_NHWC = torch.zeros(2, height, width, channels, dtype=torch.uint8)
     program = torch.onnx.export(
         _Served(network).eval(),
         (example_NHWC,),
         dynamo=True,
-        optimize=False,  # it would fold parameters into constants
+        optimize=False,  # the optimizer would fold parameters into constants
         verbose=False,
         input_names=[INPUT],
         output_names=OUTPUTS,
@@ -85,7 +85,7 @@ def export(network: ImageClassifier, height: int, width: int, channels: int) -> 
 
 
 def _forget_sources(model) -> None:
-    """Remove the notes on each node's source, which name files of this machine."""
+    """Remove the notes on source code, because they name files of this machine."""
     nodes = list(model.graph.all_nodes())
     for node in nodes:
         node.doc_string = None
@@ -100,7 +100,7 @@ def main() -> None:
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     torch.set_num_threads(1)
-    # Libraries print to standard output while they export.
+    # Libraries print to standard output during an export, so send their output to standard error.
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:

@@ -36,8 +36,8 @@ def tensor(
 ) -> Tensor:
     """Return the tensor called `name`, after a check. None in `shape` stands for any length.
 
-    Raises ValueError when the tensor is missing or has another dtype or shape. If `finite` is true, also when it holds
-    a number that is not finite.
+    Raises ValueError when the tensor is missing, has another dtype or shape, or holds a number that is not finite. If
+    `finite` is false, such numbers are allowed.
     """
     found = tensors.get(name)
     wanted = f"{dtype} [{', '.join('any' if length is None else str(length) for length in shape)}]"

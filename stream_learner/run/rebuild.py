@@ -65,7 +65,7 @@ def rebuild(
 ) -> Rebuilt:
     """Learn the records of a checkpoint again and compare the bytes.
 
-    `start` is a checkpoint's sequence (0: before the first), its state's key or URL, or a file with the state's bytes.
+    `start` is a checkpoint's sequence, its state's key or URL, or a file with the state's bytes. 0 is the run's start.
     `target` is a sequence or a file with a manifest. `on_progress(offsets, total)` is called repeatedly. Raises
     MismatchError when the bytes differ, UsageError, StateError, InputError, StoreError, DependencyError,
     KafkaUnavailableError.

@@ -1,4 +1,4 @@
-"""A topic with one partition, read from its first record and then as records are committed."""
+"""Read a topic with one partition from its first record, then wait for each record that is committed."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,10 @@ from stream_learner.streams.reader import to_record
 
 
 class Tail:
-    """All committed records of a topic with one partition. Begins again when the topic was created again."""
+    """Reads all committed records of a topic with one partition.
+
+    If the topic is deleted and created again, reading begins at the first record of the new topic.
+    """
 
     def __init__(self, settings: AnySettings, topic: str, clock: Callable[[], float] = time.monotonic):
         """Connect. Raises TopicsError when the topic is missing, KafkaUnavailableError."""
@@ -25,7 +28,7 @@ class Tail:
         self._clock = clock
         self._answered_at = clock()
         self.begun = 0
-        """Number of times that reading began at the first record of a new topic."""
+        """Number of times that the topic was deleted and created again."""
         try:
             self._topic_id = topics.topic_ids(settings, [topic])[topic]
         except TopicsError:
@@ -37,9 +40,9 @@ class Tail:
             self._begin()
 
     def poll(self, timeout_s: float) -> list[Record]:
-        """Return the next records, or none after `timeout_s` seconds. Raises KafkaUnavailableError.
+        """Return the next records, or an empty list after `timeout_s` seconds. Raises KafkaUnavailableError.
 
-        A Kafka that does not answer is no error; see `silence_s`.
+        If the brokers do not answer, the list is empty, and `silence_s` grows.
         """
         with kafka_failures(self._settings.kafka, self._doing, "Read"):
             if self._was_created_again():
@@ -53,7 +56,7 @@ class Tail:
 
     @property
     def at_end(self) -> bool:
-        """Whether all records were read that the brokers had at their last answer."""
+        """Whether all records were read that existed when the brokers last answered."""
         return not self._consumer.behind(self._place)
 
     @property
@@ -70,7 +73,7 @@ class Tail:
             self._answered_at = self._clock()
 
     def _begin(self) -> None:
-        # Not `seek_to_beginning`: `beginning_offsets` fails where a right is missing.
+        # `beginning_offsets` fails if a right is missing. `seek_to_beginning` would not.
         self._consumer.seek(self._place, self._consumer.beginning_offsets([self._place])[self._place])
 
     def _was_created_again(self) -> bool:

@@ -140,7 +140,10 @@ def _with(value: bytes, place: int, part: bytes) -> bytes:
 
 
 def _json_variants(value: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield variants of a JSON object without a member or with values of other types. Other values have no variants."""
+    """Yield variants of a JSON object: without a member, or with a value of another type.
+
+    Yield nothing if `value` is not a JSON object.
+    """
     try:
         document = json.loads(value)
     except (ValueError, RecursionError):

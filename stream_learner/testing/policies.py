@@ -114,7 +114,8 @@ def _check_state(check: Checking, kind: type[Policy], settings: WeightsSettings)
 
     def continues(loaded: Policy, problem: str) -> None:
         check.call("load_state_dict()", lambda: loaded.load_state_dict(json.loads(text)))
-        check.that(_state(check, loaded) == text, "load_state_dict() does not restore everything of state_dict()")
+        incomplete = "load_state_dict() does not restore everything that state_dict() returned"
+        check.that(_state(check, loaded) == text, incomplete)
         check.that(next_batch(loaded) == expected, problem)
 
     everything = "keep all that affects factors in state_dict(), and use no clock and no random numbers"

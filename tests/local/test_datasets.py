@@ -221,7 +221,7 @@ def test_labels_that_are_text_are_names_themselves(tmp_path: Path):
 def test_labels_of_several_types(tmp_path: Path):
     write_parquet(tmp_path / "a.parquet", [1])
     write_parquet(tmp_path / "b.parquet", ["1"])
-    with pytest.raises(DataError, match=r"several types \(int, str\); convert them to one"):
+    with pytest.raises(DataError, match=r"several types \(int, str\); convert them to one type"):
         open_dataset(tmp_path)
 
 

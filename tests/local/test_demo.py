@@ -42,7 +42,7 @@ def await_end(process: int) -> None:
 
 def figures(text: str, name: str) -> list[int]:
     """Return all values of a figure that the view showed, in their order."""
-    view, _, _ = text.partition("everything fed is learned")
+    view, _, _ = text.partition("all fed images are learned")
     return [int(value.replace(",", "")) for value in re.findall(rf"{name} +([\d,]+)", view)]
 
 
@@ -175,7 +175,7 @@ def test_a_kill_leaves_nothing_behind_and_ctrl_c_a_clean_terminal(tmp_path: Path
         assert terminal.cursor_is_shown
         assert terminal.modes_now() == terminal.modes
         assert "removed 3 older demos; the last 3 are kept" in terminal.text
-        assert "200 of them are its test part: fed with `split: test`, never learned" in terminal.text
+        assert "200 of these images are its test part: fed with `split: test`, never learned" in terminal.text
     for process in running:
         await_end(process)
     runs = {path.name for path in (tmp_path / RUNS).iterdir()}

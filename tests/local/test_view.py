@@ -15,7 +15,7 @@ def page(**values: float) -> Figures:
 
 @pytest.fixture
 def view() -> View:
-    view = View("demo", 70_000, {Split.VALIDATION: "5% of what is fed", Split.TEST: "the data's test part"})
+    view = View("demo", 70_000, {Split.VALIDATION: "5% of the fed images", Split.TEST: "the data's test part"})
     kinds = {("stream_learner_accuracy_samples", (("kind", kind),)): 1000.0 for kind in ("recent", "test")}
     kinds |= {("stream_learner_accuracy", (("kind", kind),)): 0.875 for kind in ("recent", "test")}
     counts = Counts({"learned": 50_123, Split.TEST: 14_321, Reason.BAD_LABEL: 12, Reason.UNDECODABLE_IMAGE: 3})
