@@ -25,8 +25,8 @@ class Format(BaseModel):
        becomes a dead letter.
     3. It raises `RetryLaterError` if something outside is at fault, such as a schema registry or a bucket that does not
        answer. The worker waits and reads the same record again. It neither loses nor rejects the record. After
-       `kafka.give_up_s` the process ends with code 17. Never raise it for a fault of the record itself: no restart
-       would get past that record.
+       `kafka.give_up_s` the process ends with code 17. Never raise this error for a fault of the record itself: no
+       restart would get past that record.
 
     Any other exception is a bug and ends the process.
 

@@ -1,4 +1,4 @@
-"""Mini-batches, each with the offsets that it covers."""
+"""Build mini-batches, each with the offsets that it covers."""
 
 import math
 import time
@@ -18,10 +18,10 @@ from stream_learner.formats.record import Gap, Record, RejectError, Rejection, R
 POLL_TIMEOUT_S = 0.5
 # Maximum time between two iterations of the worker's loop, in seconds. A loop without iterations counts as dead.
 TURN_S = 1.0
-# Limit of a batch's size, because many large records that are held out or rejected would fill the memory.
+# Limit on the bytes of a batch. Otherwise, many large records that are held out or rejected would fill the memory.
 MAX_BATCH_BYTES = 64 * MIB
-# Limit of the pixels of held-out samples, for batches with more than `batch.size` held-out samples. One iteration of
-# the loop encodes all samples that are kept, which takes up to 0.13 s per MiB.
+# Limit on the bytes of the held-out samples' pixels. It applies to batches with more than `batch.size` held-out
+# samples. One iteration of the loop encodes all samples that are kept, which takes up to 0.13 s per MiB.
 MAX_HELD_OUT_BYTES = 4 * MIB
 
 
@@ -32,7 +32,10 @@ used, RetryLaterError when the record cannot be read now."""
 
 class Source(Protocol):
     def poll(self, timeout_s: float) -> Iterable[Record | Gap]:
-        """Return the next records in order, empty if none arrives in time. The iteration may also raise InputError."""
+        """Return the next records in order, or nothing if no record arrives in time.
+
+        The iteration may also raise InputError.
+        """
         ...
 
     def took(self, seconds: float) -> None:

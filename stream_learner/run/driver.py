@@ -1,4 +1,4 @@
-"""A learner and its place in the stream: batches go in, reports and snapshots come out."""
+"""Drive a learner along the stream: give it batches, and return reports and snapshots."""
 
 import copy
 import time
@@ -37,16 +37,17 @@ class Driver:
         parts: Mapping[str, bytes],
         released: tuple[Arrays, dict[str, Any]] | None,
     ) -> "Driver":
-        """Resume at `positions` from a saved state: its arrays and document, and its parts by digest.
+        """Resume at `positions` from a saved state.
 
-        `released` is the state that was saved with the last release, None before the first release. Raises ValueError
-        when the states do not fit the settings, and the errors of `Learner`.
+        `state` holds the arrays and the document of the state. `parts` holds its parts by digest. `released` is the
+        state that was saved with the last release, None before the first release. Raises ValueError when the states do
+        not fit the settings, and the errors of `Learner`.
         """
         saved = Saved(_joined(*state), parts, released and _joined(*released))
         return cls(Learner(settings, saved), Progress(positions, state[1]))
 
     def learn(self, batch: Batch) -> Report:
-        """Learn a batch. Raises ValueError when its offsets do not continue the positions."""
+        """Learn a batch. Raises ValueError when the offsets of the batch do not continue the positions."""
         began = time.monotonic()
         learned = self.learner.learn(batch.samples, batch.records)
         report = _report(batch, learned, self.learner.records, time.monotonic() - began)

@@ -1,10 +1,10 @@
-"""Detection of records that end the process. They are set aside.
+"""Detect records that end the process, and set them aside.
 
 A life is one process of the active worker. `<run.id>/lives.json` counts the lives since the last commit. A life that
 the program itself ended is not a death and does not count. After a death, the next life is careful until its first
-commit: before it decodes or learns records, it notes them in the object. After three deaths, a record at which both of
-the last two careful lives died is set aside. If both lives died while learning the same batch, the next life learns the
-records of this batch one by one. A life without deaths before it costs two small writes.
+commit: before it decodes or learns records, it notes their places in the object. After three deaths, a record at which
+both of the last two careful lives died is set aside. If both lives died while learning the same batch, the next life
+learns the records of this batch one by one. If no death came before a life, the life makes only two small writes.
 
 The object need not be exact. A frozen worker that was replaced may overwrite the object. Then only a count is lost.
 """
@@ -32,7 +32,7 @@ from stream_learner.run.batches import Decode
 log = structlog.get_logger()
 
 DEATHS = 3
-# Enough for the places of three batches, and of the records that were set aside.
+# Enough for the places of three batches and for the places of the records that were set aside.
 MAX_BYTES = 16 * MIB
 MAX_SET_ASIDE = 1_000
 Place = tuple[Topic, Partition, Offset]
@@ -49,7 +49,7 @@ class State(msgspec.Struct):
     died_at: Annotated[list[list[Place]], Meta(max_length=2)] = []
     """The suspects of the last two lives that died."""
     set_aside: Annotated[list[Place], Meta(max_length=MAX_SET_ASIDE)] = []
-    """Records to reject without decoding them. Each one is removed when a commit's position is past it."""
+    """Records to reject without decoding them. A record leaves the list when a commit's position is past it."""
 
 
 class Lives:

@@ -13,7 +13,7 @@ KEEP_BYTES = 512 * 1024 * 1024
 
 
 def load_torch_libraries() -> None:
-    """Load torch's shared libraries on a thread of its own, so that a later `import torch` is faster.
+    """Load torch's shared libraries on a separate thread, so that a later `import torch` is faster.
 
     Loading takes about 0.35 s and does not hold Python's global lock, so other modules are imported in the meantime. If
     the library is not in the usual place, this function does nothing, and `import torch` loads the library.
@@ -31,8 +31,8 @@ def _load_torch_libraries() -> None:
 def keep_freed_memory() -> None:
     """Keep the memory of freed tensors in the process, instead of asking the kernel for memory at every step.
 
-    By default, glibc maps new memory for each tensor as large as a convolution's activations. Mapping and clearing this
-    memory takes a quarter of a small network's step. Does nothing without glibc.
+    By default, glibc maps new memory for each large tensor, such as a convolution's activations. Mapping and clearing
+    this memory takes a quarter of a small network's step. Does nothing without glibc.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

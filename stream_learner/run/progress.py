@@ -9,12 +9,12 @@ from stream_learner.contract.spans import Offset, Partition, Positions, Spans, T
 from stream_learner.monitoring.report import Report
 from stream_learner.publishing.snapshot import Interval
 
-# Approximate bytes of a ledger piece in memory; in the manifest it takes a byte or two.
+# Approximate bytes of a ledger piece in memory. In the manifest, a piece takes a byte or two.
 PIECE_BYTES = 100
-# Number of ledger pieces and lost stretches that causes an early save. A manifest lists all of them. If records
-# alternate between partitions, the list is long.
+# Number of ledger pieces and lost stretches that causes an early save. A manifest lists all pieces and
+# stretches. If records alternate between partitions, this list is long.
 MAX_ENTRIES = 50_000
-# Bytes of a dead letter's error headers. Approximate; used only to limit memory.
+# Approximate bytes of a dead letter's error headers, used only to limit memory.
 ERROR_HEADERS_BYTES = 1024
 
 

@@ -43,8 +43,9 @@ log = structlog.get_logger()
 class Rebuilt:
     """Result of a rebuild from checkpoint `start` (0: the beginning) to `end`.
 
-    `batches` and `records` count what was learned again. The digest `state` equals the digest in the manifest. So does
-    `release` if the checkpoint released a model; otherwise it is None.
+    `batches` and `records` are the numbers of batches and records that were learned again. `state` is the digest of the
+    state, which equals the digest in the manifest. `release` is the digest of the released weights, which also equals
+    the digest in the manifest. `release` is None if the checkpoint released no model.
     """
 
     start: int
@@ -173,13 +174,13 @@ def _read(replay: Replay, end: int, batch: Batch, decode: Decode) -> None:
 
 
 def _differences(learner: Learner, end: Manifest) -> list[str]:
-    """Describe how the current software, hardware and settings differ from those that computed the checkpoint."""
+    """Describe how software, hardware and settings have changed since the checkpoint was computed."""
     differing = made_otherwise(made_with(PROGRAM, learner.arithmetic), made_with(end.program, end.arithmetic))
     return [f"it is rebuilt with {differing}, unlike checkpoint {end.sequence}"] if differing else []
 
 
 def _compared(end: Manifest, snapshot: Snapshot, doubts: list[str]) -> tuple[str, str | None]:
-    """Return the digests of the state and of the released weights. Raises MismatchError when one differs."""
+    """Return the digests of the state and of the released weights. Raises MismatchError if the manifest differs."""
     made = {"state": (digest(tensors.encode(snapshot.tensors, snapshot.document)), end.state.digest)}
     if end.released and end.release and snapshot.candidate:
         made["release"] = digest(tensors.encode(as_arrays(snapshot.candidate.parameters))), end.release.object.digest

@@ -69,7 +69,7 @@ class Saves:
             self.wait()  # otherwise a death during the publication would be blamed on a record decoded meanwhile
 
     def finish(self) -> None:
-        """Publish everything that was learned, and wait for it."""
+        """Publish everything that was learned, and wait until it is published."""
         log.info("stopping after a last save", unsaved_records=self.unsaved_records)
         self._upkeep.monitor.health.enter(Phase.STOPPING)
         self.wait()

@@ -9,8 +9,8 @@ from typing import NoReturn
 
 from stream_learner.errors import ExitCode
 
-# Time in seconds from a signal that arrives during the start to the exit. It is enough to leave the election, so that
-# the next start does not wait.
+# Time in seconds from a signal that arrives during the start to the exit. This time is enough to leave the election, so
+# that the next start does not wait.
 LEAVE_S = 0.5
 
 
@@ -41,9 +41,9 @@ def stop_on_signals(deadline_s: Callable[[], float], at_once: Callable[[], bool]
         end_process(ExitCode.INTERRUPTED)
 
     # Python runs signal handlers on the main thread, which may wait for a broker uninterruptibly. So the handlers do
-    # nothing, and Python writes to a pipe, whichever thread gets the signal. Some threads start before this program
-    # (for example by OpenTelemetry's `sitecustomize`) and may receive the signal. Threads that start later are not
-    # interrupted.
+    # nothing, and Python writes to a pipe, whichever thread gets the signal. Some threads start before this program,
+    # for example threads of OpenTelemetry's `sitecustomize`, and may receive the signal. Threads that start later block
+    # these signals, so their waits are not interrupted.
     os.set_blocking(arrival, False)
     signal.set_wakeup_fd(arrival, warn_on_full_buffer=False)
     for number in signals:
@@ -54,7 +54,7 @@ def stop_on_signals(deadline_s: Callable[[], float], at_once: Callable[[], bool]
 
 
 def obeyed() -> set[signal.Signals]:
-    """Return the signals that ask a command to stop. `nohup` makes a process ignore SIGHUP, which stays ignored."""
+    """Return the signals that ask a command to stop, without SIGHUP if `nohup` made the process ignore it."""
     signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     return {number for number in signals if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}
 

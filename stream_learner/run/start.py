@@ -1,4 +1,4 @@
-"""Start of a worker: check its settings, then ask Kafka while torch is imported."""
+"""Start a worker: check its settings, then check the topics and the store while torch is imported."""
 
 import gc
 import importlib
@@ -95,7 +95,7 @@ def run(
 ) -> None:
     """Start a worker and run it until `stop` is set. Raises the errors of `worker.run`."""
     # 1. Check the settings, and serve the health pages.
-    gc.disable()  # imports make a million objects but no garbage, and the collector would take a seventh of their time
+    gc.disable()  # imports make a million objects but no garbage; the collector would take a seventh of the import time
     _check_without_torch(settings)
     logs.configure(settings.log.level, settings.log.format)
     keep_freed_memory()
@@ -109,7 +109,7 @@ def run(
         [*settings.weights.policies, COMBINED],
     )
     monitor = Monitor(health, metrics)
-    # 2. Import torch on a thread of its own.
+    # 2. Import torch on a separate thread.
     importing = ThreadPoolExecutor(1, "import").submit(importlib.import_module, "stream_learner.run.worker")
     if needs_torch(settings):
         _check_with_torch(settings)

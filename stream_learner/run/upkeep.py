@@ -1,4 +1,4 @@
-"""Periodic work beside learning: heartbeats, the election, and the gauges."""
+"""Periodic work during learning: heartbeats, the election, and the gauges."""
 
 import time
 

@@ -51,7 +51,7 @@ MOST_SHOWN = 20
 
 @dataclass
 class Worker:
-    """The loop and its collaborators."""
+    """The worker's loop, and the objects that the loop uses."""
 
     stream: Iterable[Batch]
     driver: Driver
@@ -81,7 +81,7 @@ class Worker:
             if self.breaker.why or learner.diverged:
                 break
         self.saves.finish()
-        # Raise only after the save. It published the dead letters, so a restart continues after them.
+        # Raise only after the save, which published the dead letters. So a restart continues after these records.
         if why := self.breaker.why:
             raise RejectsError(
                 f"{why}. See the records in the dead-letter topic and repair their producer. A restart continues after "
@@ -95,7 +95,7 @@ class Worker:
             )
 
     def warn_of_few_groups(self) -> None:
-        """Warn when few groups dominate a held-out set. Do not repeat the warning while they still dominate it."""
+        """Warn when few groups dominate a held-out set. Do not repeat the warning while this lasts."""
         few = self.driver.learner.few_groups()
         for split, share in few.items():
             if split not in self.warned_of:
@@ -130,7 +130,7 @@ def run(
         log.warning("the network's body is frozen and random, unless its factory loads weights; set model.weights")
     end_process = leaving_a_mark(settings, store, end_process)
     set_up_torch(settings.learning)
-    # Fail before another worker is ended if the device does not work.
+    # If the device does not work, fail before another worker is ended.
     place(settings.learning, networks.factory(settings.model.name))
 
     election, health, metrics = clients.election, monitor.health, monitor.metrics
@@ -168,7 +168,8 @@ def run(
             stop,
             outage=Outage(settings.kafka.give_up_s, stop, health.wait_for),
             alone=lives.alone,
-            # A whole batch may become dead letters. The transaction's time-out is enough for `max_pending_bytes`.
+            # All records of a batch may become dead letters. The transaction's time-out is long enough
+            # for dead letters of `max_pending_bytes` in total.
             max_bytes=min(MAX_BATCH_BYTES, settings.checkpoint.max_pending_bytes),
         )
         breaker = Breaker(settings.rejects, enabled=not accept_rejects)

@@ -62,7 +62,7 @@ def connect(kind: Callable[..., Opened], config: dict[str, Any]) -> Opened:
     """Open a kafka-python client.
 
     Raises OSError, or the KafkaError that says why there is no connection. A refusal is raised at once. Other failures
-    are retried for `bootstrap_timeout_ms`, and the first one is logged.
+    are retried for `bootstrap_timeout_ms`, and the first failure is logged.
     """
     bootstrap = _Bootstrap(config["bootstrap_servers"], config["bootstrap_timeout_ms"] / 1000)
     for logger in LOGGERS:

@@ -31,7 +31,7 @@ class Chunks:
             self._consumer: Reader = reader(settings.kafka)
 
     def read(self, chunks: Sequence[Chunk]) -> bytes | None:
-        """Return the joined bytes of an object, None when the weights topic does not hold all of its chunks.
+        """Return the joined bytes of an object, or None when the weights topic does not hold all of its chunks.
 
         Wait for chunks that are not visible yet, because brokers commit a transaction in one partition after the other.
         Raises KafkaUnavailableError, also when no chunk arrives for `recovery.timeout_s`.
@@ -71,7 +71,10 @@ class Chunks:
 
 
 def _take(consumer: Reader, place: TopicPartition, wanted: deque[int], parts: list[bytes]) -> bool:
-    """Poll once, and move chunks that arrive from `wanted` to `parts`. Return False if a wanted chunk is gone."""
+    """Poll once. Append each chunk that arrives to `parts`, and remove its offset from `wanted`.
+
+    Return False if a wanted chunk is gone.
+    """
     try:
         messages = consumer.poll(timeout_ms=POLL_MS).get(place, [])
     except (OffsetOutOfRangeError, LogTruncationError):

@@ -15,11 +15,12 @@ from stream_learner.streams.credentials import certificates, password
 from stream_learner.streams.reader import Reader
 from stream_learner.streams.rights import missing_right
 
-# Limits for one partition and for all partitions in a broker's response. The first batch may be larger.
+# Limits for one partition and for all partitions in a broker's response. The response's first batch may exceed them.
 FETCH_BYTES = 8 * MIB
 RESPONSE_BYTES = 50 * MIB
 RETRY_PAUSE_S = 0.2
-# Interval between metadata requests, in seconds. They find new partitions and show whether the brokers answer.
+# Interval between metadata requests, in seconds. These requests find new partitions and show whether the
+# brokers answer.
 METADATA_S = 5.0
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ def client_config(kafka: KafkaSettings) -> dict[str, Any]:
         "client_id": kafka.client_id,
         "request_timeout_ms": int(kafka.request_timeout_s * 1000),
         "bootstrap_timeout_ms": int(kafka.request_timeout_s * 1000),
-        "reconnect_backoff_max_ms": 1000,  # the default of Apache Kafka's own clients; kafka-python's is 30 s
+        "reconnect_backoff_max_ms": 1000,  # the default of Apache Kafka's own clients; kafka-python's default is 30 s
         "security_protocol": kafka.security_protocol,
     }
     if kafka.security_protocol.startswith("SASL"):
@@ -52,7 +53,7 @@ def reader(kafka: KafkaSettings, **more: Any) -> Reader:
         "group_id": None,
         "enable_auto_commit": False,
         "isolation_level": "read_committed",
-        # 'latest' would jump to the end when an offset is out of range, and skip the records before it.
+        # When an offset is out of range, 'latest' would jump to the end and skip all records before the end.
         "auto_offset_reset": "none",
         "max_partition_fetch_bytes": FETCH_BYTES,
         "fetch_max_bytes": RESPONSE_BYTES,

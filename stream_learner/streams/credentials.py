@@ -30,7 +30,7 @@ class Certificates:
     """
 
     def __init__(self, kafka: KafkaSettings):
-        """Load the certificates. Raises UsageError when one cannot be loaded."""
+        """Load the certificates. Raises UsageError when a certificate cannot be loaded."""
         self._kafka = kafka
         self._files = self._identities()
         self._context = _load(kafka)
@@ -92,7 +92,7 @@ def _load(kafka: KafkaSettings) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=kafka.ssl_cafile)
         context.check_hostname = kafka.ssl_check_hostname
         if kafka.ssl_certfile:
-            # Without a password OpenSSL would ask for one on the terminal.
+            # Without a password, OpenSSL would ask for the password on the terminal.
             context.load_cert_chain(kafka.ssl_certfile, kafka.ssl_keyfile, kafka.key_password() or "")
     except (OSError, ValueError) as error:
         named = [f"kafka.{name} = {path}" for name in CERTIFICATES if (path := getattr(kafka, name))]
@@ -102,7 +102,7 @@ def _load(kafka: KafkaSettings) -> ssl.SSLContext:
 
 
 class _ReadsPassword(SaslMechanism):
-    """A SASL mechanism whose `sasl_plain_password` may be a function. kafka-python makes one per authentication."""
+    """A SASL mechanism whose `sasl_plain_password` may be a function. Each authentication makes a new object."""
 
     def __init__(self, **config: Any):
         password = config["sasl_plain_password"]

@@ -43,7 +43,7 @@ def _bounded(data: bytes, max_bytes: int) -> bytes:
 
 
 def _gzip(data: bytes, max_bytes: int) -> bytes:
-    # Read only one member, because producers write one. A large number of members would take time but no memory.
+    # Read only the first member, because producers write no others. Many members would take time but no memory.
     member = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
     out = _bounded(member.decompress(data, max_bytes + 1), max_bytes)
     if not member.eof:

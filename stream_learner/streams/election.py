@@ -66,7 +66,7 @@ class Election:
 
     @property
     def elected(self) -> bool | None:
-        """Whether this worker won the last completed election that it took part in; None before the first."""
+        """Whether this worker won the last completed election that it took part in; None before that."""
         return self._seat.elected
 
     def poll(self, timeout_s: float = 0.0) -> None:
@@ -92,7 +92,8 @@ class Election:
         """
         self.check_members()  # first, because joining disturbs the active worker
         deadline, patience_s = self._clock() + self._settings.recovery.timeout_s, HEARTBEAT_S
-        # Join, then look: of two workers that start at the same time, the one that joins later sees the other.
+        # Join, then look: of two workers that start at the same time, the worker that joins later sees the other
+        # worker.
         while not self.elected and self._member_id() not in self._member_ids():
             self._check_deadline(deadline)
             self._poll(JOIN_MS)
@@ -120,7 +121,7 @@ class Election:
             raise self._shared_with(others)
 
     def confirm(self) -> None:
-        """Ask the brokers whether this worker is still elected. A frozen worker believes so when it wakes up.
+        """Ask the brokers whether this worker is still elected. A worker that was frozen may only believe that it is.
 
         Raises FencedError when this worker is not elected or is no longer in the group, KafkaUnavailableError.
         """
@@ -147,8 +148,8 @@ class Election:
     def _outlast_other_runs(self, deadline: float) -> None:
         """Return once no worker of another run is in the group.
 
-        If workers of several runs start at the same time, the elected one stays and the others end. Raises StateError
-        when another worker is elected, KafkaUnavailableError.
+        If workers of several runs start at the same time, the elected worker stays and the other workers end. Raises
+        StateError when another worker is elected, KafkaUnavailableError.
         """
         while others := self._other_runs():
             if self.elected is False and not self._seat.vacant:

@@ -72,7 +72,7 @@ class History:
                 deadline = self._clock() + kafka.request_timeout_s
 
     def newest(self) -> Found | None:
-        """Return the manifest with the highest epoch and sequence near the topic's end, None if there is none."""
+        """Return the manifest with the highest epoch and sequence near the topic's end, or None if there is none."""
         tail = TAIL
         while True:
             start = max(self.first, self.end - tail)
@@ -82,10 +82,11 @@ class History:
             tail *= 10
 
     def find(self, sequence: int, epoch: int | None = None) -> Found | None:
-        """Return the manifest of a sequence, None if there is none. By default, search the newest epoch that has it.
+        """Return the manifest with a sequence, or None if it is missing.
 
-        Epochs and sequences rise with the offsets, so a binary search reads few records. If the search finds nothing,
-        read all records: the newest epoch may lack the sequence, or somebody may have sent old manifests again.
+        By default, search the newest epoch that has the sequence. Epochs and sequences rise with the offsets, so a
+        binary search reads few records. If the search finds nothing, read all records: the newest epoch may lack the
+        sequence, or somebody may have sent old manifests again.
         """
         if newest := self.newest():
             wanted = epoch or newest.manifest.epoch, sequence
@@ -101,5 +102,5 @@ class History:
         return max(matching, key=lambda found: found.manifest.epoch, default=None)
 
     def _from(self, offset: int) -> Found:
-        """Return the first manifest at or after an offset. The caller knows that there is one."""
+        """Return the first manifest at or after an offset. The caller knows that this manifest exists."""
         return next(self.read(offset, self.end))

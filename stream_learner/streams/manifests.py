@@ -1,4 +1,4 @@
-"""Reads a run's manifests, and tells them from foreign records in the same topics."""
+"""Reads a run's manifests, and separates them from foreign records in the same topics."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ from stream_learner.errors import StateError
 from stream_learner.formats.record import Record
 from stream_learner.streams.journal import read_committed
 
-# Number of offsets at the history topic's end that a check reads first. If they are not enough, the check reads ten
-# times as many, and finally all.
+# Number of offsets at the history topic's end that a check reads first. If these offsets are not enough, the check
+# reads ten times as many offsets, and finally the whole topic.
 LOOK_TAIL = 10
-# The number that a check reads first if the checkpoints topic holds foreign records or lacks the newest manifest.
+# The same number for a check after the checkpoints topic held foreign records or lacked the newest manifest.
 HISTORY_TAIL = 1_000
 UNSIGNED = "it is not signed by one of security.verify_key_files"
 ONE_RUN = "topics belong to one run: set topics.prefix or run.id"
@@ -33,7 +33,7 @@ class Found(NamedTuple):
 
 @dataclass
 class Foreign:
-    """Offsets of a topic's foreign records, and the reason why the last one is foreign.
+    """Offsets of a topic's foreign records, and the reason why the last of these records is foreign.
 
     A record is foreign if it is not a manifest of the run, or if it repeats an older manifest.
     """
@@ -64,7 +64,8 @@ class Newest:
     """Whether the run's mirrored positions are ahead of the manifest, and foreign records were skipped. The newest
     manifest is then missing or damaged."""
     last_epoch: int = 0
-    """Highest epoch of all manifests that were read, including those of an older checkpoints topic; 0 without one."""
+    """Highest epoch of all manifests that were read, including manifests of an older checkpoints topic. It is 0 if no
+    manifest was read."""
 
 
 def read_manifests(

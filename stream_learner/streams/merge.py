@@ -1,6 +1,7 @@
 """Merge of the records of several partitions into the order in which they were produced.
 
-Records are ordered by timestamp where it is known. Timestamps are not trusted: no record waits forever because of them.
+Records with a known timestamp are ordered by timestamp. Timestamps are not trusted: no record waits forever because of
+its timestamp or another one.
 """
 
 import math
@@ -26,7 +27,7 @@ USUAL_S = 0.001
 PATIENCE = 5_000.0
 # Maximum wait for requested records, in seconds.
 WAIT_S = 10.0
-# A heap that holds more entries than this and two for each queue is cleared of outdated entries.
+# Outdated entries are removed from a heap when it holds more than this number of entries plus two for each queue.
 MAX_STALE = 64
 
 
@@ -44,7 +45,7 @@ class _Queue:
 
 
 class _Entry(NamedTuple):
-    """An entry for a queue in a heap, ordered by `key`. It is outdated when the queue's `entry` is another number."""
+    """An entry for a queue in a heap, ordered by `key`. It is outdated when the queue's `entry` is not `number`."""
 
     key: tuple[float, float, Place]
     number: int

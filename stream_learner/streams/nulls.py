@@ -1,4 +1,4 @@
-"""Null values in records to send, where kafka-python's producer accepts only bytes.
+"""Send null values in records, although kafka-python's producer accepts only bytes.
 
 Kafka allows a header without a value, and a record without key and value. `KafkaProducer.send` refuses both, although
 its record batches can hold both. Therefore callers pass `NULL` for null, and `NullBuilder` writes null into the batch.
@@ -8,7 +8,7 @@ from kafka.record import memory_records
 from kafka.record.default_records import DefaultRecordBatchBuilder, DefaultRecordMetadata
 
 NULL = bytes(bytearray(b"null"))
-"""This object, as a key or a header's value, means null. Other bytes objects with equal content do not."""
+"""This object, as a key or a header's value, means null. Another object with equal bytes does not mean null."""
 
 
 class NullBuilder(DefaultRecordBatchBuilder):

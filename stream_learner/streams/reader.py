@@ -33,13 +33,13 @@ SHORT_WAIT_MS = 20
 
 
 class Unreadable(ConsumerRecord):
-    """An offset whose record cannot be read, and the reason. Its value is null."""
+    """An offset whose record cannot be read, and the reason. The message's value is null."""
 
     why: str
 
 
 class Damaged(ConsumerRecord):
-    """Offsets from `offset` up to `end` (exclusive) of a damaged batch: wrong checksum, or bytes that are no batch."""
+    """Offsets from `offset` up to `end` (exclusive) of a damaged batch: wrong checksum, or not a batch."""
 
     end: int
 
@@ -219,7 +219,7 @@ class Reader(KafkaConsumer):
         # Powers of two change rarely. Brokers remember each partition's size, so each change must be sent (KIP-227).
         step = 2 ** max(share, self._least_fetch_bytes).bit_length() // 2
         config["max_partition_fetch_bytes"] = min(step, self._greatest_fetch_bytes)
-        # Wait long only with a request for all partitions. A waiting request delays requests for the other partitions.
+        # Let a request wait long only if it is for all partitions. Otherwise it delays requests for the others.
         news = len(places) == len(self._subscription.assignment)
         config["fetch_max_wait_ms"] = self._longest_wait_ms if news else SHORT_WAIT_MS
         return places
@@ -301,7 +301,7 @@ class _Records(Fetcher.PartitionRecords):
             if batch is NO_BATCH or not batch.validate_crc():
                 start, self.next_fetch_offset = self.next_fetch_offset, self._end_of_damage(batch, following)
                 yield _damaged(tp, start, self.next_fetch_offset)
-                # A transaction marker may be lost. The next fetch lists the transactions that were aborted after it.
+                # A transaction marker may be lost. The next response lists the aborted transactions of its own records.
                 break
             if batch.magic < 2:
                 yield from self._legacy(batch)
@@ -355,7 +355,7 @@ class _Records(Fetcher.PartitionRecords):
         if following not in (None, NO_BATCH):
             return max(next_offset, following.base_offset)
         if batch.magic == 2:
-            # If the two fields agree, they are probably right. If not, assume that the batch is the partition's last.
+            # If the two fields agree, they are probably right. If not, assume that no batch follows this batch.
             agree = batch.records_count == batch.last_offset_delta + 1
             return max(next_offset, batch.next_offset if agree else self._highwater(self.topic_partition) or 0)
         return max(next_offset, batch.base_offset + 1)

@@ -17,7 +17,7 @@ POLL_MS = 200
 
 
 class Replay:
-    """Reader of one partition, in steps.
+    """Reads one partition step by step.
 
     Each partition has its own client. With a shared client, records that are read ahead of one partition could fill the
     memory while another partition is read.

@@ -101,7 +101,7 @@ INCLUDED_IN = {"Describe": "Read and Write include it", "Create": "Create on the
 
 
 def check_rights(settings: Settings, role: Role, described: list[dict[str, Any]]) -> None:
-    """Raise KafkaUnavailableError if the user lacks rights on topics that the role needs. The error names them all.
+    """Raise KafkaUnavailableError if the user lacks rights on topics that the role needs. The error names all of them.
 
     `described` are kafka-python's descriptions of topics. Brokers add the user's rights to them (KIP-430). Without this
     check, a missing right would show only at its first use. That can be long after the start: at a dead letter or a
@@ -131,7 +131,7 @@ def missing_right(
 ) -> str:
     """Describe the right that a refused request lacks: the user, the operation and the resource.
 
-    `operation` is the operation on topics that the request needs. `name` is the resource if the error names none.
+    `operation` is the operation on topics that the request needs. `name` is the resource if the error does not name it.
     """
     named = _named(error) or name
     match error:

@@ -97,7 +97,7 @@ def create(settings: Settings, input_partitions: int | None = None) -> list[str]
         plans += [TopicPlan(name, input_partitions, limit) for name in settings.input.topics]
 
     def question(client: KafkaAdminClient) -> list[str]:
-        # Ask by name. A list of all topics leaves out those that the user may not see, and creating them always fails.
+        # Ask by name. A list of all topics leaves out topics that the user may not see. Creating such a topic fails.
         described = client.describe_topics([plan.name for plan in plans])
         if hidden := {t["name"] for t in described if t["error_code"] == HIDDEN}:
             raise kafka_errors.TopicAuthorizationFailedError(hidden)
@@ -247,8 +247,8 @@ def _suffices(key: str, actual: str | None, wanted: str) -> bool:
 def _describe(
     settings: Settings, client: KafkaAdminClient, plans: list[TopicPlan], role: Role | None
 ) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
-    """Return the number of partitions of each existing topic, and the configs of topics whose plan requires some."""
-    # Ask by name: a list of all topics leaves out those that the user may not see.
+    """Return the number of partitions of each existing topic, and the configs of topics whose plan has configs."""
+    # Ask by name: a list of all topics leaves out topics that the user may not see.
     described = client.describe_topics([plan.name for plan in plans])
     if role:
         check_rights(settings, role, described)

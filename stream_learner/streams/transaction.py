@@ -42,7 +42,7 @@ class Transaction:
         shared = client_config(settings.kafka)
         config = shared | {
             "transactional_id": self._id,
-            # Leaves time for a second attempt. kafka-python requires a delivery time-out that is longer than this one.
+            # Leaves time for a second attempt. kafka-python requires that the delivery time-out is longer than this.
             "request_timeout_ms": min(shared["request_timeout_ms"], timeout_ms // 2),
             "transaction_timeout_ms": timeout_ms,
             "delivery_timeout_ms": timeout_ms,
@@ -58,7 +58,7 @@ class Transaction:
         with kafka_failures(settings.kafka, "opening the producer"):
             self._producer: KafkaProducer = connect(KafkaProducer, config)
         # When its epoch is refused, kafka-python would ask for the next epoch (KIP-360). The brokers may answer with
-        # the epoch of the producer that fenced this one. Then both producers could publish.
+        # the epoch of the producer that fenced this producer. Then both producers could publish.
         self._manager: Any = self._producer._transaction_manager
         self._manager._supports_epoch_bump = lambda: False
 
@@ -91,7 +91,7 @@ class Transaction:
         return self._call(f"a record to {topic}", lambda: self._producer.send(topic, value, key, headers=known))
 
     def confirm(self, futures: Iterable[Any], deadline: float) -> list[tuple[str, int, int]]:
-        """Wait until every record is written, and return (topic, partition, offset) of each.
+        """Wait until every record is written, and return (topic, partition, offset) of each record.
 
         `deadline` is in monotonic seconds.
         """

@@ -12,7 +12,8 @@ from stream_learner.formats.images import exif, jpegs, pngs
 from stream_learner.formats.images.bounds import MAX_SIDE_PX, undecodable
 from stream_learner.formats.record import RejectError
 
-# Bytes by which an image may exceed its pixels and still be stored unchanged. The tables of a JPEG take about 600.
+# An encoded image is stored unchanged if it is at most this number of bytes longer than its pixels. The tables of a
+# JPEG take about 600 bytes.
 HEADER_BYTES = 1024
 STARTS = (jpegs.START, pngs.START)
 """First bytes of the image formats that are decoded."""
@@ -20,7 +21,7 @@ PILLOW_MODE = {1: "L", 3: "RGB"}
 
 
 class Header(NamedTuple):
-    """Size of an image as a viewer shows it, in pixels, and whether it is grey."""
+    """Size of an image as a viewer shows it, in pixels, and whether the image is grey."""
 
     height: int
     width: int
@@ -31,7 +32,8 @@ def decode(image: bytes, height: int, width: int, channels: int, max_pixels: int
     """Decode a JPEG or PNG to uint8 `[height, width, channels]`.
 
     docs/topics.md describes the treatment of each kind of image. An image of another size is resized with Pillow's
-    bilinear filter, which averages when it shrinks. Raises RejectError (`undecodable_image`, `oversized_image`).
+    bilinear filter, which averages pixels if the image shrinks. Raises RejectError (`undecodable_image`,
+    `oversized_image`).
     """
     parsed = _parse(image, max_pixels)
     try:

@@ -6,11 +6,11 @@ from stream_learner.formats.record import RejectError
 MAX_SIDE_PX = 16_384
 """Longest side. A resize makes an intermediate image of the original height and the model's width."""
 MAX_SCANS = 32
-"""Scans of a progressive JPEG. Each scan visits the whole image. Encoders write up to 18."""
+"""Largest number of scans of a JPEG. Each scan visits the whole image. Encoders write up to 18 scans."""
 MAX_PARTS = 1_500
-"""Segments of a JPEG, or chunks of a PNG. libpng writes 8 KiB into each chunk."""
+"""Largest number of segments of a JPEG, or chunks of a PNG. libpng writes 8 KiB into each chunk."""
 MAX_PNG_EXPANSION = 1_032
-"""Bytes that one byte of deflate can expand to."""
+"""Largest number of bytes that one byte of deflate can expand to."""
 
 
 def check_size(height: int, width: int, max_pixels: int, *, bits: int = 8) -> None:

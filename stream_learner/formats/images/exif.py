@@ -22,7 +22,7 @@ ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def orientation(tiff: bytes) -> int:
-    """Return the orientation in EXIF data (1..8), or 1 (upright) if none can be read.
+    """Return the orientation in EXIF data (1..8), or 1 (upright) if it cannot be read.
 
     Pillow's parser is not used, because it copies the value of every entry: 64 KiB of entries that share their values
     would take 350 MB.

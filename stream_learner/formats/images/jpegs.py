@@ -111,7 +111,7 @@ def parse(data: bytes, max_pixels: int) -> Jpeg:
                 raise undecodable(f"{end} bytes cannot hold {frame.height} x {frame.width} pixels: the JPEG is cut off")
             kept.append(data[start:position])
         elif marker == APP0 and data.startswith(b"JFIF\0", start + 4):
-            kept.append(JFIF)  # not the file's own: some files declare JFIF 2, and libjpeg warns about it
+            kept.append(JFIF)  # replaces the file's own: some files declare JFIF 2, and libjpeg then warns
         elif marker == APP1 and orientation == 1 and data.startswith(b"Exif\0", start + 4):
             orientation = exif.orientation(data[start + 10 : position])
         elif marker == APP14 and data.startswith(b"Adobe", start + 4) and data[start + 15 : position][:1] <= b"\2":
@@ -131,7 +131,7 @@ def parse(data: bytes, max_pixels: int) -> Jpeg:
 def pixels(jpeg: Jpeg, channels: int) -> np.ndarray:
     """Decode a JPEG to uint8 `[height, width, channels]`; CMYK becomes RGB.
 
-    Raises ValueError if libjpeg fails, or warns about the data: libjpeg fills missing parts with grey.
+    Raises ValueError if libjpeg fails or warns. After a warning, missing parts of the image would be grey.
     """
     colors = "CMYK" if jpeg.components == 4 else "GRAY" if channels == 1 else "RGB"
     try:
@@ -180,7 +180,7 @@ def _frame(marker: int, header: bytes) -> _Frame:
 
 @lru_cache(maxsize=64)  # most images of a stream have the same scan headers
 def _scanned(header: bytes) -> bytes:
-    """Return the components whose first coefficients the scan holds. A complete JPEG has them for every component."""
+    """Return the components whose first coefficients the scan holds. A complete JPEG has first coefficients for all."""
     count = header[4] if len(header) > 4 else 0
     if len(header) != 8 + 2 * count:
         raise undecodable("a scan header of the JPEG is damaged")

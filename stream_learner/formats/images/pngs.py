@@ -133,7 +133,7 @@ def _header(data: bytes) -> tuple[int, int, int, int, bool]:
 
 
 def _inflated(png: Png) -> bytes:
-    """Inflate the rows. Raises RejectError if rows are missing, because Pillow would leave these black."""
+    """Inflate the rows. Raises RejectError if rows are missing, because Pillow would make missing rows black."""
     expected, given = _expected_bytes(png), len(png.compressed)
     if expected > MAX_PNG_EXPANSION * given:
         raise undecodable(f"{given} bytes cannot hold {png.height} x {png.width} pixels: the PNG is cut off")
@@ -226,7 +226,7 @@ def _samples(png: Png, rows: bytes) -> np.ndarray:
 
 
 def _eight_bits(samples: np.ndarray, depth: int, significant: int) -> np.ndarray:
-    """Scale samples of `depth` bits to 8.
+    """Scale samples of `depth` bits to 8 bits.
 
     By the PNG standard, the `significant` bits of a sample are its high bits. Some programs write them as the low bits.
     Then the samples are scaled from that number of bits.
