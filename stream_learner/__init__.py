@@ -1,4 +1,4 @@
-"""Trains an image classifier on a Kafka stream, each record exactly once, and publishes releases of it.
+"""Trains an image classifier on a Kafka stream, each record exactly once, and publishes releases of the model.
 
 The names in `__all__` and in `stream_learner.testing` are the public API; docs/api.md lists them. Before 1.0 they may
 change in a minor version, with a note in the changelog; from 1.0 on only in a major version. Everything else may change

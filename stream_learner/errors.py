@@ -49,9 +49,9 @@ class ExitCode(IntEnum):
     """A publication did not end in time, or a stop exceeded its deadline. A restart recovers."""
     REJECTS = 11
     """Too many of the last records were rejected; see the dead-letter topic, then `run --accept-rejects`. A restart
-    continues after them."""
+    continues after these records."""
     DIVERGED = 12
-    """Three batches in a row gave a loss or gradient that is not finite. A restart continues after them."""
+    """Three batches in a row gave a loss or gradient that is not finite. A restart continues after these batches."""
     DATA = 13
     """A data set cannot be read, or has labels or images that no worker accepts. The message names them."""
     CONFLICT = 14

@@ -29,10 +29,10 @@ class ModelSettings(Section):
     checks its digest."""
     freeze: bool | None = None
     """Whether the backbone, including batch normalisation, stays unchanged, so that only the head learns. When unset,
-    the backbone is frozen if `head` is a solved head, and learns if it is `linear`."""
+    the backbone is frozen if `head` is a solved head, and learns if `head` is `linear`."""
     head: Annotated[str, AfterValidator(HEADS.known)] = "linear"
-    """Classifier of the backbone's features. `linear` is trained by the strategy. The others are solved from sums over
-    all samples, forget nothing and need a frozen backbone: `prototype` (nearest class mean), `ridge` (ridge
+    """Classifier of the backbone's features. `linear` is trained by the strategy. The other heads are solved from sums
+    over all samples, forget nothing and need a frozen backbone: `prototype` (nearest class mean), `ridge` (ridge
     regression), `random_features` (ridge regression on random features, RanPAC), or `package.module:name`. A solved
     head uses no strategy, optimizer or replay memory."""
     random_features: Annotated[PositiveInt, Field(le=MAX_RANDOM_FEATURES)] = 2_000
@@ -96,8 +96,8 @@ class LearningSettings(Section):
     optimizer: Literal["muon", "adam", "sgd"] = "muon"
     """Optimizer: Muon (Jordan et al. 2024), Adam (Kingma and Ba 2015) or SGD."""
     learning_rate: PositiveFloat = _by_steps(lambda steps: 0.005 / steps**0.5)
-    """Learning rate. Muon and Adam take rates of the same order, SGD larger ones. A pretrained network needs a smaller
-    one. When unset, it is 0.005 divided by the square root of `steps_per_batch`."""
+    """Learning rate. Muon and Adam take rates of the same order. SGD needs a larger rate. A pretrained network needs a
+    smaller rate. When unset, it is 0.005 divided by the square root of `steps_per_batch`."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of Muon and SGD. Adam ignores it."""
     weight_decay: NonNegativeFloat = 0.0
@@ -108,11 +108,12 @@ class LearningSettings(Section):
     device: str = "auto"
     """Device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the training steps. `auto` takes the faster one for the model on the device."""
+    """Arithmetic of the training steps. `auto` takes the faster arithmetic for the model on the device."""
     channels_last: Literal["auto"] | bool = "auto"
     """Whether images are in the memory layout channels-last. `auto` takes the faster layout for the model."""
     threads: NonNegativeInt = 0
-    """Threads for arithmetic. 0 takes one per core. Only runs with the same number of threads give equal results."""
+    """Threads for arithmetic. 0 takes one thread per core. Only runs with the same number of threads give equal
+    results."""
 
 
 class WeightsSettings(Section):
@@ -122,7 +123,7 @@ class WeightsSettings(Section):
     """Factors of a sample's weight, which are multiplied: names from `stream_learner.registry.WEIGHTS`
     (`record`, `class_balance`, `recency`, `novelty`, `hardness`), or `package.module:name`."""
     max_weight: PositiveFloat = 10.0
-    """Largest sample weight. Larger ones are clipped."""
+    """Largest sample weight. Larger weights are clipped to it."""
     half_life_records: PositiveFloat | None = None
     """`recency`: number of input records after which a sample counts half."""
     half_life_s: PositiveFloat | None = None

@@ -17,8 +17,8 @@ class RunSettings(Section):
     """Seconds that a stop (SIGTERM) may take, including the last save. After that the process exits with code 10."""
     on_conflict: Literal["standby", "take_over", "exit"] = "standby"
     """Action of a worker that starts while another worker of its run is alive. `standby`: wait, with the newest state
-    loaded, until the other one stops or dies. `take_over`: replace the other one. `exit`: exit with code 14. A worker
-    that was replaced stands by at its next start, even with `take_over`."""
+    loaded, until the other worker stops or dies. `take_over`: replace the other worker. `exit`: exit with code 14. A
+    worker that was replaced stands by at its next start, even with `take_over`."""
     session_timeout_s: Annotated[PositiveFloat, Field(le=MAX_KAFKA_S)] = 10.0
     """Seconds of silence after which the brokers consider the active worker dead, and a standby takes over. Must be
     within the brokers' `group.min.session.timeout.ms` and `group.max.session.timeout.ms`."""
@@ -48,7 +48,7 @@ class KafkaSettings(Section):
     sasl_password_file: FileName | None = None
     """File that holds the SASL password. A trailing newline is removed."""
     ssl_cafile: FileName | None = None
-    """Certificates of the trusted authorities (PEM); the system's when unset."""
+    """Certificates of the trusted authorities (PEM); the system's certificates when unset."""
     ssl_certfile: FileName | None = None
     """Client certificate (PEM), if the brokers require one."""
     ssl_keyfile: FileName | None = None

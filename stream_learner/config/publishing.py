@@ -93,8 +93,8 @@ class SecuritySettings(Section):
     signing_key_file: FileName | None = None
     """Ed25519 private key (PEM, not encrypted) that signs each manifest and window; unsigned when unset."""
     verify_key_files: list[FileName] = []
-    """Ed25519 public keys (PEM). If there are any, every command refuses a manifest or window unless one of them
-    verifies its signature."""
+    """Ed25519 public keys (PEM). If there are any, every command refuses a manifest or window unless one of these
+    keys verifies its signature."""
 
     _signer: Ed25519PrivateKey | None = PrivateAttr(None)
     _verifier: Verifier | None = PrivateAttr(None)

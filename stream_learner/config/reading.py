@@ -29,10 +29,10 @@ class InputSettings(Section):
     """Settings of the format, which its class defines; `plain` has none. They are printed like all other settings, so
     give names of files instead of secrets."""
     max_record_bytes: PositiveInt = 8 * MIB
-    """Largest record to accept. A larger one becomes a dead letter (`oversized_image`) without its value."""
+    """Largest record to accept. A larger record becomes a dead letter (`oversized_image`) without its value."""
     max_image_pixels: PositiveInt = 4096 * 4096
-    """Largest image to decode: height x width in pixels, where 16-bit pixels count twice. A larger one becomes a dead
-    letter (`oversized_image`). This limit bounds the time and memory that one record can take."""
+    """Largest image to decode: height x width in pixels, where 16-bit pixels count twice. A larger image becomes a
+    dead letter (`oversized_image`). This limit bounds the time and memory that one record can take."""
     tombstones: Literal["skip", "reject"] = "skip"
     """Handling of deletion markers, which are records with a key and a null value in a compacted topic. `skip`: count
     and skip them. `reject`: send them to the dead letters as `no_image`. In both cases the model does not forget

@@ -37,7 +37,7 @@ class DeadLetter:
     value: bytes | None
     headers: Headers
     digest: str | None = None
-    """Digest of the value of a record that was too large to copy; None for others."""
+    """Digest of the value of a record that was too large to copy; None for other records."""
 
     @property
     def truncated(self) -> bool:
@@ -66,7 +66,7 @@ class DeadLetter:
     def parse(cls, key: bytes | None, value: bytes | None, headers: Headers) -> "DeadLetter":
         """Decode a record of the dead-letter topic. Raises ValueError when it is not a dead letter.
 
-        All headers before the first one with Kafka Connect's prefix come from the input record.
+        All headers before the first header with Kafka Connect's prefix come from the input record.
         """
         end = next((i for i, (name, _) in enumerate(headers) if name.startswith(PREFIX)), len(headers))
         reasons = dict(headers[end:])

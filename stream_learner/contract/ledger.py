@@ -40,7 +40,7 @@ class Ledger(msgspec.Struct, frozen=True):
     pieces: str
     """Base64 of zlib (RFC 1950) of a JSON array of integers. For each batch: the number of its pieces, then for each
     piece the index of its partition and the number of its offsets. A partition's first piece begins where the
-    partition's span begins, and each other piece where the piece before it ends."""
+    partition's span begins. Each later piece begins where the partition's previous piece ends."""
 
 
 def encode(batches: list[list[Piece]], spans: Spans) -> Ledger:

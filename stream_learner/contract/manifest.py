@@ -51,7 +51,7 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class Published(msgspec.Struct, frozen=True):
-    """An object of a release, and where the weights topic holds the same bytes. `chunks` is empty if it does not."""
+    """An object of a release, and its chunks in the weights topic. `chunks` is empty if the topic does not hold it."""
 
     object: Object
     chunks: list[Chunk]
@@ -146,8 +146,8 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     """The test samples, as safetensors: `images` uint8 [N, H, W, C], `labels` int64 [N] (indices into the label map;
     -1: a label the model does not know), `predictions` int64 [N]."""
     canary: Published
-    """A few of these images with the network's answers, as safetensors: `images` uint8 [N, H, W, C], `logits` float32
-    [N, classes]. A reader that computes other predictions must not use the release."""
+    """A few images of `evaluation` with the network's logits, as safetensors: `images` uint8 [N, H, W, C], `logits`
+    float32 [N, classes]. A reader that computes other predictions must not use the release."""
     onnx: OnnxGraph | None = None
     missing_formats: dict[Text, Text] = {}
     """Formats of `release.formats` that this release does not have, and the reasons."""
@@ -180,7 +180,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     p_value: float | None = None
     """One-sided exact McNemar test of the difference of the scores: the probability of a difference at least as large
     if both models were equally good. If `release.rule` is `not_worse`, the test is whether the candidate is worse. If
-    it is `better`, the test is whether the candidate is better. None when not tested."""
+    the rule is `better`, the test is whether the candidate is better. None when not tested."""
     negative_flip_rate: float | None = None
     """Share (0..1) of the validation samples that only the last release predicts correctly (Yan et al. 2021)."""
     old_class_drop: float | None = None
@@ -212,7 +212,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     epoch: Epoch
     """1, and one more each time that the run is started over (`run --fresh`)."""
     sequence: Sequence
-    """1 for the epoch's first checkpoint, then one more each time."""
+    """1 for the epoch's first checkpoint, then one more for each checkpoint."""
     predecessor: Digest | None
     """Digest of the previous manifest's bytes; None at sequence 1."""
     created_at: Time
@@ -235,7 +235,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Kafka's id of each input topic and of the checkpoints topic."""
     state: Object
     kept: Annotated[list[State], Meta(min_length=1)]
-    """The saved states that exist, in order of sequence. The last one is `state`."""
+    """The saved states that exist, in order of sequence. The last of these states is `state`."""
     parts: list[Object]
     """Objects that belong to states in `kept`: sealed segments of the memory. Several states may share an object."""
     released: bool
@@ -256,7 +256,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def order(self) -> tuple[int, int]:
-        """Epoch and sequence. A run's newest manifest has the highest ones."""
+        """Epoch and sequence. A run's newest manifest has the highest values."""
         return self.epoch, self.sequence
 
     def url(self, reference: Object) -> str:
@@ -324,7 +324,7 @@ def _check_times(manifest: Manifest) -> None:
 
 
 def _check_keys(manifest: Manifest) -> None:
-    """Raise ValueError when a key in the manifest is not one that the program chooses for this object."""
+    """Raise ValueError when the program would not choose a key in the manifest for its object."""
     run_id, release = manifest.run_id, manifest.release
     keys.check_object(manifest.state.key, run_id, manifest.sequence, keys.STATE)
     for kept in manifest.kept:

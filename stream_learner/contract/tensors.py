@@ -35,7 +35,7 @@ def decode(data: bytes) -> dict[str, np.ndarray]:
     """Decode the arrays of a safetensors file. Raises ValueError for other bytes."""
     try:
         return load(data)
-    # `load` raises its own error for damaged bytes, and the others for types that numpy lacks and impossible shapes.
+    # `load` raises its own error for damaged bytes, and other errors for types that numpy lacks or impossible shapes.
     except (SafetensorError, KeyError, RuntimeError, AssertionError, TypeError, ValueError) as error:
         if out_of_memory(error):
             raise

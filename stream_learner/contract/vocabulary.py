@@ -31,7 +31,7 @@ class Reason(StrEnum):
     """The record is larger than `input.max_record_bytes`, or the image exceeds `input.max_image_pixels` or another
     limit on images."""
     NO_LABEL = "no_label"
-    """There is no label, or it has no text."""
+    """There is no label, or the label has no text."""
     BAD_LABEL = "bad_label"
     """The label is not UTF-8 text of at most 256 bytes (in Unicode NFC), contains a control or formatting character, or
     is an integer of more than 64 bits."""
@@ -40,7 +40,7 @@ class Reason(StrEnum):
     RARE_LABEL = "rare_label"
     """The label is new, and fewer than `labels.min_records` records have carried it."""
     BAD_WEIGHT = "bad_weight"
-    """The weight is not a number, or negative, NaN or infinite."""
+    """The weight is not a number, or is negative, NaN or infinite."""
     UNKNOWN_SPLIT = "unknown_split"
     """The split is not train, validation or test."""
     UNTRUSTED_HELD_OUT = "untrusted_held_out"

@@ -72,8 +72,8 @@ class Recent(msgspec.Struct, frozen=True, kw_only=True):
 
     accuracy: Accuracy
     faded_accuracy: float
-    """Accuracy over the whole run. A sample's weight fades by 1/1,000 with each later one (Gama, Sebastiao, Rodrigues
-    2013)."""
+    """Accuracy over the whole run. A sample's weight fades by 1/1,000 with each later sample (Gama, Sebastiao,
+    Rodrigues 2013)."""
     kappa: float | None
     """Cohen's kappa: 1 is perfect, 0 is chance; None if chance is always right (one class)."""
     calibration_error: float | None
@@ -163,7 +163,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     forgetting: Forgetting | None = None
     """How far the candidate's recall on the test samples is below the best recall of earlier releases."""
     recent: Recent | None = None
-    """Predictions of the run's last training samples; None before the first."""
+    """Predictions of the run's last training samples; None before the first sample."""
     drift_count: int
     """Number of drifts found in this window."""
     drifts: list[Drift] = []
@@ -176,7 +176,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def order(self) -> tuple[int, int]:
-        """Epoch and sequence. A run's newest window has the highest ones."""
+        """Epoch and sequence. A run's newest window has the highest values."""
         return self.epoch, self.sequence
 
 

@@ -25,7 +25,7 @@ class Classes:
     """The classes of a run. Each label keeps its index forever.
 
     A class retires when the settings make its label an alias or no longer allow the label. The index of a retired class
-    is never used for another label. A label that returns gets its old index again, and otherwise counts as a new label.
+    is never used for another label. A label that returns counts as a new label, but gets its old index again.
     """
 
     def __init__(self, settings: Settings):
@@ -38,7 +38,7 @@ class Classes:
         self.retired: dict[int, int | None] = {}
         """Retired indices, in the order of retiring, each with the index that took over its samples, or None."""
         self.index_of: dict[Label, int] = {}
-        """Index of each label, including those of retired classes."""
+        """Index of each label, including labels of retired classes."""
         self._pending = Pending()
         self.labels_bytes = 0
         """Bytes of all labels as a JSON list, as in manifests."""
@@ -64,7 +64,7 @@ class Classes:
         return self._take(label)
 
     def _no_room_for(self, label: Label) -> str | None:
-        """Return why a label cannot become a class, None if it can."""
+        """Return why a label cannot become a class, or None if the label can."""
         new = label not in self.index_of
         if self.in_use >= self._max_classes or (new and len(self.labels) >= MAX_CLASSES):
             return (
@@ -130,8 +130,8 @@ class Pending:
 
     Misra and Gries 1982, "Finding repeated elements": while all 2,000 places are taken, each record with another label
     lowers every count by one. Counts are never too high, so labels that occur once never become classes. A count is too
-    low by at most 1/2,000 of the records counted here. So a label that more than 1 in 2,000 of these records carry
-    becomes a class.
+    low by at most 1/2,000 of the records counted here. So a label becomes a class if more than 1 in 2,000 of these
+    records carry it.
     """
 
     def __init__(self):

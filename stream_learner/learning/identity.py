@@ -29,9 +29,9 @@ DECIDING = {
     "split",
     "weights",
 }
-# Exceptions. Some settings only decide which records form a batch, and the ledger lists these records. `Arithmetic` has
-# the device and the threads. These settings of `[release]` affect only publishing. The digest has the others in
-# resolved form.
+# Exceptions. These settings of `[batch]` and `[input]` only decide which records form a batch, and the ledger lists the
+# records. `Arithmetic` has the device and the threads. These settings of `[release]` affect only publishing. The digest
+# has all other exceptions in resolved form.
 NOT_DECIDING: dict[str, set[str]] = {
     "batch": {"linger_s", "max_span"},
     "input": {"topics", "tombstones", "on_lost"},

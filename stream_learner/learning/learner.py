@@ -106,7 +106,7 @@ class Learner:
 
     @property
     def labels(self) -> list[Label]:
-        """Labels by class index, including those of retired classes."""
+        """Labels by class index, including labels of retired classes."""
         return self._classes.labels
 
     @property
@@ -303,7 +303,7 @@ class Learner:
             | {name: component.state_dict() for name, component in components.items()}
             | {
                 "records": self.records,
-                # A run that stopped after three such batches counts from 0 when it resumes.
+                # A run that stopped after three batches that were not finite counts from 0 when it resumes.
                 "non_finite_in_a_row": self._non_finite_in_a_row % NON_FINITE_IN_A_ROW,
             }
         )
@@ -347,7 +347,7 @@ class Learner:
             self._load_released(saved.released)
 
     def _load_released(self, state: StateDict) -> None:
-        """Take the last release from the state that was saved with it. Raises ValueError when it holds none."""
+        """Load the last release from the state that was saved with it. Raises ValueError when it does not fit."""
         stored = parse(state, Stored)
         classes = len(stored.labels)
         if stored.labels != self.labels[:classes]:

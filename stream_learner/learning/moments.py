@@ -41,7 +41,7 @@ def load_moments(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
             found = tensor(tensors, f"{index}/{name}", torch.float32, *shape)
             if name in ("step", "exp_avg_sq") and (found < 0).any():
                 raise ValueError(f"tensor {index}/{name} holds negative numbers")
-            # Moments take their parameter's device and memory layout; Adam's step count is a scalar of its own.
+            # Moments take their parameter's device and memory layout. Adam's step count is a scalar.
             moment = torch.empty_like(parameter) if shape else torch.empty_like(found, device=parameter.device)
             optimizer.state[parameter][name] = moment.copy_(found)
 

@@ -15,7 +15,7 @@ class Candidate:
 
     `parameters` is the network's state dict, and `retired` holds the indices of retired classes. `calibration_error` is
     measured on the validation samples, and `forgetting` on the test samples. `evaluation` holds the test samples and
-    the model's predictions on them. `logits`, float32 [N, classes], are its logits on them.
+    the model's predictions on them. `logits`, float32 [N, classes], are the model's logits on the test samples.
     """
 
     parameters: dict[str, Tensor]

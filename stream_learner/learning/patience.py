@@ -35,7 +35,7 @@ class Patience:
         self.refused = 0
         """Number of candidates since the last release that were refused because they were worse.
 
-        A roll-back does not reset it.
+        A roll-back does not reset this number.
         """
         self.learning_rate_factor = 1.0
 

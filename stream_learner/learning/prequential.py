@@ -56,7 +56,7 @@ class FadingMean:
 class Prequential:
     """Labels and predictions of the last `RECENT_SAMPLES` training samples.
 
-    All figures are computed from these, except the faded accuracy, which covers all samples.
+    All figures are computed from these samples, except the faded accuracy, which covers all samples so far.
     """
 
     def __init__(self):

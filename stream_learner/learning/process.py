@@ -1,4 +1,4 @@
-"""Settings of torch for the whole process. The program makes them once. Learners do not change them."""
+"""Settings of torch for the whole process. The program makes these settings once. Learners do not change them."""
 
 import torch
 

@@ -12,7 +12,7 @@ from stream_learner.networks.tensors import tensor
 class Randomness:
     """The random generators for a learner's initial parameters, dropout, replay and augmentation.
 
-    Dropout always draws from torch's default generators. So the learner computes with its own states in them.
+    Dropout always draws from torch's default generators. So they have the learner's states while it computes.
     """
 
     def __init__(self, seed: int, device: torch.device):

@@ -4,7 +4,8 @@ from torch import Tensor
 from stream_learner.learning.heads.prototype import Prototype
 from stream_learner.networks.tensors import tensor
 
-# In half decades, relative to the mean of G's diagonal. The order is descending, so that a tie chooses the larger one.
+# In half decades, relative to the mean of G's diagonal. The order is descending, so that a tie gives the
+# larger penalty.
 PENALTIES = [10.0 ** (exponent / 2) for exponent in range(4, -13, -1)]
 
 

@@ -132,7 +132,7 @@ class BalancedMemory:
         return self._cache.get(slots, self._columns["keys"][slots], self._decode)
 
     def add(self, sample: Sample, label: int, weight: float, admitted: int, logits: np.ndarray | None = None) -> None:
-        """Offer an item. It is kept if its key is among the q smallest of its class.
+        """Offer an item. The memory keeps the item if its key is among the q smallest keys of its class.
 
         `logits` are float32 [classes so far], and required with `stores_logits`.
         """

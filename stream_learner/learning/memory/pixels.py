@@ -8,7 +8,7 @@ CACHE_BYTES = 64 * 1024 * 1024
 
 
 class PixelCache:
-    """Cache of at most 64 MiB of decoded images. Several slots of a memory share a place.
+    """Cache of at most 64 MiB of decoded images. Several slots of a memory share a place in the cache.
 
     The cache affects no result, so it is not part of the state. Each place also holds the key of the item that the
     pixels belong to.

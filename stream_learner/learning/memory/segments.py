@@ -25,9 +25,10 @@ class Segments:
     """A log of byte strings in numbered segments.
 
     New data go to the open segment, the tail. All other segments are sealed: they never change, and may only be
-    dropped. When less than half of a segment is live, the caller should append its live bytes again and drop it
-    (log-structured storage: Rosenblum and Ousterhout 1992). Then all segments take at most twice the live bytes. The
-    calls and their order alone decide which segments are sealed, rewritten and dropped. Snapshots have no effect.
+    dropped. Bytes that are still used are live. When less than half of a segment is live, the caller should append the
+    live bytes again and drop the segment (log-structured storage: Rosenblum and Ousterhout 1992). Then all segments
+    take at most twice the live bytes. The calls and their order alone decide which segments are sealed, rewritten and
+    dropped. Snapshots have no effect.
     """
 
     def __init__(self, segment_bytes: int):
@@ -92,7 +93,7 @@ class Segments:
     def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of the tail, the digests of the sealed segments, and the numbers of all segments.
 
-        The bytes of the sealed segments are in `parts`, by digest. The last of the numbers is the tail's.
+        The bytes of the sealed segments are in `parts`, by digest. The last number is the tail's number.
         """
         digests = [bytes.fromhex(segment.digest.removeprefix("sha256:")) for segment in self._sealed.values()]
         return {

@@ -12,8 +12,8 @@ class DarkExperienceReplay(Strategy):
 
     Buzzega et al. 2020, "Dark Experience for General Continual Learning: a Strong, Simple Baseline" (arXiv:2004.07211).
     Only logits of classes that a step had trained when the sample arrived are compared. If an average is kept, the
-    stored logits are the average's. The paper draws from the memory twice. Here one draw serves both terms of the loss,
-    so that a step costs as much as with other strategies.
+    stored logits come from the average. The paper draws from the memory twice. Here one draw serves both terms of
+    the loss, so that a step costs as much as with other strategies.
     """
 
     stores_logits: ClassVar[bool] = True

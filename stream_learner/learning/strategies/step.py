@@ -60,7 +60,7 @@ class Strategy:
         raise NotImplementedError
 
     def retire(self, source: int, target: int | None) -> None:
-        """Note that class `source` retired. Its samples now belong to class `target`, or to no class if it is None.
+        """Note that class `source` retired. Its samples now belong to class `target`, or to no class (None).
 
         From now on, the logits of `source` are -1e30, and no sample has this label.
         """

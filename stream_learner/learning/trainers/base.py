@@ -129,7 +129,7 @@ class Trainer(ABC):
 
     @abstractmethod
     def _retire(self, source: int, target: int | None) -> None:
-        """Silence a row. The samples of its class now belong to class `target`, or to no class if it is None."""
+        """Silence a row. The samples of its class now belong to class `target`, or to no class if `target` is None."""
 
     @abstractmethod
     def _revive(self, row: int) -> None:

@@ -141,7 +141,7 @@ class StepTrainer(Trainer):
             self._average.grow(self.model.head)
 
     def _retire(self, source: int, target: int | None) -> None:
-        """Silence a row. If no step has trained the target's row, first copy the row to the target's.
+        """Silence a row. If no step has trained the target's row, first copy the source's row to it.
 
         So a renamed class loses nothing.
         """

@@ -29,7 +29,7 @@ class EventClock:
         return sorted(self._last_ms)[3 * len(self._last_ms) // 4] if self._last_ms else 0
 
     def observe(self, timestamps_ms: np.ndarray) -> np.ndarray:
-        """Add a batch. Return its timestamps [N], with the clock's time in place of unknown ones."""
+        """Add a batch. Return its timestamps [N], with the clock's time in place of unknown times."""
         is_known = (timestamps_ms >= LEAST_MS) & (timestamps_ms <= GREATEST_MS)
         self._last_ms = [*self._last_ms, *timestamps_ms[is_known].tolist()][-WINDOW:]
         return np.where(is_known, timestamps_ms, self.now_ms)

@@ -30,8 +30,9 @@ class Arrivals(NamedTuple):
 
     `record_weights`, float64 [N], are the records' weights, and `labels` class indices, int64 [N]. `probabilities()`
     returns the probability of each sample's own class under the model that predicts (the average, if one is kept),
-    float32 [N]. `released_probabilities()` returns the probability under the last release. It is 0 before the first
-    release, and for a class that the release does not know. Both functions compute only when they are called.
+    float32 [N]. `released_probabilities()` returns the probability under the last release. This probability is 0
+    before the first release, and for a class that the release does not know. Both functions compute only when they are
+    called.
     """
 
     record_weights: np.ndarray
@@ -66,7 +67,7 @@ class Policy(Protocol):
         return np.ones(len(times.admitted))
 
     def retire(self, source: int, target: int | None) -> None:
-        """Note that class `source` retired. Its samples now belong to class `target`, or to no class if it is None."""
+        """Note that class `source` retired. Its samples now belong to class `target`, or to no class (None)."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the running statistics."""

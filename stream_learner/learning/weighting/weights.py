@@ -63,7 +63,7 @@ class Weights:
         return np.clip(weights, 0, self._max_weight).astype(np.float32)
 
     def retire(self, source: int, target: int | None) -> None:
-        """Note that class `source` retired. Its samples now belong to class `target`, or to no class if it is None."""
+        """Note that class `source` retired. Its samples now belong to class `target`, or to no class (None)."""
         for policy in self._policies.values():
             policy.retire(source, target)
 
