@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# obstore raises Python's own FileNotFoundError and PermissionError where they fit.
+# For missing objects and missing rights, obstore raises Python's own FileNotFoundError and PermissionError.
 FAILURES = (BaseError, OSError)
 
 # Retries of one request to a bucket. They hide short failures. The caller gets, counts and retries longer failures.
@@ -36,7 +36,7 @@ Mode = Literal["create", "overwrite"]
 
 # Too many bytes for a file system to store without allocating disk space, so that the trial detects a full disk.
 TRIAL_BYTES = 64 * 1024
-# Trial objects that are older were left behind by a killed process, because a trial takes only seconds.
+# A trial takes only seconds, so a killed process must have left older trial objects behind.
 TRIAL_AGE = timedelta(hours=1)
 
 
@@ -155,7 +155,7 @@ class Store:
             raise StoreError(f"object {self.url}/{key} cannot be written: {_line(error)}") from error
 
     def get(self, key: str, max_bytes: int | None = None) -> bytes | None:
-        """Return an object's bytes, None if it does not exist.
+        """Return an object's bytes, or None if the object does not exist.
 
         Raises StoreError, and StateError when the object is larger than `max_bytes`. Such an object is not read.
         """

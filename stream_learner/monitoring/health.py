@@ -26,7 +26,7 @@ WHY_NOT_READY = {
     Phase.WAITING: "waiting for a checkpoint to be written",
     Phase.STOPPING: "stopping",
 }
-# Before the loop runs there are no beats. Lookups, downloads and restoring have time-outs of their own.
+# Before the loop runs there are no beats. Lookups, downloads and restoring have their own time-outs.
 WITHOUT_BEATS = (Phase.STARTING, Phase.RECOVERING)
 
 
@@ -54,7 +54,7 @@ class Health:
         self._heartbeat_s = self._heard_s = self._fetched_s = clock()
         self.phase = Phase.STARTING
         self.unanswered: tuple[str, float] = "", 0.0
-        """The input partition with the oldest unanswered fetch, and its age in seconds; 0 if there is none."""
+        """The input partition with the oldest unanswered fetch, and the age of this fetch in seconds, or 0."""
         self.waits_for: str | None = None
         """Reason why the input waits, if a record format has asked to wait."""
         self.answered_at = dict.fromkeys(Answer, time.time())
@@ -107,7 +107,7 @@ class Health:
         return f"the loop made no turn for {silence_s:.0f} s (monitoring.live_timeout_s = {self._live_timeout_s:g})"
 
     def why_not_ready(self) -> str | None:
-        """Return the reason why the worker is not ready, None while it learns records or waits for new ones."""
+        """Return the reason why the worker is not ready, None while it learns or waits for records."""
         return self.why_not_live() or self._why_cut_off() or WHY_NOT_READY[self.phase] or self.waits_for
 
     def _why_cut_off(self) -> str | None:

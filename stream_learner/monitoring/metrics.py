@@ -19,7 +19,7 @@ from stream_learner.monitoring.series import Series
 
 
 class Metrics:
-    """The worker's metrics in `registry`. Any thread may call the methods, but only one may call `observe`."""
+    """The worker's metrics in `registry`. Any thread may call the methods, but only one thread may call `observe`."""
 
     def __init__(
         self,

@@ -87,7 +87,7 @@ class Series:
         self.accuracy = gauge(
             "accuracy",
             "Accuracy, as a ratio from 0 to 1. prequential: over about the last "
-            f"{RECENT_SAMPLES} training samples, where older ones count less. recent: over exactly the last "
+            f"{RECENT_SAMPLES} training samples, where older samples count less. recent: over exactly the last "
             f"{RECENT_SAMPLES} training samples. validation, test: of the last release.",
             ("kind",),
         )

@@ -1,8 +1,9 @@
 """The monitoring port: a small HTTP server that answers probes even with many or slow clients.
 
-One thread serves all connections. At most 64 are open: a further one closes the oldest. So a probe is answered even
-while thousands of clients hold sockets open. Each connection serves one request and lasts at most ten seconds. The
-servers of libraries (waitress, uvicorn, aiohttp) stop accepting connections at their limit, or answer 503.
+One thread serves all connections. At most 64 connections are open: a further connection closes the oldest. So a probe
+is answered even while thousands of clients hold sockets open. Each connection serves one request and lasts
+at most ten seconds. The servers of libraries (waitress, uvicorn, aiohttp) stop accepting connections at their limit, or
+answer 503.
 """
 
 import asyncio

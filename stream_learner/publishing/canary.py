@@ -1,4 +1,4 @@
-"""A few test images with a candidate's answers, with which readers check that they compute the same network."""
+"""Test images with a candidate's logits. Readers check with them that they compute the same network."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ MAX_BYTES = 256 * 1024
 def canary(candidate: Candidate) -> Arrays:
     """Return `images`, uint8 [N, H, W, C], and `logits`, float32 [N, classes], of evenly spaced test images.
 
-    There are at most 16 images, and at least one of any size if there are test images.
+    There are at most 16 images, of at most 256 KiB in total. A single image may be larger.
     """
     images_NHWC, logits = candidate.evaluation["images"].numpy(), candidate.logits.numpy()
     fitting = MAX_BYTES // max(1, images_NHWC[:1].nbytes)

@@ -139,7 +139,7 @@ class CheckpointWriter:
 
     def _put(self, folder: str, sequence: int, snapshot: Snapshot, lag: Positions) -> Prepared:
         # First the parts, then the state that needs them, then the objects of a release. Writes are create-only and
-        # flushed to disk: a worker that was replaced can add objects, but cannot change existing ones.
+        # flushed to disk: a worker that was replaced can add objects, but cannot change existing objects.
         for name, data in snapshot.parts.items():
             if name not in self._parts:
                 self._parts[name] = self._store.put(keys.new_part(self._settings.run.id, sequence), data)
@@ -226,7 +226,7 @@ class CheckpointWriter:
             self._swept_at = clock()
 
     def _send_chunks(self, name: str, data: bytes) -> list[Any]:
-        # Compaction keeps the newest chunk of each key, so it keeps this release until the next one is committed.
+        # Compaction keeps the newest chunk of each key, so it keeps this release until the next release is committed.
         return [
             self._transaction.send(self._names.weights, data[start : start + CHUNK_BYTES], f"{name}/{number}".encode())
             for number, start in enumerate(range(0, len(data), CHUNK_BYTES))
@@ -330,7 +330,7 @@ class CheckpointWriter:
 
 
 def _inline(prepared: Prepared) -> dict[str, bytes]:
-    """Return the objects that the weights topic holds too, by their names."""
+    """Return the bytes of the objects that also go to the weights topic, by the objects' names."""
     return prepared.release.inline if prepared.release else {}
 
 

@@ -31,7 +31,7 @@ MOST_SHOWN = 3
 class Path:
     """The manifests that lead from the state of `start` to the checkpoint `end`.
 
-    If `start` is None, they begin with the first checkpoint.
+    If `start` is None, the manifests begin with the first checkpoint.
     """
 
     end: Manifest
@@ -41,7 +41,7 @@ class Path:
     offsets: int = 0
     """Number of input offsets that are learned on the path."""
     changes: list[str] = field(default_factory=list)
-    """Descriptions of changes of settings, program or machine, newest first. The last entry may count earlier ones."""
+    """Descriptions of changes of settings, program or machine, newest first. The last one may count earlier changes."""
 
     def manifests(self, history: History) -> Iterator[Manifest]:
         """Yield the manifests after `start` in order. Only one at a time is in memory."""
@@ -131,7 +131,7 @@ def made_otherwise(made: dict[str, str], other: dict[str, str]) -> str:
 
 
 def _target(settings: Settings, history: History, target: str) -> tuple[Manifest, int]:
-    """Return the manifest to rebuild and its offset in the history topic. If it is not there, return the end offset."""
+    """Return the manifest to rebuild and its offset in the history topic. If the topic lacks it, return the end."""
     try:
         if target.isdecimal():
             found = history.find(int(target))

@@ -88,8 +88,8 @@ def await_turn(
                     election.check_members()
                 if on_conflict == "exit":
                     raise ConflictError(
-                        f"another worker of run {settings.run.id!r} is alive; stop it first, or let this one stand by "
-                        "(run.on_conflict = standby)"
+                        f"another worker of run {settings.run.id!r} is alive; stop it first, or let this worker stand "
+                        "by (run.on_conflict = standby)"
                     )
                 if not standing_by:
                     log.info("standing by: another worker of the run is learning")
@@ -108,7 +108,10 @@ def await_turn(
 
 
 def _look(look: Callable[[], None], forgiving: tuple[type[Exception], ...]) -> None:
-    """Call `look`. Only log `forgiving` errors, because the active worker may still work. A take-over checks again."""
+    """Call `look`. Log errors in `forgiving` instead of raising them: the active worker may still work.
+
+    A take-over checks again.
+    """
     try:
         look()
     except forgiving as error:

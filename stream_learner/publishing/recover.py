@@ -79,7 +79,7 @@ class Recovery:
         self._seen: Checkpoint | None = None
 
     def look(self) -> None:
-        """Step 1: check everything, so that a worker with wrong settings does not end the active one. Change nothing.
+        """Step 1: check everything, so that wrong settings do not end the active worker. Change nothing.
 
         Do not wait for an open transaction of a killed worker: step 2 aborts it.
         """
@@ -171,7 +171,7 @@ class Recovery:
             return tensors.decode(data), document
         except ValueError as error:
             raise StateError(
-                f"the state {self._store.url}/{reference.key} does not fit the settings: {error}. Set them back, or "
+                f"the state {self._store.url}/{reference.key} does not fit the settings: {error}. Restore them, or "
                 "choose a new run.id"
             ) from None
 
@@ -196,7 +196,7 @@ class Recovery:
     def _check_nothing_was_published(self, checkpoints_topic_id: str) -> None:
         """Raise StateError if the run has published before.
 
-        Objects of sequence 1 alone are no sign of this: a killed first publication leaves them behind.
+        Objects of sequence 1 alone do not show this: a killed first publication leaves such objects behind.
         """
         settings, store, run_id = self._settings, self._store, self._settings.run.id
         first = f"{1:012d}-"
@@ -211,7 +211,7 @@ class Recovery:
         traces = [key for key in store.times(f"{run_id}/") if not key.startswith(harmless)]
         if traces or self._cluster.mirrored_positions():
             raise StateError(
-                f"run {run_id!r}, or another one with its prefix, has published before, but its checkpoints topic "
+                f"run {run_id!r}, or another run with its prefix, has published before, but its checkpoints topic "
                 "holds no manifest. Restore the topic from a backup, choose a new run.id and prefix, or start over "
                 "with `run --fresh` (everything learned is lost)"
             )
@@ -229,7 +229,7 @@ def check_positions(manifest: Manifest, first: Positions, end: Positions, on_los
         if missing := partitions.keys() - first[topic].keys():
             raise InputError(
                 f"{topic} has fewer partitions than before: {', '.join(map(str, sorted(missing)))} missing; choose "
-                "a new run.id to learn from the remaining ones"
+                "a new run.id to learn from the remaining partitions"
             )
         for partition in first[topic]:
             position = partitions.get(partition, 0)  # a partition added after the manifest starts at offset 0
