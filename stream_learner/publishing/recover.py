@@ -171,8 +171,8 @@ class Recovery:
             return tensors.decode(data), document
         except ValueError as error:
             raise StateError(
-                f"the state {self._store.url}/{reference.key} does not fit the settings: {error}. Restore them, or "
-                "choose a new run.id"
+                f"the state {self._store.url}/{reference.key} does not fit the settings: {error}. Change the settings "
+                "back, or choose a new run.id"
             ) from None
 
     def _fresh_start(self, ids: dict[str, str], epoch_in_topics: int) -> Recovered:
