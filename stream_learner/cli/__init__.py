@@ -1,6 +1,6 @@
 """Define the commands and their arguments, one file for each group. Other packages hold the logic."""
 
-from stream_learner.cli import laptop, outside, setup, worker
+from stream_learner.cli import following, laptop, outside, setup, worker
 from stream_learner.cli.app import app, exit_with, main
 
 __all__ = ["app", "exit_with", "main"]
@@ -13,4 +13,5 @@ app.command()(laptop.kafka)
 app.command()(setup.topics)
 app.command("config")(setup.show_config)
 app.command()(outside.status)
+app.command()(following.follow)
 app.command()(worker.rebuild)

@@ -13,7 +13,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.text import Text
 
 from stream_learner import config
-from stream_learner.config import Settings
+from stream_learner.config import FollowSettings, Settings
 from stream_learner.text import printable, printable_lines
 
 out = Console()
@@ -25,9 +25,19 @@ def load(config_file: Path | None, overrides: list[str] | None) -> Settings:
 
     If the command has to wait for Kafka, a terminal shows the Kafka client's messages about the connection.
     """
+    _show_wait()
+    return config.load(config_file, overrides)
+
+
+def load_follower(config_file: Path | None, overrides: list[str] | None) -> FollowSettings:
+    """Load the settings of a command that follows a run. See `load`."""
+    _show_wait()
+    return config.load_follower(config_file, overrides)
+
+
+def _show_wait() -> None:
     if err.is_terminal:
         logging.getLogger("kafka.bootstrap").addHandler(_Wait())
-    return config.load(config_file, overrides)
 
 
 class _Wait(logging.Handler):

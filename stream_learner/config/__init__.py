@@ -5,11 +5,18 @@ The docstring under a field is its documentation. `stream-learner config --schem
 
 from stream_learner.config.fields import MIB
 from stream_learner.config.learning import LearningSettings, ModelSettings, WeightsSettings
-from stream_learner.config.loading import load, schema, usage_error
+from stream_learner.config.loading import load, load_follower, schema, usage_error
 from stream_learner.config.operating import KafkaSettings, MonitoringSettings, RejectsSettings, RunSettings
 from stream_learner.config.publishing import CheckpointSettings, ReleaseSettings, TopicsSettings
 from stream_learner.config.reading import BatchSettings, InputSettings, LabelsSettings, SplitSettings
-from stream_learner.config.settings import ENV_PREFIX, MAX_SEGMENTS, AnySettings, ReaderSettings, Settings
+from stream_learner.config.settings import (
+    ENV_PREFIX,
+    MAX_SEGMENTS,
+    AnySettings,
+    FollowSettings,
+    ReaderSettings,
+    Settings,
+)
 
 __all__ = [
     "ENV_PREFIX",
@@ -18,6 +25,7 @@ __all__ = [
     "AnySettings",
     "BatchSettings",
     "CheckpointSettings",
+    "FollowSettings",
     "InputSettings",
     "KafkaSettings",
     "LabelsSettings",
@@ -33,6 +41,7 @@ __all__ = [
     "TopicsSettings",
     "WeightsSettings",
     "load",
+    "load_follower",
     "schema",
     "usage_error",
 ]

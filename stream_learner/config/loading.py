@@ -9,21 +9,23 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import InitSettingsSource, SettingsError
+from pydantic_settings import BaseSettings, InitSettingsSource, SettingsError
 
 from stream_learner.config.fields import KAFKA_NAME
-from stream_learner.config.settings import ENV_PREFIX, Settings
+from stream_learner.config.settings import ENV_PREFIX, FollowSettings, Settings
 from stream_learner.errors import UsageError
 
 # Variables that Kubernetes sets for a Service called stream-learner or stream-learner-x.
 SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT=\w+://.*|PORT_\d+_\w+(_PROTO|_PORT|_ADDR)?)(=|$)")
 # Pydantic's error for a default that depends on an invalid value.
 CONSEQUENCE = "default_factory_not_called"
+
+Loaded = TypeVar("Loaded", Settings, FollowSettings)
 
 
 def load(path: Path | None, overrides: list[str] | None = None) -> Settings:
@@ -32,21 +34,31 @@ def load(path: Path | None, overrides: list[str] | None = None) -> Settings:
     `path` is the TOML file, or None for the environment alone. `overrides` are `section.key=value`, with the value in
     TOML notation (bare words are strings). Raises UsageError, which names the field and a valid value.
     """
+    return _load(Settings, path, overrides)
+
+
+def load_follower(path: Path | None, overrides: list[str] | None = None) -> FollowSettings:
+    """Read the settings of a program that follows a run, as `load` does. Ignore other sections of a worker's file."""
+    return _load(FollowSettings, path, overrides)
+
+
+def _load(kind: type[Loaded], path: Path | None, overrides: list[str] | None) -> Loaded:
     if path is not None and not path.is_file():
         named = path if path.suffix == ".toml" else "of that name"  # the name may be a password
         raise UsageError(f"there is no settings file {named}; copy deploy/worker.example.toml to start")
 
     document: dict[str, Any] = {}
 
-    class Merged(Settings):
+    class Merged(kind):  # pyright: ignore[reportGeneralTypeIssues]
         @classmethod
         def settings_customise_sources(cls, settings_cls, init_settings, env_settings, **_):  # pyright: ignore
             return init_settings, env_settings, InitSettingsSource(settings_cls, document)
 
     try:
         if path is not None:
-            document |= tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin with a BOM
-        settings = Merged(**_nested(overrides or []))
+            text = path.read_text(encoding="utf-8-sig")  # some editors begin with a BOM
+            document |= _relevant(tomllib.loads(text), kind)
+        settings = Merged(**_relevant(_nested(overrides or []), kind))
         _reject_unknown_environment()
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
@@ -82,6 +94,12 @@ def _nested(overrides: list[str]) -> dict[str, Any]:
             value = text
         document.setdefault(sections[0], {})[key] = value
     return document
+
+
+def _relevant(document: dict[str, Any], kind: type[BaseSettings]) -> dict[str, Any]:
+    """Return a document without the sections that only a worker needs. Sections that nobody knows remain."""
+    ignored = Settings.model_fields.keys() - kind.model_fields.keys()
+    return {section: values for section, values in document.items() if section not in ignored}
 
 
 def _named(path: str) -> str:

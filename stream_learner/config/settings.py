@@ -161,4 +161,22 @@ class ReaderSettings(Section):
         return self.topics.prefix or self.run.id
 
 
+class FollowSettings(BaseSettings):
+    """The settings of a program that follows a run. They have the names that they have in a worker's settings."""
+
+    model_config = Settings.model_config
+
+    run: RunSettings
+    kafka: KafkaSettings = KafkaSettings()
+    topics: TopicsSettings = TopicsSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    security: SecuritySettings = SecuritySettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def store(self) -> str | None:
+        """Return `checkpoint.store`, None when it is not set: most releases are in the weights topic."""
+        return self.checkpoint.store if "store" in self.checkpoint.model_fields_set else None
+
+
 AnySettings = Settings | ReaderSettings

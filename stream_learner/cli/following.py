@@ -1,0 +1,57 @@
+"""The command `follow`, which writes the releases of a run to a directory."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stream_learner.cli.options import ConfigFile, Overrides
+from stream_learner.cli.output import load_follower
+from stream_learner.errors import ExitCode
+from stream_learner.run.signals import LEAVE_S, end_process, stop_on_signals
+
+
+class Layout(StrEnum):
+    PLAIN = "plain"
+    TRITON = "triton"
+
+
+def follow(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    *,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Directory to write. One process at a time.")],
+    layout: Annotated[
+        Layout,
+        typer.Option(
+            help="`plain`: a folder for each release, and the link `current`. `triton`: a model of a Triton model "
+            "repository."
+        ),
+    ] = Layout.PLAIN,
+    keep: Annotated[
+        int | None,
+        typer.Option(min=1, help="Delete all but this number of newest releases. Default: all.", show_default=False),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Write the newest release and exit.")] = False,
+    notify: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Post a JSON document to this URL for each release.", show_default=False),
+    ] = None,
+) -> None:
+    """Write each verified release of a run to a directory for other servers, until stopped."""
+    stop = stop_on_signals(lambda: LEAVE_S, at_once=lambda: True)
+    from stream_learner.follow import delivery
+    from stream_learner.follow.directories import open_directory
+    from stream_learner.follow.notices import Notices
+    from stream_learner.monitoring import logs
+
+    settings = load_follower(config_file, overrides)
+    logs.configure(settings.log.level, settings.log.format)
+    notices = Notices(notify, stop) if notify else None
+    with open_directory(to, layout, settings.run.id, keep) as directory:
+        if once:
+            delivery.deliver_newest(settings, directory, notices)
+        else:
+            delivery.deliver_all(settings, directory, notices, stop)
+    end_process(ExitCode.OK)

@@ -1,0 +1,72 @@
+"""Writes the releases of a run to a directory as they are published, and notifies a server."""
+
+import threading
+from typing import Any
+
+import structlog
+
+from stream_learner.config import FollowSettings
+from stream_learner.errors import StateError
+from stream_learner.follow.directories import Directory
+from stream_learner.follow.follower import Follower
+from stream_learner.follow.notices import Notices
+from stream_learner.follow.reading import read_release
+from stream_learner.follow.releases import Release, check_runtime
+
+log = structlog.get_logger()
+
+
+def deliver_newest(settings: FollowSettings, directory: Directory, notices: Notices | None) -> None:
+    """Write the newest release of a run. Raises the errors of `read_release` and `Directory.put`."""
+    check_runtime()
+    release = read_release(**_arguments(settings))
+    release.check()
+    _deliver(release, directory, notices)
+
+
+def deliver_all(settings: FollowSettings, directory: Directory, notices: Notices | None, stop: threading.Event) -> None:
+    """Write the newest release of a run, and each later one, until `stop` is set.
+
+    Skip releases that do not verify or lack what the layout needs. Raises the errors of `Follower`, and StoreError when
+    the directory cannot be written.
+    """
+    follower = Follower(**_arguments(settings), keep=1)
+
+    def close() -> None:
+        stop.wait()
+        follower.close()
+
+    threading.Thread(target=close, name="end of following", daemon=True).start()
+    try:
+        for release in follower:
+            try:
+                _deliver(release, directory, notices)
+            except StateError as error:
+                log.warning("a release is not written; the last one stays current", why=str(error))
+    finally:
+        stop.set()
+
+
+def _arguments(settings: FollowSettings) -> dict[str, Any]:
+    return {
+        "run_id": settings.run.id,
+        "kafka": settings.kafka,
+        "prefix": settings.topics.prefix,
+        "verify_key_files": settings.security.verify_key_files,
+        "store": settings.store,
+    }
+
+
+def _deliver(release: Release, directory: Directory, notices: Notices | None) -> None:
+    path, described = str(directory.put(release)), release.described
+    log.info("release written", sequence=described.sequence, epoch=release.manifest.epoch, path=path)
+    if notices:
+        notices.post(
+            {
+                "run": release.manifest.run_id,
+                "epoch": release.manifest.epoch,
+                "sequence": described.sequence,
+                "path": path,
+                "digest": described.object.digest,
+            }
+        )

@@ -1,0 +1,288 @@
+"""Directories of releases for other servers. No reader ever sees half of a release.
+
+A release is written beside the others under a temporary name, and then renamed. After that, one more rename makes it
+the current one. A process that is killed leaves at most a temporary name, which the next one removes.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import ClassVar, Self
+
+import msgspec
+
+from stream_learner.contract.manifest import encode
+from stream_learner.errors import StateError, StoreError, UsageError
+from stream_learner.follow.releases import Release
+from stream_learner.inference.onnx import INPUT, OUTPUTS
+from stream_learner.inference.onnx_file import self_contained
+from stream_learner.inference.predictions import BATCH
+from stream_learner.text import printable
+
+# Temporary names: a release that is written, one that is deleted, and what will name the current one.
+NEW, OLD, NEXT = ".stream-learner-new", ".stream-learner-old", ".stream-learner-next"
+MANIFEST = "manifest.json"
+# Triton serves the versions of one model, so releases of a later epoch need other numbers.
+VERSIONS_OF_AN_EPOCH = 10**9
+
+
+class _Object(msgspec.Struct, frozen=True):
+    digest: str
+
+
+class _Release(msgspec.Struct, frozen=True):
+    sequence: int
+    object: _Object
+
+
+class _Written(msgspec.Struct, frozen=True):
+    """The part of a release's manifest that identifies the release."""
+
+    run_id: str
+    epoch: int
+    release: _Release
+
+
+class Directory(ABC):
+    """A directory with a folder for each release of a run. One process at a time writes it.
+
+    All methods raise StoreError when the directory cannot be written.
+    """
+
+    names: ClassVar[re.Pattern[str]]
+    """Names of the folders of releases."""
+
+    def __init__(self, path: Path, keep: int | None = None):
+        """Create the directory, or continue it. `keep` is the number of newest releases that are not deleted.
+
+        Raises UsageError when another process writes it.
+        """
+        self.path = path.absolute()
+        self._keep = keep
+        with self._writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            for name in (NEW, OLD, NEXT):
+                self._delete(name)
+
+    def put(self, release: Release) -> Path:
+        """Write a release if it is not there, make it the current one, and delete the ones that are not kept.
+
+        Return the release's folder. Raises StateError when the release lacks what the layout needs.
+        """
+        written = _Written(
+            release.manifest.run_id,
+            release.manifest.epoch,
+            _Release(release.described.sequence, _Object(release.described.object.digest)),
+        )
+        with self._writing():
+            name = self._put(release, written)
+            self._make_current(name, release)
+            self._delete_old(name, written.run_id)
+        return self.path / name
+
+    def close(self) -> None:
+        """Let other processes write the directory."""
+        os.close(self._locked)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def _name(self, epoch: int, sequence: int, attempt: int) -> str:
+        """Return the name of a release's folder, and other names with `attempt` 1, 2 and so on."""
+
+    @abstractmethod
+    def _files(self, release: Release) -> dict[str, bytes]:
+        """Return the files of a release. Raises StateError when it lacks what the layout needs."""
+
+    @abstractmethod
+    def _make_current(self, name: str, release: Release) -> None: ...
+
+    def _lock(self) -> None:
+        self._locked = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another process writes releases to {self.path}; use another directory") from None
+
+    def _put(self, release: Release, written: _Written) -> str:
+        """Write a release if it is not there. Return the name of its folder."""
+        attempt = 0
+        name = self._name(*release.order, attempt)
+        # A name is taken by another release when the run's topics were created again.
+        while os.path.lexists(self.path / name) and self._written(name) != written:
+            attempt += 1
+            name = self._name(*release.order, attempt)
+        if not os.path.lexists(self.path / name):
+            self._write(name, self._files(release))
+        return name
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"{self.path} cannot be written: {error.strerror}; free disk space, give the rights, or use another "
+                "directory"
+            ) from None
+
+    def _write(self, name: str, files: dict[str, bytes]) -> None:
+        new = self.path / NEW
+        new.mkdir()
+        try:
+            for file, content in files.items():
+                _write(new / file, content)
+            _sync(new)
+            new.rename(self.path / name)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        _sync(self.path)
+
+    def _written(self, name: str) -> _Written | None:
+        """Return which release a folder holds, None when this program did not write it."""
+        folder = self.path / name
+        if not self.names.fullmatch(name) or folder.is_symlink():
+            return None
+        with suppress(OSError, msgspec.DecodeError):
+            return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Written)
+
+    def _delete_old(self, current: str, run_id: str) -> None:
+        if self._keep is None:
+            return
+        written = {name: self._written(name) for name in os.listdir(self.path) if name != current}
+        others = [name for name, found in written.items() if found and found.run_id == run_id]
+        others.sort(key=lambda name: ((self.path / name).stat().st_mtime_ns, name), reverse=True)
+        for name in others[self._keep - 1 :]:
+            (self.path / name).rename(self.path / OLD)
+            self._delete(OLD)
+
+    def _delete(self, temporary: str) -> None:
+        path = self.path / temporary
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class Plain(Directory):
+    """`<epoch>-<sequence>/` for each release, and a symbolic link `current` to the newest one."""
+
+    names = re.compile(r"\d{4,}-\d{8,}(\.\d+)?")
+
+    def _name(self, epoch: int, sequence: int, attempt: int) -> str:
+        return f"{epoch:04}-{sequence:08}" + (f".{attempt}" if attempt else "")
+
+    def _files(self, release: Release) -> dict[str, bytes]:
+        described = release.described
+        files = {
+            "release.safetensors": release.data,
+            MANIFEST: encode(release.manifest),
+            "labels.json": encode(release.labels),
+            "preprocessing.json": encode(described.preprocessing),
+        }
+        if release.graph is not None:
+            files |= {"graph.onnx": release.graph, "model.onnx": _model(release, release.graph)}
+        return files
+
+    def _make_current(self, name: str, release: Release) -> None:  # noqa: ARG002
+        link, current = self.path / NEXT, self.path / "current"
+        if current.is_symlink() and os.readlink(current) == name:
+            return
+        link.symlink_to(name)
+        link.replace(current)
+        _sync(self.path)
+
+
+class Triton(Directory):
+    """A model of a Triton model repository: `<version>/model.onnx`, and `config.pbtxt`, which names the version to use.
+
+    The version is the release's sequence. Labels and the number of classes may differ between versions. Therefore
+    `config.pbtxt` names one version, and is replaced when the version is complete.
+    """
+
+    names = re.compile(r"[1-9]\d*")
+
+    def _name(self, epoch: int, sequence: int, attempt: int) -> str:
+        return str((epoch - 1 + attempt) * VERSIONS_OF_AN_EPOCH + sequence)
+
+    def _files(self, release: Release) -> dict[str, bytes]:
+        if release.graph is None:
+            why = release.described.missing_formats.get("onnx", "see release.formats of the worker")
+            raise StateError(f"{release} has no ONNX graph ({why}), which the layout triton needs")
+        lines = [printable(str(label)) + "\n" for label in release.labels]
+        return {
+            "model.onnx": _model(release, release.graph),
+            "labels.txt": "".join(lines).encode(),
+            MANIFEST: encode(release.manifest),
+        }
+
+    def _make_current(self, name: str, release: Release) -> None:
+        config, new = self.path / "config.pbtxt", self.path / NEXT
+        text = _triton_config(self.path.name, name, release).encode()
+        if config.is_file() and config.read_bytes() == text:
+            return
+        _write(new, text)
+        new.replace(config)
+        _sync(self.path)
+
+
+def open_directory(path: Path, layout: str, run_id: str, keep: int | None = None) -> Directory:
+    """Open a directory of the layout `plain` or `triton`. Raises StoreError, UsageError."""
+    return Triton(path / run_id, keep) if layout == "triton" else Plain(path, keep)
+
+
+def _model(release: Release, graph: bytes) -> bytes:
+    try:
+        return self_contained(graph, release.arrays())
+    except ValueError as error:
+        raise StateError(f"{release} cannot be written as one ONNX file: {error}; wait for the next release") from None
+
+
+def _triton_config(model: str, version: str, release: Release) -> str:
+    """Write a ModelConfig (https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto)."""
+    shown = release.described.preprocessing
+    outputs = ",\n".join(
+        f'  {{ name: "{name}" data_type: TYPE_FP32 dims: [ {len(release.labels)} ] '
+        f'label_filename: "{version}/labels.txt" }}'
+        for name in OUTPUTS
+    )
+    return f"""\
+name: "{model}"
+platform: "onnxruntime_onnx"
+max_batch_size: {BATCH}
+input [
+  {{ name: "{INPUT}" data_type: TYPE_UINT8 dims: [ {shown.height}, {shown.width}, {shown.channels} ] }}
+]
+output [
+{outputs}
+]
+version_policy {{ specific {{ versions: [ {version} ] }} }}
+dynamic_batching {{ }}
+"""
+
+
+def _write(file: Path, content: bytes) -> None:
+    with file.open("xb") as written:
+        written.write(content)
+        written.flush()
+        os.fsync(written.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

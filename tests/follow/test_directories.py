@@ -1,0 +1,228 @@
+"""Directories of releases: what is in them, and what a reader sees while a writer is killed."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from command_line import DEADLINE_S, processes
+from released import CLASSES, write_endlessly
+from released import release as any_release
+
+from stream_learner.contract import tensors
+from stream_learner.contract.manifest import digest
+from stream_learner.errors import StateError, StoreError, UsageError
+from stream_learner.follow.directories import NEW, NEXT, OLD, Plain, open_directory
+
+KILLS = 8
+KEEP = 30
+FILES = {"release.safetensors", "manifest.json", "labels.json", "preprocessing.json", "graph.onnx", "model.onnx"}
+FLOAT, UINT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8
+
+
+def graph() -> bytes:
+    """A network that answers with its only parameter, for each image."""
+    weight = onnx.TensorProto(name="network.weight", data_type=FLOAT, dims=[1, CLASSES])
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="parameters")
+    value = onnx.helper.make_tensor_value_info
+    made = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["network.weight"], [name]) for name in ("logits", "probabilities")],
+        "constant",
+        [value("images", UINT8, ["N", 8, 8, 1])],
+        [value(name, FLOAT, [1, CLASSES]) for name in ("logits", "probabilities")],
+        [weight],
+    )
+    model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    return model.SerializeToString()
+
+
+GRAPH = graph()
+release = partial(any_release, graph=GRAPH)
+
+
+def whole(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a release's folder. Fails when a file is missing or damaged."""
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    parameters = (folder / "release.safetensors").read_bytes()
+    assert digest(parameters) == manifest["release"]["object"]["digest"]
+    assert {file.name for file in folder.iterdir()} == FILES
+    assert (folder / "graph.onnx").read_bytes() == GRAPH
+    (weight,) = onnx.load(folder / "model.onnx").graph.initializer
+    assert weight.raw_data == tensors.decode(parameters)["weight"].tobytes()
+    assert json.loads((folder / "labels.json").read_bytes()) == manifest["release"]["labels"]
+    return manifest
+
+
+def names(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def test_a_reader_sees_whole_releases_while_the_writer_is_killed(tmp_path: Path) -> None:
+    path, chance = tmp_path / "releases", random.Random(0)
+    for _ in range(KILLS):
+        writer = processes.Process(target=write_endlessly, args=(path, GRAPH, KEEP), daemon=True)
+        before, deadline = current(path), time.monotonic() + DEADLINE_S
+        writer.start()
+        while current(path) == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        end = time.monotonic() + chance.uniform(0.02, 0.2)
+        while time.monotonic() < end:
+            read_current(path)
+        assert writer.is_alive()
+        writer.kill()
+        writer.join()
+        read_current(path)
+        for folder in path.glob("0*"):
+            whole(folder)
+    with Plain(path, KEEP):
+        assert not {NEW, OLD, NEXT} & {*names(path)}
+
+
+def current(path: Path) -> int:
+    """Return the sequence of the current release, 0 before the first."""
+    link = path / "current"
+    return int(os.readlink(link).split("-")[1]) if link.is_symlink() else 0
+
+
+def read_current(path: Path) -> None:
+    """The current release must be whole, unless KEEP later ones have replaced it."""
+    folder = path / os.readlink(path / "current")
+    sequence = int(folder.name.split("-")[1])
+    try:
+        assert whole(folder)["sequence"] == sequence
+    except FileNotFoundError:
+        assert current(path) >= sequence + KEEP
+
+
+def test_a_release_that_is_there_is_not_written_again(tmp_path: Path) -> None:
+    with Plain(tmp_path) as directory:
+        folder = directory.put(release(7))
+        before = folder.stat()
+        (tmp_path / "current").unlink()
+    with Plain(tmp_path) as directory:
+        assert directory.put(release(7)) == folder
+    assert folder.stat() == before
+    assert os.readlink(tmp_path / "current") == folder.name == "0001-00000007"
+
+
+def test_a_later_epoch_and_topics_that_were_made_again(tmp_path: Path) -> None:
+    with Plain(tmp_path) as directory:
+        first = directory.put(release(7))
+        again = directory.put(release(7, value=1))
+        later = directory.put(release(2, epoch=2))
+        assert directory.put(release(7, value=1)) == again
+    assert [first.name, again.name, later.name] == ["0001-00000007", "0001-00000007.1", "0002-00000002"]
+    assert (tmp_path / "current").resolve() == again
+    assert whole(first)["release"] != whole(again)["release"]
+
+
+@pytest.mark.parametrize("layout", ["plain", "triton"])
+def test_only_what_was_written_is_deleted(tmp_path: Path, layout: str) -> None:
+    with open_directory(tmp_path, layout, "digits", keep=2) as directory:
+        path, first = directory.path, directory.put(release(1))
+        others = {"0000-00000001", "notes.txt", "12", "backup", "0001-00000009"}
+        for name in others - {"notes.txt", "backup", "0001-00000009"}:
+            (path / name).mkdir()
+        (path / "notes.txt").touch()
+        shutil.copytree(first, path / "backup")
+        (path / "0001-00000009").symlink_to("backup")
+        kept = [directory.put(release(sequence)) for sequence in (2, 3, 4, 5)][-2:]
+    link = {"current"} if layout == "plain" else {"config.pbtxt"}
+    assert {*names(path)} == others | {folder.name for folder in kept} | link
+
+
+def test_the_current_release_stays(tmp_path: Path) -> None:
+    with Plain(tmp_path, keep=1) as directory:
+        directory.put(release(9))
+        folder = directory.put(release(3))
+        assert names(tmp_path) == [folder.name, "current"]
+
+
+def test_leftovers_are_removed_and_readers_may_read(tmp_path: Path) -> None:
+    (tmp_path / NEW).mkdir()
+    (tmp_path / NEW / "release.safetensors").touch()
+    (tmp_path / OLD).mkdir()
+    (tmp_path / NEXT).symlink_to("nowhere")
+    before = os.umask(0o022)
+    with Plain(tmp_path) as directory:
+        folder = directory.put(release(1))
+    os.umask(before)
+    assert names(tmp_path) == [folder.name, "current"]
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert {(file.name, file.stat().st_mode & 0o777) for file in folder.iterdir()} == {(name, 0o644) for name in FILES}
+
+
+def test_one_process_writes(tmp_path: Path) -> None:
+    with Plain(tmp_path), pytest.raises(UsageError, match="another process writes releases"):
+        Plain(tmp_path)
+    with Plain(tmp_path), open_directory(tmp_path, "triton", "digits"):
+        pass
+
+
+def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot be written: Not a directory"):
+        Plain(tmp_path / "file" / "releases")
+    (tmp_path / "releases" / "current").mkdir(parents=True)
+    with Plain(tmp_path / "releases") as directory, pytest.raises(StoreError, match="Is a directory"):
+        directory.put(release(1))
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    """The release before stays, and nothing of the new one. A limit on the size of files is met as a full disk is."""
+    with Plain(tmp_path) as directory:
+        first = directory.put(release(1))
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            with pytest.raises(StoreError, match="cannot be written: File too large"):
+                directory.put(release(2))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names(tmp_path) == [first.name, "current"]
+    assert whole(tmp_path / "current")["sequence"] == 1
+
+
+def test_triton(tmp_path: Path) -> None:
+    with open_directory(tmp_path, "triton", "digits") as directory:
+        first = directory.put(release(7))
+        assert first == tmp_path / "digits" / "7"
+        assert (first / "labels.txt").read_text() == "cat\n7\né\n"
+        assert (tmp_path / "digits" / "config.pbtxt").read_text() == CONFIG
+        with pytest.raises(StateError, match=r"has no ONNX graph \(a reason\), which the layout triton needs"):
+            directory.put(release(8, graph=None))
+        later = directory.put(release(2, epoch=2))
+    assert later.name == "1000000002"
+    assert "versions: [ 1000000002 ]" in (tmp_path / "digits" / "config.pbtxt").read_text()
+    assert names(tmp_path / "digits") == ["1000000002", "7", "config.pbtxt"]
+
+
+CONFIG = """\
+name: "digits"
+platform: "onnxruntime_onnx"
+max_batch_size: 256
+input [
+  { name: "images" data_type: TYPE_UINT8 dims: [ 8, 8, 1 ] }
+]
+output [
+  { name: "logits" data_type: TYPE_FP32 dims: [ 3 ] label_filename: "7/labels.txt" },
+  { name: "probabilities" data_type: TYPE_FP32 dims: [ 3 ] label_filename: "7/labels.txt" }
+]
+version_policy { specific { versions: [ 7 ] } }
+dynamic_batching { }
+"""
+
+
+def test_a_plain_release_without_a_graph(tmp_path: Path) -> None:
+    with Plain(tmp_path) as directory:
+        folder = directory.put(release(1, graph=None))
+    assert {*names(folder)} == FILES - {"graph.onnx", "model.onnx"}
