@@ -16,6 +16,8 @@ from stream_learner.streams.connection import kafka_failures, reader
 from stream_learner.streams.reader import Reader
 
 POLL_MS = 200
+# Offsets between the objects of two transactions: the end of the first one takes an offset.
+MAX_GAP = 2
 
 
 class Chunks:
@@ -28,7 +30,8 @@ class Chunks:
         self._doing = f"reading topic {self._topic}"
         self._clock = clock
         with kafka_failures(settings.kafka, self._doing, "Read"):
-            self._consumer: Reader = reader(settings.kafka)
+            # One record a poll: the rest of a response stays with the client, for the next object.
+            self._consumer: Reader = reader(settings.kafka, max_poll_records=1)
 
     def read(self, chunks: Sequence[Chunk]) -> bytes | None:
         """Return the joined bytes of an object, or None when the weights topic does not hold all of its chunks.
@@ -53,21 +56,32 @@ class Chunks:
     def _read_partition(self, place: TopicPartition, wanted: deque[int], parts: list[bytes]) -> bool:
         consumer, timeout_s = self._consumer, self._settings.recovery.timeout_s
         deadline = self._clock() + timeout_s
-        consumer.assign([place])
-        consumer.beginning_offsets([place])  # fails if the user lacks a right; `poll` would wait
-        consumer.seek(place, wanted[0])
+        # An object behind the last one that was read needs no request, or one. All others need three.
+        continues = consumer.assignment() == {place} and 0 <= wanted[0] - consumer.at(place) <= MAX_GAP
+        if not continues:
+            self._go_to(place, wanted[0])
         while wanted:
             before = len(parts)
-            if not _take(consumer, place, wanted, parts):
-                return False
+            is_held = _take(consumer, place, wanted, parts)
             if len(parts) > before:
                 deadline = self._clock() + timeout_s
+            elif continues:
+                # The topic may be a new one, or the user may have lost a right.
+                continues = False
+                self._go_to(place, wanted[0])
+            elif not is_held:
+                return False
             elif self._clock() > deadline:
                 raise KafkaUnavailableError(
                     f"the release's chunk at offset {wanted[0]} of {place.topic}[{place.partition}] could not be read "
                     f"within recovery.timeout_s = {timeout_s:g}; check that the brokers are up"
                 )
         return True
+
+    def _go_to(self, place: TopicPartition, offset: int) -> None:
+        self._consumer.assign([place])
+        self._consumer.seek(place, offset)
+        self._consumer.beginning_offsets([place])  # fails if the user lacks a right; `poll` would wait
 
 
 def _take(consumer: Reader, place: TopicPartition, wanted: deque[int], parts: list[bytes]) -> bool:
