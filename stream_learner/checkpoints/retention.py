@@ -1,12 +1,14 @@
-"""Retention: the states that are kept, and the objects that may be deleted."""
+"""Retention: the states and releases that are kept, and the objects that may be deleted."""
 
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from msgspec.structs import replace
 
 from stream_learner.checkpoints.store import Store
-from stream_learner.contract.manifest import Manifest, Object, State
+from stream_learner.config import MAX_RELEASES
+from stream_learner.contract.manifest import Manifest
+from stream_learner.contract.objects import Earlier, Object, State
 from stream_learner.errors import StoreError
 
 ORPHAN_AGE = timedelta(hours=24)
@@ -30,6 +32,20 @@ def keep(existing: list[State], new: State, count: int) -> list[State]:
     return [state for state in states if state.sequence in wanted]
 
 
+def keep_releases(earlier: list[Earlier], count: int, days: float | None, now: str) -> list[Earlier]:
+    """Return the earlier releases to keep: the newest `count`, including the last release, and those of the last days.
+
+    With the last release, these are at most MAX_RELEASES. `now` is the time of the new manifest.
+    """
+    since = datetime.fromisoformat(now) - timedelta(days=days) if days is not None else None
+    kept = [
+        release
+        for place, release in enumerate(reversed(earlier), start=2)
+        if place <= count or (since and place <= MAX_RELEASES and datetime.fromisoformat(release.created_at) > since)
+    ]
+    return kept[::-1]
+
+
 def share(kept: list[State], parts: dict[int, list[Object]]) -> tuple[list[State], list[Object]]:
     """Return the states and one shared list of parts.
 
@@ -42,17 +58,13 @@ def share(kept: list[State], parts: dict[int, list[Object]]) -> tuple[list[State
 
 
 def delete_dropped(store: Store, before: Manifest, after: Manifest) -> None:
-    """Delete the objects of checkpoints and the parts of states that `before` keeps and `after` does not.
+    """Delete the objects that `before` names and `after` does not.
 
     This process must have committed `after`. A worker that was replaced cannot commit, so it never deletes objects that
     the new active worker names. Raises StoreError.
     """
-    kept = {folder(state.object.key) for state in after.kept}
-    for state in before.kept:
-        if folder(state.object.key) not in kept:
-            store.delete(list(store.times(folder(state.object.key))))
-    parts = {part.key for part in after.parts}
-    store.delete([part.key for part in before.parts if part.key not in parts])
+    named = {found.key for found in after.objects()}
+    store.delete([found.key for found in before.objects() if found.key not in named])
 
 
 def sweep_orphans(store: Store, run_id: str, manifest: Manifest) -> None:
@@ -60,8 +72,7 @@ def sweep_orphans(store: Store, run_id: str, manifest: Manifest) -> None:
 
     The age is measured by the store's clock, relative to the state of the newest manifest. Raises StoreError.
     """
-    kept = {folder(state.object.key) for state in manifest.kept}
-    parts = {part.key for part in manifest.parts}
+    named = {found.key for found in manifest.objects()}
     objects = store.times(f"{run_id}/")
     now = objects.get(manifest.state.key)
     if now is None:
@@ -71,12 +82,7 @@ def sweep_orphans(store: Store, run_id: str, manifest: Manifest) -> None:
 
     def is_orphan(key: str) -> bool:
         name = key.removeprefix(f"{run_id}/")
-        of_a_checkpoint = bool(CHECKPOINT.match(name)) and folder(key) not in kept
-        return of_a_checkpoint or (bool(PART.match(name)) and key not in parts) or bool(STAGED.search(name))
+        written = CHECKPOINT.match(name) or PART.match(name)
+        return bool(written and key not in named) or bool(STAGED.search(name))
 
     store.delete([key for key, written in objects.items() if now - written > ORPHAN_AGE and is_orphan(key)])
-
-
-def folder(key: str) -> str:
-    """Return the folder of one checkpoint's objects."""
-    return key.rsplit("/", 1)[0]

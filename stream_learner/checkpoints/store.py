@@ -17,7 +17,8 @@ import structlog
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
-from stream_learner.contract.manifest import Object, digest
+from stream_learner.contract.manifest import digest
+from stream_learner.contract.objects import Object
 from stream_learner.errors import StateError, StoreError, UsageError
 
 if TYPE_CHECKING:

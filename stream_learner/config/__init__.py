@@ -7,7 +7,7 @@ from stream_learner.config.fields import MIB
 from stream_learner.config.learning import LearningSettings, ModelSettings, WeightsSettings
 from stream_learner.config.loading import load, load_follower, schema, usage_error
 from stream_learner.config.operating import KafkaSettings, MonitoringSettings, RejectsSettings, RunSettings
-from stream_learner.config.publishing import CheckpointSettings, ReleaseSettings, TopicsSettings
+from stream_learner.config.publishing import MAX_RELEASES, CheckpointSettings, ReleaseSettings, TopicsSettings
 from stream_learner.config.reading import BatchSettings, InputSettings, LabelsSettings, SplitSettings
 from stream_learner.config.settings import (
     ENV_PREFIX,
@@ -20,6 +20,7 @@ from stream_learner.config.settings import (
 
 __all__ = [
     "ENV_PREFIX",
+    "MAX_RELEASES",
     "MAX_SEGMENTS",
     "MIB",
     "AnySettings",

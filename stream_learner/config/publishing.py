@@ -27,6 +27,10 @@ class TopicsSettings(Section):
     """Replicas of the output topics. -1 takes the cluster's default."""
 
 
+# A manifest lists the releases that are kept, so their number is limited.
+MAX_RELEASES = 100
+
+
 class ReleaseSettings(Section):
     every_records: PositiveInt = 5_000
     """Input records between two release decisions."""
@@ -54,6 +58,11 @@ class ReleaseSettings(Section):
     format_wait_s: NonNegativeFloat = 15.0
     """Seconds that a release may wait for the export of its graph. After that it is published without a graph, and the
     export continues for the next release."""
+    keep: Annotated[PositiveInt, Field(le=MAX_RELEASES)] = 10
+    """Number of newest releases, including the last one, whose objects stay in the store."""
+    keep_days: Annotated[float, Field(gt=0, le=3650)] | None = None
+    """Days after which the objects of a release may be deleted. Until then they stay too, for at most 100 releases in
+    all. When unset, only `keep` decides."""
 
     @field_validator("formats")
     @classmethod

@@ -10,6 +10,7 @@ from msgspec import Meta
 from stream_learner.contract import documents, keys
 from stream_learner.contract.documents import Count, Digest, Epoch, RunId, Sequence, Text, Time
 from stream_learner.contract.ledger import Ledger
+from stream_learner.contract.objects import Chunk, Earlier, Object, Published, State
 from stream_learner.contract.spans import Offset, Partition, Positions, Span, Spans, Stretches, Topic, each
 from stream_learner.contract.vocabulary import Label
 from stream_learner.contract.window import Accuracy, Forgetting
@@ -19,42 +20,6 @@ MAX_SIDE_PIXELS = 4096
 MAX_CLASSES = 65_536
 MAX_RANDOM_FEATURES = 65_536
 MANIFEST_SCHEMA_VERSION = 6
-
-
-class Object(msgspec.Struct, frozen=True):
-    """An object of the store: its key, size in bytes and digest (`sha256:` and 64 hex digits)."""
-
-    key: Annotated[str, Meta(pattern=keys.PATTERN, max_length=300)]
-    """Relative to `store`, and always under `<run_id>/`."""
-    size: Count
-    digest: Digest
-
-
-class State(msgspec.Struct, frozen=True):
-    """A saved state and the sequence of its checkpoint. `parts` are the objects that belong to the state, as indices
-    into the manifest's `parts`."""
-
-    sequence: Sequence
-    object: Object
-    parts: list[Annotated[int, Meta(ge=0, le=2**31 - 1)]] = []
-    release: Sequence | None = None
-    """Sequence of the last release when this state was saved, possibly its own sequence. The state of that release is
-    needed to resume this state."""
-
-
-class Chunk(msgspec.Struct, frozen=True):
-    """Place of a chunk of the release in the weights topic. The release is all chunks, joined in the list's order."""
-
-    topic: Topic
-    partition: Partition
-    offset: Offset
-
-
-class Published(msgspec.Struct, frozen=True):
-    """An object of a release, and its chunks in the weights topic. `chunks` is empty if the topic does not hold it."""
-
-    object: Object
-    chunks: list[Chunk]
 
 
 class OnnxGraph(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,6 +117,20 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     missing_formats: dict[Text, Text] = {}
     """Formats of `release.formats` that this release does not have, and the reasons."""
 
+    def as_earlier(self) -> Earlier:
+        """Return this release as later manifests list it."""
+        return Earlier(
+            sequence=self.sequence,
+            created_at=self.created_at,
+            object=self.object,
+            evaluation=self.evaluation,
+            canary=self.canary.object,
+            onnx=self.onnx and self.onnx.published.object,
+            classes=self.model.arguments.classes,
+            validation=self.validation.overall,
+            test=self.test.overall,
+        )
+
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The gate's verdict on a candidate. Scores are mean recall (0..1) over the classes of the validation samples. The
@@ -244,6 +223,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The gate's verdict; None when this checkpoint only saved."""
     release: Release | None
     """The last released model."""
+    earlier: list[Earlier] = []
+    """The earlier releases whose objects exist, in order of sequence."""
     rolled_back_to: Sequence | None = None
     """Sequence of the release that training went back to, because the refusal of this checkpoint's candidate reached
     the limit (`release.patience`)."""
@@ -262,6 +243,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def url(self, reference: Object) -> str:
         """Return the URL that the object had when this manifest was written."""
         return f"{self.store}/{reference.key}"
+
+    def objects(self) -> list[Object]:
+        """Return all objects that this manifest names. No other objects of checkpoints need to exist."""
+        releases = [*self.earlier, *([self.release.as_earlier()] if self.release else [])]
+        named = [state.object for state in self.kept] + self.parts
+        return named + [found for release in releases for found in release.objects()]
 
     def parts_of(self, state: State) -> list[Object]:
         """Return the parts of one of the kept states."""
@@ -321,22 +308,24 @@ def _check_times(manifest: Manifest) -> None:
     documents.check_time(manifest.created_at)
     if manifest.release:
         documents.check_time(manifest.release.created_at)
+    for earlier in manifest.earlier:
+        documents.check_time(earlier.created_at)
 
 
 def _check_keys(manifest: Manifest) -> None:
     """Raise ValueError when the program would not choose a key in the manifest for its object."""
-    run_id, release = manifest.run_id, manifest.release
+    run_id = manifest.run_id
     keys.check_object(manifest.state.key, run_id, manifest.sequence, keys.STATE)
     for kept in manifest.kept:
         keys.check_object(kept.object.key, run_id, kept.sequence, keys.STATE)
     for part in manifest.parts:
         keys.check_part(part.key, run_id)
-    if release:
+    for release in [*manifest.earlier, *([manifest.release.as_earlier()] if manifest.release else [])]:
         keys.check_object(release.object.key, run_id, release.sequence, keys.RELEASE)
         keys.check_object(release.evaluation.key, run_id, release.sequence, keys.EVALUATION)
-        keys.check_object(release.canary.object.key, run_id, release.sequence, keys.CANARY)
+        keys.check_object(release.canary.key, run_id, release.sequence, keys.CANARY)
         if release.onnx:
-            keys.check_object(release.onnx.published.object.key, run_id, release.sequence, keys.ONNX)
+            keys.check_object(release.onnx.key, run_id, release.sequence, keys.ONNX)
 
 
 def contradictions(manifest: Manifest) -> Iterator[str]:
@@ -364,6 +353,9 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
         yield "its release does not match its decision"
     if manifest.rolled_back_to is not None and manifest.rolled_back_to != (release and release.sequence):
         yield "training went back to another release than the last"
+    releases = [earlier.sequence for earlier in manifest.earlier] + ([release.sequence] if release else [])
+    if releases != sorted({*releases}) or (manifest.earlier and not release):
+        yield "`earlier` is not in order of sequence, or does not end before the last release"
     if release:
         if release.sequence not in kept:
             yield "the state of the last release is not kept"

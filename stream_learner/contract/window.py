@@ -25,6 +25,15 @@ class ClassAccuracy(msgspec.Struct, frozen=True):
     total: Count
 
 
+class Score(msgspec.Struct, frozen=True):
+    """An `Accuracy` without its classes."""
+
+    correct: Count
+    total: Count
+    accuracy: float | None
+    mean_recall: float | None
+
+
 class Accuracy(msgspec.Struct, frozen=True):
     """Accuracy over samples. `accuracy` is correct / total (0..1). `mean_recall` is the mean of the classes' own
     accuracies. Both are None without samples."""
@@ -34,6 +43,11 @@ class Accuracy(msgspec.Struct, frozen=True):
     accuracy: float | None
     mean_recall: float | None
     per_class: list[ClassAccuracy]
+
+    @property
+    def overall(self) -> Score:
+        """Return the figures over all classes."""
+        return Score(self.correct, self.total, self.accuracy, self.mean_recall)
 
 
 def accuracy(counts: Iterable[tuple[Label, int, int]]) -> Accuracy:

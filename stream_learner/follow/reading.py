@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import KafkaSettings, ReaderSettings, usage_error
-from stream_learner.contract.manifest import Manifest, Published, digest
+from stream_learner.contract.manifest import Manifest, digest
 from stream_learner.contract.manifest import Release as Described
+from stream_learner.contract.objects import Published
 from stream_learner.contract.topics import Names
 from stream_learner.errors import NoReleaseError, StateError, TopicsError
 from stream_learner.follow.releases import Objects, Release

@@ -39,7 +39,7 @@ NOT_DECIDING: dict[str, set[str]] = {
     "learning": {"device", "threads"},
     "memory": {"replay_size"},
     "model": {"weights", "freeze"},
-    "release": {"inline_max_bytes", "formats", "format_wait_s"},
+    "release": {"inline_max_bytes", "formats", "format_wait_s", "keep", "keep_days"},
 }
 
 

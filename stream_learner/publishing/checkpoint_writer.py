@@ -14,7 +14,8 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.contract import keys, ledger, signatures, tensors
 from stream_learner.contract.dead_letter import DeadLetter
-from stream_learner.contract.manifest import Chunk, Manifest, Object, OnnxGraph, Published, Release, State, digest
+from stream_learner.contract.manifest import Manifest, OnnxGraph, Release, digest
+from stream_learner.contract.objects import Chunk, Object, Published, State
 from stream_learner.contract.spans import Positions
 from stream_learner.contract.topics import Names
 from stream_learner.contract.vocabulary import Reason
@@ -218,7 +219,7 @@ class CheckpointWriter:
             topic_id = self._topic_ids[self._names.checkpoints]
             write_marker(self._store, self._settings, self._cluster, topic_id, self._epoch)
             self._marked = True
-        # 4b. Delete states and parts that the new manifest no longer keeps, and objects that killed workers left.
+        # 4b. Delete objects that the new manifest no longer names, and objects that killed workers left.
         if self._before is not None:
             retention.delete_dropped(self._store, self._before, self._last)
         if clock() - self._swept_at >= SWEEP_EVERY_S:
@@ -254,6 +255,10 @@ class CheckpointWriter:
         snapshot = prepared.snapshot
         release = self._release(prepared, chunks, now) or (self._last.release if self._last else None)
         existing = self._last.kept if self._last else []
+        earlier = self._last.earlier if self._last else []
+        if self._last and self._last.release and release is not self._last.release:
+            earlier = [*earlier, self._last.release.as_earlier()]
+        keeping = self._settings.release
         new = State(prepared.sequence, prepared.state, release=release.sequence if release else None)
         kept = retention.keep(existing, new, self._settings.checkpoint.keep)
         parts = {state.sequence: self._last.parts_of(state) for state in existing} if self._last else {}
@@ -278,6 +283,7 @@ class CheckpointWriter:
             released=bool(snapshot.decision and snapshot.decision.released),
             decision=snapshot.decision,
             release=release,
+            earlier=retention.keep_releases(earlier, keeping.keep, keeping.keep_days, now),
             poisoned=_poisoned(snapshot.interval.dead_letters),
             rolled_back_to=release.sequence if release and snapshot.discarded is not None else None,
             discarded=snapshot.discarded or {},

@@ -44,8 +44,8 @@ def fit(document: Document, max_bytes: int) -> tuple[Document, bytes]:
     if len(data) > max_bytes:
         raise TopicsError(
             f"the {type(document).__name__.lower()} has {len(data)} bytes, but only {max_bytes} fit in its topic. "
-            "Nothing was published; "
-            "read fewer topics or partitions, lower model.max_classes or checkpoint.keep, or raise memory.segment_bytes"
+            "Nothing was published; read fewer topics or partitions, lower model.max_classes, checkpoint.keep or "
+            "release.keep, or raise memory.segment_bytes"
         )
     return document, data
 

@@ -11,7 +11,8 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.contract import keys, tensors
 from stream_learner.contract.documents import MAX_EPOCH
-from stream_learner.contract.manifest import Manifest, Object
+from stream_learner.contract.manifest import Manifest
+from stream_learner.contract.objects import Object
 from stream_learner.contract.spans import Positions
 from stream_learner.contract.tensors import Arrays
 from stream_learner.contract.topics import Names

@@ -14,7 +14,8 @@ import structlog
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.contract import ledger, tensors
-from stream_learner.contract.manifest import Manifest, State, digest
+from stream_learner.contract.manifest import Manifest, digest
+from stream_learner.contract.objects import State
 from stream_learner.contract.spans import Positions, Span, each, offsets_in
 from stream_learner.contract.tensors import Arrays
 from stream_learner.errors import MismatchError, StateError

@@ -9,7 +9,7 @@ from kafka.errors import LogTruncationError, OffsetOutOfRangeError
 from kafka.structs import TopicPartition
 
 from stream_learner.config import AnySettings
-from stream_learner.contract.manifest import Chunk
+from stream_learner.contract.objects import Chunk
 from stream_learner.contract.topics import Names
 from stream_learner.errors import KafkaUnavailableError
 from stream_learner.streams.connection import kafka_failures, reader

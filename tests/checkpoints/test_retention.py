@@ -1,32 +1,31 @@
 import os
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from stream_learner.checkpoints.retention import ORPHAN_AGE, delete_dropped, folder, keep, share, sweep_orphans
+from stream_learner.checkpoints.retention import ORPHAN_AGE, delete_dropped, keep, keep_releases, share, sweep_orphans
 from stream_learner.checkpoints.store import Store
 from stream_learner.contract.ledger import Ledger
-from stream_learner.contract.manifest import (
-    Arithmetic,
-    Manifest,
-    Object,
-    State,
-    digest,
-)
+from stream_learner.contract.manifest import Arithmetic, Manifest, digest
+from stream_learner.contract.objects import Earlier, Object, State
+from stream_learner.contract.window import accuracy
 from stream_learner.errors import StateError, StoreError
 
 HOUR_S = 3600.0
 NOW_S = time.time()
+STATE = "state.safetensors"
+RELEASED = {"release.safetensors", "evaluation.safetensors", "canary.safetensors"}
 
 
 def state(sequence: int) -> State:
     return State(sequence, Object(f"digits/{sequence}/state", 0, digest(b"")))
 
 
-def manifest(kept: list[State], parts: list[Object] | None = None) -> Manifest:
-    """The manifest of the newest of these states, and their parts."""
+def manifest(kept: list[State], parts: list[Object] | None = None, earlier: list[Earlier] | None = None) -> Manifest:
+    """The manifest of the newest of these states, their parts, and earlier releases."""
     return Manifest(
         program="",
         run_id="digits",
@@ -47,6 +46,22 @@ def manifest(kept: list[State], parts: list[Object] | None = None) -> Manifest:
         released=False,
         decision=None,
         release=None,
+        earlier=earlier or [],
+    )
+
+
+def earlier_release(sequence: int, created_at: str = "", objects: list[Object] | None = None) -> Earlier:
+    release, evaluation, canary = objects or [Object("", 0, digest(b""))] * 3
+    score = accuracy([]).overall
+    return Earlier(
+        sequence=sequence,
+        created_at=created_at,
+        object=release,
+        evaluation=evaluation,
+        canary=canary,
+        classes=1,
+        validation=score,
+        test=score,
     )
 
 
@@ -89,6 +104,34 @@ def test_states_share_their_parts():
     ]
 
 
+NOW = "2026-01-10T00:00:00.000Z"
+
+
+@pytest.mark.parametrize(
+    ("days_old", "count", "days", "kept"),
+    [
+        ([], 1, None, []),
+        ([3, 2, 1], 1, None, []),
+        ([3, 2, 1], 2, None, [1]),
+        ([3, 2, 1], 10, None, [3, 2, 1]),
+        ([3, 2, 1], 1, 2.5, [2, 1]),  # younger ones stay too
+        ([3, 2, 1], 3, 1.5, [2, 1]),  # the newest stay, however old
+        ([3, 2, 1], 1, 0.5, []),
+        ([1, 2, 0.5], 1, 1.5, [1, 0.5]),  # a clock that was set
+        ([1.0] * 200, 10, 30, [1.0] * 99),
+    ],
+)
+def test_the_newest_releases_stay_and_the_young_ones(days_old, count, days, kept):
+    def release(place: int, age_days: float) -> Earlier:
+        return earlier_release(place + 1, (datetime.fromisoformat(NOW) - timedelta(days=age_days)).isoformat())
+
+    earlier = [release(place, age) for place, age in enumerate(days_old)]
+    found = keep_releases(earlier, count, days, NOW)
+    assert found == sorted(found, key=lambda one: one.sequence)
+    assert found == [one for one in earlier if one in found]
+    assert [days_old[one.sequence - 1] for one in found] == kept
+
+
 class Run:
     """Checkpoints in a real folder, whose files can be made older."""
 
@@ -99,10 +142,17 @@ class Run:
     def checkpoint(self, sequence: int, attempt: str = "a", age_s: float = 0.0) -> State:
         where = f"digits/{sequence:012d}-{attempt}"
         written = self.store.put(f"{where}/state.safetensors", b"state")
-        self.store.put(f"{where}/release.safetensors", b"release")
         for file in (self.path / where).iterdir():
             os.utime(file, (NOW_S - age_s, NOW_S - age_s))
         return State(sequence, written)
+
+    def release(self, sequence: int, age_s: float = 0.0) -> Earlier:
+        """Write objects of a release into the folder of its checkpoint."""
+        where = f"digits/{sequence:012d}-a"
+        objects = [self.store.put(f"{where}/{name}", name.encode()) for name in sorted(RELEASED)]
+        for name in RELEASED:
+            os.utime(self.path / where / name, (NOW_S - age_s, NOW_S - age_s))
+        return earlier_release(sequence, objects=objects)
 
     def part(self, name: str, age_s: float = 0.0) -> Object:
         written = self.store.put(f"digits/memory/{name}", name.encode())
@@ -112,8 +162,15 @@ class Run:
     def parts(self) -> set[str]:
         return {key.removeprefix("digits/memory/") for key in self.store.times("digits/memory/")}
 
+    def names(self) -> dict[str, set[str]]:
+        """The names of the objects in each checkpoint's folder."""
+        found: dict[str, set[str]] = {}
+        for key in self.store.times("digits/").keys() - {"digits/run.json"}:
+            found.setdefault(key.split("/")[1], set()).add(key.split("/")[2])
+        return found
+
     def folders(self) -> set[str]:
-        return {folder(key).removeprefix("digits/") for key in self.store.times("digits/")}
+        return {key.rsplit("/", 1)[0].removeprefix("digits/") for key in self.store.times("digits/")}
 
 
 @pytest.fixture
@@ -133,6 +190,27 @@ def test_states_that_are_kept_no_longer_are_deleted_with_all_their_objects(run):
     assert run.folders() == {"000000000002-a", "000000000002-of-another-worker", "000000000003-a", "digits"}
     delete_dropped(run.store, manifest(states[:2]), manifest(states[1:]))  # as after a crash in the middle
     assert len(run.store.times("another/")) == 1
+
+
+def test_the_objects_of_a_release_outlive_its_state_until_it_is_dropped(run):
+    first, second, third = (run.checkpoint(i) for i in (1, 2, 3))
+    one, two = run.release(1), run.release(2)
+    delete_dropped(run.store, manifest([first, second]), manifest([second, third], earlier=[one, two]))
+    assert run.names() == {"000000000001-a": RELEASED, "000000000002-a": {STATE, *RELEASED}, "000000000003-a": {STATE}}
+    before = manifest([second, third], earlier=[one, two])
+    delete_dropped(run.store, before, manifest([second, third], earlier=[one]))
+    assert run.names() == {"000000000001-a": RELEASED, "000000000002-a": {STATE}, "000000000003-a": {STATE}}
+    delete_dropped(run.store, manifest([second, third], earlier=[one]), manifest([third]))
+    assert run.names() == {"000000000003-a": {STATE}}
+
+
+def test_the_sweep_leaves_the_objects_of_kept_releases_alone(run):
+    age = 10 * ORPHAN_AGE.total_seconds()
+    run.checkpoint(1, age_s=age)
+    kept, newest = run.release(1, age), run.checkpoint(3)
+    run.release(2, age)
+    sweep_orphans(run.store, "digits", manifest([newest], earlier=[kept]))
+    assert run.names() == {"000000000001-a": RELEASED, "000000000003-a": {STATE}}
 
 
 def test_parts_that_no_state_has_any_longer_are_deleted(run):

@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 
 from stream_learner.checkpoints.store import TRIAL_AGE, Store
 from stream_learner.config import MIB
-from stream_learner.contract.manifest import Object, digest
+from stream_learner.contract.manifest import digest
+from stream_learner.contract.objects import Object
 from stream_learner.errors import ExitCode, StateError, StoreError, UsageError
 from stream_learner.text import printable
 

@@ -13,21 +13,18 @@ from stream_learner.contract import documents, ledger
 from stream_learner.contract.ledger import Piece
 from stream_learner.contract.manifest import (
     Arithmetic,
-    Chunk,
     Decision,
     Manifest,
     ModelArguments,
     ModelSpec,
-    Object,
     OnnxGraph,
     Preprocessing,
-    Published,
     Release,
-    State,
     decode_manifest,
     digest,
     encode,
 )
+from stream_learner.contract.objects import Chunk, Object, Published, State
 from stream_learner.contract.spans import Span
 from stream_learner.contract.window import (
     ClassForgetting,
@@ -69,6 +66,20 @@ RELEASE = Release(
     ),
     missing_formats={"onnx": "a reason"},
 )
+DECISION = Decision(
+    released=False,
+    abstained=False,
+    candidate=0.5,
+    last=0.9,
+    samples=200,
+    reason="worse",
+    both_right=90,
+    only_last_right=90,
+    only_candidate_right=10,
+    p_value=0.001,
+    negative_flip_rate=0.45,
+    old_class_drop=-0.25,
+)
 SPANS = {"images": {0: Span(4, 10), 11: Span(0, 2**40)}}
 WHOLE = Manifest(
     program="stream-learner 0.1.0",
@@ -88,21 +99,23 @@ WHOLE = Manifest(
     kept=[State(1, STATES[0]), State(2, STATES[1], [0])],
     parts=[PART],
     released=False,
-    decision=Decision(
-        released=False,
-        abstained=False,
-        candidate=0.5,
-        last=0.9,
-        samples=200,
-        reason="worse",
-        both_right=90,
-        only_last_right=90,
-        only_candidate_right=10,
-        p_value=0.001,
-        negative_flip_rate=0.45,
-        old_class_drop=-0.25,
-    ),
+    decision=DECISION,
     release=RELEASE,
+)
+SECOND_RELEASE = replace(
+    RELEASE,
+    sequence=2,
+    object=Object(f"{SECOND}/release.safetensors", 100, digest(b"release")),
+    evaluation=Object(f"{SECOND}/evaluation.safetensors", 100, digest(b"evaluation")),
+    canary=Published(Object(f"{SECOND}/canary.safetensors", 100, digest(b"canary")), []),
+    onnx=None,
+)
+NEXT_RELEASE = replace(
+    WHOLE,
+    released=True,
+    decision=replace(DECISION, released=True),
+    release=SECOND_RELEASE,
+    earlier=[RELEASE.as_earlier()],
 )
 FIRST_SAVE = replace(
     WHOLE,
@@ -169,13 +182,13 @@ BARE_WINDOW = Window(
 )
 
 
-@pytest.mark.parametrize("manifest", [WHOLE, FIRST_SAVE])
+@pytest.mark.parametrize("manifest", [WHOLE, NEXT_RELEASE, FIRST_SAVE])
 def test_a_manifest_comes_back_as_it_was(manifest):
     assert decode_manifest(encode(manifest)) == manifest
     assert encode(decode_manifest(encode(manifest))) == encode(manifest)
 
 
-@pytest.mark.parametrize("document", [WHOLE, FIRST_SAVE, WINDOW, BARE_WINDOW])
+@pytest.mark.parametrize("document", [WHOLE, NEXT_RELEASE, FIRST_SAVE, WINDOW, BARE_WINDOW])
 def test_what_is_published_is_valid_by_its_own_schema(document):
     schema = msgspec.json.schema(type(document))
     Draft202012Validator.check_schema(schema)
@@ -253,7 +266,33 @@ def test_a_key_that_the_program_would_not_have_written_is_refused(field, key):
         decode_manifest(json.dumps(document).encode())
 
 
-@given(edited(json.loads(encode(WHOLE))))
+@pytest.mark.parametrize(
+    ("field", "key"),
+    [
+        ("object", f"{SECOND}/release.safetensors"),
+        ("object", f"{FIRST}/state.safetensors"),
+        ("object", f"{FIRST.replace('digits', '..')}/release.safetensors"),
+        ("evaluation", f"{FIRST}/release.safetensors"),
+        ("evaluation", f"{FIRST.replace('digits', 'another')}/evaluation.safetensors"),
+        ("canary", f"{FIRST}/canary.safetensors/more"),
+        ("onnx", f"{FIRST}/release.safetensors"),
+    ],
+)
+def test_a_key_of_an_earlier_release_is_checked_too(field, key):
+    document = json.loads(encode(NEXT_RELEASE))
+    document["earlier"][0][field]["key"] = key
+    with pytest.raises(ValueError, match=r"key|matching regex"):
+        decode_manifest(json.dumps(document).encode())
+
+
+def test_a_manifest_names_all_objects_of_its_states_and_releases():
+    named = [found.key for found in NEXT_RELEASE.objects()]
+    assert len({*named}) == len(named) == 2 + 1 + 4 + 3
+    assert {key.rpartition("/")[0] for key in named} == {FIRST, SECOND, "digits/memory"}
+    assert len(FIRST_SAVE.objects()) == 1
+
+
+@given(edited(json.loads(encode(NEXT_RELEASE))))
 def test_whatever_a_manifest_says_it_is_one_or_refused(document):
     with suppress(ValueError):
         decode_manifest(json.dumps(document).encode())
@@ -309,6 +348,20 @@ CONTRADICTIONS = {
         "release": replace(RELEASE, model=ModelSpec("cnn", replace(RELEASE.model.arguments, height=2**40)))
     },
 }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"earlier": 2 * NEXT_RELEASE.earlier}, "`earlier` is not in order of sequence"),
+        ({"release": None, "released": False}, "does not end before the last release"),
+        ({"earlier": [replace(RELEASE.as_earlier(), created_at="yesterday")]}, "'yesterday' is not a time in UTC"),
+        ({"earlier": [SECOND_RELEASE.as_earlier()]}, "does not end before the last release"),
+    ],
+)
+def test_earlier_releases_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ValueError, match=f"not a manifest: .*{message}"):
+        decode_manifest(encode(replace(NEXT_RELEASE, **changes)))
 
 
 @pytest.mark.parametrize("message", CONTRADICTIONS)

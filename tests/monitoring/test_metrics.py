@@ -16,12 +16,11 @@ from stream_learner.contract.manifest import (
     Manifest,
     ModelArguments,
     ModelSpec,
-    Object,
     Preprocessing,
-    Published,
     Release,
     digest,
 )
+from stream_learner.contract.objects import Object, Published
 from stream_learner.contract.spans import Span
 from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.contract.window import ClassForgetting, Confusion, Drift, Forgetting, Recent, accuracy

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.numpy
 from feed import LOST, MAX_RECORD_BYTES, TOMBSTONE, UNREADABLE, Draft, Fed
-from outputs import Log, Place, Read, digest, inline, joined, matches, named_objects, places, roll_backs
+from outputs import Log, Place, Read, digest, inline, joined, matches, named_objects, of_earlier, places, roll_backs
 
 SPLITS = ("train", "validation", "test")
 ERRORS = "__connect.errors."
@@ -43,6 +43,7 @@ def violations(log: Log, fed: Sequence[Fed]) -> list[Violation]:
         *check_objects(log.manifest, log.objects),
         *check_overwritten(log),
         *check_release(log),
+        *check_earlier(log),
         *check_roll_backs(log),
         *check_dead_letters(log, fed),
         *check_positions(log),
@@ -161,11 +162,9 @@ def _check_counts(window: dict[str, Any], expected: Counter[str | None]) -> Iter
 def check_objects(manifest: dict[str, Any], objects: dict[str, bytes]) -> Iterator[Violation]:
     """Check the objects that the newest manifest names.
 
-    Each is present, has its digest, and holds tensors, or is a part of a state or a graph. All parts of the kept states
-    are named. The state of the last release is kept, because training may go back to it.
+    Each is present, has its digest, and holds tensors if its name says so. All parts of the kept states are named.
+    The state of the last release is kept, because training may go back to it.
     """
-    onnx = manifest["release"] and manifest["release"]["onnx"]
-    without_tensors = [*manifest["parts"], *([onnx["published"]["object"]] if onnx else [])]
     for reference in named_objects(manifest):
         key = reference["key"]
         if not key.startswith(f"{manifest['run_id']}/") or {"", ".", ".."} & {*key.split("/")}:
@@ -174,7 +173,7 @@ def check_objects(manifest: dict[str, Any], objects: dict[str, bytes]) -> Iterat
             yield Violation(f"{key} is missing")
         elif not matches(objects[key], reference):
             yield Violation(f"{key} has another digest")
-        elif reference not in without_tensors and not safetensors.numpy.load(objects[key]):
+        elif reference["key"].endswith(".safetensors") and not safetensors.numpy.load(objects[key]):
             yield Violation(f"{key} holds no tensors")
     for kept in manifest["kept"]:
         named = {manifest["parts"][place]["digest"] for place in kept["parts"]}
@@ -223,6 +222,31 @@ def check_release(log: Log) -> Iterator[Violation]:
     if found != [offset for offset in named if offset in {*found}]:
         yield Violation("the weights topic holds other chunks than the manifests name")
     yield from check_chunks(log.manifest, log.weights)
+
+
+def check_earlier(log: Log) -> Iterator[Violation]:
+    """Check that each manifest lists the newest of the releases before its last one, with the objects they had."""
+    had: dict[int, dict[str, Any]] = {}
+    for manifest in log.manifests:
+        if manifest["released"]:
+            release = manifest["release"]
+            onnx = release["onnx"] and release["onnx"]["published"]["object"]
+            objects = {"object": release["object"], "evaluation": release["evaluation"]}
+            objects |= {"canary": release["canary"]["object"]} | ({"onnx": onnx} if onnx else {})
+            figures = {name: {**release[name]} for name in ("validation", "test")}
+            for figure in figures.values():
+                del figure["per_class"]
+            had[release["sequence"]] = objects | figures
+        listed = [earlier["sequence"] for earlier in manifest["earlier"]]
+        before = [*had][:-1]
+        where = f"manifest {manifest['sequence']}"
+        if listed != before[len(before) - len(listed) :]:
+            yield Violation(f"{where} lists the earlier releases {listed}, but {before} were published")
+            continue
+        for earlier in manifest["earlier"]:
+            figures = {name: earlier[name] for name in ("validation", "test")}
+            if of_earlier(earlier) | figures != had[earlier["sequence"]]:
+                yield Violation(f"{where} lists release {earlier['sequence']} otherwise than it was published")
 
 
 def check_chunks(manifest: dict[str, Any], weights: Iterable[Read]) -> Iterator[Violation]:

@@ -35,6 +35,7 @@ def finished(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         "release.every_records": 350,
         "release.patience": 1,
         "release.max_drop": 0.02,
+        "release.keep": 3,
     }
     run = Run(broker, tmp_path_factory.mktemp("finished"), 2, settings)
     run.feed(flipped(mixed(3000), 1400))

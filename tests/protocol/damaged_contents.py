@@ -78,6 +78,23 @@ def name_another_release_of_a_state(log: Log) -> None:
     rewrite_newest(log, lambda manifest: manifest["kept"][0].update(release=None))
 
 
+def drop_earlier(log: Log) -> None:
+    del log.objects[log.manifest["earlier"][0]["evaluation"]["key"]]
+
+
+def change_earlier(log: Log) -> None:
+    key = log.manifest["earlier"][-1]["object"]["key"]
+    log.objects[key] = other_byte(log.objects[key])
+
+
+def skip_an_earlier_release(log: Log) -> None:
+    rewrite_newest(log, lambda manifest: manifest["earlier"].pop())
+
+
+def list_another_object(log: Log) -> None:
+    rewrite_newest(log, lambda manifest: manifest["earlier"][0].update(object=manifest["release"]["object"]))
+
+
 def drop_chunk(log: Log) -> None:
     del log.weights[-1]
 
@@ -187,6 +204,10 @@ DAMAGE: dict[Damage, str] = {
     drop_released_state: "is missing",
     keep_another_state: "keeps other states than were saved",
     name_another_release_of_a_state: "names other releases of its states",
+    drop_earlier: "is missing",
+    change_earlier: "has another digest",
+    skip_an_earlier_release: "lists the earlier releases",
+    list_another_object: "otherwise than it was published",
     change_chunk: "the chunks are not ",
     drop_chunk: "the chunks are not ",
     double_chunk: "the weights topic holds other chunks",

@@ -337,6 +337,10 @@ class Run:
         checker.check(log, self.fed)
         return log
 
+    def objects(self) -> set[str]:
+        """Return the keys of all files of the run's store."""
+        return {path.relative_to(self.store).as_posix() for path in self.store.rglob("*") if path.is_file()}
+
     def close(self) -> None:
         for worker in self.workers:
             if worker.poll() is None:

@@ -163,7 +163,13 @@ def named_objects(manifest: dict[str, Any]) -> list[dict[str, Any]]:
         *manifest["parts"],
         *([release["evaluation"]] if release else []),
         *(published["object"] for published in inline(release)),
+        *(reference for earlier in manifest["earlier"] for reference in of_earlier(earlier).values()),
     ]
+
+
+def of_earlier(earlier: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the objects of an earlier release by their names in a manifest."""
+    return {name: earlier[name] for name in ("object", "evaluation", "canary", "onnx") if earlier[name]}
 
 
 def inline(release: dict[str, Any] | None) -> list[dict[str, Any]]:

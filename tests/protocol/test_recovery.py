@@ -3,12 +3,11 @@
 import shutil
 import signal
 import time
-from pathlib import Path
 
 from child import Point
 from feed import mixed
 from harness import DEADLINE_S, NewRun, Run
-from outputs import Log
+from outputs import Log, named_objects
 
 from stream_learner.errors import ExitCode
 
@@ -86,13 +85,16 @@ def test_a_run_with_a_head_that_is_solved_goes_on(new_run: NewRun) -> None:
 
 def test_only_what_is_kept_stays(finished: tuple[Run, Log]) -> None:
     run, log = finished
-    kept = {Path(kept["object"]["key"]).parent.name for kept in log.manifest["kept"]}
-    assert {path.name for path in (run.store / run.id).iterdir()} == kept | {"run.json", "memory"}
-    assert len(kept) < len(log.history)
+    named = {reference["key"] for reference in named_objects(log.manifest)}
+    assert run.objects() == named | {f"{run.id}/run.json"}
+    assert len(log.manifest["kept"]) < len(log.history)
+    assert len(log.manifest["earlier"]) == 2 < sum(manifest["released"] for manifest in log.manifests)
+    states = {kept["sequence"] for kept in log.manifest["kept"]}
+    assert any(earlier["sequence"] not in states for earlier in log.manifest["earlier"])
 
 
 def test_kills_after_each_effect(new_run: NewRun) -> None:
-    run = new_run(partitions=2, release__every_records=200, checkpoint__keep=1)
+    run = new_run(partitions=2, release__every_records=200, release__keep=2, checkpoint__keep=1)
     run.feed(mixed(4000))
     for point, added in FIRST_POINTS + POINTS:
         before = manifests(run)

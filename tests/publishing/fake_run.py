@@ -117,6 +117,8 @@ class FakeRun:
         named = [*states, *manifest.parts]
         if release:
             named += [release.object, release.evaluation, release.canary.object]
+        for earlier in manifest.earlier:
+            named += [earlier.object, earlier.evaluation, earlier.canary]
         return {one.key for one in named}
 
 

@@ -7,11 +7,8 @@ from typing import Any, NamedTuple
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
-from stream_learner.contract.manifest import (
-    Manifest,
-    Object,
-    decode_manifest,
-)
+from stream_learner.contract.manifest import Manifest, decode_manifest
+from stream_learner.contract.objects import Object
 from stream_learner.contract.spans import Positions
 from stream_learner.contract.topics import Names
 from stream_learner.errors import FencedError, PublishError, TopicsError

@@ -4,7 +4,7 @@ import pytest
 from fake_run import FakeRun, of_a_run, rejection
 from fakes import TOPIC
 
-from stream_learner.contract.manifest import digest
+from stream_learner.contract.manifest import Manifest, digest
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import (
     FencedError,
@@ -231,6 +231,38 @@ def test_what_is_not_kept_is_deleted_after_the_commit() -> None:
         assert run.store.objects == run.keys_of(manifest) | {"digits/run.json"}
     # The newest two, and the state of the last release, which is needed to resume them.
     assert [state.sequence for state in run.cluster.manifests()[-1].kept] == [2, 4, 5]
+
+
+@pytest.mark.parametrize(("count", "kept"), [(1, []), (3, [4, 6])])
+def test_the_objects_of_earlier_releases_stay_until_there_are_enough(count: int, kept: list[int]) -> None:
+    run = FakeRun(checkpoint__keep=1, release__keep=count)
+    writer = run.writer()
+    published: dict[int, Manifest] = {}
+    for released in (None, True, False, True, None, True, None, True):
+        manifest = run.publish(writer, run.snapshot(released=released))
+        assert run.store.objects == run.keys_of(manifest) | {"digits/run.json"}
+        published[manifest.sequence] = manifest
+        writer = run.writer(run.recover())  # a restart changes nothing
+    assert [release.sequence for release in run.cluster.manifests()[-1].earlier] == kept
+    for earlier in run.cluster.manifests()[-1].earlier:
+        release = published[earlier.sequence].release
+        assert release
+        assert (earlier.object, earlier.evaluation, earlier.canary) == (
+            release.object,
+            release.evaluation,
+            release.canary.object,
+        )
+        assert (earlier.created_at, earlier.classes) == (release.created_at, len(release.labels))
+        assert (earlier.test.correct, earlier.test.total) == (release.test.correct, release.test.total)
+        assert run.store.fetch(earlier.object)
+
+
+def test_releases_of_the_last_days_stay_too() -> None:
+    run = FakeRun(release__keep=1, release__keep_days=1)
+    writer = run.writer()
+    published = [run.publish(writer, run.snapshot(released=True)) for _ in range(3)]
+    assert [[release.sequence for release in manifest.earlier] for manifest in published] == [[], [1], [1, 2]]
+    assert run.keys_of(published[-1]) <= run.store.objects
 
 
 def test_cleaning_that_fails_costs_nothing(run: FakeRun) -> None:

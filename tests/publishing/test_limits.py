@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stream_learner.checkpoints.store import Store
-from stream_learner.config import MAX_SEGMENTS, KafkaSettings, Settings
+from stream_learner.config import MAX_RELEASES, MAX_SEGMENTS, KafkaSettings, Settings
 from stream_learner.contract.figures import Figures
 from stream_learner.contract.ledger import Piece
 from stream_learner.contract.manifest import (
@@ -21,10 +21,11 @@ from stream_learner.contract.manifest import (
     ModelArguments,
     ModelSpec,
     Preprocessing,
-    State,
+    Release,
     digest,
     encode,
 )
+from stream_learner.contract.objects import Earlier, State
 from stream_learner.contract.spans import Span
 from stream_learner.contract.vocabulary import Label, Reason, Split
 from stream_learner.contract.window import MAX_DRIFTS, ClassForgetting, Confusion, Drift, Forgetting, Recent, accuracy
@@ -149,6 +150,12 @@ def worst_snapshot(names: list[str]) -> Snapshot:
     )
 
 
+def worst_earlier(release: Release) -> Earlier:
+    earlier = release.as_earlier()
+    graph = msgspec.structs.replace(earlier.object, key=earlier.object.key.replace("release.safetensors", "graph.onnx"))
+    return msgspec.structs.replace(earlier, onnx=graph)
+
+
 @pytest.fixture
 def writer(settings: Settings) -> Iterator[CheckpointWriter]:
     clients = Clients(settings, lambda _: None)
@@ -184,12 +191,14 @@ def test_the_largest_window_and_manifest_fit_in_their_topics(settings: Settings,
         found.manifest,
         parts=4 * found.manifest.parts,
         kept=[State(1, found.manifest.state, [0, 1, 2, 3], 1) for _ in range(1000)],
+        earlier=[worst_earlier(found.manifest.release)] * (MAX_RELEASES - 1),
     )
     fitted, data = fit(more, MAX_DOCUMENT_BYTES)
     assert len(data) <= MAX_DOCUMENT_BYTES
     assert fitted.omitted == ["release.forgetting.per_class", "release.validation.per_class"]
     assert fitted.release
     assert fitted.release.test.per_class
+    assert fitted.earlier == more.earlier
     # Each manifest names the omitted fields of its last release.
     monkeypatch.setattr(checkpoint_writer, "MAX_DOCUMENT_BYTES", len(encode(found.manifest)) - 100_000)
     first = writer.commit(writer.prepare(snapshot, {}))

@@ -14,7 +14,8 @@ from stream_learner import config
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.contract import ledger
-from stream_learner.contract.manifest import Arithmetic, Manifest, Object, State, decode_manifest, digest, encode
+from stream_learner.contract.manifest import Arithmetic, Manifest, decode_manifest, digest, encode
+from stream_learner.contract.objects import Object, State
 from stream_learner.contract.spans import Span
 from stream_learner.errors import StateError, UsageError
 from stream_learner.local.broker import Broker
