@@ -1,6 +1,7 @@
 """Networks that are exported in tests."""
 
-from typing import Literal
+import os
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,3 +42,13 @@ def built(spec: ModelSpec) -> ImageClassifier:
 def images_of(spec: ModelSpec, count: int) -> np.ndarray:
     shape = (count, spec.arguments.height, spec.arguments.width, spec.arguments.channels)
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def cannot_be_exported(**arguments: Any) -> Any:
+    network = built(ModelSpec("mlp", ModelArguments(**arguments)))
+    network.body.register_forward_hook(lambda _, __, features: features if features.sum() > 0 else -features)
+    return network
+
+
+def ends_the_process(**_: Any) -> Any:
+    os._exit(1)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from exporting import built, images_of, spec_of
 from fake_run import candidate
-from msgspec import structs
 
 from stream_learner.config import ReleaseSettings
 from stream_learner.contract.manifest import ModelSpec
@@ -127,8 +126,8 @@ def test_the_canary_is_a_bounded_part_of_the_test_images() -> None:
     [
         (SPEC, None),
         (spec_of("unknown"), "'unknown' is unknown"),
-        (spec_of("test_formats:cannot_be_exported"), "PyTorch cannot export the network"),
-        (spec_of("test_formats:ends_the_process"), "the export ended with code 1 before its result"),
+        (spec_of("exporting:cannot_be_exported"), "PyTorch cannot export the network"),
+        (spec_of("exporting:ends_the_process"), "the export ended with code 1 before its result"),
     ],
     ids=["mlp", "unknown", "cannot be exported", "ends the process"],
 )
@@ -137,15 +136,3 @@ def test_the_process(spec: ModelSpec, why: str | None) -> None:
     assert result
     assert (why or "None") in str(result.failure)
     assert bool(result.graph) == (why is None)
-
-
-def cannot_be_exported(**arguments: Any) -> Any:
-    network = built(structs.replace(SPEC, arguments=structs.replace(SPEC.arguments, **arguments)))
-    network.body.register_forward_hook(lambda _, __, features: features if features.sum() > 0 else -features)
-    return network
-
-
-def ends_the_process(**_: Any) -> Any:
-    import os
-
-    os._exit(1)
