@@ -17,8 +17,9 @@ from stream_learner.testing import (
     check_weight_policy,
 )
 
-SIDES = {"resnet18": 33, "resnet50": 33, "timm:test_resnet": 33, "timm:test_vit": 32}
-"""Of the networks that need images of more than 9 pixels."""
+TIMM_SIDES = {"timm:test_resnet": 33, "timm:test_vit": 32}
+LARGE = ("resnet18", "resnet50")
+"""Networks that take a minute. `make conformance` checks them."""
 IMAGE = png(np.zeros((9, 9, 3), np.uint8))
 GOOD = {"plain": [("label", b"cat"), ("weight", b"2"), ("split", b"test"), ("id", b"7")]}
 """Headers of a record that a format can read."""
@@ -41,14 +42,14 @@ def test_head(name):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in SIDES])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in LARGE])
 def test_network(name, channels):
     check_model(MODELS[name], height=9, width=12, channels=channels)
 
 
-@pytest.mark.parametrize("name", SIDES)
-def test_large_network(name):
-    check_model(networks.factory(name), height=SIDES[name], width=SIDES[name], channels=1)
+@pytest.mark.parametrize("name", TIMM_SIDES)
+def test_network_of_timm(name):
+    check_model(networks.factory(name), height=TIMM_SIDES[name], width=TIMM_SIDES[name], channels=1)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
