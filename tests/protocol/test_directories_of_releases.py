@@ -188,6 +188,7 @@ def test_a_server_is_notified(new_run: NewRun, tmp_path: Path, receiver: Receive
 def test_a_reader_while_the_command_is_killed(new_run: NewRun, tmp_path: Path) -> None:
     run, out, chance = new_run(**EVERY), tmp_path / "out", random.Random(0)
     worker = run.start()
+    worker.learning()  # it has made the store, which the command is given
     command = ["follow", "--to", str(out), "--keep", "3"]
     follow = run.call(*command)
     reached = 0
