@@ -23,8 +23,8 @@ PART = re.compile(r"memory/\d{12,}-[^/]+$")
 def keep(existing: list[State], new: State, count: int) -> list[State]:
     """Return the states to keep: the newest `count`, including the new one, and the states of their releases.
 
-    These are at most `count` + 1 states. Later states never name an earlier release, so all releases older than the
-    newest `count` states are the same one.
+    These are at most `count` + 1 states. Each state names the last release at the time of its save. So the newest
+    `count` states name at most one release that is older than all of them.
     """
     states = [*existing, new]
     newest = states[-count:]
@@ -33,9 +33,10 @@ def keep(existing: list[State], new: State, count: int) -> list[State]:
 
 
 def keep_releases(earlier: list[Earlier], count: int, days: float | None, now: str) -> list[Earlier]:
-    """Return the earlier releases to keep: the newest `count`, including the last release, and those of the last days.
+    """Return the earlier releases to keep: the newest `count` - 1, and those of the last `days` days.
 
-    With the last release, these are at most MAX_RELEASES. `now` is the time of the new manifest.
+    The last release is not in `earlier`, but is one of the `count`. At most MAX_RELEASES are kept, including the last
+    release. `now` is the time of the new manifest.
     """
     since = datetime.fromisoformat(now) - timedelta(days=days) if days is not None else None
     kept = [

@@ -108,7 +108,8 @@ class LearningSettings(Section):
     device: str = "auto"
     """Device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the training steps. `auto` takes the faster arithmetic for the model on the device."""
+    """Arithmetic of the training steps, and of the predictions before them. `auto` takes the faster arithmetic for the
+    model on the device."""
     channels_last: Literal["auto"] | bool = "auto"
     """Whether images are in the memory layout channels-last. `auto` takes the faster layout for the model."""
     threads: NonNegativeInt = 0
@@ -165,8 +166,8 @@ class MemorySettings(Section):
     """Bytes of the encoded images kept for replay, over all classes. Images that were dropped but not freed yet take at
     most the same amount in addition."""
     segment_bytes: Annotated[PositiveInt, Field(le=1024 * MIB)] = 16 * MIB
-    """Bytes of images that make a segment. A checkpoint writes a full segment once, as a separate object. It writes
-    newer images with every checkpoint until they fill a segment. The same applies to the held-out sets."""
+    """Bytes of images that make a segment. A full segment is written once, as a separate object. Newer images are
+    written with every checkpoint until they fill a segment. The same applies to the held-out sets."""
     replay_size: PositiveInt | None = None
     """Samples replayed in each step; three times `batch.size` when unset. Replay more samples than `batch.size`.
     Otherwise a long series of one class ruins the head."""

@@ -44,9 +44,9 @@ class ReleaseSettings(Section):
     """Mean recall (0..1) that a candidate may lose over the classes of the last release, under any rule; no limit when
     unset. Gains on new classes do not offset this loss."""
     patience: PositiveInt | None = 5
-    """Number of candidates refused because they were worse than the last release. After this number, training goes back
-    to that release. The learning rate is then halved, but not below a tenth, until a model is released. When unset,
-    training never goes back."""
+    """Number of refusals after which training goes back to the last release. Only candidates that were worse than that
+    release count. Each time, the learning rate is halved, but it stays at least a tenth of the setting. The next
+    release resets it. When unset, training never goes back."""
     min_held_out: NonNegativeInt = 100
     """Validation samples below which the gate abstains: the candidate is released, and the manifest records this."""
     inline_max_bytes: NonNegativeInt = 8 * MIB

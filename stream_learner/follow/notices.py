@@ -52,7 +52,7 @@ class Notices:
         try:
             connection.request("POST", self._target, body, self._headers)
             status = connection.getresponse().status
-        # A URL may hold characters that HTTP does not allow. The message would repeat it.
+        # A URL may hold characters that HTTP does not allow. The error's own message would repeat the URL.
         except (http.client.InvalidURL, UnicodeError):
             return "the URL holds characters that HTTP does not allow"
         except (OSError, http.client.HTTPException) as error:

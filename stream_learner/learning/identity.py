@@ -30,8 +30,9 @@ DECIDING = {
     "weights",
 }
 # Exceptions. These settings of `[batch]` and `[input]` only decide which records form a batch, and the ledger lists the
-# records. `Arithmetic` has the device and the threads. These settings of `[release]` affect only publishing. The digest
-# has all other exceptions in resolved form.
+# records. The manifest's `Arithmetic` records `device` and `threads` of `[learning]`. These settings of `[release]`
+# affect only publishing. The digest has all other exceptions in another form: label rules and replay size as they take
+# effect, `model.weights` as the file's digest, and `model.freeze` as `frozen`.
 NOT_DECIDING: dict[str, set[str]] = {
     "batch": {"linger_s", "max_span"},
     "input": {"topics", "tombstones", "on_lost"},

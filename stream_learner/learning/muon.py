@@ -33,7 +33,10 @@ class Muon(PlainAdamW):
         momentum: float,
         weight_decay: float,
     ):
-        """Take all parameters. AdamW does not update `matrices`, [rows, columns] or [out, in, height, width]."""
+        """Take all parameters. Muon updates those that are also in `matrices`, and AdamW updates the others.
+
+        The shape of a matrix is [rows, columns] or [out, in, height, width].
+        """
         super().__init__(parameters, lr, weight_decay=weight_decay, fused=True)
         self.matrices = list(matrices)
         """Parameters that Muon updates."""
@@ -80,7 +83,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
     below a few percent of the norm stay lower.
 
     G is a square matrix with the length of X's shorter side. For kernels, G is several times smaller than X. So the
-    iterations compute only G and the product of the factors, and X is multiplied once.
+    iterations compute only G and the product of the factors A + B G + C G^2. X is multiplied by this product once, at
+    the end.
     """
     x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = x / (x.norm() + 1e-7)

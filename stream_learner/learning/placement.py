@@ -14,7 +14,9 @@ from stream_learner.networks import ImageClassifier
 
 @dataclass(frozen=True)
 class Placement:
-    """Device, precision and memory layout. With `autocast`, steps use bfloat16 where torch considers it safe.
+    """Device, precision and memory layout.
+
+    With `autocast`, steps and the predictions before them use bfloat16 where torch considers it safe.
 
     Parameters stay float32.
     """

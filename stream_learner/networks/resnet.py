@@ -10,7 +10,8 @@ class ResNet18Slim(ImageClassifier):
     """ResNet-18 (He et al. 2016) with 20 initial filters and a 3x3 stem, as in GEM (Lopez-Paz and Ranzato 2017)."""
 
     def __init__(self, classes: int, height: int, width: int, channels: int, mean: list[float], std: list[float]):
-        require(9, height, width)  # batch normalisation would get a single value from a batch of one smaller image
+        # With one smaller image in a batch, batch normalisation would get a single value per channel.
+        require(9, height, width)
         filters = 20
         blocks: list[nn.Module] = []
         before = filters

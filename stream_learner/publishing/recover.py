@@ -233,7 +233,7 @@ def check_positions(manifest: Manifest, first: Positions, end: Positions, on_los
                 "a new run.id to learn from the remaining partitions"
             )
         for partition in first[topic]:
-            position = partitions.get(partition, 0)  # a partition added after the manifest starts at offset 0
+            position = partitions.get(partition, 0)  # a partition that the manifest lacks was added later
             if position < first[topic][partition] and on_lost == "stop":
                 raise InputError(
                     f"records of {topic}[{partition}] from offset {position} to {first[topic][partition]} were deleted "

@@ -87,7 +87,7 @@ class Reader(KafkaConsumer):
         self.moved: set[TopicPartition] = set()
         self.full: set[TopicPartition] = set()
         self.log_starts: dict[TopicPartition, int] = {}
-        """First offset that the brokers still hold (KIP-107), by each partition's last fetch response."""
+        """First offset of each partition that the brokers still hold (KIP-107), according to its last response."""
         self._ends: dict[TopicPartition, int] = {}
         fetcher = self._fetcher
         self._keep, fetcher._handle_fetch_response = fetcher._handle_fetch_response, self._fetched
@@ -152,7 +152,7 @@ class Reader(KafkaConsumer):
         return self._subscription.assignment[place].position.offset
 
     def behind(self, place: TopicPartition) -> bool:
-        """Return whether the partition has records to fetch, by its last response. True before the first response.
+        """Return whether, according to its last response, the partition has records to fetch. Before it, return True.
 
         With `read_committed`, records after the beginning of an open transaction do not count: they cannot be fetched
         yet (KIP-98).
@@ -301,7 +301,8 @@ class _Records(Fetcher.PartitionRecords):
             if batch is NO_BATCH or not batch.validate_crc():
                 start, self.next_fetch_offset = self.next_fetch_offset, self._end_of_damage(batch, following)
                 yield _damaged(tp, start, self.next_fetch_offset)
-                # A transaction marker may be lost. The next response lists the aborted transactions of its own records.
+                # The damaged batch may have held a transaction marker, so drop the rest of this response. The next
+                # one starts after the damage and lists the aborted transactions of its own records.
                 break
             if batch.magic < 2:
                 yield from self._legacy(batch)
@@ -339,7 +340,8 @@ class _Records(Fetcher.PartitionRecords):
         """Yield records of the message formats before Kafka 0.11."""
         if batch.compression_type:
             why = "its batch is of a message format before Kafka 0.11, and compressed"
-            inside = range(self.next_fetch_offset, batch.base_offset + 1)  # such a batch has its last record's offset
+            # `base_offset` of such a batch is the offset of its last record.
+            inside = range(self.next_fetch_offset, batch.base_offset + 1)
             parsed = [Parsed(offset, -1, unreadable=why) for offset in inside]
         else:
             parsed = [Parsed(r.offset, -1 if r.timestamp is None else r.timestamp, r.key, r.value) for r in batch]

@@ -29,7 +29,11 @@ class SumTrainer(Trainer):
     """
 
     def __init__(self, settings: Settings, placement: Placement, head: type[StatisticsHead]):
-        """Build the trainer of a head. Features are computed in float32, because bfloat16 is only for steps."""
+        """Build the trainer of a head.
+
+        Features are always computed in float32: `learning.precision` applies only to trainers that take optimizer
+        steps.
+        """
         self._head_class = head
         super().__init__(settings, replace(placement, autocast=False))
 
