@@ -12,11 +12,11 @@ from stream_learner.contract.manifest import Manifest, digest
 from stream_learner.contract.manifest import Release as Described
 from stream_learner.contract.objects import Published
 from stream_learner.contract.topics import Names
-from stream_learner.errors import NoReleaseError, StateError, TopicsError
+from stream_learner.errors import NoReleaseError, StateError
 from stream_learner.follow.releases import Objects, Release
-from stream_learner.streams import topics
 from stream_learner.streams.chunks import Chunks
 from stream_learner.streams.manifests import no_manifest, read_newest
+from stream_learner.streams.topics import id_for_reader
 
 
 class ReleaseReader:
@@ -115,13 +115,7 @@ def reader_settings(
 
 def _newest(settings: ReaderSettings) -> tuple[Manifest, Described]:
     """Return the newest manifest and the release that it names."""
-    topic = Names.under(settings.prefix).checkpoints
-    try:
-        topic_id = topics.topic_ids(settings, [topic])[topic]
-    except TopicsError:
-        raise TopicsError(
-            f"Kafka at {settings.kafka.bootstrap_servers} has no topic {topic}; check the run id and the prefix"
-        ) from None
+    topic_id = id_for_reader(settings, Names.under(settings.prefix).checkpoints)
     newest = read_newest(settings, topic_id, positions={}, wait=False)
     if newest.found is None and newest.foreign:
         raise no_manifest(settings, newest)

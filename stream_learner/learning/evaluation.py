@@ -1,5 +1,7 @@
 """Predictions and scores on held-out samples."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -43,16 +45,13 @@ def predict_with_logits(
 
 
 @torch.inference_mode()
-def _logits(model: nn.Module, images_NHWC: np.ndarray, device: torch.device) -> list[Tensor]:
-    """Return the logits of each batch of images, in evaluation mode."""
+def _logits(model: nn.Module, images_NHWC: np.ndarray, device: torch.device) -> Iterator[Tensor]:
+    """Yield the logits of each batch of images. The model is in evaluation mode until the last batch was taken."""
     was_training = model.training
     model.eval()
-    batches = [
-        model(torch.from_numpy(images_NHWC[i : i + EVALUATION_BATCH]).to(device))
-        for i in range(0, len(images_NHWC), EVALUATION_BATCH)
-    ]
+    for i in range(0, len(images_NHWC), EVALUATION_BATCH):
+        yield model(torch.from_numpy(images_NHWC[i : i + EVALUATION_BATCH]).to(device))
     model.train(was_training)
-    return batches
 
 
 def top(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:

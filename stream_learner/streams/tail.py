@@ -7,11 +7,10 @@ from kafka.errors import LogTruncationError, OffsetOutOfRangeError
 from kafka.structs import TopicPartition
 
 from stream_learner.config import AnySettings
-from stream_learner.errors import TopicsError
 from stream_learner.formats.record import Record
-from stream_learner.streams import topics
 from stream_learner.streams.connection import kafka_failures, opening
 from stream_learner.streams.reader import to_record
+from stream_learner.streams.topics import id_for_reader
 
 
 class Tail:
@@ -29,12 +28,7 @@ class Tail:
         self._answered_at = clock()
         self.begun = 0
         """Number of times that the topic was deleted and created again."""
-        try:
-            self._topic_id = topics.topic_ids(settings, [topic])[topic]
-        except TopicsError:
-            raise TopicsError(
-                f"Kafka at {settings.kafka.bootstrap_servers} has no topic {topic}; check the run id and the prefix"
-            ) from None
+        self._topic_id = id_for_reader(settings, topic)
         with opening(settings.kafka, self._doing, "Read", heard=self._heard) as self._consumer:
             self._consumer.assign([self._place])
             self._begin()

@@ -221,6 +221,20 @@ def topic_ids(settings: AnySettings, names: list[str]) -> dict[str, str]:
     return {topic["name"]: str(topic["topic_id"]) for topic in described}
 
 
+def id_for_reader(settings: AnySettings, topic: str) -> str:
+    """Return Kafka's id of a topic of a run that another program writes.
+
+    Raises KafkaUnavailableError, and TopicsError when the topic is missing. Unlike the error of `topic_ids`, this one
+    does not say how to create the topic.
+    """
+    try:
+        return topic_ids(settings, [topic])[topic]
+    except TopicsError:
+        raise TopicsError(
+            f"Kafka at {settings.kafka.bootstrap_servers} has no topic {topic}; check the run id and the prefix"
+        ) from None
+
+
 def dead_letter_limit(settings: Settings) -> int:
     """Return the size of the largest dead letter that the topic accepts, in bytes. Raises KafkaUnavailableError."""
     name = Names.under(settings.prefix).dead_letters

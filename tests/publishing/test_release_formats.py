@@ -20,7 +20,7 @@ SPEC, GROWN = spec_of("mlp", classes=2), spec_of("mlp", classes=3)
 
 
 class FakeExport:
-    """An export that has the result after so many questions."""
+    """An export that returns its result at the last of `questions` calls of `result`."""
 
     def __init__(self, result: Exported, questions: int = 1):
         self._result = result
