@@ -23,6 +23,7 @@ from pydantic_core import PydanticUndefined
 import stream_learner
 from stream_learner import __version__, config, testing
 from stream_learner.contract.manifest import Manifest
+from stream_learner.contract.predictions import Prediction
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.contract.window import Window
 from stream_learner.errors import ExitCode, Remedy
@@ -49,6 +50,7 @@ def pages() -> dict[Path, str]:
         security: filled(security, {f"rights of {role}": rights(role) for role in Role}),
         SCHEMAS / "manifest.schema.json": schema(Manifest),
         SCHEMAS / "window.schema.json": schema(Window),
+        SCHEMAS / "prediction.schema.json": schema(Prediction),
     }
 
 
