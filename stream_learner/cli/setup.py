@@ -23,7 +23,7 @@ def topics(
         ),
     ] = None,
 ) -> None:
-    """Create the topics that a run writes, or check them and report differences."""
+    """Create the topics of a run, or check them and report differences."""
     from stream_learner.streams import topics as kafka_topics
 
     settings = load(config_file, overrides)

@@ -21,7 +21,7 @@ from stream_learner.config.publishing import (
     TopicsSettings,
 )
 from stream_learner.config.reading import BatchSettings, InputSettings, LabelsSettings, SplitSettings
-from stream_learner.contract.topics import OUTPUTS
+from stream_learner.contract.topics import BESIDE, OUTPUTS
 
 ENV_PREFIX = "STREAM_LEARNER_"
 # Largest number of objects that one manifest may name. The manifest must fit in a Kafka record.
@@ -89,11 +89,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _no_output_is_read(self) -> "Settings":
-        for topic in (f"{self.prefix}.{output}" for output in OUTPUTS):
+        for topic in (f"{self.prefix}.{output}" for output in OUTPUTS + BESIDE):
             if topic in self.input.topics:
                 raise ValueError(
-                    f"input.topics: {topic} is a topic that this run writes, so it would read its own output; remove "
-                    "it, or set another topics.prefix"
+                    f"input.topics: {topic} is an output topic of this run, so it holds no input records; remove it, "
+                    "or set another topics.prefix"
                 )
         return self
 

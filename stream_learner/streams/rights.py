@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from kafka import errors as kafka_errors
 
 from stream_learner.config import KafkaSettings, Settings
-from stream_learner.contract.topics import OUTPUTS
+from stream_learner.contract.topics import BESIDE, OUTPUTS
 from stream_learner.errors import KafkaUnavailableError
 
 WHERE = "docs/security.md lists the ACLs of each role"
@@ -44,8 +44,8 @@ class Right(NamedTuple):
         return [self._replace(name=name) for name in names]
 
 
-def _on_topics(operation: str, outputs: tuple[str, ...], purpose: str) -> list[Right]:
-    return [Right(operation, "topic", f"<prefix>.{output}", purpose) for output in outputs]
+def _on_topics(operation: str, topics: tuple[str, ...], purpose: str) -> list[Right]:
+    return [Right(operation, "topic", f"<prefix>.{topic}", purpose) for topic in topics]
 
 
 _CHECKED = _on_topics("DescribeConfigs", OUTPUTS, "check the topic's settings")
@@ -69,10 +69,11 @@ RIGHTS: dict[Role, list[Right]] = {
     ],
     Role.CREATOR: [
         Right("Create", "topic", "<input>", "create the topic"),
-        *_on_topics("Create", OUTPUTS, "create the topic"),
+        *_on_topics("Create", OUTPUTS + BESIDE, "create the topic"),
         Right("Describe", "topic", "<input>", "check the topic"),
-        *_on_topics("Describe", OUTPUTS, "check the topic"),
+        *_on_topics("Describe", OUTPUTS + BESIDE, "check the topic"),
         *_CHECKED,
+        *_on_topics("DescribeConfigs", BESIDE, "check the topic's settings"),
     ],
     Role.STATUS: [
         Right("Describe", "topic", "<input>", "compute the lag"),

@@ -1,4 +1,4 @@
-"""Topics that a run reads and writes: their required settings, creation and checks."""
+"""Topics of a run: their required settings, creation and checks."""
 
 from dataclasses import dataclass, field
 
@@ -86,12 +86,23 @@ def output_plan(settings: Settings) -> list[TopicPlan]:
     ]
 
 
+def beside_plan(settings: Settings) -> list[TopicPlan]:
+    """Return the plans of the topics that other programs and people write."""
+    names = Names.under(settings.prefix)
+    newest_of_each_key = {"cleanup.policy": "compact"}
+    return [
+        TopicPlan(names.predictions, 1, {"cleanup.policy": "delete", "retention.ms": str(7 * DAY_MS)}),
+        TopicPlan(names.acks, 1, newest_of_each_key),
+        TopicPlan(names.pins, 1, newest_of_each_key),
+    ]
+
+
 def create(settings: Settings, input_partitions: int | None = None) -> list[str]:
     """Create missing output topics, and missing input topics if `input_partitions` is set. Return the created names.
 
     Raises TopicsError when the brokers refuse to create a topic, KafkaUnavailableError.
     """
-    plans = output_plan(settings)
+    plans = output_plan(settings) + beside_plan(settings)
     if input_partitions is not None:
         limit = {"max.message.bytes": str(settings.input.max_record_bytes)}
         plans += [TopicPlan(name, input_partitions, limit) for name in settings.input.topics]
@@ -152,10 +163,12 @@ def _try(
 def differences(settings: Settings, input_partitions: int | None = None, role: Role | None = None) -> list[str]:
     """Return how the topics differ from their plans, in sentences.
 
-    If `input_partitions` is set, input topics must have this number of partitions. Raises KafkaUnavailableError, also
-    when the user lacks a right on a topic that `role` needs.
+    If `input_partitions` is set, input topics must have this number of partitions. If `role` is set, check only topics
+    that the worker reads and writes. Raises KafkaUnavailableError, also when the user lacks a right on a topic that
+    `role` needs.
     """
-    plans = output_plan(settings) + [TopicPlan(name, input_partitions) for name in settings.input.topics]
+    beside = [] if role else beside_plan(settings)
+    plans = output_plan(settings) + beside + [TopicPlan(name, input_partitions) for name in settings.input.topics]
     partitions, configs = ask(
         settings.kafka, "checking topics", lambda client: _describe(settings, client, plans, role)
     )

@@ -89,9 +89,8 @@ def test_config_prints_a_schema_that_accepts_the_example(run: Run):
 
 def test_topics_are_created_once_then_checked(run: Run):
     made = run.output("topics", "--input-partitions", 1).splitlines()
-    assert sorted(made[:-1]) == sorted(
-        f"created {run.id}.{name}" for name in ("checkpoints", "history", "weights", "metrics", "dead-letters", "input")
-    )
+    outputs = "checkpoints", "history", "weights", "metrics", "dead-letters", "predictions", "acks", "pins"
+    assert sorted(made[:-1]) == sorted(f"created {run.id}.{name}" for name in (*outputs, "input"))
     assert made[-1] == "all topics are correct"
     for options in ([], ["--check"], ["--input-partitions", 1]):
         assert run.output("topics", *options) == "all topics are correct\n"

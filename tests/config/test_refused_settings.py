@@ -108,9 +108,11 @@ def test_a_name_that_is_not_there_is_refused_with_the_nearest_one(file, override
     assert message in problem(file, override)
 
 
-@pytest.mark.parametrize("output", ["checkpoints", "history", "weights", "metrics", "dead-letters"])
+@pytest.mark.parametrize(
+    "output", ["checkpoints", "history", "weights", "metrics", "dead-letters", "predictions", "acks", "pins"]
+)
 def test_a_topic_that_the_run_writes_is_not_read(file, output):
-    said = "is a topic that this run writes"
+    said = "is an output topic of this run"
     assert f"input.topics: p.{output} {said}" in problem(
         file, "topics.prefix=p", f"input.topics=['images', 'p.{output}']"
     )

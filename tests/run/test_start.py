@@ -62,7 +62,7 @@ WRONG = [
     ("model.head=ridge learning.strategy=no_module:S", "learning.strategy = 'no_module:S' cannot be imported"),
     ("weights.policies=['no_module:policy']", "weights.policies = 'no_module:policy' cannot be imported"),
     ("input.format=no_module:format", "input.format = 'no_module:format' cannot be imported"),
-    ("input.topics=['r.metrics']", "input.topics: r.metrics is a topic that this run writes"),
+    ("input.topics=['r.metrics']", "input.topics: r.metrics is an output topic of this run"),
     ("learning.device=tpu", "learning.device = 'tpu' cannot be used"),
     ("learning.device=cuda:99", "learning.device = 'cuda:99' cannot be used"),
     ("checkpoint.store=nope://bucket", "checkpoint.store = 'nope://bucket' is not a folder or a known URL"),

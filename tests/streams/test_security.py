@@ -52,7 +52,7 @@ def refusal(kafka: dict[str, Any]) -> str:
 @pytest.mark.parametrize(("protocol", "mechanism"), WAYS)
 def test_topics_and_status_get_through(secured: Secured, unique_name: str, protocol: str, mechanism: str | None):
     run = settings(unique_name, secured.kafka(protocol, mechanism))
-    assert len(topics.create(run, input_partitions=1)) == 6
+    assert len(topics.create(run, input_partitions=1)) == 9
     topics.check(run)
     assert read_status(run).lag == {f"{unique_name}.images": {0: 0}}
 

@@ -14,6 +14,7 @@ from stream_learner.contract.topics import Names
 from stream_learner.errors import TopicsError
 from stream_learner.streams import topics
 from stream_learner.streams.connection import ask
+from stream_learner.streams.rights import Role
 
 DEADLINE_S = 60.0
 
@@ -36,7 +37,7 @@ def alter(settings: Settings, topic: str, **configs: object) -> None:
 def test_what_is_missing_is_made_once(new_settings: Callable[..., Settings]):
     settings = new_settings()
     names = Names.under(settings.prefix)
-    output = [names.checkpoints, names.history, names.weights, names.metrics, names.dead_letters]
+    output = list(vars(names).values())
     assert topics.differences(settings) == [f"topics {', '.join([*output, *settings.input.topics])} are missing"]
     assert topics.create(settings) == output
     assert topics.create(settings) == []
@@ -95,6 +96,16 @@ def test_another_number_of_partitions_is_said(new_settings: Callable[..., Settin
     ask(settings.kafka, "adding partitions", lambda admin: admin.create_partitions(more))
     with pytest.raises(TopicsError, match="has 3 partitions, not 1"):
         topics.check(settings)
+
+
+def test_a_worker_needs_only_what_it_writes(new_settings: Callable[..., Settings]):
+    settings = new_settings()
+    names = Names.under(settings.prefix)
+    topics.create(settings, input_partitions=1)
+    beside = [names.predictions, names.acks, names.pins]
+    ask(settings.kafka, "deleting", lambda admin: admin.delete_topics(beside))
+    assert topics.differences(settings, role=Role.WORKER) == []
+    assert topics.differences(settings) == [f"topics {', '.join(beside)} are missing"]
 
 
 def test_a_topic_made_again_has_another_id(new_settings: Callable[..., Settings]):
