@@ -15,6 +15,9 @@ from stream_learner.run.signals import LEAVE_S, end_process, stop_on_signals
 class Layout(StrEnum):
     PLAIN = "plain"
     TRITON = "triton"
+    MLSERVER = "mlserver"
+    KSERVE = "kserve"
+    HUGGINGFACE = "huggingface"
 
 
 def follow(
@@ -25,8 +28,8 @@ def follow(
     layout: Annotated[
         Layout,
         typer.Option(
-            help="`plain`: a folder for each release, and the link `current`. `triton`: a model of a Triton model "
-            "repository."
+            help="`plain`: a folder for each release, and the link `current`. `triton`, `mlserver`: a model of the "
+            "server's repository. `kserve`, `huggingface`: a repository for each release, and `current`."
         ),
     ] = Layout.PLAIN,
     keep: Annotated[

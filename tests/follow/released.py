@@ -1,5 +1,6 @@
 """Releases without a worker, and a process that writes them."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from stream_learner.contract.manifest import (
 )
 from stream_learner.contract.manifest import Release as Described
 from stream_learner.contract.window import accuracy
-from stream_learner.follow.directories import Directory, Plain
+from stream_learner.follow.directories import open_directory
 from stream_learner.follow.releases import Objects, Release
 
 CLASSES = 3
+NUMBERED = re.compile(r"(\d+-)?\d+")
 MADE = "2025-01-01T00:00:00.000Z"
 
 
@@ -72,18 +74,16 @@ def _object(name: str, sequence: int, data: bytes = b"") -> Object:
     return Object(f"digits/{sequence:012d}-6f1c1ad0-8f5b-4b0a-9d55-0a4f7c1b2e3d/{name}", len(data), digest(data))
 
 
-def write_endlessly(path: Path, graph: bytes, keep: int) -> None:
-    """Write one release after the other, until the process is killed. A restart goes on where the last one was."""
-    with Plain(path, keep) as directory:
-        sequence = _last(directory)
+def write_endlessly(path: Path, layout: str, graph: bytes, keep: int) -> None:
+    """Write one release after the other, until the process is killed. A restart continues with the last release."""
+    with open_directory(path, layout, "digits", keep) as directory:
+        sequence = _last(directory.path)
         while True:
             directory.put(release(sequence, value=sequence, graph=graph))
             sequence += 1
 
 
-def _last(directory: Directory) -> int:
-    return max([int(name.split("-")[1]) for name in _names(directory.path)], default=1)
-
-
-def _names(path: Path) -> list[str]:
-    return [entry.name for entry in path.iterdir() if not entry.is_symlink() and not entry.name.startswith(".")]
+def _last(path: Path) -> int:
+    return max(
+        [int(entry.name.split("-")[-1]) for entry in path.iterdir() if NUMBERED.fullmatch(entry.name)], default=1
+    )

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import time
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from command_line import DEADLINE_S, processes
@@ -19,11 +21,15 @@ from released import release as any_release
 from stream_learner.contract import tensors
 from stream_learner.contract.manifest import digest
 from stream_learner.errors import StateError, StoreError, UsageError
-from stream_learner.follow.directories import NEW, NEXT, OLD, Plain, open_directory
+from stream_learner.follow.directories import LAYOUTS, Plain, open_directory
+from stream_learner.follow.directories.base import NEW, NEXT, OLD
 
-KILLS = 8
+KILLS = {"plain": 8, "triton": 2, "mlserver": 2, "kserve": 2, "huggingface": 2}
 KEEP = 30
 FILES = {"release.safetensors", "manifest.json", "labels.json", "preprocessing.json", "graph.onnx", "model.onnx"}
+CARD = {"model.safetensors", "model.onnx", "config.json", "preprocessor_config.json", "README.md", "manifest.json"}
+# Layouts whose directory is a model with versions, and the files that are beside the versions.
+MODELS = {"triton": {"config.pbtxt"}, "mlserver": {"model-settings.json", "stream_learner_runtime.py"}}
 FLOAT, UINT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8
 
 
@@ -48,59 +54,96 @@ GRAPH = graph()
 release = partial(any_release, graph=GRAPH)
 
 
-def whole(folder: Path) -> dict[str, Any]:
+def whole(folder: Path, layout: str = "plain") -> dict[str, Any]:
     """Return the manifest of a release's folder. Fails when a file is missing or damaged."""
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    parameters = (folder / "release.safetensors").read_bytes()
-    assert digest(parameters) == manifest["release"]["object"]["digest"]
-    assert {file.name for file in folder.iterdir()} == FILES
-    assert (folder / "graph.onnx").read_bytes() == GRAPH
-    (weight,) = onnx.load(folder / "model.onnx").graph.initializer
-    assert weight.raw_data == tensors.decode(parameters)["weight"].tobytes()
-    assert json.loads((folder / "labels.json").read_bytes()) == manifest["release"]["labels"]
+    described = manifest["release"]
+    files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    version = f"digits/{described['sequence']}/"
+    assert (
+        files
+        == {
+            "plain": FILES,
+            "triton": {"model.onnx", "labels.txt", "manifest.json"},
+            "mlserver": {"model.onnx", "labels.json", "manifest.json"},
+            "kserve": {"digits/config.pbtxt", version + "model.onnx", version + "labels.txt", "manifest.json"},
+            "huggingface": CARD,
+        }[layout]
+    )
+    (weight,) = onnx.load(folder / (version if layout == "kserve" else "") / "model.onnx").graph.initializer
+    parameters = tensors.encode({"weight": np.frombuffer(weight.raw_data, np.float32).reshape(1, CLASSES)})
+    assert digest(parameters) == described["object"]["digest"]
+    for file, content in contents(described).items():
+        if file in files:
+            assert (folder / file).read_bytes() == content or json.loads((folder / file).read_bytes()) == content
+    for file in {"release.safetensors", "model.safetensors"} & files:
+        assert (folder / file).read_bytes() == parameters
     return manifest
+
+
+def contents(described: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of files, as bytes or as a JSON document."""
+    return {
+        "graph.onnx": GRAPH,
+        "labels.json": described["labels"],
+        "preprocessing.json": described["preprocessing"],
+        "labels.txt": "cat\n7\n\u00e9\n".encode(),
+    }
 
 
 def names(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir())
 
 
-def test_a_reader_sees_whole_releases_while_the_writer_is_killed(tmp_path: Path) -> None:
-    path, chance = tmp_path / "releases", random.Random(0)
-    for _ in range(KILLS):
-        writer = processes.Process(target=write_endlessly, args=(path, GRAPH, KEEP), daemon=True)
-        before, deadline = current(path), time.monotonic() + DEADLINE_S
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_reader_sees_whole_releases_while_the_writer_is_killed(tmp_path: Path, layout: str) -> None:
+    path = tmp_path / "digits" if layout in MODELS else tmp_path
+    chance = random.Random(0)
+    for _ in range(KILLS[layout]):
+        writer = processes.Process(target=write_endlessly, args=(tmp_path, layout, GRAPH, KEEP), daemon=True)
+        before, deadline = current(path, layout), time.monotonic() + DEADLINE_S
         writer.start()
-        while current(path) == before:
+        while current(path, layout) == before:
             assert time.monotonic() < deadline
             time.sleep(0.001)
         end = time.monotonic() + chance.uniform(0.02, 0.2)
         while time.monotonic() < end:
-            read_current(path)
+            read_current(path, layout)
         assert writer.is_alive()
         writer.kill()
         writer.join()
-        read_current(path)
-        for folder in path.glob("0*"):
-            whole(folder)
-    with Plain(path, KEEP):
+        read_current(path, layout)
+        for folder in path.glob("[0-9]*"):
+            whole(folder, layout)
+    with open_directory(tmp_path, layout, "digits", KEEP):
         assert not {NEW, OLD, NEXT} & {*names(path)}
 
 
-def current(path: Path) -> int:
-    """Return the sequence of the current release, 0 before the first."""
-    link = path / "current"
-    return int(os.readlink(link).split("-")[1]) if link.is_symlink() else 0
+def current(path: Path, layout: str) -> str | None:
+    """Return the name of the current release's folder, None before the first."""
+    if layout == "mlserver":
+        file = path / "model-settings.json"
+        return json.loads(file.read_bytes())["parameters"]["version"] if file.exists() else None
+    if layout == "triton":
+        file = path / "config.pbtxt"
+        found = re.search(r"versions: \[ (\d+) \]", file.read_text()) if file.exists() else None
+        return found[1] if found else None
+    return os.readlink(path / "current") if (path / "current").is_symlink() else None
 
 
-def read_current(path: Path) -> None:
+def read_current(path: Path, layout: str) -> None:
     """The current release must be whole, unless KEEP later ones have replaced it."""
-    folder = path / os.readlink(path / "current")
-    sequence = int(folder.name.split("-")[1])
+    name = current(path, layout)
+    assert name
     try:
-        assert whole(folder)["sequence"] == sequence
+        assert whole(path / name, layout)["sequence"] == sequence_of(name)
     except FileNotFoundError:
-        assert current(path) >= sequence + KEEP
+        assert sequence_of(current(path, layout)) >= sequence_of(name) + KEEP
+
+
+def sequence_of(name: str | None) -> int:
+    assert name
+    return int(name.split("-")[-1])
 
 
 def test_a_release_that_is_there_is_not_written_again(tmp_path: Path) -> None:
@@ -125,7 +168,7 @@ def test_a_later_epoch_and_topics_that_were_made_again(tmp_path: Path) -> None:
     assert whole(first)["release"] != whole(again)["release"]
 
 
-@pytest.mark.parametrize("layout", ["plain", "triton"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_only_what_was_written_is_deleted(tmp_path: Path, layout: str) -> None:
     with open_directory(tmp_path, layout, "digits", keep=2) as directory:
         path, first = directory.path, directory.put(release(1))
@@ -136,8 +179,7 @@ def test_only_what_was_written_is_deleted(tmp_path: Path, layout: str) -> None:
         shutil.copytree(first, path / "backup")
         (path / "0001-00000009").symlink_to("backup")
         kept = [directory.put(release(sequence)) for sequence in (2, 3, 4, 5)][-2:]
-    link = {"current"} if layout == "plain" else {"config.pbtxt"}
-    assert {*names(path)} == others | {folder.name for folder in kept} | link
+    assert {*names(path)} == others | {folder.name for folder in kept} | MODELS.get(layout, {"current"})
 
 
 def test_the_current_release_stays(tmp_path: Path) -> None:
@@ -204,6 +246,36 @@ def test_triton(tmp_path: Path) -> None:
     assert later.name == "1000000002"
     assert "versions: [ 1000000002 ]" in (tmp_path / "digits" / "config.pbtxt").read_text()
     assert names(tmp_path / "digits") == ["1000000002", "7", "config.pbtxt"]
+
+
+def test_mlserver(tmp_path: Path) -> None:
+    with open_directory(tmp_path, "mlserver", "digits") as directory:
+        directory.put(release(7))
+        later = directory.put(release(2, epoch=2))
+    assert json.loads((tmp_path / "digits" / "model-settings.json").read_bytes()) == {
+        "name": "digits",
+        "platform": "onnxruntime",
+        "implementation": "stream_learner_runtime.Release",
+        "inputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, 8, 8, 1]}],
+        "outputs": [{"name": name, "datatype": "FP32", "shape": [-1, 3]} for name in ("logits", "probabilities")],
+        "parameters": {"uri": f"./{later.name}/model.onnx", "version": later.name},
+    }
+    compile((tmp_path / "digits" / "stream_learner_runtime.py").read_bytes(), "runtime", "exec")
+
+
+def test_kserve(tmp_path: Path) -> None:
+    with open_directory(tmp_path, "kserve", "digits") as directory:
+        folder = directory.put(release(7))
+    assert folder.name == "0001-00000007"
+    assert (folder / "digits" / "config.pbtxt").read_text() == CONFIG
+
+
+def test_hugging_face(tmp_path: Path) -> None:
+    with open_directory(tmp_path, "huggingface", "digits") as directory:
+        folder = directory.put(release(7, graph=None))
+        assert {*names(folder)} == CARD - {"model.onnx"}
+    config = json.loads((folder / "config.json").read_bytes())
+    assert (config["id2label"], config["image_size"]) == ({"0": "cat", "1": "7", "2": "\u00e9"}, [8, 8])
 
 
 CONFIG = """\

@@ -16,18 +16,14 @@ from typing import ClassVar, Self
 
 import msgspec
 
-from stream_learner.contract.manifest import encode
 from stream_learner.errors import StateError, StoreError, UsageError
 from stream_learner.follow.releases import Release
-from stream_learner.inference.onnx import INPUT, OUTPUTS
 from stream_learner.inference.onnx_file import self_contained
-from stream_learner.inference.predictions import BATCH
-from stream_learner.text import printable
 
 # Temporary names: a release that is written, one that is deleted, and what will name the current one.
 NEW, OLD, NEXT = ".stream-learner-new", ".stream-learner-old", ".stream-learner-next"
 MANIFEST = "manifest.json"
-# Triton serves the versions of one model, so releases of a later epoch need other numbers.
+# A server has the versions of one model, so releases of a later epoch need other numbers.
 VERSIONS_OF_AN_EPOCH = 10**9
 
 
@@ -141,13 +137,16 @@ class Directory(ABC):
         new.mkdir()
         try:
             for file, content in files.items():
-                _write(new / file, content)
-            _sync(new)
+                path = new / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write(path, content)
+            for folder, _, _ in os.walk(new):
+                sync(Path(folder))
             new.rename(self.path / name)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
-        _sync(self.path)
+        sync(self.path)
 
     def _written(self, name: str) -> _Written | None:
         """Return which release a folder holds, None when this program did not write it."""
@@ -175,7 +174,7 @@ class Directory(ABC):
             path.unlink(missing_ok=True)
 
 
-class Plain(Directory):
+class Linked(Directory):
     """`<epoch>-<sequence>/` for each release, and a symbolic link `current` to the newest one."""
 
     names = re.compile(r"\d{4,}-\d{8,}(\.\d+)?")
@@ -183,103 +182,66 @@ class Plain(Directory):
     def _name(self, epoch: int, sequence: int, attempt: int) -> str:
         return f"{epoch:04}-{sequence:08}" + (f".{attempt}" if attempt else "")
 
-    def _files(self, release: Release) -> dict[str, bytes]:
-        described = release.described
-        files = {
-            "release.safetensors": release.data,
-            MANIFEST: encode(release.manifest),
-            "labels.json": encode(release.labels),
-            "preprocessing.json": encode(described.preprocessing),
-        }
-        if release.graph is not None:
-            files |= {"graph.onnx": release.graph, "model.onnx": _model(release, release.graph)}
-        return files
-
     def _make_current(self, name: str, release: Release) -> None:  # noqa: ARG002
         link, current = self.path / NEXT, self.path / "current"
         if current.is_symlink() and os.readlink(current) == name:
             return
         link.symlink_to(name)
         link.replace(current)
-        _sync(self.path)
+        sync(self.path)
 
 
-class Triton(Directory):
-    """A model of a Triton model repository: `<version>/model.onnx`, and `config.pbtxt`, which names the version to use.
+class Versioned(Directory):
+    """`<version>/` for each release of a model, and a file that names the version to use.
 
-    The version is the release's sequence. Labels and the number of classes may differ between versions. Therefore
-    `config.pbtxt` names one version, and is replaced when the version is complete.
+    The version is the release's sequence. Labels and the number of classes may differ between versions. Therefore the
+    file describes one version, and is replaced when the version is complete.
     """
 
     names = re.compile(r"[1-9]\d*")
+    chooser: ClassVar[str]
+    """Name of the file that names the version to use."""
 
     def _name(self, epoch: int, sequence: int, attempt: int) -> str:
         return str((epoch - 1 + attempt) * VERSIONS_OF_AN_EPOCH + sequence)
 
-    def _files(self, release: Release) -> dict[str, bytes]:
-        if release.graph is None:
-            why = release.described.missing_formats.get("onnx", "see release.formats of the worker")
-            raise StateError(f"{release} has no ONNX graph ({why}), which the layout triton needs")
-        lines = [printable(str(label)) + "\n" for label in release.labels]
-        return {
-            "model.onnx": _model(release, release.graph),
-            "labels.txt": "".join(lines).encode(),
-            MANIFEST: encode(release.manifest),
-        }
-
     def _make_current(self, name: str, release: Release) -> None:
-        config, new = self.path / "config.pbtxt", self.path / NEXT
-        text = _triton_config(self.path.name, name, release).encode()
-        if config.is_file() and config.read_bytes() == text:
+        self._replace(self.chooser, self._choice(name, release))
+
+    @abstractmethod
+    def _choice(self, version: str, release: Release) -> bytes:
+        """Return the content of the file that names the version to use."""
+
+    def _replace(self, name: str, content: bytes) -> None:
+        """Write a file beside the releases, unless it has this content already."""
+        file, new = self.path / name, self.path / NEW
+        if file.is_file() and file.read_bytes() == content:
             return
-        _write(new, text)
-        new.replace(config)
-        _sync(self.path)
+        write(new, content)
+        new.replace(file)
+        sync(self.path)
 
 
-def open_directory(path: Path, layout: str, run_id: str, keep: int | None = None) -> Directory:
-    """Open a directory of the layout `plain` or `triton`. Raises StoreError, UsageError."""
-    return Triton(path / run_id, keep) if layout == "triton" else Plain(path, keep)
-
-
-def _model(release: Release, graph: bytes) -> bytes:
+def model_of(release: Release, layout: str) -> bytes:
+    """Return the release as one ONNX file. Raises StateError when the release has no graph, which the layout needs."""
+    if release.graph is None:
+        why = release.described.missing_formats.get("onnx", "see release.formats of the worker")
+        raise StateError(f"{release} has no ONNX graph ({why}), which the layout {layout} needs")
     try:
-        return self_contained(graph, release.arrays())
+        return self_contained(release.graph, release.arrays())
     except ValueError as error:
         raise StateError(f"{release} cannot be written as one ONNX file: {error}; wait for the next release") from None
 
 
-def _triton_config(model: str, version: str, release: Release) -> str:
-    """Write a ModelConfig (https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto)."""
-    shown = release.described.preprocessing
-    outputs = ",\n".join(
-        f'  {{ name: "{name}" data_type: TYPE_FP32 dims: [ {len(release.labels)} ] '
-        f'label_filename: "{version}/labels.txt" }}'
-        for name in OUTPUTS
-    )
-    return f"""\
-name: "{model}"
-platform: "onnxruntime_onnx"
-max_batch_size: {BATCH}
-input [
-  {{ name: "{INPUT}" data_type: TYPE_UINT8 dims: [ {shown.height}, {shown.width}, {shown.channels} ] }}
-]
-output [
-{outputs}
-]
-version_policy {{ specific {{ versions: [ {version} ] }} }}
-dynamic_batching {{ }}
-"""
-
-
-def _write(file: Path, content: bytes) -> None:
+def write(file: Path, content: bytes) -> None:
+    """Write a file that does not exist, and make its content durable."""
     with file.open("xb") as written:
         written.write(content)
         written.flush()
         os.fsync(written.fileno())
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Make renames in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
