@@ -13,9 +13,10 @@ import msgspec
 import numpy as np
 import structlog
 
+from stream_learner.checkpoints.store import Store
 from stream_learner.config import ReleaseSettings
-from stream_learner.contract.manifest import ModelSpec
-from stream_learner.errors import UsageError
+from stream_learner.contract.manifest import ModelSpec, Release
+from stream_learner.errors import StateError, StoreError, UsageError
 from stream_learner.inference.agreement import disagreement
 from stream_learner.inference.onnx import OnnxModel
 from stream_learner.learning.outcome import Candidate
@@ -88,31 +89,51 @@ class ExportProcess:
         self._process.kill()
 
 
+Graph = tuple[ModelSpec, Exported]
+"""A network and its graph."""
+
+
+def released_graph(store: Store, release: Release | None) -> Graph | None:
+    """Return the graph of a release, or None if it has none or the store lacks the object."""
+    if release is None or release.onnx is None:
+        return None
+    try:
+        return release.model, Exported(store.fetch(release.onnx.published.object), release.onnx.unused)
+    except (StateError, StoreError) as error:
+        log.warning("the graph of the last release cannot be read, so it is exported again", why=str(error))
+        return None
+
+
 class Formats:
     """Makes the ONNX graphs of candidates. A network is exported once, until its number of classes changes."""
 
-    def __init__(self, settings: ReleaseSettings, start_export: Callable[[ModelSpec], Export] = ExportProcess):
+    def __init__(
+        self,
+        settings: ReleaseSettings,
+        released: Graph | None = None,
+        start_export: Callable[[ModelSpec], Export] = ExportProcess,
+    ):
+        """`released` is the graph of the last release. A restarted worker uses it instead of a new export."""
         self._settings = settings
+        self._released = released
         self._start_export = start_export
         self._export: tuple[ModelSpec, Export] | None = None
-        self._exported: tuple[ModelSpec, Exported] | None = None
+        self._exported: Graph | None = None
 
     def onnx(self, candidate: Candidate) -> Onnx | str:
         """Return the candidate as an ONNX graph, or the reason why there is none.
 
         Wait at most `release.format_wait_s` for the export, which continues for the next release.
         """
+        if self._released:
+            (spec, graph), self._released = self._released, None
+            if spec == candidate.model and isinstance(made := _made(graph, candidate), Onnx):
+                self._exported = spec, graph
+                return made
         exported = self._graph(candidate.model)
         if exported is None:
             return f"the export takes longer than release.format_wait_s = {self._settings.format_wait_s:g}"
-        if exported.failure is not None:
-            return exported.failure
-        try:
-            model = OnnxModel(exported.graph, as_arrays(candidate.parameters), exported.unused)
-            compared = _compare(model, candidate)
-        except (UsageError, ValueError) as error:
-            return str(error)
-        return Onnx(exported.graph, exported.unused, compared)
+        return exported.failure if exported.failure is not None else _made(exported, candidate)
 
     def close(self) -> None:
         """End an export that still runs."""
@@ -131,6 +152,15 @@ class Formats:
             if exported.failure is not None:
                 log.warning("the network has no ONNX graph; releases go without it", why=exported.failure)
         return exported
+
+
+def _made(exported: Exported, candidate: Candidate) -> Onnx | str:
+    """Return the graph if it computes what the candidate computes, or the reason why it does not."""
+    try:
+        model = OnnxModel(exported.graph, as_arrays(candidate.parameters), exported.unused)
+        return Onnx(exported.graph, exported.unused, _compare(model, candidate))
+    except (UsageError, ValueError) as error:
+        return str(error)
 
 
 def _compare(model: OnnxModel, candidate: Candidate, clock: Callable[[], float] = time.monotonic) -> int:

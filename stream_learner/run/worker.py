@@ -30,7 +30,7 @@ from stream_learner.monitoring.health import Phase
 from stream_learner.monitoring.monitor import Monitor
 from stream_learner.publishing.background_publisher import BackgroundPublisher
 from stream_learner.publishing.checkpoint_writer import CheckpointWriter
-from stream_learner.publishing.formats import Formats
+from stream_learner.publishing.formats import Formats, released_graph
 from stream_learner.publishing.ownership import EndProcess, await_turn, fencing, leaving_a_mark
 from stream_learner.publishing.recover import Recovered, Recovery
 from stream_learner.run.batches import MAX_BATCH_BYTES, Batch, batches
@@ -150,7 +150,7 @@ def run(
             metrics.recovered(last.manifest)
         source = Source(settings.kafka, settings.input, recovered.positions, health.heard)
         metrics.begin(source.positions)
-        formats = Formats(settings.release)
+        formats = Formats(settings.release, released_graph(store, last.manifest.release if last else None))
         writer = CheckpointWriter(settings, store, clients, recovered, formats)
         lives = Lives(store, settings)
 

@@ -1,20 +1,26 @@
 """Formats of a release beside safetensors, with a stand-in for the process that exports."""
 
+import uuid
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from exporting import built, images_of, spec_of
-from fake_run import candidate
+from fake_run import FakeRun, candidate
 
+from stream_learner.checkpoints.store import Store
 from stream_learner.config import ReleaseSettings
-from stream_learner.contract.manifest import ModelSpec
+from stream_learner.contract.keys import ONNX as GRAPH
+from stream_learner.contract.manifest import ModelSpec, OnnxGraph
+from stream_learner.contract.objects import Published
 from stream_learner.learning.outcome import Candidate
 from stream_learner.networks.onnx_export import Exported, export
 from stream_learner.publishing.canary import MAX_BYTES, canary
-from stream_learner.publishing.formats import ExportProcess, Formats, Onnx
+from stream_learner.publishing.formats import ExportProcess, Formats, Onnx, released_graph
 
 SPEC, GROWN = spec_of("mlp", classes=2), spec_of("mlp", classes=3)
 
@@ -56,6 +62,11 @@ def exported() -> Exported:
     return export(built(SPEC), 12, 12, 3)
 
 
+@pytest.fixture(scope="module")
+def grown() -> Exported:
+    return export(built(GROWN), 12, 12, 3)
+
+
 def test_a_network_is_exported_once(exported: Exported) -> None:
     started: list[ModelSpec] = []
 
@@ -63,14 +74,14 @@ def test_a_network_is_exported_once(exported: Exported) -> None:
         started.append(spec)
         return FakeExport(exported)
 
-    formats = Formats(SETTINGS, start)
+    formats = Formats(SETTINGS, None, start)
     assert [formats.onnx(made(SPEC)) for _ in range(3)] == [Onnx(exported.graph, [], 40)] * 3
     assert started == [SPEC]
 
 
 def test_a_release_waits_no_longer_than_it_may(exported: Exported) -> None:
     export = FakeExport(exported, questions=3)
-    formats = Formats(SETTINGS, lambda _: export)
+    formats = Formats(SETTINGS, None, lambda _: export)
     for _ in range(2):
         assert formats.onnx(made(SPEC)) == "the export takes longer than release.format_wait_s = 15"
     assert isinstance(formats.onnx(made(SPEC)), Onnx)
@@ -78,22 +89,53 @@ def test_a_release_waits_no_longer_than_it_may(exported: Exported) -> None:
 
 def test_a_network_that_grew_is_exported_again(exported: Exported) -> None:
     exports = [FakeExport(exported, questions=9), FakeExport(Exported(failure="a reason"))]
-    formats = Formats(SETTINGS, lambda spec: exports[spec == GROWN])
+    formats = Formats(SETTINGS, None, lambda spec: exports[spec == GROWN])
     formats.onnx(made(SPEC))
     assert formats.onnx(made(GROWN)) == "a reason"
     assert [export.stopped for export in exports] == [True, False]
 
 
+def never(spec: ModelSpec) -> FakeExport:
+    raise AssertionError(f"{spec.name} was exported")
+
+
+def test_a_restarted_worker_uses_the_last_release_s_graph(exported: Exported) -> None:
+    formats = Formats(SETTINGS, (SPEC, exported), never)
+    assert [formats.onnx(made(SPEC)) for _ in range(2)] == [Onnx(exported.graph, [], 40)] * 2
+
+
+@pytest.mark.parametrize("spec", [SPEC, GROWN])
+def test_a_released_graph_of_another_network_is_exported_again(
+    exported: Exported, grown: Exported, spec: ModelSpec
+) -> None:
+    formats = Formats(SETTINGS, (spec, grown), lambda _: FakeExport(exported))
+    assert formats.onnx(made(SPEC)) == Onnx(exported.graph, [], 40)
+
+
+def test_a_released_graph_is_read_from_the_store(exported: Exported, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    run = FakeRun()
+    manifest = run.publish(run.writer(), run.snapshot(released=True))
+    assert manifest.release
+    assert released_graph(store, None) is released_graph(store, manifest.release) is None
+    graph = store.put(f"run/{1:012d}-{uuid.uuid4()}/{GRAPH}", exported.graph)
+    onnx = OnnxGraph(published=Published(graph, []), unused=["name"], compared=40)
+    release = msgspec.structs.replace(manifest.release, onnx=onnx)
+    assert released_graph(store, release) == (release.model, Exported(exported.graph, ["name"]))
+    store.delete([graph.key])
+    assert released_graph(store, release) is None
+
+
 def test_an_export_ends_with_the_worker(exported: Exported) -> None:
     export = FakeExport(exported, questions=9)
-    formats = Formats(SETTINGS, lambda _: export)
+    formats = Formats(SETTINGS, None, lambda _: export)
     formats.onnx(made(SPEC))
     formats.close()
     assert export.stopped
 
 
 def test_a_graph_that_computes_other_predictions_is_left_out(exported: Exported) -> None:
-    formats = Formats(SETTINGS, lambda _: FakeExport(exported))
+    formats = Formats(SETTINGS, None, lambda _: FakeExport(exported))
     good = made(SPEC)
     why = formats.onnx(replace(good, logits=-good.logits))
     assert isinstance(why, str)
@@ -102,13 +144,13 @@ def test_a_graph_that_computes_other_predictions_is_left_out(exported: Exported)
 
 
 def test_a_graph_that_does_not_fit_is_left_out(exported: Exported) -> None:
-    formats = Formats(SETTINGS, lambda _: FakeExport(exported))
+    formats = Formats(SETTINGS, None, lambda _: FakeExport(exported))
     assert "cannot load the graph" in str(formats.onnx(made(GROWN)))
 
 
 def test_there_may_be_no_test_images(exported: Exported) -> None:
     none = made(SPEC, images=0)
-    assert Formats(SETTINGS, lambda _: FakeExport(exported)).onnx(none) == Onnx(exported.graph, [], 0)
+    assert Formats(SETTINGS, None, lambda _: FakeExport(exported)).onnx(none) == Onnx(exported.graph, [], 0)
     assert {name: array.shape for name, array in canary(none).items()} == {"images": (0, 12, 12, 3), "logits": (0, 2)}
 
 
