@@ -36,6 +36,15 @@ def follow(
         int | None,
         typer.Option(min=1, help="Delete all but this number of newest releases. Default: all.", show_default=False),
     ] = None,
+    sign_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Sign each release's folder with this private key (PEM, elliptic curve), as `model.sig` "
+            "(OpenSSF Model Signing).",
+            show_default=False,
+        ),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Write the newest release and exit.")] = False,
     notify: Annotated[
         str | None,
@@ -47,12 +56,14 @@ def follow(
     from stream_learner.follow import delivery
     from stream_learner.follow.directories import open_directory
     from stream_learner.follow.notices import Notices
+    from stream_learner.follow.signing import Signer
     from stream_learner.monitoring import logs
 
     settings = load_follower(config_file, overrides)
     logs.configure(settings.log.level, settings.log.format)
     notices = Notices(notify, stop) if notify else None
-    with open_directory(to, layout, settings.run.id, keep) as directory:
+    signer = Signer(sign_key) if sign_key else None
+    with open_directory(to, layout, settings.run.id, keep, signer) as directory:
         if once:
             delivery.deliver_newest(settings, directory, notices)
         else:

@@ -61,6 +61,12 @@ class Release:
         """Epoch and sequence. Compare them to see which of two releases is later."""
         return self.manifest.epoch, self.described.sequence
 
+    @property
+    def is_of_its_manifest(self) -> bool:
+        """Whether the manifest's checkpoint released the model. Its offsets and decision are then those of the
+        release. Otherwise a later checkpoint wrote the manifest."""
+        return self.manifest.sequence == self.described.sequence
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the parameters by their names in the network's state dict. Raises StateError if they are damaged."""
         return self._decoded(self.data)

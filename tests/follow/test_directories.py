@@ -6,6 +6,7 @@ import random
 import re
 import resource
 import shutil
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from stream_learner.contract.manifest import digest
 from stream_learner.errors import StateError, StoreError, UsageError
 from stream_learner.follow.directories import LAYOUTS, Plain, open_directory
 from stream_learner.follow.directories.base import NEW, NEXT, OLD
+from stream_learner.follow.signing import SIGNATURE, Signer
 
 KILLS = {"plain": 8, "triton": 2, "mlserver": 2, "kserve": 2, "huggingface": 2}
 KEEP = 30
@@ -276,6 +278,34 @@ def test_hugging_face(tmp_path: Path) -> None:
         assert {*names(folder)} == CARD - {"model.onnx"}
     config = json.loads((folder / "config.json").read_bytes())
     assert (config["id2label"], config["image_size"]) == ({"0": "cat", "1": "7", "2": "\u00e9"}, [8, 8])
+
+
+class Marker(Signer):
+    """A signer that writes the names of the files instead of a signature."""
+
+    def __init__(self) -> None:
+        pass
+
+    def sign(self, folder: Path) -> None:
+        (folder / SIGNATURE).write_text(" ".join([folder.name, *names(folder)]))
+
+
+def test_a_signature_is_of_the_whole_folder(tmp_path: Path) -> None:
+    with open_directory(tmp_path, "triton", "digits") as directory:
+        unsigned = directory.put(release(7))
+    with open_directory(tmp_path, "triton", "digits", signer=Marker()) as directory:
+        signed = directory.put(release(7))
+        assert directory.put(release(7)) == signed
+    assert (unsigned.name, signed.name) == ("7", "1000000007")
+    assert (signed / SIGNATURE).read_text() == "1000000007 labels.txt manifest.json model.onnx"
+    with open_directory(tmp_path, "triton", "digits") as directory:
+        assert directory.put(release(7)) == unsigned
+
+
+def test_signing_needs_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    with pytest.raises(UsageError, match=r'pip install "stream-learner\[signing\]"'):
+        Signer(tmp_path / "key.pem")
 
 
 CONFIG = """\

@@ -7,6 +7,7 @@ from stream_learner.follow.directories.huggingface import HuggingFace
 from stream_learner.follow.directories.mlserver import MLServer
 from stream_learner.follow.directories.plain import Plain
 from stream_learner.follow.directories.triton import KServe, Triton
+from stream_learner.follow.signing import Signer
 
 LAYOUTS: dict[str, type[Directory]] = {
     "plain": Plain,
@@ -17,7 +18,9 @@ LAYOUTS: dict[str, type[Directory]] = {
 }
 
 
-def open_directory(path: Path, layout: str, run_id: str, keep: int | None = None) -> Directory:
+def open_directory(
+    path: Path, layout: str, run_id: str, keep: int | None = None, signer: Signer | None = None
+) -> Directory:
     """Open a directory of one of `LAYOUTS`. Raises StoreError, UsageError."""
     directory = LAYOUTS[layout]
-    return directory(path / run_id if issubclass(directory, Versioned) else path, keep)
+    return directory(path / run_id if issubclass(directory, Versioned) else path, keep, signer)

@@ -18,6 +18,7 @@ import msgspec
 
 from stream_learner.errors import StateError, StoreError, UsageError
 from stream_learner.follow.releases import Release
+from stream_learner.follow.signing import SIGNATURE, Signer
 from stream_learner.inference.onnx_file import self_contained
 
 # Temporary names: a release that is written, one that is deleted, and what will name the current one.
@@ -53,13 +54,15 @@ class Directory(ABC):
     names: ClassVar[re.Pattern[str]]
     """Names of the folders of releases."""
 
-    def __init__(self, path: Path, keep: int | None = None):
-        """Create the directory, or continue it. `keep` is the number of newest releases that are not deleted.
+    def __init__(self, path: Path, keep: int | None = None, signer: Signer | None = None):
+        """Create the directory, or continue it.
 
-        Raises UsageError when another process writes it.
+        `keep` is the number of newest releases that are not deleted. `signer` signs each release's folder. Raises
+        UsageError when another process writes the directory.
         """
         self.path = path.absolute()
         self._keep = keep
+        self._signer = signer
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
@@ -114,8 +117,8 @@ class Directory(ABC):
         """Write a release if it is not there. Return the name of its folder."""
         attempt = 0
         name = self._name(*release.order, attempt)
-        # A name is taken by another release when the run's topics were created again.
-        while os.path.lexists(self.path / name) and self._written(name) != written:
+        # A name is taken by another release when the run's topics were created again, or by an unsigned folder.
+        while os.path.lexists(self.path / name) and not (self._written(name) == written and self._is_signed(name)):
             attempt += 1
             name = self._name(*release.order, attempt)
         if not os.path.lexists(self.path / name):
@@ -132,19 +135,26 @@ class Directory(ABC):
                 "directory"
             ) from None
 
+    def _is_signed(self, name: str) -> bool:
+        return self._signer is None or (self.path / name / SIGNATURE).is_file()
+
     def _write(self, name: str, files: dict[str, bytes]) -> None:
-        new = self.path / NEW
-        new.mkdir()
+        # The signature holds the name of the folder. Therefore the folder has its name before it is renamed.
+        new = self.path / NEW / name
+        new.mkdir(parents=True)
         try:
             for file, content in files.items():
                 path = new / file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write(path, content)
+            if self._signer:
+                self._signer.sign(new)
             for folder, _, _ in os.walk(new):
                 sync(Path(folder))
             new.rename(self.path / name)
+            new.parent.rmdir()
         except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
+            shutil.rmtree(self.path / NEW, ignore_errors=True)
             raise
         sync(self.path)
 

@@ -4,7 +4,7 @@ import html
 import re
 from collections.abc import Iterator
 
-from stream_learner.contract.manifest import Decision, Manifest, encode
+from stream_learner.contract.manifest import Decision, encode
 from stream_learner.contract.spans import each
 from stream_learner.contract.window import Accuracy
 from stream_learner.follow.releases import Release
@@ -39,7 +39,7 @@ def model_card(release: Release) -> str:
             "",
             "## Data",
             "",
-            *_data(manifest),
+            *_data(release),
             "",
             "## Labels",
             "",
@@ -87,14 +87,15 @@ def _header(release: Release) -> Iterator[str]:
     yield f"model-index: {printable(encode(index).decode())}"
 
 
-def _data(manifest: Manifest) -> Iterator[str]:
+def _data(release: Release) -> Iterator[str]:
+    manifest = release.manifest
     yield "Records of these partitions, up to the next offset, were learned or held out:"
     yield ""
     yield "| topic | partition | next offset |"
     yield "|---|---|---|"
     for topic, partition, offset in each(manifest.positions):
         yield f"| {_text(topic)} | {partition} | {offset} |"
-    if not _describes_release(manifest):
+    if not release.is_of_its_manifest:
         yield ""
         yield f"These are the offsets of checkpoint {manifest.sequence}, which was saved after the release."
 
@@ -140,7 +141,7 @@ def _per_class(test: Accuracy) -> Iterator[str]:
 
 def _decision(release: Release) -> Iterator[str]:
     decision = release.manifest.decision
-    if decision is None or not _describes_release(release.manifest):
+    if decision is None or not release.is_of_its_manifest:
         yield f"The manifest of checkpoint {release.described.sequence} holds the decision."
         return
     yield _text(decision.reason)
@@ -169,11 +170,6 @@ def _limits(release: Release) -> Iterator[str]:
         yield f"* The manifest was too large for its topic, so these lists are empty: {names}."
     for form, why in release.described.missing_formats.items():
         yield f"* Without {_text(form)}: {_text(why)}."
-
-
-def _describes_release(manifest: Manifest) -> bool:
-    """Return whether the manifest is of the checkpoint that released the model."""
-    return manifest.release is not None and manifest.release.sequence == manifest.sequence
 
 
 def _share(value: float | None) -> str:
