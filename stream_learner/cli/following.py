@@ -8,7 +8,7 @@ import typer
 
 from stream_learner.cli.options import ConfigFile, Overrides
 from stream_learner.cli.output import load_follower
-from stream_learner.errors import ExitCode
+from stream_learner.errors import ExitCode, UsageError
 from stream_learner.run.signals import LEAVE_S, end_process, stop_on_signals
 
 
@@ -18,6 +18,10 @@ class Layout(StrEnum):
     MLSERVER = "mlserver"
     KSERVE = "kserve"
     HUGGINGFACE = "huggingface"
+
+
+SERVED = (Layout.TRITON, Layout.MLSERVER)
+"""Layouts of servers that load a model when they are asked to."""
 
 
 def follow(
@@ -46,6 +50,14 @@ def follow(
         ),
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Write the newest release and exit.")] = False,
+    load: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Make the server at this URL load each release (the repository API of Triton and MLServer).",
+            show_default=False,
+        ),
+    ] = None,
     notify: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Post a JSON document to this URL for each release.", show_default=False),
@@ -55,17 +67,21 @@ def follow(
     stop = stop_on_signals(lambda: LEAVE_S, at_once=lambda: True)
     from stream_learner.follow import delivery
     from stream_learner.follow.directories import open_directory
+    from stream_learner.follow.loading import Loads
     from stream_learner.follow.notices import Notices
     from stream_learner.follow.signing import Signer
     from stream_learner.monitoring import logs
 
     settings = load_follower(config_file, overrides)
     logs.configure(settings.log.level, settings.log.format)
+    if load and layout not in SERVED:
+        raise UsageError(f"--load needs --layout {' or '.join(SERVED)}")
+    loads = Loads(load, settings.run.id, stop) if load else None
     notices = Notices(notify, stop) if notify else None
     signer = Signer(sign_key) if sign_key else None
     with open_directory(to, layout, settings.run.id, keep, signer) as directory:
         if once:
-            delivery.deliver_newest(settings, directory, notices)
+            delivery.deliver_newest(settings, directory, loads, notices)
         else:
-            delivery.deliver_all(settings, directory, notices, stop)
+            delivery.deliver_all(settings, directory, loads, notices, stop)
     end_process(ExitCode.OK)

@@ -1,4 +1,4 @@
-"""Writes the releases of a run to a directory as they are published, and notifies a server."""
+"""Writes the releases of a run to a directory as they are published, and informs servers."""
 
 import threading
 from typing import Any
@@ -9,6 +9,7 @@ from stream_learner.config import FollowSettings
 from stream_learner.errors import StateError
 from stream_learner.follow.directories import Directory
 from stream_learner.follow.follower import Follower
+from stream_learner.follow.loading import Loads
 from stream_learner.follow.notices import Notices
 from stream_learner.follow.reading import read_release
 from stream_learner.follow.releases import Release, check_runtime
@@ -16,15 +17,27 @@ from stream_learner.follow.releases import Release, check_runtime
 log = structlog.get_logger()
 
 
-def deliver_newest(settings: FollowSettings, directory: Directory, notices: Notices | None) -> None:
-    """Write the newest release of a run. Raises the errors of `read_release` and `Directory.put`."""
+def deliver_newest(
+    settings: FollowSettings, directory: Directory, loads: Loads | None, notices: Notices | None
+) -> None:
+    """Write the newest release of a run. Raises the errors of `read_release`, `Directory.put` and `Loads.once`."""
     check_runtime()
     release = read_release(**_arguments(settings))
     release.check()
-    _deliver(release, directory, notices)
+    path = _written(release, directory)
+    if loads:
+        loads.once()
+    if notices:
+        _notify(notices, release, path)
 
 
-def deliver_all(settings: FollowSettings, directory: Directory, notices: Notices | None, stop: threading.Event) -> None:
+def deliver_all(
+    settings: FollowSettings,
+    directory: Directory,
+    loads: Loads | None,
+    notices: Notices | None,
+    stop: threading.Event,
+) -> None:
     """Write the newest release of a run, and each later one, until `stop` is set.
 
     Skip releases that do not verify or lack what the layout needs. Raises the errors of `Follower`, and StoreError when
@@ -40,9 +53,14 @@ def deliver_all(settings: FollowSettings, directory: Directory, notices: Notices
     try:
         for release in follower:
             try:
-                _deliver(release, directory, notices)
+                path = _written(release, directory)
             except StateError as error:
                 log.warning("a release is not written; the last one stays current", why=str(error))
+                continue
+            if loads and not loads.until_loaded(lambda release=release: follower.following.release is not release):
+                continue
+            if notices:
+                _notify(notices, release, path)
     finally:
         stop.set()
 
@@ -57,16 +75,19 @@ def _arguments(settings: FollowSettings) -> dict[str, Any]:
     }
 
 
-def _deliver(release: Release, directory: Directory, notices: Notices | None) -> None:
-    path, described = str(directory.put(release)), release.described
-    log.info("release written", sequence=described.sequence, epoch=release.manifest.epoch, path=path)
-    if notices:
-        notices.post(
-            {
-                "run": release.manifest.run_id,
-                "epoch": release.manifest.epoch,
-                "sequence": described.sequence,
-                "path": path,
-                "digest": described.object.digest,
-            }
-        )
+def _written(release: Release, directory: Directory) -> str:
+    path = str(directory.put(release))
+    log.info("release written", sequence=release.described.sequence, epoch=release.manifest.epoch, path=path)
+    return path
+
+
+def _notify(notices: Notices, release: Release, path: str) -> None:
+    notices.post(
+        {
+            "run": release.manifest.run_id,
+            "epoch": release.manifest.epoch,
+            "sequence": release.described.sequence,
+            "path": path,
+            "digest": release.described.object.digest,
+        }
+    )

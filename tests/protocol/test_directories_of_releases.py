@@ -130,6 +130,7 @@ class Receiver(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__((HOST, 0), Handler)
         self.received: list[dict[str, Any]] = []
+        self.paths: list[str] = []
         self.refusals = 2
         self.credentials: str | None = None
 
@@ -144,6 +145,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(503)
             return
         server.received.append(json.loads(body))
+        server.paths.append(self.path)
         self.send_response(204)
         self.end_headers()
 
@@ -183,6 +185,31 @@ def test_a_server_is_notified(new_run: NewRun, tmp_path: Path, receiver: Receive
     assert "sesame" not in follow.text()
     follow.stop()
     assert not list(out.glob(".*"))
+
+
+def test_a_server_loads_releases(graphed: tuple[Run, Log], tmp_path: Path, receiver: Receiver) -> None:
+    run, log = graphed
+    url, path = f"http://{HOST}:{receiver.server_port}/", f"/v2/repository/models/{run.id}/load"
+    triton = ("--layout", "triton", "--load", url)
+    assert "did not load the release: it answered with status 503" in failure(
+        once(run, tmp_path, *triton), ExitCode.DEPENDENCY
+    )
+    follow = run.call("follow", "--to", str(tmp_path / "live"), *triton)
+    until(lambda: "release loaded" in follow.text(), follow)
+    assert "a release is not loaded; trying again" in follow.text()
+    follow.stop()
+    assert once(run, tmp_path, *triton) == (0, "", "")
+    assert receiver.paths == [path, path]
+    assert receiver.received == [{}, {}]
+    for out in ("out", "live"):
+        assert (
+            f"versions: [ {log.manifest['release']['sequence']} ]"
+            in (tmp_path / out / run.id / "config.pbtxt").read_text()
+        )
+    assert "--load needs --layout triton or mlserver" in failure(once(run, tmp_path, "--load", url), ExitCode.USAGE)
+    said = failure(once(run, tmp_path, "--layout", "triton", "--load", "ftp://secret"), ExitCode.USAGE)
+    assert "the URL to load from must begin with http:// or https://" in said
+    assert "secret" not in said
 
 
 def test_a_reader_while_the_command_is_killed(new_run: NewRun, tmp_path: Path) -> None:
