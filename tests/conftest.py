@@ -31,6 +31,7 @@ LONGEST = (
     "test_follower",
     "test_examples",
     "test_directories_of_releases",
+    "test_serving",
     "test_two_workers",
     "test_torture",
     "test_refusals",

@@ -1,14 +1,18 @@
-"""The command `status`, which reads a run from outside."""
+"""Commands that read a run from outside: `status`, and `serve`, which serves its releases over HTTP."""
 
+import threading
 from typing import Annotated
 
 import msgspec
 import typer
 from rich.table import Column, Table
 
+from stream_learner import __version__
 from stream_learner.cli.options import ConfigFile, Overrides
-from stream_learner.cli.output import load, out, say, say_json
+from stream_learner.cli.output import load, load_follower, out, say, say_json
 from stream_learner.contract.spans import offsets_in_all
+from stream_learner.errors import ExitCode
+from stream_learner.run.signals import end_process, stop_on_signals
 from stream_learner.text import printable
 
 
@@ -54,6 +58,22 @@ def status(
         for partition, lag in partitions.items():
             table.add_row(printable(topic), str(partition), str(found.positions[topic][partition]), str(lag))
     out.print(table)
+
+
+def serve(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Serve the newest release over HTTP (Open Inference Protocol v2), until stopped."""
+    started = threading.Event()
+    stop = stop_on_signals(lambda: settings.run.stop_deadline_s, at_once=lambda: not started.is_set())
+    from stream_learner.local import extra
+    from stream_learner.monitoring import logs
+
+    settings = load_follower(config_file, overrides)
+    logs.configure(settings.log.level, settings.log.format)
+    with extra("serve"):
+        from stream_learner.follow.serving import server
+
+    server.serve(settings, stop, __version__, started.set)
+    end_process(ExitCode.OK)
 
 
 def _percent(share: float | None) -> str:

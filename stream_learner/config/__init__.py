@@ -6,7 +6,13 @@ The docstring under a field is its documentation. `stream-learner config --schem
 from stream_learner.config.fields import MIB
 from stream_learner.config.learning import LearningSettings, ModelSettings, WeightsSettings
 from stream_learner.config.loading import load, load_follower, schema, usage_error
-from stream_learner.config.operating import KafkaSettings, MonitoringSettings, RejectsSettings, RunSettings
+from stream_learner.config.operating import (
+    KafkaSettings,
+    MonitoringSettings,
+    RejectsSettings,
+    RunSettings,
+    ServeSettings,
+)
 from stream_learner.config.publishing import MAX_RELEASES, CheckpointSettings, ReleaseSettings, TopicsSettings
 from stream_learner.config.reading import BatchSettings, InputSettings, LabelsSettings, SplitSettings
 from stream_learner.config.settings import (
@@ -37,6 +43,7 @@ __all__ = [
     "RejectsSettings",
     "ReleaseSettings",
     "RunSettings",
+    "ServeSettings",
     "Settings",
     "SplitSettings",
     "TopicsSettings",

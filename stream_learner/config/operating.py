@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, model_validator
 
-from stream_learner.config.fields import MAX_KAFKA_S, FileName, KafkaName, Section, read_secret
+from stream_learner.config.fields import MAX_KAFKA_S, MIB, FileName, KafkaName, Section, read_secret
 
 
 class RunSettings(Section):
@@ -110,6 +110,27 @@ class RejectsSettings(Section):
     max_in_a_row: PositiveInt = 200
     """Consecutive rejected records, over all topics, that stop the worker, even if it has read few records. Deletion
     markers and rare labels do not count."""
+
+
+class ServeSettings(Section):
+    """Settings of `stream-learner serve`."""
+
+    host: str = "127.0.0.1"
+    """Address of the server. The default is loopback."""
+    port: Annotated[NonNegativeInt, Field(le=65_535)] = 8080
+    """Port of the server; 0 takes a free one."""
+    max_body_bytes: PositiveInt = 64 * MIB
+    """Largest body of a request. A larger one gets the status 413."""
+    max_images: PositiveInt = 1024
+    """Most images in a request."""
+    max_held_bytes: PositiveInt = 512 * MIB
+    """Most bytes of the bodies of all requests at a time. Further requests get the status 503."""
+    max_waiting_images: PositiveInt = 4096
+    """Most images that wait to be computed. Further requests get the status 503."""
+    max_connections: PositiveInt = 1000
+    """Most connections at a time. Requests on further connections get the status 503."""
+    timeout_s: PositiveFloat = 30.0
+    """Seconds in which a request must arrive and be answered. After that it gets the status 503."""
 
 
 class MonitoringSettings(Section):

@@ -12,7 +12,14 @@ from stream_learner.config.learning import (
     ModelSettings,
     WeightsSettings,
 )
-from stream_learner.config.operating import KafkaSettings, LogSettings, MonitoringSettings, RejectsSettings, RunSettings
+from stream_learner.config.operating import (
+    KafkaSettings,
+    LogSettings,
+    MonitoringSettings,
+    RejectsSettings,
+    RunSettings,
+    ServeSettings,
+)
 from stream_learner.config.publishing import (
     CheckpointSettings,
     RecoverySettings,
@@ -79,6 +86,8 @@ class Settings(BaseSettings):
     """Prometheus metrics and health pages."""
     log: LogSettings = LogSettings()
     """Logs."""
+    serve: ServeSettings = ServeSettings()
+    """The server of `stream-learner serve`."""
 
     @model_validator(mode="after")
     def _trusted_topics_are_read(self) -> "Settings":
@@ -172,6 +181,7 @@ class FollowSettings(BaseSettings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     security: SecuritySettings = SecuritySettings()
     log: LogSettings = LogSettings()
+    serve: ServeSettings = ServeSettings()
 
     @property
     def store(self) -> str | None:

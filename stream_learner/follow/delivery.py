@@ -22,7 +22,7 @@ def deliver_newest(
 ) -> None:
     """Write the newest release of a run. Raises the errors of `read_release`, `Directory.put` and `Loads.once`."""
     check_runtime()
-    release = read_release(**_arguments(settings))
+    release = read_release(**follower_arguments(settings))
     release.check()
     path = _written(release, directory)
     if loads:
@@ -43,7 +43,7 @@ def deliver_all(
     Skip releases that do not verify or lack what the layout needs. Raises the errors of `Follower`, and StoreError when
     the directory cannot be written.
     """
-    follower = Follower(**_arguments(settings), keep=1)
+    follower = Follower(**follower_arguments(settings), keep=1)
 
     def close() -> None:
         stop.wait()
@@ -65,7 +65,8 @@ def deliver_all(
         stop.set()
 
 
-def _arguments(settings: FollowSettings) -> dict[str, Any]:
+def follower_arguments(settings: FollowSettings) -> dict[str, Any]:
+    """Return the arguments that `Follower` and `read_release` have in common."""
     return {
         "run_id": settings.run.id,
         "kafka": settings.kafka,

@@ -95,9 +95,20 @@ class Release:
         release has a graph, otherwise PyTorch does. Raises RejectError for an image that cannot be decoded, ValueError
         for an array of another shape or type, StateError when the network cannot be computed here.
         """
+        return predictions.predict(self._model, self.labels, self.preprocess(images))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the network's images."""
         shown = self.described.preprocessing
-        images_NHWC = decoding.batch(images, shown.height, shown.width, shown.channels, MAX_IMAGE_PIXELS)
-        return predictions.predict(self._model, self.labels, images_NHWC)
+        return shown.height, shown.width, shown.channels
+
+    def preprocess(self, images: Iterable[bytes | np.ndarray]) -> np.ndarray:
+        """Return images as the network takes them, uint8 [N, H, W, C].
+
+        Raises RejectError for an image that cannot be decoded, ValueError for an array of another shape or type.
+        """
+        return decoding.batch(images, *self.image_shape, MAX_IMAGE_PIXELS)
 
     def compute(self, images_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return logits and probabilities, float32 [N, classes], of preprocessed images, uint8 [N, H, W, C].

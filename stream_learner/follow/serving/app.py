@@ -1,0 +1,192 @@
+"""The HTTP side of the Open Inference Protocol, version 2, as an ASGI application."""
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+import structlog
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from stream_learner.config import ServeSettings
+from stream_learner.errors import StreamLearnerError
+from stream_learner.follow.follower import Follower
+from stream_learner.follow.releases import Release
+from stream_learner.follow.serving import protocol, rest
+from stream_learner.follow.serving.batching import Batcher, OverloadedError
+from stream_learner.follow.serving.metrics import ServingMetrics
+from stream_learner.follow.serving.protocol import RequestError
+
+log = structlog.get_logger()
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = dict[bytes, bytes]
+
+JSON: Headers = {b"content-type": b"application/json"}
+# The rest of the request is not read, so the connection cannot have another one.
+CLOSE: Headers = {b"connection": b"close"}
+HEADER_LENGTH = rest.HEADER_LENGTH.encode()
+OF_MODEL = re.compile("/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?(?P<page>/ready|/infer|)")
+
+
+class HttpError(Exception):
+    """A request that is refused: the status, the message for the client, and headers of the response."""
+
+    def __init__(self, status: int, message: str, headers: Headers | None = None):
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+
+
+class Response(NamedTuple):
+    status: int
+    body: bytes
+    headers: Headers
+    images: int = 0
+    """Number of images that were predicted."""
+
+
+class Application:
+    """Answers requests for the releases that a follower has in use. The model's name is the run's id."""
+
+    def __init__(self, model: str, follower: Follower, settings: ServeSettings, program_version: str):
+        self._model = model
+        self._follower = follower
+        self._settings = settings
+        self._program_version = program_version
+        self._registry = CollectorRegistry()
+        self._metrics = ServingMetrics(self._registry, follower)
+        self._batcher = Batcher(settings.max_waiting_images)
+        self._held_bytes = 0
+        self._pages = {
+            "/v2": self._server,
+            "/v2/health/live": self._live,
+            "/v2/health/ready": self._ready,
+            "/metrics": self._scrape,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request (ASGI)."""
+        began = time.perf_counter()
+        response = await self._response(scope, receive)
+        if scope["path"].endswith("/infer"):
+            self._metrics.answered(response.status, response.images, time.perf_counter() - began)
+        headers = response.headers | {b"content-length": b"%d" % len(response.body)}
+        await send({"type": "http.response.start", "status": response.status, "headers": headers.items()})
+        await send({"type": "http.response.body", "body": response.body})
+
+    async def _response(self, scope: Scope, receive: Receive) -> Response:
+        """Return the response to a request. Errors are responses that have a status and a reason."""
+        body = b""
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                body = await self._body(receive)
+                return await self._page(scope, body)
+        except HttpError as error:
+            return _error(error.status, str(error), error.headers)
+        except RequestError as error:
+            return _error(400, str(error))
+        except OverloadedError:
+            return _error(503, "too many images wait; try again later")
+        except TimeoutError:
+            return _error(503, f"no answer within {self._settings.timeout_s:g} s; try again later", CLOSE)
+        except StreamLearnerError as error:
+            return _error(503, str(error))
+        except Exception:
+            log.exception("a request failed in an unexpected way")
+            return _error(500, "an unexpected error; see the log of the server")
+        finally:
+            self._held_bytes -= len(body)
+
+    async def _body(self, receive: Receive) -> bytes:
+        """Read the body of a request. The caller subtracts its length from `_held_bytes` at the end."""
+        parts: list[bytes] = []
+        size = 0
+        try:
+            while True:
+                message = await receive()
+                part = message.get("body", b"")
+                size += len(part)
+                self._held_bytes += len(part)
+                if size > self._settings.max_body_bytes:
+                    raise HttpError(413, f"the body is longer than {self._settings.max_body_bytes} bytes", CLOSE)
+                if self._held_bytes > self._settings.max_held_bytes:
+                    raise HttpError(503, "the bodies of all requests take too much memory; try again later", CLOSE)
+                parts.append(part)
+                if message["type"] == "http.disconnect":
+                    raise HttpError(400, "the client left")
+                if not message["more_body"]:
+                    return b"".join(parts)
+        except BaseException:
+            self._held_bytes -= size
+            raise
+
+    async def _page(self, scope: Scope, body: bytes) -> Response:
+        path, method = scope["path"], scope["method"]
+        of_model = OF_MODEL.fullmatch(path)
+        if of_model and of_model["page"] == "/infer":
+            if method != "POST":
+                raise HttpError(405, f"{method} is not allowed here, only POST", {b"allow": b"POST"})
+            return await self._infer(self._release(of_model), dict(scope["headers"]), body)
+        if not of_model and path not in self._pages:
+            raise HttpError(404, f"there is no page {path!r}")
+        if method not in ("GET", "HEAD"):
+            raise HttpError(405, f"{method} is not allowed here, only GET", {b"allow": b"GET, HEAD"})
+        if not of_model:
+            return self._pages[path](scope)
+        release = self._release(of_model)
+        if of_model["page"] == "/ready":
+            return _json({"name": self._model, "ready": True})
+        return _json(protocol.metadata(self._model, self._follower.kept, release))
+
+    def _server(self, _: Scope) -> Response:
+        server = {"name": protocol.PROGRAM, "version": self._program_version}
+        return _json(server | {"extensions": protocol.EXTENSIONS})
+
+    def _live(self, _: Scope) -> Response:
+        return _json({"live": True})
+
+    def _ready(self, _: Scope) -> Response:
+        self._follower.latest()
+        return _json({"ready": True})
+
+    def _scrape(self, scope: Scope) -> Response:
+        accepted = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
+        encoder, content_type = choose_encoder(accepted)
+        return Response(200, encoder(self._registry), {b"content-type": content_type.encode()})
+
+    async def _infer(self, release: Release, headers: Headers, body: bytes) -> Response:
+        request = rest.decode(body, headers.get(HEADER_LENGTH))
+        images = protocol.images(request.inputs, release.image_shape, self._settings.max_images)
+        answer = await self._batcher.compute(release, images)
+        outputs = protocol.outputs(release, answer.logits, answer.probabilities)
+        content, length = rest.encode(request, self._model, release, outputs)
+        if length is None:
+            return Response(200, content, JSON, len(images))
+        binary = {b"content-type": b"application/octet-stream", HEADER_LENGTH: b"%d" % length}
+        return Response(200, content, binary, len(images))
+
+    def _release(self, of_model: re.Match[str]) -> Release:
+        """Return the release that a path names: the one in use, or a version."""
+        model, version = of_model["model"], of_model["version"]
+        if model != self._model:
+            raise HttpError(404, f"there is no model {model!r}; the model is {self._model!r}")
+        if version is None:
+            return self._follower.latest()
+        for release in reversed(self._follower.kept):
+            if protocol.version(release) == version:
+                return release
+        raise HttpError(404, f"version {version!r} of {self._model!r} is not loaded")
+
+
+def _json(document: object, status: int = 200, headers: Headers | None = None) -> Response:
+    return Response(status, msgspec.json.encode(document), JSON | (headers or {}))
+
+
+def _error(status: int, message: str, headers: Headers | None = None) -> Response:
+    return _json({"error": message}, status, headers)

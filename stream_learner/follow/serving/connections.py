@@ -1,0 +1,59 @@
+"""HTTP connections with limits for clients that send or read slowly."""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEADER_BYTES = 64 * 1024
+
+
+class Connection(HttpToolsProtocol):
+    """A connection of uvicorn that is closed when the headers of a request are too long or take too long.
+
+    uvicorn itself waits without a limit until the headers are complete.
+    """
+
+    def __init__(self, *arguments: Any, headers_s: float, **named: Any):
+        """`headers_s` is the number of seconds in which the headers must arrive. The rest is uvicorn's."""
+        super().__init__(*arguments, **named)
+        self._headers_s = headers_s
+        self._in_headers = True
+        self._header_bytes = 0
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(self._headers_s, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._arrived()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._in_headers:
+            return
+        self._header_bytes += len(data)
+        if self._header_bytes > MAX_HEADER_BYTES:
+            self.transport.abort()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(self._headers_s, self.transport.abort)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_headers = True
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._arrived()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.transport.abort()  # `close` would wait for a client that does not read
+
+    def _arrived(self) -> None:
+        self._in_headers = False
+        self._header_bytes = 0
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

@@ -1,0 +1,420 @@
+"""The command `serve`: predictions over HTTP, on the real broker."""
+
+import base64
+import json
+import re
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import child
+import numpy as np
+import pytest
+from command_line import failure, stream_learner
+from feed import digits, mixed
+from harness import DEADLINE_S, Run, Worker, toml
+from nasty_images import png_that_claims
+from outputs import Log
+from test_follower import EVERY
+
+from stream_learner import read_release
+from stream_learner.config import ServeSettings
+from stream_learner.contract import tensors
+from stream_learner.errors import ExitCode
+from stream_learner.local.broker import HOST, Broker
+
+LENGTH = "Inference-Header-Content-Length"
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+PIXELS = 64
+MAX_IMAGES = 20
+LIMITS = {"timeout_s": 1.0, "max_body_bytes": 100_000, "max_held_bytes": 150_000, "max_connections": 4}
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def port(server: Worker) -> int:
+    server.until("address", lambda: '"event":"serving"' in server.text())
+    lines = [json.loads(line) for line in server.text().splitlines()]
+    return next(line["port"] for line in lines if line["event"] == "serving")
+
+
+def ask(server: Worker, path: str, body: bytes | None = None, method: str | None = None, **headers: str) -> Answer:
+    connection = HTTPConnection(HOST, port(server), timeout=DEADLINE_S)
+    try:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method or ("GET" if body is None else "POST"), path, body, named)
+        response = connection.getresponse()
+        return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
+    finally:
+        connection.close()
+
+
+def serve(run: Run, **settings: Any) -> Worker:
+    """Start a server, whose settings file has only what a server needs."""
+    file = run.folder / f"server-{len(run.workers)}.toml"
+    settings = {"port": 0, "max_images": MAX_IMAGES} | settings
+    kafka = {"bootstrap_servers": settings.pop("servers", run.broker.bootstrap_servers)}
+    document = {"run": {"id": run.id}, "kafka": kafka, "log": {"format": "json"}, "serve": settings}
+    file.write_text("".join(f"{name} = {toml(section)}\n" for name, section in document.items()))
+    return run._child(child.command, ["serve", str(file)])
+
+
+class Served(NamedTuple):
+    """A run, its output, and a server that has its release in use."""
+
+    run: Run
+    log: Log
+    server: Worker
+
+    @property
+    def model(self) -> str:
+        return f"/v2/models/{self.run.id}"
+
+    def infer(self, document: dict[str, Any], *binaries: bytes) -> Answer:
+        header = json.dumps(document).encode()
+        lengths = {LENGTH.replace("-", "_"): str(len(header))} if binaries else {}
+        return ask(self.server, f"{self.model}/infer", header + b"".join(binaries), **lengths)
+
+    def evaluation(self) -> tuple[np.ndarray, list[str]]:
+        """Return images, and the labels that the worker predicted for them."""
+        described = self.log.manifest["release"]
+        evaluation = tensors.decode(self.log.objects[described["evaluation"]["key"]])
+        labels = [described["labels"][index] for index in evaluation["predictions"]]
+        return evaluation["images"][:MAX_IMAGES], labels[:MAX_IMAGES]
+
+
+@pytest.fixture(scope="module")
+def served(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    settings: dict[str, Any] = {name.replace("__", "."): value for name, value in EVERY.items()}
+    settings |= {"release.formats": ["safetensors", "onnx"], "release.format_wait_s": 120.0}
+    run = Run(broker, tmp_path_factory.mktemp("served"), 1, settings)
+    server = serve(run)
+    assert ask(server, "/v2/health/live").status == 200
+    for path in ("/v2/health/ready", f"/v2/models/{run.id}", f"/v2/models/{run.id}/ready"):
+        assert "has not released a model yet" in refusal(ask(server, path), 503)
+    assert "has not released a model yet" in refusal(ask(server, f"/v2/models/{run.id}/infer", b"{}"), 503)
+    assert "stream_learner_serving_release NaN" in ask(server, "/metrics").body.decode()
+    run.feed(mixed(250))
+    log = run.finish(run.start())
+    server.until("release", lambda: ask(server, "/v2/health/ready").status == 200)
+    yield Served(run, log, server)
+    run.close()
+
+
+def refusal(answer: Answer, status: int) -> str:
+    """Return the reason in an answer with this status."""
+    assert answer.status == status, answer
+    assert answer.headers["content-type"] == "application/json"
+    (reason,) = answer.json().values()
+    return reason
+
+
+def test_pages(served: Served) -> None:
+    run, log, server = served
+    release = log.manifest["release"]
+    version, classes = str(release["sequence"]), len(release["labels"])
+    found = ask(server, "/v2").json()
+    assert found["name"] == "stream-learner"
+    assert found["extensions"] == ["binary_tensor_data"]
+    assert ask(server, "/v2/health/live").json() == {"live": True}
+    assert ask(server, "/v2/health/ready").json() == {"ready": True}
+    for path in (served.model, f"{served.model}/versions/{version}"):
+        assert ask(server, path).json() == {
+            "name": run.id,
+            "versions": [version],
+            "platform": "stream-learner",
+            "inputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, 8, 8, 1]}],
+            "outputs": [
+                {"name": "labels", "datatype": "BYTES", "shape": [-1]},
+                {"name": "logits", "datatype": "FP32", "shape": [-1, classes]},
+                {"name": "probabilities", "datatype": "FP32", "shape": [-1, classes]},
+            ],
+        }
+        assert ask(server, f"{path}/ready").json() == {"name": run.id, "ready": True}
+        head = ask(server, path, method="HEAD")
+        assert (head.status, head.body) == (200, b"")
+    for path in ("/", "/v2/", "/v3", "/v2/models", f"{served.model}/", f"{served.model}/config", "/%00", "/v2/../v2"):
+        assert "there is no page" in refusal(ask(server, path), 404)
+    for path in ("/v2/models/other", "/v2/models/other/ready", "/v2/models/%2e%2e"):
+        assert f"the model is {run.id!r}" in refusal(ask(server, path), 404)
+    for other in ("99", "0", f"0{version}", "x", "9" * 30):
+        assert "is not loaded" in refusal(ask(server, f"{served.model}/versions/{other}"), 404)
+        assert "is not loaded" in refusal(ask(server, f"{served.model}/versions/{other}/infer", b"{}"), 404)
+    assert "POST is not allowed" in refusal(ask(server, served.model, b"{}"), 405)
+    wrong = ask(server, f"{served.model}/infer")
+    assert "GET is not allowed" in refusal(wrong, 405)
+    assert wrong.headers["allow"] == "POST"
+
+
+def test_the_documentation_lists_the_metrics(served: Served) -> None:
+    page, documented = ask(served.server, "/metrics").body.decode(), OPERATIONS.read_text()
+    metrics = re.findall(r"# HELP (\w+) (.+)\n# TYPE \w+ (\w+)\n", page)
+    assert metrics
+    for name, meaning, kind in metrics:
+        assert name.endswith("_created") or f"| `{name}` | {kind} | {meaning} |" in documented
+
+
+def test_predictions(served: Served) -> None:
+    """Each form of a request gives the predictions that the worker has published."""
+    images, labels = served.evaluation()
+    release = read_release(served.run.id, served.run.broker.bootstrap_servers)
+    expected = release.predict(images)
+    assert expected.labels == labels
+    shape = list(images.shape)
+    described = {"name": "images", "datatype": "UINT8", "shape": shape}
+    binary = described | {"parameters": {"binary_data_size": images.nbytes}}
+    plain = {"id": "an id", "inputs": [described | {"data": images.ravel().tolist()}]}
+    answers = [
+        served.infer(plain),
+        served.infer(plain | {"inputs": [described | {"data": images.tolist()}]}),
+        served.infer({"inputs": [binary]}, images.tobytes()),
+        ask(served.server, f"{served.model}/versions/{release.described.sequence}/infer", json.dumps(plain).encode()),
+    ]
+    for answer in answers:
+        assert answer.status == 200
+        assert LENGTH.lower() not in answer.headers
+        found = answer.json()
+        assert found["model_name"] == served.run.id
+        assert found["model_version"] == str(release.described.sequence)
+        assert found["parameters"] == {"epoch": 1}
+        outputs = {output["name"]: output for output in found["outputs"]}
+        assert outputs["labels"] == {"name": "labels", "datatype": "BYTES", "shape": shape[:1], "data": labels}
+        assert outputs["probabilities"]["shape"] == list(expected.probabilities.shape)
+        probabilities = np.reshape(outputs["probabilities"]["data"], expected.probabilities.shape)
+        np.testing.assert_allclose(probabilities, expected.probabilities, atol=1e-5)
+        np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    assert answers[0].json()["id"] == "an id"
+    assert "id" not in answers[2].json()
+
+
+def test_binary_answers(served: Served) -> None:
+    images, labels = served.evaluation()
+    given = {"name": "images", "datatype": "UINT8", "shape": list(images.shape)}
+    given["parameters"] = {"binary_data_size": images.nbytes}
+    asked = [{"name": "probabilities"}, {"name": "labels", "parameters": {"binary_data": True}}]
+    answer = served.infer({"inputs": [given], "outputs": asked}, images.tobytes())
+    header = json.loads(answer.body[: int(answer.headers[LENGTH.lower()])])
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert [output["name"] for output in header["outputs"]] == ["probabilities", "labels"]
+    raw = answer.body[int(answer.headers[LENGTH.lower()]) :]
+    assert header["outputs"][1]["parameters"] == {"binary_data_size": len(raw)}
+    assert raw == b"".join(struct.pack("<I", len(label)) + label.encode() for label in labels)
+    asked = [{"name": "logits"}, {"name": "labels", "parameters": {"binary_data": False}}]
+    document = {"inputs": [given], "outputs": asked, "parameters": {"binary_data_output": True}}
+    answer = served.infer(document, images.tobytes())
+    header = json.loads(answer.body[: int(answer.headers[LENGTH.lower()])])
+    logits, texts = header["outputs"]
+    assert texts["data"] == labels
+    raw = answer.body[int(answer.headers[LENGTH.lower()]) :]
+    found = np.frombuffer(raw, "<f4").reshape(logits["shape"]).argmax(1)
+    assert [served.log.manifest["release"]["labels"][index] for index in found] == labels
+
+
+def test_encoded_images(served: Served) -> None:
+    encoded = [image for image, _ in digits()[:MAX_IMAGES]]
+    release = read_release(served.run.id, served.run.broker.bootstrap_servers)
+    labels = release.predict(encoded).labels
+    given: dict[str, Any] = {"name": "images", "datatype": "BYTES", "shape": [len(encoded)]}
+    raw = b"".join(struct.pack("<I", len(image)) + image for image in encoded)
+    binary = given | {"parameters": {"binary_data_size": len(raw)}}
+    texts = given | {"data": [base64.b64encode(image).decode() for image in encoded]}
+    for answer in (served.infer({"inputs": [texts]}), served.infer({"inputs": [binary]}, raw)):
+        assert answer.status == 200
+        assert answer.json()["outputs"][0]["data"] == labels
+
+
+def test_refusals(served: Served) -> None:
+    """Every request that cannot be answered gets a reason."""
+    image, text = bytes(PIXELS), base64.b64encode(digits()[0][0]).decode()
+
+    def pixels(**changes: Any) -> dict[str, Any]:
+        return {"name": "images", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [*image]} | changes
+
+    def encoded(*data: Any, **changes: Any) -> dict[str, Any]:
+        return {"name": "images", "datatype": "BYTES", "shape": [len(data)], "data": data} | changes
+
+    def raw(size: object, **changes: Any) -> dict[str, Any]:
+        return {
+            "name": "images",
+            "datatype": "UINT8",
+            "shape": [1, 8, 8, 1],
+            "parameters": {"binary_data_size": size},
+        } | changes
+
+    wrong = png_that_claims(60_000, 60_000, b"")
+    refused: dict[str, tuple[dict[str, Any], bytes]] = {
+        "exactly one input": ({"inputs": [pixels(), pixels()]}, b""),
+        "exactly one input, 'images'": ({"inputs": [pixels(name="image")]}, b""),
+        "exactly one": ({"inputs": []}, b""),
+        "not 'FP32'": ({"inputs": [pixels(datatype="FP32")]}, b""),
+        "Expected `int` >= 0": ({"inputs": [pixels(shape=[-1, 8, 8, 1])]}, b""),
+        "with N from 1 to 20, not [21,": ({"inputs": [pixels(shape=[21, 8, 8, 1])]}, b""),
+        "with N from 1 to 20, not [0,": ({"inputs": [pixels(shape=[0, 8, 8, 1], data=[])]}, b""),
+        "must be [N, 8, 8, 1]": ({"inputs": [pixels(shape=[1, 64])]}, b""),
+        "must be [N, 8, 8, 1] with N from 1 to 20, not []": ({"inputs": [pixels(shape=[])]}, b""),
+        "not [1000000000000, 8": ({"inputs": [pixels(shape=[10**12, 8, 8, 1])]}, b""),
+        "`int` <= 1099511627776": ({"inputs": [pixels(shape=[10**15, 8, 8, 1])]}, b""),
+        "length <= 8": ({"inputs": [pixels(shape=[1] * 9)]}, b""),
+        "has 63 values, not 64": ({"inputs": [pixels(data=[0] * 63)]}, b""),
+        "from 0 to 255": ({"inputs": [pixels(data=[256] * 64)]}, b""),
+        "must be from 0 to 255": ({"inputs": [pixels(data=[-1] * 64)]}, b""),
+        "must be a list of int, flat or nested": ({"inputs": [pixels(data=[0.5] * 64)]}, b""),
+        "list of int": ({"inputs": [pixels(data=[[0] * 64])]}, b""),
+        "a list of int": ({"inputs": [pixels(data=["0"] * 64)]}, b""),
+        "neither data nor binary_data_size": ({"inputs": [raw(None)]}, b""),
+        "binary_data_size of 'images' is 64, but 63 bytes": ({"inputs": [raw(64)]}, image[1:]),
+        "1 bytes follow the JSON and the binary tensors": ({"inputs": [raw(64)]}, image + b"x"),
+        "has 63 values": ({"inputs": [raw(63)]}, image[1:]),
+        "is 1099511627776, but 64 bytes": ({"inputs": [raw(2**40)]}, image),
+        "Expected `int` <= 1099511627776": ({"inputs": [raw(2**62)]}, image),
+        "64 bytes follow": ({"inputs": [pixels()]}, image),
+        "no output 'classes'": ({"inputs": [pixels()], "outputs": [{"name": "classes"}]}, b""),
+        "Expected `bool`": ({"inputs": [pixels()], "parameters": {"binary_data_output": 1}}, b""),
+        "Object missing required field `inputs`": ({"input": []}, b""),
+        "length <= 256": ({"inputs": [pixels()], "id": "x" * 257}, b""),
+        "an image cannot be decoded: not a JPEG or PNG": (
+            {"inputs": [encoded(base64.b64encode(b"no image").decode())]},
+            b"",
+        ),
+        "pixels": ({"inputs": [encoded(text, base64.b64encode(wrong).decode())]}, b""),
+        "must be base64": ({"inputs": [encoded("\u00e9")]}, b""),
+        "as BYTES must be base64": ({"inputs": [encoded("a")]}, b""),
+        "list of str": ({"inputs": [encoded(1)]}, b""),
+        "must be [N] with N from 1 to 20, not [1, 1]": ({"inputs": [encoded(text, shape=[1, 1])]}, b""),
+        "has 1 elements, not 2": ({"inputs": [encoded(text, shape=[2])]}, b""),
+        "fewer bytes than its 1 elements need": ({"inputs": [raw(7, datatype="BYTES", shape=[1])]}, b"\4\0\0\0abc"),
+        "fewer bytes than its 2 elements": ({"inputs": [raw(7, datatype="BYTES", shape=[2])]}, b"\3\0\0\0abc"),
+        "fewer bytes": ({"inputs": [raw(4, datatype="BYTES", shape=[1])]}, b"\xff\xff\xff\xff"),
+        "2 bytes follow the 1 elements": ({"inputs": [raw(9, datatype="BYTES", shape=[1])]}, b"\3\0\0\0abcde"),
+    }
+    for reason, (document, binary) in refused.items():
+        assert reason in refusal(served.infer(document, *([binary] if binary else [])), 400)
+    good = json.dumps({"inputs": [pixels()]}).encode()
+    for body, length, reason in [
+        (b"", None, "the request is not valid"),
+        (b"{", None, "the request is not valid"),
+        (b"\xff", None, "the request is not valid"),
+        (b"[" * 90_000, None, "Expected `object`, got `array`"),
+        (b'{"inputs": [], "more": ' + b"[" * 90_000, None, "nested too deeply"),
+        (good, str(len(good) + 1), "must be a number up to the length"),
+        (good, "-1", "must be a number up to the length"),
+        (good, "9" * 30, "must be a number up to the length"),
+        (good, "\u0663", "must be a number up to the length"),
+        (good, "0", "the request is not valid"),
+    ]:
+        headers = {} if length is None else {LENGTH.replace("-", "_"): length.encode("utf-8").decode("latin-1")}
+        assert reason in refusal(ask(served.server, f"{served.model}/infer", body, **headers), 400)
+    assert ask(served.server, f"{served.model}/infer", good).status == 200
+    page = ask(served.server, "/metrics").body.decode()
+    assert 'stream_learner_serving_requests_total{status="400"}' in page
+    assert f"stream_learner_serving_release {served.log.manifest['release']['sequence']}.0" in page
+    assert "an unexpected" not in served.server.text()
+
+
+def talk(server: Worker, *parts: bytes) -> socket.socket:
+    connection = socket.create_connection((HOST, port(server)), DEADLINE_S)
+    for part in parts:
+        connection.sendall(part)
+    return connection
+
+
+def rest_of(connection: socket.socket) -> bytes:
+    """Read until the server closes the connection."""
+    parts = []
+    try:
+        while part := connection.recv(65536):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    connection.close()
+    return b"".join(parts)
+
+
+def test_limits(served: Served) -> None:
+    server = serve(served.run, **LIMITS)
+    server.until("release", lambda: ask(server, "/v2/health/ready").status == 200)
+    infer = f"{served.model}/infer"
+    assert "longer than 100000 bytes" in refusal(ask(server, infer, bytes(100_001)), 413)
+    post = f"POST {infer} HTTP/1.1\r\nHost: x\r\n".encode()
+    for headers in (b"Content-Length: 1000\r\n", b"Transfer-Encoding: chunked\r\n"):
+        answer = rest_of(talk(server, post, headers, b"\r\n", b"3\r\nabc\r\n"))
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"no answer within 1 s" in answer
+    held = talk(server, post, b"Content-Length: 90000\r\n\r\n", bytes(80_000))
+    other = talk(server, post, b"Content-Length: 90000\r\n\r\n", bytes(80_000))
+    assert any(b"too much memory" in rest_of(connection) for connection in (held, other))
+    assert rest_of(talk(server, post, b"X: ", b"x" * 100_000)) == b""
+    assert rest_of(talk(server)) == b""
+    assert rest_of(talk(server, post)) == b""
+    assert b"400 Bad Request" in rest_of(talk(server, b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n"))
+    idle = [talk(server) for _ in range(4)]
+    assert ask(server, "/v2/health/live").status == 503
+    for connection in idle:
+        assert rest_of(connection) == b""
+    server.until("room", lambda: ask(server, "/v2/health/live").status == 200)
+    server.stop()
+
+
+def test_a_stop_answers_requests_that_have_begun(served: Served) -> None:
+    server = serve(served.run)
+    server.until("release", lambda: ask(server, "/v2/health/ready").status == 200)
+    idle = talk(server)
+    body = json.dumps({"inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [0] * 64}]})
+    head = f"POST {served.model}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    begun = talk(server, head.encode(), body[:100].encode())
+    assert ask(server, "/v2/health/ready").status == 200  # so the server has read it
+    server.signal(signal.SIGTERM)
+    deadline = time.monotonic() + DEADLINE_S
+    while accepts(server):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    begun.sendall(body[100:].encode())
+    answer = rest_of(begun)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b'"model_version"' in answer
+    assert rest_of(idle) == b""
+    assert '"event":"stopped"' in server.ends(0)
+
+
+def accepts(server: Worker) -> bool:
+    try:
+        talk(server).close()
+    except ConnectionError:
+        return False
+    return True
+
+
+def test_a_stop_while_kafka_does_not_answer(served: Served) -> None:
+    with socket.create_server((HOST, 0)) as silent:
+        address = f"{HOST}:{silent.getsockname()[1]}"
+        server = serve(served.run, servers=address)
+        with silent.accept()[0]:
+            server.stop()
+
+
+def test_what_prevents_a_start(served: Served) -> None:
+    run = served.run
+    run_id, servers = f'run.id = "{run.id}"\n', f'kafka.bootstrap_servers = "{run.broker.bootstrap_servers}"\n'
+    file = run.folder / "server.toml"
+    file.write_text(run_id + servers + f"serve.port = {port(served.server)}\n")
+    said = failure(stream_learner("serve", file, folder=run.folder), ExitCode.USAGE)
+    assert f"cannot listen on 127.0.0.1:{port(served.server)} (Address already in use)" in said
+    file.write_text(run_id + servers + 'serve.host = "192.0.2.1"\nserve.port = 0\n')
+    said = failure(stream_learner("serve", file, folder=run.folder), ExitCode.USAGE)
+    assert "cannot listen on 192.0.2.1:0" in said
+    file.write_text(run_id + servers + 'serve.port = 0\ntopics.prefix = "other"\n')
+    said = failure(stream_learner("serve", file, folder=run.folder), ExitCode.TOPICS)
+    assert "has no topic other.checkpoints" in said
+    assert ServeSettings().host == "127.0.0.1"
