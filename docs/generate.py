@@ -23,6 +23,7 @@ from pydantic_core import PydanticUndefined
 import stream_learner
 from stream_learner import __version__, config, testing
 from stream_learner.contract.manifest import Manifest
+from stream_learner.contract.pins import Pin
 from stream_learner.contract.predictions import Prediction
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.contract.window import Window
@@ -62,6 +63,7 @@ def pages() -> dict[Path, str]:
         SCHEMAS / "manifest.schema.json": schema(Manifest),
         SCHEMAS / "window.schema.json": schema(Window),
         SCHEMAS / "prediction.schema.json": schema(Prediction),
+        SCHEMAS / "pin.schema.json": schema(Pin),
     }
 
 

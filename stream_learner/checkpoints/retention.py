@@ -32,17 +32,21 @@ def keep(existing: list[State], new: State, count: int) -> list[State]:
     return [state for state in states if state.sequence in wanted]
 
 
-def keep_releases(earlier: list[Earlier], count: int, days: float | None, now: str) -> list[Earlier]:
-    """Return the earlier releases to keep: the newest `count` - 1, and those of the last `days` days.
+def keep_releases(
+    earlier: list[Earlier], count: int, days: float | None, now: str, pinned: str | None = None
+) -> list[Earlier]:
+    """Return the earlier releases to keep: the newest `count` - 1, those of the last `days` days, and the pinned one.
 
     The last release is not in `earlier`, but is one of the `count`. At most MAX_RELEASES are kept, including the last
-    release. `now` is the time of the new manifest.
+    release. `now` is the time of the new manifest, `pinned` the digest of the pinned release.
     """
     since = datetime.fromisoformat(now) - timedelta(days=days) if days is not None else None
     kept = [
         release
         for place, release in enumerate(reversed(earlier), start=2)
-        if place <= count or (since and place <= MAX_RELEASES and datetime.fromisoformat(release.created_at) > since)
+        if place <= count
+        or (since and place <= MAX_RELEASES and datetime.fromisoformat(release.created_at) > since)
+        or release.object.digest == pinned
     ]
     return kept[::-1]
 

@@ -180,8 +180,14 @@ class FollowSettings(BaseSettings):
     topics: TopicsSettings = TopicsSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     security: SecuritySettings = SecuritySettings()
+    recovery: RecoverySettings = RecoverySettings()
     log: LogSettings = LogSettings()
     serve: ServeSettings = ServeSettings()
+
+    @property
+    def prefix(self) -> str:
+        """Return the prefix of the names of the output topics."""
+        return self.topics.prefix or self.run.id
 
     @property
     def store(self) -> str | None:
@@ -189,4 +195,4 @@ class FollowSettings(BaseSettings):
         return self.checkpoint.store if "store" in self.checkpoint.model_fields_set else None
 
 
-AnySettings = Settings | ReaderSettings
+AnySettings = Settings | ReaderSettings | FollowSettings

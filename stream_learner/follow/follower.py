@@ -3,6 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,16 +13,21 @@ import structlog
 
 from stream_learner.config import KafkaSettings
 from stream_learner.contract.manifest import Manifest
+from stream_learner.contract.pins import Chosen
 from stream_learner.contract.topics import Names
 from stream_learner.errors import KafkaUnavailableError, NoReleaseError, StateError, StoreError, StreamLearnerError
-from stream_learner.follow.reading import ReleaseReader, reader_settings
+from stream_learner.follow.reading import ReleaseReader, describe, reader_settings
 from stream_learner.follow.releases import Release, check_runtime
 from stream_learner.streams.manifests import accepted
+from stream_learner.streams.pins import PinsTail
 from stream_learner.streams.tail import Tail
 
 log = structlog.get_logger()
 
-POLL_S = 0.5
+POLL_S = 0.25
+# Wait for the pins topic, while a release waits for its end.
+PINS_S = 0.05
+ANSWERED_S = 5.0
 RETRY_S = (0.5, 1, 2, 4, 8, 15)
 
 
@@ -37,10 +43,14 @@ class Following:
     """Seconds since the brokers last answered. While the brokers are silent, the run may have a newer release."""
     refused: str | None
     """Why a newer release is not in use, or None if no newer release is known."""
+    pinned: bool
+    """Whether the release in use is pinned (`stream-learner release pin`). If so, newer releases are not used."""
 
 
 class Follower:
     """Keeps the newest release of a run in use. A background thread reads the topics; all methods are thread-safe.
+
+    If a release is pinned (`stream-learner release pin`), the follower uses it instead. It never uses a withdrawn one.
 
     The follower puts a release in use after it has verified the objects, and the network computes the logits of the
     release's canary. If a release fails this check, the follower logs a warning, keeps the previous release in use, and
@@ -69,6 +79,7 @@ class Follower:
         settings = reader_settings(run_id, kafka, prefix, verify_key_files)
         if compute:
             check_runtime()
+        self._settings = settings
         self._run_id, self._verifier = settings.run.id, settings.security.verifier
         self._compute = compute
         self._changed = threading.Condition()
@@ -78,14 +89,16 @@ class Follower:
         # Only the background thread uses these attributes.
         self._begun = 0
         self._order = (0, 0)  # epoch and sequence of the newest manifest
-        self._pending: Manifest | None = None  # the newest manifest, until its release is used or refused
-        self._decided: tuple[int, int] | None = None  # epoch and sequence of the last release that was used or refused
-        self._reader = ReleaseReader(settings, store, own)
-        try:
+        self._newest: Manifest | None = None
+        self._is_pending = False  # whether a manifest or a pin arrived that was not obeyed yet
+        self._decided: Chosen | None = None  # the last release that was used or refused
+        with ExitStack() as opened:
+            self._reader = ReleaseReader(settings, store, own)
+            opened.callback(self._reader.close)
             self._tail = Tail(settings, Names.under(settings.prefix).checkpoints)
-        except BaseException:
-            self._reader.close()
-            raise
+            opened.callback(self._tail.close)
+            self._pins = PinsTail(settings)
+            opened.pop_all()
         self._thread = threading.Thread(target=self._follow, name=f"follower of {run_id}", daemon=True)
         self._thread.start()
 
@@ -109,7 +122,7 @@ class Follower:
         last: list[Release] = []
         while True:
             with self._changed:
-                while not self._closed.is_set() and last == list(self._kept)[-1:]:
+                while not self._closed.is_set() and (not self._kept or last == list(self._kept)[-1:]):
                     self._changed.wait()
                 if self._closed.is_set():
                     return
@@ -128,11 +141,12 @@ class Follower:
         with self._changed:
             release = self._kept[-1] if self._kept else None
             refused = self._refused
+        pinned = release is not None and _named(release) == self._pins.pins.pinned
         age_s = None
         if release:
             made = datetime.fromisoformat(release.described.created_at)
             age_s = (datetime.now(UTC) - made).total_seconds()
-        return Following(release, age_s, self._tail.silence_s, refused)
+        return Following(release, age_s, self._tail.silence_s, refused, pinned)
 
     def close(self) -> None:
         """Stop following, and end all iterations. The releases can still be used."""
@@ -140,6 +154,7 @@ class Follower:
             self._closed.set()
             self._changed.notify_all()
         self._thread.join()
+        self._pins.close()
         self._tail.close()
         self._reader.close()
 
@@ -167,8 +182,12 @@ class Follower:
                 self._closed.wait(RETRY_S[-1])
 
     def _look(self) -> None:
-        """Read the newly committed records, and put the newest release in use."""
-        for record in self._tail.poll(0.0 if self._pending else POLL_S):
+        """Read the newly committed records, and put the newest release in use, or the pinned one."""
+        if self._tail.silence_s < ANSWERED_S:  # a look for a missing topic would wait for the brokers
+            self._pins.look()
+        if self._pins.poll(0.0 if self._pins.at_end else PINS_S):
+            self._is_pending = True
+        for record in self._tail.poll(0.0 if self._is_pending else POLL_S):
             if self._tail.begun != self._begun:
                 self._begun, self._order, self._decided = self._tail.begun, (0, 0), None
             try:
@@ -177,35 +196,44 @@ class Follower:
                 log.warning("a record is not a manifest of the run", offset=record.offset, why=str(error))
                 continue
             if manifest.order > self._order:
-                self._order, self._pending = manifest.order, manifest
-        if self._pending and self._tail.at_end:
-            self._use(self._pending)
-            self._pending = None
+                self._order, self._newest, self._is_pending = manifest.order, manifest, True
+        if self._is_pending and self._tail.at_end and self._pins.at_end:
+            if self._newest and self._newest.release:  # without one, the run was started over and has not released yet
+                self._use(self._newest)
+            self._is_pending = False
 
-    def _use(self, manifest: Manifest) -> None:
-        """Put the manifest's release in use, unless it is in use or was refused already."""
-        described = manifest.release
-        if described is None:  # the run was started over, and has not released yet
-            return
-        order = manifest.epoch, described.sequence
-        if order == self._decided:
-            return
+    def _use(self, newest: Manifest) -> None:
+        """Put the chosen release in use, unless it is in use or was refused already."""
+        chosen = self._pins.pins.choose(newest)
+        if chosen is None:
+            self._set(refused="all releases that are kept were withdrawn")
+        elif held := next((release for release in self._kept if _named(release) == chosen), None):
+            self._set(held)
+        elif chosen != self._decided:
+            self._fetch(newest, chosen)
+        self._decided = chosen
+
+    def _fetch(self, newest: Manifest, chosen: Chosen) -> None:
         try:
-            release = self._reader.read(manifest, described)
+            release = self._reader.read(*describe(self._settings, newest, chosen))
             if self._compute:
                 release.check()
         except StreamLearnerError as error:
             if isinstance(error, KafkaUnavailableError | StoreError):
                 raise
-            log.warning("a release is refused; the last one stays in use", sequence=described.sequence, why=str(error))
+            log.warning("a release is refused; the last one stays in use", sequence=chosen.sequence, why=str(error))
             self._set(refused=str(error))
         else:
             self._set(release)
-        self._decided = order
 
     def _set(self, release: Release | None = None, refused: str | None = None) -> None:
+        """Put a release in use, or set why it is not in use. Withdrawn releases leave `kept`."""
         with self._changed:
-            if release:
-                self._kept.append(release)
+            kept = [old for old in self._kept if old is not release and _named(old) not in self._pins.pins.withdrawn]
+            self._kept = deque([*kept, *([release] if release else [])], maxlen=self._kept.maxlen)
             self._refused = refused
             self._changed.notify_all()
+
+
+def _named(release: Release) -> Chosen:
+    return Chosen(*release.order, release.described.object.digest)

@@ -7,15 +7,18 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from stream_learner.checkpoints.store import Store
-from stream_learner.config import KafkaSettings, ReaderSettings, usage_error
+from stream_learner.config import AnySettings, KafkaSettings, ReaderSettings, usage_error
 from stream_learner.contract.manifest import Manifest, digest
 from stream_learner.contract.manifest import Release as Described
 from stream_learner.contract.objects import Published
+from stream_learner.contract.pins import Chosen
 from stream_learner.contract.topics import Names
 from stream_learner.errors import NoReleaseError, StateError
 from stream_learner.follow.releases import Objects, Release
 from stream_learner.streams.chunks import Chunks
+from stream_learner.streams.history import History
 from stream_learner.streams.manifests import no_manifest, read_newest
+from stream_learner.streams.pins import read_pins
 from stream_learner.streams.topics import id_for_reader
 
 
@@ -75,7 +78,7 @@ def read_release(
     store: str | None = None,
     own: str | None = None,
 ) -> Release:
-    """Read the newest release of a run from its output topics.
+    """Read the newest release of a run from its output topics, or the pinned one. Never read a withdrawn release.
 
     `kafka` holds the bootstrap servers, or settings with credentials. `prefix` is the worker's `topics.prefix`.
     `verify_key_files` are public keys (PEM): with them, only a signed manifest is accepted. `store` is the worker's
@@ -86,14 +89,14 @@ def read_release(
     cannot be used, TopicsError, KafkaUnavailableError, StoreError, UsageError.
     """
     settings = reader_settings(run_id, kafka, prefix, verify_key_files)
-    newest = _newest(settings)
+    newest, chosen = _choose(settings)
     with closing(ReleaseReader(settings, store, own)) as reader:
         while True:
             try:
-                return reader.read(*newest)
+                return reader.read(*describe(settings, newest, chosen))
             except StateError:  # a newer release may have replaced the bytes
-                before, newest = newest, _newest(settings)
-                if newest[1] == before[1]:
+                before, (newest, chosen) = chosen, _choose(settings)
+                if chosen == before:
                     raise
 
 
@@ -113,15 +116,46 @@ def reader_settings(
         raise usage_error(error) from None
 
 
-def _newest(settings: ReaderSettings) -> tuple[Manifest, Described]:
-    """Return the newest manifest and the release that it names."""
+def describe(settings: AnySettings, newest: Manifest, chosen: Chosen) -> tuple[Manifest, Described]:
+    """Return the manifest that describes one of the releases that the newest manifest lists, and the description.
+
+    The history topic holds the manifests of earlier releases. Raises StateError when the manifest is gone,
+    KafkaUnavailableError.
+    """
+    if newest.release and newest.release.sequence == chosen.sequence:
+        return newest, newest.release
+    with closing(History(settings)) as history:
+        found = history.find(chosen.sequence, chosen.epoch)
+        release = found.manifest.release if found else None
+        if found is None or release is None or release.object.digest != chosen.digest:
+            raise StateError(
+                f"topic {history.topic} does not hold the manifest of release {chosen.sequence}, epoch {chosen.epoch}; "
+                "choose another release with `stream-learner release`"
+            )
+    return found.manifest, release
+
+
+def newest_manifest(settings: AnySettings) -> Manifest | None:
+    """Return the newest manifest of a run, None before the first one.
+
+    Raises StateError when the topic holds only foreign records, TopicsError, KafkaUnavailableError.
+    """
     topic_id = id_for_reader(settings, Names.under(settings.prefix).checkpoints)
     newest = read_newest(settings, topic_id, positions={}, wait=False)
     if newest.found is None and newest.foreign:
         raise no_manifest(settings, newest)
-    if newest.found is None or newest.found.manifest.release is None:
+    return newest.found.manifest if newest.found else None
+
+
+def _choose(settings: ReaderSettings) -> tuple[Manifest, Chosen]:
+    """Return the newest manifest, and the release to use."""
+    newest = newest_manifest(settings)
+    if newest is None or newest.release is None:
         raise NoReleaseError(
             f"run {settings.run.id!r} has not released a model yet; try again once its worker has decided "
             "(release.every_records)"
         )
-    return newest.found.manifest, newest.found.manifest.release
+    chosen = read_pins(settings).choose(newest)
+    if chosen is None:
+        raise NoReleaseError(f"all releases of run {settings.run.id!r} were withdrawn; wait for the next one")
+    return newest, chosen

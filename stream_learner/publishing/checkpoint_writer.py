@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, Protocol
 
+import structlog
+
 from stream_learner import __version__
 from stream_learner.checkpoints import retention
 from stream_learner.checkpoints.store import Store
@@ -15,11 +17,12 @@ from stream_learner.config import Settings
 from stream_learner.contract import keys, ledger, signatures, tensors
 from stream_learner.contract.dead_letter import DeadLetter
 from stream_learner.contract.manifest import Manifest, OnnxGraph, Release, digest
-from stream_learner.contract.objects import Chunk, Object, Published, State
+from stream_learner.contract.objects import Chunk, Earlier, Object, Published, State
+from stream_learner.contract.pins import Chosen
 from stream_learner.contract.spans import Positions
 from stream_learner.contract.topics import Names
 from stream_learner.contract.vocabulary import Reason
-from stream_learner.errors import StoreError
+from stream_learner.errors import KafkaUnavailableError, StoreError
 from stream_learner.formats.record import Rejection
 from stream_learner.learning.outcome import Candidate
 from stream_learner.networks.tensors import as_arrays
@@ -32,6 +35,8 @@ from stream_learner.publishing.snapshot import Snapshot
 from stream_learner.publishing.topic_ids import check_topic_ids
 from stream_learner.streams.cluster import Cluster
 from stream_learner.streams.topics import CHUNK_BYTES, MAX_DOCUMENT_BYTES, RECORD_OVERHEAD_BYTES
+
+log = structlog.get_logger()
 
 PROGRAM = f"stream-learner {__version__}"
 SWEEP_EVERY_S = 3600.0
@@ -74,6 +79,7 @@ class Prepared:
     state: Object
     parts: list[Object]
     release: "PreparedRelease | None"
+    earlier: list[Earlier]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +118,7 @@ class CheckpointWriter:
         self._last_digest = last and last.manifest_digest
         # Parts that are in the store already. A new snapshot shares most of its parts with the last snapshot.
         self._parts = {part.digest: part for part in last.manifest.parts} if last else {}
+        self._pinned: Chosen | None = None
         self._before: Manifest | None = None
         self._marked = last is not None  # recovery has written the marker
         self._swept_at = -SWEEP_EVERY_S
@@ -150,7 +157,23 @@ class CheckpointWriter:
         release = None
         if snapshot.candidate and snapshot.decision and snapshot.decision.released:
             release = self._put_release(folder, snapshot.candidate)
-        return Prepared(snapshot, lag, sequence, state_object, parts, release)
+        return Prepared(snapshot, lag, sequence, state_object, parts, release, self._earlier(release is not None))
+
+    def _earlier(self, is_released: bool) -> list[Earlier]:
+        """Return the earlier releases to keep. Read the pins topic only if a release would be dropped."""
+        earlier = [*self._last.earlier] if self._last else []
+        if is_released and self._last and self._last.release:
+            earlier.append(self._last.release.as_earlier())
+        keeping, now = self._settings.release, _now()
+        kept = retention.keep_releases(earlier, keeping.keep, keeping.keep_days, now)
+        if kept == earlier:
+            return earlier
+        try:
+            self._pinned = self._cluster.pinned_release()
+        except KafkaUnavailableError as error:
+            log.warning("the pins topic cannot be read, so a pinned release may be deleted", why=str(error))
+        pinned = self._pinned.digest if self._pinned and self._pinned.epoch == self._epoch else None
+        return retention.keep_releases(earlier, keeping.keep, keeping.keep_days, now, pinned)
 
     def _put_release(self, folder: str, candidate: Candidate) -> PreparedRelease:
         written = {
@@ -255,10 +278,6 @@ class CheckpointWriter:
         snapshot = prepared.snapshot
         release = self._release(prepared, chunks, now) or (self._last.release if self._last else None)
         existing = self._last.kept if self._last else []
-        earlier = self._last.earlier if self._last else []
-        if self._last and self._last.release and release is not self._last.release:
-            earlier = [*earlier, self._last.release.as_earlier()]
-        keeping = self._settings.release
         new = State(prepared.sequence, prepared.state, release=release.sequence if release else None)
         kept = retention.keep(existing, new, self._settings.checkpoint.keep)
         parts = {state.sequence: self._last.parts_of(state) for state in existing} if self._last else {}
@@ -283,7 +302,7 @@ class CheckpointWriter:
             released=bool(snapshot.decision and snapshot.decision.released),
             decision=snapshot.decision,
             release=release,
-            earlier=retention.keep_releases(earlier, keeping.keep, keeping.keep_days, now),
+            earlier=prepared.earlier,
             poisoned=_poisoned(snapshot.interval.dead_letters),
             rolled_back_to=release.sequence if release and snapshot.discarded is not None else None,
             discarded=snapshot.discarded or {},

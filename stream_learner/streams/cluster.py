@@ -1,10 +1,12 @@
 """Read-only requests of a run to the brokers: topic ids, offsets and manifests."""
 
 from stream_learner.config import Settings
+from stream_learner.contract.pins import Chosen
 from stream_learner.contract.spans import Positions
 from stream_learner.streams import offsets, topics
 from stream_learner.streams.history import History
 from stream_learner.streams.manifests import Newest, read_newest
+from stream_learner.streams.pins import read_pins
 from stream_learner.streams.replay import Replay
 from stream_learner.streams.rights import Role
 
@@ -45,6 +47,11 @@ class Cluster:
     def newest_manifest(self, checkpoints_topic_id: str, positions: Positions, wait: bool) -> Newest:
         """Return the run's newest manifest; see `manifests.read_newest`."""
         return read_newest(self._settings, checkpoints_topic_id, positions, wait)
+
+    def pinned_release(self) -> Chosen | None:
+        """Return the release that followers must use, None if no release is pinned or the topic is missing."""
+        pins = read_pins(self._settings)
+        return None if pins.pinned in pins.withdrawn else pins.pinned
 
     def history(self) -> History:
         """Open the history topic."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from kafka.structs import TopicPartition
 
-from stream_learner.config import MIB, Settings
+from stream_learner.config import MIB, AnySettings
 from stream_learner.contract.topics import Names
 from stream_learner.errors import KafkaUnavailableError
 from stream_learner.streams.connection import kafka_failures, opening
@@ -26,7 +26,7 @@ TAIL = 10
 class History:
     """Reader of a run's committed manifests. Use one iterator at a time, because all iterators share one position."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, settings: AnySettings, clock: Callable[[], float] = time.monotonic):
         """Connect and look up the first and end offset. Raises KafkaUnavailableError."""
         self.topic = Names.under(settings.prefix).history
         self._settings = settings

@@ -23,6 +23,7 @@ class Role(StrEnum):
     CREATOR = "topic creator"
     STATUS = "status"
     FOLLOWER = "follower"
+    CHOOSER = "release chooser"
     REBUILD = "rebuild"
     PRODUCER = "producer"
 
@@ -87,6 +88,13 @@ RIGHTS: dict[Role, list[Right]] = {
         Right("Read", "topic", "<prefix>.checkpoints", "read the newest manifest"),
         Right("Read", "topic", "<prefix>.history", "find the newest manifest if others write to the checkpoints topic"),
         Right("Read", "topic", "<prefix>.weights", "read the bytes of the release"),
+        Right("Read", "topic", "<prefix>.pins", "obey pins and withdrawals"),
+    ],
+    Role.CHOOSER: [
+        Right("Read", "topic", "<prefix>.checkpoints", "read the newest manifest"),
+        Right("Read", "topic", "<prefix>.history", "find the newest manifest if others write to the checkpoints topic"),
+        Right("Read", "topic", "<prefix>.pins", "find the pinned release and the withdrawn ones"),
+        Right("Write", "topic", "<prefix>.pins", "pin or withdraw a release"),
     ],
     Role.REBUILD: [
         Right("Read", "topic", "<input>", "read the records again"),

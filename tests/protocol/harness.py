@@ -264,7 +264,7 @@ class Run:
 
     def call(self, command: str, *options: str, target: Callable[..., None] = child.command) -> Worker:
         """A command of the command line, with this run's settings, in a process that runs `target`."""
-        return self._child(target, [command, *self._sets, *options])
+        return self._child(target, [*command.split(), *self._sets, *options])
 
     def start_signalled(self, point: Point, number: signal.Signals = signal.SIGKILL) -> Worker:
         """A worker that sends itself a signal at a point of its protocol."""

@@ -137,14 +137,14 @@ def test_a_release_whose_bytes_are_gone_gives_way_to_the_next(new_run: NewRun, m
     run = new_run(release__every_records=200)
     published(run)
     settings = reading.reader_settings(run.id, run.broker.bootstrap_servers, None, ())
-    before = reading._newest(settings)
+    before = reading._choose(settings)
     run.empty("weights")
     with pytest.raises(StateError, match="does not hold release"):
         newest(run)
     published(run)
     answers = [before]  # what a reader knows that was slow
-    read = reading._newest
-    monkeypatch.setattr(reading, "_newest", lambda settings: answers.pop() if answers else read(settings))
+    read = reading._choose
+    monkeypatch.setattr(reading, "_choose", lambda settings: answers.pop() if answers else read(settings))
     assert newest(run).described.sequence > before[1].sequence
 
 

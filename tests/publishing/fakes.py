@@ -9,6 +9,7 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.contract.manifest import Manifest, decode_manifest
 from stream_learner.contract.objects import Object
+from stream_learner.contract.pins import Chosen
 from stream_learner.contract.spans import Positions
 from stream_learner.contract.topics import Names
 from stream_learner.errors import FencedError, PublishError, TopicsError
@@ -91,6 +92,7 @@ class FakeCluster(Cluster):
         self.positions: Positions = {}
         self.behind = False
         self.letter_bytes = 1_000_000
+        self.pinned: Chosen | None = None
         self.fences = 0
 
     def create_again(self, topic: str) -> None:
@@ -135,6 +137,10 @@ class FakeCluster(Cluster):
             behind=self.behind,
             last_epoch=max((f.manifest.epoch for f in in_history), default=0),
         )
+
+    def pinned_release(self) -> Chosen | None:
+        self.effects.note("read pins")
+        return self.pinned
 
     def history(self) -> History:
         return FakeHistory(self._settings, self.written[self.names.history])

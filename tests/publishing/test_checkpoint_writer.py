@@ -5,10 +5,12 @@ from fake_run import FakeRun, of_a_run, rejection
 from fakes import TOPIC
 
 from stream_learner.contract.manifest import Manifest, digest
+from stream_learner.contract.pins import Chosen
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import (
     FencedError,
     InputError,
+    KafkaUnavailableError,
     PublishError,
     StateError,
     StoreError,
@@ -255,6 +257,31 @@ def test_the_objects_of_earlier_releases_stay_until_there_are_enough(count: int,
         assert (earlier.created_at, earlier.classes) == (release.created_at, len(release.labels))
         assert (earlier.test.correct, earlier.test.total) == (release.test.correct, release.test.total)
         assert run.store.fetch(earlier.object)
+
+
+def test_a_pinned_release_stays_until_it_is_not_pinned() -> None:
+    run = FakeRun(release__keep=2)
+    writer = run.writer()
+    release = run.publish(writer, run.snapshot(released=True)).release
+    assert release
+    run.cluster.pinned = Chosen(1, release.sequence, release.object.digest)
+    run.publish(writer, run.snapshot(released=True))
+    assert "read pins" not in run.effects.take()  # nothing would be dropped
+    for released in (True, None, True):
+        manifest = run.publish(writer, run.snapshot(released=released))
+        writer = run.writer(run.recover())
+    assert [earlier.sequence for earlier in manifest.earlier] == [1, 3]
+    assert run.store.fetch(release.object)
+    run.cluster.pinned = Chosen(2, release.sequence, release.object.digest)  # of another epoch
+    assert [earlier.sequence for earlier in run.publish(writer, run.snapshot()).earlier] == [3]
+    assert release.object.key not in run.store.objects
+
+
+def test_pins_that_cannot_be_read_stop_nothing() -> None:
+    run = FakeRun(release__keep=1)
+    writer = run.writer()
+    run.effects.fail("read pins", KafkaUnavailableError("no right"))
+    assert [run.publish(writer, run.snapshot(released=True)).sequence for _ in range(2)] == [1, 2]
 
 
 def test_releases_of_the_last_days_stay_too() -> None:

@@ -79,11 +79,19 @@ def follow(run: Run, _: Target) -> Outcome:
     return Outcome(0, "")
 
 
+def choose(run: Run, target: Target) -> Outcome:
+    """A person who pins a release, or unpins it if it is pinned."""
+    written = run.read("pins")
+    is_pinned = bool(written) and b'"action":"pin"' in (written[-1].value or b"")
+    return ended(run, target, "release unpin" if is_pinned else "release pin 1")
+
+
 ROLES: dict[Role, Callable[[Run, Target], Outcome]] = {
     Role.WORKER: learn,
     Role.CREATOR: lambda run, target: ended(run, target, "topics", "--input-partitions", "1"),
     Role.STATUS: lambda run, target: ended(run, target, "status"),
     Role.FOLLOWER: follow,
+    Role.CHOOSER: choose,
     Role.REBUILD: lambda run, target: ended(run, target, "rebuild", "--from", "0", "--to", "1"),
     Role.PRODUCER: lambda run, target: ended(run, target, "feed", "--limit", "5"),
 }
