@@ -61,7 +61,7 @@ def status(
 
 
 def serve(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Serve the newest release over HTTP (Open Inference Protocol v2), until stopped."""
+    """Serve the newest release over HTTP and gRPC (Open Inference Protocol v2), until stopped."""
     started = threading.Event()
     stop = stop_on_signals(lambda: settings.run.stop_deadline_s, at_once=lambda: not started.is_set())
     from stream_learner.local import extra

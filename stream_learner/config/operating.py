@@ -119,6 +119,8 @@ class ServeSettings(Section):
     """Address of the server. The default is loopback."""
     port: Annotated[NonNegativeInt, Field(le=65_535)] = 8080
     """Port of the server; 0 takes a free one."""
+    grpc_port: Annotated[NonNegativeInt, Field(le=65_535)] | None = None
+    """Port of the same protocol over gRPC, 0 for a free one; no gRPC when unset."""
     max_body_bytes: PositiveInt = 64 * MIB
     """Largest body of a request. A larger one gets the status 413."""
     max_images: PositiveInt = 1024

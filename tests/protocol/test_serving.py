@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import child
+import grpc
 import numpy as np
 import pytest
 from command_line import failure, stream_learner
@@ -26,6 +27,7 @@ from stream_learner import read_release
 from stream_learner.config import ServeSettings
 from stream_learner.contract import tensors
 from stream_learner.errors import ExitCode
+from stream_learner.follow.serving.messages import MESSAGES, SERVICE
 from stream_learner.local.broker import HOST, Broker
 
 LENGTH = "Inference-Header-Content-Length"
@@ -44,10 +46,10 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
-def port(server: Worker) -> int:
+def port(server: Worker, name: str = "port") -> int:
     server.until("address", lambda: '"event":"serving"' in server.text())
     lines = [json.loads(line) for line in server.text().splitlines()]
-    return next(line["port"] for line in lines if line["event"] == "serving")
+    return next(line[name] for line in lines if line["event"] == "serving")
 
 
 def ask(server: Worker, path: str, body: bytes | None = None, method: str | None = None, **headers: str) -> Answer:
@@ -402,6 +404,37 @@ def test_a_stop_while_kafka_does_not_answer(served: Served) -> None:
         server = serve(served.run, servers=address)
         with silent.accept()[0]:
             server.stop()
+
+
+def test_grpc(served: Served) -> None:
+    """The same server answers over gRPC. `tests/follow/test_serving_grpc.py` has the details."""
+    server = serve(served.run, grpc_port=0)
+    server.until("release", lambda: ask(server, "/v2/health/ready").status == 200)
+    address = f"{HOST}:{port(server, 'grpc_port')}"
+    images, labels = served.evaluation()
+    given = {"name": "images", "datatype": "UINT8", "shape": images.shape}
+    request = MESSAGES["ModelInferRequest"](
+        model_name=served.run.id, inputs=[given], raw_input_contents=[images.tobytes()]
+    )
+    with grpc.insecure_channel(address) as channel:
+        infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        answer = MESSAGES["ModelInferResponse"].FromString(infer(request.SerializeToString()))
+        assert answer.raw_output_contents[0] == b"".join(
+            struct.pack("<I", len(label)) + label.encode() for label in labels
+        )
+        page = ask(server, "/metrics").body.decode()
+        assert 'stream_learner_serving_requests_total{status="200"} 1.0' in page
+        assert f"stream_learner_serving_images_total {len(labels)}.0" in page
+        file = served.run.folder / "grpc.toml"
+        servers = served.run.broker.bootstrap_servers
+        file.write_text(
+            f'run.id = "{served.run.id}"\nkafka.bootstrap_servers = "{servers}"\n'
+            f"serve.port = 0\nserve.grpc_port = {address.split(':')[1]}\n"
+        )
+        said = failure(stream_learner("serve", file, folder=served.run.folder), ExitCode.USAGE)
+        assert f"cannot listen on {address}; change serve.host or serve.grpc_port" in said
+        server.signal(signal.SIGTERM)
+        assert '"event":"stopped"' in server.ends(0)
 
 
 def test_what_prevents_a_start(served: Served) -> None:

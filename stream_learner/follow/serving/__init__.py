@@ -1,1 +1,1 @@
-"""Serves a run's releases over HTTP with the Open Inference Protocol, version 2."""
+"""Serves a run's releases over HTTP and gRPC with the Open Inference Protocol, version 2."""

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -55,12 +55,12 @@ class Application:
     """Answers requests for the releases that a follower has in use. The model's name is the run's id."""
 
     def __init__(self, model: str, follower: Follower, settings: ServeSettings, program_version: str):
-        self._model = model
+        self.model = model
         self._follower = follower
-        self._settings = settings
+        self.settings = settings
         self._program_version = program_version
         self._registry = CollectorRegistry()
-        self._metrics = ServingMetrics(self._registry, follower)
+        self.metrics = ServingMetrics(self._registry, follower)
         self._batcher = Batcher(settings.max_waiting_images)
         self._held_bytes = 0
         self._pages = {
@@ -75,7 +75,7 @@ class Application:
         began = time.perf_counter()
         response = await self._response(scope, receive)
         if scope["path"].endswith("/infer"):
-            self._metrics.answered(response.status, response.images, time.perf_counter() - began)
+            self.metrics.answered(response.status, response.images, time.perf_counter() - began)
         headers = response.headers | {b"content-length": b"%d" % len(response.body)}
         await send({"type": "http.response.start", "status": response.status, "headers": headers.items()})
         await send({"type": "http.response.body", "body": response.body})
@@ -84,24 +84,30 @@ class Application:
         """Return the response to a request. Errors are responses that have a status and a reason."""
         body = b""
         try:
-            async with asyncio.timeout(self._settings.timeout_s):
+            async with asyncio.timeout(self.settings.timeout_s):
                 body = await self._body(receive)
                 return await self._page(scope, body)
-        except HttpError as error:
-            return _error(error.status, str(error), error.headers)
-        except RequestError as error:
-            return _error(400, str(error))
-        except OverloadedError:
-            return _error(503, "too many images wait; try again later")
-        except TimeoutError:
-            return _error(503, f"no answer within {self._settings.timeout_s:g} s; try again later", CLOSE)
-        except StreamLearnerError as error:
-            return _error(503, str(error))
-        except Exception:
-            log.exception("a request failed in an unexpected way")
-            return _error(500, "an unexpected error; see the log of the server")
+        except Exception as error:  # noqa: BLE001
+            refused = self.refusal(error)
+            return _json({"error": str(refused)}, refused.status, refused.headers)
         finally:
             self._held_bytes -= len(body)
+
+    def refusal(self, error: Exception) -> HttpError:
+        """Return the refusal of a request that an error ended."""
+        match error:
+            case HttpError():
+                return error
+            case RequestError():
+                return HttpError(400, str(error))
+            case OverloadedError():
+                return HttpError(503, "too many images wait; try again later")
+            case TimeoutError():
+                return HttpError(503, f"no answer within {self.settings.timeout_s:g} s; try again later", CLOSE)
+            case StreamLearnerError():
+                return HttpError(503, str(error))
+        log.error("a request failed in an unexpected way", exc_info=error)
+        return HttpError(500, "an unexpected error; see the log of the server")
 
     async def _body(self, receive: Receive) -> bytes:
         """Read the body of a request. The caller subtracts its length from `_held_bytes` at the end."""
@@ -113,9 +119,9 @@ class Application:
                 part = message.get("body", b"")
                 size += len(part)
                 self._held_bytes += len(part)
-                if size > self._settings.max_body_bytes:
-                    raise HttpError(413, f"the body is longer than {self._settings.max_body_bytes} bytes", CLOSE)
-                if self._held_bytes > self._settings.max_held_bytes:
+                if size > self.settings.max_body_bytes:
+                    raise HttpError(413, f"the body is longer than {self.settings.max_body_bytes} bytes", CLOSE)
+                if self._held_bytes > self.settings.max_held_bytes:
                     raise HttpError(503, "the bodies of all requests take too much memory; try again later", CLOSE)
                 parts.append(part)
                 if message["type"] == "http.disconnect":
@@ -132,21 +138,20 @@ class Application:
         if of_model and of_model["page"] == "/infer":
             if method != "POST":
                 raise HttpError(405, f"{method} is not allowed here, only POST", {b"allow": b"POST"})
-            return await self._infer(self._release(of_model), dict(scope["headers"]), body)
+            return await self._infer(self.release(of_model["model"], of_model["version"]), dict(scope["headers"]), body)
         if not of_model and path not in self._pages:
             raise HttpError(404, f"there is no page {path!r}")
         if method not in ("GET", "HEAD"):
             raise HttpError(405, f"{method} is not allowed here, only GET", {b"allow": b"GET, HEAD"})
         if not of_model:
             return self._pages[path](scope)
-        release = self._release(of_model)
+        release = self.release(of_model["model"], of_model["version"])
         if of_model["page"] == "/ready":
-            return _json({"name": self._model, "ready": True})
-        return _json(protocol.metadata(self._model, self._follower.kept, release))
+            return _json({"name": self.model, "ready": True})
+        return _json(self.metadata(release))
 
     def _server(self, _: Scope) -> Response:
-        server = {"name": protocol.PROGRAM, "version": self._program_version}
-        return _json(server | {"extensions": protocol.EXTENSIONS})
+        return _json(self.server())
 
     def _live(self, _: Scope) -> Response:
         return _json({"live": True})
@@ -162,31 +167,42 @@ class Application:
 
     async def _infer(self, release: Release, headers: Headers, body: bytes) -> Response:
         request = rest.decode(body, headers.get(HEADER_LENGTH))
-        images = protocol.images(request.inputs, release.image_shape, self._settings.max_images)
-        answer = await self._batcher.compute(release, images)
-        outputs = protocol.outputs(release, answer.logits, answer.probabilities)
-        content, length = rest.encode(request, self._model, release, outputs)
+        outputs = await self.predict(release, request.inputs)
+        content, length = rest.encode(request, self.model, release, outputs)
         if length is None:
-            return Response(200, content, JSON, len(images))
+            return Response(200, content, JSON, len(outputs["labels"]))
         binary = {b"content-type": b"application/octet-stream", HEADER_LENGTH: b"%d" % length}
-        return Response(200, content, binary, len(images))
+        return Response(200, content, binary, len(outputs["labels"]))
 
-    def _release(self, of_model: re.Match[str]) -> Release:
-        """Return the release that a path names: the one in use, or a version."""
-        model, version = of_model["model"], of_model["version"]
-        if model != self._model:
-            raise HttpError(404, f"there is no model {model!r}; the model is {self._model!r}")
+    def server(self) -> dict[str, Any]:
+        """Return the server's metadata."""
+        return {"name": protocol.PROGRAM, "version": self._program_version, "extensions": protocol.EXTENSIONS}
+
+    def ready(self) -> bool:
+        """Return whether a release is in use."""
+        return self._follower.following.release is not None
+
+    def metadata(self, release: Release) -> dict[str, Any]:
+        """Return the model's metadata."""
+        return protocol.metadata(self.model, self._follower.kept, release)
+
+    async def predict(self, release: Release, inputs: Sequence[protocol.Given]) -> protocol.Outputs:
+        """Return all outputs for the inputs of a request. Raises RequestError and the errors of `Batcher.compute`."""
+        images = protocol.images(inputs, release.image_shape, self.settings.max_images)
+        answer = await self._batcher.compute(release, images)
+        return protocol.outputs(release, answer.logits, answer.probabilities)
+
+    def release(self, model: str, version: str | None) -> Release:
+        """Return the release that a request names: the one in use, or a version. Raises HttpError, NoReleaseError."""
+        if model != self.model:
+            raise HttpError(404, f"there is no model {model!r}; the model is {self.model!r}")
         if version is None:
             return self._follower.latest()
         for release in reversed(self._follower.kept):
             if protocol.version(release) == version:
                 return release
-        raise HttpError(404, f"version {version!r} of {self._model!r} is not loaded")
+        raise HttpError(404, f"version {version!r} of {self.model!r} is not loaded")
 
 
 def _json(document: object, status: int = 200, headers: Headers | None = None) -> Response:
     return Response(status, msgspec.json.encode(document), JSON | (headers or {}))
-
-
-def _error(status: int, message: str, headers: Headers | None = None) -> Response:
-    return _json({"error": message}, status, headers)

@@ -23,6 +23,9 @@ ImageShape = tuple[int, int, int]
 Images = np.ndarray | list[bytes]
 """uint8 [N, height, width, channels], or N encoded images."""
 
+Outputs = Mapping[str, np.ndarray | list[str]]
+"""Outputs by name, N texts or float32 [N, classes]."""
+
 
 class RequestError(ValueError):
     """A request that cannot be answered. Its message is for the client."""
@@ -35,7 +38,7 @@ class Given(NamedTuple):
     datatype: str
     shape: Sequence[int]
     raw: bytes | None
-    elements: list[Any] | None
+    elements: Sequence[Any] | None
 
 
 def images(inputs: Sequence[Given], image_shape: ImageShape, max_images: int) -> Images:
@@ -81,7 +84,7 @@ def _elements(given: Given, count: int) -> list[bytes]:
         return _split(given.name, given.raw, count)
     if given.elements is None or len(given.elements) != count:
         raise RequestError(f"{given.name} has {len(given.elements or [])} elements, not {count} as its shape says")
-    return given.elements
+    return list(given.elements)
 
 
 def _split(name: str, raw: bytes, count: int) -> list[bytes]:
@@ -105,10 +108,15 @@ def check_outputs(names: Iterable[str]) -> None:
             raise RequestError(f"there is no output {name!r}; the outputs are {', '.join(DATATYPES)}")
 
 
-def outputs(release: Release, logits: np.ndarray, probabilities: np.ndarray) -> Mapping[str, np.ndarray | list[str]]:
+def outputs(release: Release, logits: np.ndarray, probabilities: np.ndarray) -> Outputs:
     """Return all outputs, N texts or float32 [N, classes]."""
     labels = [str(release.labels[index]) for index in probabilities.argmax(1)]
     return {"labels": labels, "logits": logits, "probabilities": probabilities}
+
+
+def shape(values: np.ndarray | Sequence[str]) -> tuple[int, ...]:
+    """Return the shape of an output."""
+    return values.shape if isinstance(values, np.ndarray) else (len(values),)
 
 
 def raw(values: np.ndarray | Sequence[str]) -> bytes:

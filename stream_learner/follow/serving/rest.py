@@ -7,7 +7,6 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 
 import base64
 import binascii
-from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -17,7 +16,16 @@ from msgspec import Meta
 from stream_learner.config import MIB
 from stream_learner.contract import documents
 from stream_learner.follow.releases import Release
-from stream_learner.follow.serving.protocol import DATATYPES, Given, RequestError, check_outputs, raw, version
+from stream_learner.follow.serving.protocol import (
+    DATATYPES,
+    Given,
+    Outputs,
+    RequestError,
+    check_outputs,
+    raw,
+    shape,
+    version,
+)
 
 HEADER_LENGTH = "inference-header-content-length"
 # A number in JSON takes up to twenty times its length in memory. Large tensors have the binary form.
@@ -143,9 +151,7 @@ def _outputs(document: Document) -> dict[str, bool]:
     }
 
 
-def encode(
-    request: Request, model: str, release: Release, values: Mapping[str, np.ndarray | list[str]]
-) -> tuple[bytes, int | None]:
+def encode(request: Request, model: str, release: Release, values: Outputs) -> tuple[bytes, int | None]:
     """Return the body of a response, and the value of HEADER_LENGTH if the response has binary tensors.
 
     `values` are the outputs of the protocol.
@@ -153,8 +159,7 @@ def encode(
     outputs, binaries = [], []
     for name, binary in request.outputs.items():
         value = values[name]
-        shape = value.shape if isinstance(value, np.ndarray) else (len(value),)
-        output: dict[str, Any] = {"name": name, "datatype": DATATYPES[name], "shape": shape}
+        output: dict[str, Any] = {"name": name, "datatype": DATATYPES[name], "shape": shape(value)}
         if binary:
             binaries.append(raw(value))
             output["parameters"] = {"binary_data_size": len(binaries[-1])}

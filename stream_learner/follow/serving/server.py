@@ -1,5 +1,6 @@
 """Runs the application in a server until it is asked to stop."""
 
+import asyncio
 import os
 import socket
 import threading
@@ -24,7 +25,7 @@ BACKLOG = 1024
 
 
 def serve(settings: FollowSettings, stop: threading.Event, program_version: str, on_start: Callable[[], None]) -> None:
-    """Serve the releases of a run over HTTP until `stop` is set. Requests that have begun are answered.
+    """Serve the releases of a run over HTTP, and gRPC if it has a port, until `stop` is set. Answer what has begun.
 
     `on_start` is called once the address is in use and Kafka has answered.
 
@@ -33,17 +34,44 @@ def serve(settings: FollowSettings, stop: threading.Event, program_version: str,
     with _listener(settings.serve) as listener, Follower(**follower_arguments(settings)) as follower:
         on_start()
         application = Application(settings.run.id, follower, settings.serve, program_version)
-        server = uvicorn.Server(_config(application, settings.serve))
+        server = _Server(_config(application, settings.serve), application)
         # On the main thread, uvicorn and uvloop would handle the signals.
         with ThreadPoolExecutor(1, "http") as thread:
             running = thread.submit(server.run, [listener])
             running.add_done_callback(lambda _: stop.set())
-            host, port = listener.getsockname()[:2]
-            log.info("serving", host=host, port=port, model=settings.run.id)
             stop.wait()
             server.should_exit = True
             running.result()
     log.info("stopped")
+
+
+class _Server(uvicorn.Server):
+    """A server that has a gRPC server beside it if the settings have a port for one."""
+
+    def __init__(self, config: uvicorn.Config, application: Application):
+        super().__init__(config)
+        self._application = application
+        self._grpc = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        settings, ports = self._application.settings, {}
+        if settings.grpc_port is not None:
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its log lines do not have the format of this program's
+            from stream_learner.follow.serving.grpc import GrpcServer
+
+            self._grpc = GrpcServer(self._application, settings.grpc_port)
+            await self._grpc.start()
+            ports = {"grpc_port": self._grpc.port}
+        await super().startup(sockets)
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            log.info("serving", host=host, port=port, **ports, model=self._application.model)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        stops = [super().shutdown(sockets)]
+        if self._grpc:
+            stops.append(self._grpc.stop())
+        await asyncio.gather(*stops)
 
 
 def _config(application: Application, settings: ServeSettings) -> uvicorn.Config:
