@@ -14,7 +14,7 @@ from stream_learner.config.operating import (
     ServeSettings,
 )
 from stream_learner.config.publishing import MAX_RELEASES, CheckpointSettings, ReleaseSettings, TopicsSettings
-from stream_learner.config.reading import BatchSettings, InputSettings, LabelsSettings, SplitSettings
+from stream_learner.config.reading import BatchSettings, InputSettings, LabelsSettings, ServedSettings, SplitSettings
 from stream_learner.config.settings import (
     ENV_PREFIX,
     MAX_SEGMENTS,
@@ -44,6 +44,7 @@ __all__ = [
     "ReleaseSettings",
     "RunSettings",
     "ServeSettings",
+    "ServedSettings",
     "Settings",
     "SplitSettings",
     "TopicsSettings",

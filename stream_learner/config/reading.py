@@ -83,6 +83,16 @@ class SplitSettings(Section):
         return self
 
 
+class ServedSettings(Section):
+    evaluate: bool = False
+    """Whether the worker reads the topic `<prefix>.predictions`, which servers write, and compares each prediction with
+    the label of the record that arrives later with the same `id`. Predictions are never learned."""
+    keep_s: PositiveFloat = 7 * 24 * 3600.0
+    """Seconds that a prediction waits for its label, by the timestamps of the records."""
+    max_bytes: Annotated[int, Field(ge=MIB, le=1024 * MIB)] = 32 * MIB
+    """Memory for the predictions that wait, about 400 bytes each. The oldest ones are dropped first."""
+
+
 class BatchSettings(Section):
     size: PositiveInt = 32
     """Training samples in a full batch."""

@@ -27,8 +27,8 @@ from stream_learner.config.publishing import (
     SecuritySettings,
     TopicsSettings,
 )
-from stream_learner.config.reading import BatchSettings, InputSettings, LabelsSettings, SplitSettings
-from stream_learner.contract.topics import BESIDE, OUTPUTS
+from stream_learner.config.reading import BatchSettings, InputSettings, LabelsSettings, ServedSettings, SplitSettings
+from stream_learner.contract.topics import BESIDE, OUTPUTS, Names
 
 ENV_PREFIX = "STREAM_LEARNER_"
 # Largest number of objects that one manifest may name. The manifest must fit in a Kafka record.
@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     """Saves of the state: when, and where."""
     recovery: RecoverySettings = RecoverySettings()
     """Recovery at a start."""
+    served: ServedSettings = ServedSettings()
+    """Delayed evaluation of the predictions that servers made."""
     rejects: RejectsSettings = RejectsSettings()
     """Circuit breaker for bad input."""
     security: SecuritySettings = SecuritySettings()
@@ -130,6 +132,16 @@ class Settings(BaseSettings):
     def prefix(self) -> str:
         """Return the prefix of the output topics' names."""
         return self.topics.prefix or self.run.id
+
+    @property
+    def predictions_topic(self) -> str | None:
+        """Return the topic of served predictions if the worker reads it, otherwise None."""
+        return Names.under(self.prefix).predictions if self.served.evaluate else None
+
+    @property
+    def topics_read(self) -> list[str]:
+        """Return the topics whose positions are part of the state: the input, and the predictions if they are read."""
+        return [*self.input.topics, *filter(None, [self.predictions_topic])]
 
     @property
     def transactional_id(self) -> str:

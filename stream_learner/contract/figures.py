@@ -1,8 +1,13 @@
 """Figures of a batch's samples. A window adds up the figures of its batches."""
 
+from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from stream_learner.contract.vocabulary import Label, Split
+
+SERVED_OUTCOMES = ("invalid", "without_id", "repeated", "scored", "expired", "dropped")
+"""Outcomes of served predictions. A prediction without an outcome waits for its label."""
 
 
 @dataclass(slots=True)
@@ -26,3 +31,31 @@ class Figures:
     def learned(self) -> int:
         """Number of training samples that were learned, weight 0 included."""
         return self.samples.get(Split.TRAIN, 0)
+
+
+class Scored(NamedTuple):
+    """A served prediction whose `label` arrived, `delay_s` seconds later (None if unknown).
+
+    `epoch` and `release` name the release. `probability` is the probability of the predicted label.
+    """
+
+    epoch: int
+    release: int
+    label: Label
+    correct: bool
+    probability: float
+    delay_s: float | None
+
+
+@dataclass(slots=True)
+class ServedFigures:
+    """Served predictions in one batch.
+
+    `read` is the number of records of the predictions topic. `outcomes` counts predictions by outcome, including those
+    of earlier batches. `waiting` is the number of predictions that wait for their label after the batch.
+    """
+
+    read: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    scored: list[Scored] = field(default_factory=list)
+    waiting: int = 0

@@ -13,6 +13,8 @@ WINDOW_SCHEMA_VERSION = 3
 RECENT_SAMPLES = 1_000
 # Maximum number of drifts in a window. Each drift holds the spans of its batch, which can be large.
 MAX_DRIFTS = 20
+# Maximum number of releases in a window whose served predictions were scored.
+MAX_SERVED_RELEASES = 20
 COMBINED = "combined"
 """Name of the product of a sample's factors, next to the names of the policies."""
 
@@ -126,6 +128,42 @@ class Drift(msgspec.Struct, frozen=True):
     """Error (0..1) of the newer samples, which the detector kept."""
 
 
+class ServedRelease(msgspec.Struct, frozen=True, kw_only=True):
+    """The predictions of one release whose labels arrived."""
+
+    epoch: Epoch
+    release: Sequence
+    accuracy: Accuracy
+    """Accuracy of the predictions. The classes are the labels that arrived."""
+    probability: float
+    """Mean probability (0..1) of the predicted labels."""
+    delay_s: Distribution | None
+    """Seconds from a prediction to its label, by the timestamps of the two records; None if no timestamp is known."""
+
+
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """Delayed evaluation of served predictions: each is compared with the label that arrives later."""
+
+    read: Count
+    """Records of the predictions topic that were read."""
+    invalid: Count
+    """Records among them that are not predictions of this run."""
+    without_id: Count
+    """Predictions without an id, which no label can match."""
+    repeated: Count
+    """Predictions that repeat a waiting prediction: the same id, and the same release."""
+    scored: Count
+    """Predictions whose label arrived."""
+    expired: Count
+    """Predictions whose label did not arrive within `served.keep_s`."""
+    dropped: Count
+    """Predictions that were dropped to stay within `served.max_bytes`, or beyond 16 waiting predictions for one id."""
+    waiting: Count
+    """Predictions that wait for their label at the end of the window."""
+    releases: list[ServedRelease]
+    """The 20 releases with the most scored predictions, most first."""
+
+
 class Window(msgspec.Struct, frozen=True, kw_only=True):
     """A record of the metrics topic. Offsets are half-open, times ISO 8601 in UTC, accuracies 0..1.
 
@@ -143,7 +181,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """Start and end offset per topic and partition."""
     lost: Stretches = {}
     """Offsets in `spans` whose records were lost before they were read: retention deleted the records, or they were
-    damaged on the brokers' disks. Empty unless `input.on_lost` is `continue`."""
+    damaged on the brokers' disks. Input topics have none unless `input.on_lost` is `continue`."""
     records: Count
     """Input records read."""
     splits: dict[str, Count]
@@ -178,6 +216,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """How far the candidate's recall on the test samples is below the best recall of earlier releases."""
     recent: Recent | None = None
     """Predictions of the run's last training samples; None before the first sample."""
+    served: Served | None = None
+    """Evaluation of served predictions; None unless `served.evaluate` is true."""
     drift_count: int
     """Number of drifts found in this window."""
     drifts: list[Drift] = []

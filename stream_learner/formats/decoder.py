@@ -76,7 +76,8 @@ class Decoder:
             split = split or splits.assign(identity, self.validation, self.test)
             group = splits.group(identity)
         pixels_HWC = images.decode(fields.image, self.height, self.width, self.channels, self.max_image_pixels)
-        return Sample(record.place, label, pixels_HWC, fields.image, record.timestamp_ms, weight, split, group)
+        timestamp_ms, id_ = record.timestamp_ms, fields.id or b""
+        return Sample(record.place, label, pixels_HWC, fields.image, timestamp_ms, weight, split, group, id_)
 
     def _check_size(self, data: bytes | None) -> None:
         if data and len(data) > self.max_record_bytes:

@@ -68,7 +68,8 @@ class Sample(NamedTuple):
     `key` identifies the sample in its run. A memory chooses the samples that it keeps by a hash of this key. `image` is
     the encoded image, empty if there are only pixels. `timestamp_ms` is the event time, milliseconds since 1970, UTC;
     -1 if unknown. `group` is a hash (int64) of the identity that determines the split, so samples of one group are
-    always in one split. `group` is 0 for training samples whose split was given and not drawn.
+    always in one split. `group` is 0 for training samples whose split was given and not drawn. `id` is the record's id,
+    empty if it has none.
     """
 
     key: str
@@ -79,6 +80,7 @@ class Sample(NamedTuple):
     weight: float = 1.0
     split: Split = Split.TRAIN
     group: int = 0
+    id: bytes = b""
 
 
 class Rejection(NamedTuple):

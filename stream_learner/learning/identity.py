@@ -87,6 +87,8 @@ def settings_digest(settings: Settings, identity: dict[str, Any]) -> str:
         "labels.aliases": dict(rules.aliases),
         "memory.replay_size": settings.replay_size,
     }
+    if settings.served.evaluate:  # otherwise the state does not depend on this section
+        document["served"] = settings.served.model_dump(mode="json")
     return digest(json.dumps(document, sort_keys=True).encode())
 
 

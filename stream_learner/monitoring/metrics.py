@@ -9,6 +9,7 @@ from itertools import product
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from stream_learner.contract import event_time
+from stream_learner.contract.figures import SERVED_OUTCOMES
 from stream_learner.contract.manifest import Manifest
 from stream_learner.contract.spans import Positions, each
 from stream_learner.contract.vocabulary import Label, Reason, Split
@@ -42,6 +43,8 @@ class Metrics:
         for kind in event_time.KINDS:
             self._series.odd_timestamps.labels(kind)
         self._series.formats_missing.labels("onnx")
+        for outcome in SERVED_OUTCOMES:
+            self._series.served_predictions.labels(outcome)
         for topic, reason in product(topics, Reason):
             self._series.rejected.labels(topic, reason)
         for topic in own_topics:
@@ -49,6 +52,7 @@ class Metrics:
         for policy in policies:
             self._series.weights.observe(policy, [])
         self._classes_shown: set[Label] = set()
+        self._served_shown: set[tuple[int, int]] = set()
 
     def follow(self, health: Health) -> None:
         """Show phase, waits and the brokers' last answers at each scrape, and count the Kafka client's warnings."""
@@ -95,6 +99,12 @@ class Metrics:
             self._series.step.observe(report.step_s)
         for policy, factors in report.figures.weights.items():
             self._series.weights.observe(policy, factors)
+        if report.served:
+            for outcome, predictions in report.served.outcomes.items():
+                self._series.served_predictions.labels(outcome).inc(predictions)
+            for scored in report.served.scored:
+                if scored.delay_s is not None:
+                    self._series.served_delay.observe(scored.delay_s)
         self._series.drifts.inc(len(report.drifts))
         for topic, partition, span in each(report.spans):
             self._series.position.labels(topic, partition).set(span.end)
@@ -148,6 +158,20 @@ class Metrics:
         for label in self._classes_shown - {c.label for c in classes}:
             self._series.class_accuracy.remove(label)
         self._classes_shown = {c.label for c in classes}
+
+    def observe_served(self, waiting: int, totals: dict[tuple[int, int], tuple[int, int]]) -> None:
+        """Set the number of served predictions that wait, and the accuracy of releases.
+
+        `totals` has the correct and all scored predictions by epoch and sequence of the release.
+        """
+        self._series.served_waiting.set(waiting)
+        for release, (correct, total) in totals.items():
+            self._series.served_accuracy.labels(*release).set(correct / total)
+            self._series.served_scored.labels(*release).set(total)
+        for release in self._served_shown - totals.keys():
+            self._series.served_accuracy.remove(*release)
+            self._series.served_scored.remove(*release)
+        self._served_shown = set(totals)
 
     def observe_unsaved(self, records: int) -> None:
         """Set the number of input records that were learned and are in no committed checkpoint."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from stream_learner.contract.figures import Figures
+from stream_learner.contract.figures import Figures, ServedFigures
 from stream_learner.contract.ledger import Piece
 from stream_learner.contract.spans import Span, Spans
 from stream_learner.contract.window import Drift
@@ -19,6 +19,7 @@ class Report:
     * `pieces`: offsets of the batch in the order of reading.
     * `lost`: (topic, partition, span) of offsets that were lost before they were read.
     * `drifts`: drifts that the detector found with this batch.
+    * `served`: served predictions; None unless `served.evaluate` is true.
 
     Times are in seconds.
     """
@@ -33,6 +34,7 @@ class Report:
     rejections: list[Rejection] = field(default_factory=list)
     drifts: list[Drift] = field(default_factory=list)
     odd_timestamps: dict[str, int] = field(default_factory=dict)
+    served: ServedFigures | None = None
     poll_s: float = 0.0
     decode_s: float = 0.0
     step_s: float = 0.0

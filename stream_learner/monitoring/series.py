@@ -32,6 +32,7 @@ from stream_learner.monitoring.health import Answer
 
 NAMESPACE = "stream_learner"
 BATCH_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+DELAY_BUCKETS_S = (1, 10, 60, 600, 3_600, 6 * 3_600, 24 * 3_600, 2 * 24 * 3_600, 7 * 24 * 3_600)
 CHECKPOINT_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 WEIGHT_BUCKETS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0, 3.0, 5.0, 10.0, math.inf)
 
@@ -124,6 +125,31 @@ class Series:
             "Length of the drift detector's window, in which the detector sees no change, in samples.",
         )
         self.boosted = gauge("boosted", "Whether learning is boosted after a drift: 1 when it is, 0 when not.")
+        self.served_predictions = counter(
+            "served_predictions_total",
+            "Served predictions by outcome, in predictions. scored: the label arrived. invalid, without_id, repeated: "
+            "not used. expired, dropped: removed before the label arrived.",
+            ("outcome",),
+        )
+        self.served_waiting = gauge(
+            "served_predictions_waiting", "Served predictions that wait for their label, in predictions."
+        )
+        self.served_accuracy = gauge(
+            "served_accuracy",
+            "Accuracy of the served predictions of a release whose labels arrived, over the whole run, as a ratio from "
+            "0 to 1. Only the ten releases that were scored last are shown.",
+            ("epoch", "release"),
+        )
+        self.served_scored = gauge(
+            "served_accuracy_predictions",
+            "Predictions from which the served accuracy of this release is computed, in predictions.",
+            ("epoch", "release"),
+        )
+        self.served_delay = histogram(
+            "served_label_delay_seconds",
+            "Time from a served prediction to its label, by the timestamps of the two records, in seconds.",
+            buckets=DELAY_BUCKETS_S,
+        )
         self.log_start = gauge(
             "log_start", "Oldest offset that the brokers keep, as an offset, from the last fetch.", partition
         )

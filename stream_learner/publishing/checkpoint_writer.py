@@ -134,7 +134,8 @@ class CheckpointWriter:
         Raises StoreError, KafkaUnavailableError, TopicsError when a topic is missing, InputError when a topic was
         deleted and created again.
         """
-        check_topic_ids(self._topic_ids, self._cluster.topic_ids(list(self._topic_ids)))
+        learned = [topic for topic in self._topic_ids if topic != self._names.predictions]
+        check_topic_ids(self._topic_ids, self._cluster.topic_ids(learned))
         sequence = self._last.sequence + 1 if self._last else 1
         folder = keys.new_folder(self._settings.run.id, sequence)
         try:

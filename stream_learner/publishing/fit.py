@@ -12,6 +12,7 @@ from stream_learner.errors import TopicsError
 OMITTED_FIRST: dict[type, list[str]] = {
     Window: [
         "drifts",
+        "served.releases.accuracy.per_class",
         "forgetting.per_class",
         "recent.accuracy.per_class",
         "prequential.per_class",
@@ -51,7 +52,9 @@ def fit(document: Document, max_bytes: int) -> tuple[Document, bytes]:
 
 
 def _emptied(document: Any, path: str) -> Any:
-    """Return the document with an empty list or map at a path, if the path exists."""
+    """Return the document with an empty list or map at a path, if the path exists. A path leads into each list item."""
+    if isinstance(document, list):
+        return [_emptied(item, path) for item in document]
     name, _, rest = path.partition(".")
     value = getattr(document, name)
     if value is None:

@@ -119,7 +119,7 @@ class Recovery:
 
     def _topic_ids(self) -> dict[str, str]:
         self._cluster.check_topics(Role.WORKER)
-        return self._cluster.topic_ids([self._topic, *self._settings.input.topics])
+        return self._cluster.topic_ids([self._topic, *self._settings.topics_read])
 
     def _newest(self, ids: dict[str, str], positions: Positions, wait: bool) -> Newest:
         """Return the newest manifest, if there is one to resume from. Skip and count foreign records."""
@@ -144,9 +144,15 @@ class Recovery:
         """Check a manifest against topics, store and settings, and fetch its objects. Change nothing."""
         check_marker(self._store, self._settings, self._cluster, ids[self._topic])
         manifest = found.manifest
-        check_topic_ids(manifest.topic_ids, ids)
+        names = Names.under(self._settings.prefix)
+        check_topic_ids({t: i for t, i in manifest.topic_ids.items() if t != names.predictions}, ids)
         first, end = self._cluster.input_bounds()
-        positions = check_positions(manifest, first, end, self._settings.input.on_lost)
+        predictions = first.pop(names.predictions, None)
+        positions = check_positions(manifest, first, end, self._settings.input.on_lost, names.predictions)
+        if predictions is not None:
+            end_of_predictions, topic_id = end[names.predictions], ids[names.predictions]
+            known = known_predictions(manifest, names.predictions, topic_id, end_of_predictions)
+            positions[names.predictions] = predictions | known
         if self._seen is None or self._seen.manifest_digest != found.digest:
             self._seen = self.fetched(manifest, found.digest)
         return Recovered(positions, ids, manifest.epoch, self._seen)
@@ -218,13 +224,17 @@ class Recovery:
             )
 
 
-def check_positions(manifest: Manifest, first: Positions, end: Positions, on_lost: str) -> Positions:
-    """Return the manifest's positions, and the first offsets of new topics.
+def check_positions(
+    manifest: Manifest, first: Positions, end: Positions, on_lost: str, predictions_topic: str | None = None
+) -> Positions:
+    """Return the manifest's positions, and the first offsets of new topics. Leave out the predictions topic.
 
     `first` and `end` are the bounds of the input topics' partitions. Raises InputError.
     """
     first = copy.deepcopy(first)
     for topic, partitions in manifest.positions.items():
+        if topic == predictions_topic:
+            continue
         if topic not in first:
             raise InputError(f"the run has learned from topic {topic}, which is not in input.topics; add it back")
         if missing := partitions.keys() - first[topic].keys():
@@ -247,3 +257,19 @@ def check_positions(manifest: Manifest, first: Positions, end: Positions, on_los
                 )
             first[topic][partition] = position
     return first
+
+
+def known_predictions(manifest: Manifest, topic: str, topic_id: str, end: dict[int, int]) -> dict[int, int]:
+    """Return the manifest's positions in the predictions topic, or nothing if they do not fit the topic.
+
+    `end` are the ends of the topic's partitions. The topic is read again from its first offsets if it was created
+    again or has lost its last records. A run does not stop for that, because it does not learn from this topic.
+    """
+    known = manifest.positions.get(topic, {})
+    if not known:
+        return {}
+    same = manifest.topic_ids.get(topic) == topic_id
+    if same and all(partition in end and offset <= end[partition] for partition, offset in known.items()):
+        return known
+    log.warning("the predictions topic was created again or has lost records; it is read from its beginning")
+    return {}

@@ -7,6 +7,7 @@ from stream_learner.contract.window import MAX_DRIFTS, Distribution, Drift, Wind
 from stream_learner.formats import rejects
 from stream_learner.formats.rejects import Rejects
 from stream_learner.monitoring.report import Report
+from stream_learner.publishing.served_tally import ServedTally
 
 
 class Tally:
@@ -27,6 +28,7 @@ class Tally:
         self.weights: dict[str, Distribution] = {}
         self.drift_count = 0
         self.drifts: list[Drift] = []
+        self.served: ServedTally | None = None
 
     def add(self, report: Report) -> None:
         """Add a report. Raises ValueError when its offsets do not follow the offsets of the earlier reports."""
@@ -43,6 +45,9 @@ class Tally:
         self.learned += report.figures.learned
         self.steps += report.figures.steps
         self.loss_sum += report.figures.loss_sum
+        if report.served:
+            self.served = self.served or ServedTally()
+            self.served.add(report.served)
         self.drift_count += len(report.drifts)
         self.drifts += report.drifts[: MAX_DRIFTS - len(self.drifts)]
         for label, (correct, total) in report.figures.prequential.items():
@@ -67,6 +72,7 @@ class Tally:
             loss=self.loss_sum / self.steps if self.steps else None,
             weights=self.weights,
             prequential=accuracy((label, *counts) for label, counts in self.prequential.items()),
+            served=self.served and self.served.window(),
             drift_count=self.drift_count,
             drifts=self.drifts,
             **rest,

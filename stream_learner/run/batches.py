@@ -14,6 +14,7 @@ from stream_learner.contract.spans import Positions, Span, Spans, extend
 from stream_learner.contract.vocabulary import Split
 from stream_learner.errors import InputError
 from stream_learner.formats.record import Gap, Record, RejectError, Rejection, RetryLaterError, Sample
+from stream_learner.run.arrivals import Arrival, Read
 
 POLL_TIMEOUT_S = 0.5
 # Maximum time between two iterations of the worker's loop, in seconds. A loop without iterations counts as dead.
@@ -23,6 +24,8 @@ MAX_BATCH_BYTES = 64 * MIB
 # Limit on the bytes of the held-out samples' pixels. It applies to batches with more than `batch.size` held-out
 # samples. One iteration of the loop encodes all samples that are kept, which takes up to 0.13 s per MiB.
 MAX_HELD_OUT_BYTES = 4 * MIB
+# Limit on the served predictions in a batch, which count neither as samples nor as records.
+MAX_PREDICTIONS = 10_000
 
 
 Decode = Callable[[Record], Sample | None]
@@ -60,6 +63,8 @@ class Batch:
 
     A batch may hold no training sample, because held-out records alone also advance the position. `places` are topic,
     partition and offset of each record in the order of reading. Deletion markers (`tombstones`) have no place.
+    `predictions` are the records of the predictions topic, each with the number of samples read before it. They count
+    neither as records nor as samples.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -69,6 +74,7 @@ class Batch:
     pieces: list[Piece] = field(default_factory=list)
     lost: list[tuple[str, int, Span]] = field(default_factory=list)
     records: int = 0
+    predictions: list[tuple[int, Arrival]] = field(default_factory=list)
     places: list[tuple[str, int, int]] = field(default_factory=list)
     tombstones: int = 0
     bytes: int = 0
@@ -86,15 +92,18 @@ class Batch:
             self.pieces.pop()
         self.pieces.append(Piece(topic, partition, end))
 
-    def add(self, record: Record, decode: Decode) -> None:
+    def add(self, record: Record, decode: Read) -> None:
         """Decode a record and add its sample. Raises RetryLaterError before anything is changed."""
         sample = rejection = None
         try:
             sample = decode(record)
         except RejectError as reject:
             rejection = Rejection(record, reject.reason, "decode", reject.message)
-        self.records += 1
         self.bytes += record.nbytes
+        if isinstance(sample, Arrival):
+            self.predictions.append((len(self.samples), sample))
+            return
+        self.records += 1
         if odd := odd_kind(record.timestamp_ms, time.time()):
             self.odd_timestamps[odd] += 1
         if rejection:
@@ -117,12 +126,13 @@ class Batch:
     def full(self, settings: BatchSettings) -> bool:
         """Return whether the batch has reached a limit on samples or records."""
         much_held_out = self.held_out > settings.size and self.held_out_bytes >= MAX_HELD_OUT_BYTES
-        return self.training >= settings.size or self.records >= settings.max_span or much_held_out
+        many = self.records >= settings.max_span or len(self.predictions) >= MAX_PREDICTIONS
+        return self.training >= settings.size or many or much_held_out
 
 
 def batches(
     source: Source,
-    decode: Decode,
+    decode: Read,
     positions: Positions,
     settings: BatchSettings,
     stop: StopEvent,

@@ -13,20 +13,37 @@ from stream_learner.contract.window import Drift
 from stream_learner.formats.record import Rejection
 from stream_learner.learning.learned import Learned
 from stream_learner.learning.learner import Learner, Saved
-from stream_learner.learning.state_dict import StateDict, join, split
+from stream_learner.learning.state_dict import StateDict, join, prefixed, split, under
+from stream_learner.learning.stored import part
 from stream_learner.monitoring.report import Report
 from stream_learner.networks.tensors import as_arrays, as_tensors
 from stream_learner.publishing.snapshot import Decided, Snapshot
 from stream_learner.run.batches import Batch
 from stream_learner.run.progress import Progress
+from stream_learner.run.served import Served
+
+SERVED = "served"
+"""Name of the part of the state that holds the served predictions."""
 
 
 class Driver:
-    """Feeds batches to a learner. Keeps offsets, ledger and dead letters, which the learner does not know."""
+    """Feeds batches to a learner. Keeps offsets, ledger and dead letters, which the learner does not know.
 
-    def __init__(self, learner: Learner, progress: Progress):
+    `served` evaluates served predictions; None unless `served.evaluate` is true. It follows the positions: it does not
+    go back when training goes back to the last release.
+    """
+
+    def __init__(self, learner: Learner, progress: Progress, served: Served | None = None):
         self.learner = learner
         self.progress = progress
+        self.served = served
+
+    @classmethod
+    def fresh(cls, settings: Settings, positions: Positions) -> "Driver":
+        """Begin at `positions` without a state. Raises the errors of `Learner`."""
+        return cls(
+            Learner(settings), Progress(positions, predictions_topic=settings.predictions_topic), _served(settings)
+        )
 
     @classmethod
     def resumed(
@@ -43,14 +60,22 @@ class Driver:
         state that was saved with the last release, None before the first release. Raises ValueError when the states do
         not fit the settings, and the errors of `Learner`.
         """
-        saved = Saved(_joined(*state), parts, released and _joined(*released))
-        return cls(Learner(settings, saved), Progress(positions, state[1]))
+        joined, served = _joined(*state), _served(settings)
+        learner = Learner(settings, Saved(joined, parts, released and _joined(*released)))
+        if served and SERVED in joined:
+            arrays, document = state
+            with part(SERVED):
+                served.load_state_dict(under(SERVED, arrays), document.get(SERVED))
+        return cls(learner, Progress(positions, state[1], settings.predictions_topic), served)
 
     def learn(self, batch: Batch) -> Report:
         """Learn a batch. Raises ValueError when the offsets of the batch do not continue the positions."""
         began = time.monotonic()
         learned = self.learner.learn(batch.samples, batch.records)
         report = _report(batch, learned, self.learner.records, time.monotonic() - began)
+        if self.served:
+            refused = {refused.sample for refused in learned.refused}
+            report.served = self.served.evaluate(batch.predictions, batch.samples, refused)
         self.progress.add(report)
         return report
 
@@ -69,9 +94,13 @@ class Driver:
         """
         learner = self.learner
         tensors, document = split(learner.state_dict())
+        arrays, document = as_arrays(tensors), document | self.progress.document()
+        if self.served:
+            waiting, rest = self.served.state_dict()
+            arrays, document = arrays | prefixed(SERVED, waiting), document | {SERVED: rest}
         return Snapshot(
-            tensors=as_arrays(tensors),
-            document=document | self.progress.document(),
+            tensors=arrays,
+            document=document,
             parts=learner.parts,
             positions=copy.deepcopy(self.progress.positions),
             interval=self.progress.close(),
@@ -81,6 +110,10 @@ class Driver:
             decision=decided and decided.decision,
             discarded=decided and decided.discarded,
         )
+
+
+def _served(settings: Settings) -> Served | None:
+    return Served(settings.served) if settings.served.evaluate else None
 
 
 def _joined(arrays: Arrays, document: dict[str, Any]) -> StateDict:

@@ -30,13 +30,20 @@ class Progress:
     detects a batch that was dropped or given twice. `driver.py` puts the learned positions into the snapshot.
     """
 
-    def __init__(self, positions: Positions, document: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        positions: Positions,
+        document: dict[str, Any] | None = None,
+        predictions_topic: str | None = None,
+    ):
         """Begin at `positions`, with the `document` of the state that was saved there.
 
-        Raises ValueError when this document does not come from `Progress.document()`.
+        A roll-back discards nothing of `predictions_topic`, which is not learned. Raises ValueError when this document
+        does not come from `Progress.document()`.
         """
         self.positions = copy.deepcopy(positions)
         self.open = Interval()
+        self._predictions_topic = predictions_topic
         # Per partition: the position at the last release or roll-back, or else the first offset read.
         self._may_discard_from: Positions = {}
         if document is not None:
@@ -51,7 +58,8 @@ class Progress:
             expected = self.positions.get(topic, {}).get(partition, span.start)
             if expected != span.start:
                 raise ValueError(f"{topic}[{partition}]: offset {expected} comes next, not {span.start}")
-            self._may_discard_from.setdefault(topic, {}).setdefault(partition, span.start)
+            if topic != self._predictions_topic:
+                self._may_discard_from.setdefault(topic, {}).setdefault(partition, span.start)
         advance(self.positions, report.spans)
         self.open.tally.add(report)
         self.open.batches.append(report.pieces)
@@ -77,7 +85,9 @@ class Progress:
         Return the offsets that were learned since the last such decision.
         """
         learned = between(self._may_discard_from, self.positions)
-        self._may_discard_from = copy.deepcopy(self.positions)
+        self._may_discard_from = {
+            topic: dict(partitions) for topic, partitions in self.positions.items() if topic != self._predictions_topic
+        }
         return learned
 
     def document(self) -> dict[str, Any]:

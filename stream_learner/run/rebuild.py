@@ -28,11 +28,11 @@ from stream_learner.publishing.checkpoint_writer import PROGRAM
 from stream_learner.publishing.lineage import BEGINNING, bytes_of, find_path, is_file, made_otherwise, made_with
 from stream_learner.publishing.snapshot import Snapshot
 from stream_learner.publishing.topic_ids import check_topic_ids
+from stream_learner.run.arrivals import Read, with_predictions
 from stream_learner.run.batches import Batch, Decode
 from stream_learner.run.driver import Driver
 from stream_learner.run.lives import setting_aside
 from stream_learner.run.outage import Outage, patient
-from stream_learner.run.progress import Progress
 from stream_learner.streams.cluster import Cluster
 from stream_learner.streams.replay import Replay
 from stream_learner.streams.rights import Role
@@ -77,7 +77,8 @@ def rebuild(
         history = opened.enter_context(closing(cluster.history()))
         path = find_path(settings, history, store, start, target)
         gone = "The records that were learned are gone, so this checkpoint cannot be rebuilt"
-        check_topic_ids(path.end.topic_ids, cluster.topic_ids(settings.input.topics), gone)
+        topic_ids = cluster.topic_ids(settings.topics_read)
+        check_topic_ids(path.end.topic_ids, topic_ids, gone)
         driver = _resumed(settings, store, path.start, start)
         doubts = [*path.changes, *_differences(driver.learner, path.end)]
         if doubts:
@@ -88,13 +89,17 @@ def rebuild(
         replays: dict[tuple[str, int], Replay] = {}
         for manifest in path.manifests(history):
             driver.progress.close()  # no snapshot here, because only the last state is compared
+            check_topic_ids(manifest.topic_ids, topic_ids, gone)  # a run survives a change of its predictions topic
             for topic, partition, offset in each(_begin(manifest)):
-                driver.progress.positions.setdefault(topic, {}).setdefault(partition, offset)
+                positions = driver.progress.positions.setdefault(topic, {})
+                if topic == settings.predictions_topic:
+                    positions[partition] = offset
+                positions.setdefault(partition, offset)
             for topic, partition, span in each(manifest.spans):
                 if (topic, partition) not in replays:
                     replay = cluster.replay(topic, partition, span.start)
                     replays[topic, partition] = opened.enter_context(closing(replay))
-            for batch in _batches(manifest, replays, decode):
+            for batch in _batches(settings, manifest, replays, decode):
                 driver.learn(batch)
                 decided = driver.decide() if driver.learner.release_due else None
                 batches, records, done = batches + 1, records + batch.records, done + offsets_in(batch.spans)
@@ -115,7 +120,7 @@ def _begin(manifest: Manifest) -> Positions:
 def _resumed(settings: Settings, store: Store, before: Manifest | None, start: str) -> Driver:
     set_up_torch(settings.learning)
     if before is None:
-        return Driver(Learner(settings), Progress({}))
+        return Driver.fresh(settings, {})
     if before.release:
         check_network(before.release.model, settings.model)
     data = bytes_of(start) if is_file(start) else store.fetch(before.state)
@@ -146,10 +151,12 @@ def _released(store: Store, saved: State) -> bytes:
         ) from None
 
 
-def _batches(manifest: Manifest, replays: dict[tuple[str, int], Replay], decode: Decode) -> Iterator[Batch]:
+def _batches(
+    settings: Settings, manifest: Manifest, replays: dict[tuple[str, int], Replay], decode: Decode
+) -> Iterator[Batch]:
     """Read the batches of a manifest's ledger again, and yield them."""
     poisoned = {(t, p, o) for t, partitions in manifest.poisoned.items() for p, os in partitions.items() for o in os}
-    decode = setting_aside(poisoned, decode)
+    read = with_predictions(settings, setting_aside(poisoned, decode))
     at = {(topic, partition): span.start for topic, partition, span in each(manifest.spans)}
     try:
         for pieces in ledger.decode(manifest.ledger, manifest.spans):
@@ -158,9 +165,9 @@ def _batches(manifest: Manifest, replays: dict[tuple[str, int], Replay], decode:
                 replay, start = replays[topic, partition], at[topic, partition]
                 for lost in manifest.lost.get(topic, {}).get(partition, ()):
                     if start <= lost.start < end:
-                        _read(replay, lost.start, batch, decode)
+                        _read(replay, lost.start, batch, read)
                         replay.skip(lost.end)
-                _read(replay, end, batch, decode)
+                _read(replay, end, batch, read)
                 batch.cover(topic, partition, start, end)
                 at[topic, partition] = end
             yield batch
@@ -168,10 +175,10 @@ def _batches(manifest: Manifest, replays: dict[tuple[str, int], Replay], decode:
         raise StateError(f"checkpoint {manifest.sequence} cannot be rebuilt: {error}") from None
 
 
-def _read(replay: Replay, end: int, batch: Batch, decode: Decode) -> None:
+def _read(replay: Replay, end: int, batch: Batch, read: Read) -> None:
     """Add the records up to the offset `end` to the batch."""
     for record in replay.read(end):
-        batch.add(record, decode)
+        batch.add(record, read)
 
 
 def _differences(learner: Learner, end: Manifest) -> list[str]:

@@ -65,6 +65,8 @@ class Upkeep:
         metrics.observe_memory(gauges.remembered, gauges.memory_bytes)
         metrics.observe_recent(gauges.recent, gauges.drift_window, gauges.boosted)
         metrics.observe_refused(gauges.refused)
+        if self._driver.served:
+            metrics.observe_served(self._driver.served.waiting, self._driver.served.totals)
         metrics.observe_unsaved(unsaved_records)
 
     def learned(self, report: Report) -> None:

@@ -23,7 +23,6 @@ from stream_learner.errors import (
     StateError,
 )
 from stream_learner.formats.decoder import Decoder
-from stream_learner.learning.learner import Learner
 from stream_learner.learning.placement import place
 from stream_learner.learning.process import set_up_torch
 from stream_learner.monitoring.health import Phase
@@ -33,12 +32,12 @@ from stream_learner.publishing.checkpoint_writer import CheckpointWriter
 from stream_learner.publishing.formats import Formats, released_graph
 from stream_learner.publishing.ownership import EndProcess, await_turn, fencing, leaving_a_mark
 from stream_learner.publishing.recover import Recovered, Recovery
+from stream_learner.run.arrivals import with_predictions
 from stream_learner.run.batches import MAX_BATCH_BYTES, Batch, batches
 from stream_learner.run.breaker import Breaker
 from stream_learner.run.driver import Driver
 from stream_learner.run.lives import Lives
 from stream_learner.run.outage import Outage
-from stream_learner.run.progress import Progress
 from stream_learner.run.saves import Saves
 from stream_learner.run.upkeep import Upkeep, give_up
 from stream_learner.streams.clients import Clients
@@ -148,7 +147,13 @@ def run(
         last = recovered.checkpoint
         if last:
             metrics.recovered(last.manifest)
-        source = Source(settings.kafka, settings.input, recovered.positions, health.heard)
+        source = Source(
+            settings.kafka,
+            settings.input,
+            recovered.positions,
+            health.heard,
+            predictions_topic=settings.predictions_topic,
+        )
         metrics.begin(source.positions)
         formats = Formats(settings.release, released_graph(store, last.manifest.release if last else None))
         writer = CheckpointWriter(settings, store, clients, recovered, formats)
@@ -159,10 +164,9 @@ def run(
             lives.committed(manifest)
 
         publisher = BackgroundPublisher(settings, writer, committed, metrics.store_failed, end_process)
-        decode = lives.guarded(decoder)
         stream = batches(
             source,
-            decode,
+            with_predictions(settings, lives.guarded(decoder)),
             driver.progress.positions,
             settings.batch,
             stop,
@@ -203,7 +207,7 @@ def resumed(settings: Settings, recovered: Recovered) -> Driver:
     """
     checkpoint = recovered.checkpoint
     if checkpoint is None:
-        return Driver(Learner(settings), Progress(recovered.positions))
+        return Driver.fresh(settings, recovered.positions)
     state = checkpoint.tensors, checkpoint.document
     try:
         driver = Driver.resumed(settings, recovered.positions, state, checkpoint.parts, checkpoint.released)

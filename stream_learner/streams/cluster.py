@@ -37,8 +37,8 @@ class Cluster:
         return topics.dead_letter_limit(self._settings)
 
     def input_bounds(self) -> tuple[Positions, Positions]:
-        """Return the first and end offset of each input partition. Raises TopicsError when a topic is missing."""
-        return offsets.bounds(self._settings.kafka, self._settings.input.topics)
+        """Return the first and end offset of each partition that is read. Raises TopicsError if a topic is missing."""
+        return offsets.bounds(self._settings.kafka, self._settings.topics_read)
 
     def mirrored_positions(self) -> Positions:
         """Return the positions in the run's offsets group, which may be empty."""

@@ -29,18 +29,24 @@ class Role(StrEnum):
 
 
 class Right(NamedTuple):
-    """An operation on a resource, in Kafka's terms. `name` may contain `<prefix>`, or be `<input>` for input topics."""
+    """An operation on a resource, in Kafka's terms. `name` may contain `<prefix>`, or be `<input>` for input topics.
+
+    If `to_evaluate` is true, only a run with `served.evaluate` needs the right.
+    """
 
     operation: str
     resource: str
     name: str
     purpose: str
+    to_evaluate: bool = False
 
     def __str__(self) -> str:
         return f"{self.operation} on {self.resource} {self.name}"
 
     def of(self, settings: Settings) -> list["Right"]:
         """Return the right on the resources of one run."""
+        if self.to_evaluate and not settings.served.evaluate:
+            return []
         names = settings.input.topics if self.name == "<input>" else [self.name.replace("<prefix>", settings.prefix)]
         return [self._replace(name=name) for name in names]
 
@@ -51,10 +57,15 @@ def _on_topics(operation: str, topics: tuple[str, ...], purpose: str) -> list[Ri
 
 _CHECKED = _on_topics("DescribeConfigs", OUTPUTS, "check the topic's settings")
 
+_PREDICTIONS = Right(
+    "Read", "topic", "<prefix>.predictions", "read served predictions, if `served.evaluate` is true", to_evaluate=True
+)
+
 # Describe is listed only where neither Read nor Write is listed, because both include it.
 RIGHTS: dict[Role, list[Right]] = {
     Role.WORKER: [
         Right("Read", "topic", "<input>", "read records"),
+        _PREDICTIONS,
         Right("Read", "topic", "<prefix>.checkpoints", "find the newest manifest, read back what was published"),
         Right("Read", "topic", "<prefix>.history", "find the newest manifest if others write to the checkpoints topic"),
         *_on_topics("Write", OUTPUTS, "publish"),
@@ -98,6 +109,7 @@ RIGHTS: dict[Role, list[Right]] = {
     ],
     Role.REBUILD: [
         Right("Read", "topic", "<input>", "read the records again"),
+        _PREDICTIONS,
         Right("Read", "topic", "<prefix>.history", "read the manifests"),
         *_on_topics("Describe", ("checkpoints", "weights", "metrics", "dead-letters"), "check the topic"),
         *_CHECKED,

@@ -41,17 +41,22 @@ class Source:
         positions: Positions,
         heard: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        predictions_topic: str | None = None,
     ):
         """Connect. Begin at `positions`, and at offset 0 in partitions that `positions` lacks or that are added later.
 
+        Also read `predictions_topic`. Lost records of this topic never stop the reading, whatever `input.on_lost` says.
         `heard` is passed to Reader. Raises KafkaUnavailableError.
         """
         self._kafka = kafka
         self._settings = settings
+        self._predictions_topic = predictions_topic
+        self._topics = [*settings.topics, *filter(None, [predictions_topic])]
         self._clock = clock
         self._merge = Merge(clock)
         self._newest_ms: dict[TopicPartition, int] = {}
-        self._stopped: set[TopicPartition] = set()  # their waiting records end with an InputError
+        self._stopped: set[TopicPartition] = set()  # not read any more; an InputError may follow the waiting records
         self._fetched = {TopicPartition(t, p): offset for t, ps in positions.items() for p, offset in ps.items()}
         with opening(
             kafka,
@@ -62,7 +67,7 @@ class Source:
             heard=heard,
         ) as self._consumer:
             self._consumer.budget.of = self._room
-            for topic in settings.topics:
+            for topic in self._topics:
                 self._consumer.partitions_for_topic(topic)  # waits for the topic's metadata
             self._assign()
 
@@ -108,15 +113,19 @@ class Source:
         for place in places:
             offset = self._fetched[place]
             where = f"{place.topic}[{place.partition}]"
-            if offset > end[place]:
+            if offset > end[place] and place.topic == self._predictions_topic:
+                log.warning(f"{where} ends before offset {offset}, so it is not read until the worker restarts")
+                self._merge.expect_no_more(place)
+                self._stop(place)
+            elif offset > end[place]:
                 raise InputError(
                     f"{where} ends at offset {end[place]}, before {offset}, the next offset to read: the topic lost "
                     "records, or it is another topic. The learned state is safe; choose a new run.id to learn from the "
                     "topic as it is"
                 ) from error
-            if offset < first[place]:
+            elif offset < first[place]:
                 lost = f"records of {where} from offset {offset} to {first[place]} were deleted by retention"
-                if self._settings.on_lost == "stop":
+                if self._stops_when_lost(place.topic):
                     stop = InputError(
                         f"{lost} before they were learned. The learned state is safe: give the topic a longer "
                         "retention, and set input.on_lost = continue to resume after the deleted records"
@@ -129,6 +138,9 @@ class Source:
                     self._fetched[place] = first[place]
         for place, offset in self._fetched.items():  # all partitions, because the error may have interrupted a poll
             self._consumer.seek(place, offset)
+
+    def _stops_when_lost(self, topic: str) -> bool:
+        return self._settings.on_lost == "stop" and topic != self._predictions_topic
 
     def _read(self, timeout_s: float) -> None:
         """Read ahead, and add the records and gaps to the merge."""
@@ -162,7 +174,7 @@ class Source:
         """Return the item that replaces a damaged batch."""
         where = f"{damaged.topic}[{damaged.partition}]"
         what = f"the batch of {where} that holds offset {damaged.offset} is damaged on the broker (wrong checksum)"
-        if self._settings.on_lost == "continue":
+        if not self._stops_when_lost(damaged.topic):
             log.warning(f"{what}; offsets {damaged.offset} to {damaged.end} are lost")
             return Gap(damaged.topic, damaged.partition, damaged.end, lost=True)
         return InputError(
@@ -171,7 +183,7 @@ class Source:
         )
 
     def _stop(self, place: TopicPartition) -> None:
-        """Stop reading a partition. Its waiting records end with an InputError."""
+        """Stop reading a partition."""
         self._stopped.add(place)
         self._consumer.pause(place)
 
@@ -250,7 +262,7 @@ class Source:
         cluster = self._consumer._cluster
         places = {
             TopicPartition(topic, partition)
-            for topic in self._settings.topics
+            for topic in self._topics
             for partition in cluster.partitions_for_topic(topic) or ()
         } | set(self._fetched)
         if places == self._consumer.assignment():

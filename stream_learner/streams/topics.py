@@ -164,10 +164,14 @@ def differences(settings: Settings, input_partitions: int | None = None, role: R
     """Return how the topics differ from their plans, in sentences.
 
     If `input_partitions` is set, input topics must have this number of partitions. If `role` is set, check only topics
-    that the worker reads and writes. Raises KafkaUnavailableError, also when the user lacks a right on a topic that
+    that this role uses. Raises KafkaUnavailableError, also when the user lacks a right on a topic that
     `role` needs.
     """
-    beside = [] if role else beside_plan(settings)
+    if role is None:
+        beside = beside_plan(settings)
+    else:
+        predictions = settings.predictions_topic if role in (Role.WORKER, Role.REBUILD) else None
+        beside = [TopicPlan(predictions, None)] if predictions else []
     plans = output_plan(settings) + beside + [TopicPlan(name, input_partitions) for name in settings.input.topics]
     partitions, configs = ask(
         settings.kafka, "checking topics", lambda client: _describe(settings, client, plans, role)

@@ -13,6 +13,8 @@ from stream_learner.contract.spans import Positions, Span, each, extend_all
 from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.errors import InputError
 from stream_learner.formats.record import Gap, Record, RejectError, RetryLaterError, Sample
+from stream_learner.run import batches as batching
+from stream_learner.run.arrivals import Arrival
 from stream_learner.run.batches import MAX_HELD_OUT_BYTES, Batch, batches
 
 Polls = Sequence[Sequence[Record | Gap]]
@@ -88,6 +90,20 @@ def test_only_training_samples_fill_a_batch():
     assert got.places == [("images", 0, offset) for offset in (0, 1, 2, 3, 5)]  # none for the deletion marker
     assert [(r.record.offset, r.reason, r.stage) for r in got.rejections] == [(2, Reason.UNDECODABLE_IMAGE, "decode")]
     assert spans([got]) == [{0: (0, 6)}]
+
+
+def test_served_predictions_count_neither_as_records_nor_as_samples(monkeypatch: pytest.MonkeyPatch):
+    script = Script([[record(i, b"train" if i % 3 == 2 else b"served") for i in range(9)]])
+    decode, arrival = script.decode, Arrival(None, "", 0)
+    monkeypatch.setattr(script, "decode", lambda r: arrival if r.value == b"served" else decode(r))
+    (got,) = read(script, size=3, max_span=3)
+    assert (got.records, got.training, got.rejections, len(got.places)) == (3, 3, [], 3)
+    assert got.predictions == [(place, arrival) for place in (0, 0, 1, 1, 2, 2)]
+    assert spans([got]) == [{0: (0, 9)}]
+    monkeypatch.setattr(batching, "MAX_PREDICTIONS", 2)
+    script = Script([[record(i, b"served") for i in range(5)]])
+    monkeypatch.setattr(script, "decode", lambda _: arrival)
+    assert spans(read(script, size=3)) == [{0: (0, 2)}, {0: (2, 4)}]
 
 
 def test_a_batch_closes_after_max_span_records_even_if_none_is_for_training():

@@ -1,6 +1,7 @@
 import logging
 import math
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from itertools import product
 
@@ -8,7 +9,7 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from stream_learner.contract.figures import Figures
+from stream_learner.contract.figures import Figures, Scored, ServedFigures
 from stream_learner.contract.ledger import Ledger
 from stream_learner.contract.manifest import (
     Arithmetic,
@@ -177,6 +178,22 @@ def test_a_batch_without_training_samples_moves_the_position_alone(registry, met
     assert value(registry, "poll_seconds_count") == 1
     assert value(registry, "step_seconds_count") == 0
     assert math.isnan(value(registry, "loss") or 0)
+
+
+def test_served_predictions_are_counted_by_outcome_and_release(registry, metrics):
+    assert value(registry, "served_predictions_total", outcome="expired") == 0
+    scored = [Scored(1, 7, "cat", True, 0.5, delay_s) for delay_s in (30.0, 90.0, None)]
+    metrics.observe(report(served=ServedFigures(5, Counter(scored=3, invalid=1), scored, waiting=4)))
+    assert value(registry, "served_predictions_total", outcome="scored") == 3
+    assert value(registry, "served_predictions_total", outcome="invalid") == 1
+    assert value(registry, "served_label_delay_seconds_bucket", le="60.0") == 1
+    assert value(registry, "served_label_delay_seconds_sum") == 120
+    metrics.observe_served(4, {(1, 7): (3, 4), (2, 8): (0, 1)})
+    metrics.observe_served(3, {(1, 7): (4, 8)})
+    assert value(registry, "served_predictions_waiting") == 3
+    assert value(registry, "served_accuracy", epoch="1", release="7") == 0.5
+    assert value(registry, "served_accuracy_predictions", epoch="1", release="7") == 8
+    assert value(registry, "served_accuracy", epoch="2", release="8") is None
 
 
 def test_every_policys_weights_are_a_histogram(registry, metrics):

@@ -161,6 +161,7 @@ class Run:
     partitions: int = 1
     overrides: dict[str, Any] = field(default_factory=dict)
     fed: list[Fed] = field(default_factory=list)
+    predictions: int = 0
     workers: list[Worker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -317,6 +318,7 @@ class Run:
     def ends(self) -> dict[outputs.Place, int]:
         """End of each partition, as far as it was fed through this object."""
         ends = {(topic, p): 0 for topic in {record.topic for record in self.fed} for p in range(self.partitions)}
+        ends |= {(f"{self.prefix}.predictions", 0): self.predictions} if self.predictions else {}
         return ends | {(record.topic, record.partition): record.offset + 1 for record in self.fed}
 
     def saved(self) -> dict[outputs.Place, int]:

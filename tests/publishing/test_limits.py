@@ -13,7 +13,7 @@ import torch
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import MAX_RELEASES, MAX_SEGMENTS, KafkaSettings, Settings
-from stream_learner.contract.figures import Figures
+from stream_learner.contract.figures import Figures, Scored, ServedFigures
 from stream_learner.contract.ledger import Piece
 from stream_learner.contract.manifest import (
     Arithmetic,
@@ -28,7 +28,16 @@ from stream_learner.contract.manifest import (
 from stream_learner.contract.objects import Earlier, State
 from stream_learner.contract.spans import Span
 from stream_learner.contract.vocabulary import Label, Reason, Split
-from stream_learner.contract.window import MAX_DRIFTS, ClassForgetting, Confusion, Drift, Forgetting, Recent, accuracy
+from stream_learner.contract.window import (
+    MAX_DRIFTS,
+    MAX_SERVED_RELEASES,
+    ClassForgetting,
+    Confusion,
+    Drift,
+    Forgetting,
+    Recent,
+    accuracy,
+)
 from stream_learner.errors import TopicsError
 from stream_learner.follow.status import read_status
 from stream_learner.formats.labels import MAX_LABEL_BYTES, MAX_LABELS_BYTES, encoded_bytes
@@ -104,6 +113,13 @@ def worst_report(names: list[str], records_each: int) -> Report:
             weights={"record": [1.0]},
         ),
         drifts=[Drift(records_each, spans, 0.1234567891234, 0.987654321)] * DRIFTS,
+        served=ServedFigures(
+            scored=[
+                Scored(1, release, label, True, 1 / 3, 1 / 7)
+                for release in range(1, MAX_SERVED_RELEASES + 3)
+                for label in LABELS
+            ]
+        ),
     )
 
 
@@ -184,7 +200,9 @@ def test_the_largest_window_and_manifest_fit_in_their_topics(settings: Settings,
     assert found.manifest.ledger.batches == 1
     assert found.manifest.release.labels == LABELS
     assert found.window.drift_count == DRIFTS
-    assert found.window.omitted == ["drifts"]
+    assert found.window.omitted == ["drifts", "served.releases.accuracy.per_class"]
+    assert found.window.served
+    assert len(found.window.served.releases) == MAX_SERVED_RELEASES
     assert found.manifest.omitted == []
     # The same with all that several kept states may add.
     more = msgspec.structs.replace(

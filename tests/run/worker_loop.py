@@ -65,6 +65,7 @@ class Driver:
     def __init__(self, learner: Learner, events: list[str]):
         self.learner = learner
         self.progress = Progress({"images": {0: 0}})
+        self.served = None
         self._events = events
 
     def learn(self, batch: Batch) -> Report:

@@ -28,6 +28,7 @@ SETTINGS = {
     # One checkpoint, with dead letters and a release in it.
     "release.every_records": RECORDS,
     "release.min_held_out": 1,
+    "served.evaluate": True,  # so that the predictions topic needs rights too
     "checkpoint.every_records": 10 * RECORDS,
     # A worker that was refused leaves a transaction open. Readers wait until the brokers abort it.
     "checkpoint.timeout_s": 8.0,

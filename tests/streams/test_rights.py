@@ -44,7 +44,8 @@ def topic(name: str, operations: list[str] | None, error: int = 0) -> dict[str, 
 
 def test_all_missing_rights_on_topics_are_named_at_once():
     settings = Settings.model_validate({"run": {"id": "r"}, "input": {"topics": ["i", "j"]}, "kafka": LEARNER})
-    outputs = {right.of(settings)[0].name for right in RIGHTS[Role.WORKER] if right.resource == "topic"} - {"i"}
+    rights = [right for general in RIGHTS[Role.WORKER] for right in general.of(settings)]
+    outputs = {right.name for right in rights if right.resource == "topic"} - {"i", "j"}
     everything = ["READ", "WRITE", "DESCRIBE", "DESCRIBE_CONFIGS"]
     described = [topic("i", everything), *(topic(name, everything) for name in outputs)]
     check_rights(settings, Role.WORKER, [*described, topic("j", everything)])
