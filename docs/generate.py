@@ -22,6 +22,7 @@ from pydantic_core import PydanticUndefined
 
 import stream_learner
 from stream_learner import __version__, config, testing
+from stream_learner.contract.acks import Ack
 from stream_learner.contract.manifest import Manifest
 from stream_learner.contract.pins import Pin
 from stream_learner.contract.predictions import Prediction
@@ -64,6 +65,7 @@ def pages() -> dict[Path, str]:
         SCHEMAS / "window.schema.json": schema(Window),
         SCHEMAS / "prediction.schema.json": schema(Prediction),
         SCHEMAS / "pin.schema.json": schema(Pin),
+        SCHEMAS / "ack.schema.json": schema(Ack),
     }
 
 

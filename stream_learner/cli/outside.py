@@ -21,7 +21,7 @@ def status(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
 ) -> None:
-    """Show the newest checkpoint, the lag of each partition in records, and the newest metrics.
+    """Show the newest checkpoint, the lag of each partition in records, the newest metrics, and the followers.
 
     Reads Kafka only.
     """
@@ -58,6 +58,13 @@ def status(
         for partition, lag in partitions.items():
             table.add_row(printable(topic), str(partition), str(found.positions[topic][partition]), str(lag))
     out.print(table)
+    if found.followers:
+        table = Table(Column("follower", overflow="fold"), "release", "epoch", "since", "host", "program")
+        for ack in found.followers:
+            table.add_row(
+                ack.name, str(ack.sequence), str(ack.epoch), ack.since, printable(ack.host), printable(ack.program)
+            )
+        out.print(table)
 
 
 def serve(config_file: ConfigFile = None, overrides: Overrides = None) -> None:

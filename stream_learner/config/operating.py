@@ -112,6 +112,14 @@ class RejectsSettings(Section):
     markers and rare labels do not count."""
 
 
+class FollowerSettings(Section):
+    """Settings of `stream-learner follow` and `stream-learner serve`."""
+
+    name: KafkaName | None = None
+    """Name of this follower, different from those of the run's other followers. If set, the follower writes to
+    `<prefix>.acks` which release it uses, and `stream-learner status` shows this."""
+
+
 class ServeSettings(Section):
     """Settings of `stream-learner serve`."""
 

@@ -13,6 +13,7 @@ from stream_learner.config.learning import (
     WeightsSettings,
 )
 from stream_learner.config.operating import (
+    FollowerSettings,
     KafkaSettings,
     LogSettings,
     MonitoringSettings,
@@ -88,6 +89,8 @@ class Settings(BaseSettings):
     """Prometheus metrics and health pages."""
     log: LogSettings = LogSettings()
     """Logs."""
+    follow: FollowerSettings = FollowerSettings()
+    """Programs that follow the releases."""
     serve: ServeSettings = ServeSettings()
     """The server of `stream-learner serve`."""
 
@@ -194,6 +197,7 @@ class FollowSettings(BaseSettings):
     security: SecuritySettings = SecuritySettings()
     recovery: RecoverySettings = RecoverySettings()
     log: LogSettings = LogSettings()
+    follow: FollowerSettings = FollowerSettings()
     serve: ServeSettings = ServeSettings()
 
     @property

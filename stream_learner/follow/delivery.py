@@ -43,7 +43,7 @@ def deliver_all(
     Skip releases that do not verify or lack what the layout needs. Raises the errors of `Follower`, and StoreError when
     the directory cannot be written.
     """
-    follower = Follower(**follower_arguments(settings), keep=1)
+    follower = Follower(**follower_arguments(settings), keep=1, acknowledge_as=settings.follow.name)
 
     def close() -> None:
         stop.wait()

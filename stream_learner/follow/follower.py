@@ -16,6 +16,7 @@ from stream_learner.contract.manifest import Manifest
 from stream_learner.contract.pins import Chosen
 from stream_learner.contract.topics import Names
 from stream_learner.errors import KafkaUnavailableError, NoReleaseError, StateError, StoreError, StreamLearnerError
+from stream_learner.follow.acknowledging import Acknowledger
 from stream_learner.follow.reading import ReleaseReader, describe, reader_settings
 from stream_learner.follow.releases import Release, check_runtime
 from stream_learner.streams.manifests import accepted
@@ -68,11 +69,13 @@ class Follower:
         own: str | None = None,
         compute: bool = True,
         keep: int = 2,
+        acknowledge_as: str | None = None,
     ):
         """Connect and begin to follow.
 
         The arguments up to `own` mean the same as in `read_release`. If `compute` is False, the network is never built,
         and a release is put in use once its objects are verified. The property `kept` holds the last `keep` releases.
+        With `acknowledge_as`, the follower writes under this name to the acks topic which release it uses.
 
         Raises TopicsError, KafkaUnavailableError, StoreError, UsageError.
         """
@@ -98,6 +101,8 @@ class Follower:
             self._tail = Tail(settings, Names.under(settings.prefix).checkpoints)
             opened.callback(self._tail.close)
             self._pins = PinsTail(settings)
+            opened.callback(self._pins.close)
+            self._acknowledger = Acknowledger(settings, acknowledge_as) if acknowledge_as is not None else None
             opened.pop_all()
         self._thread = threading.Thread(target=self._follow, name=f"follower of {run_id}", daemon=True)
         self._thread.start()
@@ -154,6 +159,8 @@ class Follower:
             self._closed.set()
             self._changed.notify_all()
         self._thread.join()
+        if self._acknowledger:
+            self._acknowledger.close()
         self._pins.close()
         self._tail.close()
         self._reader.close()
@@ -233,6 +240,9 @@ class Follower:
             self._kept = deque([*kept, *([release] if release else [])], maxlen=self._kept.maxlen)
             self._refused = refused
             self._changed.notify_all()
+            in_use = self._kept[-1].order if self._kept else None
+        if self._acknowledger:
+            self._acknowledger.use(in_use)
 
 
 def _named(release: Release) -> Chosen:

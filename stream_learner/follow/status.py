@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 from stream_learner.config import Settings
+from stream_learner.contract.acks import Ack
 from stream_learner.contract.manifest import Manifest
 from stream_learner.contract.spans import Positions
 from stream_learner.contract.topics import Names
 from stream_learner.contract.window import Window, decode_window
 from stream_learner.errors import StateError
 from stream_learner.streams import offsets, topics
+from stream_learner.streams.acks import read_acks
 from stream_learner.streams.journal import read_committed
 from stream_learner.streams.manifests import UNSIGNED, advice, no_manifest, read_newest
 from stream_learner.streams.rights import Role
@@ -30,6 +32,8 @@ class Status:
     window: Window | None
     positions: Positions
     lag: dict[str, dict[int, int]]
+    followers: list[Ack]
+    """The release that each follower with a name uses."""
 
 
 def read_status(settings: Settings) -> Status:
@@ -51,7 +55,7 @@ def read_status(settings: Settings) -> Status:
         t: {p: _position(manifest, t, p, at) for p, at in sorted(partitions.items())} for t, partitions in first.items()
     }
     lag = {t: {p: end[t][p] - at for p, at in partitions.items()} for t, partitions in positions.items()}
-    return Status(manifest, window, positions, lag)
+    return Status(manifest, window, positions, lag, read_acks(settings))
 
 
 def _newest_window(settings: Settings, topic: str) -> Window | None:

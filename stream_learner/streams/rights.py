@@ -92,6 +92,7 @@ RIGHTS: dict[Role, list[Right]] = {
         Right("Read", "topic", "<prefix>.checkpoints", "read the newest manifest"),
         Right("Read", "topic", "<prefix>.history", "find the newest manifest if others write to the checkpoints topic"),
         Right("Read", "topic", "<prefix>.metrics", "read the newest window"),
+        Right("Read", "topic", "<prefix>.acks", "list the followers"),
         *_on_topics("Describe", ("weights", "dead-letters"), "check the topic"),
         *_CHECKED,
     ],

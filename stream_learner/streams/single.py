@@ -11,7 +11,7 @@ from stream_learner.streams.topics import topic_ids
 
 
 def write(
-    settings: AnySettings, topic: str, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]] = ()
+    settings: AnySettings, topic: str, key: bytes, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
 ) -> None:
     """Write a record, and wait until the brokers confirm it. Open a connection for this record alone.
 

@@ -29,7 +29,7 @@ def test_before_the_first_checkpoint_everything_is_lag(new_settings: Callable[..
     topics.create(settings, input_partitions=2)
     (topic,) = settings.input.topics
     produce(settings, topic, b"image")
-    assert read_status(settings) == Status(None, None, {topic: {0: 0, 1: 0}}, {topic: {0: 1, 1: 0}})
+    assert read_status(settings) == Status(None, None, {topic: {0: 0, 1: 0}}, {topic: {0: 1, 1: 0}}, [])
 
 
 def test_without_topics_there_is_none(new_settings: Callable[..., Settings]):

@@ -18,6 +18,7 @@ from stream_learner import Follower, NoReleaseError, UsageError, read_release
 from stream_learner.errors import ExitCode
 from stream_learner.follow.choosing import choose
 from stream_learner.streams import pins, topics
+from stream_learner.streams.acks import read_acks
 
 EVERY = {"release__every_records": 200, "release__min_held_out": 1000, "checkpoint__every_s": 0.5}
 """Each candidate is released."""
@@ -69,6 +70,10 @@ def releases(run: Run, worker: Worker, seed: int) -> list[int]:
     return listed(run)
 
 
+def acknowledged(run: Run) -> list[tuple[str, int]]:
+    return [(ack.name, ack.sequence) for ack in read_acks(run.settings)]
+
+
 def produce(run: Run, topic: str, key: bytes, value: bytes) -> None:
     producer = Producer(client(run.broker.bootstrap_servers))
     producer.produce(f"{run.prefix}.{topic}", value, key)
@@ -100,7 +105,7 @@ def test_a_release_is_pinned_and_withdrawn_while_the_run_goes_on(new_run: NewRun
     assert kept[0] == first
     assert len(kept) == 4
     assert follower.latest().described.sequence == first
-    later: Follower = follow(run, store=store)
+    later: Follower = follow(run, store=store, acknowledge_as="later")
     assert later.latest(DEADLINE_S).described.sequence == first
     assert read_release(run.id, run.broker.bootstrap_servers, store=store).described.sequence == first
 
@@ -109,6 +114,8 @@ def test_a_release_is_pinned_and_withdrawn_while_the_run_goes_on(new_run: NewRun
     choose(run.settings, PROGRAM, "withdraw", first)
     uses(follower, kept[-1])
     uses(later, kept[-1])
+    until("an acknowledgement", lambda: acknowledged(run) == [("later", kept[-1])])
+    before = len(run.read("acks"))
     assert [release.described.sequence for release in follower.kept] == [last, kept[-1]]
     produce(run, "pins", b"key", b"no pin")
     produce(run, "pins", pinned.key or b"", pinned.value or b"")
@@ -118,6 +125,11 @@ def test_a_release_is_pinned_and_withdrawn_while_the_run_goes_on(new_run: NewRun
     # The release in use is withdrawn: the newest other one is used, also by a follower that starts later.
     choose(run.settings, PROGRAM, "pin", kept[1])
     uses(follower, kept[1])
+    until("an acknowledgement", lambda: acknowledged(run) == [("later", kept[1])])
+    assert len(run.read("acks")) == before + 1
+    assert "later" in run.call("status").ends(ExitCode.OK)
+    later.close()
+    assert acknowledged(run) == []
     assert choose(run.settings, PROGRAM, "unpin").changed
     assert not choose(run.settings, PROGRAM, "unpin").changed
     uses(follower, kept[-1])
@@ -180,6 +192,28 @@ def test_without_the_topic_there_are_no_pins(new_run: NewRun, follow: Any, monke
     topics.create(run.settings)
     choose(run.settings, PROGRAM, "pin", last)
     until("the pin", lambda: follower.following.pinned)
+
+
+def test_acknowledgements_never_disturb_a_follower(new_run: NewRun, follow: Any) -> None:
+    run = new_run(**EVERY)
+    run.delete_topic(f"{run.prefix}.acks")
+    with pytest.raises(UsageError, match="the name of a follower must be"):
+        follow(run, acknowledge_as="two words")
+    follower: Follower = follow(run, acknowledge_as="one")
+    worker = run.start()
+    *_, last = releases(run, worker, 0)
+    worker.stop()
+    uses(follower, last)
+    follower.close()
+    assert read_acks(run.settings) == []
+    topics.create(run.settings)
+    follower = follow(run, acknowledge_as="two")
+    until("an acknowledgement", lambda: acknowledged(run) == [("two", last)])
+    written = run.read("acks")[0]
+    produce(run, "acks", b"key", b"no acknowledgement")
+    produce(run, "acks", b"another", written.value or b"")
+    produce(run, "acks", b"other", (written.value or b"").replace(b'"two"', b'"other"').replace(run.id.encode(), b"x"))
+    assert acknowledged(run) == [("two", last)]
 
 
 def test_only_signed_records_are_obeyed(new_run: NewRun, follow: Any, tmp_path: Path) -> None:

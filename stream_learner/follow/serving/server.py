@@ -31,7 +31,10 @@ def serve(settings: FollowSettings, stop: threading.Event, program_version: str,
 
     Raises UsageError when the address cannot be used, TopicsError, KafkaUnavailableError.
     """
-    with _listener(settings.serve) as listener, Follower(**follower_arguments(settings)) as follower:
+    with (
+        _listener(settings.serve) as listener,
+        Follower(**follower_arguments(settings), acknowledge_as=settings.follow.name) as follower,
+    ):
         on_start()
         application = Application(settings.run.id, follower, settings.serve, program_version)
         server = _Server(_config(application, settings.serve), application)
