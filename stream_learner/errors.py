@@ -61,8 +61,8 @@ class ExitCode(IntEnum):
     MEMORY = 16
     """The process ran out of memory. Give it more memory, or lower the settings that the message names."""
     DEPENDENCY = 17
-    """Something that the record format needs, such as a schema registry or a bucket, does not answer, or a model server
-    does not load a release. A restart tries again."""
+    """Something that the record format needs, such as a schema registry or a bucket, does not answer. Or a model server
+    does not load a release, or a model registry does not answer. A restart tries again."""
     INTERRUPTED = 130
     """Stopped at once by Ctrl-C or a second signal. Records that were not saved are read again."""
 

@@ -1,5 +1,6 @@
-"""The command `follow`, which writes the releases of a run to a directory."""
+"""The command `follow`, which writes the releases of a run to a directory or registry."""
 
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -28,14 +29,22 @@ def follow(
     config_file: ConfigFile = None,
     overrides: Overrides = None,
     *,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Directory to write. One process at a time.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="DIR",
+            help="Directory to write, or `mlflow:URL`: the model registry of an MLflow server. One process at a time.",
+        ),
+    ],
     layout: Annotated[
-        Layout,
+        Layout | None,
         typer.Option(
             help="`plain`: a folder for each release, and the link `current`. `triton`, `mlserver`: a model of the "
-            "server's repository. `kserve`, `huggingface`: a repository for each release, and `current`."
+            "server's repository. `kserve`, `huggingface`: a repository for each release, and `current`.",
+            show_default="plain",
         ),
-    ] = Layout.PLAIN,
+    ] = None,
     keep: Annotated[
         int | None,
         typer.Option(min=1, help="Delete all but this number of newest releases. Default: all.", show_default=False),
@@ -63,13 +72,11 @@ def follow(
         typer.Option(metavar="URL", help="Post a JSON document to this URL for each release.", show_default=False),
     ] = None,
 ) -> None:
-    """Write each verified release of a run to a directory for other servers, until stopped."""
+    """Write each verified release of a run to a directory or registry for other servers, until stopped."""
     stop = stop_on_signals(lambda: LEAVE_S, at_once=lambda: True)
     from stream_learner.follow import delivery
-    from stream_learner.follow.directories import open_directory
     from stream_learner.follow.loading import Loads
     from stream_learner.follow.notices import Notices
-    from stream_learner.follow.signing import Signer
     from stream_learner.monitoring import logs
 
     settings = load_follower(config_file, overrides)
@@ -78,10 +85,9 @@ def follow(
         raise UsageError(f"--load needs --layout {' or '.join(SERVED)}")
     loads = Loads(load, settings.run.id, stop) if load else None
     notices = Notices(notify, stop) if notify else None
-    signer = Signer(sign_key) if sign_key else None
-    with open_directory(to, layout, settings.run.id, keep, signer) as directory:
+    with closing(delivery.open_target(to, settings, layout, keep, sign_key)) as target:
         if once:
-            delivery.deliver_newest(settings, directory, loads, notices)
+            delivery.deliver_newest(settings, target, loads, notices)
         else:
-            delivery.deliver_all(settings, directory, loads, notices, stop)
+            delivery.deliver_all(settings, target, loads, notices, stop)
     end_process(ExitCode.OK)

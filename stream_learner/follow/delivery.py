@@ -1,30 +1,60 @@
-"""Writes the releases of a run to a directory as they are published, and informs servers."""
+"""Writes the releases of a run to a directory or registry as they are published, and informs servers."""
 
+import os
 import threading
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any, Protocol
 
 import structlog
 
 from stream_learner.config import FollowSettings
-from stream_learner.errors import StateError
-from stream_learner.follow.directories import Directory
-from stream_learner.follow.follower import Follower
+from stream_learner.errors import StateError, UsageError
+from stream_learner.follow.directories import open_directory
+from stream_learner.follow.follower import RETRY_S, Follower
 from stream_learner.follow.loading import Loads
+from stream_learner.follow.mlflow import MLflow, RegistryUnavailableError
 from stream_learner.follow.notices import Notices
 from stream_learner.follow.reading import read_release
 from stream_learner.follow.releases import Release, check_runtime
+from stream_learner.follow.signing import Signer
 
 log = structlog.get_logger()
 
+MLFLOW = "mlflow:"
 
-def deliver_newest(
-    settings: FollowSettings, directory: Directory, loads: Loads | None, notices: Notices | None
-) -> None:
-    """Write the newest release of a run. Raises the errors of `read_release`, `Directory.put` and `Loads.once`."""
+
+class Target(Protocol):
+    """Where releases are written: a directory or a registry."""
+
+    def put(self, release: Release) -> object:
+        """Write a release if it is not there, and make it the current one. Return its path or URI."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_target(
+    to: str, settings: FollowSettings, layout: str | None = None, keep: int | None = None, sign_key: Path | None = None
+) -> Target:
+    """Open a directory, or the registry of `mlflow:URL`. Raises UsageError, StoreError."""
+    if to.startswith(MLFLOW):
+        if layout or keep or sign_key:
+            raise UsageError("--layout, --keep and --sign-key are for directories; leave them out for MLflow")
+        prefix = settings.topics.prefix or settings.run.id
+        return MLflow(to.removeprefix(MLFLOW), settings.run.id, prefix, os.environ)
+    signer = Signer(sign_key) if sign_key else None
+    return open_directory(Path(to), layout or "plain", settings.run.id, keep, signer)
+
+
+def deliver_newest(settings: FollowSettings, target: Target, loads: Loads | None, notices: Notices | None) -> None:
+    """Write the newest release of a run. Raises the errors of `read_release`, `Target.put` and `Loads.once`."""
     check_runtime()
     release = read_release(**follower_arguments(settings))
     release.check()
-    path = _written(release, directory)
+    path = _written(release, target)
     if loads:
         loads.once()
     if notices:
@@ -33,15 +63,15 @@ def deliver_newest(
 
 def deliver_all(
     settings: FollowSettings,
-    directory: Directory,
+    target: Target,
     loads: Loads | None,
     notices: Notices | None,
     stop: threading.Event,
 ) -> None:
     """Write the newest release of a run, and each later one, until `stop` is set.
 
-    Skip releases that do not verify or lack what the layout needs. Raises the errors of `Follower`, and StoreError when
-    the directory cannot be written.
+    Skip releases that do not verify or lack what the layout needs. Wait for a registry that does not answer. Raises the
+    errors of `Follower`, and StoreError when the directory cannot be written.
     """
     follower = Follower(**follower_arguments(settings), keep=1, acknowledge_as=settings.follow.name)
 
@@ -52,12 +82,13 @@ def deliver_all(
     threading.Thread(target=close, name="end of following", daemon=True).start()
     try:
         for release in follower:
+            superseded = partial(_is_superseded, follower, release)
             try:
-                path = _written(release, directory)
+                path = _until_written(release, target, superseded, stop)
             except StateError as error:
                 log.warning("a release is not written; the last one stays current", why=str(error))
                 continue
-            if loads and not loads.until_loaded(lambda release=release: follower.following.release is not release):
+            if path is None or (loads and not loads.until_loaded(superseded)):
                 continue
             if notices:
                 _notify(notices, release, path)
@@ -76,8 +107,28 @@ def follower_arguments(settings: FollowSettings) -> dict[str, Any]:
     }
 
 
-def _written(release: Release, directory: Directory) -> str:
-    path = str(directory.put(release))
+def _is_superseded(follower: Follower, release: Release) -> bool:
+    return follower.following.release is not release
+
+
+def _until_written(
+    release: Release, target: Target, superseded: Callable[[], bool], stop: threading.Event
+) -> str | None:
+    """Write a release. If a registry does not answer, try again until another release has `superseded` this one.
+
+    Return the release's path or URI, None if it is not written.
+    """
+    for pause_s in chain(RETRY_S, repeat(RETRY_S[-1])):
+        try:
+            return _written(release, target)
+        except RegistryUnavailableError as error:
+            log.warning("a release cannot be written yet", error=str(error), retry_in_s=pause_s)
+            if stop.wait(pause_s) or superseded():
+                return None
+
+
+def _written(release: Release, target: Target) -> str:
+    path = str(target.put(release))
     log.info("release written", sequence=release.described.sequence, epoch=release.manifest.epoch, path=path)
     return path
 

@@ -19,6 +19,7 @@ import pytest
 from command_line import Done, failure, stream_learner
 from feed import mixed
 from harness import NewRun, Run, Worker
+from mlflow_server import Registry, serving, tags_of
 from outputs import Log
 from test_follower import EVERY, forge, learn
 
@@ -93,6 +94,28 @@ def test_a_release_as_files(graphed: tuple[Run, Log], tmp_path: Path) -> None:
     assert f"versions: [ {version.name} ]" in config
 
 
+def test_a_registry_that_answers_late(graphed: tuple[Run, Log], tmp_path: Path) -> None:
+    run, log = graphed
+    described = log.manifest["release"]
+    with Registry() as closed:
+        port = closed.server_port
+    follow = run.call("follow", "--to", f"mlflow:http://user:sesame@{HOST}:{port}")
+    until(lambda: "a release cannot be written yet" in follow.text(), follow)
+    with serving(Registry(port)) as registry:
+        until(lambda: registry.champion, follow)
+        follow.stop()
+        assert "sesame" not in follow.text()
+        assert once(run, tmp_path, "--to", f"mlflow:{registry.url}") == (0, "", "")
+    released = [tags_of(version) for version in registry.versions]
+    kept = [earlier["sequence"] for earlier in log.manifest["earlier"]]
+    assert [int(tags["stream_learner.sequence"]) for tags in released] == [*kept, described["sequence"]]
+    assert registry.champion == str(len(released))
+    assert released[-1]["stream_learner.digest"] == described["object"]["digest"]
+    metrics = registry.run(registry.versions[-1])["metrics"]
+    assert metrics["test_accuracy"] == described["test"]["accuracy"]
+    assert metrics["validation_samples"] == described["validation"]["total"]
+
+
 def predictions(model: Path, images_NHWC: np.ndarray) -> list[int]:
     """Compute a file that stands alone, as any ONNX Runtime does."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -101,12 +124,28 @@ def predictions(model: Path, images_NHWC: np.ndarray) -> list[int]:
     return logits.argmax(1).tolist()
 
 
+@pytest.mark.parametrize("layout", ["mlserver", "kserve", "huggingface"])
+def test_layouts(graphed: tuple[Run, Log], tmp_path: Path, layout: str) -> None:
+    run, log = graphed
+    described = log.manifest["release"]
+    assert once(run, tmp_path, "--layout", layout) == (0, "", "")
+    (model,) = tmp_path.glob("out/**/model.onnx")
+    evaluation = tensors.decode(log.objects[described["evaluation"]["key"]])
+    assert predictions(model, evaluation["images"]) == [int(index) for index in evaluation["predictions"]]
+    assert len([*tmp_path.glob("out/**/manifest.json")]) == 1
+
+
 def test_what_ends_it(new_run: NewRun, tmp_path: Path) -> None:
     run = new_run(**EVERY)
     assert "has not released a model yet" in failure(once(run, tmp_path), ExitCode.STATE)
     learn(run)
     said = failure(once(run, tmp_path, "--layout", "triton"), ExitCode.STATE)
     assert "has no ONNX graph (see release.formats of the worker), which the layout triton needs" in said
+    failure(once(run, tmp_path, "--sign-key", tmp_path / "missing.pem"), ExitCode.USAGE)
+    said = failure(once(run, tmp_path, "--to", "mlflow:http://127.0.0.1", "--keep", 2), ExitCode.USAGE)
+    assert "leave them out for MLflow" in said
+    said = failure(once(run, tmp_path, "--to", "mlflow:ftp://secret"), ExitCode.USAGE)
+    assert "the URL of MLflow must begin with http://" in said
     said = failure(once(run, tmp_path, more='checkpoint.store = "nowhere"'), ExitCode.STORE)
     assert "nowhere is missing" in said
     said = failure(once(run, tmp_path, more='topics.prefix = "other"'), ExitCode.TOPICS)
