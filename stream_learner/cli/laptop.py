@@ -28,10 +28,16 @@ def demo(
         typer.FileBinaryWrite | None,
         typer.Option(metavar="FILE", lazy=False, help="Write the summary as JSON too.", show_default=False),
     ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve the last release after the summary, until Ctrl-C.")
+    ] = False,
 ) -> None:
-    """Watch a model learn from a real Kafka: start a broker, a feeder and a worker, and stop them at the end."""
+    """Watch a model learn from a real Kafka: start a broker, a feeder and a worker, and stop them at the end.
+
+    A server of the last release then answers one image.
+    """
     from stream_learner.local.demo import run_demo
-    from stream_learner.local.view import Lines, View, summary_table
+    from stream_learner.local.view import Lines, Summary, View, summary_table
 
     @contextmanager
     def show(view: View) -> Iterator[Live | Lines]:
@@ -42,10 +48,13 @@ def demo(
             out.show_cursor()  # otherwise the terminal would have no cursor after kill -9
             yield live
 
-    found = run_demo(data, resume, seed, say, show)
-    out.print(summary_table(found))
-    if summary:
-        summary.write(msgspec.json.encode(found))
+    def finish(found: Summary) -> None:
+        out.print(summary_table(found))
+        if summary:
+            summary.write(msgspec.json.encode(found))
+            summary.flush()
+
+    run_demo(data, resume, seed, say, show, finish, serve)
 
 
 class Order(StrEnum):

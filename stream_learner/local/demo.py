@@ -19,7 +19,8 @@ from stream_learner.contract.spans import Positions
 from stream_learner.contract.vocabulary import Split
 from stream_learner.errors import DataError, ExitCode, KafkaUnavailableError, UsageError
 from stream_learner.follow.status import read_status
-from stream_learner.local.broker import Broker, free_port, is_running
+from stream_learner.local.asking import Asked, ask, command, held_out
+from stream_learner.local.broker import HOST, Broker, free_port, is_running
 from stream_learner.local.counts import Order, Totals, committed, rejected
 from stream_learner.local.datasets import Dataset, open_dataset
 from stream_learner.local.jars import cache_folder
@@ -32,6 +33,8 @@ FOLDER = Path(".stream-learner") / "demo"
 RUN = re.compile(r"demo-\d{8}-\d{6}")
 KEPT_RUNS = 3
 DATA = "data.txt"
+# The image about which the server was asked.
+IMAGE = "image"
 # A small data set is fed slowly, so that a person can watch.
 WATCH_S = 20.0
 WATCHABLE = 5_000
@@ -52,11 +55,15 @@ def run_demo(
     seed: int,
     say: Callable[[str], None],
     show: Callable[[View], AbstractContextManager[Live]],
-) -> Summary:
-    """Run the demo to its end and return its summary.
+    finish: Callable[[Summary], None],
+    keep_serving: bool = False,
+) -> None:
+    """Run the demo to its end.
 
-    `say` prints a line for each event before and after the view. `show(view)` draws the view. Raises subclasses of
-    StreamLearnerError, and SystemExit if a signal handler raises it. All started processes are stopped in every case.
+    `say` prints a line for each event before and after the view. `show(view)` draws the view. `finish` gets the
+    summary. With `keep_serving`, the last release is then served until a signal handler raises SystemExit. Raises
+    subclasses of StreamLearnerError, and SystemExit if a signal arrives earlier. All started processes are stopped in
+    every case.
     """
     began = time.monotonic()
     folder = _last_run() if resume else None
@@ -82,15 +89,38 @@ def run_demo(
         if len(dataset) < WATCHABLE:
             feed += ["--rate", str(len(dataset) / WATCH_S)]
         worker = Supervised(["run", *common], folder / "worker.log")
+        port = free_port()
+        server = Child(["serve", *common, "--set", f"serve.port={port}"], folder / "serve.log")
         view = View(f"stream_learner demo, run {settings.run.id}", len(dataset), _held_out(dataset, settings))
         try:
             _learn(settings, _order(before), broker, worker, Child(feed, folder / "feed.log"), view, show)
+            again = (
+                f"the worker was started again {worker.restarts} x, and nothing is lost; " if worker.restarts else ""
+            )
+            say(f"all fed images are learned; {again}the worker has saved and stopped")
+            after = _released(settings)
+            with server:
+                url = f"http://{HOST}:{port}"
+                example, asked = ask(server, url, settings.run.id, held_out(dataset, settings.split))
+                (folder / IMAGE).write_bytes(example.image)
+                finish(_summary(settings, folder, before, after, began, asked))
+                if keep_serving:
+                    say(f"serving at {url} until Ctrl-C. To ask about an image, run this in another terminal:")
+                    say(command(url, settings.run.id, near(str(folder / IMAGE))))
+                    _serve(server)
         except SystemExit:
             say(f"stopped; nothing is lost. `{_resume_command()}` continues this run")
             raise
-        killed = f"the worker was started again {worker.restarts} x, and nothing is lost; " if worker.restarts else ""
-        say(f"all fed images are learned; {killed}the worker has saved and stopped")
-        return _summary(settings, folder, before, began)
+
+
+def _serve(server: Child) -> None:
+    """Wait until a signal handler raises SystemExit. Raises ChildError if the server ends earlier."""
+    try:
+        while (code := server.ended()) is None:
+            time.sleep(LOOK_EVERY_S)
+    except SystemExit:
+        return
+    raise server.failure("server", code)
 
 
 def _learn(
@@ -170,11 +200,19 @@ def _resume_command() -> str:
     return "make demo RESUME=1" if "MAKELEVEL" in os.environ else "stream-learner demo --resume"
 
 
-def _summary(settings: Settings, folder: Path, before: Manifest | None, began: float) -> Summary:
-    """Summarise the run since the manifest `before`, from its topics."""
-    after = read_status(settings).manifest
-    if after is None or after.release is None:
+def _released(settings: Settings) -> Manifest:
+    """Return the newest manifest. Raises DataError if the run has not released."""
+    newest = read_status(settings).manifest
+    if newest is None or newest.release is None:
         raise DataError("the data set is too small for a release; use more images")
+    return newest
+
+
+def _summary(
+    settings: Settings, folder: Path, before: Manifest | None, after: Manifest, began: float, asked: Asked
+) -> Summary:
+    """Summarise the run between the manifests `before` and `after`."""
+    assert after.release
     counts = committed(settings, _order(before), after.order)
     earlier = before.release.test.accuracy if before and before.release else None
     return Summary(
@@ -189,6 +227,7 @@ def _summary(settings: Settings, folder: Path, before: Manifest | None, began: f
         release=after.url(after.release.object),
         topics=[*settings.input.topics, *(plan.name for plan in topics.output_plan(settings))],
         folder=str(folder),
+        asked=asked,
         seconds=round(time.monotonic() - began, 1),
         next_command=_resume_command(),
     )

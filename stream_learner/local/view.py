@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stream_learner.contract.vocabulary import Split
+from stream_learner.local.asking import Asked
 from stream_learner.local.counts import Counts, rejected
 from stream_learner.local.scrape import Figures
 from stream_learner.text import printable
@@ -202,6 +203,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     release: str
     topics: list[str]
     folder: str
+    asked: Asked
+    """A held-out image, about which a server of the last release was asked."""
     seconds: float
     next_command: str
     """Command that continues this run."""
@@ -219,6 +222,9 @@ def summary_table(summary: Summary) -> RenderableType:
     before, after = summary.test_accuracy_before, f"[bold]{percent(summary.test_accuracy_after)}[/bold]"
     rows.add_row("test accuracy", f"{percent(before)} before, {after} after" if before else after)
     rows.add_row("release", Text(printable(near(summary.release.removeprefix("file://")))))
+    asked = f"image of {summary.asked.label}, held out, sent over HTTP: answer "
+    answer = f"{summary.asked.predicted} ({percent(summary.asked.probability)})"
+    rows.add_row("served", Text.assemble(printable(asked), (printable(answer), "bold")))
     rows.add_row("topics", Text("\n".join(map(printable, summary.topics))))
     rows.add_row("files", Text(printable(near(summary.folder))))
     rows.add_row("time", f"{summary.seconds:.0f} s")

@@ -11,10 +11,13 @@ import tomllib
 from contextlib import suppress
 from itertools import islice, pairwise
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from terminal import CTRL_C, DEADLINE_S, Terminal
 
+from stream_learner.contract.vocabulary import Split
+from stream_learner.formats.splits import assign
 from stream_learner.local.broker import Broker
 from stream_learner.local.datasets import open_dataset
 
@@ -121,15 +124,49 @@ def test_the_last_words_are_the_next_command(watched: tuple[Path, str], summary:
     assert re.search(rf"next +{summary['next_command']} ", text.splitlines()[-3])
 
 
-def test_resume_goes_on_with_the_last_run(watched: tuple[Path, str], summary: dict):
+def test_the_last_release_answers_an_image_that_was_not_learned(watched: tuple[Path, str], summary: dict):
+    folder, text = watched
+    asked = summary["asked"]
+    assert f"image of {asked['label']}, held out, sent over HTTP: answer {asked['predicted']} (" in text
+    assert 0.1 <= asked["probability"] <= 1
+    assert f"/{asked['release']:012}-" in summary["release"]
+    image = (folder / RUNS / "latest" / "image").read_bytes()
+    (example,) = [example for example in open_dataset(None) if example.image == image]
+    assert example.label == asked["label"]
+    assert assign(example.id.encode(), validation=0.1, test=0.2) != Split.TRAIN
+
+
+def asked(shell: str, url: str, folder: Path) -> dict:
+    """Send to a URL what the command of a shell prints. Return the answer."""
+    body = subprocess.run(shell, shell=True, cwd=folder, check=True, capture_output=True).stdout
+    with urlopen(url.strip(), body, timeout=DEADLINE_S) as response:
+        return json.load(response)
+
+
+def test_resume_goes_on_with_the_last_run_and_serves_it_until_ctrl_c(watched: tuple[Path, str], summary: dict):
     folder, _ = watched
-    done = subprocess.run(
-        [*DEMO, "--resume", "--summary", "again.json"], cwd=folder, capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "\x1b" not in done.stdout  # which is no terminal
-    again = json.loads((folder / "again.json").read_text())
-    assert again["run_id"] == summary["run_id"]
+    command = [*DEMO, "--resume", "--serve", "--summary", "again.json"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as demo:
+        assert demo.stdout
+        shown = ""
+        while "\nserving at" not in shown:
+            shown += (line := demo.stdout.readline())
+            assert line, shown
+        request, _, url = demo.stdout.readline().partition(" | curl -d @- ")
+        answer = asked(request, url, folder)
+        (folder / "image.png").write_bytes((folder / RUNS / "latest" / "image").read_bytes())
+        (document,) = re.findall(
+            r"```sh\n[^`]*curl .* -d @- (<<END\n(?s:.*?)\nEND\n)", (ROOT / "README.md").read_text()
+        )
+        assert asked(f"cat {document}", url, folder) == answer
+        again = json.loads((folder / "again.json").read_text())
+        demo.send_signal(signal.SIGINT)
+        shown += demo.stdout.read()
+    assert demo.returncode == 0, shown
+    assert "\x1b" not in shown  # which is no terminal
+    assert again["run_id"] == summary["run_id"] == answer["model_name"]
+    assert again["asked"]["release"] == int(answer["model_version"]) > summary["asked"]["release"]
+    assert answer["outputs"][0]["data"] == [again["asked"]["predicted"]]
     assert again["records_read"] == 1797
     assert again["test_accuracy_before"] == pytest.approx(summary["test_accuracy_after"])
     assert again["test_accuracy_after"] > 0.85
