@@ -1,7 +1,9 @@
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.List;
+import java.util.ArrayList;
+import java.util.Collections;
 import java.util.Map;
+import java.util.Random;
 import org.apache.kafka.clients.producer.KafkaProducer;
 import org.apache.kafka.clients.producer.ProducerRecord;
 import org.apache.kafka.common.serialization.ByteArraySerializer;
@@ -17,11 +19,12 @@ public class Producer {
         String topic = arguments[0];
         Path folder = Path.of(arguments[1]);
         String servers = arguments.length > 2 ? arguments[2] : "127.0.0.1:9092";
-        List<Path> images;
+        var images = new ArrayList<Path>();
         try (var paths = Files.walk(folder, 2)) {
-            images = paths.filter(Files::isRegularFile).filter(path -> folder.relativize(path).getNameCount() == 2)
-                    .sorted().toList();
+            paths.filter(Files::isRegularFile).filter(path -> folder.relativize(path).getNameCount() == 2)
+                    .sorted().forEach(images::add);
         }
+        Collections.shuffle(images, new Random(0)); // a model learns less well from one class after the other
         // The default settings wait for all replicas (acks=all), and a retry writes no record twice (idempotence).
         Map<String, Object> settings = Map.of("bootstrap.servers", servers);
         var bytes = new ByteArraySerializer();
