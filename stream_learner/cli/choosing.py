@@ -12,7 +12,7 @@ PROGRAM = f"stream-learner {__version__}"
 
 release = typer.Typer(no_args_is_help=True, help="Choose the release that followers use. Training continues.")
 
-Sequence = Annotated[int, typer.Argument(min=1, metavar="SEQ", help="Sequence of a release that is kept.")]
+Sequence = Annotated[int, typer.Argument(min=1, metavar="SEQ", help="Sequence of a release that `releases` shows.")]
 
 
 @release.command()

@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.table import Column, Table
+from rich.text import Text
 
 from stream_learner import __version__
 from stream_learner.cli.options import ConfigFile, Overrides
@@ -62,7 +63,12 @@ def status(
         table = Table(Column("follower", overflow="fold"), "release", "epoch", "since", "host", "program")
         for ack in found.followers:
             table.add_row(
-                ack.name, str(ack.sequence), str(ack.epoch), ack.since, printable(ack.host), printable(ack.program)
+                ack.name,
+                str(ack.sequence),
+                str(ack.epoch),
+                ack.since,
+                Text(printable(ack.host)),
+                Text(printable(ack.program)),
             )
         out.print(table)
 
