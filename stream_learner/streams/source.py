@@ -87,10 +87,7 @@ class Source:
             except OffsetOutOfRangeError as error:
                 self._lost(error)
             except LogTruncationError as error:
-                raise InputError(
-                    f"the topic was truncated ({error}), so the next offset may hold another record now. The learned "
-                    "state is safe; choose a new run.id to learn from the topic as it is"
-                ) from error
+                self._truncated(error)
         return self._merged()
 
     def _merged(self) -> Iterator[Record | Gap]:
@@ -114,9 +111,7 @@ class Source:
             offset = self._fetched[place]
             where = f"{place.topic}[{place.partition}]"
             if offset > end[place] and place.topic == self._predictions_topic:
-                log.warning(f"{where} ends before offset {offset}, so it is not read until the worker restarts")
-                self._merge.expect_no_more(place)
-                self._stop(place)
+                self._abandon(place)
             elif offset > end[place]:
                 raise InputError(
                     f"{where} ends at offset {end[place]}, before {offset}, the next offset to read: the topic lost "
@@ -136,7 +131,28 @@ class Source:
                     log.warning(lost)
                     self._merge.add(place, [Gap(place.topic, place.partition, first[place], lost=True)])
                     self._fetched[place] = first[place]
-        for place, offset in self._fetched.items():  # all partitions, because the error may have interrupted a poll
+        self._seek()
+
+    def _truncated(self, error: LogTruncationError) -> None:
+        if any(place.topic != self._predictions_topic for place in error.divergent_offsets):
+            raise InputError(
+                f"the topic was truncated ({error}), so the next offset may hold another record now. The learned "
+                "state is safe; choose a new run.id to learn from the topic as it is"
+            ) from error
+        for place in error.divergent_offsets:
+            self._abandon(place)
+        self._seek()
+
+    def _abandon(self, place: TopicPartition) -> None:
+        """Read a partition of the predictions topic no more, because its records are other ones than before."""
+        where = f"{place.topic}[{place.partition}]"
+        log.warning(f"{where} was created again or has lost records, so it is not read until the worker restarts")
+        self._merge.expect_no_more(place)
+        self._stop(place)
+
+    def _seek(self) -> None:
+        """Set the position of all partitions, because an error may have interrupted a poll."""
+        for place, offset in self._fetched.items():
             self._consumer.seek(place, offset)
 
     def _stops_when_lost(self, topic: str) -> bool:

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from dataclasses import replace
 from typing import Any
 
 import safetensors.numpy
@@ -73,6 +74,10 @@ def test_killed_runs_equal_an_undisturbed_one_and_are_rebuilt(new_run: NewRun) -
     assert sum(worker.metric("served_label_delay_seconds_count").values()) > RECORDS / 2
     log = undisturbed.finish(worker)
     check(undisturbed, log, forecasts)
+    lost = replace(log, metrics=log.metrics[1:])
+    twice = replace(log, metrics=[*log.metrics, log.metrics[-1]])
+    for damaged in (lost, twice):
+        assert [*check_served(damaged, undisturbed.fed, forecasts, topic(undisturbed))]
     expected = state(log)
     assert log.manifest["topic_ids"].keys() >= {topic(undisturbed)}
     assert sum(release["delay_s"]["count"] for w in log.windows for release in w["served"]["releases"]) > RECORDS / 2
@@ -140,16 +145,26 @@ def test_the_evaluation_may_be_switched_and_the_topic_may_change(new_run: NewRun
     assert scored(live(20, 30)) == 1
     assert [w["lost"][topic(run)] for w in run.published().windows if w["lost"]] == [{"0": [[3, 4]]}]
 
-    # Deleted, and created again. What waits in the state is scored all the same.
+    # Deleted, and created again. The worker learns on, and what waits in the state is scored all the same.
+    worker = run.start()
+    worker.learning()
     run.delete_topic(topic(run))
-    assert "stream-learner topics" in run.start().ends(ExitCode.TOPICS)
     topics.create(run.settings)
+    predict(35)
     run.predictions = 0
-    predict(31)
-    assert scored(live(30, 40)) == 2
+    run.feed(drafts[30:32])
+    run.learned(worker)
+    worker.until("a warning", lambda: "so it is not read until the worker restarts" in worker.text())
+    run.feed(drafts[32:34])
+    run.learned(worker)
+    worker.stop()
+    assert run.published().windows[-1]["served"]["waiting"] == 1  # of the first image
+    run.predictions = 1
+    assert scored(live(34, 40)) == 1
     assert "the predictions topic was created again" in run.workers[-1].text()
     assert run.published().manifest["positions"][topic(run)] == {"0": 1}
     run.delete_topic(topic(run))
+    assert "stream-learner topics" in run.start().ends(ExitCode.TOPICS)
 
     # Switched off: the topic is not needed.
     run.predictions = 0

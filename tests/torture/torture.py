@@ -22,6 +22,7 @@ from feed import Draft, flipped, good, mixed, whole_batches
 from harness import POLL_S, UNKNOWN_OUTCOME, Run, Worker
 from lives import FIRST, FIRST_OF_ONE_PARTITION, POINTS, AtMoment, AtPoint, Life, Relay, Zombie, draw
 from pictures import Pictures
+from served_predictions import Forecast, check_served, forecast, send, with_id
 
 from stream_learner.local.broker import Broker
 
@@ -30,6 +31,9 @@ KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
 IDLE_S = 8.0
 IDLE = "idle, short of its point"
 BATCH = 16
+GOOD = (None, *checker.SPLITS)
+# Images whose predictions are published before the first life. All of them are read before their labels.
+PREDICTED = 2_000
 
 
 @dataclass
@@ -76,9 +80,12 @@ class Victim:
     drafts: list[Draft]
     report: Report
     newest: outputs.Read | None = None
+    began_s: float = field(default_factory=time.time)
+    forecasts: list[Forecast] = field(default_factory=list)
 
     def suffer(self, lives: list[Life], on_life: Callable[[], None]) -> outputs.Log | None:
         """Run and kill all lives, then learn the rest. Return the checked output, or None if that failed."""
+        self._predict()
         *shares, rest = _deal(self.drafts, len(lives) + 1)
         for number, (life, share) in enumerate(zip(lives, shares, strict=True)):
             fed = len(self.run.fed)
@@ -103,7 +110,20 @@ class Victim:
         self.report.account(log)
         self.report.add(checker.violations(log, self.run.fed))
         self.report.add(checker.check_drained(log, self.run.fed))
+        self.report.add(check_served(log, self.run.fed, self.forecasts, f"{self.run.prefix}.predictions"))
         return log
+
+    def _predict(self) -> None:
+        """Publish a prediction of each image that has an id, with timestamps before the first record's."""
+        first_ms = int(self.began_s * 1000) - len(self.drafts) - len(self.run.fed)
+        for draft in [*self.drafts, *(fed.draft for fed in self.run.fed)]:
+            headers = dict(draft.headers)
+            if (id_ := headers.get("id")) and draft.fate in GOOD:
+                number = len(self.forecasts)
+                label = headers["label"].decode() if number % 3 else "wrong"
+                self.forecasts.append(forecast(self.run.id, id_.decode(), 1 + number % 2, label, first_ms + number))
+        send(self.run.broker.bootstrap_servers, f"{self.run.prefix}.predictions", self.forecasts)
+        self.run.predictions = len(self.forecasts)
 
     def _live(self, life: Life, share: list[Draft]) -> str:
         """Run one life. Return the name under which it is counted."""
@@ -204,6 +224,14 @@ def _deal(drafts: list[Draft], count: int) -> list[list[Draft]]:
     return [*(drafts[i * share : (i + 1) * share] for i in range(count - 1)), drafts[(count - 1) * share :]]
 
 
+def _with_ids(drafts: Iterable[Draft]) -> list[Draft]:
+    """Give the first `PREDICTED` good records an id each."""
+    return [
+        with_id(draft, f"image-{i}") if i < PREDICTED and draft.fate in GOOD else draft
+        for i, draft in enumerate(drafts)
+    ]
+
+
 def torture(
     broker: Broker,
     folder: Path,
@@ -239,20 +267,22 @@ def torture(
         # Small states: they are written often. So small a memory gives much up, and its segments are rewritten.
         "memory.max_items": 300,
         "held_out.max_items": 500,
+        "served.evaluate": True,
     }
 
     three = Run(broker, folder / f"torture-{seed}-three-partitions", 3, settings)
-    Victim(three, list(flipped(mixed(records, seed, pictures.images), share)), report).suffer(lives[0], on_life)
+    Victim(three, _with_ids(flipped(mixed(records, seed, pictures.images), share)), report).suffer(lives[0], on_life)
 
     # Batches close only when they are full: wherever a life begins, they are the same.
     settings |= {"batch.size": BATCH, "batch.linger_s": 3600.0}
     killed = Run(broker, folder / f"torture-{seed}-one-partition", 1, settings)
-    drafts = whole_batches(flipped(good(share * len(lives[1]), seed, pictures.images), share), BATCH)
-    log = Victim(killed, drafts, report).suffer(lives[1], on_life)
+    drafts = _with_ids(whole_batches(flipped(good(share * len(lives[1]), seed, pictures.images), share), BATCH))
+    victim = Victim(killed, drafts, report)
+    log = victim.suffer(lives[1], on_life)
 
     same_input = {"input.topics": [killed.input], "checkpoint.every_s": 3600.0, "checkpoint.every_records": records}
     unkilled = Run(broker, folder / f"torture-{seed}-unkilled", 1, settings | same_input, killed.fed)
-    expected = Victim(unkilled, [], report).suffer([], on_life)
+    expected = Victim(unkilled, [], report, began_s=victim.began_s).suffer([], on_life)
     if log and expected:
         report.add(checker.compare_states(log, expected))
         if not outputs.roll_backs(expected):
