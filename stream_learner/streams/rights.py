@@ -23,6 +23,7 @@ class Role(StrEnum):
     CREATOR = "topic creator"
     STATUS = "status"
     FOLLOWER = "follower"
+    SERVER = "server"
     CHOOSER = "release chooser"
     REBUILD = "rebuild"
     PRODUCER = "producer"
@@ -101,6 +102,12 @@ RIGHTS: dict[Role, list[Right]] = {
         Right("Read", "topic", "<prefix>.history", "find the newest manifest if others write to the checkpoints topic"),
         Right("Read", "topic", "<prefix>.weights", "read the bytes of the release"),
         Right("Read", "topic", "<prefix>.pins", "obey pins and withdrawals"),
+    ],
+    Role.SERVER: [
+        Right("Read", "topic", "<prefix>.checkpoints", "read the newest manifest"),
+        Right("Read", "topic", "<prefix>.weights", "read the bytes of the release"),
+        Right("Read", "topic", "<prefix>.pins", "obey pins and withdrawals"),
+        Right("Write", "topic", "<prefix>.predictions", "publish predictions, if `serve.publish_share` is not 0"),
     ],
     Role.CHOOSER: [
         Right("Read", "topic", "<prefix>.checkpoints", "read the newest manifest"),

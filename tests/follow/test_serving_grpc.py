@@ -192,7 +192,7 @@ def test_predictions(served: Served) -> None:
 def test_refusals(served: Served) -> None:
     raw = PIXELS.tobytes()
     for reason, contents, fields in [
-        ("exactly one input", [raw], {"name": "image"}),
+        ("the inputs must be 'images' and, if wanted, 'ids', not ['image']", [raw], {"name": "image"}),
         ("must be UINT8 or BYTES, not 'FP32'", [raw], {"datatype": "FP32"}),
         ("not [-1, 8, 8, 1]", [raw], {"shape": [-1, 8, 8, 1]}),
         ("with N from 1 to 20, not [21, 8, 8, 1]", [raw], {"shape": [21, 8, 8, 1]}),
@@ -201,9 +201,9 @@ def test_refusals(served: Served) -> None:
         ("not [9223372036854775807, 8, 8, 1]", [raw], {"shape": [2**63 - 1, 8, 8, 1]}),
         ("has 63 values, not 64", [raw[1:]], {}),
         ("has 65 values, not 64", [raw + b"x"], {}),
-        ("either contents or one element of raw_input_contents", [], {}),
-        ("either contents or one", [raw, raw], {}),
-        ("either contents", [raw], {"contents": {"uint_contents": [*raw]}}),
+        ("each input must have contents, or each one element of raw_input_contents", [], {}),
+        ("each one element", [raw, raw], {}),
+        ("each input must have contents", [raw], {"contents": {"uint_contents": [*raw]}}),
         ("has 0 values, not 64", [], {"contents": {"bytes_contents": [raw]}}),
         ("from 0 to 255", [], {"contents": {"uint_contents": [256] * 64}}),
         ("no output 'classes'", [raw], {"outputs": ["classes"]}),
@@ -214,7 +214,7 @@ def test_refusals(served: Served) -> None:
         assert reason in refused(CODE.INVALID_ARGUMENT, served.infer, *contents, **fields)
     for name in ("ModelInfer", "ModelReady", "ModelMetadata"):
         assert f"not a valid {name}Request" in refused(CODE.INVALID_ARGUMENT, served.send, name, b"\xff" * 10)
-    assert "exactly one input" in refused(CODE.INVALID_ARGUMENT, served.call, "ModelInfer", model_name="digits")
+    assert "not []" in refused(CODE.INVALID_ARGUMENT, served.call, "ModelInfer", model_name="digits")
     fields = {"model_name": "digits", "id": "x" * 257, "inputs": [{}]}
     assert "the id is longer than 256" in refused(CODE.INVALID_ARGUMENT, served.call, "ModelInfer", **fields)
     long = refused(CODE.NOT_FOUND, served.call, "ModelReady", name="\u00e9" * 40_000)

@@ -6,9 +6,11 @@ import re
 import signal
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,17 +25,23 @@ from nasty_images import png_that_claims
 from outputs import Log
 from test_follower import EVERY
 
-from stream_learner import read_release
+from stream_learner import Release, read_release
 from stream_learner.config import ServeSettings
 from stream_learner.contract import tensors
+from stream_learner.contract.manifest import decode_manifest
+from stream_learner.contract.predictions import decode_prediction
 from stream_learner.errors import ExitCode
+from stream_learner.follow.releases import Objects
 from stream_learner.follow.serving.messages import MESSAGES, SERVICE
 from stream_learner.local.broker import HOST, Broker
+from stream_learner.streams import topics
 
 LENGTH = "Inference-Header-Content-Length"
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 PIXELS = 64
 MAX_IMAGES = 20
+LOADS = 2
+SWAPS = 5
 LIMITS = {"timeout_s": 1.0, "max_body_bytes": 100_000, "max_held_bytes": 150_000, "max_connections": 4}
 
 
@@ -68,6 +76,7 @@ def serve(run: Run, **settings: Any) -> Worker:
     file = run.folder / f"server-{len(run.workers)}.toml"
     settings = {"port": 0, "max_images": MAX_IMAGES} | settings
     kafka = {"bootstrap_servers": settings.pop("servers", run.broker.bootstrap_servers)}
+    kafka |= {name: settings.pop(name) for name in ("request_timeout_s",) if name in settings}
     document = {"run": {"id": run.id}, "kafka": kafka, "log": {"format": "json"}, "serve": settings}
     file.write_text("".join(f"{name} = {toml(section)}\n" for name, section in document.items()))
     return run._child(child.command, ["serve", str(file)])
@@ -100,7 +109,7 @@ class Served(NamedTuple):
 @pytest.fixture(scope="module")
 def served(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     settings: dict[str, Any] = {name.replace("__", "."): value for name, value in EVERY.items()}
-    settings |= {"release.formats": ["safetensors", "onnx"], "release.format_wait_s": 120.0}
+    settings |= {"release.formats": ["safetensors", "onnx"], "release.format_wait_s": 120.0, "release.keep": 50}
     run = Run(broker, tmp_path_factory.mktemp("served"), 1, settings)
     server = serve(run)
     assert ask(server, "/v2/health/live").status == 200
@@ -257,9 +266,14 @@ def test_refusals(served: Served) -> None:
 
     wrong = png_that_claims(60_000, 60_000, b"")
     refused: dict[str, tuple[dict[str, Any], bytes]] = {
-        "exactly one input": ({"inputs": [pixels(), pixels()]}, b""),
-        "exactly one input, 'images'": ({"inputs": [pixels(name="image")]}, b""),
-        "exactly one": ({"inputs": []}, b""),
+        "not ['images', 'images']": ({"inputs": [pixels(), pixels()]}, b""),
+        "not ['image']": ({"inputs": [pixels(name="image")]}, b""),
+        "the inputs must be 'images' and, if wanted, 'ids', not []": ({"inputs": []}, b""),
+        "ids must be BYTES [1]": ({"inputs": [pixels(), encoded("a", "b", name="ids")]}, b""),
+        "ids has 2 elements, not 1": ({"inputs": [pixels(), encoded("a", "b", name="ids", shape=[1])]}, b""),
+        "longer than 256 bytes": ({"inputs": [encoded("\u00e9" * 129, name="ids"), pixels()]}, b""),
+        "an id is longer": ({"inputs": [pixels()], "id": "\u00e9" * 129}, b""),
+        "not UTF-8": ({"inputs": [pixels(), raw(5, name="ids", datatype="BYTES", shape=[1])]}, b"\1\0\0\0\xff"),
         "not 'FP32'": ({"inputs": [pixels(datatype="FP32")]}, b""),
         "Expected `int` >= 0": ({"inputs": [pixels(shape=[-1, 8, 8, 1])]}, b""),
         "with N from 1 to 20, not [21,": ({"inputs": [pixels(shape=[21, 8, 8, 1])]}, b""),
@@ -451,3 +465,137 @@ def test_what_prevents_a_start(served: Served) -> None:
     said = failure(stream_learner("serve", file, folder=run.folder), ExitCode.TOPICS)
     assert "has no topic other.checkpoints" in said
     assert ServeSettings().host == "127.0.0.1"
+
+
+def test_exactly_the_share_is_published(served: Served) -> None:
+    images, labels = served.evaluation()
+    server = serve(served.run, publish_share=0.3)
+    server.until("release", lambda: ask(server, "/v2/health/ready").status == 200)
+
+    def predict(start: int, end: int, *more: tuple[dict[str, Any], bytes], **fields: Any) -> None:
+        given = {"name": "images", "datatype": "UINT8", "shape": [end - start, 8, 8, 1]}
+        inputs = [given | {"parameters": {"binary_data_size": PIXELS * (end - start)}}, *(one for one, _ in more)]
+        header = json.dumps({"inputs": inputs} | fields).encode()
+        body = b"".join([header, images[start:end].tobytes(), *(binary for _, binary in more)])
+        answer = ask(server, f"{served.model}/infer", body, **{LENGTH.replace("-", "_"): str(len(header))})
+        assert answer.status == 200
+        assert answer.json()["outputs"][0]["data"] == labels[start:end]
+
+    given: dict[str, Any] = {"name": "ids", "datatype": "BYTES"}
+    for index in range(5):
+        predict(index, index + 1, id=f"r\u00e9quest {index}")
+    texts = [f"text {index}" for index in range(5, 12)]
+    predict(5, 12, (given | {"shape": [7], "data": texts}, b""))
+    raw = b"".join(struct.pack("<I", 1) + bytes([65 + index]) for index in range(4))
+    predict(12, 16, (given | {"shape": [4], "parameters": {"binary_data_size": len(raw)}}, raw))
+    predict(16, 19, id="of several images")
+    predict(19, 20)
+    refusal(ask(server, f"{served.model}/infer", b"{}"), 400)
+    server.stop()
+    ids = [*(f"r\u00e9quest {index}" for index in range(5)), *texts, "A", "B", "C", "D", *[None] * 4]
+    chosen = [index for index in range(20) if (index + 1) * 3 // 10 > index * 3 // 10]
+    assert len(chosen) == 6
+    found = [decode_prediction(read.key, read.value) for read in served.run.read("predictions")]
+    release = served.log.manifest["release"]["sequence"]
+    assert [(one.id, one.label, one.epoch, one.release, one.run_id) for one in found] == [
+        (ids[index], labels[index], 1, release, served.run.id) for index in chosen
+    ]
+    expected = read_release(served.run.id, served.run.broker.bootstrap_servers).predict(images).probabilities
+    for index, one in zip(chosen, found, strict=True):
+        assert abs(one.probability - expected[index].max()) < 1e-5
+
+
+def metric(server: Worker, name: str) -> float:
+    page = ask(server, "/metrics").body.decode()
+    return float(page.partition(f"\nstream_learner_serving_{name} ")[2].partition("\n")[0])
+
+
+def test_predictions_that_are_not_published_are_counted(served: Served) -> None:
+    run = served.run
+    server = serve(run, publish_share=1, request_timeout_s=1.0)
+    server.until("release", lambda: ask(server, "/v2/health/ready").status == 200)
+    body = json.dumps({"inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [0] * 64}]})
+
+    def predict() -> bool:
+        return ask(server, f"{served.model}/infer", body.encode()).status == 200
+
+    assert predict()
+    server.until("record", lambda: metric(server, "predictions_published_total") == 1)
+    run.delete_topic(f"{run.prefix}.predictions")
+    assert predict()
+    server.until("loss", lambda: metric(server, "predictions_unpublished_total") == 1)
+    assert "predictions are not published" in server.text()
+    topics.create(run.settings)
+    server.until("record", lambda: predict() and metric(server, "predictions_published_total") > 1)
+    asked = metric(server, "images_total")
+    server.until("end", lambda: sum(metric(server, f"predictions_{x}published_total") for x in ("", "un")) == asked)
+    server.stop()
+    served.run.delete_topic(f"{run.prefix}.predictions")
+    file = run.folder / "unpublished.toml"
+    text = f'run.id = "{run.id}"\nkafka.bootstrap_servers = "{run.broker.bootstrap_servers}"\n'
+    file.write_text(f"{text}serve.port = 0\nserve.publish_share = 0.1\n")
+    said = failure(stream_learner("serve", file, folder=run.folder), ExitCode.TOPICS)
+    assert f"topic {run.prefix}.predictions is missing" in said
+    topics.create(run.settings)
+
+
+def test_releases_are_swapped_under_load(served: Served) -> None:
+    """No request fails while releases arrive, and each answer is that of the release that it names."""
+    run, server = served.run, served.server
+    images = served.evaluation()[0][:3]
+    given = {"name": "images", "datatype": "UINT8", "shape": list(images.shape), "data": images.ravel().tolist()}
+    body = json.dumps({"inputs": [given], "outputs": [{"name": "probabilities"}]})
+    done = threading.Event()
+    answers: list[tuple[int, list[float]]] = []
+    failures: list[object] = []
+
+    def load() -> None:
+        connection = HTTPConnection(HOST, port(server), timeout=DEADLINE_S)
+        while not done.wait(0.002):
+            connection.request("POST", f"{served.model}/infer", body)
+            response = connection.getresponse()
+            document = json.loads(response.read())
+            if response.status == 200:
+                answers.append((int(document["model_version"]), document["outputs"][0]["data"]))
+            else:
+                failures.append(document)
+        connection.close()
+
+    threads = [threading.Thread(target=load) for _ in range(LOADS)]
+    for thread in threads:
+        thread.start()
+    worker = run.start()
+    for seed in range(SWAPS):
+        before = metric(server, "release")
+        run.feed(mixed(220, seed))
+        server.until("swap", lambda before=before: metric(server, "release") > before)
+    log = run.finish(worker)
+    last = log.manifest["release"]["sequence"]
+    server.until("last release", lambda: metric(server, "release") == last)
+    done.set()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert not failures
+    seen = {version for version, _ in answers}
+    assert len(seen) > SWAPS
+    expected = {sequence: release.predict(images).probabilities for sequence, release in releases(log).items()}
+    for version, found in answers:
+        np.testing.assert_allclose(np.reshape(found, (3, -1)), expected[version], atol=1e-6)
+    ordered = [expected[version] for version in sorted(seen)]
+    assert all(np.abs(one - other).max() > 1e-4 for one, other in pairwise(ordered))
+    assert np.allclose([np.sum(found) for _, found in answers], 3, atol=1e-5)
+    versions = [version for version, _ in answers[:: len(answers) // 100]]
+    assert versions == sorted(versions)
+
+
+def releases(log: Log) -> dict[int, Release]:
+    """Return all releases of a run by their sequences."""
+    found = {}
+    for value in (read.value or b"" for read in log.history):
+        manifest = decode_manifest(value)
+        described = manifest.release
+        if described and described.onnx:
+            published = described.object, described.canary.object, described.onnx.published.object
+            parameters, canary, graph = (log.objects[one.key] for one in published)
+            found[described.sequence] = Release(manifest, described, Objects(parameters, canary, graph))
+    return found

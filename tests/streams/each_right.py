@@ -87,11 +87,22 @@ def choose(run: Run, target: Target) -> Outcome:
     return ended(run, target, "release unpin" if is_pinned else "release pin 1")
 
 
+def serve(run: Run, target: Target) -> Outcome:
+    """A server that publishes its predictions, up to its first release."""
+    server = run.call("serve", "--set", "serve.port=0", "--set", "serve.publish_share=1", target=target)
+    while server.poll() is None and "lacks" not in server.text() and server.page("v2/health/ready")[0] != 200:
+        time.sleep(POLL_S)
+    if server.poll() is None:
+        server.stop()
+    return Outcome(ExitCode.KAFKA if "lacks" in server.text() else server.poll(), server.text())
+
+
 ROLES: dict[Role, Callable[[Run, Target], Outcome]] = {
     Role.WORKER: learn,
     Role.CREATOR: lambda run, target: ended(run, target, "topics", "--input-partitions", "1"),
     Role.STATUS: lambda run, target: ended(run, target, "status"),
     Role.FOLLOWER: follow,
+    Role.SERVER: serve,
     Role.CHOOSER: choose,
     Role.REBUILD: lambda run, target: ended(run, target, "rebuild", "--from", "0", "--to", "1"),
     Role.PRODUCER: lambda run, target: ended(run, target, "feed", "--limit", "5"),

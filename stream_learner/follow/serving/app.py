@@ -19,6 +19,7 @@ from stream_learner.follow.serving import protocol, rest
 from stream_learner.follow.serving.batching import Batcher, OverloadedError
 from stream_learner.follow.serving.metrics import ServingMetrics
 from stream_learner.follow.serving.protocol import RequestError
+from stream_learner.follow.serving.publishing import Publisher
 
 log = structlog.get_logger()
 
@@ -54,13 +55,23 @@ class Response(NamedTuple):
 class Application:
     """Answers requests for the releases that a follower has in use. The model's name is the run's id."""
 
-    def __init__(self, model: str, follower: Follower, settings: ServeSettings, program_version: str):
+    def __init__(
+        self,
+        model: str,
+        follower: Follower,
+        settings: ServeSettings,
+        program_version: str,
+        publisher: Publisher | None = None,
+    ):
         self.model = model
         self._follower = follower
         self.settings = settings
         self._program_version = program_version
         self._registry = CollectorRegistry()
         self.metrics = ServingMetrics(self._registry, follower)
+        self._publisher = publisher
+        for counter in publisher.counters if publisher else ():
+            self._registry.register(counter)
         self._batcher = Batcher(settings.max_waiting_images)
         self._held_bytes = 0
         self._pages = {
@@ -167,7 +178,7 @@ class Application:
 
     async def _infer(self, release: Release, headers: Headers, body: bytes) -> Response:
         request = rest.decode(body, headers.get(HEADER_LENGTH))
-        outputs = await self.predict(release, request.inputs)
+        outputs = await self.predict(release, request.inputs, request.id)
         content, length = rest.encode(request, self.model, release, outputs)
         if length is None:
             return Response(200, content, JSON, len(outputs["labels"]))
@@ -186,10 +197,15 @@ class Application:
         """Return the model's metadata."""
         return protocol.metadata(self.model, self._follower.kept, release)
 
-    async def predict(self, release: Release, inputs: Sequence[protocol.Given]) -> protocol.Outputs:
+    async def predict(
+        self, release: Release, inputs: Sequence[protocol.Given], request_id: str | None
+    ) -> protocol.Outputs:
         """Return all outputs for the inputs of a request. Raises RequestError and the errors of `Batcher.compute`."""
         images = protocol.images(inputs, release.image_shape, self.settings.max_images)
+        ids = protocol.ids(inputs, len(images), request_id)
         answer = await self._batcher.compute(release, images)
+        if self._publisher:
+            self._publisher.offer(release, ids, answer.probabilities)
         return protocol.outputs(release, answer.logits, answer.probabilities)
 
     def release(self, model: str, version: str | None) -> Release:

@@ -122,7 +122,7 @@ class GrpcServer:
             raise RequestError(f"the id is longer than {MAX_NAME} characters")
         asked = [output.name for output in request.outputs] or list(protocol.DATATYPES)
         protocol.check_outputs(asked)
-        values = await self._application.predict(release, given(request))
+        values = await self._application.predict(release, given(request), request.id)
         return {
             "model_name": self._application.model,
             "model_version": protocol.version(release),
@@ -138,13 +138,13 @@ class GrpcServer:
 
 def given(request: Any) -> list[protocol.Given]:
     """Return the inputs of a ModelInferRequest. Raises RequestError."""
-    if len(request.inputs) != 1:
-        raise RequestError(f"the request must have exactly one input, {protocol.IMAGES!r}")
-    (tensor,) = request.inputs
-    raw, has_contents = request.raw_input_contents, tensor.HasField("contents")
-    if len(raw) + has_contents != 1:
-        raise RequestError(f"{tensor.name!r} must have either contents or one element of raw_input_contents")
-    contents = tensor.contents
-    elements = contents.uint_contents if tensor.datatype == "UINT8" else contents.bytes_contents
-    shape = tensor.shape[:MAX_DIMENSIONS]
-    return [protocol.Given(tensor.name, tensor.datatype, shape, raw[0] if raw else None, None if raw else elements)]
+    raw, with_contents = request.raw_input_contents, sum(tensor.HasField("contents") for tensor in request.inputs)
+    if (len(raw), with_contents) not in ((len(request.inputs), 0), (0, len(request.inputs))):
+        raise RequestError("each input must have contents, or each one element of raw_input_contents")
+    found = []
+    for index, tensor in enumerate(request.inputs):
+        contents, shape = tensor.contents, tensor.shape[:MAX_DIMENSIONS]
+        elements = contents.uint_contents if tensor.datatype == "UINT8" else contents.bytes_contents
+        bytes_or_elements = (raw[index], None) if raw else (None, elements)
+        found.append(protocol.Given(tensor.name, tensor.datatype, shape, *bytes_or_elements))
+    return found

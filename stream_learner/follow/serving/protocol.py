@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stream_learner.contract.predictions import MAX_ID_BYTES
 from stream_learner.follow.releases import Release
 
 IMAGES = "images"
+IDS = "ids"
 DATATYPES = {"labels": "BYTES", "logits": "FP32", "probabilities": "FP32"}
 """Outputs and their datatypes."""
 EXTENSIONS = ["binary_tensor_data"]
@@ -43,14 +45,35 @@ class Given(NamedTuple):
 
 def images(inputs: Sequence[Given], image_shape: ImageShape, max_images: int) -> Images:
     """Return the images of a request. `image_shape` is the network's. Raises RequestError."""
-    if [given.name for given in inputs] != [IMAGES]:
-        raise RequestError(f"the request must have exactly one input, {IMAGES!r}")
-    (given,) = inputs
+    names = sorted(given.name for given in inputs)
+    if names not in ([IMAGES], [IDS, IMAGES]):
+        raise RequestError(f"the inputs must be {IMAGES!r} and, if wanted, {IDS!r}, not {names}")
+    (given,) = (given for given in inputs if given.name == IMAGES)
     if given.datatype == "UINT8":
         return _pixels(given, image_shape, max_images)
     if given.datatype == "BYTES":
         return _elements(given, _count(given, (), max_images))
     raise RequestError(f"the datatype of {IMAGES} must be UINT8 or BYTES, not {given.datatype!r}")
+
+
+def ids(inputs: Sequence[Given], images: int, request_id: str | None) -> list[str | None]:
+    """Return the id of each image, None without one. One image without the input `ids` has the request's id.
+
+    Raises RequestError.
+    """
+    given = next((given for given in inputs if given.name == IDS), None)
+    if given is None:
+        encoded = [(request_id or "").encode()] if images == 1 else [b""] * images
+    elif given.datatype != "BYTES" or list(given.shape) != [images]:
+        raise RequestError(f"{IDS} must be BYTES [{images}], as many as the images")
+    else:
+        encoded = _elements(given, images)
+    if max(map(len, encoded)) > MAX_ID_BYTES:
+        raise RequestError(f"an id is longer than {MAX_ID_BYTES} bytes")
+    try:
+        return [one.decode() or None for one in encoded]
+    except UnicodeDecodeError:
+        raise RequestError("an id is not UTF-8") from None
 
 
 def _count(given: Given, rest: tuple[int, ...], max_images: int) -> int:

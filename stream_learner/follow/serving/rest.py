@@ -18,6 +18,7 @@ from stream_learner.contract import documents
 from stream_learner.follow.releases import Release
 from stream_learner.follow.serving.protocol import (
     DATATYPES,
+    IDS,
     Given,
     Outputs,
     RequestError,
@@ -106,7 +107,7 @@ def _number(text: bytes, most: int) -> int:
 
 
 def _elements(tensor: Input) -> list[Any]:
-    """Return the elements of a tensor. Its lists may be flat, or nested as its shape is. BYTES are base64."""
+    """Return the elements of a tensor. Its lists may be flat, or nested as its shape is. Images are base64."""
     if tensor.datatype not in ("BYTES", "UINT8"):
         return []  # refused by its datatype
     data = bytes(tensor.data)
@@ -119,6 +120,8 @@ def _elements(tensor: Input) -> list[Any]:
         elements = _nested(tensor, kind)
     if kind is int:
         return elements
+    if tensor.name == IDS:
+        return [text.encode() for text in elements]
     try:
         return [base64.b64decode(text, validate=True) for text in elements]
     except (binascii.Error, ValueError):

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 
 import structlog
@@ -17,6 +18,7 @@ from stream_learner.follow.delivery import follower_arguments
 from stream_learner.follow.follower import Follower
 from stream_learner.follow.serving.app import Application
 from stream_learner.follow.serving.connections import Connection
+from stream_learner.follow.serving.publishing import Publisher
 
 log = structlog.get_logger()
 
@@ -31,12 +33,14 @@ def serve(settings: FollowSettings, stop: threading.Event, program_version: str,
 
     Raises UsageError when the address cannot be used, TopicsError, KafkaUnavailableError.
     """
+    share = settings.serve.publish_share
     with (
         _listener(settings.serve) as listener,
         Follower(**follower_arguments(settings), acknowledge_as=settings.follow.name) as follower,
+        Publisher(settings) if share else nullcontext() as publisher,
     ):
         on_start()
-        application = Application(settings.run.id, follower, settings.serve, program_version)
+        application = Application(settings.run.id, follower, settings.serve, program_version, publisher)
         server = _Server(_config(application, settings.serve), application)
         # On the main thread, uvicorn and uvloop would handle the signals.
         with ThreadPoolExecutor(1, "http") as thread:
