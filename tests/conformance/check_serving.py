@@ -4,8 +4,10 @@
 """
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from stream_learner.contract import tensors
 from stream_learner.local.broker import HOST, Broker
 
 SETTINGS = {
+    "model.name": "cnn",
     "release.formats": ["safetensors", "onnx"],
     "release.format_wait_s": 300.0,  # each release has a graph
     # Each candidate is released.
@@ -29,6 +32,7 @@ SETTINGS = {
     "release.min_held_out": 1000,
 }
 OK = (200, "OK")
+WARM_UP, REQUESTS = 2_000, 20_000
 # Cases in which the answers differ on purpose.
 STRICTER = {
     "http: no images": "a request must have images",
@@ -242,6 +246,55 @@ def test_tritonclient(answers: dict[str, tuple[Any, Any]]) -> None:
             same(values, tritons["values"][name])
         assert sorted(ours["metadata"]) == sorted(tritons["metadata"])
         assert len(ours["metadata"]) == 4
+
+
+def test_requests_for_each_cpu_second(delivered: Delivered, tmp_path: Path, show: Callable[[str], None]) -> None:
+    """One image for each request, in binary tensors. The model is the one that Triton loaded, with dynamic batching.
+
+    The stand-in for Triton's ONNX backend is in Python, so the third figure leaves out the processes that compute.
+    """
+    rates = []
+    server = serve(delivered.run)
+    rates.append(rate([server.pid], ports(server)[0], delivered.run.id))
+    server.stop()
+    triton = Triton(delivered.repository, tmp_path)
+    try:
+        assert triton.load(delivered.run.id) == (200, "")
+        pid = triton.process.pid
+        rates.append(rate([pid, *children(pid)], triton.http_port, delivered.run.id))
+        rates.append(rate([pid], triton.http_port, delivered.run.id))
+    finally:
+        triton.stop()
+    ours, tritons, without_computing = rates
+    assert ours > tritons
+    show(
+        f"requests for each CPU second: {ours:.0f}, Triton with a Python backend {tritons:.0f}, of which Triton's own "
+        f"process, which does not compute, {without_computing:.0f}"
+    )
+
+
+def rate(processes: list[int], port: int, model: str) -> float:
+    """Return requests for each CPU second of the processes."""
+    program, path = Path(__file__).with_name("load.py"), f"/v2/models/{model}/infer"
+    used = []
+    for requests in (WARM_UP, REQUESTS):
+        before = sum(map(cpu_s, processes))
+        command = [sys.executable, program, str(port), path, "8", str(requests)]
+        assert subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout == "0\n"
+        used.append(sum(map(cpu_s, processes)) - before)
+    return REQUESTS / used[-1]
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that a process has used, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
 
 
 def outputs(answer: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
