@@ -3,6 +3,7 @@
 `make test` does not collect this file. `make acls` runs it in order, because other roles read the worker's records.
 """
 
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -93,8 +94,9 @@ def serve(run: Run, target: Target) -> Outcome:
     while server.poll() is None and "lacks" not in server.text() and server.page("v2/health/ready")[0] != 200:
         time.sleep(POLL_S)
     if server.poll() is None:
-        server.stop()
-    return Outcome(ExitCode.KAFKA if "lacks" in server.text() else server.poll(), server.text())
+        server.signal(signal.SIGTERM)
+    text = server.ends(ExitCode.OK, ExitCode.KAFKA)
+    return Outcome(ExitCode.KAFKA if "lacks" in text else server.poll(), text)
 
 
 ROLES: dict[Role, Callable[[Run, Target], Outcome]] = {
