@@ -29,6 +29,7 @@ LONGEST = (
     "test_demo",
     "test_conformance",
     "test_follower",
+    "test_pinned_releases",
     "test_examples",
     "test_directories_of_releases",
     "test_serving",

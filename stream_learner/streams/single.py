@@ -21,7 +21,9 @@ def write(
     delivery_s = 2 * settings.kafka.request_timeout_s
     config = client_config(settings.kafka) | {
         "acks": "all",
-        "enable_idempotence": True,
+        # A record that a retry writes twice changes nothing. An idempotent producer without Write on any topic would be
+        # refused with an error that does not name the topic.
+        "enable_idempotence": False,
         "delivery_timeout_ms": int(delivery_s * 1000),
         "max_block_ms": int(delivery_s * 1000),
         "metrics_enabled": False,
