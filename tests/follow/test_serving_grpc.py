@@ -3,9 +3,11 @@
 import asyncio
 import gzip
 import io
+import random
 import struct
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +25,7 @@ from stream_learner.errors import NoReleaseError, UsageError
 from stream_learner.follow.releases import Objects, Release
 from stream_learner.follow.serving.app import Application
 from stream_learner.follow.serving.grpc import GrpcServer
-from stream_learner.follow.serving.messages import MESSAGES, SERVICE
+from stream_learner.follow.serving.messages import MESSAGES, SERVICE, parse
 from stream_learner.local.broker import HOST
 
 MAX_IMAGES = 20
@@ -215,6 +217,8 @@ def test_refusals(served: Served) -> None:
     for name in ("ModelInfer", "ModelReady", "ModelMetadata"):
         assert f"not a valid {name}Request" in refused(CODE.INVALID_ARGUMENT, served.send, name, b"\xff" * 10)
     assert "not []" in refused(CODE.INVALID_ARGUMENT, served.call, "ModelInfer", model_name="digits")
+    for body in (b"\x2a\x00" * 65, b"\x32\x00" * 40_000):
+        assert "more than 64 fields" in refused(CODE.INVALID_ARGUMENT, served.send, "ModelInfer", body)
     fields = {"model_name": "digits", "id": "x" * 257, "inputs": [{}]}
     assert "the id is longer than 256" in refused(CODE.INVALID_ARGUMENT, served.call, "ModelInfer", **fields)
     long = refused(CODE.NOT_FOUND, served.call, "ModelReady", name="\u00e9" * 40_000)
@@ -239,6 +243,22 @@ def test_a_request_of_another_program(served: Served) -> None:
     )
     assert list(found.raw_input_contents) == [b"\1\2"]
     assert "not [2]" in refused(CODE.INVALID_ARGUMENT, served.send, "ModelInfer", TRITONCLIENT)
+
+
+def test_damaged_messages() -> None:
+    """Whatever the bytes are, they are a message or a ValueError."""
+    chance, parsed = random.Random(0), 0
+    for _ in range(3000):
+        body = bytearray(TRITONCLIENT[: chance.randint(1, len(TRITONCLIENT))])
+        for _ in range(chance.randint(0, 3)):
+            body[chance.randrange(len(body))] = chance.randrange(256)
+        with suppress(ValueError):
+            parse("ModelInferRequest", bytes(body))
+            parsed += 1
+    assert parsed > 10
+    for body in (b"\xff" * 20, b"\x0b", b"\x2a\xff\xff\xff\xff\xff\xff\xff\xff\x7f", b"\x08", b"\x09\1", b"\x0a\1\xff"):
+        with pytest.raises(ValueError, match="not a valid ModelInferRequest"):
+            parse("ModelInferRequest", body)
 
 
 def test_before_the_first_release_and_without_time() -> None:

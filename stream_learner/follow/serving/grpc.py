@@ -6,12 +6,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from stream_learner.errors import UsageError
 from stream_learner.follow.serving import protocol
 from stream_learner.follow.serving.app import Application
-from stream_learner.follow.serving.messages import MESSAGES, SERVICE
+from stream_learner.follow.serving.messages import MESSAGES, SERVICE, parse
 from stream_learner.follow.serving.protocol import RequestError
 
 INFER = "ModelInfer"
@@ -75,19 +74,13 @@ class GrpcServer:
 
     def _handler(self, name: str, method: Callable[[Any], Awaitable[Response]]) -> grpc.RpcMethodHandler:
         """Return the handler of an RPC. It parses the request itself, to refuse bytes that are not a message."""
-        application, request_class, response_class = (
-            self._application,
-            MESSAGES[f"{name}Request"],
-            MESSAGES[f"{name}Response"],
-        )
+        application, response_class = self._application, MESSAGES[f"{name}Response"]
 
         async def answer(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
             began, response, refused = time.perf_counter(), {}, None
             try:
                 async with asyncio.timeout(application.settings.timeout_s):
-                    response = await method(request_class.FromString(body))
-            except DecodeError:
-                refused = application.refusal(RequestError(f"the request is not a valid {name}Request"))
+                    response = await method(_parsed(f"{name}Request", body))
             except Exception as error:  # noqa: BLE001
                 refused = application.refusal(error)
             if name == INFER:
@@ -134,6 +127,13 @@ class GrpcServer:
             ],
             "raw_output_contents": [protocol.raw(values[name]) for name in asked],
         }
+
+
+def _parsed(name: str, body: bytes) -> Any:
+    try:
+        return parse(name, body)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
 
 
 def given(request: Any) -> list[protocol.Given]:

@@ -9,9 +9,12 @@ protobuf, and could not be imported beside another client's code for the same se
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 PACKAGE = "inference"
 SERVICE = f"{PACKAGE}.GRPCInferenceService"
+MAX_FIELDS = 64
+"""Fields of a request: its inputs, outputs, parameters and so on."""
 
 _Field = descriptor_pb2.FieldDescriptorProto
 BOOL, BYTES, INT64, STRING, UINT32 = (
@@ -90,3 +93,48 @@ def _classes() -> dict[str, type[Any]]:
 
 MESSAGES = _classes()
 """Class of each message, by its name."""
+
+
+def parse(name: str, body: bytes) -> Any:
+    """Parse a message. Raises ValueError if it is not valid or has more than MAX_FIELDS fields.
+
+    The fields are counted before the message is parsed, because an empty input of two bytes takes 80 bytes in memory.
+    """
+    count = place = 0
+    try:
+        while place < len(body):
+            place = _next_field(body, place)
+            count += 1
+            if count > MAX_FIELDS:
+                raise ValueError(f"the request has more than {MAX_FIELDS} fields")
+        return MESSAGES[name].FromString(body)
+    except (IndexError, DecodeError):
+        raise ValueError(f"the request is not a valid {name}") from None
+
+
+def _next_field(body: bytes, place: int) -> int:
+    """Return the place after the field that begins at `place`. https://protobuf.dev/programming-guides/encoding"""
+    tag, place = _varint(body, place)
+    match tag & 7:
+        case 0:
+            return _varint(body, place)[1]
+        case 1:
+            return place + 8
+        case 2:
+            size, place = _varint(body, place)
+            return place + size
+        case 5:
+            return place + 4
+    raise IndexError
+
+
+def _varint(body: bytes, place: int) -> tuple[int, int]:
+    """Return the integer at `place`, and the place after it. Raises IndexError."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = body[place]
+        place += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, place
+    raise IndexError
