@@ -254,6 +254,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """Return the parts of one of the kept states."""
         return [self.parts[place] for place in state.parts]
 
+    @property
+    def learned_positions(self) -> Positions:
+        """Positions in the input topics, without the positions in the topic of served predictions."""
+        suffix = ".checkpoints"
+        own = {t.removesuffix(suffix) + ".predictions" for t in self.topic_ids if t.endswith(suffix)}
+        return {topic: partitions for topic, partitions in self.positions.items() if topic not in own}
+
     def released_state(self) -> State | None:
         """Return the state that was saved with the last release; None before the first release."""
         wanted = self.release.sequence if self.release else None

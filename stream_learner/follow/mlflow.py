@@ -263,7 +263,7 @@ def _lineage(manifest: Manifest, one: Earlier, release: Release | None) -> dict[
         tags[PREFIX + "network"] = release.described.model.name
         tags[PREFIX + "program"] = manifest.program
         if release.is_of_its_manifest:
-            tags[PREFIX + "offsets"] = encode(manifest.positions).decode()
+            tags[PREFIX + "offsets"] = encode(manifest.learned_positions).decode()
     return tags
 
 

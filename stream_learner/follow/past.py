@@ -135,7 +135,7 @@ def _lowest(classes: list[ClassAccuracy]) -> list[ClassAccuracy]:
 
 
 def _reached(manifest: Manifest) -> int:
-    return sum(offset for _, _, offset in each(manifest.positions))
+    return sum(offset for _, _, offset in each(manifest.learned_positions))
 
 
 def _windows(settings: AnySettings, tail: int) -> dict[tuple[int, int], Window]:

@@ -407,3 +407,11 @@ def test_accuracy_leaves_out_classes_without_samples():
 def test_digests_are_sha256():
     assert digest(b"") == "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert digest(memoryview(b"x")) == digest(b"x")
+
+
+def test_predictions_are_no_input():
+    topics = {"cats": {0: 5}, "digits.predictions": {0: 7}}
+    evaluating = replace(WHOLE, positions=topics, topic_ids={"cats": "1", "digits.checkpoints": "2"})
+    assert evaluating.learned_positions == {"cats": {0: 5}}
+    another = replace(evaluating, topic_ids={"cats": "1", "other.checkpoints": "2"})
+    assert another.learned_positions == topics

@@ -77,7 +77,7 @@ def _header(release: Release) -> Iterator[str]:
         return
     result = {
         "task": {"type": "image-classification"},
-        "dataset": {"name": f"Test samples of {', '.join(release.manifest.positions)}", "type": "kafka"},
+        "dataset": {"name": f"Test samples of {', '.join(release.manifest.learned_positions)}", "type": "kafka"},
         "metrics": [
             {"type": "accuracy", "value": test.accuracy, "name": f"Accuracy on {test.total} samples"},
             {"type": "recall", "value": test.mean_recall, "name": "Mean recall"},
@@ -93,7 +93,7 @@ def _data(release: Release) -> Iterator[str]:
     yield ""
     yield "| topic | partition | next offset |"
     yield "|---|---|---|"
-    for topic, partition, offset in each(manifest.positions):
+    for topic, partition, offset in each(manifest.learned_positions):
         yield f"| {_text(topic)} | {partition} | {offset} |"
     if not release.is_of_its_manifest:
         yield ""
