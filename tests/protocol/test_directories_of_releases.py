@@ -116,6 +116,26 @@ def test_a_registry_that_answers_late(graphed: tuple[Run, Log], tmp_path: Path) 
     assert metrics["validation_samples"] == described["validation"]["total"]
 
 
+def test_the_champion_follows_pins(new_run: NewRun) -> None:
+    run = new_run(**EVERY)
+    first, second = learn(run), learn(run, 450, 1)
+    with serving(Registry()) as registry:
+
+        def champion() -> list[str]:
+            """Return the sequence of the release that the alias names."""
+            versions = [version for version in registry.versions if version["version"] == registry.champion]
+            return [tags_of(version)["stream_learner.sequence"] for version in versions]
+
+        follow = run.call("follow", "--to", f"mlflow:{registry.url}")
+        until(lambda: champion() == [str(second)], follow)
+        for command, expected in ((f"pin {first}", first), ("unpin", second)):
+            run.call(f"release {command}").ends(0)
+            until(lambda expected=expected: champion() == [str(expected)], follow)
+        follow.stop()
+    sequences = [tags_of(version)["stream_learner.sequence"] for version in registry.versions]
+    assert len({*sequences}) == len(sequences)
+
+
 def predictions(model: Path, images_NHWC: np.ndarray) -> list[int]:
     """Compute a file that stands alone, as any ONNX Runtime does."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
