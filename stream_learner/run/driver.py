@@ -73,7 +73,7 @@ class Driver:
         began = time.monotonic()
         learned = self.learner.learn(batch.samples, batch.records)
         report = _report(batch, learned, self.learner.records, time.monotonic() - began)
-        if self.served:
+        if self.served and batch.spans:  # the ledger does not record an idle turn, so it must change nothing
             refused = {refused.sample for refused in learned.refused}
             report.served = self.served.evaluate(batch.predictions, batch.samples, refused)
         self.progress.add(report)

@@ -380,7 +380,23 @@ def test_limits(served: Served) -> None:
     for connection in idle:
         assert rest_of(connection) == b""
     server.until("room", lambda: ask(server, "/v2/health/live").status == 200)
+    unread = [never_read(server, last) for last in (b"", b"", b"Connection: close\r\n", b"Connection: close\r\n")]
+    assert ask(server, "/v2/health/live").status == 503
+    server.until("room", lambda: ask(server, "/v2/health/live").status == 200)
+    for connection in unread:
+        connection.close()
+    assert "Exception" not in server.text()
     server.stop()
+
+
+def never_read(server: Worker, last: bytes) -> socket.socket:
+    """Send requests without reading the responses, which are larger than the buffers of the two kernels."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect((HOST, port(server)))
+    page = b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
+    connection.sendall((page + b"\r\n") * 1000 + page + last + b"\r\n")
+    return connection
 
 
 def test_a_stop_answers_requests_that_have_begun(served: Served) -> None:

@@ -1,6 +1,7 @@
 """Served predictions in memory: each is scored once, when a record with its id arrives."""
 
-from typing import Any
+from collections import Counter
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -14,8 +15,12 @@ from stream_learner.contract.predictions import Prediction
 from stream_learner.contract.vocabulary import Label
 from stream_learner.contract.window import MAX_SERVED_RELEASES, ClassAccuracy, Distribution
 from stream_learner.formats.record import Record, Sample
+from stream_learner.learning.learned import Learned
 from stream_learner.publishing.served_tally import ServedTally
 from stream_learner.run.arrivals import Arrival, with_predictions
+from stream_learner.run.batches import Batch
+from stream_learner.run.driver import Driver
+from stream_learner.run.progress import Progress
 from stream_learner.run.served import MAX_RELEASES_OF_ONE_ID, MAX_TOTALS, ROW, WAITING_BYTES, Served
 
 NOW_MS = 1_700_000_000_000
@@ -102,6 +107,27 @@ def test_a_prediction_expires_in_event_time() -> None:
     assert predict(served, *later).outcomes == {"expired": 1}
     assert label(served, sample("b")).scored == []
     assert len(label(served, sample("c", at_s=KEEP_S)).scored) == 1
+
+
+def test_an_idle_turn_of_the_loop_changes_nothing() -> None:
+    """Neither windows nor the ledger record an idle turn."""
+
+    class Idle:
+        records = 0
+
+        def learn(self, *_: Any) -> Learned:
+            return Learned()
+
+    served = new()
+    driver = Driver(cast(Any, Idle()), Progress({}), served)
+    batch = Batch(predictions=[(0, arrival("old")), *((0, arrival(str(i), at_s=2 * KEEP_S)) for i in range(9))])
+    batch.cover("digits.predictions", 0, 0, 10)
+    assert driver.learn(batch).served == ServedFigures(read=10, waiting=10)
+    assert driver.learn(Batch()).served is None
+    assert served.waiting == 10
+    batch = Batch(predictions=[(0, arrival("new", at_s=2 * KEEP_S))])
+    batch.cover("digits.predictions", 0, 10, 11)
+    assert driver.learn(batch).served == ServedFigures(1, Counter(expired=1), [], 10)
 
 
 def test_wrong_timestamps_expire_nothing_else() -> None:

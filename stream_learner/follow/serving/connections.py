@@ -26,35 +26,40 @@ class _Joined:
         self._transport.close()
 
     def _flush(self) -> None:
-        if self._parts:
+        if self._parts and not self._transport.is_closing():
             self._transport.write(b"".join(self._parts))
-            self._parts.clear()
+        self._parts.clear()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
 
 class Connection(HttpToolsProtocol):
-    """A connection of uvicorn that is closed when the headers of a request are too long or take too long.
+    """A connection of uvicorn that is closed when headers are too long, or when a client sends or reads too slowly.
 
-    uvicorn itself waits without a limit until the headers are complete.
+    uvicorn itself waits without a limit until headers are complete, and until the client has read a response.
     """
 
-    def __init__(self, *arguments: Any, headers_s: float, **named: Any):
-        """`headers_s` is the number of seconds in which the headers must arrive. The rest is uvicorn's."""
+    def __init__(self, *arguments: Any, timeout_s: float, **named: Any):
+        """`timeout_s` is the limit in seconds for the headers to arrive, and for the client to read what waits.
+
+        The rest is uvicorn's.
+        """
         super().__init__(*arguments, **named)
-        self._headers_s = headers_s
+        self._timeout_s = timeout_s
         self._in_headers = True
         self._header_bytes = 0
-        self._deadline: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = None  # of the headers
+        self._unread: asyncio.TimerHandle | None = None  # of the responses that the client has not read
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(_Joined(transport, self.loop))  # pyright: ignore[reportArgumentType]
-        self._deadline = self.loop.call_later(self._headers_s, transport.abort)
+        self._deadline = self.loop.call_later(self._timeout_s, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._arrived()
+        self._was_read()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -64,7 +69,7 @@ class Connection(HttpToolsProtocol):
         if self._header_bytes > MAX_HEADER_BYTES:
             self.transport.abort()
         elif self._deadline is None:
-            self._deadline = self.loop.call_later(self._headers_s, self.transport.abort)
+            self._deadline = self.loop.call_later(self._timeout_s, self.transport.abort)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -74,8 +79,31 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self._arrived()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._expect_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._was_read()
+
     def timeout_keep_alive_handler(self) -> None:
         self.transport.abort()  # `close` would wait for a client that does not read
+
+    def _expect_reading(self) -> None:
+        if self._unread is None:
+            self._unread = self.loop.call_later(self._timeout_s, self.transport.abort)
+
+    def _was_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _arrived(self) -> None:
         self._in_headers = False

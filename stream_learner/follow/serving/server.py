@@ -85,7 +85,7 @@ def _config(application: Application, settings: ServeSettings) -> uvicorn.Config
     return uvicorn.Config(
         application,  # pyright: ignore[reportArgumentType]
         loop="uvloop",
-        http=partial(Connection, headers_s=settings.timeout_s),  # pyright: ignore[reportArgumentType]
+        http=partial(Connection, timeout_s=settings.timeout_s),  # pyright: ignore[reportArgumentType]
         ws="none",
         lifespan="off",
         interface="asgi3",
