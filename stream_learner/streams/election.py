@@ -7,7 +7,7 @@ from typing import Any
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer
 from kafka.admin import MemberToRemove
 from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from kafka.errors import InvalidSessionTimeoutError
+from kafka.errors import InvalidSessionTimeoutError, KafkaConnectionError
 from kafka.structs import TopicPartition
 
 from stream_learner.config import Settings
@@ -144,6 +144,9 @@ class Election:
                     f"the brokers refuse run.session_timeout_s = {self._settings.run.session_timeout_s:g}; set it "
                     "between their group.min.session.timeout.ms and group.max.session.timeout.ms"
                 ) from error
+            except KafkaConnectionError:
+                # kafka-python 3.0.12 waits for brokers that are away, except when its request for new metadata fails.
+                time.sleep(timeout_ms / 1000)
 
     def _outlast_other_runs(self, deadline: float) -> None:
         """Return once no worker of another run is in the group.

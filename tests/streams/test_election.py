@@ -12,6 +12,8 @@ from queue import SimpleQueue
 
 import pytest
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
+from kafka.errors import KafkaConnectionError
+from kafka.future import Future
 from secured import LEARNER, Secured
 
 from stream_learner.config import Settings, TopicsSettings
@@ -210,6 +212,25 @@ def test_an_outage_changes_no_role(broker: Broker, new_run: NewRun, join):
     third.hears(False)  # an election in which all took part
     assert first.heard_all()
     assert second.heard_all()
+
+
+def test_a_failed_request_for_metadata_is_no_error(
+    broker: Broker, new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kafka-python makes such a request when it does not find the group's coordinator."""
+    with closing(Election(new_run(LONG_S))) as vote:
+        vote.take_over()
+        coordinator = vote._consumer._coordinator
+        broker.stop()
+        try:
+            coordinator.coordinator_dead("its broker was stopped")
+            with monkeypatch.context() as patched:
+                failed = Future().failure(KafkaConnectionError("ECONNREFUSED"))
+                patched.setattr(coordinator._cluster, "request_update", lambda: failed)
+                vote.poll(1.0)
+        finally:
+            broker.start()
+        assert vote.elected
 
 
 def test_take_over_puts_the_living_out(new_run: NewRun, join):
