@@ -223,7 +223,9 @@ class CheckpointWriter:
         ]
         (_, _, offset), _ = self._transaction.confirm(futures, deadline)
         # 3d. Send the positions as group offsets, for lag tools. A worker resumes from the manifest's positions.
-        self._transaction.offsets(prepared.snapshot.positions)
+        #     Without the predictions topic: if it was deleted, the brokers would refuse its offsets.
+        positions = prepared.snapshot.positions
+        self._transaction.offsets({t: places for t, places in positions.items() if t != self._names.predictions})
         # 3e. Commit, and read the manifest back. The commit counts only once other programs can read the manifest.
         self._transaction.commit()
         self._read_back.verify(offset, value, deadline)

@@ -78,7 +78,7 @@ def read(bootstrap_servers: str, prefix: str, inputs: Iterable[Place]) -> Log:
     group.close()
     return Log(
         *records.values(),
-        group={(place.topic, place.partition): place.offset for place in committed},
+        group={(place.topic, place.partition): place.offset for place in committed if place.offset >= 0},
         objects=objects([json.loads(read.value or b"") for read in records[f"{prefix}.history"]]),
     )
 

@@ -149,10 +149,14 @@ def test_the_evaluation_may_be_switched_and_the_topic_may_change(new_run: NewRun
     worker = run.start()
     worker.learning()
     run.delete_topic(topic(run))
+    run.predictions = 0
+    run.feed(drafts[30:31])
+    run.learned(worker)
+    worker.until("a save", lambda: run.saved()[run.input, 0] == 31)
     topics.create(run.settings)
     predict(35)
     run.predictions = 0
-    run.feed(drafts[30:32])
+    run.feed(drafts[31:32])
     run.learned(worker)
     worker.until("a warning", lambda: "so it is not read until the worker restarts" in worker.text())
     run.feed(drafts[32:34])
