@@ -64,7 +64,10 @@ class Store:
                 if create:
                     folder.mkdir(parents=True, exist_ok=True)
                 elif not folder.is_dir():
-                    raise StoreError(f"checkpoint.store {self.url} is missing; set it to where the run's objects are")
+                    raise StoreError(
+                        f"checkpoint.store {self.url} is missing; set it to where the run's objects are, or start the "
+                        "worker, which creates it"
+                    )
                 self._folder = folder.resolve()
                 self._store = LocalStore(self._folder)
             else:

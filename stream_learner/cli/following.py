@@ -73,14 +73,18 @@ def follow(
     ] = None,
 ) -> None:
     """Write each verified release of a run to a directory or registry for other servers, until stopped."""
-    stop = stop_on_signals(lambda: LEAVE_S, at_once=lambda: True)
+    leave_s = LEAVE_S
+    stop = stop_on_signals(lambda: leave_s, at_once=lambda: True, leave_s=lambda: leave_s)
     from stream_learner.follow import delivery
+    from stream_learner.follow.acknowledging import CLOSE_S
     from stream_learner.follow.loading import Loads
     from stream_learner.follow.notices import Notices
     from stream_learner.monitoring import logs
 
     settings = load_follower(config_file, overrides)
     logs.configure(settings.log.level, settings.log.format)
+    if settings.follow.name:
+        leave_s += CLOSE_S  # to leave the list of followers
     if load and layout not in SERVED:
         raise UsageError(f"--load needs --layout {' or '.join(SERVED)}")
     loads = Loads(load, settings.run.id, stop) if load else None

@@ -60,13 +60,15 @@ def status(
             table.add_row(printable(topic), str(partition), str(found.positions[topic][partition]), str(lag))
     out.print(table)
     if found.followers:
-        table = Table(Column("follower", overflow="fold"), "release", "epoch", "since", "host", "program")
+        table = Table(
+            Column("follower", overflow="fold"), "release", "epoch", Column("since", no_wrap=True), "host", "program"
+        )
         for ack in found.followers:
             table.add_row(
                 ack.name,
                 str(ack.sequence),
                 str(ack.epoch),
-                ack.since,
+                ack.since[:19].replace("T", " "),
                 Text(printable(ack.host)),
                 Text(printable(ack.program)),
             )

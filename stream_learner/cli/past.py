@@ -18,6 +18,8 @@ from stream_learner.text import printable
 PLOT_COLUMNS = 40
 # Width of a table that is not written to a terminal.
 FILE_COLUMNS = 140
+# Narrower terminals do not show the columns of `releases` with much text.
+WIDE_COLUMNS = 110
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print everything as one JSON document.")]
 
@@ -35,16 +37,18 @@ def releases(
     if as_json:
         say_json(msgspec.json.encode(found).decode())
         return
-    table = _table("release", "time", "test", "validation", "records", "lowest classes", "decision", "use")
+    is_wide = not out.is_terminal or out.width >= WIDE_COLUMNS
+    wide = ["lowest classes", "decision"] if is_wide else []
+    table = _table("release", "time", "test", "validation", "records", *wide, "use")
     for release in found:
+        text = [Text(", ".join(map(_recall, release.lowest))), _verdict(release.decision)] if is_wide else []
         table.add_row(
             f"{release.epoch}/{release.sequence}",
             _time(release.created_at),
             _score(release.test),
             _score(release.validation),
             _number(release.records),
-            Text(", ".join(map(_recall, release.lowest))),
-            _verdict(release.decision),
+            *text,
             ", ".join(
                 [
                     *(["in use"] if release.used else []),
@@ -55,6 +59,8 @@ def releases(
             ),
         )
     _print(table)
+    if not is_wide:
+        say(f"a terminal with {WIDE_COLUMNS} columns also shows the lowest classes and the decisions")
     if plot:
         _plot([(release.sequence, release.test.accuracy) for release in found])
 
@@ -110,7 +116,13 @@ def _plot(accuracies: list[tuple[int, float | None]]) -> None:
 
 
 def _table(*columns: str) -> Table:
-    return Table(*(Column(name, overflow="fold") for name in columns), box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    whole = ("release", "checkpoint", "time")
+    return Table(
+        *(Column(name, overflow="fold", no_wrap=name in whole) for name in columns),
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
 
 
 def _print(table: Table) -> None:

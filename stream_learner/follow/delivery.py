@@ -12,6 +12,7 @@ import structlog
 
 from stream_learner.config import FollowSettings
 from stream_learner.errors import StateError, UsageError
+from stream_learner.follow.acknowledging import CLOSE_S
 from stream_learner.follow.directories import open_directory
 from stream_learner.follow.follower import RETRY_S, Follower
 from stream_learner.follow.loading import Loads
@@ -79,7 +80,8 @@ def deliver_all(
         stop.wait()
         follower.close()
 
-    threading.Thread(target=close, name="end of following", daemon=True).start()
+    ending = threading.Thread(target=close, name="end of following", daemon=True)
+    ending.start()
     try:
         for release in follower:
             superseded = partial(_is_superseded, follower, release)
@@ -94,6 +96,7 @@ def deliver_all(
                 _notify(notices, release, path)
     finally:
         stop.set()
+        ending.join(2 * CLOSE_S)
 
 
 def follower_arguments(settings: FollowSettings) -> dict[str, Any]:

@@ -14,11 +14,15 @@ from stream_learner.errors import ExitCode
 LEAVE_S = 0.5
 
 
-def stop_on_signals(deadline_s: Callable[[], float], at_once: Callable[[], bool] = lambda: False) -> threading.Event:
+def stop_on_signals(
+    deadline_s: Callable[[], float],
+    at_once: Callable[[], bool] = lambda: False,
+    leave_s: Callable[[], float] = lambda: LEAVE_S,
+) -> threading.Event:
     """Return an event that the first stop signal sets. A second signal ends the process at once.
 
-    If `at_once` returns true, the first signal ends the process with code 0 after `LEAVE_S`. Otherwise the process ends
-    with exit code WATCHDOG after `deadline_s()` seconds. The program itself may end earlier.
+    If `at_once` returns true, the first signal ends the process with code 0 after `leave_s()` seconds. Otherwise the
+    process ends with exit code WATCHDOG after `deadline_s()` seconds. The program itself may end earlier.
     """
     stop = threading.Event()
     signals = obeyed()
@@ -34,7 +38,7 @@ def stop_on_signals(deadline_s: Callable[[], float], at_once: Callable[[], bool]
         os.read(arrived, 1)
         stop.set()
         if at_once():
-            end_within(LEAVE_S, ExitCode.OK)
+            end_within(leave_s(), ExitCode.OK)
         else:
             end_within(deadline_s(), ExitCode.WATCHDOG)
         os.read(arrived, 1)

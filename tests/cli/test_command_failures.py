@@ -144,7 +144,7 @@ def test_a_rebuild_makes_no_store(run: Run):
     said = failure(
         run("rebuild", "--from", "0", "--to", "1", sets=f"checkpoint.store=nowhere {NOWHERE}"), ExitCode.STORE
     )
-    assert "nowhere is missing; set it to where the run's objects are" in said
+    assert "nowhere is missing; set it to where the run's objects are, or start the worker" in said
     assert not (run.folder / "nowhere").exists()
 
 

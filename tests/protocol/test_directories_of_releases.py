@@ -28,6 +28,7 @@ from stream_learner.contract.manifest import digest
 from stream_learner.errors import ExitCode
 from stream_learner.local.broker import HOST, Broker
 from stream_learner.streams import topics
+from stream_learner.streams.acks import read_acks
 
 KILLS = 5
 T = TypeVar("T")
@@ -226,7 +227,7 @@ def test_a_server_is_notified(new_run: NewRun, tmp_path: Path, receiver: Receive
     run, out = new_run(**EVERY), tmp_path / "out"
     url = f"http://user:sesame@{HOST}:{receiver.server_port}/releases?token=sesame"
     learn(run)
-    follow = run.call("follow", "--to", str(out), "--notify", url)
+    follow = run.call("follow", "--to", str(out), "--notify", url, "--set", "follow.name=files")
     until(lambda: "a server was not notified" in follow.text(), follow)
     assert receiver.received == []
     sequence = learn(run, 450, 1)
@@ -242,7 +243,9 @@ def test_a_server_is_notified(new_run: NewRun, tmp_path: Path, receiver: Receive
     }
     assert receiver.credentials == "Basic dXNlcjpzZXNhbWU="
     assert "sesame" not in follow.text()
+    until(lambda: [ack.sequence for ack in read_acks(run.settings)] == [sequence], follow)
     follow.stop()
+    assert read_acks(run.settings) == []
     assert not list(out.glob(".*"))
 
 

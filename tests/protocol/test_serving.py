@@ -337,6 +337,7 @@ def test_refusals(served: Served) -> None:
     assert 'stream_learner_serving_requests_total{status="400"}' in page
     assert f"stream_learner_serving_release {served.log.manifest['release']['sequence']}.0" in page
     assert "an unexpected" not in served.server.text()
+    assert "release in use" in served.server.text()
 
 
 def talk(server: Worker, *parts: bytes) -> socket.socket:

@@ -39,6 +39,7 @@ def serve(settings: FollowSettings, stop: threading.Event, program_version: str,
         Follower(**follower_arguments(settings), acknowledge_as=settings.follow.name) as follower,
         Publisher(settings) if share else nullcontext() as publisher,
     ):
+        threading.Thread(target=_log_releases, args=(follower,), name="log of releases", daemon=True).start()
         on_start()
         application = Application(settings.run.id, follower, settings.serve, program_version, publisher)
         server = _Server(_config(application, settings.serve), application)
@@ -50,6 +51,13 @@ def serve(settings: FollowSettings, stop: threading.Event, program_version: str,
             server.should_exit = True
             running.result()
     log.info("stopped")
+
+
+def _log_releases(follower: Follower) -> None:
+    """Log each release that is put in use, until the follower is closed."""
+    for release in follower:
+        epoch, sequence = release.order
+        log.info("release in use", epoch=epoch, sequence=sequence)
 
 
 class _Server(uvicorn.Server):
