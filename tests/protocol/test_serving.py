@@ -19,10 +19,11 @@ import grpc
 import numpy as np
 import pytest
 from command_line import failure, stream_learner
-from feed import digits, mixed
+from feed import digits, good, mixed
 from harness import DEADLINE_S, Run, Worker, toml
 from nasty_images import png_that_claims
 from outputs import Log
+from served_predictions import with_id
 from test_follower import EVERY
 
 from stream_learner import Release, read_release
@@ -603,6 +604,36 @@ def test_releases_are_swapped_under_load(served: Served) -> None:
     assert np.allclose([np.sum(found) for _, found in answers], 3, atol=1e-5)
     versions = [version for version, _ in answers[:: len(answers) // 100]]
     assert versions == sorted(versions)
+
+
+def test_published_predictions_are_scored_when_their_labels_arrive(served: Served) -> None:
+    """The last test of this run, which evaluates predictions from here on."""
+    run = served.run
+    images, _ = served.evaluation()
+    run.overrides["served.evaluate"] = True
+    worker, server = run.start(), serve(run, publish_share=1)
+    server.until("release", lambda: ask(server, "/v2/health/ready").status == 200)
+    ids = [f"served {index}" for index in range(len(images))]
+    inputs = [
+        {"name": "images", "datatype": "UINT8", "shape": [*images.shape], "data": images.ravel().tolist()},
+        {"name": "ids", "datatype": "BYTES", "shape": [len(ids)], "data": ids},
+    ]
+    answer = ask(server, f"{served.model}/infer", json.dumps({"inputs": inputs}).encode()).json()
+    labels, release = answer["outputs"][0]["data"], int(answer["model_version"])
+    server.until("records", lambda: metric(server, "predictions_published_total") == len(ids))
+    drafts = [with_id(draft, id_) for draft, id_ in zip(good(len(ids)), ids, strict=True)]
+    run.feed(drafts)
+    right = sum(dict(d.headers)["label"].decode() == label for d, label in zip(drafts, labels, strict=True))
+    outcome = '{outcome="scored"}'
+    worker.until("scores", lambda: worker.metric("served_predictions_total").get(outcome) == len(ids))
+    run.learned(worker)
+    worker.stop()
+    server.stop()
+    run.predictions = len(run.read("predictions"))
+    scored = [one for window in run.check().windows for one in (window["served"] or {"releases": []})["releases"]]
+    assert {(one["epoch"], one["release"]) for one in scored} == {(1, release)}
+    assert sum(one["accuracy"]["correct"] for one in scored) == right
+    assert sum(one["accuracy"]["total"] for one in scored) == len(ids)
 
 
 def releases(log: Log) -> dict[int, Release]:
