@@ -17,6 +17,8 @@ MAX_BATCH = 64
 # A longer batch is computed on a thread, so that the event loop serves other requests meanwhile. For a shorter one, the
 # thread would cost more time than it saves.
 INLINE_S = 0.002
+# Images of different requests are decoded in turns of this time, because a small file may hold millions of pixels.
+TURN_S = 0.01
 
 
 class Answer(NamedTuple):
@@ -31,7 +33,7 @@ class OverloadedError(Exception):
 
 
 class _Waiting(NamedTuple):
-    images: Images
+    images: np.ndarray
     release: Release
     answer: asyncio.Future[Answer]
 
@@ -45,6 +47,7 @@ class Batcher:
         self._waiting: deque[_Waiting] = deque()
         self._images = 0
         self._thread = ThreadPoolExecutor(1, "compute")
+        self._decoder = ThreadPoolExecutor(1, "decode")
         self._running: asyncio.Task[None] | None = None
         self._measured: Release | None = None
         self._image_s = 0.0  # CPU time of an image with the release `_measured`, in seconds
@@ -55,15 +58,28 @@ class Batcher:
         Raises RequestError for images that cannot be decoded, StreamLearnerError when the release cannot be computed,
         OverloadedError.
         """
-        if self._images and self._images + len(images) > self._max_waiting:
+        count = len(images)
+        if self._images and self._images + count > self._max_waiting:
             raise OverloadedError
+        self._images += count
+        if not isinstance(images, np.ndarray):
+            try:
+                images = await self._decoded(release, images)
+            except BaseException:
+                self._images -= count
+                raise
         loop = asyncio.get_running_loop()
         waiting = _Waiting(images, release, loop.create_future())
         self._waiting.append(waiting)
-        self._images += len(images)
         if self._running is None:
             self._running = loop.create_task(self._run())  # runs after the requests that have arrived already
         return await waiting.answer
+
+    async def _decoded(self, release: Release, images: list[bytes]) -> np.ndarray:
+        loop, pixels = asyncio.get_running_loop(), []
+        while len(pixels) < len(images):
+            pixels += await loop.run_in_executor(self._decoder, _decode, release, images[len(pixels) :])
+        return np.concatenate(pixels)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -97,43 +113,39 @@ class Batcher:
         return batch
 
     def _is_short(self, batch: list[_Waiting]) -> bool:
-        images = 0
-        for waiting in batch:
-            if not isinstance(waiting.images, np.ndarray):  # decoding may take long
-                return False
-            images += len(waiting.images)
+        images = sum(len(waiting.images) for waiting in batch)
         return batch[0].release is self._measured and images * self._image_s < INLINE_S
 
-    def _computed(self, batch: list[_Waiting]) -> list[Answer | Exception]:
+    def _computed(self, batch: list[_Waiting]) -> list[Answer] | list[Exception]:
         """Return an answer or an error for each request."""
         release = batch[0].release
+        images = [waiting.images for waiting in batch]
         try:
-            decoded = [_pixels(release, waiting.images) for waiting in batch]
-            good = [images for images in decoded if isinstance(images, np.ndarray)]
-            if not good:
-                return [images for images in decoded if isinstance(images, RequestError)]
             began = time.thread_time()
-            logits, probabilities = release.compute(good[0] if len(good) == 1 else np.concatenate(good))
+            logits, probabilities = release.compute(images[0] if len(images) == 1 else np.concatenate(images))
             image_s = (time.thread_time() - began) / len(logits)
             # The minimum, because an image takes less time in a larger batch.
             self._image_s = min(image_s, self._image_s) if release is self._measured else image_s
             self._measured = release
         except Exception as error:  # noqa: BLE001 (an error of any kind is an answer, or the requests would wait)
             return [error] * len(batch)
-        answers: list[Answer | Exception] = []
+        answers: list[Answer] = []
         start = 0
-        for images in decoded:
-            if isinstance(images, RequestError):
-                answers.append(images)
-                continue
-            part = slice(start, start + len(images))
+        for one in images:
+            part = slice(start, start + len(one))
             start = part.stop
             answers.append(Answer(logits[part], probabilities[part]))
         return answers
 
 
-def _pixels(release: Release, images: Images) -> np.ndarray | RequestError:
-    try:
-        return images if isinstance(images, np.ndarray) else release.preprocess(images)
-    except RejectError as error:
-        return RequestError(f"an image cannot be decoded: {error}")
+def _decode(release: Release, images: list[bytes]) -> list[np.ndarray]:
+    """Decode at least one image, and further ones until the turn is over. Raises RequestError."""
+    pixels, end = [], time.monotonic() + TURN_S
+    for image in images:
+        try:
+            pixels.append(release.preprocess([image]))
+        except RejectError as error:
+            raise RequestError(f"an image cannot be decoded: {error}") from None
+        if time.monotonic() > end:
+            break
+    return pixels
