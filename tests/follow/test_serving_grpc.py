@@ -219,6 +219,8 @@ def test_refusals(served: Served) -> None:
     assert "not []" in refused(CODE.INVALID_ARGUMENT, served.call, "ModelInfer", model_name="digits")
     for body in (b"\x2a\x00" * 65, b"\x32\x00" * 40_000):
         assert "more than 64 fields" in refused(CODE.INVALID_ARGUMENT, served.send, "ModelInfer", body)
+    nothing = served.channel.stream_unary(f"/{SERVICE}/ServerLive")
+    assert "has no ServerLiveRequest" in refused(CODE.INVALID_ARGUMENT, nothing, iter(()))
     fields = {"model_name": "digits", "id": "x" * 257, "inputs": [{}]}
     assert "the id is longer than 256" in refused(CODE.INVALID_ARGUMENT, served.call, "ModelInfer", **fields)
     long = refused(CODE.NOT_FOUND, served.call, "ModelReady", name="\u00e9" * 40_000)
@@ -263,18 +265,25 @@ def test_damaged_messages() -> None:
 
 def test_before_the_first_release_and_without_time() -> None:
     releases = Releases()
-    server = Served(releases, SETTINGS.model_copy(update={"timeout_s": 1e-9}))
+    server, hasty = Served(releases, SETTINGS), Served(releases, SETTINGS.model_copy(update={"timeout_s": 1e-9}))
     try:
         assert server.call("ServerLive").live
         assert not server.call("ServerReady").ready
         assert "has not released a model yet" in refused(CODE.UNAVAILABLE, server.infer, PIXELS.tobytes())
         releases.kept.append(computed(4, 1))
         assert server.call("ServerReady").ready
-        assert "no answer within 1e-09 s" in refused(CODE.UNAVAILABLE, server.infer, PIXELS.tobytes())
+        assert "no answer within 1e-09 s" in refused(CODE.UNAVAILABLE, hasty.infer, PIXELS.tobytes())
+        # A client that never sends the message.
+        answered = threading.Event()
+        never = (b"" for _ in range(1) if answered.wait())
+        live = hasty.channel.stream_unary(f"/{SERVICE}/ServerLive")
+        assert "no answer within 1e-09 s" in refused(CODE.UNAVAILABLE, live, never, timeout=20)
+        answered.set()
         with pytest.raises(UsageError, match=f"cannot listen on {HOST}:{server.server.port}; change serve.host or"):
             server.run(listen(releases, server.server.port))
     finally:
         server.close()
+        hasty.close()
 
 
 async def listen(releases: Any, port: int) -> None:

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import select
 import signal
 import socket
 import struct
@@ -170,6 +171,11 @@ def test_pages(served: Served) -> None:
     assert wrong.headers["allow"] == "POST"
 
 
+def test_a_scrape_with_an_odd_header(served: Served) -> None:
+    answer = ask(served.server, "/metrics", Accept="application/openmetrics-text;version=x")
+    assert (answer.status, answer.headers["content-type"].partition(";")[0]) == (200, "text/plain")
+
+
 def test_the_documentation_lists_the_metrics(served: Served) -> None:
     page, documented = ask(served.server, "/metrics").body.decode(), OPERATIONS.read_text()
     metrics = re.findall(r"# HELP (\w+) (.+)\n# TYPE \w+ (\w+)\n", page)
@@ -247,6 +253,20 @@ def test_encoded_images(served: Served) -> None:
         assert answer.json()["outputs"][0]["data"] == labels
 
 
+def test_images_that_decode_slowly_delay_no_other_request(served: Served) -> None:
+    image = png_that_claims(1024, 1024, bytes(1024 * (1 + 3 * 1024)))
+    raw = (struct.pack("<I", len(image)) + image) * MAX_IMAGES
+    given: dict[str, Any] = {"name": "images", "datatype": "BYTES", "shape": [MAX_IMAGES]}
+    header = json.dumps({"inputs": [given | {"parameters": {"binary_data_size": len(raw)}}]}).encode()
+    lines = f"Connection: close\r\n{LENGTH}: {len(header)}\r\nContent-Length: {len(header) + len(raw)}\r\n\r\n"
+    post = f"POST {served.model}/infer HTTP/1.1\r\nHost: x\r\n{lines}".encode()
+    slow = talk(served.server, post, header, raw)
+    quick = {"name": "images", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [0] * PIXELS}
+    assert served.infer({"inputs": [quick]}).status == 200
+    assert not select.select([slow], [], [], 0)[0]
+    assert rest_of(slow).startswith(b"HTTP/1.1 200 ")
+
+
 def test_refusals(served: Served) -> None:
     """Every request that cannot be answered gets a reason."""
     image, text = bytes(PIXELS), base64.b64encode(digits()[0][0]).decode()
@@ -289,6 +309,8 @@ def test_refusals(served: Served) -> None:
         "must be from 0 to 255": ({"inputs": [pixels(data=[-1] * 64)]}, b""),
         "must be a list of int, flat or nested": ({"inputs": [pixels(data=[0.5] * 64)]}, b""),
         "list of int": ({"inputs": [pixels(data=[[0] * 64])]}, b""),
+        "flat or nested as its shape": ({"inputs": [pixels(data=[[]] * 100_000)]}, b""),
+        "nested as its shape": ({"inputs": [pixels(data=["[" * 73])]}, b""),
         "a list of int": ({"inputs": [pixels(data=["0"] * 64)]}, b""),
         "neither data nor binary_data_size": ({"inputs": [raw(None)]}, b""),
         "binary_data_size of 'images' is 64, but 63 bytes": ({"inputs": [raw(64)]}, image[1:]),
@@ -374,6 +396,9 @@ def test_limits(served: Served) -> None:
     other = talk(server, post, b"Content-Length: 90000\r\n\r\n", bytes(80_000))
     assert any(b"too much memory" in rest_of(connection) for connection in (held, other))
     assert rest_of(talk(server, post, b"X: ", b"x" * 100_000)) == b""
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
+    for start in (b"0\r\nX: ", b"1;extension="):
+        assert rest_of(talk(server, post, chunked, start, b"x" * 400_000)) == b""
     assert rest_of(talk(server)) == b""
     assert rest_of(talk(server, post)) == b""
     assert b"400 Bad Request" in rest_of(talk(server, b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n"))

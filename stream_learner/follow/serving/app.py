@@ -173,7 +173,10 @@ class Application:
 
     def _scrape(self, scope: Scope) -> Response:
         accepted = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
-        encoder, content_type = choose_encoder(accepted)
+        try:
+            encoder, content_type = choose_encoder(accepted)
+        except (TypeError, ValueError):  # a version that is not a number
+            encoder, content_type = choose_encoder("")
         return Response(200, encoder(self._registry), {b"content-type": content_type.encode()})
 
     async def _infer(self, release: Release, headers: Headers, body: bytes) -> Response:

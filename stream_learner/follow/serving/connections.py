@@ -37,7 +37,8 @@ class _Joined:
 class Connection(HttpToolsProtocol):
     """A connection of uvicorn that is closed when headers are too long, or when a client sends or reads too slowly.
 
-    uvicorn itself waits without a limit until headers are complete, and until the client has read a response.
+    uvicorn itself waits without a limit until headers are complete, and until the client has read a response. It also
+    keeps the trailers after a body.
     """
 
     def __init__(self, *arguments: Any, timeout_s: float, **named: Any):
@@ -49,6 +50,7 @@ class Connection(HttpToolsProtocol):
         self._timeout_s = timeout_s
         self._in_headers = True
         self._header_bytes = 0
+        self._is_body = False  # whether the data that arrived holds the end of headers or a part of a body
         self._deadline: asyncio.TimerHandle | None = None  # of the headers
         self._unread: asyncio.TimerHandle | None = None  # of the responses that the client has not read
 
@@ -62,13 +64,12 @@ class Connection(HttpToolsProtocol):
         self._was_read()
 
     def data_received(self, data: bytes) -> None:
+        self._is_body = False
         super().data_received(data)
-        if not self._in_headers:
-            return
-        self._header_bytes += len(data)
+        self._header_bytes = 0 if self._is_body else self._header_bytes + len(data)
         if self._header_bytes > MAX_HEADER_BYTES:
             self.transport.abort()
-        elif self._deadline is None:
+        elif self._in_headers and self._deadline is None:
             self._deadline = self.loop.call_later(self._timeout_s, self.transport.abort)
 
     def on_message_begin(self) -> None:
@@ -77,7 +78,12 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        self._is_body = True
         self._arrived()
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        self._is_body = True
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -107,7 +113,6 @@ class Connection(HttpToolsProtocol):
 
     def _arrived(self) -> None:
         self._in_headers = False
-        self._header_bytes = 0
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None

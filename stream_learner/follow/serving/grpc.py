@@ -16,6 +16,8 @@ from stream_learner.follow.serving.protocol import RequestError
 INFER = "ModelInfer"
 MAX_NAME = 256
 MAX_DIMENSIONS = 8
+IDLE_MS = 300_000
+"""Time after which a connection without a request is closed."""
 MAX_REASON = 500
 """Characters of a refusal. gRPC sends it in a header, and clients bound the headers."""
 IDENTITY = 1
@@ -44,6 +46,7 @@ class GrpcServer:
         options = {
             "grpc.max_receive_message_length": settings.max_body_bytes,
             "grpc.max_concurrent_streams": settings.max_connections,
+            "grpc.max_connection_idle_ms": IDLE_MS,
             "grpc.compression_enabled_algorithms_bitset": IDENTITY,
             "grpc.so_reuseport": 0,  # a second server on the same port is an error
         }
@@ -73,13 +76,18 @@ class GrpcServer:
         await self._server.stop(self._application.settings.timeout_s)
 
     def _handler(self, name: str, method: Callable[[Any], Awaitable[Response]]) -> grpc.RpcMethodHandler:
-        """Return the handler of an RPC. It parses the request itself, to refuse bytes that are not a message."""
+        """Return the handler of an RPC.
+
+        It receives the request as a stream of one message, because gRPC would wait without a limit for the message. It
+        also parses the request, to refuse bytes that are not a message.
+        """
         application, response_class = self._application, MESSAGES[f"{name}Response"]
 
-        async def answer(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        async def answer(_: object, context: grpc.aio.ServicerContext) -> bytes:
             began, response, refused = time.perf_counter(), {}, None
             try:
                 async with asyncio.timeout(application.settings.timeout_s):
+                    body: Any = await context.read()
                     response = await method(_parsed(f"{name}Request", body))
             except Exception as error:  # noqa: BLE001
                 refused = application.refusal(error)
@@ -90,7 +98,7 @@ class GrpcServer:
                 await context.abort(CODES[refused.status], str(refused)[:MAX_REASON])
             return response_class(**response).SerializeToString()
 
-        return grpc.unary_unary_rpc_method_handler(answer)
+        return grpc.stream_unary_rpc_method_handler(answer)
 
     async def _live(self, _: Any) -> Response:
         return {"live": True}
@@ -129,7 +137,9 @@ class GrpcServer:
         }
 
 
-def _parsed(name: str, body: bytes) -> Any:
+def _parsed(name: str, body: Any) -> Any:
+    if not isinstance(body, bytes):
+        raise RequestError(f"the request has no {name}")
     try:
         return parse(name, body)
     except ValueError as error:
