@@ -3,7 +3,10 @@
 import base64
 import http.client
 import json
-from contextlib import suppress
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from urllib.parse import unquote, urlsplit
 
 from stream_learner.errors import UsageError
@@ -21,6 +24,8 @@ class Server:
 
     def __init__(self, url: str, name: str, timeout_s: float, authorization: str | None = None):
         """Check the URL. `name` names it in messages. `authorization` is sent if the URL has no user.
+
+        A request fails after `timeout_s` seconds, also if the server sends its answer byte by byte.
 
         Raises UsageError, whose message does not repeat the URL, because it may hold a secret.
         """
@@ -58,9 +63,11 @@ class Server:
         connection = self._connection(self.host, self._port, timeout=self._timeout_s)
         target = (self._path.rstrip("/") + below if below else self._path or "/") + self._query
         try:
-            connection.request(method, target, body, self._headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read(MAX_ANSWER_BYTES)
+            connection.connect()
+            with _ended_after(self._timeout_s, connection.sock):
+                connection.request(method, target, body, self._headers)
+                answer = connection.getresponse()
+                return answer.status, answer.read(MAX_ANSWER_BYTES)
         # A URL may hold characters that HTTP does not allow. The error's own message would repeat the URL.
         except (http.client.InvalidURL, UnicodeError):
             raise RequestError("the URL holds characters that HTTP does not allow") from None
@@ -68,6 +75,27 @@ class Server:
             raise RequestError(f"{type(error).__name__}: {error}") from None
         finally:
             connection.close()
+
+
+@contextmanager
+def _ended_after(timeout_s: float, connection: socket.socket) -> Iterator[None]:
+    """End a connection and raise TimeoutError after the time-out. A socket's own time-out restarts with each byte."""
+    is_over = threading.Event()
+
+    def end() -> None:
+        is_over.set()
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(timeout_s, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if is_over.is_set():
+            raise TimeoutError("timed out")
 
 
 def basic(user: str, password: str) -> str:

@@ -1,7 +1,10 @@
 """A model server that is asked to load a release."""
 
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -9,6 +12,7 @@ import structlog
 
 from stream_learner.errors import DependencyError
 from stream_learner.follow.loading import Loads
+from stream_learner.follow.posting import Server
 from stream_learner.local.broker import HOST
 
 
@@ -73,6 +77,26 @@ def test_a_newer_release_supersedes_one_that_is_not_loaded(models: Models, loads
     superseded = iter([False, True])
     assert not loads.until_loaded(lambda: next(superseded))
     assert models.answers == []
+
+
+@pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"])
+def test_an_answer_without_an_end(start: bytes) -> None:
+    """A server that sends byte by byte holds nobody up for longer than the time-out."""
+    with socket.create_server((HOST, 0)) as listener:
+        server = Server(f"http://user:secret@{HOST}:{listener.getsockname()[1]}/path", "the URL", 0.5)
+
+        def trickle() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.sendall(start)
+                while True:
+                    connection.sendall(b" ")
+                    time.sleep(0.05)
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        assert server.post(b"{}") == "TimeoutError: timed out"
+        thread.join()
 
 
 def test_once(models: Models, loads: Loads) -> None:
