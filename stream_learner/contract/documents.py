@@ -37,7 +37,9 @@ def decode(data: bytes, kind: type[T], max_bytes: int = MAX_BYTES) -> T:
 def check_time(text: str) -> None:
     """Raise ValueError when the text is not a time in UTC."""
     try:
-        in_utc = datetime.fromisoformat(text).utcoffset() == timedelta(0)
+        # `fromisoformat` takes some other characters too, such as the escape character of terminals.
+        is_text = text.isascii() and text.isprintable()
+        in_utc = is_text and datetime.fromisoformat(text).utcoffset() == timedelta(0)
     except ValueError:
         in_utc = False
     if not in_utc:

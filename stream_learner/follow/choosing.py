@@ -76,5 +76,6 @@ def _later(newest: Pin | None) -> str:
     """Return the time now, or a later one than that of the newest record: readers ignore older records."""
     now = datetime.now(UTC)
     if newest:
-        now = max(now, datetime.fromisoformat(newest.created_at) + timedelta(milliseconds=1))
-    return now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        last = datetime.fromisoformat(newest.created_at)
+        now = max(now, last + min(timedelta(milliseconds=1), datetime.max.replace(tzinfo=UTC) - last))
+    return now.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -36,6 +36,8 @@ def test_the_keys() -> None:
         ({"action": "withdraw"}, "the key does not fit the document"),
         ({"run_id": "../x"}, "not a pin: "),
         ({"created_at": "yesterday"}, "is not a time in UTC"),
+        ({"created_at": "2025-01-01\x1b00:00:00Z"}, "is not a time in UTC"),
+        ({"created_at": "2025-01-01T00:00:00\x9bZ"}, "is not a time in UTC"),
         ({"release": {"epoch": 0, "sequence": 1, "digest": "sha256:" + "0" * 64}}, "not a pin: "),
         ({"more": "x" * MAX_PIN_BYTES}, "at most 16384 are read"),
     ],

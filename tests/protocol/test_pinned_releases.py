@@ -132,6 +132,12 @@ def test_a_release_is_pinned_and_withdrawn_while_the_run_goes_on(new_run: NewRun
     assert acknowledged(run) == []
     assert choose(run.settings, PROGRAM, "unpin").changed
     assert not choose(run.settings, PROGRAM, "unpin").changed
+    # A record with the last time that there is does not prevent later records.
+    last_one = json.loads(pinned.value or b"") | {"created_at": "9999-12-31T23:59:59.999999Z"}
+    last_one["release"] = json.loads(run.read("pins")[-2].value or b"")["release"]
+    produce(run, "pins", pinned.key or b"", json.dumps(last_one).encode())
+    until("the pin", lambda: follower.following.pinned)
+    assert choose(run.settings, PROGRAM, "unpin").changed
     uses(follower, kept[-1])
     withdrawn = f"followers use release {kept[-2]} of epoch 1"
     assert withdrawn in run.call(f"release withdraw {kept[-1]}").ends(ExitCode.OK)
