@@ -6,6 +6,8 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEADER_BYTES = 64 * 1024
+HEALTH = b"/v2/health/"
+"""Pages that are answered on any number of connections, so that nobody restarts a server that only has too many."""
 
 
 class _Joined:
@@ -48,6 +50,8 @@ class Connection(HttpToolsProtocol):
         """
         super().__init__(*arguments, **named)
         self._timeout_s = timeout_s
+        self._limit = self.limit_concurrency
+        self._is_further = False
         self._in_headers = True
         self._header_bytes = 0
         self._is_body = False  # whether the data that arrived holds the end of headers or a part of a body
@@ -56,6 +60,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(_Joined(transport, self.loop))  # pyright: ignore[reportArgumentType]
+        self._is_further = self._limit is not None and len(self.connections) > self._limit
         self._deadline = self.loop.call_later(self._timeout_s, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -77,6 +82,8 @@ class Connection(HttpToolsProtocol):
         self._in_headers = True
 
     def on_headers_complete(self) -> None:
+        # uvicorn itself would refuse requests on all connections at the limit, not only on further ones.
+        self.limit_concurrency = self._limit if self._is_further and not self.url.startswith(HEALTH) else None
         super().on_headers_complete()
         self._is_body = True
         self._arrived()
