@@ -2,10 +2,12 @@
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import structlog
 from rich.console import Console
 from rich.highlighter import JSONHighlighter
 from rich.markup import escape
@@ -25,17 +27,19 @@ def load(config_file: Path | None, overrides: list[str] | None) -> Settings:
 
     If the command has to wait for Kafka, a terminal shows the Kafka client's messages about the connection.
     """
-    _show_wait()
+    _prepare()
     return config.load(config_file, overrides)
 
 
 def load_follower(config_file: Path | None, overrides: list[str] | None) -> FollowSettings:
     """Load the settings of a command that follows a run. See `load`."""
-    _show_wait()
+    _prepare()
     return config.load_follower(config_file, overrides)
 
 
-def _show_wait() -> None:
+def _prepare() -> None:
+    # Until a command configures its log. By default, structlog would write warnings into a command's output.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     if err.is_terminal:
         logging.getLogger("kafka.bootstrap").addHandler(_Wait())
 

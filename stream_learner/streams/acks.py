@@ -7,6 +7,7 @@ from stream_learner.contract.acks import Ack, decode_ack
 from stream_learner.contract.topics import Names
 from stream_learner.errors import TopicsError
 from stream_learner.streams.journal import read_committed
+from stream_learner.streams.pins import MAX_WARNINGS
 from stream_learner.streams.topics import id_for_reader
 
 log = structlog.get_logger()
@@ -26,6 +27,7 @@ def read_acks(settings: AnySettings) -> list[Ack]:
     except TopicsError:
         return []
     found: dict[bytes | None, Ack] = {}
+    ignored = 0
     for record in read_committed(settings, topic, wait=False):
         if record.value is None and not record.unreadable:
             found.pop(record.key, None)
@@ -33,7 +35,9 @@ def read_acks(settings: AnySettings) -> list[Ack]:
         try:
             ack = decode_ack(record.key, record.value or b"")
         except ValueError as error:
-            log.warning("a record of the acks topic is ignored", offset=record.offset, why=str(error))
+            ignored += 1
+            if ignored <= MAX_WARNINGS:
+                log.warning("a record of the acks topic is ignored", offset=record.offset, why=str(error))
             continue
         if ack.run_id == settings.run.id and (record.key in found or len(found) < MAX_FOLLOWERS):
             found[record.key] = ack

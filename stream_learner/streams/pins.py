@@ -21,6 +21,8 @@ log = structlog.get_logger()
 
 # Interval between two looks for a missing topic, in seconds.
 LOOK_S = 10.0
+MAX_WARNINGS = 10
+"""Ignored records of a topic that are logged. A topic may hold millions."""
 
 
 class Pins:
@@ -35,6 +37,7 @@ class Pins:
         self.newest: Pin | None = None
         """The newest `pin` or `unpin`."""
         self.withdrawn: set[Chosen] = set()
+        self._ignored = 0
 
     @property
     def pinned(self) -> Chosen | None:
@@ -46,7 +49,9 @@ class Pins:
         try:
             pin = self._accepted(record)
         except ValueError as error:
-            log.warning("a record of the pins topic is ignored", offset=record.offset, why=str(error))
+            self._ignored += 1
+            if self._ignored <= MAX_WARNINGS:
+                log.warning("a record of the pins topic is ignored", offset=record.offset, why=str(error))
         else:
             self.obey(pin)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from checker import violations
+from command_line import stream_learner
 from confluent_kafka import Producer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
@@ -117,7 +118,11 @@ def test_a_release_is_pinned_and_withdrawn_while_the_run_goes_on(new_run: NewRun
     until("an acknowledgement", lambda: acknowledged(run) == [("later", kept[-1])])
     before = len(run.read("acks"))
     assert [release.described.sequence for release in follower.kept] == [last, kept[-1]]
-    produce(run, "pins", b"key", b"no pin")
+    for _ in range(2 * pins.MAX_WARNINGS):
+        produce(run, "pins", b"key", b"no pin")
+    found = stream_learner("releases", "--json", *run._sets, folder=run.folder)
+    assert len(json.loads(found.out)) == len(kept)
+    assert found.err.count("a record of the pins topic is ignored") == pins.MAX_WARNINGS
     produce(run, "pins", pinned.key or b"", pinned.value or b"")
     with pytest.raises(UsageError, match=f"release {first} was withdrawn.*choose one of {kept[1]}, "):
         choose(run.settings, PROGRAM, "pin", first)
