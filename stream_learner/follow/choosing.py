@@ -57,7 +57,8 @@ def choose(
     headers = [(signatures.HEADER, signer.sign(value))] if signer else []
     write(settings, Names.under(settings.prefix).pins, pin.key, value, headers)
     pins.obey(pin)
-    return Choice(True, pins.choose(newest))
+    # The worker may have dropped the release in the meantime. It keeps a pinned release once it has read the record.
+    return Choice(True, pins.choose(newest_manifest(settings) or newest))
 
 
 def _find(newest: Manifest, pins: Pins, sequence: int) -> Chosen:
@@ -68,7 +69,7 @@ def _find(newest: Manifest, pins: Pins, sequence: int) -> Chosen:
 
 
 def _usable(newest: Manifest, pins: Pins) -> str:
-    usable = [str(release.sequence) for release in listed(newest) if release not in pins.withdrawn]
+    usable = [str(release.sequence) for release in pins.usable(newest)]
     return f"one of {', '.join(usable)}" if usable else "a later release: all that are kept were withdrawn"
 
 

@@ -77,7 +77,7 @@ class Follower:
         and a release is put in use once its objects are verified. The property `kept` holds the last `keep` releases.
         With `acknowledge_as`, the follower writes under this name to the acks topic which release it uses.
 
-        Raises TopicsError, KafkaUnavailableError, StoreError, UsageError.
+        Raises TopicsError, KafkaUnavailableError, UsageError.
         """
         settings = reader_settings(run_id, kafka, prefix, verify_key_files)
         if compute:
@@ -221,17 +221,25 @@ class Follower:
         self._decided = chosen
 
     def _fetch(self, newest: Manifest, chosen: Chosen) -> None:
+        """Put a release in use. If it is refused and no release is in use, fall back to the newest one that is not."""
+        release, refused = self._read(newest, chosen)
+        if release is None and not self._kept:
+            others = (other for other in reversed(self._pins.pins.usable(newest)) if other != chosen)
+            release = next(filter(None, (self._read(newest, other)[0] for other in others)), None)
+        self._set(release, refused)
+
+    def _read(self, newest: Manifest, chosen: Chosen) -> tuple[Release | None, str | None]:
+        """Return a verified release, or None and why it is refused. Raises KafkaUnavailableError, StoreError."""
         try:
             release = self._reader.read(*describe(self._settings, newest, chosen))
             if self._compute:
                 release.check()
+        except (KafkaUnavailableError, StoreError):
+            raise
         except StreamLearnerError as error:
-            if isinstance(error, KafkaUnavailableError | StoreError):
-                raise
-            log.warning("a release is refused; the last one stays in use", sequence=chosen.sequence, why=str(error))
-            self._set(refused=str(error))
-        else:
-            self._set(release)
+            log.warning("a release is refused", sequence=chosen.sequence, why=str(error))
+            return None, str(error)
+        return release, None
 
     def _set(self, release: Release | None = None, refused: str | None = None) -> None:
         """Put a release in use, or set why it is not in use. Withdrawn releases leave `kept`."""

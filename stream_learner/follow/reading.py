@@ -1,7 +1,7 @@
 """Read the releases of a run, with read rights only and without the worker's settings."""
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -13,7 +13,7 @@ from stream_learner.contract.manifest import Release as Described
 from stream_learner.contract.objects import Published
 from stream_learner.contract.pins import Chosen
 from stream_learner.contract.topics import Names
-from stream_learner.errors import NoReleaseError, StateError
+from stream_learner.errors import NoReleaseError, StateError, StoreError
 from stream_learner.follow.releases import Objects, Release
 from stream_learner.streams.chunks import Chunks
 from stream_learner.streams.history import History
@@ -26,9 +26,12 @@ class ReleaseReader:
     """Reads the objects of releases from the weights topic, or else from the store."""
 
     def __init__(self, settings: ReaderSettings, store: str | None = None, own: str | None = None):
-        """Connect. Raises KafkaUnavailableError, StoreError."""
+        """Connect. Raises KafkaUnavailableError, UsageError."""
         self._settings = settings
-        self._store = Store(store, create=False) if store is not None else None
+        self._location = store
+        self._store: Store | None = None
+        with suppress(StoreError):  # the worker may not have created it yet
+            self._open_store()
         self._own = own
         self._chunks = Chunks(settings)
 
@@ -50,6 +53,11 @@ class ReleaseReader:
         """Close the connection."""
         self._chunks.close()
 
+    def _open_store(self) -> Store | None:
+        if self._store is None and self._location is not None:
+            self._store = Store(self._location, create=False)
+        return self._store
+
     def _object(self, manifest: Manifest, described: Described, published: Published) -> bytes:
         """Fetch an object from the weights topic, or else from the store. Verify size and digest.
 
@@ -59,8 +67,8 @@ class ReleaseReader:
         data = self._chunks.read(published.chunks)
         if data is not None and len(data) == wanted.size and digest(data) == wanted.digest:
             return data
-        if self._store is not None:
-            return self._store.fetch(wanted)
+        if store := self._open_store():
+            return store.fetch(wanted)
         topic = Names.under(self._settings.prefix).weights
         why = "does not hold" if data is None else "holds other bytes than the manifest names for"
         raise StateError(

@@ -67,10 +67,14 @@ class Pins:
 
         Never return a withdrawn release. Return None if no release remains.
         """
-        usable = [release for release in listed(manifest) if release not in self.withdrawn]
+        usable = self.usable(manifest)
         if self.pinned in usable:
             return self.pinned
         return usable[-1] if usable else None
+
+    def usable(self, manifest: Manifest) -> list[Chosen]:
+        """Return the releases that a manifest lists and nobody has withdrawn, oldest first."""
+        return [release for release in listed(manifest) if release not in self.withdrawn]
 
     def _accepted(self, record: Record) -> Pin:
         """Decode a record. Raises ValueError when the record is not a valid pin of the run, or is outdated."""

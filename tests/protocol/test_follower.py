@@ -222,14 +222,31 @@ def test_only_bytes(new_run: NewRun, follow: Any, monkeypatch: pytest.MonkeyPatc
 
 def test_releases_that_only_the_store_holds(new_run: NewRun, follow: Any) -> None:
     run = new_run(release__inline_max_bytes=0, **EVERY)
-    learn(run)
+
+    def follower() -> Follower:
+        return follow(run, store=str(run.store))
+
+    def learned(seed: int) -> int:
+        sequence = learn(run, 250, seed)
+        until(early, lambda release: release.described.sequence == sequence)
+        return sequence
+
+    early = follower()  # the worker has not created the store yet
+    first = learned(0)
+    before = run.published().manifest["release"]["object"]
+    learned(1)
     (run.store / run.published().manifest["release"]["object"]["key"]).unlink()
-    follower: Follower = follow(run, store=str(run.store))
-    refused(follower, "is missing")
+    late = follower()
+    assert late.latest(DEADLINE_S).described.sequence == first
+    refused(late, "is missing")
+    (run.store / before["key"]).unlink()
+    later = follower()
+    refused(later, "is missing")
     with pytest.raises(NoReleaseError, match="is missing"):
-        follower.latest()
-    sequence = learn(run, 250, 1)
-    until(follower, lambda release: release.described.sequence == sequence)
+        later.latest()
+    sequence = learned(2)
+    for each in (late, later):
+        until(each, lambda release: release.described.sequence == sequence)
 
 
 def test_a_release_with_a_graph_needs_no_torch(new_run: NewRun, follow: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,7 @@ def test_pages(served: Served) -> None:
                 {"name": "logits", "datatype": "FP32", "shape": [-1, classes]},
                 {"name": "probabilities", "datatype": "FP32", "shape": [-1, classes]},
             ],
+            "parameters": {"epoch": 1, "labels": release["labels"]},
         }
         assert ask(server, f"{path}/ready").json() == {"name": run.id, "ready": True}
         head = ask(server, path, method="HEAD")

@@ -159,7 +159,8 @@ class Application:
         release = self.release(of_model["model"], of_model["version"])
         if of_model["page"] == "/ready":
             return _json({"name": self.model, "ready": True})
-        return _json(self.metadata(release))
+        labels = [str(label) for label in release.labels]  # in the order of the probabilities
+        return _json(self.metadata(release) | {"parameters": {"epoch": release.order[0], "labels": labels}})
 
     def _server(self, _: Scope) -> Response:
         return _json(self.server())
