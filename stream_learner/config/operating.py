@@ -138,7 +138,7 @@ class ServeSettings(Section):
     max_waiting_images: PositiveInt = 4096
     """Most images that wait to be computed. Further requests get the status 503."""
     max_connections: PositiveInt = 1000
-    """Most connections at a time. Requests on further connections get the status 503."""
+    """Most connections at a time. Requests on further connections get the status 503, except for health pages."""
     timeout_s: PositiveFloat = 30.0
     """Seconds in which a request must arrive and be answered. After that it gets the status 503."""
     publish_share: Annotated[float, Field(ge=0, le=1)] = 0.0
