@@ -43,6 +43,9 @@ fuzz: $(VENV)/dev.stamp ## Damaged images through the decoder: samples or reject
 hostile: $(VENV)/dev.stamp ## A hostile producer beside a good one, whose records must all be learned (MINUTES=10 SEED=0)
 	@PYTHONPATH=tests/protocol $(BIN)/python tests/hostile --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)
 
+faults: $(VENV)/dev.stamp ## Long outages of brokers and stores, topics, rights and certificates that change under a worker
+	@$(BIN)/python -m pytest tests/protocol tests/streams -o python_files='check_*.py' $(or $(ARGS),-n 3 --dist loadfile --no-loadscope-reorder)
+
 acls: $(VENV)/dev.stamp ## Take every documented right on Kafka away, one after the other, on a real broker
 	@$(BIN)/python -m pytest tests/streams/each_right.py
 
@@ -81,4 +84,4 @@ lock: $(VENV)/dev.stamp ## Resolve the lock files again (names, versions, hashes
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade locks/conformance.in -o locks/conformance.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade pyproject.toml locks/build.in locks/registries.in --extra follow --extra signing -o locks/registries.txt
 
-.PHONY: help demo test torture fuzz hostile acls conformance alerts check bench docs lock
+.PHONY: help demo test torture fuzz hostile faults acls conformance alerts check bench docs lock

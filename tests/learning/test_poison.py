@@ -2,7 +2,7 @@
 
 Models are compared on a clean test set of 359 images that the worker never sees. Its accuracy is precise to a few
 points, so the mean over seeds is compared. The strategy has no memory, so that the last labels have the most effect.
-The long form, with any seed, is `python benchmarks/poison.py`.
+The long form, with all guards and any seed, is `python benchmarks/poison.py`.
 """
 
 import numpy as np
@@ -28,18 +28,14 @@ def fall(outcomes: list[Outcome]) -> float:
     return 0.0 if worst is None else max(0.0, served(outcomes, flipped=0.0) - worst)
 
 
-@pytest.fixture(scope="module", params=["no gate", "no gate, trusted"])
-def unguarded(request: pytest.FixtureRequest) -> list[list[Outcome]]:
-    return [outcomes(request.param, seed) for seed in SEEDS]
-
-
-def test_without_the_gate_the_poison_is_released(unguarded):
+def test_without_the_gate_the_poison_is_released() -> None:
+    unguarded = [outcomes("no gate", seed) for seed in SEEDS]
     assert np.mean([served(run, flipped=0.0) for run in unguarded]) > 0.8
     assert all(outcome.released for run in unguarded for outcome in run)
     assert np.mean([fall(run) for run in unguarded]) > 0.15
 
 
-@pytest.mark.parametrize("guard", ["max_drop", "not_worse", "better", "max_drop, trusted"])
+@pytest.mark.parametrize("guard", ["max_drop", "max_drop, trusted"])
 def test_the_gate_keeps_it_from_being_released(guard):
     runs = [outcomes(guard, seed) for seed in SEEDS]
     assert np.mean([served(run, flipped=0.0) for run in runs]) > 0.8

@@ -167,8 +167,6 @@ def test_what_ends_it(new_run: NewRun, tmp_path: Path) -> None:
     assert "leave them out for MLflow" in said
     said = failure(once(run, tmp_path, "--to", "mlflow:ftp://secret"), ExitCode.USAGE)
     assert "the URL of MLflow must begin with http://" in said
-    said = failure(once(run, tmp_path, more='checkpoint.store = "nowhere"'), ExitCode.STORE)
-    assert "nowhere is missing" in said
     said = failure(once(run, tmp_path, more='topics.prefix = "other"'), ExitCode.TOPICS)
     assert "has no topic other.checkpoints" in said
     for url in ("ftp://127.0.0.1/secret", "secret", "http://[secret", "http:///secret"):
@@ -182,6 +180,8 @@ def test_what_ends_it(new_run: NewRun, tmp_path: Path) -> None:
     forge(run, run.published().manifest, 2, chunks=[])
     (tmp_path / "out").unlink()
     assert "pass the worker's checkpoint.store" in failure(once(run, tmp_path), ExitCode.STATE)
+    said = failure(once(run, tmp_path, more='checkpoint.store = "nowhere"'), ExitCode.STORE)
+    assert "nowhere is missing" in said
 
 
 class Receiver(ThreadingHTTPServer):
