@@ -34,6 +34,11 @@ def decode(data: bytes, kind: type[T], max_bytes: int = MAX_BYTES) -> T:
         raise ValueError("JSON that is nested too deeply") from None
 
 
+def time_text(moment: datetime, timespec: str = "milliseconds") -> str:
+    """Return a time in UTC as text for a document."""
+    return moment.isoformat(timespec=timespec).replace("+00:00", "Z")
+
+
 def check_time(text: str) -> None:
     """Raise ValueError when the text is not a time in UTC."""
     try:

@@ -11,6 +11,7 @@ import structlog
 from stream_learner.config import AnySettings
 from stream_learner.config.fields import KAFKA_NAME
 from stream_learner.contract.acks import Ack
+from stream_learner.contract.documents import time_text
 from stream_learner.contract.manifest import encode
 from stream_learner.contract.topics import Names
 from stream_learner.errors import StreamLearnerError, UsageError
@@ -64,7 +65,7 @@ class Acknowledger:
             host=socket.gethostname(),
             epoch=epoch,
             sequence=sequence,
-            since=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            since=time_text(datetime.now(UTC)),
         )
 
     def _run(self) -> None:

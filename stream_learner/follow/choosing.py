@@ -6,6 +6,7 @@ from typing import Literal
 
 from stream_learner.config import AnySettings
 from stream_learner.contract import signatures
+from stream_learner.contract.documents import time_text
 from stream_learner.contract.manifest import Manifest, encode
 from stream_learner.contract.pins import Chosen, Pin
 from stream_learner.contract.topics import Names
@@ -79,4 +80,4 @@ def _later(newest: Pin | None) -> str:
     if newest:
         last = datetime.fromisoformat(newest.created_at)
         now = max(now, last + min(timedelta(milliseconds=1), datetime.max.replace(tzinfo=UTC) - last))
-    return now.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return time_text(now, "microseconds")

@@ -16,6 +16,7 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.contract import keys, ledger, signatures, tensors
 from stream_learner.contract.dead_letter import DeadLetter
+from stream_learner.contract.documents import time_text
 from stream_learner.contract.manifest import Manifest, OnnxGraph, Release, digest
 from stream_learner.contract.objects import Chunk, Earlier, Object, Published, State
 from stream_learner.contract.pins import Chosen
@@ -371,4 +372,4 @@ def _poisoned(rejections: list[Rejection]) -> dict[str, dict[int, list[int]]]:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return time_text(datetime.now(UTC))

@@ -14,6 +14,7 @@ import structlog
 from prometheus_client import Counter
 
 from stream_learner.config import FollowSettings
+from stream_learner.contract.documents import time_text
 from stream_learner.contract.predictions import MAX_PROBABILITIES, Prediction
 from stream_learner.errors import StreamLearnerError
 from stream_learner.follow.releases import Release
@@ -143,7 +144,7 @@ def _record(predicted: _Predicted) -> Prediction:
         id=predicted.id,
         label=release.labels[int(row.argmax())],
         probabilities={str(release.labels[index]): min(1.0, float(row[index])) for index in largest},
-        created_at=predicted.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        created_at=time_text(predicted.at),
     )
 
 
