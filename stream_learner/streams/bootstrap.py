@@ -7,8 +7,8 @@ import logging
 import socket
 import ssl
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -149,13 +149,34 @@ class _Client(KafkaNetClient):
     def close(self, node_id: Any = None) -> None:
         """Close one connection, or the client with all its sockets.
 
-        kafka-python itself leaves the socket of a connection open if the last request still waits to be sent.
+        kafka-python itself leaves the socket of a connection open if the last request still waits to be sent. It logs
+        an error for each connection that is just being opened.
         """
-        super().close(node_id)
-        if node_id is None:
-            for transport in list(self._transports):
-                if sock := transport._sock:
-                    sock.close()
+        if node_id is not None:
+            super().close(node_id)
+            return
+        io_thread = self._net._io_thread
+        with _muted({threading.get_ident(), io_thread.ident if io_thread else None}):
+            super().close()
+        for transport in list(self._transports):
+            if sock := transport._sock:
+                sock.close()
+
+
+@contextmanager
+def _muted(threads: set[int | None]) -> Iterator[None]:
+    """Suppress the log records of these threads about connections."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return record.thread not in threads
+
+    for logger in LOGGERS:
+        logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        for logger in LOGGERS:
+            logger.removeFilter(is_other)
 
 
 class _Dialer(KafkaNetSocket):

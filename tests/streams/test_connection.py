@@ -14,7 +14,7 @@ from stream_learner.config import MIB, KafkaSettings, Settings
 from stream_learner.errors import ExitCode, KafkaUnavailableError
 from stream_learner.local.broker import HOST
 from stream_learner.streams.bootstrap import _Bootstrap, _Client, connect
-from stream_learner.streams.connection import ask, client_config
+from stream_learner.streams.connection import ask, client_config, reader
 from stream_learner.streams.history import History
 
 
@@ -122,3 +122,13 @@ def test_a_client_that_is_closed_during_a_tls_handshake_leaves_no_socket_open(si
         client.close()
         while peer.recv(4096):
             pass
+
+
+def test_a_client_that_is_closed_while_it_asks_for_metadata_logs_no_error(
+    kafka: KafkaSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(10):
+        consumer = reader(kafka)
+        consumer._client._manager.cluster.request_update()
+        consumer.close()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
