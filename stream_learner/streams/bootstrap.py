@@ -158,24 +158,25 @@ class _Client(KafkaNetClient):
         io_thread = self._net._io_thread
         with _muted({threading.get_ident(), io_thread.ident if io_thread else None}):
             super().close()
-        for transport in list(self._transports):
-            if sock := transport._sock:
-                sock.close()
+            for transport in list(self._transports):
+                if sock := transport._sock:
+                    sock.close()
 
 
 @contextmanager
 def _muted(threads: set[int | None]) -> Iterator[None]:
-    """Suppress the log records of these threads about connections."""
+    """Suppress the log records of these threads about connections and what waits for them."""
+    loggers = [*LOGGERS, logging.getLogger("kafka.net.selector")]
 
     def is_other(record: logging.LogRecord) -> bool:
         return record.thread not in threads
 
-    for logger in LOGGERS:
+    for logger in loggers:
         logger.addFilter(is_other)
     try:
         yield
     finally:
-        for logger in LOGGERS:
+        for logger in loggers:
             logger.removeFilter(is_other)
 
 
