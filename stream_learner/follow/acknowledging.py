@@ -15,7 +15,7 @@ from stream_learner.contract.documents import time_text
 from stream_learner.contract.manifest import encode
 from stream_learner.contract.topics import Names
 from stream_learner.errors import StreamLearnerError, UsageError
-from stream_learner.streams.single import write
+from stream_learner.streams.writing import write
 
 log = structlog.get_logger()
 

@@ -13,7 +13,7 @@ from stream_learner.contract.topics import Names
 from stream_learner.errors import NoReleaseError, UsageError
 from stream_learner.follow.reading import newest_manifest
 from stream_learner.streams.pins import Pins, listed, read_pins
-from stream_learner.streams.single import write
+from stream_learner.streams.writing import write
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ from stream_learner.config import AnySettings
 from stream_learner.contract.documents import Epoch, Sequence, Time
 from stream_learner.contract.manifest import Decision, Manifest
 from stream_learner.contract.spans import each
-from stream_learner.contract.topics import Names
-from stream_learner.contract.window import ClassAccuracy, Score, Window, decode_window
+from stream_learner.contract.window import ClassAccuracy, Score, Window
 from stream_learner.errors import NoReleaseError
-from stream_learner.follow.reading import newest_manifest
+from stream_learner.follow.reading import newest_manifest, released_by
 from stream_learner.streams.acks import read_acks
 from stream_learner.streams.history import History
-from stream_learner.streams.journal import read_committed
 from stream_learner.streams.pins import listed, read_pins
+from stream_learner.streams.windows import read_windows
 
 LOWEST = 3
 # A checkpoint takes two offsets of a topic: its record and the end of its transaction.
@@ -69,7 +68,7 @@ def read_releases(settings: AnySettings) -> list[KeptRelease]:
     found, before = [], None
     with closing(History(settings)) as history:
         for kept, chosen in zip([*newest.earlier, newest.release.as_earlier()], listed(newest), strict=True):
-            manifest = _manifest(history, newest, chosen.sequence, chosen.digest)
+            manifest = newest if chosen.sequence == newest.sequence else released_by(history, chosen)
             release = manifest.release if manifest else None
             found.append(
                 KeptRelease(
@@ -106,7 +105,7 @@ def read_checkpoints(settings: AnySettings, limit: int) -> list[Checkpoint]:
             if len(found) >= limit or start == history.first:
                 break
             tail *= 4
-    windows = _windows(settings, tail)
+    windows = {window.order: window for window in read_windows(settings, tail) if window.run_id == settings.run.id}
     return [
         Checkpoint(
             epoch=manifest.epoch,
@@ -121,34 +120,9 @@ def read_checkpoints(settings: AnySettings, limit: int) -> list[Checkpoint]:
     ]
 
 
-def _manifest(history: History, newest: Manifest, sequence: int, digest: str) -> Manifest | None:
-    """Return the manifest that released, None if the history topic does not hold it."""
-    if sequence == newest.sequence:
-        return newest
-    found = history.find(sequence, newest.epoch)
-    release = found.manifest.release if found else None
-    return found.manifest if found and release and release.object.digest == digest else None
-
-
 def _lowest(classes: list[ClassAccuracy]) -> list[ClassAccuracy]:
     return sorted(classes, key=lambda one: one.correct / one.total if one.total else 1.0)[:LOWEST]
 
 
 def _reached(manifest: Manifest) -> int:
     return sum(offset for _, _, offset in each(manifest.learned_positions))
-
-
-def _windows(settings: AnySettings, tail: int) -> dict[tuple[int, int], Window]:
-    """Return the run's windows among the last `tail` offsets of the metrics topic, by epoch and sequence."""
-    verifier, found = settings.security.verifier, {}
-    for record in read_committed(settings, Names.under(settings.prefix).metrics, tail, wait=False):
-        value = record.value or b""
-        if verifier and not verifier.accepts(value, record.headers):
-            continue
-        try:
-            window = decode_window(value)
-        except ValueError:
-            continue
-        if window.run_id == settings.run.id:
-            found[window.order] = window
-    return found

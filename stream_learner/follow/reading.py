@@ -133,14 +133,20 @@ def describe(settings: AnySettings, newest: Manifest, chosen: Chosen) -> tuple[M
     if newest.release and newest.release.sequence == chosen.sequence:
         return newest, newest.release
     with closing(History(settings)) as history:
-        found = history.find(chosen.sequence, chosen.epoch)
-        release = found.manifest.release if found else None
-        if found is None or release is None or release.object.digest != chosen.digest:
+        manifest = released_by(history, chosen)
+        if manifest is None or manifest.release is None:
             raise StateError(
                 f"topic {history.topic} does not hold the manifest of release {chosen.sequence}, epoch {chosen.epoch}; "
                 "choose another release with `stream-learner release`"
             )
-    return found.manifest, release
+    return manifest, manifest.release
+
+
+def released_by(history: History, chosen: Chosen) -> Manifest | None:
+    """Return the manifest of the checkpoint that made a release, None if the history topic does not hold it."""
+    found = history.find(chosen.sequence, chosen.epoch)
+    release = found.manifest.release if found else None
+    return found.manifest if found and release and release.object.digest == chosen.digest else None
 
 
 def newest_manifest(settings: AnySettings) -> Manifest | None:

@@ -7,13 +7,13 @@ from stream_learner.contract.acks import Ack
 from stream_learner.contract.manifest import Manifest
 from stream_learner.contract.spans import Positions
 from stream_learner.contract.topics import Names
-from stream_learner.contract.window import Window, decode_window
+from stream_learner.contract.window import Window
 from stream_learner.errors import StateError
 from stream_learner.streams import offsets, topics
 from stream_learner.streams.acks import read_acks
-from stream_learner.streams.journal import read_committed
-from stream_learner.streams.manifests import UNSIGNED, advice, no_manifest, read_newest
+from stream_learner.streams.manifests import advice, no_manifest, read_newest
 from stream_learner.streams.rights import Role
+from stream_learner.streams.windows import read_windows
 
 # Number of offsets to read at the end of the metrics topic: enough to include a window even after many aborted
 # transactions.
@@ -63,22 +63,17 @@ def _newest_window(settings: Settings, topic: str) -> Window | None:
 
     Raises StateError when the topic holds only other records.
     """
-    newest, why, verifier = None, None, settings.security.verifier
-    for record in read_committed(settings, topic, METRICS_TAIL, wait=False):
-        value = record.value or b""
-        try:
-            if verifier and not verifier.accepts(value, record.headers):
-                raise ValueError(UNSIGNED)
-            window = decode_window(value)
-        except ValueError as error:
-            why = error
-            continue
+    newest: Window | None = None
+    refusals: list[object] = []
+    for window in read_windows(settings, METRICS_TAIL, refusals.append):
         if window.run_id == settings.run.id and (newest is None or window.order >= newest.order):
             newest = window
-        else:
-            why = why or f"a window of run {window.run_id!r}"
-    if newest is None and why is not None:
-        raise StateError(f"topic {topic} holds no window of run {settings.run.id!r} ({why}); {advice(settings)}")
+        elif not refusals:
+            refusals.append(f"a window of run {window.run_id!r}")
+    if newest is None and refusals:
+        raise StateError(
+            f"topic {topic} holds no window of run {settings.run.id!r} ({refusals[-1]}); {advice(settings)}"
+        )
     return newest
 
 

@@ -18,7 +18,6 @@ from stream_learner.streams.journal import read_committed
 LOOK_TAIL = 10
 # The same number for a check after the checkpoints topic held foreign records or lacked the newest manifest.
 HISTORY_TAIL = 1_000
-UNSIGNED = "it is not signed by one of security.verify_key_files"
 ONE_RUN = "topics belong to one run: set topics.prefix or run.id"
 SIGN_FIRST = 'a run that has not been signed must write a signed checkpoint first (docs/security.md, "Signing")'
 
@@ -163,8 +162,7 @@ def accepted(record: Record, run_id: str, verifier: Verifier | None) -> Found:
     """
     if record.value is None:
         raise ValueError(record.unreadable or "it has no value")
-    if verifier and not verifier.accepts(record.value, record.headers):
-        raise ValueError(UNSIGNED)
+    check_signature(record, verifier)
     try:
         manifest = decode_manifest(record.value)
     except NewerVersionError as error:
@@ -177,6 +175,12 @@ def accepted(record: Record, run_id: str, verifier: Verifier | None) -> Found:
     if manifest.run_id != run_id:
         raise ValueError(f"it belongs to run {manifest.run_id!r}")
     return Found(manifest, digest(record.value), record.offset)
+
+
+def check_signature(record: Record, verifier: Verifier | None) -> None:
+    """Raise ValueError when there are keys, and none of them has signed the record's value."""
+    if verifier and not verifier.accepts(record.value or b"", record.headers):
+        raise ValueError("it is not signed by one of security.verify_key_files")
 
 
 def _epoch(found: Found | None) -> int:

@@ -13,7 +13,7 @@ from stream_learner.contract.topics import Names
 from stream_learner.errors import TopicsError
 from stream_learner.formats.record import Record
 from stream_learner.streams.journal import read_committed
-from stream_learner.streams.manifests import UNSIGNED
+from stream_learner.streams.manifests import check_signature
 from stream_learner.streams.tail import Tail
 from stream_learner.streams.topics import id_for_reader
 
@@ -78,8 +78,7 @@ class Pins:
 
     def _accepted(self, record: Record) -> Pin:
         """Decode a record. Raises ValueError when the record is not a valid pin of the run, or is outdated."""
-        if self._verifier and not self._verifier.accepts(record.value or b"", record.headers):
-            raise ValueError(UNSIGNED)
+        check_signature(record, self._verifier)
         pin = decode_pin(record.key, record.value)
         if pin.run_id != self._run_id:
             raise ValueError(f"it belongs to run {pin.run_id!r}")

@@ -4,14 +4,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime
 
-from kafka import KafkaProducer
-
 from stream_learner.config import AnySettings
 from stream_learner.contract.predictions import Prediction
 from stream_learner.contract.topics import Names
-from stream_learner.streams.bootstrap import connect
-from stream_learner.streams.connection import client_config, kafka_failures
-from stream_learner.streams.topics import topic_ids
+from stream_learner.streams.writing import open_producer, write_failures
 
 LINGER_MS = 20
 
@@ -23,18 +19,7 @@ class PredictionProducer:
         """Connect. Raises TopicsError when the topic is missing, KafkaUnavailableError."""
         self._kafka = settings.kafka
         self._topic = Names.under(settings.prefix).predictions
-        topic_ids(settings, [self._topic])  # the producer would wait for a missing topic
-        delivery_ms = int(2000 * settings.kafka.request_timeout_s)
-        config = client_config(settings.kafka) | {
-            "acks": "all",
-            "enable_idempotence": True,
-            "linger_ms": LINGER_MS,
-            "delivery_timeout_ms": delivery_ms,
-            "max_block_ms": delivery_ms,
-            "metrics_enabled": False,
-        }
-        with self._failures():
-            self._producer: KafkaProducer = connect(KafkaProducer, config)
+        self._producer = open_producer(settings, self._topic, enable_idempotence=True, linger_ms=LINGER_MS)
 
     def send(self, prediction: Prediction, confirmed: Callable[[], None], failed: Callable[[Exception], None]) -> None:
         """Send a prediction. Another thread calls `confirmed` or `failed` later. Raises KafkaUnavailableError."""
@@ -54,4 +39,4 @@ class PredictionProducer:
         self._producer.close(0)
 
     def _failures(self) -> AbstractContextManager[None]:
-        return kafka_failures(self._kafka, f"writing to topic {self._topic}", "Write")
+        return write_failures(self._kafka, self._topic)

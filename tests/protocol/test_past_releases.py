@@ -1,4 +1,4 @@
-"""What `stream-learner releases` and `history` show of a run that has learned."""
+"""Output of `stream-learner releases` and `stream-learner history` for a run that has learned."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ from stream_learner import NoReleaseError
 from stream_learner.errors import ExitCode
 from stream_learner.follow.choosing import choose
 from stream_learner.follow.past import read_checkpoints, read_releases
-from stream_learner.streams.single import write
+from stream_learner.streams.writing import write
 
 
 def test_the_releases_that_are_kept(finished: tuple[Run, Log]) -> None:
