@@ -8,8 +8,8 @@ import signal
 import socket
 import struct
 import threading
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from itertools import pairwise
 from pathlib import Path
@@ -436,32 +436,52 @@ def never_read(server: Worker, last: bytes) -> socket.socket:
 
 
 def test_a_stop_answers_requests_that_have_begun(served: Served) -> None:
+    """Requests on their way to a connection without a request are answered too."""
     server = serve(served.run)
     server.until("release", lambda: ask(server, "/v2/health/ready").status == 200)
     idle = talk(server)
+    infer = f"{served.model}/infer"
     body = json.dumps({"inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [0] * 64}]})
-    head = f"POST {served.model}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST {infer} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     begun = talk(server, head.encode(), body[:100].encode())
-    assert ask(server, "/v2/health/ready").status == 200  # so the server has read it
-    server.signal(signal.SIGTERM)
-    deadline = time.monotonic() + DEADLINE_S
-    while accepts(server):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    in_headers = talk(server, head[:10].encode())
+    with ThreadPoolExecutor(LOADS) as threads:
+        answered = threading.Barrier(LOADS + 1)
+        busy = [threads.submit(ask_until_refused, port(server), infer, body, answered) for _ in range(LOADS)]
+        answered.wait(DEADLINE_S)
+        server.signal(signal.SIGTERM)
+        assert all(one.result() > 1 for one in busy)
     begun.sendall(body[100:].encode())
-    answer = rest_of(begun)
-    assert answer.startswith(b"HTTP/1.1 200 ")
-    assert b'"model_version"' in answer
+    in_headers.sendall((head[10:] + body).encode())
+    for connection in (begun, in_headers):
+        answer = rest_of(connection)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b'"model_version"' in answer
+        assert b"connection: close" in answer
     assert rest_of(idle) == b""
     assert '"event":"stopped"' in server.ends(0)
 
 
-def accepts(server: Worker) -> bool:
-    try:
-        talk(server).close()
-    except ConnectionError:
-        return False
-    return True
+def ask_until_refused(port: int, page: str, body: str, answered: threading.Barrier) -> int:
+    """Ask over a connection that is kept, then over further ones until one is refused. Return the number of answers."""
+    answers = 0
+    while True:
+        connection = HTTPConnection(HOST, port, timeout=DEADLINE_S)
+        try:
+            connection.connect()
+        except ConnectionRefusedError:
+            return answers
+        closed = False
+        while not closed:
+            connection.request("POST", page, body)
+            response = connection.getresponse()
+            response.read()
+            assert response.status == 200
+            closed = response.will_close
+            answers += 1
+            if answers == 1:
+                answered.wait(DEADLINE_S)
+        connection.close()
 
 
 def test_a_stop_while_kafka_does_not_answer(served: Served) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEADER_BYTES = 64 * 1024
+LAST_S = 2.0
+"""Time without a request after which a connection is closed while the server stops."""
 HEALTH = b"/v2/health/"
 """Pages that are answered on any number of connections, so that nobody restarts a server that only has too many."""
 
@@ -52,6 +54,7 @@ class Connection(HttpToolsProtocol):
         self._timeout_s = timeout_s
         self._limit = self.limit_concurrency
         self._is_further = False
+        self._is_stopping = False
         self._in_headers = True
         self._header_bytes = 0
         self._is_body = False  # whether the data that arrived holds the end of headers or a part of a body
@@ -85,6 +88,8 @@ class Connection(HttpToolsProtocol):
         # uvicorn itself would refuse requests on all connections at the limit, not only on further ones.
         self.limit_concurrency = self._limit if self._is_further and not self.url.startswith(HEALTH) else None
         super().on_headers_complete()
+        if self._is_stopping:
+            self.cycle.keep_alive = False
         self._is_body = True
         self._arrived()
 
@@ -107,7 +112,22 @@ class Connection(HttpToolsProtocol):
             self._was_read()
 
     def timeout_keep_alive_handler(self) -> None:
-        self.transport.abort()  # `close` would wait for a client that does not read
+        super().timeout_keep_alive_handler()
+        self._expect_reading()
+
+    def shutdown(self) -> None:
+        """Close the connection with the answer to its last request, or when no request has arrived for `LAST_S`.
+
+        uvicorn itself closes a connection that waits for a request at once. A request on its way would be reset.
+        """
+        self._is_stopping = True
+        self.timeout_keep_alive = LAST_S
+        if self.cycle and not self.cycle.response_complete:
+            if not self.cycle.response_started:
+                self.cycle.keep_alive = False
+        elif not self._header_bytes:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(LAST_S, self.timeout_keep_alive_handler)
 
     def _expect_reading(self) -> None:
         if self._unread is None:

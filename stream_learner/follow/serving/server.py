@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 
 import structlog
@@ -83,10 +83,19 @@ class _Server(uvicorn.Server):
             log.info("serving", host=host, port=port, **ports, model=self._application.model)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # The end of a listener resets the connections that wait for `accept`.
+        waiting = [connection for listener in sockets or () for connection in _accepted(listener)]
+        for server in self.servers:
+            server.close()
+        for connection in waiting:
+            await asyncio.get_running_loop().connect_accepted_socket(self._connection, connection)
         stops = [super().shutdown(sockets)]
         if self._grpc:
             stops.append(self._grpc.stop())
         await asyncio.gather(*stops)
+
+    def _connection(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(self.config, self.server_state, {})  # pyright: ignore
 
 
 def _config(application: Application, settings: ServeSettings) -> uvicorn.Config:
@@ -107,6 +116,15 @@ def _config(application: Application, settings: ServeSettings) -> uvicorn.Config
         timeout_graceful_shutdown=int(settings.timeout_s) + 1,
         backlog=BACKLOG,
     )
+
+
+def _accepted(listener: socket.socket) -> list[socket.socket]:
+    """Accept the connections that wait."""
+    accepted = []
+    with suppress(OSError):  # none waits any more
+        for _ in range(BACKLOG):
+            accepted.append(listener.accept()[0])
+    return accepted
 
 
 def _listener(settings: ServeSettings) -> socket.socket:
