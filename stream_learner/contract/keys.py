@@ -16,11 +16,12 @@ RELEASE = "release.safetensors"
 EVALUATION = "evaluation.safetensors"
 CANARY = "canary.safetensors"
 ONNX = "graph.onnx"
+MANIFEST = "manifest.json"
 
 _UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _NUMBERED = rf"([0-9]{{12,19}})-{_UUID}"
 # Without anchors, for JSON Schema.
-_NAMES = r"((state|release|evaluation|canary)\.safetensors|graph\.onnx)"
+_NAMES = r"((state|release|evaluation|canary)\.safetensors|graph\.onnx|manifest\.json)"
 _PATTERN = rf"[a-zA-Z0-9._-]{{1,200}}/({_NUMBERED}/{_NAMES}|memory/{_NUMBERED})"
 PATTERN = f"^{_PATTERN}" + END
 

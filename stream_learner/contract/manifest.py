@@ -116,6 +116,10 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     onnx: OnnxGraph | None = None
     missing_formats: dict[Text, Text] = {}
     """Formats of `release.formats` that this release does not have, and the reasons."""
+    manifest: Object | None = None
+    """The manifest of this release's checkpoint, for readers that need it after the history topic has lost it. There,
+    `release` has no `chunks` and no `manifest`. None if a version of this program without this field made the release.
+    """
 
     def as_earlier(self) -> Earlier:
         """Return this release as later manifests list it."""
@@ -126,6 +130,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
             evaluation=self.evaluation,
             canary=self.canary.object,
             onnx=self.onnx and self.onnx.published.object,
+            manifest=self.manifest,
             classes=self.model.arguments.classes,
             validation=self.validation.overall,
             test=self.test.overall,
@@ -333,6 +338,8 @@ def _check_keys(manifest: Manifest) -> None:
         keys.check_object(release.canary.key, run_id, release.sequence, keys.CANARY)
         if release.onnx:
             keys.check_object(release.onnx.key, run_id, release.sequence, keys.ONNX)
+        if release.manifest:
+            keys.check_object(release.manifest.key, run_id, release.sequence, keys.MANIFEST)
 
 
 def contradictions(manifest: Manifest) -> Iterator[str]:

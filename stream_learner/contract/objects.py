@@ -48,7 +48,7 @@ class Published(msgspec.Struct, frozen=True):
 
 
 class Earlier(msgspec.Struct, frozen=True, kw_only=True):
-    """An earlier release whose objects are still in the store. The manifest of its checkpoint describes it in full."""
+    """An earlier release whose objects are still in the store."""
 
     sequence: Sequence
     created_at: Time
@@ -57,6 +57,8 @@ class Earlier(msgspec.Struct, frozen=True, kw_only=True):
     canary: Object
     onnx: Object | None = None
     """The graph, if the release has one."""
+    manifest: Object | None = None
+    """The manifest of its checkpoint, which describes the release in full; see `Release.manifest`."""
     classes: Count
     """Number of outputs."""
     validation: Score
@@ -64,4 +66,5 @@ class Earlier(msgspec.Struct, frozen=True, kw_only=True):
 
     def objects(self) -> list[Object]:
         """Return the release's objects."""
-        return [self.object, self.evaluation, self.canary, *([self.onnx] if self.onnx else [])]
+        optional = (found for found in (self.onnx, self.manifest) if found)
+        return [self.object, self.evaluation, self.canary, *optional]

@@ -17,7 +17,7 @@ from stream_learner.contract.pins import Chosen
 from stream_learner.contract.topics import Names
 from stream_learner.errors import KafkaUnavailableError, NoReleaseError, StateError, StoreError, StreamLearnerError
 from stream_learner.follow.acknowledging import Acknowledger
-from stream_learner.follow.reading import ReleaseReader, describe, reader_settings
+from stream_learner.follow.reading import ReleaseReader, reader_settings
 from stream_learner.follow.releases import Release, check_runtime
 from stream_learner.streams.manifests import accepted
 from stream_learner.streams.pins import PinsTail
@@ -82,7 +82,6 @@ class Follower:
         settings = reader_settings(run_id, kafka, prefix, verify_key_files)
         if compute:
             check_runtime()
-        self._settings = settings
         self._run_id, self._verifier = settings.run.id, settings.security.verifier
         self._compute = compute
         self._changed = threading.Condition()
@@ -231,7 +230,7 @@ class Follower:
     def _read(self, newest: Manifest, chosen: Chosen) -> tuple[Release | None, str | None]:
         """Return a verified release, or None and why it is refused. Raises KafkaUnavailableError, StoreError."""
         try:
-            release = self._reader.read(*describe(self._settings, newest, chosen))
+            release = self._reader.read(newest, chosen)
             if self._compute:
                 release.check()
         except (KafkaUnavailableError, StoreError):

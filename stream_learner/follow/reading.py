@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
+import structlog
 from pydantic import ValidationError
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import AnySettings, KafkaSettings, ReaderSettings, usage_error
-from stream_learner.contract.manifest import Manifest, digest
+from stream_learner.contract.manifest import Manifest, decode_manifest, digest
 from stream_learner.contract.manifest import Release as Described
-from stream_learner.contract.objects import Published
+from stream_learner.contract.objects import Object, Published
 from stream_learner.contract.pins import Chosen
 from stream_learner.contract.topics import Names
 from stream_learner.errors import NoReleaseError, StateError, StoreError
@@ -18,12 +19,17 @@ from stream_learner.follow.releases import Objects, Release
 from stream_learner.streams.chunks import Chunks
 from stream_learner.streams.history import History
 from stream_learner.streams.manifests import no_manifest, read_newest
-from stream_learner.streams.pins import read_pins
+from stream_learner.streams.pins import listed, read_pins
 from stream_learner.streams.topics import id_for_reader
+
+log = structlog.get_logger()
 
 
 class ReleaseReader:
-    """Reads the objects of releases from the weights topic, or else from the store."""
+    """Reads releases: their objects from the weights topic, or else from the store.
+
+    The manifests of earlier releases come from the store, or else from the history topic.
+    """
 
     def __init__(self, settings: ReaderSettings, store: str | None = None, own: str | None = None):
         """Connect. Raises KafkaUnavailableError, UsageError."""
@@ -35,12 +41,13 @@ class ReleaseReader:
         self._own = own
         self._chunks = Chunks(settings)
 
-    def read(self, manifest: Manifest, described: Described) -> Release:
-        """Read and verify the objects of a release that a manifest names.
+    def read(self, newest: Manifest, chosen: Chosen) -> Release:
+        """Read and verify one of the releases that the newest manifest lists.
 
-        Raises StateError when an object is gone or has another size or digest than in the manifest,
-        KafkaUnavailableError, StoreError.
+        Raises StateError when its manifest or one of its objects is gone or has another size or digest than it should
+        have, KafkaUnavailableError, StoreError.
         """
+        manifest, described = self._describe(newest, chosen)
         onnx = described.onnx
         objects = Objects(
             parameters=self._object(manifest, described, Published(described.object, described.chunks)),
@@ -57,6 +64,27 @@ class ReleaseReader:
         if self._store is None and self._location is not None:
             self._store = Store(self._location, create=False)
         return self._store
+
+    def _describe(self, newest: Manifest, chosen: Chosen) -> tuple[Manifest, Described]:
+        """Return a manifest that describes a release, and the description."""
+        if newest.release and newest.release.sequence == chosen.sequence:
+            return newest, newest.release
+        failure = None
+        stored = next((one.manifest for one in newest.earlier if one.sequence == chosen.sequence), None)
+        try:
+            if stored and (store := self._open_store()):
+                return _decoded(store.fetch(stored), stored, chosen)
+        except (StateError, StoreError) as error:
+            failure = error
+            log.warning("the manifest of a release cannot be read from the store", why=str(error))
+        with closing(History(self._settings)) as history:
+            manifest = released_by(history, chosen)
+        if manifest and manifest.release:
+            return manifest, manifest.release
+        raise failure or StateError(
+            f"topic {history.topic} does not hold the manifest of release {chosen.sequence}, epoch {chosen.epoch}; "
+            "pass the worker's checkpoint.store as `store`, or choose another release with `stream-learner release`"
+        )
 
     def _object(self, manifest: Manifest, described: Described, published: Published) -> bytes:
         """Fetch an object from the weights topic, or else from the store. Verify size and digest.
@@ -101,7 +129,7 @@ def read_release(
     with closing(ReleaseReader(settings, store, own)) as reader:
         while True:
             try:
-                return reader.read(*describe(settings, newest, chosen))
+                return reader.read(newest, chosen)
             except StateError:  # a newer release may have replaced the bytes
                 before, (newest, chosen) = chosen, _choose(settings)
                 if chosen == before:
@@ -124,24 +152,6 @@ def reader_settings(
         raise usage_error(error) from None
 
 
-def describe(settings: AnySettings, newest: Manifest, chosen: Chosen) -> tuple[Manifest, Described]:
-    """Return the manifest that describes one of the releases that the newest manifest lists, and the description.
-
-    The history topic holds the manifests of earlier releases. Raises StateError when the manifest is gone,
-    KafkaUnavailableError.
-    """
-    if newest.release and newest.release.sequence == chosen.sequence:
-        return newest, newest.release
-    with closing(History(settings)) as history:
-        manifest = released_by(history, chosen)
-        if manifest is None or manifest.release is None:
-            raise StateError(
-                f"topic {history.topic} does not hold the manifest of release {chosen.sequence}, epoch {chosen.epoch}; "
-                "choose another release with `stream-learner release`"
-            )
-    return manifest, manifest.release
-
-
 def released_by(history: History, chosen: Chosen) -> Manifest | None:
     """Return the manifest of the checkpoint that made a release, None if the history topic does not hold it."""
     found = history.find(chosen.sequence, chosen.epoch)
@@ -159,6 +169,17 @@ def newest_manifest(settings: AnySettings) -> Manifest | None:
     if newest.found is None and newest.foreign:
         raise no_manifest(settings, newest)
     return newest.found.manifest if newest.found else None
+
+
+def _decoded(data: bytes, stored: Object, chosen: Chosen) -> tuple[Manifest, Described]:
+    """Decode the stored manifest of a release. Raises StateError when it is not a manifest of this release."""
+    try:
+        manifest = decode_manifest(data)
+    except ValueError as error:
+        raise StateError(f"object {stored.key} is {error}; choose another release") from None
+    if manifest.release is None or listed(manifest)[-1] != chosen:
+        raise StateError(f"object {stored.key} describes another release than {chosen.sequence}; choose another one")
+    return manifest, manifest.release
 
 
 def _choose(settings: ReaderSettings) -> tuple[Manifest, Chosen]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, Protocol
@@ -81,6 +81,7 @@ class Prepared:
     parts: list[Object]
     release: "PreparedRelease | None"
     earlier: list[Earlier]
+    created_at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class PreparedRelease:
     inline: dict[str, bytes]
     onnx: Onnx | None
     missing_formats: dict[str, str]
+    manifest: Object | None = None
 
 
 class CheckpointWriter:
@@ -159,7 +161,14 @@ class CheckpointWriter:
         release = None
         if snapshot.candidate and snapshot.decision and snapshot.decision.released:
             release = self._put_release(folder, snapshot.candidate)
-        return Prepared(snapshot, lag, sequence, state_object, parts, release, self._earlier(release is not None))
+        earlier = self._earlier(release is not None)
+        prepared = Prepared(snapshot, lag, sequence, state_object, parts, release, earlier, _now())
+        if release is None:
+            return prepared
+        # A pinned release may be needed for longer than the history topic keeps its manifest.
+        _, manifest = fit(self._manifest(prepared, {}), MAX_DOCUMENT_BYTES)
+        stored = self._store.put(f"{folder}/{keys.MANIFEST}", manifest)
+        return replace(prepared, release=replace(release, manifest=stored))
 
     def _earlier(self, is_released: bool) -> list[Earlier]:
         """Return the earlier releases to keep. Read the pins topic only if a release would be dropped."""
@@ -203,11 +212,10 @@ class CheckpointWriter:
         """
         interval = prepared.snapshot.interval
         deadline = time.monotonic() + self._settings.transaction_timeout_s
-        now = _now()
         # 3a. Send the window, the dead letters and the chunks of the release. The manifest names the chunks' offsets.
         self._transaction.begin()
         run_key = self._settings.run.id.encode()
-        _, window = fit(self._window(prepared, now), MAX_DOCUMENT_BYTES)
+        _, window = fit(self._window(prepared), MAX_DOCUMENT_BYTES)
         sent = [self._transaction.send(self._names.metrics, window, run_key, self._signature(window))]
         sent += [self._send_dead_letter(rejection) for rejection in interval.dead_letters]
         chunks = {name: self._send_chunks(name, data) for name, data in _inline(prepared).items()}
@@ -216,7 +224,7 @@ class CheckpointWriter:
         places = iter(self._transaction.confirm(list(chain.from_iterable(chunks.values())), deadline))
         chunk_places = {name: [Chunk(*next(places)) for _ in sent] for name, sent in chunks.items()}
         # 3c. Send the manifest: the same bytes to the checkpoints topic and to the history topic.
-        manifest, value = fit(self._manifest(prepared, chunk_places, now), MAX_DOCUMENT_BYTES)
+        manifest, value = fit(self._manifest(prepared, chunk_places), MAX_DOCUMENT_BYTES)
         signature = self._signature(value)
         futures = [
             self._transaction.send(self._names.checkpoints, value, run_key, signature),
@@ -263,13 +271,13 @@ class CheckpointWriter:
     def _signature(self, value: bytes) -> list[tuple[str, bytes]]:
         return [(signatures.HEADER, self._signer.sign(value))] if self._signer else []
 
-    def _window(self, prepared: Prepared, now: str):
+    def _window(self, prepared: Prepared):
         snapshot = prepared.snapshot
         return snapshot.interval.tally.window(
             run_id=self._settings.run.id,
             epoch=self._epoch,
             sequence=prepared.sequence,
-            created_at=now,
+            created_at=prepared.created_at,
             validation=snapshot.candidate.validation if snapshot.candidate else None,
             test=snapshot.candidate.test if snapshot.candidate else None,
             calibration_error=snapshot.candidate.calibration_error if snapshot.candidate else None,
@@ -278,9 +286,9 @@ class CheckpointWriter:
             lag=prepared.lag,
         )
 
-    def _manifest(self, prepared: Prepared, chunks: dict[str, list[Chunk]], now: str) -> Manifest:
+    def _manifest(self, prepared: Prepared, chunks: dict[str, list[Chunk]]) -> Manifest:
         snapshot = prepared.snapshot
-        release = self._release(prepared, chunks, now) or (self._last.release if self._last else None)
+        release = self._release(prepared, chunks) or (self._last.release if self._last else None)
         existing = self._last.kept if self._last else []
         new = State(prepared.sequence, prepared.state, release=release.sequence if release else None)
         kept = retention.keep(existing, new, self._settings.checkpoint.keep)
@@ -292,7 +300,7 @@ class CheckpointWriter:
             epoch=self._epoch,
             sequence=prepared.sequence,
             predecessor=self._last_digest,
-            created_at=now,
+            created_at=prepared.created_at,
             positions=snapshot.positions,
             spans=snapshot.interval.tally.spans,
             lost=snapshot.interval.tally.lost,
@@ -313,7 +321,7 @@ class CheckpointWriter:
             omitted=self._last.omitted if self._last and release is self._last.release else [],
         )
 
-    def _release(self, prepared: Prepared, chunks: dict[str, list[Chunk]], now: str) -> Release | None:
+    def _release(self, prepared: Prepared, chunks: dict[str, list[Chunk]]) -> Release | None:
         candidate, release = prepared.snapshot.candidate, prepared.release
         if candidate is None or release is None:
             return None
@@ -323,7 +331,7 @@ class CheckpointWriter:
         )
         return Release(
             sequence=prepared.sequence,
-            created_at=now,
+            created_at=prepared.created_at,
             object=published[keys.RELEASE].object,
             chunks=published[keys.RELEASE].chunks,
             model=candidate.model,
@@ -339,6 +347,7 @@ class CheckpointWriter:
             canary=published[keys.CANARY],
             onnx=onnx,
             missing_formats=release.missing_formats,
+            manifest=release.manifest,
         )
 
     def _send_dead_letter(self, rejection: Rejection) -> Any:

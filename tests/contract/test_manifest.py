@@ -65,6 +65,7 @@ RELEASE = Release(
         compared=2,
     ),
     missing_formats={"onnx": "a reason"},
+    manifest=Object(f"{FIRST}/manifest.json", 100, digest(b"manifest")),
 )
 DECISION = Decision(
     released=False,
@@ -109,6 +110,7 @@ SECOND_RELEASE = replace(
     evaluation=Object(f"{SECOND}/evaluation.safetensors", 100, digest(b"evaluation")),
     canary=Published(Object(f"{SECOND}/canary.safetensors", 100, digest(b"canary")), []),
     onnx=None,
+    manifest=None,
 )
 NEXT_RELEASE = replace(
     WHOLE,
@@ -248,6 +250,7 @@ def test_what_is_no_manifest_is_refused(data):
         ("evaluation", f"{FIRST}/release.safetensors"),
         ("canary", f"{FIRST}/evaluation.safetensors"),
         ("onnx", f"{FIRST}/canary.safetensors"),
+        ("manifest", f"{SECOND}/manifest.json"),
     ],
 )
 def test_a_key_that_the_program_would_not_have_written_is_refused(field, key):
@@ -260,6 +263,7 @@ def test_a_key_that_the_program_would_not_have_written_is_refused(field, key):
         "evaluation": document["release"]["evaluation"],
         "canary": document["release"]["canary"]["object"],
         "onnx": document["release"]["onnx"]["published"]["object"],
+        "manifest": document["release"]["manifest"],
     }
     places[field]["key"] = key
     with pytest.raises(ValueError, match=r"key|matching regex"):
@@ -276,6 +280,7 @@ def test_a_key_that_the_program_would_not_have_written_is_refused(field, key):
         ("evaluation", f"{FIRST.replace('digits', 'another')}/evaluation.safetensors"),
         ("canary", f"{FIRST}/canary.safetensors/more"),
         ("onnx", f"{FIRST}/release.safetensors"),
+        ("manifest", f"{FIRST}/release.safetensors"),
     ],
 )
 def test_a_key_of_an_earlier_release_is_checked_too(field, key):
@@ -287,7 +292,7 @@ def test_a_key_of_an_earlier_release_is_checked_too(field, key):
 
 def test_a_manifest_names_all_objects_of_its_states_and_releases():
     named = [found.key for found in NEXT_RELEASE.objects()]
-    assert len({*named}) == len(named) == 2 + 1 + 4 + 3
+    assert len({*named}) == len(named) == 2 + 1 + 5 + 3
     assert {key.rpartition("/")[0] for key in named} == {FIRST, SECOND, "digits/memory"}
     assert len(FIRST_SAVE.objects()) == 1
 
@@ -396,6 +401,14 @@ def test_an_objects_url_is_that_of_the_store_when_it_was_written():
 def test_fields_a_newer_program_added_are_passed_over():
     newer = json.loads(encode(WHOLE)) | {"added": 1}
     assert decode_manifest(json.dumps(newer).encode()) == WHOLE
+
+
+def test_a_manifest_before_releases_named_their_manifests_is_read():
+    document = json.loads(encode(NEXT_RELEASE))
+    for release in (document["release"], *document["earlier"]):
+        del release["manifest"]
+    older = decode_manifest(json.dumps(document).encode())
+    assert older == replace(NEXT_RELEASE, earlier=[replace(RELEASE, manifest=None).as_earlier()])
 
 
 def test_accuracy_leaves_out_classes_without_samples():

@@ -211,7 +211,7 @@ def check_release(log: Log) -> Iterator[Violation]:
     """Check the weights topic.
 
     It holds the chunks of all releases once, in order, and nothing else. Compaction may have deleted those of earlier
-    releases. The joined chunks of the last release are its objects.
+    releases. The joined chunks of the last release are its objects. The manifest of each release is in the store.
     """
     releases = [manifest["release"] for manifest in log.manifests if manifest["release"]]
     # A release is in every manifest up to the next one.
@@ -222,6 +222,8 @@ def check_release(log: Log) -> Iterator[Violation]:
     if found != [offset for offset in named if offset in {*found}]:
         yield Violation("the weights topic holds other chunks than the manifests name")
     yield from check_chunks(log.manifest, log.weights)
+    for sequence in log.stored_otherwise:
+        yield Violation(f"the stored manifest of release {sequence} is another one")
 
 
 def check_earlier(log: Log) -> Iterator[Violation]:
@@ -231,7 +233,7 @@ def check_earlier(log: Log) -> Iterator[Violation]:
         if manifest["released"]:
             release = manifest["release"]
             onnx = release["onnx"] and release["onnx"]["published"]["object"]
-            objects = {"object": release["object"], "evaluation": release["evaluation"]}
+            objects = {name: release[name] for name in ("object", "evaluation", "manifest")}
             objects |= {"canary": release["canary"]["object"]} | ({"onnx": onnx} if onnx else {})
             figures = {name: {**release[name]} for name in ("validation", "test")}
             for figure in figures.values():

@@ -95,6 +95,11 @@ def list_another_object(log: Log) -> None:
     rewrite_newest(log, lambda manifest: manifest["earlier"][0].update(object=manifest["release"]["object"]))
 
 
+def store_another_manifest(log: Log) -> None:
+    key = log.manifest["release"]["manifest"]["key"]
+    log.objects[key] = log.objects[key].replace(b'"float32"', b'"float16"')
+
+
 def drop_chunk(log: Log) -> None:
     del log.weights[-1]
 
@@ -204,6 +209,7 @@ DAMAGE: dict[Damage, str] = {
     drop_released_state: "is missing",
     keep_another_state: "keeps other states than were saved",
     name_another_release_of_a_state: "names other releases of its states",
+    store_another_manifest: "the stored manifest of release .* is another one",
     drop_earlier: "is missing",
     change_earlier: "has another digest",
     skip_an_earlier_release: "lists the earlier releases",

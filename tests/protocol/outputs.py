@@ -63,6 +63,18 @@ class Log:
         """The newest manifest."""
         return json.loads(self.checkpoints[-1].value or b"")
 
+    @property
+    def stored_otherwise(self) -> list[int]:
+        """The releases whose stored manifest is not the published one, apart from chunks and its own reference."""
+        found = []
+        for manifest in self.manifests:
+            stored = self.objects.get(manifest["release"]["manifest"]["key"]) if manifest["released"] else None
+            for published in inline(manifest["release"]):
+                published["chunks"] = []
+            if stored and json.loads(stored) != manifest | {"release": manifest["release"] | {"manifest": None}}:
+                found.append(manifest["sequence"])
+        return found
+
     def release(self) -> bytes:
         """The release's bytes, joined from the weights topic."""
         return joined(self.manifest["release"], self.weights)
@@ -161,7 +173,7 @@ def named_objects(manifest: dict[str, Any]) -> list[dict[str, Any]]:
         manifest["state"],
         *(kept["object"] for kept in manifest["kept"]),
         *manifest["parts"],
-        *([release["evaluation"]] if release else []),
+        *([release["evaluation"], release["manifest"]] if release else []),
         *(published["object"] for published in inline(release)),
         *(reference for earlier in manifest["earlier"] for reference in of_earlier(earlier).values()),
     ]
@@ -169,7 +181,7 @@ def named_objects(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 def of_earlier(earlier: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the objects of an earlier release by their names in a manifest."""
-    return {name: earlier[name] for name in ("object", "evaluation", "canary", "onnx") if earlier[name]}
+    return {name: earlier[name] for name in ("object", "evaluation", "canary", "onnx", "manifest") if earlier[name]}
 
 
 def inline(release: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from checker import violations
 from command_line import stream_learner
-from confluent_kafka import Producer
+from confluent_kafka import OFFSET_END, Producer, TopicPartition
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from feed import client, mixed
@@ -18,6 +18,7 @@ from harness import DEADLINE_S, POLL_S, NewRun, Run, Worker
 from stream_learner import Follower, NoReleaseError, UsageError, read_release
 from stream_learner.errors import ExitCode
 from stream_learner.follow.choosing import choose
+from stream_learner.follow.past import read_releases
 from stream_learner.streams import pins, topics
 from stream_learner.streams.acks import read_acks
 
@@ -79,6 +80,20 @@ def produce(run: Run, topic: str, key: bytes, value: bytes) -> None:
     producer = Producer(client(run.broker.bootstrap_servers))
     producer.produce(f"{run.prefix}.{topic}", value, key)
     producer.flush()
+
+
+def forget_history(run: Run) -> None:
+    """Delete all records of the history topic, as retention does."""
+    place = TopicPartition(f"{run.prefix}.history", 0, OFFSET_END)
+    run.admin.delete_records([place])[place].result(DEADLINE_S)
+    assert not run.read("history")
+
+
+def manifest_key(run: Run, sequence: int) -> str:
+    """Return the key of the stored manifest of an earlier release."""
+    manifest = json.loads(run.read("checkpoints")[-1].value or b"")
+    (key,) = [one["manifest"]["key"] for one in manifest["earlier"] if one["sequence"] == sequence]
+    return key
 
 
 def test_a_release_is_pinned_and_withdrawn_while_the_run_goes_on(new_run: NewRun, follow: Any) -> None:
@@ -247,3 +262,18 @@ def test_only_signed_records_are_obeyed(new_run: NewRun, follow: Any, tmp_path: 
         choose(run.settings, PROGRAM, "pin", first)
     choose(signed, PROGRAM, "pin", first)
     uses(follower, first)
+
+    # The history topic no longer holds the manifest of the pinned release. The store does.
+    forget_history(run)
+    latecomer: Follower = follow(run, verify_key_files=[public])  # has no store, so it falls back to another release
+    uses(latecomer, last)
+    assert "pass the worker's checkpoint.store" in (latecomer.following.refused or "")
+    uses(follow(run, verify_key_files=[public], store=str(run.store)), first)
+    released = read_release(run.id, run.broker.bootstrap_servers, verify_key_files=[public], store=str(run.store))
+    assert released.described.sequence == first
+    assert released.is_of_its_manifest
+    (pinned,) = [release for release in read_releases(signed) if release.pinned]
+    assert (pinned.sequence, pinned.used, pinned.decision) == (first, True, None)
+    stored = run.store / manifest_key(run, first)
+    stored.write_bytes(stored.read_bytes().replace(b'"float32"', b'"float16"'))
+    uses(follow(run, verify_key_files=[public], store=str(run.store)), last)

@@ -116,10 +116,10 @@ class FakeRun:
         states = [state.object for state in manifest.kept]
         named = [*states, *manifest.parts]
         if release:
-            named += [release.object, release.evaluation, release.canary.object]
+            named += [release.object, release.evaluation, release.canary.object, release.manifest]
         for earlier in manifest.earlier:
-            named += [earlier.object, earlier.evaluation, earlier.canary]
-        return {one.key for one in named}
+            named += [earlier.object, earlier.evaluation, earlier.canary, earlier.manifest]
+        return {one.key for one in named if one}
 
 
 def candidate(value: float) -> Candidate:

@@ -3,8 +3,9 @@
 import pytest
 from fake_run import FakeRun, of_a_run, rejection
 from fakes import TOPIC
+from msgspec.structs import replace
 
-from stream_learner.contract.manifest import Manifest, digest
+from stream_learner.contract.manifest import Manifest, decode_manifest, digest
 from stream_learner.contract.pins import Chosen
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import (
@@ -19,7 +20,7 @@ from stream_learner.errors import (
 
 SAVE = ["put state.safetensors", "begin", "send metrics", "confirm", "confirm", "send checkpoints", "send history"]
 PUBLISHED = ["confirm", "offsets", "commit", "read back"]
-OF_A_RELEASE = ["put release.safetensors", "put evaluation.safetensors", "put canary.safetensors"]
+OF_A_RELEASE = ["put release.safetensors", "put evaluation.safetensors", "put canary.safetensors", "put manifest.json"]
 OBJECTS = ["put part", "put state.safetensors", *OF_A_RELEASE]
 TRANSACTION = ["begin", "send metrics", "send dead-letters", "send weights", "confirm", "send checkpoints", "offsets"]
 
@@ -76,6 +77,16 @@ def test_the_weights_in_their_topic_are_those_of_the_release(run: FakeRun) -> No
     written = run.cluster.written[chunk.topic][chunk.offset]
     assert written.key == b"release.safetensors/0"
     assert written.value == run.store.fetch(manifest.release.object)
+
+
+def test_the_manifest_of_a_release_is_in_the_store_too(run: FakeRun) -> None:
+    manifest = run.publish(run.writer(), run.snapshot(released=True))
+    release = manifest.release
+    assert release
+    assert release.manifest
+    stored = decode_manifest(run.store.fetch(release.manifest))
+    canary = replace(release.canary, chunks=[])
+    assert stored == replace(manifest, release=replace(release, chunks=[], canary=canary, manifest=None))
 
 
 def test_a_large_release_is_in_the_store_alone() -> None:
@@ -249,11 +260,7 @@ def test_the_objects_of_earlier_releases_stay_until_there_are_enough(count: int,
     for earlier in run.cluster.manifests()[-1].earlier:
         release = published[earlier.sequence].release
         assert release
-        assert (earlier.object, earlier.evaluation, earlier.canary) == (
-            release.object,
-            release.evaluation,
-            release.canary.object,
-        )
+        assert earlier.objects() == [release.object, release.evaluation, release.canary.object, release.manifest]
         assert (earlier.created_at, earlier.classes) == (release.created_at, len(release.labels))
         assert (earlier.test.correct, earlier.test.total) == (release.test.correct, release.test.total)
         assert run.store.fetch(earlier.object)

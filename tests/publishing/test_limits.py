@@ -169,6 +169,7 @@ def worst_snapshot(names: list[str]) -> Snapshot:
 def worst_earlier(release: Release) -> Earlier:
     earlier = release.as_earlier()
     graph = msgspec.structs.replace(earlier.object, key=earlier.object.key.replace("release.safetensors", "graph.onnx"))
+    assert earlier.manifest
     return msgspec.structs.replace(earlier, onnx=graph)
 
 
