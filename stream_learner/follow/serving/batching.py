@@ -14,6 +14,8 @@ from stream_learner.formats import RejectError
 
 MAX_BATCH = 64
 """Images in a batch. A request with more images is a batch of its own."""
+# Turns of the event loop without a further request, after which a batch is computed.
+QUIET_TURNS = 2
 # A longer batch is computed on a thread, so that the event loop serves other requests meanwhile. For a shorter one, the
 # thread would cost more time than it saves.
 INLINE_S = 0.002
@@ -72,7 +74,7 @@ class Batcher:
         waiting = _Waiting(images, release, loop.create_future())
         self._waiting.append(waiting)
         if self._running is None:
-            self._running = loop.create_task(self._run())  # runs after the requests that have arrived already
+            self._running = loop.create_task(self._run())
         return await waiting.answer
 
     async def _decoded(self, release: Release, images: list[bytes]) -> np.ndarray:
@@ -83,10 +85,9 @@ class Batcher:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        while batch := self._take():
+        while batch := await self._gathered():
             if self._is_short(batch):
                 answers = self._computed(batch)
-                await asyncio.sleep(0)
             else:
                 answers = await loop.run_in_executor(self._thread, self._computed, batch)
             for waiting, answer in zip(batch, answers, strict=True):
@@ -97,6 +98,18 @@ class Batcher:
                 else:
                     waiting.answer.set_exception(answer)
         self._running = None
+
+    async def _gathered(self) -> list[_Waiting]:
+        """Return the next batch, once consecutive turns of the event loop bring no further request.
+
+        An image takes less time in a larger batch, so requests that arrive together also get their answers sooner.
+        """
+        before = quiet_turns = 0
+        while quiet_turns < QUIET_TURNS and self._images < MAX_BATCH:
+            quiet_turns = 0 if self._images > before else quiet_turns + 1
+            before = self._images
+            await asyncio.sleep(0)
+        return self._take()
 
     def _take(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
