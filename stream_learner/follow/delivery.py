@@ -2,29 +2,33 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from stream_learner.config import FollowSettings
+from stream_learner.contract.pins import Chosen
 from stream_learner.errors import StateError, UsageError
 from stream_learner.follow.acknowledging import CLOSE_S
 from stream_learner.follow.directories import open_directory
-from stream_learner.follow.follower import RETRY_S, Follower
+from stream_learner.follow.follower import RETRY_S, Follower, Use
 from stream_learner.follow.loading import Loads
 from stream_learner.follow.mlflow import MLflow, RegistryUnavailableError
 from stream_learner.follow.notices import Notices
 from stream_learner.follow.reading import read_release
 from stream_learner.follow.releases import Release, check_runtime
 from stream_learner.follow.signing import Signer
+from stream_learner.streams.pins import read_pins
 
 log = structlog.get_logger()
 
 MLFLOW = "mlflow:"
+
+T = TypeVar("T")
 
 
 class Target(Protocol):
@@ -32,6 +36,10 @@ class Target(Protocol):
 
     def put(self, release: Release) -> object:
         """Write a release if it is not there, and make it the current one. Return its path or URI."""
+        ...
+
+    def withdraw(self, releases: Set[Chosen]) -> None:
+        """Mark the withdrawn releases of a run, if they are there."""
         ...
 
     def close(self) -> None: ...
@@ -53,9 +61,13 @@ def open_target(
 def deliver_newest(settings: FollowSettings, target: Target, loads: Loads | None, notices: Notices | None) -> None:
     """Write the newest release of a run. Raises the errors of `read_release`, `Target.put` and `Loads.once`."""
     check_runtime()
-    release = read_release(**follower_arguments(settings))
-    release.check()
-    path = _written(release, target)
+    withdrawn = read_pins(settings).withdrawn
+    try:
+        release = read_release(**follower_arguments(settings))
+        release.check()
+        path = _written(release, target)
+    finally:
+        target.withdraw(withdrawn)
     if loads:
         loads.once()
     if notices:
@@ -69,7 +81,7 @@ def deliver_all(
     notices: Notices | None,
     stop: threading.Event,
 ) -> None:
-    """Write the newest release of a run, and each later one, until `stop` is set.
+    """Write the newest release of a run, and each later one, until `stop` is set. Mark those that are withdrawn.
 
     Skip releases that do not verify or lack what the layout needs. Wait for a registry that does not answer. Raises the
     errors of `Follower`, and StoreError when the directory cannot be written.
@@ -82,18 +94,13 @@ def deliver_all(
 
     ending = threading.Thread(target=close, name="end of following", daemon=True)
     ending.start()
+    last = None
     try:
-        for release in follower:
-            superseded = partial(_is_superseded, follower, release)
-            try:
-                path = _until_written(release, target, superseded, stop)
-            except StateError as error:
-                log.warning("a release is not written; the last one stays current", why=str(error))
-                continue
-            if path is None or (loads and not loads.until_loaded(superseded)):
-                continue
-            if notices:
-                _notify(notices, release, path)
+        for use in follower.uses():
+            if use.release is not None and use.release is not last:
+                last = use.release
+                _deliver(last, follower, target, loads, notices, stop)
+            _withdraw(use, follower, target, stop)
     finally:
         stop.set()
         ending.join(2 * CLOSE_S)
@@ -110,20 +117,43 @@ def follower_arguments(settings: FollowSettings) -> dict[str, Any]:
     }
 
 
-def _is_superseded(follower: Follower, release: Release) -> bool:
-    return follower.following.release is not release
+def _deliver(
+    release: Release,
+    follower: Follower,
+    target: Target,
+    loads: Loads | None,
+    notices: Notices | None,
+    stop: threading.Event,
+) -> None:
+    """Write a release, and inform servers, unless another release is in use in the meantime."""
+
+    def superseded() -> bool:
+        return follower.use.release is not release
+
+    try:
+        path = _until_answered(partial(_written, release, target), superseded, stop)
+    except StateError as error:
+        log.warning("a release is not written; the last one stays current", why=str(error))
+        return
+    if path is None or (loads and not loads.until_loaded(superseded)):
+        return
+    if notices:
+        _notify(notices, release, path)
 
 
-def _until_written(
-    release: Release, target: Target, superseded: Callable[[], bool], stop: threading.Event
-) -> str | None:
-    """Write a release. If a registry does not answer, try again until another release has `superseded` this one.
+def _withdraw(use: Use, follower: Follower, target: Target, stop: threading.Event) -> None:
+    """Mark the withdrawn releases, unless there are other ones in the meantime."""
+    try:
+        _until_answered(partial(target.withdraw, use.withdrawn), lambda: follower.use != use, stop)
+    except StateError as error:
+        log.warning("withdrawn releases are not marked", why=str(error))
 
-    Return the release's path or URI, None if it is not written.
-    """
+
+def _until_answered(write: Callable[[], T], superseded: Callable[[], bool], stop: threading.Event) -> T | None:
+    """Write to a target. If a registry does not answer, try again until this is `superseded`: then return None."""
     for pause_s in chain(RETRY_S, repeat(RETRY_S[-1])):
         try:
-            return _written(release, target)
+            return write()
         except RegistryUnavailableError as error:
             log.warning("a release cannot be written yet", error=str(error), retry_in_s=pause_s)
             if stop.wait(pause_s) or superseded():

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import structlog
 
@@ -46,6 +46,13 @@ class Following:
     """Why a newer release is not in use, or None if no newer release is known."""
     pinned: bool
     """Whether the release in use is pinned (`stream-learner release pin`). If so, newer releases are not used."""
+
+
+class Use(NamedTuple):
+    """What a follower uses, and must not use."""
+
+    release: Release | None
+    withdrawn: frozenset[Chosen]
 
 
 class Follower:
@@ -87,6 +94,7 @@ class Follower:
         self._changed = threading.Condition()
         self._kept: deque[Release] = deque(maxlen=keep)
         self._refused: str | None = None
+        self._withdrawn: frozenset[Chosen] = frozenset()
         self._closed = threading.Event()
         # Only the background thread uses these attributes.
         self._begun = 0
@@ -123,15 +131,29 @@ class Follower:
 
         If several releases were put in use since the last item, only the newest of them is yielded.
         """
-        last: list[Release] = []
+        last = None
+        for use in self.uses():
+            if use.release is not None and use.release is not last:
+                last = use.release
+                yield last
+
+    def uses(self) -> Iterator[Use]:
+        """Yield the release in use with the withdrawn releases, now and after each change of them, until `close`."""
+        last = None
         while True:
             with self._changed:
-                while not self._closed.is_set() and (not self._kept or last == list(self._kept)[-1:]):
+                while not self._closed.is_set() and last == self.use:
                     self._changed.wait()
                 if self._closed.is_set():
                     return
-                last = list(self._kept)[-1:]
-            yield last[0]
+                last = self.use
+            yield last
+
+    @property
+    def use(self) -> Use:
+        """The release in use now, and the withdrawn releases."""
+        with self._changed:
+            return Use(self._kept[-1] if self._kept else None, self._withdrawn)
 
     @property
     def kept(self) -> list[Release]:
@@ -209,20 +231,22 @@ class Follower:
             self._is_pending = False
 
     def _use(self, newest: Manifest) -> None:
-        """Put the chosen release in use, unless it is in use or was refused already."""
+        """Put the chosen release in use, unless it is in use or was refused already. Withdrawn releases leave use."""
         chosen = self._pins.pins.choose(newest)
         if chosen is None:
             self._set(refused="all releases that are kept were withdrawn")
         elif held := next((release for release in self._kept if _named(release) == chosen), None):
             self._set(held)
-        elif chosen != self._decided:
+        elif chosen != self._decided or (self._kept and not self._remaining()):
             self._fetch(newest, chosen)
+        else:
+            self._set(refused=self._refused)
         self._decided = chosen
 
     def _fetch(self, newest: Manifest, chosen: Chosen) -> None:
         """Put a release in use. If it is refused and no release is in use, fall back to the newest one that is not."""
         release, refused = self._read(newest, chosen)
-        if release is None and not self._kept:
+        if release is None and not self._remaining():
             others = (other for other in reversed(self._pins.pins.usable(newest)) if other != chosen)
             release = next(filter(None, (self._read(newest, other)[0] for other in others)), None)
         self._set(release, refused)
@@ -243,13 +267,18 @@ class Follower:
     def _set(self, release: Release | None = None, refused: str | None = None) -> None:
         """Put a release in use, or set why it is not in use. Withdrawn releases leave `kept`."""
         with self._changed:
-            kept = [old for old in self._kept if old is not release and _named(old) not in self._pins.pins.withdrawn]
+            self._withdrawn = frozenset(self._pins.pins.withdrawn)
+            kept = [old for old in self._remaining() if old is not release]
             self._kept = deque([*kept, *([release] if release else [])], maxlen=self._kept.maxlen)
             self._refused = refused
             self._changed.notify_all()
             in_use = self._kept[-1].order if self._kept else None
         if self._acknowledger:
             self._acknowledger.use(in_use)
+
+    def _remaining(self) -> list[Release]:
+        """Return the kept releases that nobody has withdrawn."""
+        return [release for release in self._kept if _named(release) not in self._pins.pins.withdrawn]
 
 
 def _named(release: Release) -> Chosen:

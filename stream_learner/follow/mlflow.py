@@ -4,7 +4,7 @@ See https://mlflow.org/docs/latest/api_reference/rest-api.html. Each release bec
 killed between two requests: all objects in MLflow are looked up by their tags before they are created.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -13,6 +13,7 @@ import msgspec
 
 from stream_learner.contract.manifest import Manifest, encode
 from stream_learner.contract.objects import Earlier
+from stream_learner.contract.pins import Chosen
 from stream_learner.contract.topics import Names
 from stream_learner.errors import DependencyError, StateError
 from stream_learner.follow.posting import RequestError, Server, basic
@@ -24,6 +25,8 @@ API = "/api/2.0/mlflow/"
 ALIAS = "champion"
 PREFIX = "stream_learner."
 """Of the tags' names."""
+WITHDRAWN = PREFIX + "withdrawn"
+WITHDRAWN_DESCRIPTION = "Withdrawn: do not use this release."
 # MLflow's limit on a tag of a model version.
 MAX_TAG_CHARACTERS = 100_000
 EXISTS, MISSING = "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"
@@ -75,11 +78,19 @@ class _RunsFound(msgspec.Struct):
     runs: list[_Run] = []
 
 
+class _Tag(msgspec.Struct):
+    key: str
+    value: str = ""
+
+
 class _Version(msgspec.Struct):
     version: str | int
+    description: str = ""
+    tags: list[_Tag] = []
+    aliases: list[str] = []
 
 
-class _VersionCreated(msgspec.Struct):
+class _OneVersion(msgspec.Struct):
     model_version: _Version
 
 
@@ -103,8 +114,8 @@ class MLflow:
         self._server = Server(url, "the URL of MLflow", TIMEOUT_S, authorization)
         self._name = run_id
         self._weights = Names.under(prefix).weights
-        # Epoch, sequence and digest of earlier releases that have a version.
-        self._registered: set[tuple[int, int, str]] = set()
+        self._registered: set[Chosen] = set()  # earlier releases that have a version
+        self._withdrawn: set[Chosen] = set()  # withdrawn releases whose version, if there is one, is marked
 
     def put(self, release: Release) -> str:
         """Make a version for the release and for each earlier one that is kept, unless it exists. Move the alias.
@@ -114,26 +125,31 @@ class MLflow:
         """
         manifest = release.manifest
         for earlier in manifest.earlier:
-            place = manifest.epoch, earlier.sequence, earlier.object.digest
-            if place not in self._registered:
+            chosen = Chosen(manifest.epoch, earlier.sequence, earlier.object.digest)
+            if chosen not in self._registered:
                 self._ensure(manifest, earlier)
-                self._registered.add(place)
+                self._registered.add(chosen)
         version = self._ensure(manifest, release.described.as_earlier(), release)
         self._call("POST", "registered-models/alias", {"name": self._name, "alias": ALIAS, "version": version})
         return f"models:/{self._name}/{version}"
+
+    def withdraw(self, releases: Set[Chosen]) -> None:
+        """Mark the versions of withdrawn releases. The alias leaves them. Raises the errors of `put`."""
+        for chosen in releases - self._withdrawn:
+            if version := self._find_version(_identity(chosen)):
+                self._mark_withdrawn({"name": self._name, "version": version})
+            self._withdrawn.add(chosen)
 
     def close(self) -> None:
         """Do nothing: each request has a connection of its own."""
 
     def _ensure(self, manifest: Manifest, one: Earlier, in_use: Release | None = None) -> str:
         """Return the version of a release. Create it if MLflow does not have it."""
-        identity = {
-            PREFIX + "epoch": str(manifest.epoch),
-            PREFIX + "sequence": str(one.sequence),
-            PREFIX + "digest": one.object.digest,
-        }
+        chosen = Chosen(manifest.epoch, one.sequence, one.object.digest)
+        identity = _identity(chosen)
         if found := self._find_version(identity):
             return found
+        self._withdrawn.discard(chosen)  # the new version is not marked
         run_id = self._ensure_run(identity, one, in_use)
         created = self._create_version(identity, run_id, manifest, one, in_use)
         return self._find_version(identity) or created
@@ -164,8 +180,20 @@ class MLflow:
             "run_id": run_id,
             "tags": _tags(identity | _lineage(manifest, one, release)),
         }
-        created = self._call("POST", "model-versions/create", document, answer_type=_VersionCreated)
+        created = self._call("POST", "model-versions/create", document, answer_type=_OneVersion)
         return str(created.model_version.version)
+
+    def _mark_withdrawn(self, version: dict[str, object]) -> None:
+        """Mark a version by a tag, and by a description if a person gave none. The tag comes last."""
+        wanted = f"model-versions/get?{urlencode(version)}"
+        found = self._call("GET", wanted, answer_type=_OneVersion).model_version
+        if ALIAS in found.aliases:
+            self._call("DELETE", "registered-models/alias", {"name": self._name, "alias": ALIAS})
+        if WITHDRAWN in [tag.key for tag in found.tags]:
+            return
+        if not found.description:
+            self._call("PATCH", "model-versions/update", version | {"description": WITHDRAWN_DESCRIPTION})
+        self._call("POST", "model-versions/set-tag", version | {"key": WITHDRAWN, "value": "true"})
 
     def _ensure_run(self, identity: dict[str, str], one: Earlier, release: Release | None) -> str:
         """Return the run of MLflow that holds a release's figures. Create it if MLflow does not have it."""
@@ -245,6 +273,15 @@ def _decoded(answer: bytes, wanted: type[T], what: str) -> T:
         return msgspec.json.decode(answer, type=wanted)
     except msgspec.DecodeError as error:
         raise StateError(f"{what}, and the answer is not MLflow's: {error}; check the URL") from None
+
+
+def _identity(chosen: Chosen) -> dict[str, str]:
+    """Return the tags that identify a release."""
+    return {
+        PREFIX + "epoch": str(chosen.epoch),
+        PREFIX + "sequence": str(chosen.sequence),
+        PREFIX + "digest": chosen.digest,
+    }
 
 
 def _filter(attributes: dict[str, str], tags: dict[str, str]) -> str:

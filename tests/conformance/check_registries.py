@@ -25,6 +25,7 @@ from harness import DEADLINE_S, POLL_S, Run
 from outputs import Log
 
 from stream_learner.contract import tensors
+from stream_learner.errors import ExitCode
 from stream_learner.follow.directories import LAYOUTS
 from stream_learner.local.broker import HOST, Broker, free_port
 
@@ -185,7 +186,7 @@ def test_mlserver(environment: Path, released: tuple[Run, Log], tmp_path: Path) 
 
 
 def test_mlflow(environment: Path, broker: Broker, tmp_path: Path, show: Callable[[str], None]) -> None:
-    """The follower is killed again and again, and MLflow is away for a while."""
+    """The follower is killed again and again, and MLflow is away for a while. Then releases are withdrawn."""
     run = Run(broker, tmp_path / "registered", overrides=SETTINGS | {"release.formats": ["safetensors"]})
     port, chance = free_port(), random.Random(0)
     arguments = ["server", "--host", HOST, "--port", str(port), "--backend-store-uri", "sqlite:///mlflow.db"]
@@ -211,6 +212,13 @@ def test_mlflow(environment: Path, broker: Broker, tmp_path: Path, show: Callabl
         version = api(f"registered-models/alias?name={run.id}&alias=champion").get("model_version")
         return int({t["key"]: t["value"] for t in version["tags"]}["stream_learner.sequence"]) if version else 0
 
+    def withdrawn() -> set[int]:
+        """Return the releases whose only version is marked."""
+        marked = [version for (version,) in versions().values() if "stream_learner.withdrawn" in version["tags"]]
+        assert all(version["tags"]["stream_learner.withdrawn"] == "true" for version in marked)
+        assert all(version["description"].startswith("Withdrawn") for version in marked)
+        return {int(version["tags"]["stream_learner.sequence"]) for version in marked}
+
     def last() -> int:
         return run.published().manifest["release"]["sequence"]
 
@@ -232,7 +240,6 @@ def test_mlflow(environment: Path, broker: Broker, tmp_path: Path, show: Callabl
     with serving():
         follow.until("champion", lambda: champion() == last())
         found = versions()
-        follow.stop()
         described = log.manifest["release"]
         kept = {earlier["sequence"] for earlier in log.manifest["earlier"]}
         assert found.keys() >= kept | {described["sequence"]}
@@ -242,6 +249,25 @@ def test_mlflow(environment: Path, broker: Broker, tmp_path: Path, show: Callabl
         metrics = api(f"runs/get?run_id={version['run_id']}")["run"]["data"]["metrics"]
         figures = {metric["key"]: metric["value"] for metric in metrics}
         assert figures["test_accuracy"] == pytest.approx(described["test"]["accuracy"])
+        # The release in use and an older one are withdrawn, and the follower is killed meanwhile.
+        older, *_, second = sorted(kept)
+        run.call(f"release withdraw {older}").ends(0)
+        follow.until("first mark", lambda: withdrawn() == {older})
+        assert champion() == described["sequence"]
+        run.call(f"release withdraw {described['sequence']}").ends(0)
+        time.sleep(chance.uniform(0, 0.5))
+        follow.kill()
+        follow = run.call(*command)
+        follow.until("second mark", lambda: withdrawn() == {older, described["sequence"]})
+        follow.until("champion", lambda: champion() == second)
+        follow.stop()
+        # All that are kept are withdrawn while nobody follows.
+        for sequence in kept - {older}:
+            run.call(f"release withdraw {sequence}").ends(0)
+        assert "were withdrawn" in run.call(*command, "--once").ends(ExitCode.STATE)
+        assert withdrawn() == kept | {described["sequence"]}
+        assert champion() == 0
+        assert {sequence: len(same) for sequence, same in versions().items()} == dict.fromkeys(found, 1)
         show(
             f"MLflow: {len(found)} releases, a version each, after {KILLS} kills and an outage; {len(figures)} figures"
         )

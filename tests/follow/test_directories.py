@@ -184,11 +184,15 @@ def test_only_what_was_written_is_deleted(tmp_path: Path, layout: str) -> None:
     assert {*names(path)} == others | {folder.name for folder in kept} | MODELS.get(layout, {"current"})
 
 
-def test_the_current_release_stays(tmp_path: Path) -> None:
-    with Plain(tmp_path, keep=1) as directory:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_earlier_release_is_the_current_one_again(tmp_path: Path, layout: str) -> None:
+    """As after a later one is withdrawn. The folder of the earlier one may have been deleted."""
+    with open_directory(tmp_path, layout, "digits", keep=1) as directory:
         directory.put(release(9))
         folder = directory.put(release(3))
-        assert names(tmp_path) == [folder.name, "current"]
+        assert current(directory.path, layout) == folder.name
+        assert whole(folder, layout)["sequence"] == 3
+        assert {*names(directory.path)} == {folder.name} | MODELS.get(layout, {"current"})
 
 
 def test_leftovers_are_removed_and_readers_may_read(tmp_path: Path) -> None:

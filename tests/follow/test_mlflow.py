@@ -7,6 +7,7 @@ import pytest
 from mlflow_server import Registry, serving, tags_of
 from released import release
 
+from stream_learner.contract.pins import Chosen
 from stream_learner.errors import DependencyError, StateError, UsageError
 from stream_learner.follow.mlflow import MLflow, RegistryUnavailableError
 from stream_learner.follow.releases import Release
@@ -73,6 +74,65 @@ def test_earlier_releases_are_caught_up(registry: Registry) -> None:
     mlflow.put(later(9, 1, 2, 5))
     assert registry.requests[before:] == ["model-versions/search", "registered-models/alias"]
     assert tags_of(registry.versions[1]).keys() & {"stream_learner.offsets"} == set()
+
+
+def chosen(sequence: int) -> Chosen:
+    return Chosen(1, sequence, release(sequence).described.object.digest)
+
+
+def withdrawn(registry: Registry) -> list[str]:
+    """Return the sequences of the releases whose version is marked."""
+    marked = [tags_of(version) for version in registry.versions if version.get("description")]
+    assert all(tags["stream_learner.withdrawn"] == "true" for tags in marked)
+    return [tags["stream_learner.sequence"] for tags in marked]
+
+
+def test_a_withdrawn_release_is_marked(registry: Registry) -> None:
+    mlflow = client(registry)
+    mlflow.withdraw({chosen(1), chosen(3)})
+    assert registry.versions == []
+    mlflow.put(later(5, 1, 2, 3))
+    assert withdrawn(registry) == []
+    mlflow.withdraw({chosen(1), chosen(3)})
+    assert sequences(registry) == ["1", "2", "3", "5"]
+    assert withdrawn(registry) == ["1", "3"]
+    # The alias leaves a withdrawn version, and no other one.
+    assert registry.champion == "4"
+    mlflow.withdraw({chosen(1), chosen(3), chosen(5)})
+    assert registry.champion is None
+    mlflow.put(release(2))
+    client(registry).withdraw({chosen(1), chosen(3), chosen(5)})
+    assert registry.champion == "2"
+    assert withdrawn(registry) == ["1", "3", "5"]
+    before = len(registry.requests)
+    mlflow.withdraw({chosen(1), chosen(3), chosen(5)})
+    assert len(registry.requests) == before
+    # A description that a person wrote stays. Another process may have moved the alias after the version was marked.
+    registry.versions[1]["description"] = "a person's"
+    client(registry).withdraw({chosen(2)})
+    assert registry.versions[1]["description"] == "a person's"
+    registry.champion = "2"
+    client(registry).withdraw({chosen(2)})
+    assert registry.champion is None
+    tags = [tag["key"] for tag in registry.versions[1]["tags"]]
+    assert tags.count("stream_learner.withdrawn") == 1
+
+
+def test_any_answer_to_a_withdrawal_may_be_lost(registry: Registry) -> None:
+    for lost in range(6):
+        sequence = lost + 1
+        client(registry).put(release(sequence))
+        registry.lost = lost
+        try:
+            client(registry).withdraw({chosen(sequence)})
+        except RegistryUnavailableError:
+            registry.lost = None
+            client(registry).withdraw({chosen(sequence)})
+        else:
+            assert lost == 5  # search, get, alias, description, tag
+        assert registry.champion is None
+        assert len(withdrawn(registry)) == sequence
+        assert len(registry.versions[-1]["tags"]) == len({*tags_of(registry.versions[-1])})
 
 
 def test_any_answer_may_be_lost(registry: Registry) -> None:

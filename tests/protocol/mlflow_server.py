@@ -40,7 +40,7 @@ class Registry(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://{HOST}:{self.server_port}"
 
-    def answer(self, endpoint: str, given: dict[str, Any]) -> object:
+    def answer(self, method: str, endpoint: str, given: dict[str, Any]) -> object:
         match endpoint:
             case "experiments/get-by-name" if given["experiment_name"] not in self.experiments:
                 raise RefusedError("RESOURCE_DOES_NOT_EXIST")
@@ -59,6 +59,8 @@ class Registry(ThreadingHTTPServer):
                 self.run(given)["status"] = given["status"]
             case "registered-models/create":
                 return create(self.models, given["name"])
+            case "registered-models/alias" if method == "DELETE":
+                self.champion = None
             case "registered-models/alias":
                 self.champion = given["version"]
             case "model-versions/search":
@@ -68,6 +70,13 @@ class Registry(ThreadingHTTPServer):
                 assert not given["source"].startswith("file:")
                 self.versions.append(given | {"version": str(len(self.versions) + 1)})
                 return {"model_version": self.versions[-1]}
+            case "model-versions/get":
+                version = self.version(given)
+                return {"model_version": version | {"aliases": ["champion"] * (given["version"] == self.champion)}}
+            case "model-versions/update":
+                self.version(given)["description"] = given["description"]
+            case "model-versions/set-tag":
+                self.version(given)["tags"].append({"key": given["key"], "value": given["value"]})
             case "model-versions/delete":
                 self.versions = [one for one in self.versions if one["version"] != given["version"]]
             case _:
@@ -76,6 +85,10 @@ class Registry(ThreadingHTTPServer):
 
     def run(self, given: dict[str, Any]) -> dict[str, Any]:
         (found,) = (run for run in self.runs if run["run_id"] == given["run_id"])
+        return found
+
+    def version(self, given: dict[str, Any]) -> dict[str, Any]:
+        (found,) = (one for one in self.versions if one["version"] == given["version"])
         return found
 
 
@@ -112,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
         status, answer = server.status, object()
         if status == 200:
             try:
-                answer = server.answer(endpoint, given)
+                answer = server.answer(self.command, endpoint, given)
             except RefusedError as error:
                 status, answer = 400, {"error_code": str(error), "message": "refused"}
         else:
@@ -125,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
 
-    do_GET = do_POST = do_DELETE = handle_one
+    do_GET = do_POST = do_PATCH = do_DELETE = handle_one
 
     def log_message(self, *args: object, **_: object) -> None:
         pass

@@ -8,6 +8,8 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,14 +20,18 @@ import onnxruntime
 import pytest
 from command_line import Done, failure, stream_learner
 from feed import mixed
-from harness import NewRun, Run, Worker
+from harness import DEADLINE_S, POLL_S, NewRun, Run, Worker
 from mlflow_server import Registry, serving, tags_of
 from outputs import Log
 from test_follower import EVERY, forge, learn
+from test_pinned_releases import listed
 
+from stream_learner.config import FollowSettings
 from stream_learner.contract import tensors
 from stream_learner.contract.manifest import digest
 from stream_learner.errors import ExitCode
+from stream_learner.follow.choosing import choose
+from stream_learner.follow.delivery import deliver_all, open_target
 from stream_learner.local.broker import HOST, Broker
 from stream_learner.streams import topics
 from stream_learner.streams.acks import read_acks
@@ -54,6 +60,20 @@ def once(run: Run, folder: Path, *options: object, more: str = "") -> Done:
 
 def until(condition: Callable[[], T], follow: Worker) -> T:
     return follow.until("release", condition)
+
+
+@contextmanager
+def following(run: Run, to: str) -> Iterator[None]:
+    """Write the releases as the command does, on a thread."""
+    given, stop = run.settings, threading.Event()
+    settings = FollowSettings(run=given.run, kafka=given.kafka, checkpoint=given.checkpoint)
+    with closing(open_target(to, settings)) as target, ThreadPoolExecutor(1) as thread:
+        written = thread.submit(deliver_all, settings, target, None, None, stop)
+        try:
+            yield
+        finally:
+            stop.set()
+            written.result(DEADLINE_S)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -117,8 +137,15 @@ def test_a_registry_that_answers_late(graphed: tuple[Run, Log], tmp_path: Path) 
     assert metrics["validation_samples"] == described["validation"]["total"]
 
 
-def test_the_champion_follows_pins(new_run: NewRun) -> None:
-    run = new_run(**EVERY)
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(POLL_S)
+
+
+def test_registry_and_directory_follow_pins_and_withdrawals(new_run: NewRun, tmp_path: Path) -> None:
+    run, out = new_run(**EVERY), tmp_path / "out"
     first, second = learn(run), learn(run, 450, 1)
     with serving(Registry()) as registry:
 
@@ -127,12 +154,25 @@ def test_the_champion_follows_pins(new_run: NewRun) -> None:
             versions = [version for version in registry.versions if version["version"] == registry.champion]
             return [tags_of(version)["stream_learner.sequence"] for version in versions]
 
-        follow = run.call("follow", "--to", f"mlflow:{registry.url}")
-        until(lambda: champion() == [str(second)], follow)
-        for command, expected in ((f"pin {first}", first), ("unpin", second)):
-            run.call(f"release {command}").ends(0)
-            until(lambda expected=expected: champion() == [str(expected)], follow)
-        follow.stop()
+        def withdrawn() -> list[int]:
+            tags = [tags_of(version) for version in registry.versions]
+            return sorted(int(one["stream_learner.sequence"]) for one in tags if "stream_learner.withdrawn" in one)
+
+        with following(run, f"mlflow:{registry.url}"), following(run, str(out)):
+            choose(run.settings, "test 1", "pin", first)
+            eventually(lambda: champion() == [str(first)] and sequence_of(out) == first)
+            choose(run.settings, "test 1", "unpin")
+            eventually(lambda: champion() == [str(second)] and sequence_of(out) == second)
+            # A withdrawn release is marked, and what was in use before is current again.
+            choose(run.settings, "test 1", "withdraw", second)
+            others = [sequence for sequence in listed(run) if sequence != second]
+            eventually(lambda: champion() == [str(others[-1])] and sequence_of(out) == others[-1])
+            eventually(lambda: withdrawn() == [second])
+            for sequence in others:
+                choose(run.settings, "test 1", "withdraw", sequence)
+            eventually(lambda: withdrawn() == [*others, second])
+            assert registry.champion is None
+            assert read(out / "current")
     sequences = [tags_of(version)["stream_learner.sequence"] for version in registry.versions]
     assert len({*sequences}) == len(sequences)
 

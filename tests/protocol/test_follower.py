@@ -14,6 +14,7 @@ from harness import DEADLINE_S, NewRun, Run
 from stream_learner import Follower, NoReleaseError, Release, StateError
 from stream_learner.contract import tensors
 from stream_learner.contract.topics import Names
+from stream_learner.follow.choosing import choose
 from stream_learner.streams import topics
 
 EVERY = {"release__every_records": 200, "release__min_held_out": 1000}
@@ -238,6 +239,10 @@ def test_releases_that_only_the_store_holds(new_run: NewRun, follow: Any) -> Non
     (run.store / run.published().manifest["release"]["object"]["key"]).unlink()
     late = follower()
     assert late.latest(DEADLINE_S).described.sequence == first
+    refused(late, "is missing")
+    # A withdrawn release leaves use, also while the newest one is refused.
+    choose(run.settings, "test 1", "withdraw", first)
+    assert next(use for use in late.uses() if use.withdrawn).release is None
     refused(late, "is missing")
     (run.store / before["key"]).unlink()
     later = follower()

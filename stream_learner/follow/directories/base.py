@@ -9,13 +9,14 @@ import os
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, Self
 
 import msgspec
 
+from stream_learner.contract.pins import Chosen
 from stream_learner.errors import StateError, StoreError, UsageError
 from stream_learner.follow.releases import Release
 from stream_learner.follow.signing import SIGNATURE, Signer
@@ -84,6 +85,9 @@ class Directory(ABC):
             self._make_current(name, release)
             self._delete_old(name, written.run_id)
         return self.path / name
+
+    def withdraw(self, releases: Set[Chosen]) -> None:  # noqa: B027
+        """Do nothing: `put` has made another release the current one, and `keep` deletes the folders later."""
 
     def close(self) -> None:
         """Let other processes write the directory."""
