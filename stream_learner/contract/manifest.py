@@ -13,7 +13,7 @@ from stream_learner.contract.ledger import Ledger
 from stream_learner.contract.objects import Chunk, Earlier, Object, Published, State
 from stream_learner.contract.spans import Offset, Partition, Positions, Span, Spans, Stretches, Topic, each
 from stream_learner.contract.vocabulary import Label
-from stream_learner.contract.window import Accuracy, Forgetting
+from stream_learner.contract.window import Accuracy, Distribution, Forgetting
 
 # Bounds of the networks that a manifest may describe.
 MAX_SIDE_PIXELS = 4096
@@ -237,6 +237,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Offsets among `spans` whose records were set aside without being decoded, because they ended the process."""
     discarded: Spans = {}
     """Offsets whose learning was undone because training went back. They are not read again."""
+    weights: dict[Text, Distribution] = {}
+    """Factors of all samples that were learned in this epoch, by policy, as in `Window.weights`. Samples whose learning
+    was undone are included."""
     omitted: list[Text] = []
     """Lists of the release that were left empty, because the full manifest would exceed the topic's size limit."""
 

@@ -33,6 +33,7 @@ from stream_learner.publishing.formats import Formats, Onnx
 from stream_learner.publishing.marker import write_marker
 from stream_learner.publishing.recover import Recovered
 from stream_learner.publishing.snapshot import Snapshot
+from stream_learner.publishing.tally import joined
 from stream_learner.publishing.topic_ids import check_topic_ids
 from stream_learner.streams.cluster import Cluster
 from stream_learner.streams.topics import CHUNK_BYTES, MAX_DOCUMENT_BYTES, RECORD_OVERHEAD_BYTES
@@ -318,6 +319,7 @@ class CheckpointWriter:
             poisoned=_poisoned(snapshot.interval.dead_letters),
             rolled_back_to=release.sequence if release and snapshot.discarded is not None else None,
             discarded=snapshot.discarded or {},
+            weights=joined(self._last.weights if self._last else {}, snapshot.interval.tally.weights),
             omitted=self._last.omitted if self._last and release is self._last.release else [],
         )
 

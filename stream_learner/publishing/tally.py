@@ -1,5 +1,7 @@
 """Sums over the records between two snapshots."""
 
+from collections.abc import Mapping
+
 from stream_learner.contract import event_time
 from stream_learner.contract.spans import Spans, Stretches, extend_all
 from stream_learner.contract.vocabulary import Label
@@ -54,7 +56,8 @@ class Tally:
             before = self.prequential.get(label, (0, 0))
             self.prequential[label] = (before[0] + correct, before[1] + total)
         for policy, factors in report.figures.weights.items():
-            self.weights[policy] = _extended(self.weights.get(policy), factors)
+            found = Distribution(len(factors), sum(factors) / len(factors), min(factors), max(factors))
+            self.weights = joined(self.weights, {policy: found})
 
     def window(self, **rest) -> Window:
         """Return the window. `rest` holds the fields that are not sums."""
@@ -79,14 +82,17 @@ class Tally:
         )
 
 
-def _extended(before: Distribution | None, values: list[float]) -> Distribution:
-    count, mean = len(values), sum(values) / len(values)
-    if before is None:
-        return Distribution(count, mean, min(values), max(values))
-    total = before.count + count
+def joined(before: Mapping[str, Distribution], after: Mapping[str, Distribution]) -> dict[str, Distribution]:
+    """Return the distributions of the values of both, by name."""
+    both = {name: _joined(before[name], found) for name, found in after.items() if name in before}
+    return {**before, **after, **both}
+
+
+def _joined(before: Distribution, after: Distribution) -> Distribution:
+    count = before.count + after.count
     return Distribution(
-        count=total,
-        mean=before.mean + (mean - before.mean) * count / total,
-        min=min(before.min, *values),
-        max=max(before.max, *values),
+        count=count,
+        mean=before.mean + (after.mean - before.mean) * after.count / count,
+        min=min(before.min, after.min),
+        max=max(before.max, after.max),
     )

@@ -41,8 +41,9 @@ KILLS = 8
 CARD = """
 import json, sys
 from huggingface_hub import ModelCard
-data = ModelCard.load(sys.argv[1]).data
-print(json.dumps([data.to_dict(), [[r.dataset_name, r.metric_type, r.metric_value] for r in data.eval_results]]))
+card = ModelCard.load(sys.argv[1])
+results = [[r.dataset_name, r.metric_type, r.metric_value] for r in card.data.eval_results]
+print(json.dumps([card.data.to_dict(), results, card.text]))
 """
 
 
@@ -132,13 +133,14 @@ def test_signed_folders(environment: Path, released: tuple[Run, Log], tmp_path: 
         assert verified(folder) == 1
     card = [environment / "python", "-c", CARD, tmp_path / "huggingface" / "current" / "README.md"]
     done = subprocess.run(card, check=True, capture_output=True, text=True, env=clean)
-    header, results = json.loads(done.stdout)
+    header, results, text = json.loads(done.stdout)
     assert header["pipeline_tag"] == "image-classification"
     test = described["test"]
     assert results == [
         [f"Test samples of {run.input}", "accuracy", test["accuracy"]],
         [f"Test samples of {run.input}", "recall", test["mean_recall"]],
     ]
+    assert f"| weight | {log.manifest['weights']['combined']['count']} |" in text
 
 
 def test_mlserver(environment: Path, released: tuple[Run, Log], tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ WHOLE = Manifest(
     released=False,
     decision=DECISION,
     release=RELEASE,
+    weights={"record": Distribution(12, 0.75, 0.0, 1.5)},
 )
 SECOND_RELEASE = replace(
     RELEASE,

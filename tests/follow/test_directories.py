@@ -16,11 +16,13 @@ import numpy as np
 import onnx
 import pytest
 from command_line import DEADLINE_S, processes
+from msgspec.structs import replace
 from released import CLASSES, write_endlessly
 from released import release as any_release
 
 from stream_learner.contract import tensors
 from stream_learner.contract.manifest import digest
+from stream_learner.contract.window import Distribution
 from stream_learner.errors import StateError, StoreError, UsageError
 from stream_learner.follow.directories import LAYOUTS, Plain, open_directory
 from stream_learner.follow.directories.base import NEW, NEXT, OLD
@@ -280,6 +282,12 @@ def test_hugging_face(tmp_path: Path) -> None:
     with open_directory(tmp_path, "huggingface", "digits") as directory:
         folder = directory.put(release(7, graph=None))
         assert {*names(folder)} == CARD - {"model.onnx"}
+        assert "has no figures of the samples' weights" in (folder / "README.md").read_text()
+        weighted = release(8)
+        figures = {"record": Distribution(12, 0.75, 0.0, 1.5), "combined": Distribution(12, 0.5, 0.0, 1.0)}
+        weighted.manifest = replace(weighted.manifest, weights=figures)
+        card = (directory.put(weighted) / "README.md").read_text()
+        assert "| record | 12 | 0.75 | 0 | 1.5 |\n| weight | 12 | 0.5 | 0 | 1 |\n" in card
     config = json.loads((folder / "config.json").read_bytes())
     assert (config["id2label"], config["image_size"]) == ({"0": "cat", "1": "7", "2": "\u00e9"}, [8, 8])
 

@@ -107,6 +107,7 @@ def check_windows(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
     for record in fed:
         fates[record.topic, record.partition][record.offset] = record.draft.fate
     reached = dict.fromkeys(fates, 0)
+    weighted, unknown = 0, False
     windows, manifests = log.windows, log.manifests
     if [(w["epoch"], w["sequence"]) for w in windows] != [(m["epoch"], m["sequence"]) for m in manifests]:
         yield Violation("not one window for each manifest")
@@ -126,6 +127,10 @@ def check_windows(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
             fell_off = {(place, o) for o in range(start, end) if fates[place].get(o) == LOST}
             if fell_off != {(at, o) for at, o in lost if at == place}:
                 yield Violation(f"{where} does not say which records of {place} fell off retention")
+        weighted += window["weights"].get("combined", {"count": 0})["count"]
+        unknown |= "weights" in window["omitted"]
+        if manifest["weights"].get("combined", {"count": 0})["count"] != weighted and not unknown:
+            yield Violation(f"manifest {manifest['sequence']} counts other weights than the windows up to it")
         del expected[LOST]
         yield from _check_counts(window, expected)
     if reached != {place: at for place, at in places(log.manifest["positions"]).items() if at or place in reached}:

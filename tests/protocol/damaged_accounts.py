@@ -56,6 +56,10 @@ def miscount_rejected_of_a_topic(log: Log) -> None:
     rewrite_window(log, lambda window: window.update(rejected_by_topic={}))
 
 
+def miscount_weights(log: Log) -> None:
+    log.history[1] = rewrite(log.history[1], lambda manifest: manifest["weights"]["combined"].update(count=1))
+
+
 def miscount_tombstones(log: Log) -> None:
     rewrite_window(log, lambda window: window.update(tombstones=window["tombstones"] + 1))
 
@@ -217,6 +221,7 @@ DAMAGE: dict[Damage, str] = {
     miscount_split: "window 2 has",
     miscount_rejected: "window 2 rejects",
     miscount_rejected_of_a_topic: "window 2 rejects .* by topic",
+    miscount_weights: "manifest 2 counts other weights",
     miscount_tombstones: "deletion markers, not",
     miscount_learned: "window 2 did not learn",
     move_records_to_another_split: "window 2 has too few",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from stream_learner.contract.manifest import Decision, encode
 from stream_learner.contract.spans import each
-from stream_learner.contract.window import Accuracy
+from stream_learner.contract.window import COMBINED, Accuracy
 from stream_learner.follow.releases import Release
 from stream_learner.text import printable
 
@@ -56,8 +56,7 @@ def model_card(release: Release) -> str:
             "",
             "## Weighting",
             "",
-            "Each training sample had a weight, from its record and the worker's weight policy. "
-            "The windows in the run's metrics topic hold the distribution of the weights.",
+            *_weighting(release),
             "",
             "## Limits",
             "",
@@ -156,6 +155,24 @@ def _scores(decision: Decision) -> Iterator[str]:
     )
     if decision.p_value is not None:
         yield f"McNemar test: p = {decision.p_value:.4g}."
+
+
+def _weighting(release: Release) -> Iterator[str]:
+    weights = release.manifest.weights
+    if COMBINED not in weights:
+        yield "The manifest has no figures of the samples' weights."
+        return
+    yield "The weight of a training sample is the product of its factors, clipped. It multiplies the sample's loss. "
+    yield "All samples of this epoch:"
+    yield ""
+    yield "| factor | samples | mean | least | greatest |"
+    yield "|---|---|---|---|---|"
+    for name, found in weights.items():
+        shown = "weight" if name == COMBINED else _text(name)
+        yield f"| {shown} | {found.count} | {found.mean:.4g} | {found.min:.4g} | {found.max:.4g} |"
+    if not release.is_of_its_manifest:
+        yield ""
+        yield f"Samples up to checkpoint {release.manifest.sequence} are included."
 
 
 def _limits(release: Release) -> Iterator[str]:
