@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import signal
 import struct
 import subprocess
@@ -16,6 +17,8 @@ from typing import Any
 DEADLINE_S = 120.0
 CONTROLS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\r")
 CTRL_C = b"\x03"
+END = b"\0"
+"""Written to the terminal behind the program's output."""
 
 
 class Terminal:
@@ -23,6 +26,7 @@ class Terminal:
 
     def __init__(self, command: list[str], folder: Path, columns: int = 80, lines: int = 24, **environment: str):
         self._master, self._slave = pty.openpty()
+        self._stop = os.eventfd(0)
         fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.modes = self.modes_now()
         self._written = b""
@@ -48,11 +52,8 @@ class Terminal:
         fcntl.ioctl(self._slave, termios.TIOCSCTTY, 0)
 
     def _read(self) -> None:
-        while True:
-            try:
-                data = os.read(self._master, 65536)
-            except OSError:  # closed at both ends
-                return
+        while self._stop not in select.select([self._master, self._stop], [], [])[0]:
+            data = os.read(self._master, 65536)
             with self._changed:
                 self._written += data
                 self._changed.notify_all()
@@ -85,13 +86,23 @@ class Terminal:
 
     def hang_up(self) -> None:
         """Close the terminal's window."""
-        os.close(self._slave)
-        os.close(self._master)
+        if self._slave == -1:
+            return
+        os.eventfd_write(self._stop, 1)
+        self._reader.join()  # it would read from whatever gets the number of its descriptor next
+        for descriptor in (self._stop, self._slave, self._master):
+            os.close(descriptor)
         self._slave = self._master = -1
 
     def wait(self) -> int:
-        """Return the exit code."""
-        return self.process.wait(DEADLINE_S)
+        """Return the exit code, once all output is read."""
+        code = self.process.wait(DEADLINE_S)
+        if self._slave != -1:
+            os.write(self._slave, END)  # the reader may not have read all yet
+            with self._changed:
+                assert self._changed.wait_for(lambda: END in self._written, DEADLINE_S)
+                self._written = self._written.replace(END, b"")
+        return code
 
     def __enter__(self) -> "Terminal":
         return self
@@ -100,5 +111,4 @@ class Terminal:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
-        for descriptor in {self._slave, self._master} - {-1}:
-            os.close(descriptor)
+        self.hang_up()
