@@ -222,31 +222,30 @@ def main(
                     break
         spawn = multiprocessing.get_context("spawn")
         with serving(settings, Path(scratch, "server.log")) as (pid, port), spawn.Pool(1) as generator:
-            if True:
-                generator.apply(generate, (port, WARM_UP, 0))
-                began = cpu_s(pid)
-                steady: Load = generator.apply(generate, (port, requests, 0))
-                rate = requests / (cpu_s(pid) - began)
-                show(f"{rate:.0f} requests a CPU second, {requests / steady.ends[-1]:.0f} a second")
-                found = {
-                    "requests_per_cpu_s": round(rate),
-                    "requests_per_s": round(requests / steady.ends[-1]),
-                    "failures": steady.failures,
-                    "delay": milliseconds(steady.delays),
+            generator.apply(generate, (port, WARM_UP, 0))
+            began = cpu_s(pid)
+            steady: Load = generator.apply(generate, (port, requests, 0))
+            rate = requests / (cpu_s(pid) - began)
+            show(f"{rate:.0f} requests a CPU second, {requests / steady.ends[-1]:.0f} a second")
+            found = {
+                "requests_per_cpu_s": round(rate),
+                "requests_per_s": round(requests / steady.ends[-1]),
+                "failures": steady.failures,
+                "delay": milliseconds(steady.delays),
+            }
+            if releases:
+                with learning(settings):
+                    swapped: Load = generator.apply(generate, (port, requests, releases))
+                moments = swaps(swapped)
+                between = [(a + b) / 2 for a, b in pairwise(moments)]
+                found["swaps"] = {
+                    "requests": len(swapped.ends),
+                    "releases": len(moments),
+                    "failures": swapped.failures,
+                    "delay": milliseconds(swapped.delays),
+                    "pause": milliseconds(pauses(swapped, moments)),
+                    "pause_without_release": milliseconds(pauses(swapped, between)),
                 }
-                if releases:
-                    with learning(settings):
-                        swapped: Load = generator.apply(generate, (port, requests, releases))
-                    moments = swaps(swapped)
-                    between = [(a + b) / 2 for a, b in pairwise(moments)]
-                    found["swaps"] = {
-                        "requests": len(swapped.ends),
-                        "releases": len(moments),
-                        "failures": swapped.failures,
-                        "delay": milliseconds(swapped.delays),
-                        "pause": milliseconds(pauses(swapped, moments)),
-                        "pause_without_release": milliseconds(pauses(swapped, between)),
-                    }
     print(json.dumps(found | {"load": round(os.getloadavg()[0], 2)}))
 
 
