@@ -10,7 +10,7 @@ from stream_learner.contract.documents import time_text
 from stream_learner.contract.manifest import Manifest, encode
 from stream_learner.contract.pins import Chosen, Pin
 from stream_learner.contract.topics import Names
-from stream_learner.errors import NoReleaseError, UsageError
+from stream_learner.errors import KafkaUnavailableError, NoReleaseError, UsageError
 from stream_learner.follow.reading import newest_manifest
 from stream_learner.streams.pins import Pins, listed, read_pins
 from stream_learner.streams.writing import write
@@ -30,7 +30,8 @@ def choose(
     """Pin or withdraw the release with a sequence, or unpin the pinned one. Write nothing if this is already so.
 
     `program` is the name and version of the calling program, for the record. Raises UsageError when the release is not
-    kept, NoReleaseError, StateError, TopicsError, KafkaUnavailableError.
+    kept, NoReleaseError, StateError, TopicsError, KafkaUnavailableError, also when the record was written but an open
+    transaction hides it from followers for longer than `recovery.timeout_s`.
     """
     signer = settings.security.signer
     if settings.security.verifier and not signer:
@@ -57,7 +58,10 @@ def choose(
     value = encode(pin)
     headers = [(signatures.HEADER, signer.sign(value))] if signer else []
     write(settings, Names.under(settings.prefix).pins, pin.key, value, headers)
-    pins.obey(pin)
+    try:
+        pins = read_pins(settings, wait=True)  # what followers see
+    except KafkaUnavailableError as error:
+        raise KafkaUnavailableError(f"the record was written, but followers may not see it yet: {error}") from error
     # The worker may have dropped the release in the meantime. It keeps a pinned release once it has read the record.
     return Choice(True, pins.choose(newest_manifest(settings) or newest))
 

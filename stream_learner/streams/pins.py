@@ -131,14 +131,17 @@ class PinsTail:
             self._tail.close()
 
 
-def read_pins(settings: AnySettings) -> Pins:
-    """Read the whole pins topic. If the topic is missing, there are no pins. Raises KafkaUnavailableError."""
+def read_pins(settings: AnySettings, wait: bool = False) -> Pins:
+    """Read the whole pins topic. If the topic is missing, there are no pins.
+
+    `wait` is passed to `read_committed`. Raises KafkaUnavailableError.
+    """
     pins, topic = Pins(settings), Names.under(settings.prefix).pins
     try:
         id_for_reader(settings, topic)
     except TopicsError:
         return pins
-    for record in read_committed(settings, topic, wait=False):
+    for record in read_committed(settings, topic, wait=wait):
         pins.add(record)
     return pins
 

@@ -16,7 +16,7 @@ from feed import client, mixed
 from harness import DEADLINE_S, POLL_S, NewRun, Run, Worker
 
 from stream_learner import Follower, NoReleaseError, UsageError, read_release
-from stream_learner.errors import ExitCode
+from stream_learner.errors import ExitCode, KafkaUnavailableError
 from stream_learner.follow.choosing import choose
 from stream_learner.follow.past import read_releases
 from stream_learner.streams import pins, topics
@@ -218,6 +218,19 @@ def test_without_the_topic_there_are_no_pins(new_run: NewRun, follow: Any, monke
     topics.create(run.settings)
     choose(run.settings, PROGRAM, "pin", last)
     until("the pin", lambda: follower.following.pinned)
+    # An open transaction of another producer hides later records. The command does not say that followers obey.
+    stranger = Producer(client(run.broker.bootstrap_servers) | {"transactional.id": f"{run.id}.stranger"})
+    stranger.init_transactions()
+    stranger.begin_transaction()
+    stranger.produce(f"{run.prefix}.pins", b"no pin", b"key")
+    stranger.flush()
+    run.overrides["recovery.timeout_s"] = 1.0
+    with pytest.raises(KafkaUnavailableError, match=f"was written, .*an open transaction .*{run.id}.stranger"):
+        choose(run.settings, PROGRAM, "unpin")
+    assert follow(run).latest(DEADLINE_S).described.sequence == last
+    assert follower.following.pinned
+    stranger.abort_transaction()
+    until("the unpin", lambda: not follower.following.pinned)
 
 
 def test_acknowledgements_never_disturb_a_follower(new_run: NewRun, follow: Any) -> None:
