@@ -47,6 +47,7 @@ LONGEST = (
     "test_source",
     "test_turns",
     "test_equality",
+    "test_serving_http",
     "test_start",
     "test_foreign",
     "test_security",

@@ -8,21 +8,17 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
-import msgspec
 import numpy as np
-import onnx
 import pytest
+from computed import PIXELS, SHAPE, Releases, computed
 from PIL import Image
-from released import CLASSES, release
+from released import CLASSES
 
 from stream_learner.config import ServeSettings
-from stream_learner.contract.manifest import OnnxGraph
-from stream_learner.errors import NoReleaseError, UsageError
-from stream_learner.follow.releases import Objects, Release
+from stream_learner.errors import UsageError
 from stream_learner.follow.serving.app import Application
 from stream_learner.follow.serving.grpc import GrpcServer
 from stream_learner.follow.serving.messages import MESSAGES, SERVICE, parse
@@ -30,63 +26,12 @@ from stream_learner.local.broker import HOST
 
 MAX_IMAGES = 20
 SETTINGS = ServeSettings(max_images=MAX_IMAGES, max_body_bytes=100_000, timeout_s=20.0)
-SHAPE = [1, 8, 8, 1]
-PIXELS = np.full(SHAPE, 7, np.uint8)
 CODE = grpc.StatusCode
 # A request as tritonclient 2.73 writes it: run "digits", id "x1", two pixels, output "labels", parameters.
 TRITONCLIENT = bytes.fromhex(
     "0a066469676974731a02783122080a016112031a0162220e0a087072696f7269747912022801220d0a0774696d656f7574120210052a12"
     "0a06696d61676573120555494e54381a0102321e0a066c6162656c7312140a0e636c617373696669636174696f6e120210033a020102"
 )
-
-
-def graph() -> bytes:
-    """A network whose logits are the mean of an image, times its parameter."""
-    value, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
-    float_, uint8 = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8
-    weight = onnx.TensorProto(name="network.weight", data_type=float_, dims=[1, CLASSES])
-    weight.data_location = onnx.TensorProto.EXTERNAL
-    weight.external_data.add(key="location", value="parameters")
-    nodes = [
-        node("Cast", ["images"], ["floats"], to=float_),
-        node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
-        node("Unsqueeze", ["mean", "one"], ["column"]),
-        node("MatMul", ["column", "network.weight"], ["logits"]),
-        node("Softmax", ["logits"], ["probabilities"]),
-    ]
-    axes = onnx.numpy_helper.from_array(np.array([1, 2, 3]), "axes")
-    one = onnx.numpy_helper.from_array(np.array([1]), "one")
-    outputs = [value(name, float_, ["N", CLASSES]) for name in ("logits", "probabilities")]
-    made = onnx.helper.make_graph(nodes, "mean", [value("images", uint8, ["N", 8, 8, 1])], outputs, [weight, axes, one])
-    model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
-    return model.SerializeToString()
-
-
-GRAPH = graph()
-
-
-def computed(sequence: int, value: float) -> Release:
-    """A release whose graph ONNX Runtime computes."""
-    made = release(sequence, value=value, graph=GRAPH)
-    onnx_graph = OnnxGraph(published=made.described.canary, unused=[], compared=0)
-    described = msgspec.structs.replace(made.described, onnx=onnx_graph)
-    return Release(made.manifest, described, Objects(made.data, b"", GRAPH))
-
-
-class Releases:
-    """Stands in for a follower: the releases that a test puts in use."""
-
-    def __init__(self, *kept: Any):
-        self.kept = list(kept)
-
-    def latest(self) -> Any:
-        if not self.kept:
-            raise NoReleaseError("no release of run 'digits' is in use: its worker has not released a model yet")
-        return self.kept[-1]
-
-    @property
-    def following(self) -> Any:
-        return SimpleNamespace(release=self.kept[-1] if self.kept else None)
 
 
 class Served:
