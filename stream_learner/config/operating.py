@@ -142,7 +142,8 @@ class ServeSettings(Section):
     timeout_s: PositiveFloat = 30.0
     """Seconds in which a request must arrive and be answered. After that it gets the status 503."""
     publish_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the predictions to publish to `<prefix>.predictions`, from 0 to 1. Answers do not wait for this."""
+    """Share of the predictions to publish to `<prefix>.predictions`, from 0 to 1. Answers wait for this only while the
+    brokers are confirming 10,000 other predictions."""
 
 
 class MonitoringSettings(Section):

@@ -209,7 +209,7 @@ class Application:
         ids = protocol.ids(inputs, len(images), request_id)
         answer = await self._batcher.compute(release, images)
         if self._publisher:
-            self._publisher.offer(release, ids, answer.probabilities)
+            await self._publisher.offer(release, ids, answer.probabilities)
         return protocol.outputs(release, answer.logits, answer.probabilities)
 
     def release(self, model: str, version: str | None) -> Release:

@@ -1,5 +1,6 @@
 """Publishes a share of the predictions that a server has made."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Sequence
@@ -23,8 +24,11 @@ from stream_learner.streams.predictions import PredictionProducer
 
 log = structlog.get_logger()
 
-# Predictions that are not confirmed. Further ones are lost, because answers never wait for Kafka.
+# Predictions that are not confirmed. With more, requests wait until Kafka confirms some.
 MAX_PENDING = 10_000
+# Requests do not wait if Kafka has confirmed nothing for this time, because they must be answered without Kafka too.
+SILENCE_S = 2.0
+POLL_S = 0.005
 FLUSH_S = 10.0
 LOG_EVERY_S = 10.0
 
@@ -39,19 +43,23 @@ class _Predicted(NamedTuple):
 class Publisher:
     """Publishes exactly floor(`serve.publish_share` x n) of the first n predictions. A thread writes them.
 
-    A prediction is lost, which is counted and logged, if Kafka does not confirm it, or if `MAX_PENDING` others wait.
+    A prediction is lost, which is counted and logged, if Kafka does not confirm it. It is also lost if `MAX_PENDING`
+    others wait and Kafka does not confirm enough of them in time.
     """
 
     def __init__(self, settings: FollowSettings):
         """Connect. Raises TopicsError, KafkaUnavailableError."""
         self._settings = settings
         self._share = Fraction(str(settings.serve.publish_share))
+        self._wait_s = settings.serve.timeout_s / 2
         self._served = self._chosen = 0
         self._producer: PredictionProducer | None = PredictionProducer(settings)
         self._has_failed = threading.Event()
         self._queue: SimpleQueue[_Predicted | None] = SimpleQueue()
         self._pending = 0
+        self._confirmed_at = 0.0  # or when the first of the pending predictions was made
         self._lock = threading.Lock()
+        self._turn = asyncio.Lock()  # requests wait in their order
         self._silent_until = 0.0
         self._published = _counter("published_total", "Predictions published, in images.")
         self._lost = _counter("unpublished_total", "Predictions that should be published but are lost, in images.")
@@ -59,21 +67,40 @@ class Publisher:
         self._thread = threading.Thread(target=self._run, name="predictions", daemon=True)
         self._thread.start()
 
-    def offer(self, release: Release, ids: Sequence[str | None], probabilities: np.ndarray) -> None:
-        """Publish the share of these predictions, float32 [N, classes]. Return at once."""
+    async def offer(self, release: Release, ids: Sequence[str | None], probabilities: np.ndarray) -> None:
+        """Publish the share of these predictions, float32 [N, classes]. If `MAX_PENDING` wait, wait for Kafka first."""
         now = datetime.now(UTC)
+        if self._wanted(len(ids)) > self._chosen:
+            await self._wait_for_room()
+        has_room = self._pending < MAX_PENDING
         for image_id, row in zip(ids, probabilities, strict=True):
+            wanted = self._wanted(1)
             self._served += 1
-            if self._served * self._share.numerator // self._share.denominator == self._chosen:
+            if wanted == self._chosen:
                 continue
-            self._chosen += 1
+            self._chosen = wanted
             with self._lock:
-                has_room = self._pending < MAX_PENDING
+                if not self._pending:
+                    self._confirmed_at = time.monotonic()
                 self._pending += 1
             if has_room:
                 self._queue.put(_Predicted(release, image_id, row.copy(), now))
             else:
                 self._lose(f"{MAX_PENDING} predictions wait for Kafka")
+
+    def _wanted(self, more: int) -> int:
+        """Return how many predictions are to be published once `more` are served."""
+        return (self._served + more) * self._share.numerator // self._share.denominator
+
+    async def _wait_for_room(self) -> None:
+        """Wait while too many predictions are pending and Kafka confirms some, at most half of `serve.timeout_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._wait_s), self._turn:
+                while self._pending >= MAX_PENDING and self._confirms():
+                    await asyncio.sleep(POLL_S)
+
+    def _confirms(self) -> bool:
+        return not self._has_failed.is_set() and time.monotonic() - self._confirmed_at < SILENCE_S
 
     def close(self) -> None:
         """Publish what waits. Give up after `FLUSH_S` seconds."""
@@ -116,6 +143,7 @@ class Publisher:
     def _confirm(self) -> None:
         self._published.inc()
         with self._lock:
+            self._confirmed_at = time.monotonic()
             self._pending -= 1
 
     def _fail(self, error: Exception) -> None:
