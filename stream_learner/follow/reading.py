@@ -95,7 +95,11 @@ class ReleaseReader:
         data = self._chunks.read(published.chunks)
         if data is not None and len(data) == wanted.size and digest(data) == wanted.digest:
             return data
-        if store := self._open_store():
+        try:
+            store = self._open_store()
+        except StoreError as error:
+            raise StoreError(f"{error}. When the release was made, checkpoint.store was {manifest.store}") from error
+        if store:
             return store.fetch(wanted)
         topic = Names.under(self._settings.prefix).weights
         why = "does not hold" if data is None else "holds other bytes than the manifest names for"
