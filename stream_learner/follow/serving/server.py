@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ log = structlog.get_logger()
 
 KEEP_ALIVE_S = 75
 BACKLOG = 1024
+SWITCH_S = 0.0005
+"""Time after which the event loop may take Python's lock from the thread that reads a new release."""
 
 
 def serve(settings: FollowSettings, stop: threading.Event, program_version: str, on_start: Callable[[], None]) -> None:
@@ -33,6 +36,7 @@ def serve(settings: FollowSettings, stop: threading.Event, program_version: str,
 
     Raises UsageError when the address cannot be used, TopicsError, KafkaUnavailableError.
     """
+    sys.setswitchinterval(SWITCH_S)
     share = settings.serve.publish_share
     with (
         _listener(settings.serve) as listener,
