@@ -10,6 +10,8 @@ A name is imported when it is first used, so `import stream_learner` is fast and
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from stream_learner.program import VERSION
+
 if TYPE_CHECKING:
     from stream_learner.config import KafkaSettings, Settings, WeightsSettings, load
     from stream_learner.errors import (
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from stream_learner.learning.weighting import Arrivals, Policy, Times
     from stream_learner.networks import ImageClassifier
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "NEVER",

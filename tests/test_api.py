@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,11 @@ def test_a_name_imports_no_more_than_it_needs(used: str, imported: set[str]):
     program = f"import sys; from stream_learner import {used}; {HEAVY}; print(*sorted(heavy))"
     found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert set(found.stdout.split()) == imported
+
+
+def test_the_version_is_that_of_the_package():
+    package = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    assert stream_learner.__version__ == package["project"]["version"]
 
 
 def test_type_checkers_see_the_types():

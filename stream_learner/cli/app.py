@@ -14,9 +14,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from stream_learner import __version__
 from stream_learner.cli.output import err, say
 from stream_learner.errors import ExitCode, StreamLearnerError, out_of_memory
+from stream_learner.program import PROGRAM
 from stream_learner.run.signals import end_process, obeyed
 from stream_learner.text import escape_unencodable, printable, printable_lines
 
@@ -34,7 +34,7 @@ EXTRA_ARGUMENTS = re.compile(r"(unexpected extra argument\S*) \(.*\)", re.DOTALL
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        say(f"stream-learner {__version__}")
+        say(PROGRAM)
         raise typer.Exit
 
 

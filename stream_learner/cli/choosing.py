@@ -4,11 +4,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from stream_learner import __version__
 from stream_learner.cli.options import ConfigFile, Overrides
 from stream_learner.cli.output import load_follower, say
-
-PROGRAM = f"stream-learner {__version__}"
 
 release = typer.Typer(no_args_is_help=True, help="Choose the release that followers use. Training continues.")
 
@@ -41,7 +38,7 @@ def _choose(
 ) -> None:
     from stream_learner.follow.choosing import choose
 
-    choice = choose(load_follower(config_file, overrides), PROGRAM, action, sequence)
+    choice = choose(load_follower(config_file, overrides), action, sequence)
     if not choice.changed:
         say("this is already so; nothing was changed")
     if choice.used:

@@ -8,7 +8,6 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from stream_learner import __version__
 from stream_learner.cli.options import ConfigFile, Overrides
 from stream_learner.cli.output import load, load_follower, out, say, say_json
 from stream_learner.contract.spans import offsets_in_all
@@ -87,7 +86,7 @@ def serve(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
     with extra("serve"):
         from stream_learner.follow.serving import server
 
-    server.serve(settings, stop, __version__, started.set)
+    server.serve(settings, stop, started.set)
     end_process(ExitCode.OK)
 
 

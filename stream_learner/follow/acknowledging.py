@@ -4,7 +4,6 @@ import re
 import socket
 import threading
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 
 import structlog
 
@@ -15,6 +14,7 @@ from stream_learner.contract.documents import time_text
 from stream_learner.contract.manifest import encode
 from stream_learner.contract.topics import Names
 from stream_learner.errors import StreamLearnerError, UsageError
+from stream_learner.program import PROGRAM
 from stream_learner.streams.writing import write
 
 log = structlog.get_logger()
@@ -59,7 +59,7 @@ class Acknowledger:
 
     def _ack(self, epoch: int, sequence: int) -> Ack:
         return Ack(
-            program=f"stream-learner {_version()}",
+            program=PROGRAM,
             run_id=self._settings.run.id,
             name=self._name,
             host=socket.gethostname(),
@@ -85,10 +85,3 @@ class Acknowledger:
                     return
                 with self._changed:
                     self._changed.wait_for(lambda last=wanted: self._closed or self._wanted is not last, RETRY_S)
-
-
-def _version() -> str:
-    try:
-        return version("stream-learner")
-    except PackageNotFoundError:
-        return "(not installed)"

@@ -12,6 +12,7 @@ from stream_learner.contract.pins import Chosen, Pin
 from stream_learner.contract.topics import Names
 from stream_learner.errors import KafkaUnavailableError, NoReleaseError, UsageError
 from stream_learner.follow.reading import newest_manifest
+from stream_learner.program import PROGRAM
 from stream_learner.streams.pins import Pins, listed, read_pins
 from stream_learner.streams.writing import write
 
@@ -24,14 +25,11 @@ class Choice:
     used: Chosen | None
 
 
-def choose(
-    settings: AnySettings, program: str, action: Literal["pin", "unpin", "withdraw"], sequence: int | None = None
-) -> Choice:
+def choose(settings: AnySettings, action: Literal["pin", "unpin", "withdraw"], sequence: int | None = None) -> Choice:
     """Pin or withdraw the release with a sequence, or unpin the pinned one. Write nothing if this is already so.
 
-    `program` is the name and version of the calling program, for the record. Raises UsageError when the release is not
-    kept, NoReleaseError, StateError, TopicsError, KafkaUnavailableError, also when the record was written but an open
-    transaction hides it from followers for longer than `recovery.timeout_s`.
+    Raises UsageError when the release is not kept, NoReleaseError, StateError, TopicsError, KafkaUnavailableError, also
+    when the record was written but an open transaction hides it from followers for longer than `recovery.timeout_s`.
     """
     signer = settings.security.signer
     if settings.security.verifier and not signer:
@@ -49,7 +47,7 @@ def choose(
     if release in pins.withdrawn if action == "withdraw" else release == pins.pinned:
         return Choice(False, pins.choose(newest))
     pin = Pin(
-        program=program,
+        program=PROGRAM,
         run_id=settings.run.id,
         action=action,
         release=release,

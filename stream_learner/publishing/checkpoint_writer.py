@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import structlog
 
-from stream_learner import __version__
 from stream_learner.checkpoints import retention
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
@@ -27,6 +26,7 @@ from stream_learner.errors import KafkaUnavailableError, StoreError
 from stream_learner.formats.record import Rejection
 from stream_learner.learning.outcome import Candidate
 from stream_learner.networks.tensors import as_arrays
+from stream_learner.program import PROGRAM
 from stream_learner.publishing.canary import canary
 from stream_learner.publishing.fit import fit
 from stream_learner.publishing.formats import Formats, Onnx
@@ -40,7 +40,6 @@ from stream_learner.streams.topics import CHUNK_BYTES, MAX_DOCUMENT_BYTES, RECOR
 
 log = structlog.get_logger()
 
-PROGRAM = f"stream-learner {__version__}"
 SWEEP_EVERY_S = 3600.0
 
 

@@ -9,7 +9,6 @@ from contextlib import closing
 
 import structlog
 
-from stream_learner import __version__
 from stream_learner.checkpoints.store import Store, check_location
 from stream_learner.config import Settings
 from stream_learner.contract import keys
@@ -23,6 +22,7 @@ from stream_learner.monitoring.metrics import Metrics
 from stream_learner.monitoring.monitor import Monitor
 from stream_learner.monitoring.series import RunRegistry
 from stream_learner.monitoring.server import serve
+from stream_learner.program import VERSION
 from stream_learner.publishing.ownership import first_look
 from stream_learner.publishing.recover import Recovery
 from stream_learner.run.process import keep_freed_memory
@@ -103,7 +103,7 @@ def run(
     serve(settings.monitoring.host, settings.monitoring.port, registry, health, settings.run.id)
     metrics = Metrics(
         registry,
-        __version__,
+        VERSION,
         settings.input.topics,
         (names.checkpoints, names.history),
         [*settings.weights.policies, COMBINED],

@@ -23,6 +23,7 @@ from stream_learner.follow.serving.app import Application
 from stream_learner.follow.serving.grpc import GrpcServer
 from stream_learner.follow.serving.messages import MESSAGES, SERVICE, parse
 from stream_learner.local.broker import HOST
+from stream_learner.program import VERSION
 
 MAX_IMAGES = 20
 SETTINGS = ServeSettings(max_images=MAX_IMAGES, max_body_bytes=100_000, timeout_s=20.0)
@@ -45,7 +46,7 @@ class Served:
         self.channel = grpc.insecure_channel(f"{HOST}:{self.server.port}")
 
     async def _start(self, releases: Any, settings: ServeSettings) -> GrpcServer:
-        server = GrpcServer(Application("digits", releases, settings, "1.0"), 0)
+        server = GrpcServer(Application("digits", releases, settings), 0)
         await server.start()
         return server
 
@@ -92,7 +93,7 @@ def test_metadata(served: Served) -> None:
     assert served.call("ServerLive").live
     assert served.call("ServerReady").ready
     found = served.call("ServerMetadata")
-    assert (found.name, found.version, list(found.extensions)) == ("stream-learner", "1.0", ["binary_tensor_data"])
+    assert (found.name, found.version, list(found.extensions)) == ("stream-learner", VERSION, ["binary_tensor_data"])
     for version in ("", "4"):
         assert served.call("ModelReady", name="digits", version=version).ready
         model = served.call("ModelMetadata", name="digits", version=version)
@@ -232,4 +233,4 @@ def test_before_the_first_release_and_without_time() -> None:
 
 
 async def listen(releases: Any, port: int) -> None:
-    GrpcServer(Application("digits", releases, SETTINGS, "1.0"), port)
+    GrpcServer(Application("digits", releases, SETTINGS), port)

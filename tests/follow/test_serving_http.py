@@ -47,7 +47,7 @@ def serving(**settings: Any) -> Iterator[int]:
 
 def make(settings: ServeSettings) -> tuple[Application, ServeSettings]:
     releases: Any = Releases(computed(5, 2))
-    return Application(RUN, releases, settings, "1.0"), settings
+    return Application(RUN, releases, settings), settings
 
 
 @pytest.fixture(scope="module")

@@ -159,17 +159,17 @@ def test_registry_and_directory_follow_pins_and_withdrawals(new_run: NewRun, tmp
             return sorted(int(one["stream_learner.sequence"]) for one in tags if "stream_learner.withdrawn" in one)
 
         with following(run, f"mlflow:{registry.url}"), following(run, str(out)):
-            choose(run.settings, "test 1", "pin", first)
+            choose(run.settings, "pin", first)
             eventually(lambda: champion() == [str(first)] and sequence_of(out) == first)
-            choose(run.settings, "test 1", "unpin")
+            choose(run.settings, "unpin")
             eventually(lambda: champion() == [str(second)] and sequence_of(out) == second)
             # A withdrawn release is marked, and what was in use before is current again.
-            choose(run.settings, "test 1", "withdraw", second)
+            choose(run.settings, "withdraw", second)
             others = [sequence for sequence in listed(run) if sequence != second]
             eventually(lambda: champion() == [str(others[-1])] and sequence_of(out) == others[-1])
             eventually(lambda: withdrawn() == [second])
             for sequence in others:
-                choose(run.settings, "test 1", "withdraw", sequence)
+                choose(run.settings, "withdraw", sequence)
             eventually(lambda: withdrawn() == [*others, second])
             assert registry.champion is None
             assert read(out / "current")

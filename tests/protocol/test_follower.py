@@ -241,7 +241,7 @@ def test_releases_that_only_the_store_holds(new_run: NewRun, follow: Any) -> Non
     assert late.latest(DEADLINE_S).described.sequence == first
     refused(late, "is missing")
     # A withdrawn release leaves use, also while the newest one is refused.
-    choose(run.settings, "test 1", "withdraw", first)
+    choose(run.settings, "withdraw", first)
     assert next(use for use in late.uses() if use.withdrawn).release is None
     refused(late, "is missing")
     (run.store / before["key"]).unlink()

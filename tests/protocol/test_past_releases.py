@@ -59,7 +59,7 @@ def test_before_the_first_checkpoint(new_run: NewRun) -> None:
     with pytest.raises(NoReleaseError):
         read_releases(run.settings)
     with pytest.raises(NoReleaseError):
-        choose(run.settings, "test 1", "pin", 1)
+        choose(run.settings, "pin", 1)
     write(run.settings, f"{run.prefix}.metrics", b"key", b"no window")
     assert read_checkpoints(run.settings, 5) == []
     assert run.call("history").ends(ExitCode.OK) == "no checkpoint yet\n"

@@ -24,7 +24,6 @@ from stream_learner.streams.acks import read_acks
 
 EVERY = {"release__every_records": 200, "release__min_held_out": 1000, "checkpoint__every_s": 0.5}
 """Each candidate is released."""
-PROGRAM = "test 1"
 
 
 @pytest.fixture
@@ -127,7 +126,7 @@ def test_a_release_is_pinned_and_withdrawn_while_the_run_goes_on(new_run: NewRun
 
     # A pin that is withdrawn. Other records change nothing.
     pinned = run.read("pins")[0]
-    choose(run.settings, PROGRAM, "withdraw", first)
+    choose(run.settings, "withdraw", first)
     uses(follower, kept[-1])
     uses(later, kept[-1])
     until("an acknowledgement", lambda: acknowledged(run) == [("later", kept[-1])])
@@ -140,31 +139,31 @@ def test_a_release_is_pinned_and_withdrawn_while_the_run_goes_on(new_run: NewRun
     assert found.err.count("a record of the pins topic is ignored") == pins.MAX_WARNINGS
     produce(run, "pins", pinned.key or b"", pinned.value or b"")
     with pytest.raises(UsageError, match=f"release {first} was withdrawn.*choose one of {kept[1]}, "):
-        choose(run.settings, PROGRAM, "pin", first)
+        choose(run.settings, "pin", first)
 
     # The release in use is withdrawn: the newest other one is used, also by a follower that starts later.
-    choose(run.settings, PROGRAM, "pin", kept[1])
+    choose(run.settings, "pin", kept[1])
     uses(follower, kept[1])
     until("an acknowledgement", lambda: acknowledged(run) == [("later", kept[1])])
     assert len(run.read("acks")) == before + 1
     assert "later" in run.call("status").ends(ExitCode.OK)
     later.close()
     assert acknowledged(run) == []
-    assert choose(run.settings, PROGRAM, "unpin").changed
-    assert not choose(run.settings, PROGRAM, "unpin").changed
+    assert choose(run.settings, "unpin").changed
+    assert not choose(run.settings, "unpin").changed
     # A record with the last time that there is does not prevent later records.
     last_one = json.loads(pinned.value or b"") | {"created_at": "9999-12-31T23:59:59.999999Z"}
     last_one["release"] = json.loads(run.read("pins")[-2].value or b"")["release"]
     produce(run, "pins", pinned.key or b"", json.dumps(last_one).encode())
     until("the pin", lambda: follower.following.pinned)
-    assert choose(run.settings, PROGRAM, "unpin").changed
+    assert choose(run.settings, "unpin").changed
     uses(follower, kept[-1])
     withdrawn = f"followers use release {kept[-2]} of epoch 1"
     assert withdrawn in run.call(f"release withdraw {kept[-1]}").ends(ExitCode.OK)
     uses(follower, kept[-2])
     assert follow(run, store=store).latest(DEADLINE_S).described.sequence == kept[-2]
     for sequence in kept[1:-1]:
-        choose(run.settings, PROGRAM, "withdraw", sequence)
+        choose(run.settings, "withdraw", sequence)
     until("no release", lambda: follower.following.release is None)
     with pytest.raises(NoReleaseError, match="were withdrawn"):
         follower.latest()
@@ -188,8 +187,8 @@ def test_a_run_that_is_started_over_inherits_no_pin(new_run: NewRun, follow: Any
     worker = run.start()
     first, *_ = releases(run, worker, 0)
     worker.stop()
-    choose(run.settings, PROGRAM, "pin", first)
-    choose(run.settings, PROGRAM, "withdraw", listed(run)[-1])
+    choose(run.settings, "pin", first)
+    choose(run.settings, "withdraw", listed(run)[-1])
     follower: Follower = follow(run, store=str(run.store))
     uses(follower, first)
     run.delete_topic(f"{run.prefix}.checkpoints")
@@ -216,7 +215,7 @@ def test_without_the_topic_there_are_no_pins(new_run: NewRun, follow: Any, monke
     assert read_release(run.id, run.broker.bootstrap_servers).described.sequence == last
     assert f"topic {run.prefix}.pins is missing" in run.call(f"release pin {last}").ends(ExitCode.TOPICS)
     topics.create(run.settings)
-    choose(run.settings, PROGRAM, "pin", last)
+    choose(run.settings, "pin", last)
     until("the pin", lambda: follower.following.pinned)
     # An open transaction of another producer hides later records. The command does not say that followers obey.
     stranger = Producer(client(run.broker.bootstrap_servers) | {"transactional.id": f"{run.id}.stranger"})
@@ -226,7 +225,7 @@ def test_without_the_topic_there_are_no_pins(new_run: NewRun, follow: Any, monke
     stranger.flush()
     run.overrides["recovery.timeout_s"] = 1.0
     with pytest.raises(KafkaUnavailableError, match=f"was written, .*an open transaction .*{run.id}.stranger"):
-        choose(run.settings, PROGRAM, "unpin")
+        choose(run.settings, "unpin")
     assert follow(run).latest(DEADLINE_S).described.sequence == last
     assert follower.following.pinned
     stranger.abort_transaction()
@@ -266,14 +265,14 @@ def test_only_signed_records_are_obeyed(new_run: NewRun, follow: Any, tmp_path: 
     worker.stop()
     signed = run.settings
     del run.overrides["security.verify_key_files"], run.overrides["security.signing_key_file"]
-    choose(run.settings, PROGRAM, "pin", first)
+    choose(run.settings, "pin", first)
     follower: Follower = follow(run, verify_key_files=[public])
     uses(follower, last)
     uses(follow(run), first)  # it has no key
     run.overrides["security.verify_key_files"] = [str(public)]
     with pytest.raises(UsageError, match="followers would ignore"):
-        choose(run.settings, PROGRAM, "pin", first)
-    choose(signed, PROGRAM, "pin", first)
+        choose(run.settings, "pin", first)
+    choose(signed, "pin", first)
     uses(follower, first)
 
     # The history topic no longer holds the manifest of the pinned release. The store does.

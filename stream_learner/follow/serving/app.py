@@ -20,6 +20,7 @@ from stream_learner.follow.serving.batching import Batcher, OverloadedError
 from stream_learner.follow.serving.metrics import ServingMetrics
 from stream_learner.follow.serving.protocol import RequestError
 from stream_learner.follow.serving.publishing import Publisher
+from stream_learner.program import VERSION
 
 log = structlog.get_logger()
 
@@ -60,13 +61,11 @@ class Application:
         model: str,
         follower: Follower,
         settings: ServeSettings,
-        program_version: str,
         publisher: Publisher | None = None,
     ):
         self.model = model
         self._follower = follower
         self.settings = settings
-        self._program_version = program_version
         self._registry = CollectorRegistry()
         self.metrics = ServingMetrics(self._registry, follower)
         self._publisher = publisher
@@ -191,7 +190,7 @@ class Application:
 
     def server(self) -> dict[str, Any]:
         """Return the server's metadata."""
-        return {"name": protocol.PROGRAM, "version": self._program_version, "extensions": protocol.EXTENSIONS}
+        return {"name": protocol.PROGRAM, "version": VERSION, "extensions": protocol.EXTENSIONS}
 
     def ready(self) -> bool:
         """Return whether a release is in use."""

@@ -29,7 +29,7 @@ SWITCH_S = 0.0005
 """Time after which the event loop may take Python's lock from the thread that reads a new release."""
 
 
-def serve(settings: FollowSettings, stop: threading.Event, program_version: str, on_start: Callable[[], None]) -> None:
+def serve(settings: FollowSettings, stop: threading.Event, on_start: Callable[[], None]) -> None:
     """Serve the releases of a run over HTTP, and gRPC if it has a port, until `stop` is set. Answer what has begun.
 
     `on_start` is called once the address is in use and Kafka has answered.
@@ -45,7 +45,7 @@ def serve(settings: FollowSettings, stop: threading.Event, program_version: str,
     ):
         threading.Thread(target=_log_releases, args=(follower,), name="log of releases", daemon=True).start()
         on_start()
-        application = Application(settings.run.id, follower, settings.serve, program_version, publisher)
+        application = Application(settings.run.id, follower, settings.serve, publisher)
         server = _Server(_config(application, settings.serve), application)
         # On the main thread, uvicorn and uvloop would handle the signals.
         with ThreadPoolExecutor(1, "http") as thread:
