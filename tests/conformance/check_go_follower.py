@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from environments import EVERY
 from feed import mixed
 from harness import Run
 from programs import Program, forge_release
@@ -18,8 +19,6 @@ from programs import Program, forge_release
 from stream_learner.local.broker import Broker
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "go"
-# Each candidate is released.
-SETTINGS = {"release.every_records": 200, "release.min_held_out": 1000}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def follower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_program_in_go_prints_verified_releases(follower: Path, broker: Broker, tmp_path: Path) -> None:
-    run = Run(broker, tmp_path / "followed-by-go", overrides=dict(SETTINGS))
+    run = Run(broker, tmp_path / "followed-by-go", overrides=dict(EVERY))
     try:
         with Program(tmp_path / "follower.txt", follower, run.id, broker.bootstrap_servers) as program:
             run.feed(mixed(250))

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from urllib.parse import quote
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from environments import CLEAN, EVERY, GRAPHS, install
 from feed import mixed
 from harness import DEADLINE_S, POLL_S, Run
 from outputs import Log
@@ -29,14 +29,6 @@ from stream_learner.errors import ExitCode
 from stream_learner.follow.directories import LAYOUTS
 from stream_learner.local.broker import HOST, Broker, free_port
 
-ROOT = Path(__file__).parents[2]
-SETTINGS = {
-    "release.formats": ["safetensors", "onnx"],
-    "release.format_wait_s": 300.0,  # each release has a graph
-    # Each candidate is released.
-    "release.every_records": 200,
-    "release.min_held_out": 1000,
-}
 KILLS = 8
 CARD = """
 import json, sys
@@ -50,18 +42,13 @@ print(json.dumps([card.data.to_dict(), results, card.text]))
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the programs."""
-    folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--require-hashes", "-r", ROOT / "locks" / "registries.txt"], check=True)
-    subprocess.run([*pip, "--no-deps", "--no-build-isolation", ROOT], check=True)
-    return folder / "bin"
+    return install(tmp_path_factory.mktemp("environment"), "registries.txt")
 
 
 @pytest.fixture(scope="module")
 def released(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Log]]:
     """Return a run with a release that has a graph, and its output."""
-    run = Run(broker, tmp_path_factory.mktemp("released"), overrides=dict(SETTINGS))
+    run = Run(broker, tmp_path_factory.mktemp("released"), overrides=EVERY | GRAPHS)
     run.feed(mixed(250, 0))
     yield run, run.finish(run.start())
     run.close()
@@ -69,12 +56,11 @@ def released(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @contextmanager
 def server(program: Path, *arguments: str, folder: Path, ready: Callable[[], bool]) -> Iterator[None]:
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with (folder / f"{program.name}.log").open("ab") as log:
         process = subprocess.Popen(
             [program, *arguments],
             cwd=folder,
-            env=clean | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            env=CLEAN | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             stdout=log,
             stderr=log,
             process_group=0,
@@ -113,18 +99,17 @@ def test_signed_folders(environment: Path, released: tuple[Run, Log], tmp_path: 
     private, public = tmp_path / "key.pem", tmp_path / "key.pub"
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     settings = tmp_path / "reader.toml"
     settings.write_text(f'run.id = "{run.id}"\nkafka.bootstrap_servers = "{run.broker.bootstrap_servers}"\n')
 
     def verified(folder: Path) -> int:
         command = [environment / "model_signing", "verify", "key", folder, "--signature", folder / "model.sig"]
-        return subprocess.run([*command, "--public_key", public], capture_output=True, env=clean).returncode
+        return subprocess.run([*command, "--public_key", public], capture_output=True, env=CLEAN).returncode
 
     for layout in LAYOUTS:
         out = tmp_path / layout
         command = [environment / "stream-learner", "follow", settings, "--to", out, "--layout", layout, "--once"]
-        subprocess.run([*command, "--sign-key", private], check=True, env=clean, cwd=tmp_path)
+        subprocess.run([*command, "--sign-key", private], check=True, env=CLEAN, cwd=tmp_path)
         (signature,) = out.rglob("model.sig")
         folder = signature.parent
         assert verified(folder) == 0
@@ -132,7 +117,7 @@ def test_signed_folders(environment: Path, released: tuple[Run, Log], tmp_path: 
         model.write_bytes(model.read_bytes()[:-1] + b"?")
         assert verified(folder) == 1
     card = [environment / "python", "-c", CARD, tmp_path / "huggingface" / "current" / "README.md"]
-    done = subprocess.run(card, check=True, capture_output=True, text=True, env=clean)
+    done = subprocess.run(card, check=True, capture_output=True, text=True, env=CLEAN)
     header, results, text = json.loads(done.stdout)
     assert header["pipeline_tag"] == "image-classification"
     test = described["test"]
@@ -189,7 +174,7 @@ def test_mlserver(environment: Path, released: tuple[Run, Log], tmp_path: Path) 
 
 def test_mlflow(environment: Path, broker: Broker, tmp_path: Path, show: Callable[[str], None]) -> None:
     """The follower is killed again and again, and MLflow is away for a while. Then releases are withdrawn."""
-    run = Run(broker, tmp_path / "registered", overrides=SETTINGS | {"release.formats": ["safetensors"]})
+    run = Run(broker, tmp_path / "registered", overrides=dict(EVERY))
     port, chance = free_port(), random.Random(0)
     arguments = ["server", "--host", HOST, "--port", str(port), "--backend-store-uri", "sqlite:///mlflow.db"]
     command = ["follow", "--to", f"mlflow:http://{HOST}:{port}"]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from environments import EVERY, GRAPHS
 from feed import digits, mixed
 from harness import Run, Worker
 from http_requests import ask
@@ -23,14 +24,6 @@ from real_triton import PROGRAMS, PYTHON, Triton
 from stream_learner.contract import tensors
 from stream_learner.local.broker import HOST, Broker
 
-SETTINGS = {
-    "model.name": "cnn",
-    "release.formats": ["safetensors", "onnx"],
-    "release.format_wait_s": 300.0,  # each release has a graph
-    # Each candidate is released.
-    "release.every_records": 200,
-    "release.min_held_out": 1000,
-}
 OK = (200, "OK")
 WARM_UP, REQUESTS = 2_000, 20_000
 # Cases in which the answers differ on purpose.
@@ -96,7 +89,10 @@ class Delivered(NamedTuple):
 def delivered(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Delivered:
     """Releases that a Triton loads one after the other, while it is also stopped and started again."""
     folder = tmp_path_factory.mktemp("delivered")
-    run, repository = Run(broker, folder / "run", overrides=dict(SETTINGS)), folder / "repository"
+    run, repository = (
+        Run(broker, folder / "run", overrides=EVERY | GRAPHS | {"model.name": "cnn"}),
+        folder / "repository",
+    )
     repository.mkdir()
     triton = Triton(repository, folder)
     url = f"http://{HOST}:{triton.http_port}"
