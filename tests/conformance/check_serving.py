@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from environments import EVERY, GRAPHS
+from environments import CLEAN, EVERY, GRAPHS
 from feed import digits, mixed
 from harness import Run, Worker
 from http_requests import ask
@@ -153,6 +153,20 @@ def test_a_release_in_triton(delivered: Delivered, tmp_path: Path) -> None:
         (model / "config.pbtxt").write_text(config)
         assert triton.load(name) == (200, "")
         assert predicted(triton, name, images) == (delivered.version, classes)
+    finally:
+        triton.stop()
+
+
+def test_a_release_in_kserve(delivered: Delivered, tmp_path: Path) -> None:
+    """KServe's own code fetches the `storageUri`. A real Triton loads what it fetched, as the one of KServe does."""
+    images, classes = delivered.evaluation()
+    out, models = tmp_path / "out", tmp_path / "models"
+    delivered.run.call("follow", "--to", str(out), "--layout", "kserve", "--once").ends(0)
+    fetch = "import sys; from kserve_storage import Storage; Storage.download(*sys.argv[1:])"
+    subprocess.run([PYTHON, "-c", fetch, f"file://{out}/current", models], check=True, env=CLEAN)
+    triton = Triton(models, tmp_path, mode="none")
+    try:
+        assert predicted(triton, delivered.run.id, images) == (delivered.version, classes)
     finally:
         triton.stop()
 

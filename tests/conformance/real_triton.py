@@ -23,12 +23,13 @@ SERVER = PACKAGES / "pytriton" / "tritonserver"
 
 
 class Triton:
-    """A Triton in explicit mode: it loads a model when it is asked to.
+    """A Triton. In explicit mode it loads a model when it is asked to, in the mode `none` all models at its start.
 
     The distribution has no other backend than `python`. Those in `triton/` are written in Python for it.
     """
 
-    def __init__(self, repository: Path, folder: Path):
+    def __init__(self, repository: Path, folder: Path, mode: str = "explicit"):
+        self._mode = mode
         self._repository, self._backends, self._log = repository, folder / "backends", folder / "triton.log"
         if not self._backends.exists():
             shutil.copytree(SERVER / "backends" / "python", self._backends / "python")
@@ -44,7 +45,7 @@ class Triton:
             SERVER / "bin" / "tritonserver",
             f"--model-repository={self._repository}",
             f"--backend-directory={self._backends}",
-            "--model-control-mode=explicit",
+            f"--model-control-mode={self._mode}",
             "--disable-auto-complete-config",
             "--allow-metrics=false",
             f"--http-address={HOST}",
