@@ -191,13 +191,14 @@ def learning(settings: Path) -> Iterator[None]:
 
 @contextmanager
 def serving(settings: Path, log: Path) -> Iterator[tuple[int, int]]:
-    """Run the server. Yield its process id and its port."""
+    """Run the server. Once it has a release in use, yield its process id and its port."""
     with log.open("wb") as file, subprocess.Popen([*COMMAND, "serve", str(settings)], stderr=file) as server:
         try:
-            while not (found := [line for line in log.read_text().splitlines() if '"serving"' in line]):
-                assert server.poll() is None, log.read_text()
+            while '"release in use"' not in (text := log.read_text()) or '"serving"' not in text:
+                assert server.poll() is None, text
                 time.sleep(0.05)
-            yield server.pid, json.loads(found[0])["port"]
+            found = next(line for line in text.splitlines() if '"serving"' in line)
+            yield server.pid, json.loads(found)["port"]
         finally:
             server.terminate()
 
