@@ -246,7 +246,7 @@ def test_mlflow(environment: Path, broker: Broker, tmp_path: Path, show: Callabl
         follow.kill()
         follow = run.call(*command)
         follow.until("second mark", lambda: withdrawn() == {older, described["sequence"]})
-        follow.until("champion", lambda: champion() == second)
+        follow.until("champion", lambda: champion() == second and "release written" in follow.text())
         follow.stop()
         # All that are kept are withdrawn while nobody follows.
         for sequence in kept - {older}:
