@@ -1,6 +1,8 @@
 """Follow a run: fetch and verify each new release, and put it in use."""
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -62,7 +64,7 @@ class Follower:
 
     The follower puts a release in use after it has verified the objects, and the network computes the logits of the
     release's canary. If a release fails this check, the follower logs a warning, keeps the previous release in use, and
-    waits for the next release.
+    waits for the next release. Without a release in use, it also tries again every 15 s.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Follower:
         self._newest: Manifest | None = None
         self._is_pending = False  # whether a manifest or a pin arrived that was not obeyed yet
         self._decided: Chosen | None = None  # the last release that was used or refused
+        self._retry_at = math.inf  # when a refused release is read again, by time.monotonic()
         with ExitStack() as opened:
             self._reader = ReleaseReader(settings, store, own)
             opened.callback(self._reader.close)
@@ -225,6 +228,8 @@ class Follower:
                 continue
             if manifest.order > self._order:
                 self._order, self._newest, self._is_pending = manifest.order, manifest, True
+        if time.monotonic() >= self._retry_at and not self._kept:
+            self._decided, self._is_pending = None, True  # the store may have been empty, such as a mount that is late
         if self._is_pending and self._tail.at_end and self._pins.at_end:
             if self._newest and self._newest.release:  # without one, the run was started over and has not released yet
                 self._use(self._newest)
@@ -246,6 +251,7 @@ class Follower:
     def _fetch(self, newest: Manifest, chosen: Chosen) -> None:
         """Put a release in use. If it is refused and no release is in use, fall back to the newest one that is not."""
         release, refused = self._read(newest, chosen)
+        self._retry_at = time.monotonic() + RETRY_S[-1] if refused else math.inf
         if release is None and not self._remaining():
             others = (other for other in reversed(self._pins.pins.usable(newest)) if other != chosen)
             release = next(filter(None, (self._read(newest, other)[0] for other in others)), None)

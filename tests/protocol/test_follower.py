@@ -221,7 +221,8 @@ def test_only_bytes(new_run: NewRun, follow: Any, monkeypatch: pytest.MonkeyPatc
         release.predict([digits()[0][0]])
 
 
-def test_releases_that_only_the_store_holds(new_run: NewRun, follow: Any) -> None:
+def test_releases_that_only_the_store_holds(new_run: NewRun, follow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream_learner.follow.follower.RETRY_S", (0.1,))
     run = new_run(release__inline_max_bytes=0, **EVERY)
 
     def follower() -> Follower:
@@ -234,9 +235,10 @@ def test_releases_that_only_the_store_holds(new_run: NewRun, follow: Any) -> Non
 
     early = follower()  # the worker has not created the store yet
     first = learned(0)
-    before = run.published().manifest["release"]["object"]
-    learned(1)
-    (run.store / run.published().manifest["release"]["object"]["key"]).unlink()
+    second = learned(1)
+    missing = run.store / run.published().manifest["release"]["object"]["key"]
+    newest = missing.read_bytes()
+    missing.unlink()
     late = follower()
     assert late.latest(DEADLINE_S).described.sequence == first
     refused(late, "is missing")
@@ -244,11 +246,13 @@ def test_releases_that_only_the_store_holds(new_run: NewRun, follow: Any) -> Non
     choose(run.settings, "withdraw", first)
     assert next(use for use in late.uses() if use.withdrawn).release is None
     refused(late, "is missing")
-    (run.store / before["key"]).unlink()
     later = follower()
     refused(later, "is missing")
     with pytest.raises(NoReleaseError, match="is missing"):
         later.latest()
+    missing.write_bytes(newest)
+    for each in (late, later):
+        until(each, lambda release: release.described.sequence == second)
     sequence = learned(2)
     for each in (late, later):
         until(each, lambda release: release.described.sequence == sequence)
