@@ -4,4 +4,5 @@ The package itself cannot be imported for this: it names the rooms that most mod
 """
 
 VERSION = "0.1.0"
-PROGRAM = f"stream-learner {VERSION}"
+NAME = "stream-learner"
+PROGRAM = f"{NAME} {VERSION}"

@@ -142,7 +142,7 @@ def _deliver(
 
 
 def _withdraw(use: Use, follower: Follower, target: Target, stop: threading.Event) -> None:
-    """Mark the withdrawn releases, unless there are other ones in the meantime."""
+    """Mark the withdrawn releases, unless the follower's use changes in the meantime."""
     try:
         _until_answered(partial(target.withdraw, use.withdrawn), lambda: follower.use != use, stop)
     except StateError as error:
@@ -150,7 +150,7 @@ def _withdraw(use: Use, follower: Follower, target: Target, stop: threading.Even
 
 
 def _until_answered(write: Callable[[], T], superseded: Callable[[], bool], stop: threading.Event) -> T | None:
-    """Write to a target. If a registry does not answer, try again until this is `superseded`: then return None."""
+    """Write to a target. If a registry does not answer, try again until `superseded` or `stop`; then return None."""
     for pause_s in chain(RETRY_S, repeat(RETRY_S[-1])):
         try:
             return write()

@@ -229,6 +229,7 @@ class Follower:
             if manifest.order > self._order:
                 self._order, self._newest, self._is_pending = manifest.order, manifest, True
         if time.monotonic() >= self._retry_at and not self._kept:
+            self._retry_at = math.inf
             self._decided, self._is_pending = None, True  # the store may have been empty, such as a mount that is late
         if self._is_pending and self._tail.at_end and self._pins.at_end:
             if self._newest and self._newest.release:  # without one, the run was started over and has not released yet

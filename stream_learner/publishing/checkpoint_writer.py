@@ -134,8 +134,8 @@ class CheckpointWriter:
 
         Each call writes to a new folder, and writes only the parts that are not in the store.
 
-        Raises StoreError, KafkaUnavailableError, TopicsError when a topic is missing, InputError when a topic was
-        deleted and created again.
+        Raises StoreError, KafkaUnavailableError, TopicsError when a topic is missing or the manifest is too large for
+        its topic, InputError when a topic was deleted and created again.
         """
         learned = [topic for topic in self._topic_ids if topic != self._names.predictions]
         check_topic_ids(self._topic_ids, self._cluster.topic_ids(learned))

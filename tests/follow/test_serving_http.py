@@ -249,6 +249,10 @@ def check_limits(port: int) -> None:
         assert rest_of(talk(port, post, chunked, start, b"x" * 400_000)) == b""
     assert rest_of(talk(port)) == b""
     assert rest_of(talk(port, post)) == b""
+    after_an_answer = talk(port, b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert after_an_answer.recv(4096).startswith(b"HTTP/1.1 200 ")
+    after_an_answer.sendall(b"\r\n")
+    assert rest_of(after_an_answer) == b""
     assert b"400 Bad Request" in rest_of(talk(port, b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n"))
     get = b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"
     kept = talk(port, get)
@@ -300,3 +304,15 @@ def test_connections_that_wait_at_a_stop_are_served() -> None:
     server.run([_listener(settings)])
     for connection in server.waiting:
         assert rest_of(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_stop_does_not_wait_for_a_connection_whose_last_body_came_in_chunks() -> None:
+    with serving(timeout_s=DEADLINE_S) as port:
+        chunked = b"Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
+        kept = talk(port, f"POST {MODEL}/infer HTTP/1.1\r\nHost: x\r\n".encode(), chunked)
+        assert kept.recv(4096).startswith(b"HTTP/1.1 100 ")
+        kept.sendall(b"0\r\n\r\n")
+        assert kept.recv(4096).startswith(b"HTTP/1.1 400 ")
+        began = time.monotonic()
+    assert time.monotonic() - began < DEADLINE_S / 2
+    assert rest_of(kept) == b""

@@ -162,10 +162,10 @@ def _weighting(release: Release) -> Iterator[str]:
     if COMBINED not in weights:
         yield "The manifest has no figures of the samples' weights."
         return
-    yield "The weight of a training sample is the product of its factors, clipped. It multiplies the sample's loss. "
+    yield "The weight of a training sample is the product of its factors, clipped. It multiplies the sample's loss."
     yield "All samples of this epoch:"
     yield ""
-    yield "| factor | samples | mean | least | greatest |"
+    yield "| factor | samples | mean | minimum | maximum |"
     yield "|---|---|---|---|---|"
     for name, found in weights.items():
         shown = "weight" if name == COMBINED else _text(name)

@@ -20,7 +20,7 @@ from stream_learner.follow.serving.batching import Batcher, OverloadedError
 from stream_learner.follow.serving.metrics import ServingMetrics
 from stream_learner.follow.serving.protocol import RequestError
 from stream_learner.follow.serving.publishing import Publisher
-from stream_learner.program import VERSION
+from stream_learner.program import NAME, VERSION
 
 log = structlog.get_logger()
 
@@ -190,7 +190,7 @@ class Application:
 
     def server(self) -> dict[str, Any]:
         """Return the server's metadata."""
-        return {"name": protocol.PROGRAM, "version": VERSION, "extensions": protocol.EXTENSIONS}
+        return {"name": NAME, "version": VERSION, "extensions": protocol.EXTENSIONS}
 
     def ready(self) -> bool:
         """Return whether a release is in use."""

@@ -15,7 +15,7 @@ from stream_learner.formats import RejectError
 MAX_BATCH = 64
 """Images in a batch. A request with more images is a batch of its own."""
 # Turns of the event loop without a further request, after which a batch is computed.
-QUIET_TURNS = 2
+QUIET_TURNS = 3
 # A longer batch is computed on a thread, so that the event loop serves other requests meanwhile. For a shorter one, the
 # thread would cost more time than it saves.
 INLINE_S = 0.002
@@ -104,11 +104,13 @@ class Batcher:
 
         An image takes less time in a larger batch, so requests that arrive together also get their answers sooner.
         """
-        before = quiet_turns = 0
-        while quiet_turns < QUIET_TURNS and self._images < MAX_BATCH:
-            quiet_turns = 0 if self._images > before else quiet_turns + 1
-            before = self._images
-            await asyncio.sleep(0)
+        quiet_turns = 0
+        while quiet_turns < QUIET_TURNS:
+            before = len(self._waiting)
+            await asyncio.sleep(0)  # also before a full batch, so that other requests are served between two batches
+            if self._images >= MAX_BATCH:
+                break
+            quiet_turns = 0 if len(self._waiting) > before else quiet_turns + 1
         return self._take()
 
     def _take(self) -> list[_Waiting]:

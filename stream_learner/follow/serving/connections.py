@@ -7,7 +7,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEADER_BYTES = 64 * 1024
 LAST_S = 2.0
-"""Time without a request after which a connection is closed while the server stops."""
+"""Seconds without a request after which a connection is closed while the server stops."""
 HEALTH = b"/v2/health/"
 """Pages that are answered on any number of connections, so that nobody restarts a server that only has too many."""
 
@@ -68,6 +68,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn leaves the timer of a connection that was reset
         self._arrived()
         self._was_read()
 
@@ -77,7 +78,7 @@ class Connection(HttpToolsProtocol):
         self._header_bytes = 0 if self._is_body else self._header_bytes + len(data)
         if self._header_bytes > MAX_HEADER_BYTES:
             self.transport.abort()
-        elif self._in_headers and self._deadline is None:
+        elif self._deadline is None and (self._in_headers or self.cycle.response_complete):
             self._deadline = self.loop.call_later(self._timeout_s, self.transport.abort)
 
     def on_message_begin(self) -> None:
@@ -125,7 +126,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle and not self.cycle.response_complete:
             if not self.cycle.response_started:
                 self.cycle.keep_alive = False
-        elif not self._header_bytes:
+        elif self._deadline is None or not self._header_bytes:  # otherwise, headers are arriving
             self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(LAST_S, self.timeout_keep_alive_handler)
 

@@ -12,13 +12,13 @@ import numpy as np
 
 from stream_learner.contract.predictions import MAX_ID_BYTES
 from stream_learner.follow.releases import Release
+from stream_learner.program import NAME
 
 IMAGES = "images"
 IDS = "ids"
 DATATYPES = {"labels": "BYTES", "logits": "FP32", "probabilities": "FP32"}
 """Outputs and their datatypes."""
 EXTENSIONS = ["binary_tensor_data"]
-PROGRAM = "stream-learner"
 
 ImageShape = tuple[int, int, int]
 """Height, width and channels."""
@@ -161,7 +161,7 @@ def metadata(model: str, kept: Iterable[Release], release: Release) -> dict[str,
     return {
         "name": model,
         "versions": [version(one) for one in kept],
-        "platform": PROGRAM,
+        "platform": NAME,
         "inputs": [{"name": IMAGES, "datatype": "UINT8", "shape": [-1, *release.image_shape]}],
         "outputs": [
             {"name": name, "datatype": datatype, "shape": [-1] if name == "labels" else [-1, classes]}

@@ -26,7 +26,7 @@ log = structlog.get_logger()
 KEEP_ALIVE_S = 75
 BACKLOG = 1024
 SWITCH_S = 0.0005
-"""Time after which the event loop may take Python's lock from the thread that reads a new release."""
+"""Seconds after which the event loop may take Python's global lock from the thread that reads a new release."""
 
 
 def serve(settings: FollowSettings, stop: threading.Event, on_start: Callable[[], None]) -> None:
@@ -87,7 +87,7 @@ class _Server(uvicorn.Server):
             log.info("serving", host=host, port=port, **ports, model=self._application.model)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # The end of a listener resets the connections that wait for `accept`.
+        # Closing a listener resets the connections that wait for `accept`, so accept them first.
         waiting = [connection for listener in sockets or () for connection in _accepted(listener)]
         for server in self.servers:
             server.close()
