@@ -31,6 +31,8 @@ POLL_S = 0.25
 # Wait for the pins topic, while a release waits for its end.
 PINS_S = 0.05
 ANSWERED_S = 5.0
+# Ctrl-C does not end a wait that begins just then, so no wait is longer.
+INTERRUPTED_S = 0.5
 RETRY_S = (0.5, 1, 2, 4, 8, 15)
 
 
@@ -146,7 +148,7 @@ class Follower:
         while True:
             with self._changed:
                 while not self._closed.is_set() and last == self.use:
-                    self._changed.wait()
+                    self._changed.wait(INTERRUPTED_S)
                 if self._closed.is_set():
                     return
                 last = self.use
