@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,6 +18,10 @@ from stream_learner.config import KafkaSettings, Settings
 from stream_learner.local import jars
 from stream_learner.local.broker import Broker, _java
 from stream_learner.streams.connection import ask
+
+# A shell lets its background jobs ignore SIGINT. The programs that tests start would inherit that, and obey no Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run, and none is too slow for a busy machine.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
