@@ -1,7 +1,7 @@
 """Times to the loaded, verified release in a follower: from the commit of a release, and from the input record.
 
 `python -m benchmarks.freshness --releases 100`: a local broker, a worker that releases every candidate, and a
-`Follower` in a process of its own. One run has a small network (mlp, 8 px, 50 KB), the other one of 6 MiB (mlp, 90 px).
+`Follower` in a process of its own. One run has a small network (mlp, 8 px, 70 KB), the other one of 6 MiB (mlp, 90 px).
 The last line is JSON: p50 and p99 of the time from the commit in seconds, over all releases and of each network. For
 each network, `produced_to_in_use` has the time from the production of each input record to the first release in use
 that has learned the record: in seconds, and in cadences. The cadence is the mean time between the run's releases. On a

@@ -5,7 +5,8 @@ and a load generator in a process of its own, which asks for one image at a time
 connections. First the worker rests: requests for each CPU second of the server, and the time from a request to its
 answer. Then `--requests` requests are answered while `--releases` releases arrive: failures, and the longest time
 without an answer in the half second around the first answer of each release. The same time around moments without a
-release shows how much of it is other load on this machine. The last line is JSON.
+swap shows how much of it is other load on this machine. At last the worker rests again, and kept releases are pinned
+one after the other, so that only the server's own work is beside the requests. The last line is JSON.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, NamedTuple
@@ -28,6 +29,9 @@ import uvloop
 
 from benchmarks.start import COMMAND
 from stream_learner import Follower
+from stream_learner.config import load_follower
+from stream_learner.follow.choosing import choose
+from stream_learner.follow.past import read_releases
 from stream_learner.local.broker import Broker
 
 SETTINGS = """
@@ -48,6 +52,8 @@ CONNECTIONS = 16
 WARM_UP = 2_000
 # Seconds before and after the first answer of a release.
 AROUND_S = 0.25
+# Time for which a release stays pinned.
+PINNED_S = 1.0
 
 
 class Load(NamedTuple):
@@ -150,9 +156,25 @@ def generate(port: int, requests: int, releases: int) -> Load:
 
 
 def swaps(load: Load) -> list[float]:
-    """Return the time of the first answer of each release after the first one."""
-    _, firsts = np.unique(load.versions[load.versions > 0], return_index=True)
-    return load.ends[load.versions > 0][firsts[1:]].tolist()
+    """Return the time of the first answer of each release that replaced another one."""
+    moments: list[float] = []
+    for moment in load.ends[1:][np.diff(load.versions) != 0].tolist():
+        if not moments or moment > moments[-1] + AROUND_S:  # answers of two releases may alternate for a moment
+            moments.append(moment)
+    return moments
+
+
+def figures(load: Load) -> dict[str, object]:
+    """Return the figures of a load during which releases were swapped."""
+    moments = swaps(load)
+    return {
+        "requests": len(load.ends),
+        "swaps": len(moments),
+        "failures": load.failures,
+        "delay": milliseconds(load.delays),
+        "pause": milliseconds(pauses(load, moments)),
+        "pause_without_swap": milliseconds(pauses(load, [(a + b) / 2 for a, b in pairwise(moments)])),
+    }
 
 
 def pauses(load: Load, moments: list[float]) -> list[float]:
@@ -189,6 +211,15 @@ def learning(settings: Path) -> Iterator[None]:
             worker.terminate()
 
 
+def pin(settings: Path, times: int) -> None:
+    """Pin one kept release after the other. The server reads and verifies each again, because it keeps only two."""
+    follower = load_follower(settings)
+    kept = [release.sequence for release in read_releases(follower)]
+    for sequence in islice(cycle(kept), times):
+        choose(follower, "pin", sequence)
+        time.sleep(PINNED_S)
+
+
 @contextmanager
 def serving(settings: Path, log: Path) -> Iterator[tuple[int, int]]:
     """Run the server. Once it has a release in use, yield its process id and its port."""
@@ -205,7 +236,7 @@ def serving(settings: Path, log: Path) -> Iterator[tuple[int, int]]:
 
 def main(
     requests: Annotated[int, typer.Option(min=1000, help="Requests of each of the two parts.")] = 100_000,
-    releases: Annotated[int, typer.Option(help="Releases that arrive in the second part.")] = 50,
+    releases: Annotated[int, typer.Option(help="Releases that arrive in the second part, and pins in the third.")] = 50,
 ) -> None:
     """Measure the server and print the figures."""
 
@@ -237,16 +268,12 @@ def main(
             if releases:
                 with learning(settings):
                     swapped: Load = generator.apply(generate, (port, requests, releases))
-                moments = swaps(swapped)
-                between = [(a + b) / 2 for a, b in pairwise(moments)]
-                found["swaps"] = {
-                    "requests": len(swapped.ends),
-                    "releases": len(moments),
-                    "failures": swapped.failures,
-                    "delay": milliseconds(swapped.delays),
-                    "pause": milliseconds(pauses(swapped, moments)),
-                    "pause_without_release": milliseconds(pauses(swapped, between)),
-                }
+                found["releases"] = figures(swapped)
+                pinned = generator.apply_async(
+                    generate, (port, int(releases * PINNED_S * requests / steady.ends[-1]), 0)
+                )
+                pin(settings, releases)
+                found["pins"] = figures(pinned.get())
     print(json.dumps(found | {"load": round(os.getloadavg()[0], 2)}))
 
 
