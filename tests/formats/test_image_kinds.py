@@ -162,6 +162,24 @@ def test_an_interlaced_png_has_the_same_pixels(channels, type_, size):
     assert np.array_equal(decode(interlaced, size=size), decode(plain, size=size))
 
 
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (28, 29, 1), (33, 32, 3), (160, 150, 3)])
+def test_pillow_gives_the_same_pixels_for_any_filters(shape, interlaced):
+    height, width, channels = shape
+    image = png_of(np.zeros(shape, np.uint8))
+    rows_of_passes = []
+    for x, y, dx, dy in ADAM7 if interlaced else ((0, 0, 1, 1),):
+        tall, wide = len(range(y, height, dy)), len(range(x, width, dx))
+        rows = RNG.integers(0, 256, (tall if wide else 0, 1 + wide * channels), np.uint8)
+        rows[:, 0] %= 5  # filters 0 to 4
+        rows_of_passes.append(rows.tobytes())
+    pixels = png_chunk(b"IDAT", zlib.compress(b"".join(rows_of_passes)))
+    image = image[:8] + png_chunk(b"IHDR", image[16:28] + bytes([interlaced])) + pixels
+    decoded_HWC = decode(image, channels, (height, width))
+    assert np.array_equal(decoded_HWC, np.asarray(Image.open(io.BytesIO(image))).reshape(shape))
+    assert decoded_HWC.flags.writeable
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (16, 16), (33, 21)])
 def test_pillow_gives_the_same_pixels(mode, size):

@@ -42,6 +42,8 @@ def decode(image: bytes, height: int, width: int, channels: int, max_pixels: int
             if parsed.orientation == 1 and pixels_HWC.shape == (height, width, channels):
                 return pixels_HWC
             picture = pngs.from_pixels(pixels_HWC)
+        elif parsed.plain and parsed.shape == (height, width, channels):
+            return pngs.samples(parsed)
         else:
             picture = pngs.picture(parsed)
     except (ValueError, OSError, SyntaxError) as error:
