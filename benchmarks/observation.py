@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,21 +12,20 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 class Observation(NamedTuple):
     """Figures of a process at `at_s` (monotonic): records learned, CPU seconds, peak resident bytes.
 
-    It also has the CPU seconds of the whole machine.
+    `elsewhere_cpu_s` are the CPU seconds of all processes except the observer and the processes that it started.
     """
 
     at_s: float
     records: float
     cpu_s: float
     peak_bytes: int
-    machine_cpu_s: float
+    elsewhere_cpu_s: float
 
 
 class Measurement(NamedTuple):
     """Figures of a process after its warm-up.
 
-    `cores_elsewhere` is the number of cores that all other processes kept busy. With a worker, that is the broker. With
-    other contenders, it should be 0.
+    `cores_elsewhere` is the number of cores that other programs kept busy. It should be 0.
     """
 
     records_per_s: float
@@ -36,15 +36,37 @@ class Measurement(NamedTuple):
 
 def observe(pid: int, records: float) -> Observation:
     """Read the figures of a process from /proc."""
-    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    times = _stat(Path(f"/proc/{pid}/stat"))
     status = Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()
     user, nice, system, _idle, _iowait, *interrupts = Path("/proc/stat").read_text().split()[1:8]
-    cpu_s = (int(times[11]) + int(times[12])) / TICKS_PER_S
     machine_cpu_s = sum(map(int, (user, nice, system, *interrupts))) / TICKS_PER_S
-    return Observation(time.monotonic(), records, cpu_s, int(status[0]) * 1024, machine_cpu_s)
+    cpu_s = (int(times[11]) + int(times[12])) / TICKS_PER_S
+    return Observation(time.monotonic(), records, cpu_s, int(status[0]) * 1024, machine_cpu_s - _own_cpu_s())
 
 
 def between(first: Observation, last: Observation) -> Measurement:
     seconds, records, cpu_s = last.at_s - first.at_s, last.records - first.records, last.cpu_s - first.cpu_s
-    elsewhere_s = last.machine_cpu_s - first.machine_cpu_s - cpu_s
+    elsewhere_s = last.elsewhere_cpu_s - first.elsewhere_cpu_s
     return Measurement(records / seconds, 1000 * cpu_s / records, last.peak_bytes, elsewhere_s / seconds)
+
+
+def _own_cpu_s() -> float:
+    """Return the CPU seconds of this process and its descendants, including those that have ended."""
+    children: dict[int, list[int]] = {}
+    ticks: dict[int, int] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # the process ended just now
+            fields, pid = _stat(file), int(file.parent.name)
+            children.setdefault(int(fields[1]), []).append(pid)
+            ticks[pid] = sum(map(int, fields[11:15]))
+    own, waiting = 0, [os.getpid()]
+    while waiting:
+        pid = waiting.pop()
+        own += ticks.get(pid, 0)
+        waiting += children.get(pid, [])
+    return own / TICKS_PER_S
+
+
+def _stat(file: Path) -> list[str]:
+    """Return the fields of a process from the third on: the state, the parent and so on. See proc(5)."""
+    return file.read_text().rpartition(")")[2].split()

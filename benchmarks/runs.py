@@ -12,17 +12,15 @@ from typing import Any
 Run = dict[str, Any]
 
 
-def key(asked: Run) -> str:
-    """Return a file name, without suffix, for the options of a run: words for people, and a digest of all options."""
+def key(name: str, asked: Run) -> str:
+    """Return a file name, without suffix, for the options of a run: a name for people, and a digest of all options."""
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
-    words = (asked[name] for name in ("benchmark", "data", "model", "part", "through", "strategy", "budget"))
-    name = re.sub("[^a-zA-Z0-9_.-]+", "_", "-".join(map(str, words)))
-    return f"{name}x-seed{asked['seed']}-{digest}"
+    return re.sub("[^a-zA-Z0-9_.-]+", "_", f"{name}-{digest}")
 
 
-def once(folder: Path, asked: Run, run: Callable[[], Run]) -> Run:
+def once(folder: Path, name: str, asked: Run, run: Callable[[], Run]) -> Run:
     """Return the result of `run` with its options. If it was run before, read it from its file and say so."""
-    file = folder / f"{key(asked)}.json"
+    file = folder / f"{key(name, asked)}.json"
     if file.exists():
         print(f"this run is finished; delete the file to run it again: {file}", file=sys.stderr)
     else:

@@ -80,10 +80,12 @@ class Trial:
             ),
         }
 
-        increments = folder / runs.key(asked)  # of retraining, which takes hours
+        words = (asked[word] for word in ("benchmark", "data", "model", "part", "through", "strategy", "budget"))
+        name = f"{'-'.join(map(str, words))}x-seed{self.seed}"
+        increments = folder / runs.key(name, asked)  # of retraining, which takes hours
 
         def increment(number: int, train: Callable[[], Run]) -> Run:
-            return runs.once(increments, asked | {"increment": number}, train)
+            return runs.once(increments, name, asked | {"increment": number}, train)
 
         def run() -> Run:
             total = retraining.EPOCHS * sum(stream.ends) if self.strategy == RETRAIN else len(stream)
@@ -109,7 +111,7 @@ class Trial:
             arithmetic = placement.arithmetic(settings_digest(settings, identity(settings)))
             return outcome.scored() | {"arithmetic": msgspec.structs.asdict(arithmetic)}
 
-        made = runs.once(folder, asked, run)
+        made = runs.once(folder, name, asked, run)
         shutil.rmtree(increments, ignore_errors=True)
         return made
 

@@ -105,7 +105,7 @@ def test_no_half_of_a_run_is_left(tmp_path: Path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runs.once(tmp_path, asked, cut_off)
+        runs.once(tmp_path, "er", asked, cut_off)
     assert runs.read_all(tmp_path) == []
-    assert runs.once(tmp_path, asked, lambda: {"final": 1.0}) == asked | {"final": 1.0}
+    assert runs.once(tmp_path, "er", asked, lambda: {"final": 1.0}) == asked | {"final": 1.0}
     assert runs.read_all(tmp_path) == [asked | {"final": 1.0}]

@@ -1,0 +1,1 @@
+"""Programs that learn a topic without this project, as users would write them."""

@@ -1,0 +1,39 @@
+"""Measurements of a side that runs in a process of its own, without Kafka."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from benchmarks.observation import Measurement, between, observe
+from stream_learner.run.process import keep_freed_memory
+
+WARM_UP_S = 2.0
+MEASURED_S = 4.0
+
+
+def measure_apart(turns: Callable[..., Iterator[float]], *arguments: object, keep_freed: bool = True) -> Measurement:
+    """Start a process that calls `turns(*arguments)`, which yields the records of each turn. Measure after a warm-up.
+
+    `keep_freed` keeps freed memory in the process, as the worker does.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(_measure, turns, arguments, keep_freed).result()
+
+
+def _measure(turns: Callable[..., Iterator[float]], arguments: tuple[object, ...], keep_freed: bool) -> Measurement:
+    if keep_freed:
+        keep_freed_memory()
+    running = turns(*arguments)
+    next(running)
+
+    def run_for(seconds: float) -> float:
+        until, records = time.monotonic() + seconds, 0.0
+        while time.monotonic() < until:
+            records += next(running)
+        return records
+
+    run_for(WARM_UP_S)
+    first = observe(os.getpid(), 0)
+    return between(first, observe(os.getpid(), run_for(MEASURED_S)))
