@@ -25,8 +25,8 @@ class CNN(ImageClassifier):
         flat = 32 * ((height - 2) // 2) * ((width - 2) // 2)
         body = nn.Sequential(
             nn.Conv2d(channels, 32, 3),
+            nn.MaxPool2d(2),  # before the ReLU, which then has a quarter of the values; the result is the same
             nn.ReLU(),
-            nn.MaxPool2d(2),
             nn.Flatten(),
             nn.Linear(flat, 128),
             nn.ReLU(),
