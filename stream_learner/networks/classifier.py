@@ -13,12 +13,16 @@ class ImageClassifier(nn.Module):
     """Normalisation, a body and a linear head that can grow: uint8 images [N, H, W, C] to logits [N, classes].
 
     `body` maps float images [N, C, H, W] to features [N, F]. `expansion` maps these features to other features,
-    or is the identity. `head` maps the result to logits.
+    or is the identity. In training mode, `head_dropout` sets some of the result to 0. `head` maps the result to logits.
     """
 
     convolutional = True
     """Whether channels_last and bf16 make the network faster."""
+    same_in_training = False
+    """Whether `features` is the same function in training mode and in evaluation mode. It is not if the body has
+    dropout or batch normalisation. If it is, a step may use the features from the prediction before the step."""
 
+    head_dropout: nn.Module
     mean: Tensor
     std: Tensor
 
@@ -26,6 +30,7 @@ class ImageClassifier(nn.Module):
         super().__init__()
         self.body = body
         self.expansion: nn.Module = nn.Identity()
+        self.head_dropout = nn.Identity()
         self.head = head(features, classes)
         self.frozen = False
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
@@ -35,8 +40,12 @@ class ImageClassifier(nn.Module):
         """Return the features that the head receives for uint8 images: float [N, F]."""
         return self.expansion(self.body((images_NHWC.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std))
 
+    def logits(self, features_NF: Tensor) -> Tensor:
+        """Return the logits [N, classes] of features."""
+        return self.head(self.head_dropout(features_NF))
+
     def forward(self, images_NHWC: Tensor) -> Tensor:
-        return self.head(self.features(images_NHWC))
+        return self.logits(self.features(images_NHWC))
 
     def expand(self, width: int) -> None:
         """Insert `width` random features between the body and a new head."""
@@ -46,8 +55,8 @@ class ImageClassifier(nn.Module):
     def freeze(self) -> None:
         """Freeze the body, so that from now on only the head learns.
 
-        The body needs no gradients, so its forward pass costs as much as inference. The body stays in evaluation mode,
-        so that batch normalisation keeps its statistics.
+        The body needs no gradients, so its forward pass costs as much as inference. Body and dropout stay in evaluation
+        mode, so that batch normalisation keeps its statistics.
         """
         self.frozen = True
         self.body.requires_grad_(False)
@@ -57,6 +66,7 @@ class ImageClassifier(nn.Module):
         super().train(mode)
         if self.frozen:
             self.body.eval()
+            self.head_dropout.eval()
         return self
 
 

@@ -9,6 +9,7 @@ class MLP(ImageClassifier):
     """Multilayer perceptron with two hidden layers of 64 units."""
 
     convolutional = False
+    same_in_training = True
 
     def __init__(self, classes: int, height: int, width: int, channels: int, mean: list[float], std: list[float]):
         body = nn.Sequential(
@@ -20,6 +21,8 @@ class MLP(ImageClassifier):
 class CNN(ImageClassifier):
     """Convolution with 32 filters of 3x3, max-pool 2, dense layer of 128 units, dropout 0.2."""
 
+    same_in_training = True
+
     def __init__(self, classes: int, height: int, width: int, channels: int, mean: list[float], std: list[float]):
         require(4, height, width)
         flat = 32 * ((height - 2) // 2) * ((width - 2) // 2)
@@ -30,6 +33,6 @@ class CNN(ImageClassifier):
             nn.Flatten(),
             nn.Linear(flat, 128),
             nn.ReLU(),
-            nn.Dropout(0.2),
         )
         super().__init__(body, 128, classes, mean, std)
+        self.head_dropout = nn.Dropout(0.2)

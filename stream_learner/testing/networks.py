@@ -32,8 +32,9 @@ def check_model(
     bfloat16.
 
     In evaluation mode it gives the same logits each time, and an image's logits do not depend on the other images. Its
-    state dict holds everything that it learns. It can be averaged and frozen, and can use random features. The check
-    also saves and resumes a Learner that uses the network. Raises AssertionError.
+    state dict holds everything that it learns. It can be averaged and frozen, and can use random features. Its features
+    do not depend on the mode if it says so. The check also saves and resumes a Learner that uses the network. Raises
+    AssertionError.
     """
     check = Checking(factory)
     with torch.random.fork_rng(devices=[]), registered(MODELS, factory) as name:
@@ -58,6 +59,7 @@ def check_model(
         _check_predictions(check, copied(), images)
         _check_state(check, copied(), build(seed=1), images)
         _check_frozen(check, copied(), images)
+        _check_modes(check, copied(), images)
         check.that(
             same_tensors(network.state_dict(), build().state_dict()),
             "it starts with other weights for the same seed; draw only from torch's default generator",
@@ -135,6 +137,13 @@ def _check_predictions(check: Checking, network: ImageClassifier, images: Tensor
         "in evaluation mode an image's logits depend on the other images of the batch",
     )
     check.that(same(copy.deepcopy(network)(images), logits), "copy.deepcopy() of it predicts differently")
+
+
+@torch.no_grad()
+def _check_modes(check: Checking, network: ImageClassifier, images: Tensor) -> None:
+    if network.same_in_training:
+        same_features = same(network.eval().features(images), network.train().features(images))
+        check.that(same_features, "features() differs in training mode; set same_in_training to False")
 
 
 def _step(network: ImageClassifier, images: Tensor) -> None:

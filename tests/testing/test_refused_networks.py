@@ -134,6 +134,15 @@ class FromNumPy(MLP):
         self.mean += float(np.random.default_rng().random())
 
 
+class DropsInTraining(MLP):
+    """Says that its features are the same in training, as its base does."""
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        assert isinstance(self.body, nn.Sequential)
+        self.body.append(nn.Dropout(0.5))
+
+
 class InPlace(MLP):
     def features(self, images_NHWC: Tensor) -> Tensor:
         images_NHWC[:] = 255 - images_NHWC
@@ -159,6 +168,7 @@ class InPlace(MLP):
         (OfNaN, "resuming a Learner from its saved state raised ValueError: .*that are not finite"),
         (Outside, r"a step after freeze\(\) changes scale; put all layers except the head into `body`"),
         (FromNumPy, "it starts with other weights for the same seed; draw only from torch's default generator"),
+        (DropsInTraining, r"features\(\) differs in training mode; set same_in_training to False"),
         (InPlace, "it changes the images that it gets"),
     ],
 )

@@ -9,4 +9,4 @@ class FineTune(Strategy):
     replays: ClassVar[bool] = False
 
     def losses(self, step: Step) -> Losses:
-        return Losses(cross_entropy(step.model(step.stream.images_NHWC), step.stream.labels), step.stream.weights)
+        return Losses(cross_entropy(step.stream_logits(), step.stream.labels), step.stream.weights)

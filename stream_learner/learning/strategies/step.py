@@ -29,13 +29,21 @@ class Step(NamedTuple):
     """Input of one optimizer update: network, average, the stream's samples, and a function that draws from the memory.
 
     The network is in training mode. `average` is None if no average is kept. Each call of `replay()` draws other
-    samples. The result is empty while the memory is empty.
+    samples. The result is empty while the memory is empty. `features_NF` are the network's features of the stream's
+    samples, with their gradients, if they were computed before.
     """
 
     model: nn.Module
     average: nn.Module | None
     stream: Minibatch
     replay: Callable[[], Minibatch]
+    features_NF: Tensor | None = None
+
+    def stream_logits(self) -> Tensor:
+        """Return the network's logits [N, classes] of the stream's samples. Compute only what is not known yet."""
+        if self.features_NF is None:
+            return self.model(self.stream.images_NHWC)
+        return self.model.logits(self.features_NF)  # pyright: ignore[reportCallIssue]
 
 
 class Losses(NamedTuple):

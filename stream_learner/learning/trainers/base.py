@@ -24,8 +24,8 @@ from stream_learner.networks.weights import load_body
 class TrainingBatch(NamedTuple):
     """A batch's training samples, their features, replay, and the factor of the learning rate.
 
-    `features_NF` are the samples' features, computed before the samples are learned. They are float32 for a solved
-    head. Each call of `replay()` draws samples from the memory.
+    `features_NF` are the samples' features, as `Trainer.predict` returned them. They are float32 for a solved head.
+    Each call of `replay()` draws samples from the memory.
     """
 
     stream: Minibatch

@@ -68,6 +68,20 @@ class StepTrainer(Trainer):
     def solve(self) -> None:
         """Do nothing: the steps train the head."""
 
+    @property
+    def _shares_features(self) -> bool:
+        """Whether a batch's first step needs the features that its prediction needs: same network, images and mode."""
+        same_images = not (self.replays or self._augmentations)
+        return same_images and not self._average and (self.model.frozen or self.model.same_in_training)
+
+    def predict(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._shares_features:
+            return super().predict(images_NHWC)
+        with self._placement.training():
+            features_NF = self.model.train().features(images_NHWC)
+            with torch.no_grad():
+                return features_NF, self.model.head(features_NF)
+
     def kept_logits(self, logits: Tensor) -> Tensor | None:
         if not self.stores_logits:
             return None
@@ -81,8 +95,10 @@ class StepTrainer(Trainer):
         for group in self._optimizer.param_groups:
             group["lr"] = batch.learning_rate_factor * learning.learning_rate
         loss_sum = 0.0
+        features_NF = batch.features_NF if self._shares_features else None
         for step in range(learning.steps_per_batch):
-            loss = self._step(self._augmented(batch.stream), lambda: self._augmented(batch.replay()))
+            loss = self._step(self._augmented(batch.stream), lambda: self._augmented(batch.replay()), features_NF)
+            features_NF = None  # the step has changed the network
             if not math.isfinite(loss):
                 return Trained(step, loss_sum, finite=False)
             loss_sum += loss
@@ -94,8 +110,10 @@ class StepTrainer(Trainer):
             images_NHWC = augment(images_NHWC)
         return minibatch._replace(images_NHWC=images_NHWC)
 
-    def _step(self, stream: Minibatch, replay: Callable[[], Minibatch]) -> float:
+    def _step(self, stream: Minibatch, replay: Callable[[], Minibatch], features_NF: Tensor | None) -> float:
         """Take one step and return the loss. Return NaN, and change nothing, if the loss or a gradient was not finite.
+
+        `features_NF` are the network's features of the stream's samples, if they were computed before.
 
         Raises UsageError when the strategy does not return one loss per sample.
         """
@@ -105,7 +123,7 @@ class StepTrainer(Trainer):
         self._optimizer.zero_grad()
         teacher = self._average.model if self._average else None
         with self._placement.training():
-            losses, weights = self._strategy.losses(Step(self.model, teacher, stream, replay))
+            losses, weights = self._strategy.losses(Step(self.model, teacher, stream, replay, features_NF))
         if losses.ndim != 1 or losses.shape != weights.shape:
             raise UsageError(
                 f"learning.strategy = {self._settings.learning.strategy!r} gives losses of shape {list(losses.shape)} "
