@@ -11,13 +11,15 @@ Augmentation = Callable[[Tensor], Tensor]
 
 def crop(images_NHWC: Tensor) -> Tensor:
     """Shift each image by up to an eighth of its size (He et al. 2016, section 4.2). New borders are black."""
-    n, height, width, _ = images_NHWC.shape
+    n, height, width, channels = images_NHWC.shape
     up, left = height // 8, width // 8
-    padded = F.pad(images_NHWC, (0, 0, left, left, up, up))
-    rows = torch.randint(2 * up + 1, (n, 1), device=images_NHWC.device) + torch.arange(height, device=padded.device)
-    columns = torch.randint(2 * left + 1, (n, 1), device=images_NHWC.device) + torch.arange(width, device=padded.device)
-    which = torch.arange(n, device=padded.device)
-    return padded[which[:, None, None], rows[:, :, None], columns[:, None, :]]
+    padded = F.pad(images_NHWC, (0, 0, left, left, up, up)).contiguous()
+    tops = torch.randint(2 * up + 1, (n,), device=padded.device)
+    lefts = torch.randint(2 * left + 1, (n,), device=padded.device)
+    # A view of all places of the window, [N, tops, lefts, H, W * C]. Whole rows are copied from it, not single pixels.
+    image, row, pixel, _ = padded.stride()
+    windows = padded.as_strided((n, 2 * up + 1, 2 * left + 1, height, width * channels), (image, row, pixel, row, 1))
+    return windows[torch.arange(n, device=padded.device), tops, lefts].view(images_NHWC.shape)
 
 
 def flip(images_NHWC: Tensor) -> Tensor:
