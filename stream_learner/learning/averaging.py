@@ -30,12 +30,10 @@ class Average:
         """Move the average towards `model`. Call it after each step."""
         towards = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        parameters, averages = {name for name, _ in model.named_parameters()}, self.model.state_dict()
-        for name, latest in model.state_dict().items():
-            average = averages[name]
-            if name in parameters:
-                average.lerp_(latest, towards)
-            elif average.is_floating_point():
+        for average, latest in zip(self.model.parameters(), model.parameters(), strict=True):
+            average.lerp_(latest, towards)
+        for average, latest in zip(self.model.buffers(), model.buffers(), strict=True):
+            if average.is_floating_point():
                 # A buffer may hold infinities, such as the mask of an attention layer: inf - inf is NaN.
                 average.copy_(torch.where(latest.isfinite(), average.lerp(latest, towards), latest))
             else:  # an integer, such as batch normalisation's count of batches
