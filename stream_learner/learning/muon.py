@@ -61,7 +61,8 @@ class Muon(PlainAdamW):
             state["momentum_buffer"] = torch.zeros_like(matrix)
         mean = state["momentum_buffer"].lerp_(gradient, 1 - self._momentum)
         update = orthogonal(gradient.lerp(mean, self._momentum).flatten(1))
-        matrix.mul_(1 - lr * weight_decay)
+        if weight_decay:
+            matrix.mul_(1 - lr * weight_decay)
         matrix.add_(update.reshape(matrix.shape), alpha=-lr * ADAMS_SIZE * max(update.shape) ** 0.5)
 
 
