@@ -34,7 +34,8 @@ NOTES = {
     "limit": """A bare loop: one batch stays in memory, and each turn is one step with Adam. Nothing is read, decoded,
 predicted or counted. `NHWC` is the memory layout channels-last, and `malloc` keeps freed memory in the process.""",
     "memory": """Each stage also has all stages above it. *Step* is the learner's own step on one batch in memory.
-*Predict* is the prediction before learning, with its counts, weights and ledger. Held-out records are not learned, so
+*Predict* is the prediction before learning, with its counts, weights and ledger. A forward pass that both
+share counts for the step. Held-out records are not learned, so
 their share of the time is negative. The last row is the default of the worker.""",
     "kafka": """The worker saves every 10 s, and its metrics are read. *Plain* is learning as a loop does it: Adam, no
 replay, no average, no augmentation, nothing held out. *Default* is the worker's default, which replays three images
