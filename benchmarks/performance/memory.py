@@ -37,7 +37,6 @@ STAGES = {
     "drift": (),
     "Muon": ("learning.optimizer", "learning.learning_rate"),
 }
-LAST = "Muon"
 
 
 def plain() -> list[str]:

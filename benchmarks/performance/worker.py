@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from benchmarks.observation import Measurement, Observation, between, observe
 from benchmarks.performance import limit, memory
+from benchmarks.performance.apart import WARM_UP_S
 from benchmarks.performance.inputs import RECORDS
 from benchmarks.performance.rounds import Sides, Subject
 from stream_learner import config
@@ -18,7 +19,6 @@ from stream_learner.local.processes import Child
 from stream_learner.local.scrape import scrape
 from stream_learner.streams import topics
 
-WARM_UP_S = 2.0
 SAVE_EVERY_S = 10.0  # also the time of the measurement, so that it holds one checkpoint
 NEVER = 10**9
 

@@ -53,7 +53,7 @@ class Following:
 
 
 class Use(NamedTuple):
-    """What a follower uses, and must not use."""
+    """The release that a follower uses, and the releases that it must not use."""
 
     release: Release | None
     withdrawn: frozenset[Chosen]
@@ -124,8 +124,10 @@ class Follower:
 
         Raises NoReleaseError, whose message says why, when no release is in use by then.
         """
+        deadline = time.monotonic() + timeout_s
         with self._changed:
-            self._changed.wait_for(lambda: self._kept or self._closed.is_set(), timeout_s)
+            while not self._kept and not self._closed.is_set() and (left_s := deadline - time.monotonic()) > 0:
+                self._changed.wait(min(left_s, INTERRUPTED_S))
             if not self._kept:
                 why = self._refused or "its worker has not released a model yet"
                 raise NoReleaseError(f"no release of run {self._run_id!r} is in use: {why}")

@@ -55,9 +55,8 @@ class Tally:
         for label, (correct, total) in report.figures.prequential.items():
             before = self.prequential.get(label, (0, 0))
             self.prequential[label] = (before[0] + correct, before[1] + total)
-        for policy, factors in report.figures.weights.items():
-            found = Distribution(len(factors), sum(factors) / len(factors), min(factors), max(factors))
-            self.weights = joined(self.weights, {policy: found})
+        found = {policy: _distribution(factors) for policy, factors in report.figures.weights.items()}
+        self.weights = joined(self.weights, found)
 
     def window(self, **rest) -> Window:
         """Return the window. `rest` holds the fields that are not sums."""
@@ -86,6 +85,10 @@ def joined(before: Mapping[str, Distribution], after: Mapping[str, Distribution]
     """Return the distributions of the values of both, by name."""
     both = {name: _joined(before[name], found) for name, found in after.items() if name in before}
     return {**before, **after, **both}
+
+
+def _distribution(factors: list[float]) -> Distribution:
+    return Distribution(len(factors), sum(factors) / len(factors), min(factors), max(factors))
 
 
 def _joined(before: Distribution, after: Distribution) -> Distribution:

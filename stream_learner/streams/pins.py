@@ -52,11 +52,7 @@ class Pins:
             self._ignored += 1
             if self._ignored <= MAX_WARNINGS:
                 log.warning("a record of the pins topic is ignored", offset=record.offset, why=str(error))
-        else:
-            self.obey(pin)
-
-    def obey(self, pin: Pin) -> None:
-        """Obey a valid pin that is newer than the others."""
+            return
         if pin.action == "withdraw" and pin.release:
             self.withdrawn.add(pin.release)
         else:
