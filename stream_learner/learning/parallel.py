@@ -1,0 +1,54 @@
+"""The shards of a learner: a fixed division of its samples, whose sums are the same whatever process computes them."""
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from torch import Tensor
+
+Json = dict | list | str | int | float | bool | None
+
+
+class Parallel:
+    """All shards of a learner in one process, the default.
+
+    A shard is a fixed share of the partitions, the batch and the memories. The number of shards is part of the run's
+    identity, because it decides the order of the sums. A process, or rank, carries consecutive shards, and every rank
+    calls these methods in the same order. `learning.ranks` has the class for several ranks.
+    """
+
+    def __init__(self, shards: int = 1):
+        """Take the number of shards, a power of two."""
+        self.shards = shards
+        self.rank = 0
+        self.local = range(shards)
+        """Shards of this rank, consecutive."""
+
+    def gathered(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows of all shards [shards, ...] in the order of shards, the same on every rank.
+
+        `rows` [local shards, ...] are the rows of this rank's shards. Their dtype and shape are the same on each rank.
+        """
+        return rows
+
+    def objects(self, local: Sequence[Json]) -> list[Json]:
+        """Return one JSON value for each shard, in the order of shards. `local` are those of this rank's shards."""
+        return [msgspec.msgpack.decode(msgspec.msgpack.encode(value)) for value in local]
+
+    def summed(self, rows: Tensor) -> Tensor:
+        """Return the sum [...] over all shards of their rows, bit for bit the same on every number of ranks.
+
+        `rows` [local shards, ...] are the rows of this rank's shards.
+        """
+        return tree_sum(rows)
+
+
+def tree_sum(rows: Tensor) -> Tensor:
+    """Add rows [N, ...] in pairs, then the sums in pairs, until one is left. N is a power of two.
+
+    The order of the additions is fixed. So ranks can each add their own consecutive rows, and then add their sums in
+    the same way, with the same result.
+    """
+    while len(rows) > 1:
+        rows = rows[0::2] + rows[1::2]
+    return rows[0]
