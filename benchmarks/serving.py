@@ -27,7 +27,7 @@ import numpy as np
 import typer
 import uvloop
 
-from benchmarks.start import COMMAND
+from benchmarks.commands import COMMAND
 from stream_learner import Follower
 from stream_learner.config import load_follower
 from stream_learner.follow.choosing import choose

@@ -1,4 +1,4 @@
-"""Learn a topic with Quix Streams and Pillow. It runs in an environment of its own, see `requirements.in`."""
+"""Learn a topic with Quix Streams and Pillow. It runs in an environment of its own, see `quix.in`."""
 
 from typing import Any
 

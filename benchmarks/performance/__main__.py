@@ -1,35 +1,39 @@
-"""Honest figures of the worker's throughput.
+"""Honest figures of the worker's speed.
 
-    python -m benchmarks.performance PART [--model M] [--data png|jpeg|DIR] [--batch N] [--rounds N]
+    python -m benchmarks.performance PART [--model M] [--data png|jpeg|DIR] [--batch N] [--rounds N] [--minutes N]
 
 `limit`: a bare training step on one batch in memory, at several settings. `memory`: the learner in memory, with its
-stages switched on one by one. `kafka`: the worker with checkpoints and monitoring, beside both. `loops`: programs that
-users would write instead. `replay`: the same with a replay buffer, beside the default strategy. `report`: tables and
-plots of all finished rounds. `all`: everything.
+stages switched on one by one, and Avalanche. `kafka`: the worker with checkpoints and monitoring, beside both. `loops`:
+programs that users would write instead. `replay`: the same with a replay buffer, beside the default strategy.
+`checkpoints`: the cost of saves, and the time of a recovery. `growth`: a long stream, and many classes, partitions,
+large images and records, and a long backlog. `cpu`: the CPU time of each stage, a flame graph, and an idle worker.
+`report`: tables and plots of all finished rounds. `all`: everything.
 
 The sides of a part take turns in each round, and every side has a process of its own. A finished round is a file in
-`benchmarks/results/performance/`, and a second start skips it. `kafka` and `loops` use the best setting that `limit`
-found. Figures of different machines cannot be compared. Ratios compare measurements of one round.
+`benchmarks/results/performance/`, and a second start skips it. After the parts' first rounds come their second ones,
+and so on, until `--minutes` have passed. `kafka` and `loops` use the best setting that `limit` found. Figures of
+different machines cannot be compared. Ratios compare measurements of one round.
+
+On two quiet cores the first round of everything takes about half an hour, each further one 20 minutes. `--records`
+shortens `growth`, `--model` leaves out other networks.
 """
 
-from collections.abc import Callable
+import time
 from contextlib import ExitStack
 from enum import StrEnum
 from functools import partial
+from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
-from rich.progress import Progress
 
-from benchmarks.performance import inputs, limit, loops, memory, report, worker
+from benchmarks.performance import checkpoints, cpu, growth, inputs, limit, loops, memory, report, worker
 from benchmarks.performance import rounds as turns
-from benchmarks.performance.rounds import Sides, Subject, console
-from stream_learner import config
+from benchmarks.performance.inputs import RECORDS, Topics
+from benchmarks.performance.rounds import TOPIC, Sides, Subject, console
 from stream_learner.local.broker import Broker
 from stream_learner.local.datasets import Dataset, Example
-from stream_learner.streams import topics
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
 
@@ -40,86 +44,150 @@ class Part(StrEnum):
     kafka = "kafka"
     loops = "loops"
     replay = "replay"
+    checkpoints = "checkpoints"
+    growth = "growth"
+    cpu = "cpu"
     report = "report"
     all = "all"
 
 
-MODELS = {
-    Part.limit: ["mlp", "cnn", "resnet18_slim", "resnet18", "resnet50"],
-    Part.memory: ["mlp", "cnn", "resnet18_slim"],
-    Part.kafka: ["mlp", "cnn", "resnet18_slim"],
-    Part.loops: ["mlp", "cnn"],
-    Part.replay: ["mlp", "cnn"],
+class Case(NamedTuple):
+    """A table of a part. Without a size, data or batch, those of the command count."""
+
+    name: str
+    model: str
+    batch: int = 32
+    size: tuple[int, int, int] | None = None
+    data: str | None = None
+
+
+RGB = (32, 32, 3)
+# ResNet-18 of torchvision needs images of at least 33 pixels. ResNet-50 is measured at the size for which it is made.
+RESNET18, RESNET50 = (64, 64, 3), (224, 224, 3)
+CASES = {
+    Part.limit: [
+        Case("limit", "mlp"),
+        Case("limit", "cnn"),
+        Case("limit", "cnn", 128),
+        Case("limit", "resnet18_slim"),
+        Case("limit", "resnet18", size=RESNET18),
+        Case("limit", "resnet50", size=RESNET50),
+    ],
+    Part.memory: [
+        *(Case("memory", model) for model in ("mlp", "cnn", "resnet18_slim")),
+        Case("avalanche", "cnn"),
+    ],
+    Part.kafka: [
+        Case("kafka", "mlp"),
+        Case("kafka", "cnn"),
+        Case("kafka", "cnn", 128),
+        Case("kafka", "resnet18_slim"),
+        Case("kafka", "resnet18", size=RESNET18),
+    ],
+    Part.loops: [Case("loops", "mlp"), Case("loops", "cnn")],
+    Part.replay: [Case("replay", "mlp"), Case("replay", "cnn")],
+    Part.checkpoints: [
+        Case("checkpoints", "mlp", 32, (28, 28, 1), "jpeg32"),
+        *(Case("checkpoints", name, 32, RGB, "jpeg32") for name in ("cnn", "timm:resnet18", "timm:resnet50")),
+        Case("checkpoints", "timm:wide_resnet101_2", 8, RGB, "jpeg32"),
+        Case("memories", "mlp", 32, (128, 128, 3), "noise128"),
+    ],
+    Part.growth: [
+        Case("long", "cnn"),
+        Case("classes", "cnn"),
+        Case("partitions", "cnn"),
+        Case("images", "cnn", 32, RGB, "jpeg"),
+        Case("records", "cnn", 32, RGB, "jpeg32"),
+        Case("backlog", "cnn", 32, (28, 28, 1), "flat28"),
+    ],
+    Part.cpu: [Case("cpu", "cnn"), Case("idle", "mlp")],
 }
-# Sizes at which a network is measured whatever the data are.
-SIZES = {"resnet50": (224, 224, 3)}
+ONCE = ("long",)
 
 
 def main(
     part: Annotated[Part, typer.Argument(help="Part to measure, `report`, or `all`.")],
-    model: Annotated[
-        list[str] | None, typer.Option(help="Model; may be repeated. The part's own when left out.")
-    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Only this model; may be repeated.")] = None,
     data: Annotated[
         str, typer.Option(help="`png` (28 px, grey), `jpeg` (32 px, RGB), or a folder for `feed`.")
     ] = "png",
-    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 32,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images in a batch, instead of those of the part.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 3,
+    minutes: Annotated[float, typer.Option(help="Start no further round after this time.")] = 60.0,
+    records: Annotated[int, typer.Option(min=100_000, help="`growth`: records of the long stream.")] = 2_000_000,
     compiled: Annotated[bool, typer.Option("--compile", help="`limit`: try torch.compile, too.")] = False,
 ) -> None:
-    """Measure a part of the worker's throughput, or write the report."""
+    """Measure a part of the worker's speed, or write the report. Ends with 1 if a round failed."""
+    complete = True
     if part is not Part.report:
-        chosen = [p for p in MODELS if part in (p, Part.all)]
-        _measure(chosen, model, inputs.images(data), batch, rounds, compiled)
+        cases = [case for p, cases in CASES.items() if part in (p, Part.all) for case in cases]
+        chosen = [case for case in cases if model is None or case.model in model]
+        if not chosen:
+            raise typer.BadParameter(f"{part} has {', '.join(sorted({case.model for case in cases}))}")
+        complete = _measure(chosen, inputs.images(data), batch, rounds, 60 * minutes, records, compiled)
     if part in (Part.report, Part.all):
         for file in report.write(DOCS):
             console.print(f"wrote {file}")
+    if not complete:
+        raise typer.Exit(1)
 
 
 def _measure(
-    parts: list[Part], models: list[str] | None, dataset: Dataset, batch: int, rounds: int, compiled: bool
-) -> None:
-    examples = list(dataset)
+    cases: list[Case],
+    dataset: Dataset,
+    batch: int | None,
+    rounds: int,
+    seconds: float,
+    records: int,
+    compiled: bool,
+) -> bool:
+    """Measure until the time is up. Return whether no round failed."""
+    examples, until = list(dataset), time.monotonic() + seconds
+    own_size = dataset.height, dataset.width, dataset.channels
+    subjects = [Subject(c.name, c.model, c.data or dataset.name, batch or c.batch, c.size or own_size) for c in cases]
     with ExitStack() as stack:
-        broker: Broker | None = None
+        topics, failed = Topics(stack), False
+        for number, subject in product(range(rounds), dict.fromkeys(subjects)):
+            if number and subject.part in ONCE:
+                continue
+            if time.monotonic() > until:
+                console.print("the time is up; a second start measures the rest", style="yellow")
+                break
+            try:
+                turns.run(subject, partial(_sides, subject, examples, topics, records, compiled), number)
+            except Exception as error:  # noqa: BLE001 (the other rounds take an hour, so they are measured anyway)
+                console.print(f"round {number} of {subject.part}, {subject.model} failed: {error!r}", style="red")
+                failed = True
+    return not failed
 
-        def filled() -> Broker:
-            nonlocal broker
-            if broker is None:
-                broker = _filled(stack, dataset)
-            return broker
 
-        for part in parts:
-            for model in models or MODELS[part]:
-                size = SIZES.get(model, (dataset.height, dataset.width, dataset.channels))
-                subject = Subject(part.value, model, dataset.name, batch, size)
-                turns.run(subject, partial(_sides, subject, examples, filled, compiled), rounds)
+def _sides(subject: Subject, examples: list[Example], topics: Topics, records: int, compiled: bool) -> Sides:
+    def filled() -> Broker:
+        return topics.fill(TOPIC, examples, RECORDS)
 
-
-def _sides(subject: Subject, examples: list[Example], filled: Callable[[], Broker], compiled: bool) -> Sides:
     match subject.part:
-        case Part.limit:
+        case "limit":
             return limit.sides(subject, compiled)
-        case Part.memory:
+        case "memory":
             return memory.sides(subject, examples)
-        case Part.kafka:
+        case "avalanche":
+            return loops.sides_with_avalanche(subject, examples)
+        case "kafka":
             return worker.sides(subject, examples, filled())
-        case Part.loops:
+        case "loops":
             return loops.sides(subject, filled())
-        case _:
+        case "replay":
             return loops.sides_with_replay(subject, filled())
-
-
-def _filled(stack: ExitStack, dataset: Dataset) -> Broker:
-    """Start a broker, and fill the input topic."""
-    folder = Path(stack.enter_context(TemporaryDirectory()))
-    broker = stack.enter_context(Broker(folder / "kafka"))
-    kafka = [f"kafka.bootstrap_servers={broker.bootstrap_servers}", f"input.topics=['{inputs.TOPIC}']", "run.id=input"]
-    topics.create(config.load(None, kafka), input_partitions=1)
-    with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("filling the topic", total=None)
-        inputs.fill(broker, dataset, lambda done, total: progress.update(bar, completed=done, total=total))
-    return broker
+        case "checkpoints":
+            return checkpoints.sides(subject, topics)
+        case "memories":
+            return checkpoints.sides_with_memories(subject, topics)
+        case "cpu":
+            return cpu.sides(subject, filled())
+        case "idle":
+            return cpu.idle_sides(subject, topics, examples)
+        case _:
+            return growth.sides(subject, topics, examples, records)
 
 
 if __name__ == "__main__":

@@ -6,19 +6,24 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
 
+import numpy as np
+
 from benchmarks.observation import Measurement, Observation, observe
 from benchmarks.performance import limit, memory, worker
-from benchmarks.performance.inputs import TOPIC
-from benchmarks.performance.rounds import Sides, Subject, console
+from benchmarks.performance.rounds import TOPIC, Sides, Subject, console
+from stream_learner.errors import UsageError
 from stream_learner.local.broker import ENDS_WITH_PARENT, Broker
+from stream_learner.local.datasets import Example
 
 ROOT = Path(__file__).parents[2]
 QUIX = ROOT / ".venv" / "quix" / "bin" / "python"
+AVALANCHE = ROOT / ".venv" / "avalanche" / "bin" / "python"
 LOOPS = {
     "kafka-python": "kafka_python_loop",
     "confluent-kafka": "confluent_loop",
@@ -45,6 +50,16 @@ def sides_with_replay(subject: Subject, broker: Broker) -> Sides:
     return {"worker": partial(worker.measure, subject, learn_all, broker)} | loops
 
 
+def sides_with_avalanche(subject: Subject, examples: list[Example]) -> Sides:
+    """Return the learner in memory, learning as a plain loop does, and Avalanche. Raises UsageError without it."""
+    if not AVALANCHE.exists():
+        raise UsageError(f"{AVALANCHE} does not exist; `make bench` installs it")
+    return {
+        "learner": partial(memory.measure, subject, memory.plain(), examples),
+        "Avalanche": partial(measure_avalanche, subject, examples),
+    }
+
+
 def available() -> list[str]:
     """Return the names of the loops whose libraries are installed."""
     if not QUIX.exists():
@@ -53,13 +68,32 @@ def available() -> list[str]:
 
 
 def measure(subject: Subject, name: str, broker: Broker, replay: int) -> Measurement:
-    """Run a loop, and measure it from outside by the record counts that it prints."""
+    """Measure a loop that learns the topic."""
+    python = QUIX if name == "quix-streams" else Path(sys.executable)
+    source = [broker.bootstrap_servers, TOPIC, uuid4().hex]
+    return _measure(python, LOOPS[name], [*source, *_network(subject), "--replay", str(replay)])
+
+
+def measure_avalanche(subject: Subject, examples: list[Example]) -> Measurement:
+    """Measure Avalanche, which learns the images in memory, repeatedly."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "images.npz")
+        lengths = [len(example.image) for example in examples]
+        images = np.frombuffer(b"".join(example.image for example in examples), np.uint8)
+        np.savez(file, images=images, lengths=lengths, labels=[int(example.label) for example in examples])
+        return _measure(AVALANCHE, "avalanche_loop", [str(file), *_network(subject)])
+
+
+def _network(subject: Subject) -> list[str]:
     height, width, channels = subject.size
     if height != width:
         raise ValueError(f"the loops take square images, not {height} x {width}")
-    python = str(QUIX) if name == "quix-streams" else sys.executable
-    options = [TOPIC, uuid4().hex, subject.model, height, channels, subject.batch, "--replay", replay]
-    command = [python, "-m", f"benchmarks.loops.{LOOPS[name]}", broker.bootstrap_servers, *map(str, options)]
+    return [subject.model, str(height), str(channels), str(subject.batch)]
+
+
+def _measure(python: Path, program: str, arguments: list[str]) -> Measurement:
+    """Run a program of `benchmarks.loops`, and measure it from outside by the record counts that it prints."""
+    command = [str(python), "-m", f"benchmarks.loops.{program}", *arguments]
     with TemporaryDirectory() as folder, Path(folder, "log").open("w+b") as log:
         process = subprocess.Popen(
             [*ENDS_WITH_PARENT, *command],
@@ -83,7 +117,7 @@ def measure(subject: Subject, name: str, broker: Broker, replay: int) -> Measure
 
         def look() -> Observation:
             if process.poll() is not None:
-                raise RuntimeError(f"{name} ended: {Path(folder, 'log').read_text()[-2000:]}")
+                raise RuntimeError(f"{program} ended: {Path(folder, 'log').read_text()[-2000:]}")
             at_s, records = printed
             return observe(process.pid, records)._replace(at_s=at_s)
 
@@ -92,6 +126,7 @@ def measure(subject: Subject, name: str, broker: Broker, replay: int) -> Measure
         try:
             return worker.watch(look)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)  # the loop and the processes that it started
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # the loop and the processes that it started
             process.wait()
             reader.join()

@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks.observation import Measurement
 from benchmarks.performance.apart import measure_apart
-from benchmarks.performance.inputs import CLASSES, TOPIC
-from benchmarks.performance.rounds import Sides, Subject
+from benchmarks.performance.inputs import CLASSES
+from benchmarks.performance.rounds import TOPIC, Sides, Subject
 from stream_learner import config
 from stream_learner.config import Settings
 from stream_learner.formats.record import Gap, Record

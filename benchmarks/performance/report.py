@@ -1,16 +1,15 @@
 """Tables and plots of the finished rounds."""
 
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 
-from benchmarks.performance import charts, loops, memory
+from benchmarks.performance import charts, cpu, loops, tables
 from benchmarks.performance.rounds import QUIET_CORES, RESULTS, Subject, common, finished, rates
 from benchmarks.runs import Run
 from stream_learner.errors import DataError
 
 PAGE = "performance.md"
-MIB = 1024 * 1024
 INTRODUCTION = """# How fast it learns
 
 Made by `python -m benchmarks.performance report` from the rounds in `benchmarks/results/performance/`.
@@ -26,9 +25,20 @@ Made by `python -m benchmarks.performance report` from the rounds in `benchmarks
 TITLES = {
     "limit": "The limit",
     "memory": "In memory, stage by stage",
+    "avalanche": "In memory, beside Avalanche",
     "kafka": "From Kafka",
     "loops": "Beside the programs that users would write",
     "replay": "The default strategy beside hand-written replay",
+    "checkpoints": "Saves",
+    "memories": "Saves with a large memory",
+    "long": "A long stream",
+    "classes": "Many classes",
+    "partitions": "Many partitions",
+    "images": "Large images",
+    "records": "Large records",
+    "backlog": "A long backlog at the start",
+    "cpu": "CPU time",
+    "idle": "An idle worker",
 }
 NOTES = {
     "limit": """A bare loop: one batch stays in memory, and each turn is one step with Adam. Nothing is read, decoded,
@@ -37,7 +47,10 @@ predicted or counted. `NHWC` is the memory layout channels-last, and `malloc` ke
 *Predict* is the prediction before learning, with its counts, weights and ledger. A forward pass that both
 share counts for the step. Held-out records are not learned, so
 their share of the time is negative. The last row is the default of the worker.""",
-    "kafka": """The worker saves every 10 s, and its metrics are read. *Plain* is learning as a loop does it: Adam, no
+    "avalanche": """Both learn the same encoded images from memory, with the same network, Adam and batch. *Avalanche*
+is its strategy `Naive` (Lomonaco et al. 2021), which decodes with Pillow. *Learner* decodes, predicts each batch before
+it learns the batch, and counts.""",
+    "kafka": """The worker saves every 5 s, and its metrics are read. *Plain* is learning as a loop does it: Adam, no
 replay, no average, no augmentation, nothing held out. *Default* is the worker's default, which replays three images
 with each new one. *Limit* is the best setting of the part above.""",
     "loops": """The same records, network and batch. The loops decode with Pillow and train with Adam as PyTorch does by
@@ -45,28 +58,71 @@ default. They do nothing else: no checkpoints, no predictions before learning, n
 but learns as plainly. The programs are in `benchmarks/loops/`.""",
     "replay": """The worker's default strategy (replay, average, augmentation, Muon), beside the loops with a replay
 buffer. In both, each new image is learned together with three replayed ones. Nothing is held out.""",
+    "checkpoints": """A worker that saves often, without replay, with Adam and an average. A state has four times the
+bytes of the parameters. A *stall* is the time for which a save stops the training thread. *A batch* is the mean time of
+a batch without a save while nothing is published. The *cost of a save* is its stall, and the training time that is
+lost because publishing slows down the batches beside it. The start is that of a second worker, which resumes the run.
+The batch has 8 images for the largest network, and 32 for the others.""",
+    "memories": """A memory of noise images of 48 KiB, which is full before the measurement. A save writes the state and
+the images that are new since the last save, not the whole memory.""",
+    "long": """The default worker at full speed. The slopes count from the time when a quarter of the stream is learned,
+because the memory fills before. They are fitted to the means of 20 blocks, and ± is the standard error.""",
+    "classes": "The default worker on the same images, with labels of so many classes.",
+    "partitions": "The default worker on a topic with so many partitions.",
+    "images": "The default worker on JPEGs of so many pixels a side, which it scales to 32 pixels.",
+    "records": """The default worker on JPEGs of 32 pixels a side, which comments fill up to this size.""",
+    "backlog": """The default worker on a topic that holds so many records at the start. The images are the smallest
+PNGs.""",
+    "cpu": """CPU time of a worker that learns at full speed. The main thread is divided into stages by the samples of
+py-spy. *Threads of torch* calculate together with the main thread. The flame graph is of the default worker.""",
+    "idle": "CPU time of a worker that waits for records.",
+}
+Draw = Callable[[str, list[Run], Path], None]
+# The table and the plot of each part. The other parts have those of `sides`.
+TABLES: dict[str, Callable[[list[Run]], str]] = {
+    "memory": tables.stages,
+    "memories": lambda rounds: tables.saves({side: (rounds, side) for side in common(rounds)}),
+    "long": tables.long,
+    "cpu": tables.cpu,
+    "idle": tables.idle,
+}
+PLOTS: dict[str, Draw] = {
+    "memory": charts.stages,
+    "memories": charts.stalls,
+    "long": charts.long,
+    "cpu": charts.cpu,
+    "idle": charts.idle,
 }
 
 
 def write(output: Path, folder: Path = RESULTS) -> list[Path]:
-    """Write the page and a plot for each table. Return the files. Raises DataError without a finished round."""
+    """Write the page and its plots. Return the files. Raises DataError without a finished round."""
     pages, files = [INTRODUCTION], [output / PAGE]
     for part, title in TITLES.items():
         found = finished(part, folder)
         if not found:
             continue
         pages.append(f"## {title}\n\n{NOTES[part]}\n")
+        if part == "checkpoints":
+            rounds = [round_ for rounds in found.values() for round_ in rounds]
+            pages += [f"{_made_on(rounds)}\n", tables.checkpoints(found)]
+            files.append(output / f"performance-{part}.png")
+            charts.networks(title, {subject.model: rounds for subject, rounds in found.items()}, files[-1])
+            pages.append(f"![{title}]({files[-1].name})\n")
+            continue
         for subject, rounds in found.items():
             name = f"{subject.model}, {subject.data}, batch {subject.batch}"
             height, width, channels = subject.size
             files.append(output / f"performance-{part}-{subject.model}-{subject.data}-{subject.batch}.png")
             pages.append(f"### {title}: {name}\n\nNetwork input: {height} x {width} x {channels}. {_made_on(rounds)}\n")
-            pages.append(_stages(rounds) if part == "memory" else _sides(rounds))
+            pages.append(TABLES.get(part, tables.sides)(rounds))
             if ratios := comparisons(subject, rounds):
-                pages.append(_table(("ratio", "of the rounds"), ratios.items()))
+                pages.append(tables.table(("ratio", "of the rounds"), ratios.items()))
             pages.append(f"![{title}: {name}]({files[-1].name})\n")
-            draw = charts.stages if part == "memory" else charts.sides
-            draw(f"{title}: {name}", rounds, files[-1])
+            PLOTS.get(part, charts.sides)(f"{title}: {name}", rounds, files[-1])
+            for flame in _flames(subject, output) if part == "cpu" else ():
+                pages.append(f"[Flame graph]({flame.name})\n")
+                files.append(flame)
     if len(pages) == 1:
         raise DataError(f"there is no finished round in {folder}; run a part first")
     (output / PAGE).write_text("\n".join(pages))
@@ -82,6 +138,8 @@ def comparisons(subject: Subject, rounds: list[Run]) -> dict[str, str]:
         for over in ("limit", "in memory, plain", "worker without checkpoints, plain"):
             pairs[f"worker, plain / {over}"] = "worker, plain", [over]
         pairs["worker, default / in memory, default"] = "worker, default", ["in memory, default"]
+    elif subject.part == "avalanche":
+        pairs["learner / Avalanche"] = "learner", ["Avalanche"]
     elif rivals:
         pairs = {f"worker / {name}": ("worker", [name]) for name in rivals}
         pairs["worker / the fastest loop of the round"] = "worker", rivals
@@ -90,60 +148,15 @@ def comparisons(subject: Subject, rounds: list[Run]) -> dict[str, str]:
     ratios = {}
     for name, (side, others) in pairs.items():
         fastest = map(max, zip(*(rates(rounds, other) for other in others), strict=True))
-        ratios[name] = spread([a / b for a, b in zip(rates(rounds, side), fastest, strict=True)], ".2f")
+        ratios[name] = tables.spread([a / b for a, b in zip(rates(rounds, side), fastest, strict=True)], ".2f")
     return ratios
 
 
-def spread(values: Sequence[float], form: str) -> str:
-    """Return the median of some values, with the least and the greatest."""
-    low, middle, high = (format(value, form) for value in (min(values), median(values), max(values)))
-    return f"{middle} ({low}-{high})" if len(values) > 1 else middle
-
-
-def micros(rounds: list[Run], side: str) -> list[float]:
-    """Return the microseconds a record of a side in each round."""
-    return [1e6 / rate for rate in rates(rounds, side)]
-
-
-def _sides(rounds: list[Run]) -> str:
-    rows = []
-    for side in common(rounds):
-        figures = [round_["measured"][side] for round_ in rounds]
-        rows.append(
-            (
-                side,
-                spread(rates(rounds, side), ",.0f"),
-                f"{median(micros(rounds, side)):,.1f}",
-                f"{median(f['cpu_s_per_1000_records'] for f in figures):.3f}",
-                f"{max(f['peak_memory_bytes'] for f in figures) / MIB:,.0f}",
-                f"{max(f['cores_elsewhere'] for f in figures):.2f}",
-            )
-        )
-    return _table(("side", "records/s", "µs a record", "CPU s / 1000", "peak MiB", "elsewhere"), rows)
-
-
-def _stages(rounds: list[Run]) -> str:
-    rows, before = [], [0.0] * len(rounds)
-    for stage in memory.STAGES:
-        total = micros(rounds, stage)
-        added = [now - earlier for now, earlier in zip(total, before, strict=True)]
-        elsewhere = max(round_["measured"][stage]["cores_elsewhere"] for round_ in rounds)
-        rows.append(
-            (
-                stage,
-                spread(added, ",.1f"),
-                spread(total, ",.1f"),
-                spread(rates(rounds, stage), ",.0f"),
-                f"{elsewhere:.2f}",
-            )
-        )
-        before = total
-    return _table(("stage", "adds, µs a record", "so far, µs a record", "records/s", "elsewhere"), rows)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ("---", *["---:"] * (len(head) - 1)), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def _flames(subject: Subject, output: Path) -> Iterator[Path]:
+    """Copy the flame graph of the default worker beside the page."""
+    flame = cpu.flame(subject, "default")
+    if flame.exists():
+        yield Path(shutil.copy(flame, output / f"performance-{flame.name}"))
 
 
 def _made_on(rounds: list[Run]) -> str:
@@ -152,4 +165,5 @@ def _made_on(rounds: list[Run]) -> str:
     commits = sorted({r["machine"]["commit"] for r in rounds})
     busy = max(m["cores_elsewhere"] for r in rounds for m in r["measured"].values())
     noise = f" **Other programs kept up to {busy:.1f} cores busy.**" if busy > QUIET_CORES else ""
-    return f"Rounds: {len(rounds)}. {'; '.join(described)}; commit {', '.join(commits)}.{noise}"
+    count = max(round_["round"] for round_ in rounds) + 1
+    return f"Rounds: {count}. {'; '.join(described)}; commit {', '.join(commits)}.{noise}"

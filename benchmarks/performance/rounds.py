@@ -13,14 +13,14 @@ from rich.console import Console
 
 from benchmarks import runs
 from benchmarks.observation import Measurement
-from benchmarks.performance.inputs import TOPIC
 from benchmarks.runs import Run
 
 QUIET_CORES = 0.1
+TOPIC = "images"
 RESULTS = Path(__file__).parents[1] / "results" / "performance"
 
-Sides = Mapping[str, Callable[[], Measurement]]
-"""The sides of a comparison by name. Each call is one turn."""
+Sides = Mapping[str, Callable[[], Measurement | Run]]
+"""The sides of a comparison by name. Each call is one turn. Its figures always have `cores_elsewhere`."""
 
 console = Console(highlight=False, width=120)
 
@@ -50,12 +50,11 @@ class Subject(NamedTuple):
         ]
 
 
-def run(subject: Subject, sides: Callable[[], Sides], rounds: int, folder: Path = RESULTS) -> None:
-    """Run the rounds that are not finished. `sides` is called only if there is such a round."""
-    for number in range(rounds):
-        name = f"{subject.part}-{subject.model}-{subject.data}-batch{subject.batch}-round{number}"
-        asked = subject._asdict() | {"round": number}
-        runs.once(folder, name, asked, lambda number=number, name=name: _round(name, sides(), number))
+def run(subject: Subject, sides: Callable[[], Sides], number: int, folder: Path = RESULTS) -> None:
+    """Run a round if it is not finished. Only then is `sides` called."""
+    name = f"{subject.part}-{subject.model}-{subject.data}-batch{subject.batch}-round{number}"
+    asked = subject._asdict() | {"round": number}
+    runs.once(folder, name, asked, lambda: _round(name, sides(), number))
 
 
 def _round(name: str, sides: Sides, number: int) -> Run:
@@ -63,10 +62,14 @@ def _round(name: str, sides: Sides, number: int) -> Run:
     measured = {}
     for done, side in enumerate(list(sides)[:: -1 if number % 2 else 1], 1):
         found = sides[side]()
-        measured[side] = found._asdict()
-        console.print(f"{name}: {done} of {len(sides)}: {side}: {found.records_per_s:,.0f} records/s")
-        if found.cores_elsewhere > QUIET_CORES:
-            console.print(f"other programs kept {found.cores_elsewhere:.1f} cores busy: unreliable", style="yellow")
+        figures = found if isinstance(found, dict) else found._asdict()
+        measured[side] = figures
+        first, figure = next(iter(figures.items()))
+        console.print(f"{name}: {done} of {len(sides)}: {side}: {figure:,.1f} {first}")
+        if figures["cores_elsewhere"] > QUIET_CORES:
+            console.print(
+                f"other programs kept {figures['cores_elsewhere']:.1f} cores busy: unreliable", style="yellow"
+            )
     return {"measured": {side: measured[side] for side in sides}, "machine": machine()}
 
 
@@ -105,7 +108,12 @@ def common(rounds: list[Run]) -> list[str]:
 
 def rates(rounds: list[Run], side: str) -> list[float]:
     """Return the records/s of a side in each round."""
-    return [round_["measured"][side]["records_per_s"] for round_ in rounds]
+    return figures(rounds, side, "records_per_s")
+
+
+def figures(rounds: list[Run], side: str, name: str) -> list[float]:
+    """Return a figure of a side in each round."""
+    return [round_["measured"][side][name] for round_ in rounds]
 
 
 def fastest(rounds: list[Run]) -> str:

@@ -1,7 +1,9 @@
 """The worker itself, on a topic that was filled before, with checkpoints and monitoring on."""
 
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,18 +11,22 @@ from uuid import uuid4
 
 from benchmarks.observation import Measurement, Observation, between, observe
 from benchmarks.performance import limit, memory
-from benchmarks.performance.apart import WARM_UP_S
 from benchmarks.performance.inputs import RECORDS
 from benchmarks.performance.rounds import Sides, Subject
 from stream_learner import config
-from stream_learner.local.broker import Broker, free_port
+from stream_learner.local.broker import ENDS_WITH_PARENT, Broker, free_port
 from stream_learner.local.datasets import Example
 from stream_learner.local.processes import Child
-from stream_learner.local.scrape import scrape
+from stream_learner.local.scrape import Figures, scrape
 from stream_learner.streams import topics
 
-SAVE_EVERY_S = 10.0  # also the time of the measurement, so that it holds one checkpoint
+WARM_UP_S = 2.0
+MEASURED_S = 6.0
+LEAST_MEASURED_S = 1.0
+LOOK_EVERY_S = 1.0
+SAVE_EVERY_S = 5.0  # so that the measurement holds one checkpoint
 NEVER = 10**9
+START_DEADLINE_S = 120.0
 
 
 def sides(subject: Subject, examples: list[Example], broker: Broker) -> Sides:
@@ -29,49 +35,109 @@ def sides(subject: Subject, examples: list[Example], broker: Broker) -> Sides:
     return {
         "limit": partial(limit.measure, subject, limit.best(subject)),
         "in memory, plain": partial(memory.measure, subject, plain, examples),
-        "worker without checkpoints, plain": partial(measure, subject, plain, broker, saves=False),
+        "worker without checkpoints, plain": partial(measure, subject, plain, broker, save_every_s=NEVER),
         "worker, plain": partial(measure, subject, plain, broker),
         "in memory, default": partial(memory.measure, subject, [], examples),
         "worker, default": partial(measure, subject, [], broker),
     }
 
 
-def measure(subject: Subject, overrides: list[str], broker: Broker, saves: bool = True) -> Measurement:
-    """Run `stream-learner run`, and measure it from outside by its metrics page."""
-    with TemporaryDirectory() as folder:
-        port = free_port()
-        overrides = subject.overrides(
-            *overrides,
+class Worker(Child):
+    """`stream-learner run` in its own process, with the state of its run in a folder. A context manager.
+
+    A second worker with the same folder resumes the run. With `clocked`, the worker measures its own saves and writes
+    the figures to that file when it stops (`clocked.py`).
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        overrides: Sequence[str],
+        broker: Broker,
+        folder: Path,
+        save_every_s: float = SAVE_EVERY_S,
+        clocked: Path | None = None,
+    ):
+        self.port = free_port()
+        settings = subject.overrides(
             f"kafka.bootstrap_servers={broker.bootstrap_servers}",
-            f"run.id={uuid4().hex}",
+            f"run.id={folder.name}",
             f"checkpoint.store={folder}/objects",
-            f"checkpoint.every_s={SAVE_EVERY_S if saves else NEVER}",
+            f"checkpoint.every_s={save_every_s}",
             f"checkpoint.max_unsaved_records={NEVER}",
             f"release.every_records={NEVER}",
-            f"monitoring.port={port}",
+            f"monitoring.port={self.port}",
+            "log.format=json",
+            *overrides,
         )
-        topics.create(config.load(None, overrides))
-        arguments = ["run", *(word for override in overrides for word in ("--set", override))]
-        with Child(arguments, Path(folder, "worker.log")) as worker:
+        topics.create(config.load(None, settings))
+        self._clocked = clocked
+        super().__init__(["run", *(word for each in settings for word in ("--set", each))], folder / "worker.log")
 
-            def look() -> Observation:
-                code = worker.ended()
-                if code is not None:
-                    raise worker.failure("worker", code)
-                figures = scrape(port)
-                return observe(worker.pid, figures.total("records_in_total") if figures else 0)
+    def start(self) -> None:
+        if self._clocked is None:
+            super().start()
+            return
+        self._asked = False
+        program = [sys.executable, "-m", "benchmarks.performance.clocked", str(self._clocked)]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*ENDS_WITH_PARENT, *program, *self._arguments], stdout=log, stderr=log, start_new_session=True
+            )
 
-            return watch(look)
+    def figures(self) -> Figures | None:
+        """Return the metrics, None while the page does not answer. Raises ChildError if the worker has ended."""
+        code = self.ended()
+        if code is not None:
+            raise self.failure("worker", code)
+        return scrape(self.port)
+
+    def look(self) -> Observation:
+        figures = self.figures()
+        return observe(self.pid, figures.total("records_in_total") if figures else 0)
+
+    def await_figure(self, name: str, least: float, timeout_s: float = START_DEADLINE_S) -> Figures:
+        """Wait until a metric reaches a value. Raises TimeoutError, and ChildError if the worker ends."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            figures = self.figures()
+            if figures and figures.total(name) >= least:
+                return figures
+            time.sleep(0.05)
+        raise TimeoutError(f"{name} did not reach {least} in {timeout_s:.0f} s")
 
 
-def watch(look: Callable[[], Observation]) -> Measurement:
-    """Measure a process that learns the topic, after a warm-up. Raises RuntimeError at the topic's end."""
+def measure(
+    subject: Subject,
+    overrides: list[str],
+    broker: Broker,
+    *,
+    records: int = RECORDS,
+    save_every_s: float = SAVE_EVERY_S,
+) -> Measurement:
+    """Run a worker on a topic of `records` records, and measure it from outside by its metrics page."""
+    with TemporaryDirectory() as parent:
+        folder = Path(parent, uuid4().hex)
+        folder.mkdir()
+        with Worker(subject, overrides, broker, folder, save_every_s) as worker:
+            return watch(worker.look, records)
+
+
+def watch(look: Callable[[], Observation], records: int = RECORDS, measured_s: float = MEASURED_S) -> Measurement:
+    """Measure a process that learns a topic, after a warm-up, until `measured_s` later or the topic's end.
+
+    Raises RuntimeError when the topic ends too soon.
+    """
     while not look().records:
         time.sleep(0.1)
     time.sleep(WARM_UP_S)
-    first = look()
-    time.sleep(SAVE_EVERY_S)
-    last = look()
-    if last.records >= RECORDS:
-        raise RuntimeError(f"all {RECORDS} records were read before the measurement ended")
+    first = last = look()
+    while last.at_s - first.at_s < measured_s:
+        time.sleep(LOOK_EVERY_S)
+        now = look()
+        if now.records >= records:
+            break
+        last = now
+    if last.at_s - first.at_s < LEAST_MEASURED_S:
+        raise RuntimeError(f"all {records} records were read before the measurement ended")
     return between(first, last)

@@ -1,10 +1,8 @@
 """Avalanche's replay on the same stream as our learner: the reference of `benchmarks/learning.py increments`.
 
-It runs in an environment of its own, from the root of the repository:
+It runs in an environment of its own, which `make .venv/avalanche.stamp` installs, from the root of the repository:
 
-    python -m venv /tmp/avalanche
-    /tmp/avalanche/bin/pip install --no-deps --require-hashes -r benchmarks/reference/requirements.txt
-    PYTHONPATH=. /tmp/avalanche/bin/python benchmarks/reference/avalanche_replay.py --data DIR --strategy er \\
+    PYTHONPATH=. .venv/avalanche/bin/python benchmarks/reference/avalanche_replay.py --data DIR --strategy er \\
         --seed 0 --lr 0.05 --augment --bf16
 
 Network, strategies, memory and training loop are Avalanche's (Lomonaco et al. 2021). The stream is one experience, cut

@@ -1,13 +1,15 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.loops import training
 from benchmarks.observation import Measurement
-from benchmarks.performance import report, rounds
+from benchmarks.performance import cpu, growth, inputs, report, rounds
 from benchmarks.performance.rounds import Subject
 from stream_learner import config, networks
 from stream_learner.errors import DataError
+from stream_learner.formats import images
 from stream_learner.learning.spec import spec_of
 
 SUBJECT = Subject("loops", "cnn", "shapes", 32, (28, 28, 1))
@@ -26,9 +28,11 @@ def test_sides_take_turns_and_finished_rounds_are_not_run_again(tmp_path: Path):
 
         return {name: side(name) for name in "abc"}
 
-    rounds.run(SUBJECT, sides, 2, tmp_path)
+    for number in range(2):
+        rounds.run(SUBJECT, sides, number, tmp_path)
     assert "".join(turns) == "abccba"
-    rounds.run(SUBJECT, sides, 3, tmp_path)
+    for number in range(3):
+        rounds.run(SUBJECT, sides, number, tmp_path)
     assert "".join(turns) == "abccbaabc"
     found = rounds.finished("loops", tmp_path)
     assert [list(round_["measured"]) for round_ in found[SUBJECT]] == [["a", "b", "c"]] * 3
@@ -45,7 +49,8 @@ def test_ratios_compare_rates_of_one_round(tmp_path: Path):
             for name, rate in zip(names, next(rates), strict=True)
         }
 
-    rounds.run(SUBJECT, sides, 3, tmp_path / "runs")
+    for number in range(3):
+        rounds.run(SUBJECT, sides, number, tmp_path / "runs")
     (tmp_path / "docs").mkdir()
     page, plot = report.write(tmp_path / "docs", tmp_path / "runs")
     text = page.read_text()
@@ -54,6 +59,58 @@ def test_ratios_compare_rates_of_one_round(tmp_path: Path):
     assert "| worker / the fastest loop of the round | 3.00 (2.00-3.00) |" in text
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert plot.name in text
+
+
+def test_the_cost_of_a_save_is_its_stall_and_the_time_that_publishing_takes_from_the_batches(tmp_path: Path):
+    saved = Measurement(1000.0, 0.1, 1.0, 0.0)._asdict() | {
+        "stalls_ms": [10.0, 20.0, 30.0],
+        "idle": {"batches": 9, "mean_ms": 2.0, "p99_ms": 3.0},
+        "publishing": {"batches": 9, "mean_ms": 2.5, "p99_ms": 3.0},
+        "seconds_per_save": 1.0,
+        "records_per_save": 1000.0,
+        "commit_s": 0.2,
+        "state_bytes": 2.0**20,
+        "memory_bytes": 0.0,
+        "written_bytes_per_save": 2.0**20,
+        "start_to_monitoring_s": 1.0,
+        "start_to_input_s": 2.0,
+        "start_to_first_step_s": 3.0,
+    }
+    sides = {"without saves": lambda: Measurement(2000.0, 0.1, 1.0, 0.0), "with saves": lambda: saved}
+    rounds.run(SUBJECT._replace(part="checkpoints"), lambda: sides, 0, tmp_path / "runs")
+    (tmp_path / "docs").mkdir()
+    text = report.write(tmp_path / "docs", tmp_path / "runs")[0].read_text()
+    assert "| cnn | 1.0 | 2.0 | 20.0 | 29.8 | 30.0 | 3 | 60 | 0.20 | 0.00 |" in text
+    assert "| cnn | 2,000 | 1,000 | 0.500 | 1.0 |" in text
+
+
+def test_a_trend_has_the_error_of_means_over_blocks():
+    x = np.linspace(0.0, 2.0, 2000)
+    noise = np.random.default_rng(0).normal(size=2000)
+    slope, error = growth.trend(x, 3.0 * x + noise)
+    assert abs(slope - 3.0) < 3 * error
+    # The variance of x is (2 - 0)^2 / 12.
+    assert error == pytest.approx(1 / np.sqrt(2000 / 3), rel=0.4)
+
+
+def test_the_innermost_frame_with_a_stage_decides():
+    loop = ["<module> (stream_learner/__main__.py:15)", "loop (stream_learner/run/worker.py:64)"]
+    learn = [*loop, "learn (stream_learner/learning/learner.py:200)"]
+    assert cpu.stage([*loop, "add (stream_learner/run/batches.py:110)"]) == "batches and loop"
+    assert (
+        cpu.stage([*learn, "learn (stream_learner/learning/trainers/steps.py:90)", "backward (torch/x.py:1)"]) == "step"
+    )
+    assert cpu.stage([*learn, "predict (stream_learner/learning/trainers/base.py:90)"]) == "predict"
+    assert cpu.stage(["run (threading.py:1)"]) == "other"
+
+
+@pytest.mark.parametrize("size_bytes", [2_000, 70_000, 300_001])
+def test_a_padded_jpeg_has_its_size_and_the_same_pixels(size_bytes: int):
+    (example,) = inputs.jpegs(32, 1)
+    padded = inputs.padded(example, size_bytes)
+    assert size_bytes - 4 <= len(padded.image) <= size_bytes
+    before, after = (images.decode(each.image, 32, 32, 3, 10**6) for each in (example, padded))
+    assert (before == after).all()
 
 
 def test_a_report_needs_a_finished_round(tmp_path: Path):
