@@ -9,8 +9,8 @@ from multiprocessing import get_context
 from benchmarks.observation import Measurement, between, observe
 from stream_learner.run.process import keep_freed_memory
 
-WARM_UP_S = 1.5
-MEASURED_S = 3.5
+WARM_UP_S = 1.0
+MEASURED_S = 3.0
 
 
 def measure_apart(turns: Callable[..., Iterator[float]], *arguments: object, keep_freed: bool = True) -> Measurement:

@@ -1,6 +1,7 @@
 """CPU time by thread and stage, with py-spy's samples; and the CPU time of an idle worker."""
 
 import json
+import re
 import subprocess
 import time
 from collections import Counter
@@ -123,7 +124,8 @@ def _threads(pid: int) -> dict[int, float]:
 def _names(pid: int) -> dict[int, str]:
     """Return the names of the threads that Python has started."""
     dump = subprocess.run([PY_SPY, "dump", "--json", "--pid", str(pid)], capture_output=True, text=True, check=True)
-    return {thread["os_thread_id"]: thread["thread_name"] or "unnamed" for thread in json.loads(dump.stdout)}
+    named = {thread["os_thread_id"]: thread["thread_name"] or "unnamed" for thread in json.loads(dump.stdout)}
+    return {task: re.sub("/?[0-9a-f]{32}", "", name) for task, name in named.items()}  # without the id of the run
 
 
 def _record(pid: int, form: str, file: Path) -> None:

@@ -34,11 +34,11 @@ class Setting(NamedTuple):
 
 
 def settings(compiled: bool) -> list[Setting]:
-    """Return the settings to try: one more switched on at a time with a thread for each core, every second with one."""
+    """Return the settings to try: one more switched on at a time with a thread for each core, some with one."""
     switches = ["fused", "keep_freed", "channels_last", "bf16", *(["compiled"] if compiled else [])]
     ladder = list(accumulate(switches, lambda on, switch: on | {switch: True}, initial={}))
     cores = os.cpu_count() or 1
-    one = [Setting(1, **on) for on in ladder[::2]] if cores > 1 else []
+    one = [Setting(1, **on) for on in ladder[2::2]] if cores > 1 else []
     return [*(Setting(cores, **on) for on in ladder), *one]
 
 

@@ -21,7 +21,7 @@ from stream_learner.local.scrape import Figures, scrape
 from stream_learner.streams import topics
 
 WARM_UP_S = 2.0
-MEASURED_S = 6.0
+MEASURED_S = 5.0
 LEAST_MEASURED_S = 1.0
 LOOK_EVERY_S = 1.0
 SAVE_EVERY_S = 5.0  # so that the measurement holds one checkpoint
@@ -82,7 +82,11 @@ class Worker(Child):
         program = [sys.executable, "-m", "benchmarks.performance.clocked", str(self._clocked)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*ENDS_WITH_PARENT, *program, *self._arguments], stdout=log, stderr=log, start_new_session=True
+                [*ENDS_WITH_PARENT, *program, *self._arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def figures(self) -> Figures | None:
@@ -126,13 +130,17 @@ def measure(
 def watch(look: Callable[[], Observation], records: int = RECORDS, measured_s: float = MEASURED_S) -> Measurement:
     """Measure a process that learns a topic, after a warm-up, until `measured_s` later or the topic's end.
 
-    Raises RuntimeError when the topic ends too soon.
+    Raises RuntimeError when the topic ends too soon, TimeoutError when nothing is learned.
     """
+    deadline = time.monotonic() + START_DEADLINE_S
     while not look().records:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no record was learned in {START_DEADLINE_S:.0f} s")
         time.sleep(0.1)
     time.sleep(WARM_UP_S)
     first = last = look()
-    while last.at_s - first.at_s < measured_s:
+    until = time.monotonic() + measured_s
+    while time.monotonic() < until:
         time.sleep(LOOK_EVERY_S)
         now = look()
         if now.records >= records:
