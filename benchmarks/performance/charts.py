@@ -13,6 +13,8 @@ from benchmarks.performance.rounds import common, figures, rates
 from benchmarks.plots import COLOURS, DPI
 from benchmarks.runs import Run
 
+SHOWN_SHARE = 0.01
+
 
 def sides(title: str, rounds: list[Run], file: Path) -> None:
     """Write a PNG with a bar for each side: the median rate. Lines go from the least to the greatest of the rounds."""
@@ -66,8 +68,7 @@ def long(title: str, rounds: list[Run], file: Path) -> None:
 
 
 def cpu(title: str, rounds: list[Run], file: Path) -> None:
-    """Write a PNG that stacks the CPU time of each stage and thread, for each side."""
-    names: dict[str, str] = {}
+    """Write a PNG that stacks the CPU time of each stage and thread, for each side. The smallest are left out."""
     found: dict[str, dict[str, float]] = {}
     for side in common(rounds):
         for kind, prefix in (("stages_cpu_s_per_1000", ""), ("threads_cpu_s_per_1000", "thread: ")):
@@ -75,9 +76,10 @@ def cpu(title: str, rounds: list[Run], file: Path) -> None:
                 value = median(1e3 * round_["measured"][side][kind].get(name, 0.0) for round_ in rounds)
                 found.setdefault(side, {})[prefix + name] = value
     most = {name: max(of.get(name, 0.0) for of in found.values()) for of in found.values() for name in of}
-    shown = sorted((name for name in most if most[name] >= 0.1), key=lambda name: -most[name])
+    least = SHOWN_SHARE * max(sum(of.values()) for of in found.values())
+    shown = sorted((name for name in most if most[name] >= least), key=lambda name: -most[name])
     names = dict(zip(shown, _colours(len(shown)), strict=True))
-    figure, axes = _figure(2 * len(found))
+    figure, axes = _figure(len(shown))
     for side, of in found.items():
         left = 0.0
         for place, (name, colour) in enumerate(names.items()):

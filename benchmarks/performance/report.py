@@ -67,12 +67,12 @@ The batch has 8 images for the largest network, and 32 for the others.""",
 the images that are new since the last save, not the whole memory.""",
     "long": """The default worker at full speed. The slopes count from the time when a quarter of the stream is learned,
 because the memory fills before. They are fitted to the means of 20 blocks, and ± is the standard error.""",
-    "classes": "The default worker on the same images, with labels of so many classes.",
-    "partitions": "The default worker on a topic with so many partitions.",
-    "images": "The default worker on JPEGs of so many pixels a side, which it scales to 32 pixels.",
-    "records": """The default worker on JPEGs of 32 pixels a side, which comments fill up to this size.""",
-    "backlog": """The default worker on a topic that holds so many records at the start. The images are the smallest
-PNGs.""",
+    "classes": "The default worker on the same images, with labels of 10 to 10,000 classes.",
+    "partitions": "The default worker on a topic with 1 to 600 partitions.",
+    "images": "The default worker on square JPEGs of several sizes, which it scales to 32 pixels a side.",
+    "records": """The default worker on JPEGs of 32 pixels a side. Comments in the files make the records as large.""",
+    "backlog": """The default worker on a topic that holds this number of records at the start. The images are PNGs
+of one grey, so that the topic is small.""",
     "cpu": """CPU time of a worker that learns at full speed. The main thread is divided into stages by the samples of
 py-spy. *Threads of torch* calculate together with the main thread. The flame graph is of the default worker.""",
     "idle": "CPU time of a worker that waits for records.",
