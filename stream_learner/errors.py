@@ -63,6 +63,9 @@ class ExitCode(IntEnum):
     DEPENDENCY = 17
     """Something that the record format needs, such as a schema registry or a bucket, does not answer. Or a model server
     does not load a release, or a model registry does not answer. A restart tries again."""
+    RANK = 18
+    """Another rank of the run ended or does not answer, so this rank ended too. The log of that rank has the cause. A
+    restart of all ranks recovers."""
     INTERRUPTED = 130
     """Stopped at once by Ctrl-C or a second signal. Records that were not saved are read again."""
 
@@ -86,6 +89,7 @@ CURED_BY_RESTART = {
     ExitCode.WATCHDOG,
     ExitCode.MEMORY,
     ExitCode.DEPENDENCY,
+    ExitCode.RANK,
 }
 
 
@@ -153,6 +157,10 @@ class MismatchError(StreamLearnerError):
 
 class DependencyError(StreamLearnerError):
     code = ExitCode.DEPENDENCY
+
+
+class RankLostError(StreamLearnerError):
+    code = ExitCode.RANK
 
 
 # Messages of torch, of CUDA, and of a thread without room for its stack.

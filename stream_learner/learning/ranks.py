@@ -1,0 +1,104 @@
+"""The shards of a learner over several processes, called ranks, by torch.distributed."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, distributed
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+from stream_learner.errors import RankLostError
+from stream_learner.learning.parallel import Json, Parallel, tree_sum
+
+# By measurement, one collective that sends all rows is faster up to about this size.
+SMALL_BYTES = 1024 * 1024
+JOIN_S = 300.0
+SERVED_BY_TORCHRUN = "TORCHELASTIC_USE_AGENT_STORE"
+
+
+class Ranks(Parallel):
+    """The shards of this rank, and the collectives with the other ranks.
+
+    Gloo sends arrays and tensors of the CPU, NCCL sends tensors of CUDA. All methods raise RankLostError if another
+    rank ends, or does not take part within the time-out of the group. Use them on one thread only.
+    """
+
+    def __init__(self, shards: int, rank: int, ranks: int):
+        """Take consecutive shards for a rank of the process group, which `join_group` made."""
+        super().__init__(shards)
+        self.rank = rank
+        self.local = range(rank * shards // ranks, (rank + 1) * shards // ranks)
+        self._ranks = ranks
+
+    def gathered(self, rows: np.ndarray) -> np.ndarray:
+        return self._of_all_ranks(rows).reshape(self.shards, *rows.shape[1:])
+
+    def objects(self, local: Sequence[Json]) -> list[Json]:
+        text = np.frombuffer(msgspec.msgpack.encode(list(local)), np.uint8)
+        lengths = self._of_all_ranks(np.array([len(text)]))[:, 0]
+        padded = np.zeros(lengths.max(), np.uint8)
+        padded[: len(text)] = text
+        texts = zip(self._of_all_ranks(padded), lengths, strict=True)
+        return [value for text, length in texts for value in msgspec.msgpack.decode(text[:length].data)]
+
+    def summed(self, rows: Tensor) -> Tensor:
+        total = tree_sum(rows)
+        flat = total.reshape(-1)
+        if self._ranks * flat.nbytes <= SMALL_BYTES:
+            return tree_sum(self._gathered(flat).view(self._ranks, *total.shape))
+        # Each rank adds one slice of the sums of all ranks, in the order of `tree_sum`.
+        length = -(-len(flat) // self._ranks)
+        padded = flat.new_zeros(self._ranks * length)
+        padded[: len(flat)] = flat
+        slices = torch.empty_like(padded)
+        with failing_with_others():
+            distributed.all_to_all_single(slices, padded)
+        return self._gathered(tree_sum(slices.view(self._ranks, length)))[: len(flat)].view(total.shape)
+
+    def _of_all_ranks(self, mine: np.ndarray) -> np.ndarray:
+        """Return the arrays [ranks, ...] of all ranks, which have the same dtype and shape."""
+        sent = torch.from_numpy(np.array(mine, order="C").reshape(-1).view(np.uint8))
+        return self._gathered(sent).numpy().view(mine.dtype).reshape(self._ranks, *mine.shape)
+
+    def _gathered(self, mine: Tensor) -> Tensor:
+        """Return the vectors [N] of all ranks as one vector [ranks * N]."""
+        gathered = mine.new_empty(self._ranks * len(mine))
+        with failing_with_others():
+            distributed.all_gather_into_tensor(gathered, mine)
+        return gathered
+
+
+def join_group(rank: int, ranks: int, local: int, device: str, listener: int | None, timeout_s: float) -> None:
+    """Join the process group of all ranks, which every collective of `Ranks` uses, and wait for the other ranks.
+
+    The environment variables MASTER_ADDR and MASTER_PORT are the address of the store where the ranks meet. Rank 0
+    serves it, unless torchrun does. `listener` is the file descriptor of a socket that listens there, if this process
+    inherited one. `local` is the index of this rank on its host, and of its CUDA device if `device`
+    (`learning.device`) is not the CPU. Each collective may take `timeout_s`. Raises RankLostError, also if the other
+    ranks do not come within JOIN_S.
+    """
+    cuda = device != "cpu" and torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local)
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    serves = rank == 0 and os.environ.get(SERVED_BY_TORCHRUN) != "True"
+    with failing_with_others():
+        store = TCPStore(host, port, ranks, serves, timedelta(seconds=JOIN_S), master_listen_fd=listener)
+        backend, timeout = "cpu:gloo,cuda:nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
+
+
+@contextmanager
+def failing_with_others() -> Iterator[None]:
+    """Raise RankLostError instead of the errors of torch.distributed."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLostError(
+            f"another rank of the run ended or does not answer ({str(error).splitlines()[0]}). Its log has the cause. "
+            "Start all ranks again: they continue from the last save"
+        ) from None

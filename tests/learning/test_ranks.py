@@ -1,0 +1,110 @@
+"""The collectives of 2 and 4 ranks, which must return the same bits as one process with all shards."""
+
+import os
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import processes
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+from stream_learner.errors import RankLostError
+from stream_learner.learning.parallel import Parallel
+from stream_learner.learning.ranks import SMALL_BYTES, Ranks, failing_with_others, join_group
+
+SHARDS = 8
+TIMEOUT_S = 60.0
+LARGE = SMALL_BYTES // 4 + 3  # not a multiple of the number of ranks
+SHAPES = [(), (1,), (7,), (3, 5), (0,), (LARGE,)]
+
+
+def rows(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Rows of all shards whose sum depends on the order of the additions."""
+    generator = torch.Generator().manual_seed(len(shape))
+    values = torch.randn(SHARDS, *shape, generator=generator, dtype=dtype)
+    return values * 10.0 ** torch.randint(-6, 7, values.shape, generator=generator)
+
+
+ARRAYS = [
+    np.arange(SHARDS * 3, dtype=np.int64).reshape(SHARDS, 3),
+    np.linspace(0, 1, SHARDS),
+    np.arange(SHARDS) % 3 == 0,
+    np.zeros((SHARDS, 0)),
+    np.arange(SHARDS * 6, dtype=np.uint16).reshape(SHARDS, 3, 2)[:, :, 1],
+]
+OBJECTS: list[Any] = [None, "ἄλφα", 1.5, [1, {"a": [True]}], "x" * 10_000, {}, -(2**40), ""]
+
+
+def results(parallel: Parallel) -> list[Any]:
+    """Return what all collectives return, as bytes and JSON values."""
+    mine = slice(parallel.local.start, parallel.local.stop)
+    sums = [parallel.summed(rows(shape, dtype)[mine]) for shape in SHAPES for dtype in (torch.float32, torch.float64)]
+    gathered = [parallel.gathered(array[mine]) for array in ARRAYS]
+    return [
+        *((str(total.dtype), total.shape, total.numpy().tobytes()) for total in sums),
+        *((str(array.dtype), array.shape, array.tobytes()) for array in gathered),
+        parallel.objects(OBJECTS[mine]),
+        parallel.objects([None for _ in parallel.local]),
+    ]
+
+
+def rank_of(rank: int, ranks: int, address: dict[str, str], pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(address)
+    join_group(rank, ranks, rank, "cpu", None, TIMEOUT_S)
+    parallel = Ranks(SHARDS, rank, ranks)
+    pipe.send(results(parallel))
+    if rank == 1:
+        os._exit(0)
+    try:
+        while True:
+            parallel.gathered(np.zeros(len(parallel.local)))
+    except RankLostError as error:
+        pipe.send(str(error))
+
+
+@pytest.fixture
+def store() -> Iterator[dict[str, str]]:
+    """A store that this process serves, as the agent of torchrun does."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        timeout = timedelta(seconds=TIMEOUT_S)
+        served = TCPStore("127.0.0.1", port, None, True, timeout, False, master_listen_fd=os.dup(listener.fileno()))
+        yield {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        del served
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_return_the_bits_of_one_process_until_one_ends(ranks: int, store: dict[str, str]):
+    pipes = [processes.Pipe(duplex=False) for _ in range(ranks)]
+    children = [
+        processes.Process(target=rank_of, args=(rank, ranks, store, sender)) for rank, (_, sender) in enumerate(pipes)
+    ]
+    for child, (_, sender) in zip(children, pipes, strict=True):
+        child.start()
+        sender.close()
+    expected = results(Parallel(SHARDS))
+    for receiver, _ in pipes:
+        assert receiver.recv() == expected
+    for rank, (receiver, _) in enumerate(pipes):
+        if rank != 1:
+            assert receiver.recv().startswith("another rank of the run ended or does not answer (")
+    for child in children:
+        child.join()
+
+
+def test_only_errors_of_the_collectives_are_losses():
+    with pytest.raises(RankLostError, match=r"\(Connection closed\)"), failing_with_others():
+        raise RuntimeError("Connection closed\nat gloo")
+    with pytest.raises(ValueError, match="other"), failing_with_others():
+        raise ValueError("other")
