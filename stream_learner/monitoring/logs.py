@@ -19,8 +19,12 @@ MULTILINE = ("exception", "stack")
 def configure(
     level: Literal["debug", "info", "warning", "error"],
     format: Literal["console", "json"],  # noqa: A002 (the setting's name)
+    rank: int | None = None,
 ) -> None:
-    """Set one level, format and handler for structlog, the standard library's loggers and Python's warnings."""
+    """Set one level, format and handler for structlog, the standard library's loggers and Python's warnings.
+
+    If `rank` is given, it is a field of every line.
+    """
     if format == "json":
         renderer = structlog.processors.JSONRenderer(serializer=_json)
     else:
@@ -33,6 +37,8 @@ def configure(
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if rank is not None:
+        shared.append(lambda _, __, event: {**event, "rank": rank})
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -40,12 +40,13 @@ WEIGHT_BUCKETS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0
 class RunRegistry(CollectorRegistry):
     """A registry that adds the label `run`, the run's id, to every series, including those of the process.
 
-    A separate info metric with the id would not suffice: an alert must name a run even when its worker is gone.
+    A separate info metric with the id would not suffice: an alert must name a run even when its worker is gone. If the
+    run has several ranks, every series also has the label `rank`.
     """
 
-    def __init__(self, run_id: str):
+    def __init__(self, run_id: str, rank: int | None = None):
         super().__init__()
-        self._run = {"run": run_id}
+        self._run = {"run": run_id} if rank is None else {"run": run_id, "rank": str(rank)}
         for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
             self.register(collector)
 

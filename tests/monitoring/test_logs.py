@@ -27,6 +27,13 @@ def fail() -> None:
     raise ValueError(f"a password of {len(password)} letters")
 
 
+def test_every_line_has_the_rank(stderr):
+    logs.configure("info", "json", rank=3)
+    structlog.get_logger().info("committed")
+    logging.getLogger("other").warning("of a library")
+    assert [json.loads(line)["rank"] for line in stderr().splitlines()] == [3, 3]
+
+
 def test_json_is_one_object_a_line_whoever_writes(stderr):
     logs.configure("info", "json")
     structlog.get_logger().info("committed", sequence=3, loss=float("nan"), password=SecretStr("sesame"))

@@ -138,6 +138,13 @@ def test_every_series_names_its_run():
     assert registry.get_sample_value("stream_learner_phase", {"phase": "starting", "run": "digits"}) == 1
 
 
+def test_every_series_names_its_rank_if_there_are_several():
+    registry = RunRegistry("digits", rank=1)
+    Metrics(registry, "1.2.3", ["images"])
+    samples = [sample for metric in registry.collect() for sample in metric.samples]
+    assert {(sample.labels.get("run"), sample.labels.get("rank")) for sample in samples} == {("digits", "1")}
+
+
 def test_a_batch_is_counted(registry, metrics):
     record = Record("images", 0, 3, 0, None, b"", [])
     for _ in range(2):
