@@ -1,6 +1,7 @@
 """Images to learn, in memory and in topics that are filled before they are read."""
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -52,6 +53,7 @@ class Topics:
             with Progress(console=console, transient=True) as progress:
                 bar = progress.add_task(f"filling {topic}", total=records)
                 self._produce(topic, examples, records, partitions, lambda done: progress.update(bar, completed=done))
+            os.sync()  # otherwise the disk is still busy when the measurement begins
             self._filled.add(topic)
         return self.broker
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.performance import charts, cpu, loops, tables
-from benchmarks.performance.rounds import QUIET_CORES, RESULTS, Subject, common, finished, rates
+from benchmarks.performance.rounds import QUIET_CORES, RESULTS, Subject, common, finished
+from benchmarks.performance.summary import ratio, sentences
 from benchmarks.runs import Run
 from stream_learner.errors import DataError
 
@@ -97,11 +98,12 @@ PLOTS: dict[str, Draw] = {
 
 def write(output: Path, folder: Path = RESULTS) -> list[Path]:
     """Write the page and its plots. Return the files. Raises DataError without a finished round."""
-    pages, files = [INTRODUCTION], [output / PAGE]
+    pages, files, main_figures = [], [output / PAGE], []
     for part, title in TITLES.items():
         found = finished(part, folder)
         if not found:
             continue
+        main_figures += [f"* {sentence}\n" for sentence in sentences(part, found)]
         pages.append(f"## {title}\n\n{NOTES[part]}\n")
         if part == "checkpoints":
             rounds = [round_ for rounds in found.values() for round_ in rounds]
@@ -123,9 +125,10 @@ def write(output: Path, folder: Path = RESULTS) -> list[Path]:
             for flame in _flames(subject, output) if part == "cpu" else ():
                 pages.append(f"[Flame graph]({flame.name})\n")
                 files.append(flame)
-    if len(pages) == 1:
+    if not pages:
         raise DataError(f"there is no finished round in {folder}; run a part first")
-    (output / PAGE).write_text("\n".join(pages))
+    shown = f"## Main figures\n\n{''.join(main_figures)}" if main_figures else ""
+    (output / PAGE).write_text("\n".join([INTRODUCTION, shown, *pages]))
     return files
 
 
@@ -145,11 +148,7 @@ def comparisons(subject: Subject, rounds: list[Run]) -> dict[str, str]:
         pairs["worker / the fastest loop of the round"] = "worker", rivals
         if "limit" in sides:
             pairs["worker / limit"] = "worker", ["limit"]
-    ratios = {}
-    for name, (side, others) in pairs.items():
-        fastest = map(max, zip(*(rates(rounds, other) for other in others), strict=True))
-        ratios[name] = tables.spread([a / b for a, b in zip(rates(rounds, side), fastest, strict=True)], ".2f")
-    return ratios
+    return {name: ratio(rounds, side, others) for name, (side, others) in pairs.items()}
 
 
 def _flames(subject: Subject, output: Path) -> Iterator[Path]:

@@ -57,6 +57,7 @@ def test_ratios_compare_rates_of_one_round(tmp_path: Path):
     assert "| worker | 6,000 (2,000-9,000) | 166.7 | 0.100 |" in text
     assert "| worker / kafka-python | 3.00 (2.00-6.00) |" in text
     assert "| worker / the fastest loop of the round | 3.00 (2.00-3.00) |" in text
+    assert "the worker is 3.00 (2.00-3.00) times as fast as the fastest loop" in text
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert plot.name in text
 
@@ -82,6 +83,7 @@ def test_the_cost_of_a_save_is_its_stall_and_the_time_that_publishing_takes_from
     text = report.write(tmp_path / "docs", tmp_path / "runs")[0].read_text()
     assert "| cnn | 1.0 | 2.0 | 20.0 | 29.8 | 30.0 | 3 | 60 | 0.20 | 0.00 |" in text
     assert "| cnn | 2,000 | 1,000 | 0.500 | 1.0 |" in text
+    assert "a save stops the training thread for 20.0 ms (p99 29.8 ms)" in text
 
 
 def test_a_trend_has_the_error_of_means_over_blocks():

@@ -1,0 +1,75 @@
+"""The main figures of the finished rounds, in sentences."""
+
+from collections.abc import Iterator, Mapping
+from statistics import median
+
+import numpy as np
+
+from benchmarks.performance import tables
+from benchmarks.performance.rounds import Subject, common, figures, rates
+from benchmarks.performance.tables import SAVE_EVERY_S, spread
+from benchmarks.runs import Run
+
+Found = Mapping[Subject, list[Run]]
+
+
+def sentences(part: str, found: Found) -> Iterator[str]:
+    """Return the sentences of a part, of which most have none."""
+    match part:
+        case "kafka":
+            yield from _from_kafka(found)
+        case "loops" | "replay":
+            yield from _beside_loops(part, found)
+        case "checkpoints":
+            yield from _saves(found)
+        case "long":
+            yield from _long(found)
+        case "idle":
+            for rounds in found.values():
+                shares = (
+                    f"{spread(figures(rounds, side, 'percent_of_a_core'), '.2f')} % ({side})" for side in common(rounds)
+                )
+                yield f"CPU time of an idle worker, as a share of a core (number of partitions): {', '.join(shares)}."
+
+
+def ratio(rounds: list[Run], side: str, others: list[str]) -> str:
+    """Return the rate of a side over that of the fastest of the others, each of one round."""
+    fastest = map(max, zip(*(rates(rounds, other) for other in others), strict=True))
+    return spread([a / b for a, b in zip(rates(rounds, side), fastest, strict=True)], ".2f")
+
+
+def _from_kafka(found: Found) -> Iterator[str]:
+    for subject, rounds in found.items():
+        rate, share = spread(rates(rounds, "worker, plain"), ",.0f"), ratio(rounds, "worker, plain", ["limit"])
+        yield (
+            f"`{subject.model}`, batch {subject.batch}: the worker learns {rate} records/s from Kafka. This is "
+            f"{share} of the limit."
+        )
+
+
+def _beside_loops(part: str, found: Found) -> Iterator[str]:
+    kind = "the fastest loop with replay" if part == "replay" else "the fastest loop"
+    for subject, rounds in found.items():
+        loops = [side for side in common(rounds) if side not in ("limit", "worker")]
+        times = ratio(rounds, "worker", loops)
+        yield f"`{subject.model}`, batch {subject.batch}: the worker is {times} times as fast as {kind}."
+
+
+def _saves(found: Found) -> Iterator[str]:
+    for subject, rounds in found.items():
+        measured = [round_["measured"]["with saves"] for round_ in rounds]
+        p50, p99 = np.quantile(tables.stalls(rounds, "with saves"), (0.5, 0.99))
+        mib = median(m["state_bytes"] for m in measured) / tables.MIB
+        cost = spread([100 * tables.cost_s(m) / SAVE_EVERY_S for m in measured], ".2f")
+        yield (
+            f"`{subject.model}`, a state of {mib:,.0f} MiB: a save stops the training thread for {p50:,.1f} ms (p99 "
+            f"{p99:,.1f} ms). With one save in {SAVE_EVERY_S:.0f} s, saves cost {cost} % of the time."
+        )
+
+
+def _long(found: Found) -> Iterator[str]:
+    for rounds in found.values():
+        for side, of in ((side, of) for round_ in rounds for side, of in round_["measured"].items()):
+            memory = f"{of['memory_slope_mib']:+.2f} ± {of['memory_slope_error_mib']:.2f} MiB"
+            step = f"{1e3 * of['step_slope_ms']:+.1f} ± {1e3 * of['step_slope_error_ms']:.1f} µs"
+            yield f"Over {side}, the memory changes by {memory} a million records, and a step by {step}."
