@@ -14,8 +14,10 @@ The sides of a part take turns in each round, and every side has a process of it
 and so on, until `--minutes` have passed. `kafka` and `loops` use the best setting that `limit` found. Figures of
 different machines cannot be compared. Ratios compare measurements of one round.
 
-On two quiet cores the first round of everything takes about half an hour, each further one 20 minutes. `--records`
-shortens `growth`, `--model` leaves out other networks.
+On two quiet cores the first round of everything takes about 40 minutes, and a further one 25 minutes. An hour gives all
+parts a round, and most of them two. `--records` shortens `growth`, `--model` leaves out other networks, `--rounds 1`
+ends after the first round. The data of the broker and the states take up to 15 GB of disk, and the largest network 12
+GB of memory.
 """
 
 import time
@@ -66,8 +68,8 @@ class Case(NamedTuple):
 
 
 RGB = (32, 32, 3)
-# ResNet-18 of torchvision needs images of at least 33 pixels. ResNet-50 is measured at the size for which it is made.
-RESNET18, RESNET50 = (64, 64, 3), (224, 224, 3)
+# ResNets of others need images of at least 33 pixels. ResNet-50 is measured at the size for which it is made.
+TIMM, RESNET18, RESNET50 = (40, 40, 3), (64, 64, 3), (224, 224, 3)
 CASES = {
     Part.limit: [
         Case("limit", "mlp"),
@@ -93,9 +95,9 @@ CASES = {
     Part.checkpoints: [
         Case("checkpoints", "mlp", 32, (28, 28, 1), "jpeg32"),
         Case("checkpoints", "cnn", 32, RGB, "jpeg32"),
-        Case("checkpoints", "timm:resnet18", 32, RGB, "jpeg32"),
-        Case("checkpoints", "timm:resnet50", 32, RGB, "jpeg32", 1),
-        Case("checkpoints", "timm:wide_resnet101_2", 8, RGB, "jpeg32", 1),
+        Case("checkpoints", "timm:resnet18", 32, TIMM, "jpeg32"),
+        Case("checkpoints", "timm:resnet50", 32, TIMM, "jpeg32", 1),
+        Case("checkpoints", "timm:wide_resnet101_2", 8, TIMM, "jpeg32", 1),
         Case("memories", "mlp", 32, (128, 128, 3), "noise128", 2),
     ],
     Part.growth: [

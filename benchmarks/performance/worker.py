@@ -97,8 +97,11 @@ class Worker(Child):
         return scrape(self.port)
 
     def look(self) -> Observation:
+        """Return the figures of the process, without any records while its metrics page does not answer."""
         figures = self.figures()
-        return observe(self.pid, figures.total("records_in_total") if figures else 0)
+        if figures is None:
+            return Observation(time.monotonic(), 0, 0.0, 0, 0.0)
+        return observe(self.pid, figures.total("records_in_total"))
 
     def await_figure(self, name: str, least: float, timeout_s: float = START_DEADLINE_S) -> Figures:
         """Wait until a metric reaches a value. Raises TimeoutError, and ChildError if the worker ends."""
@@ -132,13 +135,9 @@ def watch(look: Callable[[], Observation], records: int = RECORDS, measured_s: f
 
     Raises RuntimeError when the topic ends too soon, TimeoutError when nothing is learned.
     """
-    deadline = time.monotonic() + START_DEADLINE_S
-    while not look().records:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"no record was learned in {START_DEADLINE_S:.0f} s")
-        time.sleep(0.1)
+    _next_batch(look, records)
     time.sleep(WARM_UP_S)
-    first = last = look()
+    first = last = _next_batch(look, records)
     until = time.monotonic() + measured_s
     while time.monotonic() < until:
         time.sleep(LOOK_EVERY_S)
@@ -146,6 +145,20 @@ def watch(look: Callable[[], Observation], records: int = RECORDS, measured_s: f
         if now.records >= records:
             break
         last = now
+    else:
+        last = _next_batch(look, records)
     if last.at_s - first.at_s < LEAST_MEASURED_S:
         raise RuntimeError(f"all {records} records were read before the measurement ended")
     return between(first, last)
+
+
+def _next_batch(look: Callable[[], Observation], records: int) -> Observation:
+    """Look until the next batch is learned, so that whole batches are measured. Raises TimeoutError."""
+    before, deadline = look(), time.monotonic() + START_DEADLINE_S
+    while True:
+        now = look()
+        if now.records > before.records or now.records >= records:
+            return now
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no record was learned in {START_DEADLINE_S:.0f} s")
+        time.sleep(0.05)
