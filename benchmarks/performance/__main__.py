@@ -20,6 +20,8 @@ ends after the first round. The data of the broker and the states take up to 15 
 GB of memory.
 """
 
+import signal
+import sys
 import time
 from contextlib import ExitStack
 from enum import StrEnum
@@ -125,6 +127,7 @@ def main(
     compiled: Annotated[bool, typer.Option("--compile", help="`limit`: try torch.compile, too.")] = False,
 ) -> None:
     """Measure a part of the worker's speed, or write the report. Ends with 1 if a round failed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the broker's data are deleted
     complete = True
     if part is not Part.report:
         cases = [case for p, cases in CASES.items() if part in (p, Part.all) for case in cases]

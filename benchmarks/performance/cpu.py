@@ -47,7 +47,7 @@ STAGES = {
     "run/": "batches and loop",
 }
 MAIN = "MainThread"
-ARITHMETIC = "threads of torch"
+TORCH = "torch"
 
 
 def sides(subject: Subject, broker: Broker) -> Sides:
@@ -101,7 +101,7 @@ def _measure(subject: Subject, side: str, overrides: list[str], broker: Broker) 
                 counted[stage(inner)] += int(count)
     threads: dict[str, float] = {}
     for task, cpu_s in seconds.items():
-        name = names.get(task, ARITHMETIC)
+        name = names.get(task, TORCH)
         threads[name] = threads.get(name, 0.0) + cpu_s
     total = sum(threads.values())
     of_record = {name: found.cpu_s_per_1000_records * cpu_s / total for name, cpu_s in threads.items()}

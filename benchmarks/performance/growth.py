@@ -109,11 +109,12 @@ def _long(subject: Subject, topics: Topics, examples: Sequence[Example], records
                 if figures:
                     names = "records_in_total", "step_seconds_sum", "step_seconds_count"
                     learned, seconds, steps = map(figures.total, names)
-                    series.append((learned, _resident_bytes(worker.pid), seconds, steps))
+                    if not series or steps > series[-1][-1]:
+                        series.append((learned, _resident_bytes(worker.pid), seconds, steps))
                     progress.update(bar, completed=learned)
     topics.drop(topic)
     learned, resident, seconds, steps = np.array(series).T
-    step_ms = 1e3 * np.diff(seconds) / np.maximum(1, np.diff(steps))
+    step_ms = 1e3 * np.diff(seconds) / np.diff(steps)
     late = learned > LEFT_OUT * records
     memory_slope, memory_error = trend(learned[late] / 1e6, resident[late] / MIB)
     step_slope, step_error = trend(learned[1:][late[1:]] / 1e6, step_ms[late[1:]])

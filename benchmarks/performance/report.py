@@ -75,7 +75,7 @@ because the memory fills before. They are fitted to the means of 20 blocks, and 
     "backlog": """The default worker on a topic that holds this number of records at the start. The images are PNGs
 of one grey, so that the topic is small.""",
     "cpu": """CPU time of a worker that learns at full speed. The main thread is divided into stages by the samples of
-py-spy. *Threads of torch* calculate together with the main thread. The flame graph is of the default worker.""",
+py-spy. The threads of torch calculate together with the main thread. The flame graph is of the default worker.""",
     "idle": "CPU time of a worker that waits for records.",
 }
 Draw = Callable[[str, list[Run], Path], None]

@@ -144,7 +144,7 @@ def watch(look: Callable[[], Observation], records: int = RECORDS, measured_s: f
         now = look()
         if now.records >= records:
             break
-        last = now
+        last = now if now.records else last  # the page may be late
     else:
         last = _next_batch(look, records)
     if last.at_s - first.at_s < LEAST_MEASURED_S:
