@@ -18,7 +18,7 @@ from stream_learner.local.broker import Broker
 
 IMAGES = 1_000
 # Seconds between two saves, and of the measurement. A large state takes long to write.
-CADENCES_S = {"timm:resnet18": (2.0, 20.0), "timm:resnet50": (4.0, 30.0), "timm:wide_resnet101_2": (20.0, 70.0)}
+CADENCES_S = {"timm:resnet18": (2.0, 20.0), "timm:resnet50": (4.0, 30.0), "timm:wide_resnet101_2": (10.0, 45.0)}
 USUAL_CADENCE_S = (0.5, 12.0)
 # Learning as a plain loop does it, with an average: a state has four times the bytes of the parameters.
 PLAIN = [each for each in memory.plain() if not each.startswith("learning.average_decay")]
