@@ -45,7 +45,7 @@ class Election:
         self._clock = clock
         self._group = settings.standby_group
         self._place = TopicPartition(Names.under(settings.prefix).checkpoints, 0)
-        self._assignor = StickyPartitionAssignor()
+        self._assignor = _Assignor(self._place)
         session_s = settings.run.session_timeout_s
         with opening(
             settings.kafka,
@@ -98,11 +98,9 @@ class Election:
             self._check_deadline(deadline)
             self._poll(JOIN_MS)
         self._outlast_other_runs(deadline)
+        self._assignor.claims = True
         while not self.elected:
             self._check_deadline(deadline)
-            # If two members claim the partition, the sticky assignor prefers the higher generation (KIP-54).
-            self._assignor.member_assignment = [self._place]
-            self._assignor.generation = LAST_GENERATION
             self._poll(JOIN_MS)
             if not self.elected:
                 ask(self._settings.kafka, "taking over the run", self._put_others_out)
@@ -111,6 +109,7 @@ class Election:
                 patience_s *= 2
                 self.poll(patience_s)
                 self._outlast_other_runs(deadline)
+        self._assignor.claims = False
 
     def check_members(self) -> None:
         """Raise StateError when a worker of another run is in the group: topics belong to one run.
@@ -196,6 +195,22 @@ class Election:
             f"belong to one run. Nothing was written; set topics.prefix or run.id of run {self._settings.run.id!r} "
             "so that each run has a prefix of its own"
         )
+
+
+class _Assignor(StickyPartitionAssignor):
+    """Assignor whose member, while `claims` is true, claims the partition in every join, whoever holds it."""
+
+    def __init__(self, place: TopicPartition):
+        super().__init__()
+        self._place = place
+        self.claims = False
+
+    def metadata(self, topics: Collection[str]) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # Every completed join overwrites the claim. If two members claim the partition, the sticky assignor prefers the
+        # higher generation (KIP-54).
+        if self.claims:
+            self.member_assignment, self.generation = [self._place], LAST_GENERATION
+        return super().metadata(topics)
 
 
 class _Seat(ConsumerRebalanceListener):

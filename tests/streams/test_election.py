@@ -11,6 +11,7 @@ from contextlib import closing
 from queue import SimpleQueue
 
 import pytest
+from kafka import KafkaAdminClient
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 from kafka.errors import KafkaConnectionError
 from kafka.future import Future
@@ -242,6 +243,47 @@ def test_take_over_puts_the_living_out(new_run: NewRun, join):
     join(run, take_over=True).hears(True)
     first.hears(False)
     assert second.heard_all()
+
+
+class Unlucky(Election):
+    """Takes over while the others do everything at the worst moment. The first worker is frozen when it begins."""
+
+    def __init__(self, settings: Settings, first: Process):
+        super().__init__(settings)
+        self._first = first
+        self._claims = False
+
+    def _outlast_other_runs(self, deadline: float) -> None:
+        super()._outlast_other_runs(deadline)
+        self._first.signal(signal.SIGCONT)
+        self._claims = True
+
+    def _poll(self, timeout_ms: int) -> None:
+        """Let the join that began without a claim complete when there is one."""
+        super()._poll(timeout_ms)
+        while self._claims and self.elected is None:
+            super()._poll(timeout_ms)
+
+    def _put_others_out(self, client: KafkaAdminClient) -> None:
+        """Let the standby come back at once, and the elected one not at all."""
+        self._first.signal(signal.SIGSTOP)
+        super()._put_others_out(client)
+        while len(self._members(client)) == 1:
+            time.sleep(POLL_S)
+
+
+def test_a_standby_that_comes_back_first_is_not_elected(new_run: NewRun, join, spawn):
+    run = new_run(LONG_S)
+    first = spawn(run)
+    first.hears(True)
+    second = join(run)
+    second.hears(False)
+    first.signal(signal.SIGSTOP)
+    # Of members that claim nothing, the assignor elects the one whose id sorts first.
+    last = run.model_copy(update={"kafka": run.kafka.model_copy(update={"client_id": "zzz"})})
+    with closing(Unlucky(last, first)) as unlucky:
+        unlucky.take_over()
+        assert second.heard_all()
 
 
 def test_take_over_does_not_wait_for_the_dead(new_run: NewRun, join, spawn):
