@@ -144,12 +144,13 @@ def _step(settings: Settings) -> Any:
     import torch
 
     from stream_learner import networks
+    from stream_learner.learning.parallel import Parallel
     from stream_learner.learning.placement import place
     from stream_learner.learning.strategies import Minibatch
-    from stream_learner.learning.trainers import TrainingBatch, trainer_for
+    from stream_learner.learning.trainers import Portion, TrainingBatch, trainer_for
 
     placement = place(settings.learning, networks.factory(settings.model.name))
-    trainer = trainer_for(settings, placement)
+    trainer = trainer_for(settings, placement, Parallel())
     trainer.set_classes(CLASSES, {})
     model = settings.model
     seen_NF, _ = trainer.predict(
@@ -160,7 +161,7 @@ def _step(settings: Settings) -> Any:
     def step(images_NHWC: torch.Tensor, labels: torch.Tensor) -> None:
         stream = Minibatch(*(t.to(placement.device) for t in (images_NHWC, labels, torch.ones(len(labels)))))
         features_NF = trainer.predict(stream.images_NHWC)[0] if shares_features else torch.empty(0)
-        trainer.learn(TrainingBatch(stream, features_NF, lambda: stream, 1.0))
+        trainer.learn(TrainingBatch([Portion(stream, features_NF, lambda: stream)], 1.0))
 
     return step
 

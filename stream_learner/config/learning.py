@@ -113,8 +113,8 @@ class LearningSettings(Section):
     channels_last: Literal["auto"] | bool = "auto"
     """Whether images are in the memory layout channels-last. `auto` takes the faster layout for the model."""
     threads: NonNegativeInt = 0
-    """Threads for arithmetic. 0 takes one thread per core. Only runs with the same number of threads give equal
-    results."""
+    """Threads for arithmetic. 0 takes one thread per core, or one thread if the run has several shards. Only runs with
+    the same number of threads give equal results."""
 
 
 class WeightsSettings(Section):

@@ -8,11 +8,22 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 from stream_learner.config.fields import MAX_KAFKA_S, MIB, FileName, KafkaName, Section, read_secret
 
 
+def _a_power_of_two(number: int) -> int:
+    if number & (number - 1):
+        raise ValueError("must be a power of two")
+    return number
+
+
 class RunSettings(Section):
     id: KafkaName
     """Name of the run, the life of one model. It is the key of manifests, and the name of the folder in the store."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights, of dropout and of the memory's choice of samples."""
+    shards: Annotated[PositiveInt, Field(le=1024), AfterValidator(_a_power_of_two)] = 1
+    """Number of shards: a power of two. Each shard has an equal share of the batch, of the memory and of the held-out
+    sets, and partitions of its own. The processes of a run share the shards, and the run learns the same bytes with any
+    number of processes. Each shard is computed on its own, so use 1 for a run of one process. A run must keep the
+    number."""
     stop_deadline_s: PositiveFloat = 60.0
     """Seconds that a stop (SIGTERM) may take, including the last save. After that the process exits with code 10."""
     on_conflict: Literal["standby", "take_over", "exit"] = "standby"

@@ -112,6 +112,17 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _shards_have_equal_shares(self) -> "Settings":
+        shards = self.run.shards
+        sizes = {"batch.size": self.batch.size, "memory.replay_size": self.replay_size}
+        for name, size in sizes.items():
+            if size % shards:
+                raise ValueError(f"{name} must be a multiple of run.shards = {shards}, not {size}")
+        if self.held_out.max_items < shards:
+            raise ValueError(f"held_out.max_items must be at least run.shards = {shards}")
+        return self
+
+    @model_validator(mode="after")
     def _segments_fit_in_a_manifest(self) -> "Settings":
         most = 2 * (self.memory.max_bytes + 2 * self.held_out.max_bytes)
         states = self.checkpoint.keep + 1

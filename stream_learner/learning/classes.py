@@ -48,14 +48,18 @@ class Classes:
         """Number of classes that are not retired."""
         return len(self.labels) - len(self.retired)
 
+    def knows(self, label: Label) -> bool:
+        """Return whether the label is that of a class that is not retired. Then `admit` changes nothing."""
+        index = self.index_of.get(label)
+        return index is not None and index not in self.retired
+
     def admit(self, label: Label) -> int:
         """Return the class index of a record's label. The call may make the label a class.
 
         Raises RejectError (`too_many_classes`, `rare_label`).
         """
-        index = self.index_of.get(label)
-        if index is not None and index not in self.retired:
-            return index
+        if self.knows(label):
+            return self.index_of[label]
         if why := self._no_room_for(label):
             raise RejectError(Reason.TOO_MANY_CLASSES, why)
         if self._min_records > 1 and (seen := self._pending.count(label)) < self._min_records:

@@ -15,6 +15,7 @@ from stream_learner.learning.classes import check_room
 from stream_learner.learning.spec import spec_of
 
 STATE_FORMAT = 5
+ONE_SHARD = {"shards": 1}  # in the identity of a state that names no number
 # Sections whose settings affect what is learned from given batches.
 DECIDING = {
     "batch",
@@ -55,7 +56,9 @@ def identity(settings: Settings) -> dict[str, Any]:
         "model": model.model_dump(exclude={"max_classes", "weights", "freeze"}) | {"frozen": model.frozen},
         "model.weights": _file_digest(model.weights) if model.weights else None,
         "seed": settings.run.seed,
-    } | (_steps(settings) if model.head == "linear" else {})
+        **({"shards": settings.run.shards} if settings.run.shards > 1 else {}),
+        **(_steps(settings) if model.head == "linear" else {}),
+    }
 
 
 def _file_digest(path: Path) -> str:
@@ -97,7 +100,8 @@ def check_fits(document: Mapping[str, Any], wanted: dict[str, Any], settings: Se
 
     Also raise ValueError if the state has more classes or longer labels than `settings` allow.
     """
-    if differing := [line for name, value in wanted.items() for line in _differing(name, document.get(name), value)]:
+    found, wanted = {**ONE_SHARD, **document}, ONE_SHARD | wanted
+    if differing := [line for name, value in wanted.items() for line in _differing(name, found.get(name), value)]:
         raise ValueError("; ".join(differing))
     check_room(document, settings)
 

@@ -1,13 +1,12 @@
 """The learner: the model, and everything that changes when it learns."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from msgspec import Struct
 from torch import Tensor
 
 from stream_learner import networks as models
@@ -17,66 +16,47 @@ from stream_learner.contract.vocabulary import Label, Reason, Split
 from stream_learner.contract.window import Recent
 from stream_learner.errors import UsageError
 from stream_learner.formats.images import batch as decoded
-from stream_learner.formats.record import RejectError, Sample
+from stream_learner.formats.record import Sample
 from stream_learner.inference.predictions import Predictions, predict
-from stream_learner.learning import evaluation
+from stream_learner.learning.admission import SPLITS, Admitted, admit
 from stream_learner.learning.classes import Classes
 from stream_learner.learning.drift import DriftMonitor
 from stream_learner.learning.gauges import Gauges
 from stream_learner.learning.groups import few_groups_share
 from stream_learner.learning.identity import check_fits, identity, settings_digest
 from stream_learner.learning.learned import Learned, Refused
-from stream_learner.learning.memory import BalancedMemory, Replay, held_out_sets, replay_memory
 from stream_learner.learning.outcome import Outcome
+from stream_learner.learning.parallel import Parallel
 from stream_learner.learning.placement import place
+from stream_learner.learning.predicted import FACTS, Predicted
 from stream_learner.learning.prequential import Prequential
 from stream_learner.learning.randomness import Randomness
 from stream_learner.learning.releases import Releases
+from stream_learner.learning.saved import Saved, Stored
+from stream_learner.learning.shard import Shard
 from stream_learner.learning.state_dict import StateDict
-from stream_learner.learning.stored import Count, parse, part
+from stream_learner.learning.stored import parse, part
 from stream_learner.learning.strategies import Minibatch
-from stream_learner.learning.trainers import TrainingBatch, trainer_for
+from stream_learner.learning.trainers import Portion, TrainingBatch, trainer_for
 from stream_learner.learning.weighting import Arrivals, Times, Weighed, Weights
 from stream_learner.networks.predictions import answers
 
 NON_FINITE_IN_A_ROW = 3
 
 
-class Stored(Struct):
-    """Fields of a saved state. The identity, the memories and other fields of the classes are read elsewhere."""
-
-    labels: list[Label]
-    trainer: dict[str, Any]
-    weights: dict[str, Any]
-    prequential: dict[str, Any]
-    drift: dict[str, Any]
-    releases: dict[str, Any]
-    rng: dict[str, Any]
-    records: Count
-    non_finite_in_a_row: Count
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A state to continue from.
-
-    `state` and `parts` are the `Learner.state_dict()` and `Learner.parts` that were saved. `released` is the state that
-    was saved with the last release, or None.
-    """
-
-    state: StateDict
-    parts: Mapping[str, bytes]
-    released: StateDict | None = None
-
-
 class Learner:
     """Learns samples in order. On one machine type and thread count, the same calls give the same state, byte for byte.
 
     Saving and restoring the learner in between changes nothing.
+
+    With several shards (`run.shards`), ranks may share them. Then every rank has a learner of its own, and all call the
+    same methods in the same order. What is not said to be of the local shards is the same on every rank.
     """
 
-    def __init__(self, settings: Settings, saved: Saved | None = None):
+    def __init__(self, settings: Settings, saved: Saved | None = None, parallel: Parallel | None = None):
         """Begin without classes, or continue from a state. Classes retire if `[labels]` renames or forbids them.
+
+        `parallel` connects the ranks; by default, this process has all shards.
 
         Raises UsageError when a model, strategy, weight policy or device does not exist, the images are too small for
         the model, or the pretrained weights do not fit it. Raises ValueError when the state belongs to other settings,
@@ -84,18 +64,19 @@ class Learner:
         """
         self._settings = settings
         self._placement = place(settings.learning, models.factory(settings.model.name))
-        self._randomness = Randomness(settings.run.seed, self._placement.device)
+        self.parallel = parallel = parallel or Parallel(settings.run.shards)
+        assert parallel.shards == settings.run.shards
+        self._randomness = Randomness(settings.run.seed, self._placement.device, parallel)
         self._classes = Classes(settings)
         with self._randomness.drawing():
-            self._trainer = trainer = trainer_for(settings, self._placement)
+            self._trainer = trainer = trainer_for(settings, self._placement, parallel)
         self._weights = Weights(settings.weights)
         self._identity = identity(settings)
         self._settings_digest = settings_digest(settings, self._identity)
-        self.memory = replay_memory(settings, replays=trainer.replays, stores_logits=trainer.stores_logits)
-        self._held_out = held_out_sets(settings)
         device = self._placement.device
-        self._replay = Replay(settings, self.memory, self._weights, device, with_logits=trainer.stores_logits)
-        self._releases = Releases(settings, trainer, self.memory, self._held_out, device)
+        self.shards = [Shard(settings, trainer, self._weights, device) for _ in parallel.local]
+        """Samples that the local shards keep."""
+        self._releases = Releases(settings, trainer, self.shards, parallel, device)
         self.prequential = Prequential()
         self.drift = DriftMonitor(settings)
         self.records = 0
@@ -122,18 +103,38 @@ class Learner:
 
         `records` is the number of input records that were read to get these samples, including rejected records. It
         counts for `release.every_records` and for the ages of samples in the memory. The default is one record for each
-        sample.
+        sample. If there are several local shards, they get the samples in turn.
         """
-        records = len(samples) if records is None else records
+        count = len(self.shards)
+        dealt = [range((shard - self.records) % count, len(samples), count) for shard in range(count)]
+        read = [len(samples) if records is None else records] + [0] * (count - 1)
+        learned = self.learn_shards([[samples[i] for i in indices] for indices in dealt], read)
+        learned.refused = [r._replace(sample=dealt[r.shard][r.sample], shard=0) for r in learned.refused]
+        return learned
+
+    def learn_shards(self, samples: Sequence[Sequence[Sample]], records: Sequence[int]) -> Learned:
+        """Learn a batch as `learn` does. `samples` and `records` are those of each local shard.
+
+        A shard may have no samples. At most its share of `batch.size` should be training samples.
+        """
         learned = Learned()
         with self._randomness.drawing():
-            train = self._sort(samples, learned)
-            if train and not self._learn([samples[i] for i in train], records, learned):
+            admitted = admit(self._classes, self.parallel, samples, records)
+            self._trainer.set_classes(len(self.labels), self._classes.retired)
+            counts = zip(SPLITS, admitted.counts.sum(0).tolist(), strict=True)
+            learned.refused, learned.samples = admitted.refused, {split: count for split, count in counts if count}
+            train = self._hold_out(samples, {(refused.shard, refused.sample) for refused in learned.refused})
+            if learned.learned and not self._learn(
+                [[of_shard[i] for i in indices] for of_shard, indices in zip(samples, train, strict=True)],
+                admitted,
+                learned,
+            ):
                 why = "the batch's loss or gradient was not finite; the step was undone"
-                learned.refused += [Refused(i, Reason.NON_FINITE_STEP, why) for i in train]
+                undone = ((shard, i) for shard, indices in enumerate(train) for i in indices)
+                learned.refused += [Refused(i, Reason.NON_FINITE_STEP, why, shard) for shard, i in undone]
                 del learned.samples[Split.TRAIN]
                 learned.weights = {}
-        self.records += records
+        self.records += admitted.records
         return learned
 
     def predict(self, images: Iterable[bytes | np.ndarray]) -> Predictions:
@@ -163,95 +164,87 @@ class Learner:
         """Whether each of the last three batches gave a loss or gradient that is not finite."""
         return self._non_finite_in_a_row >= NON_FINITE_IN_A_ROW
 
-    def _sort(self, samples: Sequence[Sample], learned: Learned) -> list[int]:
-        """Admit the labels, and hold out validation and test samples. Return the indices of the training samples."""
-        train = []
-        for position, sample in enumerate(samples):
-            try:
-                index = self._classes.admit(sample.label)
-            except RejectError as reject:
-                learned.refused.append(Refused(position, reject.reason, reject.message))
-                continue
-            learned.samples[sample.split] = learned.samples.get(sample.split, 0) + 1
-            if sample.split is Split.TRAIN:
-                train.append(position)
-            else:
-                weight = min(sample.weight, self._settings.weights.max_weight)
-                self._held_out[sample.split].add(sample, index, weight, self.records)
-        self._trainer.set_classes(len(self.labels), self._classes.retired)
+    def _hold_out(self, samples: Sequence[Sequence[Sample]], refused: set[tuple[int, int]]) -> list[list[int]]:
+        """Hold out validation and test samples. Return the indices of each local shard's training samples.
+
+        `refused` are pairs of shard and index.
+        """
+        train: list[list[int]] = [[] for _ in self.shards]
+        for shard, of_shard in enumerate(samples):
+            for i, sample in enumerate(of_shard):
+                if (shard, i) in refused:
+                    continue
+                if sample.split is Split.TRAIN:
+                    train[shard].append(i)
+                else:
+                    index, weight = self._classes.index_of[sample.label], self._settings.weights.max_weight
+                    held_out = self.shards[shard].held_out[sample.split]
+                    held_out.add(sample, index, min(sample.weight, weight), self.records)
         return train
 
-    def _learn(self, train: list[Sample], records: int, learned: Learned) -> bool:
-        """Predict, weigh and learn training samples.
+    def _learn(self, train: list[list[Sample]], admitted: Admitted, learned: Learned) -> bool:
+        """Predict, weigh and learn training samples. `train` are those of the local shards.
 
         Return False if nothing was learned because the first step was not finite.
         """
         before = self._weights.state_dict()
-        stream, features_NF, weighed = self._weighed(train, records, learned)
+        index_of, device = self._classes.index_of, self._placement.device
+        predicted = [Predicted.by(self._trainer, samples, index_of, device) for samples in train]
+        weighed = self._weighed(predicted, admitted, learned)
         if not weighed.now.any():
             self._weights.load_state_dict(before)  # all weights are 0: no step, and no change
             return True
-        replay = partial(self._replay.draw, self.drift.replay_factor(self.records))
+        local = self.parallel.local
+        weights = weighed.divided(admitted.training)[local.start : local.stop]
+        replay_factor = self.drift.replay_factor(self.records)
+        portions = [
+            Portion(
+                Minibatch(one.images_NHWC, one.labels, self._to_device(own.now), self._trainer.kept_logits(one.logits)),
+                one.features_NF,
+                partial(shard.replay.draw, replay_factor),
+                partial(self._randomness.of_shard, i),
+            )
+            for i, (shard, one, own) in enumerate(zip(self.shards, predicted, weights, strict=True))
+        ]
         learning_rate_factor = self.drift.learning_rate_factor(self.records) * self._releases.learning_rate_factor
-        trained = self._trainer.learn(TrainingBatch(stream, features_NF, replay, learning_rate_factor))
+        trained = self._trainer.learn(TrainingBatch(portions, learning_rate_factor))
         self._non_finite_in_a_row = 0 if trained.finite else self._non_finite_in_a_row + 1
         if trained.undone:
             self._weights.load_state_dict(before)
             return False
         learned.steps, learned.loss_sum = trained.steps, trained.loss_sum
         self._releases.taught()
-        self._remember(train, weighed, stream.logits)
+        for shard, one, own, portion in zip(self.shards, predicted, weights, portions, strict=True):
+            shard.remember(one, own, self.records, portion.stream.logits)
         return True
 
-    def _weighed(self, samples: list[Sample], records: int, learned: Learned) -> tuple[Minibatch, Tensor, Weighed]:
-        """Predict and weigh training samples. Return them as a minibatch, their features [N, F] and their weights."""
-        labels = np.array([self._classes.index_of[sample.label] for sample in samples], np.int64)
-        images_on_device = self._to_device(np.stack([sample.pixels_HWC for sample in samples]))
-        labels_on_device = self._to_device(labels)
-        features_NF, logits = self._predict_first(images_on_device, labels_on_device, records, learned)
-        arrivals = Arrivals(
-            record_weights=np.array([sample.weight for sample in samples]),
-            labels=labels,
-            times=Times(
-                admitted=np.full(len(samples), self.records),
-                timestamps_ms=np.array([sample.timestamp_ms for sample in samples], np.int64),
-            ),
-            probabilities=lambda: evaluation.own_probabilities(logits, labels_on_device),
-            released_probabilities=lambda: self._releases.probabilities(images_on_device, labels_on_device),
+    def _weighed(self, predicted: list[Predicted], admitted: Admitted, learned: Learned) -> Weighed:
+        """Count the predictions, and weigh the samples of all shards. `predicted` are those of the local shards."""
+        lengths, joined = admitted.training, self.parallel.joined
+        facts = joined([one.facts() for one in predicted], lengths)
+        columns = {name: np.ascontiguousarray(facts[name]) for name in FACTS.names or ()}
+        labels, predictions = columns["labels"], columns["predictions"]
+        self.prequential.add(labels, predictions, columns["confidences"])
+        hits = predictions == labels
+        learned.drifts = self.drift.observe(~hits, self.records + admitted.records)
+        for index, hit in zip(labels.tolist(), hits.tolist(), strict=True):
+            correct, seen = learned.prequential.get(self.labels[index], (0, 0))
+            learned.prequential[self.labels[index]] = (correct + hit, seen + 1)
+        released = self._releases.probabilities
+        weighed = self._weights.weigh(
+            Arrivals(
+                record_weights=columns["weights"],
+                labels=labels,
+                times=Times(np.full(len(labels), self.records), columns["timestamps_ms"]),
+                probabilities=lambda: joined([one.own_probabilities() for one in predicted], lengths),
+                released_probabilities=lambda: joined([released(p.images_NHWC, p.labels) for p in predicted], lengths),
+            )
         )
-        weighed = self._weights.weigh(arrivals)
         learned.weights = weighed.factors
-        kept = self._trainer.kept_logits(logits)
-        stream = Minibatch(images_on_device, labels_on_device, self._to_device(weighed.now), kept)
-        return stream, features_NF, weighed
+        return weighed
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._placement.device)
-
-    def _predict_first(
-        self, images_NHWC: Tensor, labels: Tensor, records: int, learned: Learned
-    ) -> tuple[Tensor, Tensor]:
-        """Predict samples and count the result, before they are learned.
-
-        Return features [N, F] and logits [N, classes].
-        """
-        features_NF, logits = self._trainer.predict(images_NHWC)
-        targets, (predictions, confidences) = labels.cpu().numpy(), evaluation.top(logits)
-        hits = predictions == targets
-        self.prequential.add(targets, predictions, confidences)
-        learned.drifts = self.drift.observe(~hits, self.records + records)
-        for index, hit in zip(targets.tolist(), hits.tolist(), strict=True):
-            correct, seen = learned.prequential.get(self.labels[index], (0, 0))
-            learned.prequential[self.labels[index]] = (correct + hit, seen + 1)
-        return features_NF, logits
-
-    def _remember(self, train: list[Sample], weighed: Weighed, logits: Tensor | None) -> None:
-        rows = logits.cpu().numpy() if logits is not None else [None] * len(train)
-        columns = weighed.stored.tolist(), weighed.timestamps_ms.tolist(), rows
-        for sample, weight, timestamp_ms, row in zip(train, *columns, strict=True):
-            if weight > 0:
-                dated = sample._replace(timestamp_ms=timestamp_ms)
-                self.memory.add(dated, self._classes.index_of[sample.label], weight, self.records, row)
 
     # -- releasing
 
@@ -269,11 +262,13 @@ class Learner:
             return self._releases.decide(self._classes, self.records)
 
     def gauges(self) -> Gauges:
-        """Return the figures to show now."""
-        fill = zip(self.labels, self.memory.counts.tolist(), strict=False)  # a label may have no training sample
+        """Return the figures to show now. The memory's figures are those of the local shards."""
+        counts = Counter[int]()
+        for shard in self.shards:
+            counts.update(dict(enumerate(shard.memory.counts.tolist())))
         return Gauges(
-            remembered=dict(fill),
-            memory_bytes=self.memory.nbytes,
+            remembered={self.labels[index]: count for index, count in counts.items()},
+            memory_bytes=sum(shard.memory.nbytes for shard in self.shards),
             recent=self.recent,
             drift_window=self.drift.window,
             boosted=self.drift.boosted(self.records),
@@ -281,15 +276,25 @@ class Learner:
         )
 
     def few_groups(self) -> dict[Split, float]:
-        """Return the held-out sets that few groups dominate, and the share (0..1) of the 10 largest groups in each."""
-        shares = {split: few_groups_share(held_out.groups) for split, held_out in self._held_out.items()}
+        """Return the held-out sets that few groups dominate, and the share (0..1) of the 10 largest groups in each.
+
+        The sets are those of the local shards.
+        """
+        groups = {
+            split: np.concatenate([shard.held_out[split].groups for shard in self.shards])
+            for split in (Split.VALIDATION, Split.TEST)
+        }
+        shares = {split: few_groups_share(of_split) for split, of_split in groups.items()}
         return {split: share for split, share in shares.items() if share is not None}
 
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state: copies of tensors on the CPU, and JSON values. `split` separates the two."""
-        components = self._memories | {
+        """Return the state: copies of tensors on the CPU, and JSON values. `split` separates the two.
+
+        With several shards, `shard_states` returns the rest.
+        """
+        components = {
             "trainer": self._trainer,
             "weights": self._weights,
             "prequential": self.prequential,
@@ -300,6 +305,7 @@ class Learner:
         return (
             self._identity
             | self._classes.state_dict()
+            | (self.shards[0].state_dict() if self.parallel.shards == 1 else {})
             | {name: component.state_dict() for name, component in components.items()}
             | {
                 "records": self.records,
@@ -308,10 +314,20 @@ class Learner:
             }
         )
 
+    def shard_states(self) -> list[dict[str, Any]]:
+        """Return the states of the local shards, as `state_dict` does. There are none if the run has one shard."""
+        if self.parallel.shards == 1:
+            return []
+        return [
+            shard.state_dict()
+            | {"rng": self._randomness.shard_state_dict(i), "shard": self.parallel.local[i], "records": self.records}
+            for i, shard in enumerate(self.shards)
+        ]
+
     @property
     def parts(self) -> dict[str, bytes]:
-        """Immutable bytes that belong to the state, by digest (`sha256:` and 64 hex digits)."""
-        return {digest: data for memory in self._memories.values() for digest, data in memory.parts.items()}
+        """Immutable bytes that belong to the state of the local shards, by digest (`sha256:` and 64 hex digits)."""
+        return {digest: data for shard in self.shards for digest, data in shard.parts.items()}
 
     @property
     def recent(self) -> Recent | None:
@@ -326,9 +342,7 @@ class Learner:
         classes = len(self.labels)
         with part("trainer"), self._randomness.drawing():
             self._trainer.load_state_dict(stored.trainer, classes)
-        for name, memory in self._memories.items():
-            with part(name):
-                memory.load_state_dict(state.get(name, {}), saved.parts, classes)
+        self._load_shards(saved, classes)
         with part("weights"):
             self._weights.load_state_dict(stored.weights)
         with part("prequential"):
@@ -346,6 +360,21 @@ class Learner:
         if saved.released is not None:
             self._load_released(saved.released)
 
+    def _load_shards(self, saved: Saved, classes: int) -> None:
+        if self.parallel.shards == 1:
+            self.shards[0].load_state_dict(saved.state, saved.parts, classes)
+            return
+        if len(saved.shards) != len(self.shards):
+            raise ValueError(f"it comes with the states of {len(saved.shards)} shards, not {len(self.shards)}")
+        for i, (shard, state) in enumerate(zip(self.shards, saved.shards, strict=True)):
+            wanted = {"shard": self.parallel.local[i], "records": saved.state["records"]}
+            with part(f"shard {wanted['shard']}"):
+                if wanted != (found := {name: state.get(name) for name in wanted}):
+                    raise ValueError(f"its state is of {found}, not {wanted}")
+                shard.load_state_dict(state, saved.parts, classes)
+                with part("rng"):
+                    self._randomness.load_shard_state_dict(i, state["rng"])
+
     def _load_released(self, state: StateDict) -> None:
         """Load the last release from the state that was saved with it. Raises ValueError when it does not fit."""
         stored = parse(state, Stored)
@@ -357,13 +386,9 @@ class Learner:
 
     def _retire(self) -> None:
         for source, target in self._classes.retire():
-            for memory in self._memories.values():
-                memory.retire(source, target)
+            for shard in self.shards:
+                shard.retire(source, target)
             self._weights.retire(source, target)
             self.prequential.retire(source, target)
             self._releases.retire(source, self.labels[source])
         self._trainer.set_classes(len(self.labels), self._classes.retired)
-
-    @property
-    def _memories(self) -> dict[str, BalancedMemory]:
-        return {"memory": self.memory} | {split.value: held_out for split, held_out in self._held_out.items()}

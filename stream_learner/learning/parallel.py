@@ -35,6 +35,25 @@ class Parallel:
         """Return one JSON value for each shard, in the order of shards. `local` are those of this rank's shards."""
         return [msgspec.msgpack.decode(msgspec.msgpack.encode(value)) for value in local]
 
+    def joined(self, arrays: Sequence[np.ndarray], lengths: Sequence[int] | None = None) -> np.ndarray:
+        """Return the rows of all shards' arrays as one array [N, ...], in the order of shards, the same on every rank.
+
+        `arrays` [rows, ...] are those of this rank's shards. They have one dtype, and the same shape but for the number
+        of rows. `lengths` are the numbers of rows of all shards, if they are known.
+        """
+        if self.shards == 1:
+            return arrays[0]
+        if lengths is None:
+            lengths = [int(length) for length in self.gathered(np.array([len(array) for array in arrays]))]
+        if not any(lengths):
+            return arrays[0]
+        padded = np.zeros((len(arrays), max(lengths), *arrays[0].shape[1:]), arrays[0].dtype)
+        for rows, array in zip(padded, arrays, strict=True):
+            rows[: len(array)] = array
+        everything = self.gathered(padded.reshape(len(arrays), -1).view(np.uint8)).view(padded.dtype)
+        everything = everything.reshape(self.shards, *padded.shape[1:])
+        return np.concatenate([rows[:length] for rows, length in zip(everything, lengths, strict=True)])
+
     def summed(self, rows: Tensor) -> Tensor:
         """Return the sum [...] over all shards of their rows, bit for bit the same on every number of ranks.
 

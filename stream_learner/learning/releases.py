@@ -1,5 +1,6 @@
 """Decisions about releases, and the return of training to the last release after too many refusals."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,9 @@ from stream_learner.learning.forgetting import BestRecalls
 from stream_learner.learning.heads import silence
 from stream_learner.learning.memory import BalancedMemory
 from stream_learner.learning.outcome import Candidate, Outcome
+from stream_learner.learning.parallel import Parallel
 from stream_learner.learning.patience import Patience
+from stream_learner.learning.shard import Shard
 from stream_learner.learning.spec import spec_of
 from stream_learner.learning.state_dict import StateDict, copies, under
 from stream_learner.learning.stored import Count, parse
@@ -57,15 +60,18 @@ class Releases:
         self,
         settings: Settings,
         trainer: Trainer,
-        memory: BalancedMemory,
-        held_out: dict[Split, BalancedMemory],
+        shards: Sequence[Shard],
+        parallel: Parallel,
         device: torch.device,
     ):
-        """Take the objects that decisions use. A roll-back changes `trainer` and `memory`. `held_out` is only read."""
+        """Take the objects that decisions use. `shards` are the local ones.
+
+        A roll-back changes `trainer` and the memories. Held-out sets are only read.
+        """
         self._settings = settings
         self._trainer = trainer
-        self._memory = memory
-        self._held_out = held_out
+        self._shards = shards
+        self._parallel = parallel
         self._device = device
         self._decided_at = 0  # input records up to the last decision
         self._taught = False  # whether something was learned since the last decision
@@ -81,11 +87,11 @@ class Releases:
 
     @torch.inference_mode()
     def probabilities(self, images_NHWC: Tensor, labels: Tensor) -> np.ndarray:
-        """Return the probability of each sample's own class under the last release, float32 [N].
+        """Return the probability of each of a shard's samples' own class under the last release, float32 [N].
 
         The probability is 0 before the first release.
         """
-        if self.network is None:
+        if self.network is None or not len(labels):
             return np.zeros(len(labels), np.float32)
         return evaluation.own_probabilities(self.network(images_NHWC), labels)
 
@@ -113,6 +119,8 @@ class Releases:
     def decide(self, classes: Classes, records: int) -> Outcome:
         """Evaluate the trainer's network and decide whether to release it. May return training to the last release.
 
+        Each rank evaluates its own shards, and decides by the results of all shards.
+
         `classes` are the run's classes. `records` is the number of the run's input records so far.
         """
         self._decided_at, self._taught = records, False
@@ -132,15 +140,11 @@ class Releases:
 
     def _judged(self, classes: Classes) -> tuple[Candidate, Decision]:
         """Evaluate the candidate. Return it and the gate's decision."""
-        network, labels = self._trainer.evaluated, classes.labels
-        validation, test = self._held_out[Split.VALIDATION], self._held_out[Split.TEST]
-        images_NHWC, test_images_NHWC = (held.pixels_NHWC(np.arange(len(held))) for held in (validation, test))
-        new, confidences = evaluation.predict_with_confidence(network, images_NHWC, self._device)
-        last, known = None, 0
-        if self.network is not None:
-            last = evaluation.predict(self.network, images_NHWC, self._device)
-            known = self.network.head.out_features
-        decision = gate.decide(new, last, validation.labels, known, self._settings.release)
+        network, last, labels = self._trainer.evaluated, self.network, classes.labels
+        targets, new, confidences, before = self._of_all(self._validated, Split.VALIDATION)
+        decision = gate.decide(
+            new, before if last else None, targets, last.head.out_features if last else 0, self._settings.release
+        )
         if not is_finite(network):
             decision = msgspec.structs.replace(
                 decision,
@@ -149,8 +153,8 @@ class Releases:
                 worse=self._released is not None,
                 reason="the candidate has weights that are not finite",
             )
-        predictions, logits = evaluation.predict_with_logits(network, test_images_NHWC, len(labels), self._device)
-        test_score = evaluation.score(predictions, test.labels, labels)
+        test_targets, predictions, logits, images_NHWC = self._of_all(self._tested, Split.TEST)
+        test_score = evaluation.score(predictions, test_targets, labels)
         model = self._settings.model
         candidate = Candidate(
             parameters=copies(network.state_dict()),
@@ -158,18 +162,40 @@ class Releases:
             labels=list(labels),
             retired=sorted(classes.retired),
             preprocessing=Preprocessing(model.height, model.width, model.channels, model.mean, model.std),
-            validation=evaluation.score(new, validation.labels, labels),
+            validation=evaluation.score(new, targets, labels),
             test=test_score,
-            calibration_error=evaluation.calibration_error(new == validation.labels, confidences),
+            calibration_error=evaluation.calibration_error(new == targets, confidences),
             forgetting=self._best_recalls.forgetting(test_score),
             evaluation={
-                "images": torch.from_numpy(test_images_NHWC),
-                "labels": torch.from_numpy(test.labels.copy()),
+                "images": torch.from_numpy(images_NHWC),
+                "labels": torch.from_numpy(test_targets),
                 "predictions": torch.from_numpy(predictions),
             },
-            logits=logits,
+            logits=torch.from_numpy(logits),
         )
         return candidate, decision
+
+    def _of_all(self, evaluate: Callable[[BalancedMemory], tuple[np.ndarray, ...]], split: Split) -> list[np.ndarray]:
+        """Evaluate the local shards' held-out samples of a split. Return the results of all shards, joined."""
+        results = [evaluate(shard.held_out[split]) for shard in self._shards]
+        return [self._parallel.joined(arrays) for arrays in zip(*results, strict=True)]
+
+    def _validated(self, held: BalancedMemory) -> tuple[np.ndarray, ...]:
+        """Return the labels, the candidate's predictions, their confidences, and the last release's predictions.
+
+        Before the first release, the candidate takes its place.
+        """
+        images_NHWC = held.pixels_NHWC(np.arange(len(held)))
+        new, confidences = evaluation.predict_with_confidence(self._trainer.evaluated, images_NHWC, self._device)
+        last = evaluation.predict(self.network, images_NHWC, self._device) if self.network else new
+        return held.labels, new, confidences, last
+
+    def _tested(self, held: BalancedMemory) -> tuple[np.ndarray, ...]:
+        """Return the labels, the candidate's predictions and logits, and the images."""
+        images_NHWC, network = held.pixels_NHWC(np.arange(len(held))), self._trainer.evaluated
+        classes = network.head.out_features
+        predictions, logits = evaluation.predict_with_logits(network, images_NHWC, classes, self._device)
+        return held.labels.copy(), predictions, logits.numpy(), images_NHWC
 
     def retire(self, index: int, label: Label) -> None:
         """Make the last release never predict a class that has retired by now, so that the comparison is fair."""
@@ -187,7 +213,8 @@ class Releases:
         known = self._released.network.head.out_features
         self._trainer.load_state_dict(self._released.state, known)
         self._trainer.set_classes(len(classes.labels), classes.retired)
-        self._memory.drop_since(self._released.records)
+        for shard in self._shards:
+            shard.memory.drop_since(self._released.records)
 
     # -- state
 

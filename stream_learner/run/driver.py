@@ -12,7 +12,8 @@ from stream_learner.contract.vocabulary import Reason
 from stream_learner.contract.window import Drift
 from stream_learner.formats.record import Rejection
 from stream_learner.learning.learned import Learned
-from stream_learner.learning.learner import Learner, Saved
+from stream_learner.learning.learner import Learner
+from stream_learner.learning.saved import Saved
 from stream_learner.learning.state_dict import StateDict, join, prefixed, split, under
 from stream_learner.learning.stored import part
 from stream_learner.monitoring.report import Report

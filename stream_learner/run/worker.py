@@ -128,7 +128,7 @@ def run(
     if settings.model.frozen and not settings.model.weights:
         log.warning("the network's body is frozen and random, unless its factory loads weights; set model.weights")
     end_process = leaving_a_mark(settings, store, end_process)
-    set_up_torch(settings.learning)
+    set_up_torch(settings.learning, settings.run.shards)
     # If the device does not work, fail before another worker is ended.
     place(settings.learning, networks.factory(settings.model.name))
 

@@ -8,8 +8,9 @@ import numpy as np
 from stream_learner.config import ModelSettings, Settings
 from stream_learner.contract import tensors
 from stream_learner.formats.record import Sample, Split
-from stream_learner.learning.learner import Learner, Saved
+from stream_learner.learning.learner import Learner
 from stream_learner.learning.outcome import Candidate
+from stream_learner.learning.saved import Saved
 from stream_learner.learning.state_dict import StateDict, join, split
 from stream_learner.networks.tensors import as_arrays, as_tensors
 from stream_learner.testing.checking import Checking

@@ -26,7 +26,8 @@ def check_strategy(kind: type[Strategy]) -> None:
 
     Losses and weights are float32 [N] and finite. This holds with and without samples from the memory, while classes
     arrive and retire, and if the network computes in bfloat16. A sample of weight 0 does not change the gradient, and
-    twice the weights give about twice the gradient. `losses` changes only the strategy's own state.
+    twice the weights give about twice the gradient. `losses` changes nothing. `sums` depends only on the samples of
+    its shard: the sums of parts of a step add up to the sums of the step.
 
     The state is complete: loading it undoes a step, and another instance that loads it continues with the same bytes. A
     damaged state is refused. The check also saves and resumes a Learner that uses the strategy. Raises AssertionError.
@@ -35,6 +36,7 @@ def check_strategy(kind: type[Strategy]) -> None:
     derived = isinstance(kind, type) and issubclass(kind, Strategy)
     check.that(derived, "a strategy is a class derived from stream_learner.Strategy")
     with torch.random.fork_rng(devices=[]):
+        _check_sums(check, kind)
         _check_losses(check, kind)
         _check_weights(check, kind)
         _check_state(check, kind)
@@ -79,7 +81,7 @@ class _Scene:
             return Minibatch(images, labels, torch.tensor([weights[i % len(weights)] for i in range(count)]), logits)
 
         first = minibatch(stream)
-        return Step(self.model, self.average, first, lambda: minibatch(replayed if self._kind.replays else 0))
+        return Step(self.model, self.average, first, minibatch(replayed if self._kind.replays else 0))
 
 
 def _losses(check: Checking, strategy: Strategy, step: Step, what: str) -> Losses:
@@ -91,6 +93,9 @@ def _losses(check: Checking, strategy: Strategy, step: Step, what: str) -> Losse
         "logits, as `stores_logits` is False": step.stream.logits,
     }
     without = "".join(f"; without {name}" for name, value in given.items() if value is None)
+    totals = check.call(f"sums() of {what}", lambda: strategy.sums(step))
+    if totals is not None:
+        check.call(f"begin() of {what}", lambda: strategy.begin(totals))
     found = check.call(f"losses() of {what}{without};", lambda: strategy.losses(step))
     if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
         check.that(False, f"losses() returns {type(found).__name__}; return Losses(losses, weights), two tensors")
@@ -143,17 +148,15 @@ def _check_weights(check: Checking, kind: type[Strategy]) -> None:
         images[::2] = 255 - images[::2]
         return minibatch._replace(images_NHWC=images)
 
-    drawn = step.replay()
-    plain = step._replace(replay=lambda: drawn)
-    gradient = _gradient(check, kind(), plain, "a step with some weights 0")
+    gradient = _gradient(check, kind(), step, "a step with some weights 0")
     check.that(
-        same(gradient, _gradient(check, kind(), plain, "the same step again")),
+        same(gradient, _gradient(check, kind(), step, "the same step again")),
         "losses() differs between two new instances for the same step; draw only from torch's default generator, and "
         "use no clock and no state that instances share",
     )
     changed = {
-        "new sample": plain._replace(stream=other_images(plain.stream)),
-        "replayed sample": plain._replace(replay=lambda: other_images(drawn)),
+        "new sample": step._replace(stream=other_images(step.stream)),
+        "replayed sample": step._replace(replay=other_images(step.replay)),
     }
     for name, other in changed.items():
         check.that(
@@ -162,9 +165,9 @@ def _check_weights(check: Checking, kind: type[Strategy]) -> None:
         )
 
     def weighed(new: float, replayed: float) -> Tensor:
-        stream = plain.stream._replace(weights=new * plain.stream.weights)
-        replay = drawn._replace(weights=replayed * drawn.weights)
-        other = plain._replace(stream=stream, replay=lambda: replay)
+        stream = step.stream._replace(weights=new * step.stream.weights)
+        replay = step.replay._replace(weights=replayed * step.replay.weights)
+        other = step._replace(stream=stream, replay=replay)
         return _gradient(check, kind(), other, f"a step with weights of {new} and replayed weights of {replayed}")
 
     for name, once, twice in (("new", (1, 0), (2, 0)), ("replayed", (LITTLE, 1), (LITTLE, 2))):
@@ -177,6 +180,29 @@ def _check_weights(check: Checking, kind: type[Strategy]) -> None:
         )
 
 
+def _check_sums(check: Checking, kind: type[Strategy]) -> None:
+    scene = _Scene(kind)
+    step = scene.step(0)
+
+    def sums(samples: slice) -> Tensor | None:
+        part = step._replace(stream=step.stream.at(samples), replay=step.replay.at(samples))
+        found = check.call("sums()", lambda: strategy.sums(part))
+        check.that(found is None or isinstance(found, Tensor), "sums() must return a tensor or None")
+        return found
+
+    strategy = kind()
+    whole, parts = sums(slice(8)), [sums(slice(5)), sums(slice(5, 8)), sums(slice(0))]
+    for part in parts:
+        check.that((part is None) == (whole is None), "sums() is None for some samples only")
+        same_shape = part is None or whole is None or (part.shape, part.dtype) == (whole.shape, whole.dtype)
+        check.that(same_shape, "the shape of sums() depends on the samples; it may depend on step.classes")
+    if whole is not None:
+        total = torch.stack([part for part in parts if part is not None]).sum(0)
+        check.that(
+            torch.allclose(total, whole), "the sums() of parts of a step do not add up to the sums() of the step"
+        )
+
+
 def _check_state(check: Checking, kind: type[Strategy]) -> None:
     def next_step(strategy: Strategy) -> tuple[Tensor, dict[str, Tensor]]:
         return _gradient(check, strategy, scene.step(9), "a step"), check.storable(strategy.state_dict())
@@ -184,6 +210,12 @@ def _check_state(check: Checking, kind: type[Strategy]) -> None:
     strategy, scene = kind(), _Scene(kind)
     for seed in range(3):
         _losses(check, strategy, scene.step(seed), "a step")
+    before = check.storable(check.call("state_dict()", strategy.state_dict))
+    check.call("losses()", lambda: strategy.losses(scene.step(2)))
+    check.that(
+        same_tensors(check.storable(strategy.state_dict()), before),
+        "losses() changes the state, but it is called once for each shard; change it in begin(), by what sums() gives",
+    )
     kept = check.call("state_dict()", strategy.state_dict)
     state = check.storable(kept)
     expected = next_step(strategy)

@@ -198,7 +198,7 @@ def test_batches_of_one_are_learned_without_a_memory(run):
     driver = driver_of(settings(memory__max_items=0, **run))
     reports = learn(driver, [batch([index], first=index) for index in range(4)])
     assert [r.figures.steps for r in reports] == [1, 1, 1, 1]
-    assert len(driver.learner.memory) == 0
+    assert len(driver.learner.shards[0].memory) == 0
 
 
 @for_every_learner
@@ -332,7 +332,7 @@ def test_classes_retire_at_a_restart_and_a_run_resumed_after_every_batch_learns_
     assert driver.learner.retired == {"1": "0", "2": None, "3": "three"}
     assert driver.learner.labels[:6] == [*"01234", "three"]  # indices stay, and are not used again
     assert {label for report in reports for label in report.figures.prequential} <= {"0", "three", *"456789"}
-    for items in (driver.learner.memory, *driver.learner._held_out.values()):
+    for items in (driver.learner.shards[0].memory, *driver.learner.shards[0].held_out.values()):
         assert not {1, 2, 3} & {*items.labels.tolist()}
     for name in ("model", "average"):
         if f"trainer/{name}/head.bias" in tensors_of(end):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stream_learner.errors import StateError
 from stream_learner.learning.learner import Learner
-from stream_learner.learning.learner import Saved as LearnerState
+from stream_learner.learning.saved import Saved as LearnerState
 from stream_learner.learning.state_dict import join
 from stream_learner.learning.stored import part
 from stream_learner.networks.tensors import as_arrays

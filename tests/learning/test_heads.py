@@ -225,7 +225,7 @@ def test_samples_are_counted_as_learned_without_steps_and_the_body_stays(name):
     assert driver.learner.labels == [str(digit) for digit in range(10)]
     assert [r.figures.learned for r in reports] == [8, 4, 1, 8, 8, 0, 6, 20, 1, 7]
     assert {r.figures.steps for r in reports} == {0}
-    assert len(driver.learner.memory) == 0
+    assert len(driver.learner.shards[0].memory) == 0
     after = tensors_of(driver.snapshot())
     assert len(after["trainer/model/head.bias"]) == 10
     assert not any(key.startswith("trainer/optimizer/") for key in after)

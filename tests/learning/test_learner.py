@@ -112,9 +112,8 @@ class Recorded(ExperienceReplay):
     steps: ClassVar[list[tuple[Minibatch, Minibatch]]] = []
 
     def losses(self, step: Step) -> Losses:
-        replayed = step.replay()
-        self.steps.append((step.stream, replayed))
-        return super().losses(step._replace(replay=lambda: replayed))
+        self.steps.append((step.stream, step.replay))
+        return super().losses(step)
 
 
 class Taught(ExperienceReplay):
@@ -164,8 +163,8 @@ def test_logits_are_kept_of_classes_that_came_before_the_batch():
     driver = driver_of(settings(learning__strategy="derpp"))
     for labels in ([0, 1], [2, 0]):
         driver.learn(batch(digits_of(labels, 6), first=position(driver)))
-    known = [2 if offset >= 6 else 0 for offset in driver.learner.memory.admitted]
-    kept = driver.learner.memory.logits
+    known = [2 if offset >= 6 else 0 for offset in driver.learner.shards[0].memory.admitted]
+    kept = driver.learner.shards[0].memory.logits
     assert np.isnan(kept[:, 2:]).all()
     assert (np.isfinite(kept).sum(1) == known).all()
 
@@ -175,7 +174,7 @@ def test_no_logits_are_kept_of_a_class_that_no_step_has_learned_with():
     driver.learn(batch(digits_of([0, 1], 6)))
     driver.learn(batch(digits_of([2], 6), first=position(driver), weights=[0]))  # makes a row and no step
     driver.learn(batch(digits_of([0], 6), first=position(driver)))
-    assert np.isfinite(driver.learner.memory.logits[6:]).all(0).tolist() == [True, True, False]
+    assert np.isfinite(driver.learner.shards[0].memory.logits[6:]).all(0).tolist() == [True, True, False]
 
 
 class Topic:
@@ -269,8 +268,8 @@ def test_what_may_be_tuned_does_not_part_a_run_from_its_state(changed, value):
 
 def test_a_smaller_memory_holds_less_after_a_restart():
     snapshot = learned(settings(), stream()).snapshot()
-    assert len(resumed(settings(memory__max_items=5), snapshot).learner.memory) == 5
-    assert len(resumed(settings(memory__max_items=0), snapshot).learner.memory) == 0
+    assert len(resumed(settings(memory__max_items=5), snapshot).learner.shards[0].memory) == 5
+    assert len(resumed(settings(memory__max_items=0), snapshot).learner.shards[0].memory) == 0
 
 
 def test_a_snapshot_is_a_copy():

@@ -150,10 +150,10 @@ def test_weight_decay_does_not_wake_a_silent_row():
 def test_logits_kept_for_retired_classes_are_compared_no_more():
     run = {"learning__strategy": "derpp"}
     driver = resumed(settings(labels__aliases={"1": "0"}, **run), learned(settings(**run), stream()).snapshot())
-    assert np.isnan(driver.learner.memory.logits[:, 1]).all()
-    assert np.isfinite(driver.learner.memory.logits[:, 0]).any()
+    assert np.isnan(driver.learner.shards[0].memory.logits[:, 1]).all()
+    assert np.isfinite(driver.learner.shards[0].memory.logits[:, 0]).any()
     driver.learn(batch(digits_of([0, 2], 16), first=position(driver)))
-    assert np.isnan(driver.learner.memory.logits[:, 1]).all()
+    assert np.isnan(driver.learner.shards[0].memory.logits[:, 1]).all()
 
 
 def test_recent_predictions_follow():

@@ -16,6 +16,7 @@ LOSSES = cross_entropy(LOGITS, LABELS)
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [0.0, 0.5, 2.0], [10.0, 10.0, 10.0]])
 def test_the_formula(weights):
     weighted_loss = WeightedLoss(mean=6.0)
+    weighted_loss.begin(sum(weights))
     loss = weighted_loss(LOSSES, torch.tensor(weights))
     mean = DECAY * 6.0 + (1 - DECAY) * sum(weights)
     losses = [-F.log_softmax(logits, 0)[label].item() for logits, label in zip(LOGITS, LABELS, strict=True)]
@@ -25,14 +26,16 @@ def test_the_formula(weights):
 
 
 def test_a_full_batch_of_weight_one_is_the_mean_cross_entropy():
-    loss = WeightedLoss(mean=3.0)(LOSSES, torch.ones(3))
+    weighted_loss = WeightedLoss(mean=3.0)
+    weighted_loss.begin(3.0)
+    loss = weighted_loss(LOSSES, torch.ones(3))
     assert loss.item() == pytest.approx(F.cross_entropy(LOGITS, LABELS).item())
 
 
 def test_the_mean_follows_the_stream():
     weighted_loss = WeightedLoss(mean=32.0)
     for _ in range(2000):
-        weighted_loss(LOSSES, torch.full((3,), 2.0))
+        weighted_loss.begin(6.0)
     assert weighted_loss.mean == pytest.approx(6.0)
 
 
@@ -40,7 +43,9 @@ def gradient(images: torch.Tensor, labels: list[int], weights: list[float]) -> t
     torch.manual_seed(0)
     layer = nn.Linear(images.shape[1], 3)
     losses = cross_entropy(layer(images), torch.tensor(labels))
-    WeightedLoss(mean=50.0)(losses, torch.tensor(weights)).backward()
+    weighted_loss = WeightedLoss(mean=50.0)
+    weighted_loss.begin(sum(weights))
+    weighted_loss(losses, torch.tensor(weights)).backward()
     assert layer.weight.grad is not None
     return layer.weight.grad
 

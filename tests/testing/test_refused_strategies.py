@@ -45,7 +45,7 @@ class AsPrecise(Strategy):
     """Computes the loss in the precision of the network."""
 
     def losses(self, step: Step) -> Losses:
-        both = step.stream.joined(step.replay())
+        both = step.stream.joined(step.replay)
         logits = step.model(both.images_NHWC)
         wanted = F.one_hot(both.labels, logits.shape[1]).to(logits)
         return Losses((logits - wanted).abs().amax(1), both.weights)
@@ -59,7 +59,7 @@ class WithoutWeights(ExperienceReplay):
 
 class WeighsReplayAlways(Strategy):
     def losses(self, step: Step) -> Losses:
-        replay = step.replay()
+        replay = step.replay
         replay = replay._replace(weights=torch.ones_like(replay.weights))
         both = step.stream.joined(replay)
         return Losses(F.cross_entropy(step.model(both.images_NHWC), both.labels, reduction="none"), both.weights)
@@ -87,7 +87,7 @@ class OwnMean(ExperienceReplay):
 class NeedsAMemory(ExperienceReplay):
     def losses(self, step: Step) -> Losses:
         losses, weights = super().losses(step)
-        return Losses(losses / step.replay().images_NHWC.float().max(), weights)
+        return Losses(losses / step.replay.images_NHWC.float().max(), weights)
 
 
 class Untaught(ExperienceReplay):
@@ -113,17 +113,21 @@ class ByTheClock(ExperienceReplay):
         return Losses(losses * (1 + time.perf_counter_ns() % 1000), weights)
 
 
-class KeepingLoss(ExperienceReplay):
-    """Keeps the sum of losses. What is wrong with its state is in the subclasses."""
+class CountsSamples(ExperienceReplay):
+    """Keeps the number of samples. What is wrong with its state is in the subclasses."""
 
     def __init__(self):
         self.total = torch.ones(1)
 
+    def sums(self, step: Step) -> Tensor:
+        return torch.tensor([float(len(step.stream.labels))])
+
+    def begin(self, totals: Tensor) -> None:
+        self.total += totals  # in place
+
     def losses(self, step: Step) -> Losses:
         losses, weights = super().losses(step)
-        losses = losses / self.total.clone()
-        self.total += losses.detach().abs().sum()  # in place
-        return Losses(losses, weights)
+        return Losses(losses / self.total.clone(), weights)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"total": self.total.clone()}
@@ -132,7 +136,7 @@ class KeepingLoss(ExperienceReplay):
         self.total = tensor(state, "total", torch.float32, 1).clone()
 
 
-class LastLosses(KeepingLoss):
+class LastLosses(CountsSamples):
     """Keeps losses of a part of the samples that no step here has, an empty tensor."""
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -143,39 +147,57 @@ class LastLosses(KeepingLoss):
         tensor(state, "rare", torch.float32, 0)
 
 
-class LoadsAnyPrecision(KeepingLoss):
+class CountsInLosses(CountsSamples):
+    """Counts for each shard, and not for each step."""
+
+    def losses(self, step: Step) -> Losses:
+        self.total += 1
+        return super().losses(step)
+
+
+class SumsOfMeans(CountsSamples):
+    def sums(self, step: Step) -> Tensor:
+        return step.stream.weights.mean(0, keepdim=True).nan_to_num()
+
+
+class SumsOfItsClasses(CountsSamples):
+    def sums(self, step: Step) -> Tensor:
+        return torch.bincount(step.stream.labels).float()
+
+
+class LoadsAnyPrecision(CountsSamples):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict({name: tensor.float() for name, tensor in state.items()})
 
 
-class NoCopies(KeepingLoss):
+class NoCopies(CountsSamples):
     def state_dict(self) -> dict[str, Tensor]:
         return {"total": self.total}
 
 
-class KeepsTheState(KeepingLoss):
+class KeepsTheState(CountsSamples):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
         self.total = state["total"]
 
 
-class NeverLoads(KeepingLoss):
+class NeverLoads(CountsSamples):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         pass
 
 
-class LoadsAnything(KeepingLoss):
+class LoadsAnything(CountsSamples):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.total = state["total"].clone()
 
 
-class Asserts(KeepingLoss):
+class Asserts(CountsSamples):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         assert state["total"].shape == (1,)
         super().load_state_dict(state)
 
 
-class Numbers(KeepingLoss):
+class Numbers(CountsSamples):
     def state_dict(self) -> dict[str, Tensor]:
         return {"total": float(self.total)}  # pyright: ignore[reportReturnType]
 
@@ -192,7 +214,7 @@ class PullsAllLogits(ExperienceReplay):
 
     def losses(self, step: Step) -> Losses:
         losses, weights = super().losses(step)
-        both = step.stream.joined(step.replay())
+        both = step.stream.joined(step.replay)
         return Losses(losses + step.model(both.images_NHWC).square().mean(1)[: len(losses)], weights)
 
 
@@ -228,6 +250,9 @@ class CannotRetire(ExperienceReplay):
         (Counting, "another instance that loads its state continues differently; keep all that affects losses"),
         (ByTheClock, r"losses\(\) differs between two new instances for the same step; draw only from torch's default"),
         (NoCopies, r"a step changes what state_dict\(\) returned before; return copies"),
+        (CountsInLosses, r"losses\(\) changes the state, but it is called once for each shard; change it in begin\(\)"),
+        (SumsOfMeans, r"the sums\(\) of parts of a step do not add up to the sums\(\) of the step"),
+        (SumsOfItsClasses, r"the shape of sums\(\) depends on the samples; it may depend on step.classes"),
         (KeepsTheState, r"a step changes the state that load_state_dict\(\) got; keep copies"),
         (NeverLoads, r"load_state_dict\(\) does not restore everything that state_dict\(\) returned"),
         (LoadsAnything, r"accepts a state whose total has the shape \[1, 1\]; check .* and raise ValueError"),
@@ -245,6 +270,6 @@ def test_it_is_refused(wrong, why):
         check_strategy(wrong)
 
 
-@pytest.mark.parametrize("right", [KeepingLoss, LastLosses])
+@pytest.mark.parametrize("right", [CountsSamples, LastLosses])
 def test_a_strategy_with_a_state_of_its_own_passes(right):
     check_strategy(right)

@@ -11,7 +11,7 @@ from torch import Tensor
 from stream_learner.errors import StateError
 from stream_learner.formats import images
 from stream_learner.formats.record import RejectError, Sample
-from stream_learner.learning.memory.pixels import PixelCache
+from stream_learner.learning.memory.pixels import CACHE_BYTES, PixelCache
 from stream_learner.learning.memory.segments import Segments
 from stream_learner.networks.tensors import tensor, within
 
@@ -42,20 +42,22 @@ class BalancedMemory:
         segment_bytes: int,
         seed: int,
         *,
+        cache_bytes: int = CACHE_BYTES,
         stores_logits: bool = False,
         stores_groups: bool = False,
     ):
         """Make a memory of images of `shape` (height, width, channels).
 
         `max_bytes` limits the bytes of the items' encoded images. Segments also hold bytes of removed items, so they
-        take at most twice as much. `stores_logits` and `stores_groups` add the columns `logits` and `groups`.
+        take at most twice as much. `cache_bytes` limits the cache of decoded images. `stores_logits` and
+        `stores_groups` add the columns `logits` and `groups`.
         """
         self._shape = shape
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._seed = seed
         self._segments = Segments(segment_bytes)
-        self._cache = PixelCache(shape, max_items)
+        self._cache = PixelCache(shape, max_items, cache_bytes)
         self._columns = {
             "keys": np.empty(0, np.int64),
             "labels": np.empty(0, np.int64),

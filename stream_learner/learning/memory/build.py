@@ -1,18 +1,19 @@
-"""Memories of the size that the settings choose."""
+"""Memories of the size that the settings choose. Each shard has an equal share of it."""
 
 from stream_learner.config import Settings
 from stream_learner.contract.vocabulary import Split
 from stream_learner.learning.memory.balanced import BalancedMemory
+from stream_learner.learning.memory.pixels import CACHE_BYTES
 
 
 def replay_memory(settings: Settings, *, replays: bool, stores_logits: bool) -> BalancedMemory:
-    """Return the memory to replay from. It stays empty unless `replays` is true."""
+    """Return a shard's memory to replay from. It stays empty unless `replays` is true."""
     memory = settings.memory
     return _memory(settings, memory.max_items if replays else 0, memory.max_bytes, stores_logits=stores_logits)
 
 
 def held_out_sets(settings: Settings) -> dict[Split, BalancedMemory]:
-    """Return the sets of validation and test samples."""
+    """Return a shard's sets of validation and test samples."""
     model, held_out = settings.model, settings.held_out
     # A set is decoded as a whole, so the size of its decoded images is limited too.
     max_items = min(held_out.max_items, held_out.max_bytes // (model.height * model.width * model.channels))
@@ -23,6 +24,7 @@ def held_out_sets(settings: Settings) -> dict[Split, BalancedMemory]:
 
 
 def _memory(settings: Settings, max_items: int, max_bytes: int, **columns: bool) -> BalancedMemory:
-    model = settings.model
+    model, shards = settings.model, settings.run.shards
     shape = model.height, model.width, model.channels
-    return BalancedMemory(shape, max_items, max_bytes, settings.memory.segment_bytes, settings.run.seed, **columns)
+    limits = max_items // shards, max_bytes // shards, settings.memory.segment_bytes
+    return BalancedMemory(shape, *limits, settings.run.seed, cache_bytes=CACHE_BYTES // shards, **columns)

@@ -8,14 +8,14 @@ CACHE_BYTES = 64 * 1024 * 1024
 
 
 class PixelCache:
-    """Cache of at most 64 MiB of decoded images. Several slots of a memory share a place in the cache.
+    """Cache of at most `max_bytes` of decoded images. Several slots of a memory share a place in the cache.
 
     The cache affects no result, so it is not part of the state. Each place also holds the key of the item that the
     pixels belong to.
     """
 
-    def __init__(self, shape: tuple[int, int, int], max_items: int):
-        places = max(1, min(max_items, CACHE_BYTES // int(np.prod(shape))))
+    def __init__(self, shape: tuple[int, int, int], max_items: int, max_bytes: int = CACHE_BYTES):
+        places = max(1, min(max_items, max_bytes // int(np.prod(shape))))
         self._keys = np.full(places, -1, np.int64)
         self._pixels = np.empty((places, *shape), np.uint8)
 

@@ -19,7 +19,7 @@ class DarkExperienceReplay(Strategy):
     stores_logits: ClassVar[bool] = True
 
     def losses(self, step: Step) -> Losses:
-        replay = step.replay()
+        replay = step.replay
         both = step.stream.joined(replay)
         logits = step.model(both.images_NHWC).float()
         losses = cross_entropy(logits, both.labels)

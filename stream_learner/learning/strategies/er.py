@@ -9,5 +9,5 @@ class ExperienceReplay(Strategy):
     """
 
     def losses(self, step: Step) -> Losses:
-        both = step.stream.joined(step.replay())
+        both = step.stream.joined(step.replay)
         return Losses(cross_entropy(step.model(both.images_NHWC), both.labels), both.weights)

@@ -1,4 +1,6 @@
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from stream_learner.learning.strategies.step import Losses, Step, Strategy, cross_entropy
 
@@ -12,11 +14,15 @@ class AsymmetricCrossEntropy(Strategy):
     (arXiv:2104.05025).
     """
 
+    def sums(self, step: Step) -> Tensor:
+        return F.one_hot(step.stream.labels, step.classes).float().sum(0)
+
+    def begin(self, totals: Tensor) -> None:
+        self._absent = totals == 0
+
     def losses(self, step: Step) -> Losses:
-        both = step.stream.joined(step.replay())
+        both = step.stream.joined(step.replay)
         logits = step.model(both.images_NHWC)
-        absent = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
-        absent[step.stream.labels] = False
         new = torch.arange(len(logits), device=logits.device) < len(step.stream.labels)
-        logits = logits.masked_fill(new[:, None] & absent, -torch.inf)
+        logits = logits.masked_fill(new[:, None] & self._absent, -torch.inf)
         return Losses(cross_entropy(logits, both.labels), both.weights)

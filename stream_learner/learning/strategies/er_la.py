@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stream_learner.learning.strategies.step import Losses, Minibatch, Step, Strategy, cross_entropy
+from stream_learner.learning.strategies.step import Losses, Step, Strategy, cross_entropy
 from stream_learner.networks.tensors import tensor
 
 DECAY = 0.99
@@ -21,18 +21,19 @@ class LogitAdjustedReplay(Strategy):
     def __init__(self):
         self._frequencies = torch.empty(0)
 
-    def losses(self, step: Step) -> Losses:
-        both = step.stream.joined(step.replay())
-        logits = step.model(both.images_NHWC)
-        adjusted = logits + self._log_prior(both, logits.shape[1])
-        return Losses(cross_entropy(adjusted, both.labels), both.weights)
-
-    def _log_prior(self, latest: Minibatch, classes: int) -> Tensor:
-        known = F.pad(self._frequencies, (0, classes - len(self._frequencies))).to(latest.labels.device)
+    def sums(self, step: Step) -> Tensor:
+        labels, weights = (torch.cat(pair) for pair in zip(step.stream[1:3], step.replay[1:3], strict=True))
         # index_add_ on a GPU would add in varying order, and autocast would round a matrix product.
-        counts = (latest.weights[:, None] * F.one_hot(latest.labels, classes)).sum(0)
-        self._frequencies = DECAY * known + (1 - DECAY) * counts
-        return (self._frequencies / self._frequencies.sum().clamp(min=1e-30)).clamp(min=1e-8).log()
+        return (weights[:, None] * F.one_hot(labels, step.classes)).sum(0)
+
+    def begin(self, totals: Tensor) -> None:
+        known = F.pad(self._frequencies, (0, len(totals) - len(self._frequencies))).to(totals.device)
+        self._frequencies = DECAY * known + (1 - DECAY) * totals
+
+    def losses(self, step: Step) -> Losses:
+        both = step.stream.joined(step.replay)
+        log_prior = (self._frequencies / self._frequencies.sum().clamp(min=1e-30)).clamp(min=1e-8).log()
+        return Losses(cross_entropy(step.model(both.images_NHWC) + log_prior, both.labels), both.weights)
 
     def retire(self, source: int, target: int | None) -> None:
         missing = 1 + max(source, target or 0) - len(self._frequencies)

@@ -23,7 +23,7 @@ class MomentumDistillation(Strategy):
 
     def losses(self, step: Step) -> Losses:
         assert step.average is not None
-        both = step.stream.joined(step.replay())
+        both = step.stream.joined(step.replay)
         logits = step.model(both.images_NHWC).float()
         with torch.no_grad():
             taught = step.average(both.images_NHWC).float()

@@ -1,6 +1,5 @@
 """Input and output of a strategy for one step."""
 
-from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -24,20 +23,32 @@ class Minibatch(NamedTuple):
         """Return both minibatches as one, without logits."""
         return Minibatch(*(torch.cat(pair) for pair in zip(self[:3], other[:3], strict=True)))
 
+    def at(self, samples: slice) -> "Minibatch":
+        """Return some of the samples."""
+        images_NHWC, labels, weights, logits = self
+        return Minibatch(
+            images_NHWC[samples], labels[samples], weights[samples], None if logits is None else logits[samples]
+        )
+
 
 class Step(NamedTuple):
-    """Input of one optimizer update: network, average, the stream's samples, and a function that draws from the memory.
+    """A shard's input of one optimizer update: network, average, the stream's samples, and samples of the memory.
 
-    The network is in training mode. `average` is None if no average is kept. Each call of `replay()` draws other
-    samples. The result is empty while the memory is empty. `features_NF` are the network's features of the stream's
-    samples, with their gradients, if they were computed before.
+    The network is in training mode. `average` is None if no average is kept. `replay` is empty while the memory is
+    empty, and for a strategy that does not replay. `features_NF` are the network's features of the stream's samples,
+    with their gradients, if they were computed before.
     """
 
     model: nn.Module
     average: nn.Module | None
     stream: Minibatch
-    replay: Callable[[], Minibatch]
+    replay: Minibatch
     features_NF: Tensor | None = None
+
+    @property
+    def classes(self) -> int:
+        """Number of the network's classes, including retired ones."""
+        return self.model.head.out_features  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
 
     def stream_logits(self) -> Tensor:
         """Return the network's logits [N, classes] of the stream's samples. Compute only what is not known yet."""
@@ -54,7 +65,11 @@ class Losses(NamedTuple):
 
 
 class Strategy:
-    """Base class of strategies. A strategy that keeps nothing between steps defines only `losses`."""
+    """Base class of strategies. A strategy that keeps nothing between steps defines only `losses`.
+
+    Each shard's samples make a `Step` of their own. What the losses need to know about the samples of all shards, and
+    all that the strategy keeps between steps, comes from `sums`.
+    """
 
     replays: ClassVar[bool] = True
     """Whether the strategy replays samples from a memory."""
@@ -64,8 +79,18 @@ class Strategy:
     """Whether the strategy needs the average as a teacher."""
 
     def losses(self, step: Step) -> Losses:
-        """Return the losses and weights whose weighted mean is minimised."""
+        """Return the losses and weights whose weighted mean is minimised. Change nothing."""
         raise NotImplementedError
+
+    def sums(self, step: Step) -> Tensor | None:
+        """Return sums over a shard's samples, of a shape that does not depend on them, or None.
+
+        The shard may have no samples.
+        """
+        del step
+
+    def begin(self, totals: Tensor) -> None:
+        """Note the `sums` of all shards, added up. Called before the `losses` of a step, unless `sums` gives None."""
 
     def retire(self, source: int, target: int | None) -> None:
         """Note that class `source` retired. Its samples now belong to class `target`, or to no class (None).

@@ -2,7 +2,8 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from stream_learner import networks as models
 from stream_learner.config import Settings
 from stream_learner.contract.manifest import ModelSpec
+from stream_learner.learning.parallel import Parallel
 from stream_learner.learning.placement import Placement
 from stream_learner.learning.spec import spec_of
 from stream_learner.learning.state_dict import StateDict, copies, prefixed, under
@@ -21,16 +23,29 @@ from stream_learner.networks.tensors import load_parameters, tensor
 from stream_learner.networks.weights import load_body
 
 
-class TrainingBatch(NamedTuple):
-    """A batch's training samples, their features, replay, and the factor of the learning rate.
+class Portion(NamedTuple):
+    """A shard's training samples of a batch, their features, and replay.
 
     `features_NF` are the samples' features, as `Trainer.predict` returned them. They are float32 for a solved head.
-    Each call of `replay()` draws samples from the memory.
+    Each call of `replay()` draws samples from the shard's memory. What is drawn for the shard is drawn in the context
+    `drawing()`. A shard without samples has an empty `stream`, and takes no part except in sums.
     """
 
     stream: Minibatch
     features_NF: Tensor
     replay: Callable[[], Minibatch]
+    drawing: Callable[[], AbstractContextManager] = nullcontext
+
+    @property
+    def samples(self) -> int:
+        """Number of training samples."""
+        return len(self.stream.labels)
+
+
+class TrainingBatch(NamedTuple):
+    """A batch: the portions of the local shards, and the factor of the learning rate."""
+
+    portions: Sequence[Portion]
     learning_rate_factor: float
 
 
@@ -64,9 +79,10 @@ class Trainer(ABC):
     stores_logits: bool = False
     """Whether the memory keeps logits with its samples."""
 
-    def __init__(self, settings: Settings, placement: Placement):
+    def __init__(self, settings: Settings, placement: Placement, parallel: Parallel):
         self._settings = settings
         self._placement = placement
+        self._parallel = parallel
         model = self._build(classes=0)
         if settings.model.weights:
             load_body(model, settings.model.weights)
@@ -79,7 +95,10 @@ class Trainer(ABC):
 
     @abstractmethod
     def learn(self, batch: TrainingBatch) -> Trained:
-        """Learn a batch that has at least one weight above 0. A step that is not finite is undone."""
+        """Learn a batch that has at least one weight above 0. A step that is not finite is undone.
+
+        The result is the same on every rank.
+        """
 
     @property
     def evaluated(self) -> models.ImageClassifier:

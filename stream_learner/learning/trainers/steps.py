@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ from stream_learner.learning.growth import grow_head, start_moments
 from stream_learner.learning.moments import load_moments, moments
 from stream_learner.learning.muon import Muon, matrices_of
 from stream_learner.learning.optimizers import PlainAdam, PlainSGD
+from stream_learner.learning.parallel import Parallel
 from stream_learner.learning.placement import Placement
 from stream_learner.learning.rows import begin_again, keep_silent, take_over
 from stream_learner.learning.state_dict import StateDict, copies, prefixed, under
 from stream_learner.learning.stored import parse, part
-from stream_learner.learning.strategies import Minibatch, Step, Strategy
-from stream_learner.learning.trainers.base import Stored, Trained, Trainer, TrainingBatch
+from stream_learner.learning.strategies import Losses, Minibatch, Step, Strategy
+from stream_learner.learning.trainers.base import Portion, Stored, Trained, Trainer, TrainingBatch
+from stream_learner.learning.trainers.passes import Passes
 from stream_learner.learning.weighting import WeightedLoss
 from stream_learner.networks.tensors import load_parameters
 
@@ -37,6 +40,7 @@ class StepTrainer(Trainer):
         self,
         settings: Settings,
         placement: Placement,
+        parallel: Parallel,
         strategy: type[Strategy],
         augmentations: Sequence[Callable[[Tensor], Tensor]],
     ):
@@ -50,7 +54,7 @@ class StepTrainer(Trainer):
             )
         self._augmentations = augmentations
         self.replays, self.stores_logits = self._strategy_class.replays, self._strategy_class.stores_logits
-        super().__init__(settings, placement)
+        super().__init__(settings, placement, parallel)
 
     def _begin(self, model: models.ImageClassifier) -> None:
         super()._begin(model)
@@ -95,14 +99,25 @@ class StepTrainer(Trainer):
         for group in self._optimizer.param_groups:
             group["lr"] = batch.learning_rate_factor * learning.learning_rate
         loss_sum = 0.0
-        features_NF = batch.features_NF if self._shares_features else None
         for step in range(learning.steps_per_batch):
-            loss = self._step(self._augmented(batch.stream), lambda: self._augmented(batch.replay()), features_NF)
-            features_NF = None  # the step has changed the network
+            shares_features = self._shares_features and step == 0  # a step changes the network
+            loss = self._step(batch.portions, shares_features)
             if not math.isfinite(loss):
                 return Trained(step, loss_sum, finite=False)
             loss_sum += loss
         return Trained(learning.steps_per_batch, loss_sum)
+
+    def _drawn(self, portion: Portion, shares_features: bool) -> Step:
+        """Return a shard's input of a step. Draw its replay and augmentations."""
+        stream = portion.stream
+        replay = stream.at(slice(0))
+        if portion.samples:
+            with portion.drawing():
+                stream = self._augmented(stream)
+                if self.replays:
+                    replay = self._augmented(portion.replay())
+        teacher = self._average.model if self._average else None
+        return Step(self.model, teacher, stream, replay, portion.features_NF if shares_features else None)
 
     def _augmented(self, minibatch: Minibatch) -> Minibatch:
         images_NHWC = minibatch.images_NHWC
@@ -110,32 +125,31 @@ class StepTrainer(Trainer):
             images_NHWC = augment(images_NHWC)
         return minibatch._replace(images_NHWC=images_NHWC)
 
-    def _step(self, stream: Minibatch, replay: Callable[[], Minibatch], features_NF: Tensor | None) -> float:
+    def _step(self, portions: Sequence[Portion], shares_features: bool) -> float:
         """Take one step and return the loss. Return NaN, and change nothing, if the loss or a gradient was not finite.
 
-        `features_NF` are the network's features of the stream's samples, if they were computed before.
-
-        Raises UsageError when the strategy does not return one loss per sample.
+        With `shares_features`, the portions' features are those that the network computes in this step.
         """
         self.model.train()
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
         normaliser, kept = copy.copy(self._weighted_loss), self._strategy.state_dict()
         self._optimizer.zero_grad()
-        teacher = self._average.model if self._average else None
-        with self._placement.training():
-            losses, weights = self._strategy.losses(Step(self.model, teacher, stream, replay, features_NF))
-        if losses.ndim != 1 or losses.shape != weights.shape:
-            raise UsageError(
-                f"learning.strategy = {self._settings.learning.strategy!r} gives losses of shape {list(losses.shape)} "
-                f"and weights of shape {list(weights.shape)}; both must be [N], one value per sample (reduction='none')"
-            )
-        loss = self._weighted_loss(losses, weights)
-        loss.backward()
+        steps = [self._drawn(portion, shares_features) for portion in portions]
+        sums = [self._strategy.sums(step) for step in steps]
+        if sums[0] is not None:
+            self._strategy.begin(self._parallel.summed(torch.stack(sums)))  # pyright: ignore[reportArgumentType]
+        passes = Passes(self.model, self._parallel)
+        for portion, step in zip(portions, steps, strict=True):
+            if portion.samples:
+                with portion.drawing(), self._placement.training():
+                    passes.forward(partial(self._losses, step))
+            else:
+                passes.skip()
+        self._weighted_loss.begin(passes.total_weight())
+        loss = passes.backward(self._weighted_loss)
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         value = float(loss.detach() + 0 * norm)
         if not math.isfinite(value):
-            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+            passes.restore_buffers()
             self._weighted_loss = normaliser
             self._strategy.load_state_dict(kept)
             return math.nan
@@ -149,6 +163,16 @@ class StepTrainer(Trainer):
         if self._average:
             self._average.update(self.model)
         return value
+
+    def _losses(self, step: Step) -> Losses:
+        """Return the strategy's losses. Raises UsageError when they are not one loss per sample."""
+        losses, weights = self._strategy.losses(step)
+        if losses.ndim != 1 or losses.shape != weights.shape:
+            raise UsageError(
+                f"learning.strategy = {self._settings.learning.strategy!r} gives losses of shape {list(losses.shape)} "
+                f"and weights of shape {list(weights.shape)}; both must be [N], one value per sample (reduction='none')"
+            )
+        return Losses(losses, weights)
 
     # -- classes
 

@@ -5,12 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stream_learner import networks as models
 from stream_learner.config import Settings
 from stream_learner.learning.growth import grow_head
 from stream_learner.learning.heads import StatisticsHead, silence
+from stream_learner.learning.parallel import Parallel
 from stream_learner.learning.placement import Placement
 from stream_learner.learning.state_dict import StateDict, prefixed, under
 from stream_learner.learning.stored import part
@@ -26,16 +27,19 @@ class SumTrainer(Trainer):
     The head is solved at each decision about a release and when a class retires. It is also solved when the number of
     samples reaches a power of two, so that a new run soon predicts. In every execution, the head is solved after the
     same batches. A class is predicted from the first solve after its first sample. The rest of the network is frozen.
+
+    Every rank adds the features of all shards' samples, because they are smaller than the sums: `ridge` has a sum for
+    each pair of features.
     """
 
-    def __init__(self, settings: Settings, placement: Placement, head: type[StatisticsHead]):
+    def __init__(self, settings: Settings, placement: Placement, parallel: Parallel, head: type[StatisticsHead]):
         """Build the trainer of a head.
 
         Features are always computed in float32: `learning.precision` applies only to trainers that take optimizer
         steps.
         """
         self._head_class = head
-        super().__init__(settings, replace(placement, autocast=False))
+        super().__init__(settings, replace(placement, autocast=False), parallel)
 
     def _begin(self, model: models.ImageClassifier) -> None:
         super()._begin(model)
@@ -45,7 +49,9 @@ class SumTrainer(Trainer):
     @torch.no_grad()
     def learn(self, batch: TrainingBatch) -> Trained:
         """Add the samples. Add nothing if a feature or weight is not finite."""
-        features_NF, (_, labels, weights, _) = batch.features_NF, batch.stream
+        features_NF = self._of_all([portion.features_NF for portion in batch.portions])
+        labels = self._of_all([portion.stream.labels for portion in batch.portions])
+        weights = self._of_all([portion.stream.weights for portion in batch.portions])
         if not (features_NF.isfinite().all() and weights.isfinite().all()):
             return Trained(finite=False)
         self._head.observe(features_NF, labels, weights)
@@ -53,6 +59,12 @@ class SumTrainer(Trainer):
         if self._samples.bit_length() > before.bit_length():
             self.solve()
         return Trained()
+
+    def _of_all(self, rows: list[Tensor]) -> Tensor:
+        """Return the rows of all shards as one tensor. `rows` are those of the local shards."""
+        if self._parallel.shards == 1:
+            return rows[0]
+        return torch.from_numpy(self._parallel.joined([one.cpu().numpy() for one in rows])).to(self._placement.device)
 
     def solve(self) -> None:
         self._solve(self.model.head)

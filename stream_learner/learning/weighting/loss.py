@@ -14,17 +14,24 @@ class WeightedLoss:
     If the loss were divided by the batch's own sum, weights would have no effect when a whole batch comes from one
     producer: a batch of low weights would change the model as much as a batch of high weights.
 
-    `mean` is S, an exponential mean that starts at the sum of a full batch of weight 1. `share` is sum_i w_i /
-    max(sum_i w_i, S) of the last call, 0..1. Optimizers whose step size does not depend on the gradient's size use it.
+    `mean` is S, an exponential mean that starts at the sum of a full batch of weight 1. `normaliser` is the divisor of
+    the current step, and `share`, 0..1, is sum_i w_i / max(sum_i w_i, S). Optimizers whose step size does not depend on
+    the gradient's size use the share.
     """
 
     mean: float
+    normaliser: float = 1.0
     share: float = 1.0
 
-    def __call__(self, losses: Tensor, weights: Tensor) -> Tensor:
-        """Return the loss, a scalar. Losses and weights are float32 [N]."""
-        total = float(weights.sum())
+    def begin(self, total: float) -> None:
+        """Begin a step. `total` is the sum of the weights of all its samples."""
         self.mean = DECAY * self.mean + (1 - DECAY) * total
-        normaliser = max(total, self.mean)
-        self.share = total / normaliser
-        return (weights * losses).sum() / normaliser
+        self.normaliser = max(total, self.mean)
+        self.share = total / self.normaliser
+
+    def __call__(self, losses: Tensor, weights: Tensor) -> Tensor:
+        """Return the part of the loss that these samples of the step give, a scalar.
+
+        Losses and weights are float32 [N].
+        """
+        return (weights * losses).sum() / self.normaliser

@@ -1,6 +1,8 @@
 """All policies together: the weights for learning a batch now, and the weights that the memory stores."""
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +29,12 @@ class Weighed(NamedTuple):
     stored: np.ndarray
     factors: dict[str, list[float]]
     timestamps_ms: np.ndarray
+
+    def divided(self, lengths: Sequence[int]) -> list["Weighed"]:
+        """Return the weights and times of the batch in parts of these lengths. Each part has all factors."""
+        ends = list(accumulate(lengths))
+        places = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+        return [Weighed(self.now[at], self.stored[at], self.factors, self.timestamps_ms[at]) for at in places]
 
 
 class Weights:
