@@ -45,8 +45,9 @@ class Placement:
 def place(settings: LearningSettings, model: Callable[..., ImageClassifier]) -> Placement:
     """Choose the device, precision and memory layout for a model.
 
-    The default `auto` uses bf16 and channels_last only for convolutional models. By measurement, they make convolutions
-    faster and small dense layers slower. Raises UsageError when the device does not exist.
+    The default `auto` uses bf16 and channels_last only for convolutional models, and bf16 only where the hardware
+    multiplies matrices of bf16. By measurement, a step in bf16 takes 1.1 to 1.6 times as long as in fp32 on processors
+    that have only AVX-512. Raises UsageError when the device does not exist.
     """
     name = settings.device
     if name == "auto":
@@ -59,12 +60,13 @@ def place(settings: LearningSettings, model: Callable[..., ImageClassifier]) -> 
     convolutional = getattr(model, "convolutional", False)
     autocast = settings.precision == "bf16"
     if settings.precision == "auto":
-        autocast = convolutional and _has_bf16(device)
+        autocast = convolutional and _multiplies_bf16(device)
     channels_last = convolutional if settings.channels_last == "auto" else settings.channels_last
     return Placement(device, autocast, torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def _has_bf16(device: torch.device) -> bool:
+def _multiplies_bf16(device: torch.device) -> bool:
+    """Return whether the device has units that multiply matrices of bf16, such as Intel's AMX."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported()
