@@ -32,6 +32,10 @@ from stream_learner.streams.connection import client_config
 log = structlog.get_logger()
 
 POLL_S = 0.05
+# Number of new objects after which the garbage collector looks for cycles. A record makes several objects that live
+# until it is learned, and hardly any cycles. With Python's default of 700, a worker with a small network spends 6 % of
+# its time in the collector.
+NEW_OBJECTS = 10_000
 # Pixels per side that are enough for every built-in network outside torchvision.
 ENOUGH_PIXELS = 9
 FROM_TORCHVISION = ("resnet18", "resnet50")
@@ -133,6 +137,7 @@ def run(
         from stream_learner.run import worker
 
         gc.freeze()  # later collections need not look at the imported objects
+        gc.set_threshold(NEW_OBJECTS)
         gc.enable()
         worker.run(settings, store, clients, recovery, monitor, stop, end_process, accept_rejects=accept_rejects)
     log.info("stopped")
