@@ -25,6 +25,10 @@ class Placement:
     autocast: bool
     memory_format: torch.memory_format
 
+    @property
+    def channels_last(self) -> bool:
+        return self.memory_format is torch.channels_last
+
     def training(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
 
