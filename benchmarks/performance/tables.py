@@ -1,5 +1,6 @@
 """Tables of finished rounds, in Markdown."""
 
+import math
 from collections.abc import Iterable, Sequence
 from statistics import mean, median
 
@@ -73,8 +74,12 @@ def stalls(rounds: list[Run], side: str) -> np.ndarray:
 
 
 def cost_s(saved: Run) -> float:
-    """Return the seconds of training that a save costs: its stall, and the batches that publishing slows down."""
-    slower = 1 - saved["idle"]["mean_ms"] / saved["publishing"]["mean_ms"] if "publishing" in saved else 0.0
+    """Return the seconds of training that a save costs: its stall, and the batches that publishing slows down.
+
+    NaN if the publisher was always busy or always idle, so that there is nothing to compare.
+    """
+    both = "idle" in saved and "publishing" in saved
+    slower = 1 - saved["idle"]["mean_ms"] / saved["publishing"]["mean_ms"] if both else math.nan
     return mean(saved["stalls_ms"]) / 1e3 + slower * saved["commit_s"]
 
 
@@ -89,7 +94,7 @@ def saves(found: dict[str, tuple[list[Run], str]]) -> str:
             (
                 name,
                 state,
-                f"{median(m['idle']['mean_ms'] for m in measured):,.1f}",
+                f"{median(m['idle']['mean_ms'] if 'idle' in m else math.nan for m in measured):,.1f}",
                 *(f"{quantile:,.1f}" for quantile in np.quantile(all_stalls, (0.5, 0.99, 1.0))),
                 str(len(all_stalls)),
                 spread([1e3 * cost for cost in costs], ",.0f"),
