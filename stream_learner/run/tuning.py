@@ -96,7 +96,7 @@ def tune(
     """
     samples = _read(settings, cluster)
     keep_freed_memory()
-    set_up_torch(settings.learning)
+    set_up_torch(settings.learning, settings.run.shards)
     placement = place(settings.learning, networks.factory(settings.model.name))
     now = Choice(placement.arithmetic("").threads, "bf16" if placement.autocast else "fp32", placement.channels_last)
     placements = [Choice(now.threads, precision, last) for precision in ("fp32", "bf16") for last in (False, True)]
