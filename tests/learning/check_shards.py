@@ -31,7 +31,7 @@ def kinds() -> dict[str, tuple[int, dict[str, Any]]]:
             learning = LEARNING | {"strategy": strategy, "optimizer": optimizer}
             found[f"{strategy}, {optimizer}"] = 200, {"learning": learning, "release": RELEASE}
     for model in MODELS:
-        side = 32 if model in LARGE else 16
+        side = 64 if model in LARGE else 16
         sections = {"model": {"name": model, "height": side, "width": side, "channels": 3}, "learning": LEARNING}
         found[model] = 8 if model in LARGE else 60 if model.startswith("resnet") else 200, sections
     for head in HEADS:
