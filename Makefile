@@ -44,7 +44,7 @@ hostile: $(VENV)/dev.stamp ## A hostile producer beside a good one, whose record
 	@PYTHONPATH=tests/protocol $(BIN)/python tests/hostile --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)
 
 faults: $(VENV)/dev.stamp ## Long outages of brokers and stores, topics, rights and certificates that change under a worker
-	@$(BIN)/python -m pytest tests/protocol tests/streams -o python_files='check_*.py' $(or $(ARGS),-n 3 --dist loadfile --no-loadscope-reorder)
+	@$(BIN)/python -m pytest tests/protocol tests/streams tests/run -o python_files='check_*.py' $(or $(ARGS),-n 3 --dist loadfile --no-loadscope-reorder)
 
 shards: $(VENV)/dev.stamp ## A learner of 4 shards on 1, 2 and 4 ranks: each strategy, optimizer, network and head must learn the same bytes
 	@$(BIN)/python -m pytest tests/learning/check_shards.py $(or $(ARGS),-n 2)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.nn import functional
 
 from stream_learner.errors import RankLostError
 from stream_learner.learning.parallel import Json, Parallel, tree_sum
@@ -51,13 +52,11 @@ class Ranks(Parallel):
         if self._ranks * flat.nbytes <= SMALL_BYTES:
             return tree_sum(self._gathered(flat).view(self._ranks, *total.shape))
         # Each rank adds one slice of the sums of all ranks, in the order of `tree_sum`.
-        length = -(-len(flat) // self._ranks)
-        padded = flat.new_zeros(self._ranks * length)
-        padded[: len(flat)] = flat
+        padded = functional.pad(flat, (0, -len(flat) % self._ranks))
         slices = torch.empty_like(padded)
         with failing_with_others():
             distributed.all_to_all_single(slices, padded)
-        return self._gathered(tree_sum(slices.view(self._ranks, length)))[: len(flat)].view(total.shape)
+        return self._gathered(tree_sum(slices.view(self._ranks, -1)))[: len(flat)].view(total.shape)
 
     def _of_all_ranks(self, mine: np.ndarray) -> np.ndarray:
         """Return the arrays [ranks, ...] of all ranks, which have the same dtype and shape."""

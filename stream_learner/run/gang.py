@@ -5,12 +5,26 @@ cluster sets them.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from stream_learner.errors import UsageError
+import structlog
 
+from stream_learner.config import Settings
+from stream_learner.errors import ExitCode, UsageError
+from stream_learner.run.heartbeats import Heartbeats, connections
+
+if TYPE_CHECKING:
+    from stream_learner.learning.parallel import Parallel
+
+log = structlog.get_logger()
+
+EndProcess = Callable[[ExitCode], None]
+
+# Collectives may take this long, and `kafka.give_up_s` longer, because a rank may wait for Kafka or for the store. The
+# heartbeats notice a rank that ends or stops, so only a bug reaches this time-out.
+PATIENCE_S = 1800.0
 LISTENER = "MASTER_LISTEN_FD"
 """Environment variable for rank 0: file descriptor of the inherited socket that listens on MASTER_PORT."""
 
@@ -54,3 +68,55 @@ def check_ranks(ranks: int, shards: int) -> None:
             f"{ranks} ranks cannot share run.shards = {shards} equally. Use a number of ranks that divides run.shards, "
             "or start a new run with more shards"
         )
+
+
+class Gang:
+    """The ranks of a run, of which this process is one.
+
+    While the gang exists, a thread ends this process through `end_process` with exit code RANK when another rank ends
+    or stops.
+    """
+
+    def __init__(self, parallel: "Parallel", heartbeats: Heartbeats | None):
+        self.parallel = parallel
+        self._heartbeats = heartbeats
+
+    def leave(self) -> None:
+        """Wait until all ranks call this method. From then on, a rank that ends does not end the others.
+
+        Call it on every rank when the run ends in order, after the last commit, and before an error that all ranks
+        raise alike.
+        """
+        if self._heartbeats:
+            self._heartbeats.leave()
+
+
+def join(rank: Rank, settings: Settings, end_process: EndProcess) -> Gang:
+    """Join the gang, and wait until all its ranks have joined. Imports torch.
+
+    Raises UsageError if the ranks cannot share the shards, or if MASTER_ADDR is not an address of the host of rank 0.
+    Raises RankLostError if a rank ends while the others join.
+    """
+    shards = settings.run.shards
+    check_ranks(rank.count, shards)
+    if rank.count == 1:
+        from stream_learner.learning.parallel import Parallel
+
+        return Gang(Parallel(shards), None)
+    from stream_learner.learning.ranks import Ranks, join_group
+
+    def end(reason: str) -> None:
+        log.error(f"{reason}, so this rank ends too. Start all ranks again: they continue from the last save")
+        end_process(ExitCode.RANK)
+
+    listener = os.environ.get(LISTENER)
+    timeout_s = PATIENCE_S + settings.kafka.give_up_s
+    device = settings.learning.device
+    join_group(rank.index, rank.count, rank.local, device, int(listener) if listener else None, timeout_s)
+    parallel = Ranks(shards, rank.index, rank.count)
+
+    def shared(value: str) -> str:
+        return str(parallel.objects([value] * len(parallel.local))[0])
+
+    peers = connections(rank.index, rank.count, os.environ["MASTER_ADDR"], shared)
+    return Gang(parallel, Heartbeats(rank.index, peers, end))

@@ -1,11 +1,21 @@
-"""The place of a process in its gang."""
+"""The place of a process in its gang, and a gang whose ranks join as workers do."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+from joined_rank import RUN, sums
 
-from stream_learner.errors import UsageError
+from stream_learner.errors import ExitCode, UsageError
+from stream_learner.learning.parallel import Parallel
 from stream_learner.run.gang import Rank, check_ranks
 
 ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+DEADLINE_S = 60.0
 
 
 @pytest.mark.parametrize(
@@ -41,3 +51,22 @@ def test_ranks_carry_equal_numbers_of_shards():
         check_ranks(3, 4)
     with pytest.raises(UsageError, match=r"8 ranks cannot share run\.shards = 4 equally"):
         check_ranks(8, 4)
+
+
+def test_ranks_that_join_sum_alike_until_one_is_killed(tmp_path: Path):
+    program = str(Path(__file__).with_name("joined_rank.py"))
+    launcher = subprocess.Popen([sys.executable, program, "2", str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    with launcher:
+        deadline = time.monotonic() + DEADLINE_S
+        pids = [tmp_path / f"pid{rank}" for rank in (0, 1)]
+        while not all(pid.exists() for pid in pids):
+            assert launcher.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(int(pids[1].read_text()), signal.SIGKILL)
+        said = launcher.communicate(timeout=DEADLINE_S)[1]
+    assert launcher.returncode == ExitCode.RANK
+    assert "rank 1 was ended by SIGKILL" in said
+    expected = sums(Parallel(RUN["shards"]))
+    assert (tmp_path / "sum0").read_bytes() == expected
+    assert (tmp_path / "sum1").read_bytes() == expected

@@ -1,0 +1,54 @@
+"""A gang that joins as a worker does: `python joined_rank.py RANKS FOLDER` launches it.
+
+Each rank writes its sums to the folder, then sums until another rank ends, or until the file `leave` exists.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+RUN = {"id": "r", "shards": 4}
+LARGE = 300_001  # values whose sums are sent in slices
+
+
+def main() -> None:
+    from stream_learner.errors import StreamLearnerError
+    from stream_learner.run import launcher
+
+    try:
+        if "RANK" in os.environ:
+            take_part(Path(sys.argv[2]))
+        else:
+            os._exit(launcher.launch(int(sys.argv[1]), [sys.executable, *sys.argv]))
+    except StreamLearnerError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(error.code)
+    os._exit(0)
+
+
+def take_part(folder: Path) -> None:
+    from stream_learner.config import InputSettings, RunSettings, Settings
+    from stream_learner.run import gang
+
+    rank = gang.Rank.from_environment()
+    settings = Settings(run=RunSettings.model_validate(RUN), input=InputSettings(topics=["images"]))
+    joined = gang.join(rank, settings, os._exit)
+    (folder / f"sum{rank.index}").write_bytes(sums(joined.parallel))
+    (folder / f"draft.{rank.index}").write_text(str(os.getpid()))
+    (folder / f"draft.{rank.index}").rename(folder / f"pid{rank.index}")
+    while not any(joined.parallel.objects([(folder / "leave").exists() for _ in joined.parallel.local])):
+        pass
+    joined.leave()
+
+
+def sums(parallel) -> bytes:
+    """Return sums whose bits depend on the order of the additions."""
+    import torch
+
+    rows = torch.randn(RUN["shards"], LARGE, generator=torch.Generator().manual_seed(0))
+    mine = rows[parallel.local.start : parallel.local.stop]
+    return b"".join(parallel.summed(part).numpy().tobytes() for part in (mine, mine[:, :10]))
+
+
+if __name__ == "__main__":
+    main()
