@@ -12,6 +12,7 @@ from benchmarks.data import Data, decoded
 from benchmarks.exam import Exam
 from benchmarks.outcome import Moment, Outcome
 from benchmarks.scenarios import Stream, corrupted
+from benchmarks.single_shard import single_shard
 from stream_learner.config import Settings
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import DataError, DivergedError
@@ -21,7 +22,6 @@ from stream_learner.formats.record import Gap, Record
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.process import set_up_torch
 from stream_learner.networks import ImageClassifier
-from stream_learner.run.batches import batches
 from stream_learner.run.driver import Driver
 from stream_learner.run.process import keep_freed_memory
 from stream_learner.run.progress import Progress
@@ -113,7 +113,8 @@ def learn(
     with counted() as count:
         began = time.monotonic()
         # The clock stands still, so that a batch closes only when it is full.
-        for batch in batches(source, decoder, driver.progress.positions, settings.batch, Event(), clock=lambda: 0.0):
+        positions = driver.progress.positions
+        for batch in single_shard(source, decoder, positions, settings.batch, Event(), clock=lambda: 0.0):
             report = driver.learn(batch)
             # For example, more classes than allowed. The learner survives a single step that is not finite.
             if refused := [r for r in report.rejections if r.reason is not Reason.NON_FINITE_STEP]:

@@ -34,9 +34,10 @@ from stream_learner.formats.record import Gap, Record, Sample
 from stream_learner.learning.evaluation import predict
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.outcome import Candidate
+from stream_learner.learning.parallel import Parallel
 from stream_learner.learning.process import set_up_torch
 from stream_learner.local.datasets import Dataset, open_dataset
-from stream_learner.run.batches import batches
+from stream_learner.run.batches import OpenBatch, batches
 from stream_learner.run.driver import Driver
 from stream_learner.run.progress import Progress
 
@@ -124,8 +125,9 @@ def learn(settings: Settings, dataset: Dataset, seed: int) -> Iterator[Outcome]:
     set_up_torch(settings.learning)
     driver = Driver(Learner(settings), Progress({topic: {0: 0} for topic in TOPICS}))
     learner, positions = driver.learner, driver.progress.positions
-    for batch in batches(stream, decode, positions, settings.batch, stream, clock=lambda: 0.0):
-        driver.learn(batch)
+    shard = OpenBatch(stream, decode, positions, settings.batch, stream, clock=lambda: 0.0)
+    for closed in filter(None, batches([shard], Parallel(), settings.batch, stream, clock=lambda: 0.0)):
+        driver.learn(*closed)
         if learner.release_due:
             decided = driver.decide()
             decision, candidate = decided.decision, decided.candidate

@@ -94,9 +94,9 @@ class NoDrift:
 
 def _learner(overrides: list[str], examples: list[Example], drift: bool) -> Iterator[int]:
     """Learn with `Driver` as the worker does. Yield the records of each batch."""
+    from benchmarks.single_shard import single_shard
     from stream_learner.formats.decoder import Decoder
     from stream_learner.learning.learner import Learner
-    from stream_learner.run.batches import batches
     from stream_learner.run.driver import Driver
     from stream_learner.run.progress import Progress
 
@@ -105,7 +105,7 @@ def _learner(overrides: list[str], examples: list[Example], drift: bool) -> Iter
     if not drift:
         driver.learner.drift = NoDrift()  # pyright: ignore
     decode = Decoder.from_settings(settings)
-    for batch in batches(Source(examples), decode, driver.progress.positions, settings.batch, Event()):
+    for batch in single_shard(Source(examples), decode, driver.progress.positions, settings.batch, Event()):
         yield driver.learn(batch).records
 
 
@@ -114,12 +114,12 @@ def _decoded_steps(overrides: list[str], examples: list[Example], _: bool) -> It
     import numpy as np
     import torch
 
+    from benchmarks.single_shard import single_shard
     from stream_learner.formats.decoder import Decoder
-    from stream_learner.run.batches import batches
 
     settings = _set_up(overrides)
     step, decode = _step(settings), Decoder.from_settings(settings)
-    for batch in batches(Source(examples), decode, {TOPIC: {0: 0}}, settings.batch, Event()):
+    for batch in single_shard(Source(examples), decode, {TOPIC: {0: 0}}, settings.batch, Event()):
         images_NHWC = torch.from_numpy(np.stack([sample.pixels_HWC for sample in batch.samples]))
         step(images_NHWC, torch.tensor([int(sample.label) % CLASSES for sample in batch.samples]))
         yield batch.records

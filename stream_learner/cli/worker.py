@@ -8,6 +8,8 @@ from stream_learner import config
 from stream_learner.cli.options import ConfigFile, Overrides
 from stream_learner.cli.output import load, progress, say
 from stream_learner.errors import ExitCode
+from stream_learner.run.gang import is_started
+from stream_learner.run.launcher import start_again
 from stream_learner.run.process import load_torch_libraries
 from stream_learner.run.signals import end_process, stop_on_signals
 
@@ -20,8 +22,13 @@ def run(
         typer.Option("--fresh", help="Start again from the beginning when the run's manifests are lost."),
     ] = False,
     accept_rejects: Annotated[bool, typer.Option("--accept-rejects", help="Do not stop for rejected records.")] = False,
+    ranks: Annotated[
+        int, typer.Option("--ranks", min=1, help="Processes of the run on this machine; must divide run.shards.")
+    ] = 1,
 ) -> None:
     """Learn from the input topics until stopped (SIGTERM, SIGHUP or Ctrl-C: save, then exit 0)."""
+    if ranks > 1 and not is_started(ranks):
+        end_process(start_again(ranks, config.load(config_file, overrides)))
     load_torch_libraries()
     from stream_learner.monitoring.health import Health
 

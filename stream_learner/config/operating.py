@@ -162,7 +162,8 @@ class MonitoringSettings(Section):
     """Address of `/metrics` and the health pages. The default is loopback."""
     port: Annotated[int, Field(ge=0, le=65535)] = 9464
     """Port of `/metrics` and the health pages. 0 takes a free port and logs it. If another worker of the run on the
-    same host uses this port, the worker also takes a free port."""
+    same host uses this port, the worker also takes a free port. If the run has several ranks on a host, the port of
+    each is 1 higher than that of the rank before."""
     live_timeout_s: PositiveFloat = 120.0
     """Seconds after which `/livez` fails if the worker's loop has not completed an iteration."""
 

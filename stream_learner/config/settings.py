@@ -142,6 +142,12 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _served_predictions_meet_all_samples(self) -> "Settings":
+        if self.served.evaluate and self.run.shards > 1:
+            raise ValueError("served.evaluate needs run.shards = 1; set one of them to its default")
+        return self
+
     @property
     def prefix(self) -> str:
         """Return the prefix of the output topics' names."""

@@ -3,7 +3,7 @@
 * `<run.id>/<sequence>-<uuid>/<name>`: objects of one checkpoint.
 * `<run.id>/memory/<sequence>-<uuid>`: parts of states. Later checkpoints share them.
 * `<run.id>/trials/<uuid>`: objects with which a starting worker tests the store.
-* `<run.id>/lives.json`: notes on workers that died.
+* `<run.id>/lives.json`, `<run.id>/lives-<shard>.json`: notes on workers that died.
 """
 
 import re
@@ -44,9 +44,9 @@ def trials(run_id: str) -> str:
     return f"{run_id}/trials"
 
 
-def lives(run_id: str) -> str:
-    """Return the key of the notes on a run's workers that died."""
-    return f"{run_id}/lives.json"
+def lives(run_id: str, shard: int = 0) -> str:
+    """Return the key of the notes on a run's workers that died: of the rank whose first shard is `shard`."""
+    return f"{run_id}/lives-{shard}.json" if shard else f"{run_id}/lives.json"
 
 
 def is_key(text: str) -> bool:

@@ -13,8 +13,13 @@ TOPICS_SHOWN = 5
 def count(rejects: Rejects, rejections: Iterable[Rejection]) -> None:
     """Add rejections to `rejects`."""
     for rejection in rejections:
-        reasons = rejects.setdefault(rejection.record.topic, {})
-        reasons[rejection.reason.value] = reasons.get(rejection.reason.value, 0) + 1
+        add(rejects, rejection.record.topic, rejection.reason.value, 1)
+
+
+def add(rejects: Rejects, topic: str, reason: str, number: int) -> None:
+    """Add a number of rejected records to `rejects`."""
+    reasons = rejects.setdefault(topic, {})
+    reasons[reason] = reasons.get(reason, 0) + number
 
 
 def by_reason(rejects: Rejects) -> dict[str, int]:

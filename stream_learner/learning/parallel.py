@@ -1,10 +1,13 @@
 """The shards of a learner: a fixed division of its samples, whose sums are the same whatever process computes them."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Json = dict | list | str | int | float | bool | None
 
@@ -54,7 +57,7 @@ class Parallel:
         everything = everything.reshape(self.shards, *padded.shape[1:])
         return np.concatenate([rows[:length] for rows, length in zip(everything, lengths, strict=True)])
 
-    def summed(self, rows: Tensor) -> Tensor:
+    def summed(self, rows: "Tensor") -> "Tensor":
         """Return the sum [...] over all shards of their rows, bit for bit the same on every number of ranks.
 
         `rows` [local shards, ...] are the rows of this rank's shards.
@@ -62,7 +65,7 @@ class Parallel:
         return tree_sum(rows)
 
 
-def tree_sum(rows: Tensor) -> Tensor:
+def tree_sum(rows: "Tensor") -> "Tensor":
     """Add rows [N, ...] in pairs, then the sums in pairs, until one is left. N is a power of two.
 
     The order of the additions is fixed. So ranks can each add their own consecutive rows, and then add their sums in

@@ -17,6 +17,7 @@ from stream_learner.learning.parallel import Json, Parallel, tree_sum
 
 # By measurement, one collective that sends all rows is faster up to about this size.
 SMALL_BYTES = 1024 * 1024
+WAIT_S = 1.0
 JOIN_S = 300.0
 SERVED_BY_TORCHRUN = "TORCHELASTIC_USE_AGENT_STORE"
 
@@ -89,6 +90,38 @@ def join_group(rank: int, ranks: int, local: int, device: str, listener: int | N
         store = TCPStore(host, port, ranks, serves, timedelta(seconds=JOIN_S), master_listen_fd=listener)
         backend, timeout = "cpu:gloo,cuda:nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
+
+
+class Board:
+    """Messages through the store at which the ranks met. Any thread may use them beside collectives."""
+
+    def __init__(self, name: str):
+        """Connect to MASTER_ADDR and MASTER_PORT.
+
+        `name` is the same on all ranks. No other start of the run has it, because the store may outlive the processes.
+        """
+        self._name = name
+        # A connection of its own: a wait on the shared one would block others.
+        self._store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), wait_for_workers=False)
+
+    def post(self, key: str, text: str) -> None:
+        """Post a message."""
+        self._store.set(f"{self._name}/{key}", text)
+
+    def read(self, keys: Sequence[str]) -> list[bytes]:
+        """Return the messages with these keys. Wait for them, however long: heartbeats notice a rank that is lost."""
+        names = [f"{self._name}/{key}" for key in keys]
+        while not self._store.check(names):
+            try:
+                self._store.wait(names, timedelta(seconds=WAIT_S))
+            except RuntimeError:  # a time-out
+                continue
+        return [self._store.get(name) for name in names]
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Remove messages, if they exist."""
+        for key in keys:
+            self._store.delete_key(f"{self._name}/{key}")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Iterable
 from datetime import datetime
 from itertools import product
@@ -189,6 +190,10 @@ class Metrics:
         elif manifest.decision:
             self._series.refusals.inc()
         self._series.discarded.inc(sum(span.end - span.start for _, _, span in each(manifest.discarded)))
+
+    def shared(self) -> None:
+        """Show that rank 0 has committed a checkpoint with the share of this rank."""
+        self._series.checkpoint_time.set(time.time())
 
     def recovered(self, manifest: Manifest) -> None:
         """Show the checkpoint that was found at the start. Do not count it, because an earlier process made it."""

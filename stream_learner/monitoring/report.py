@@ -11,12 +11,12 @@ from stream_learner.formats.record import Rejection
 
 @dataclass(slots=True)
 class Report:
-    """A batch of records, and the figures of its samples.
+    """A batch of records, of all shards of this rank, and the figures of its samples.
 
     * `tombstones`: deletion markers among the `records`, which were skipped.
     * `used`: for each record, in the order of reading, whether it became a sample and was not rejected later. Deletion
       markers and records with a rare label have no entry.
-    * `pieces`: offsets of the batch in the order of reading.
+    * `pieces`: offsets in the order of reading, for each shard of this rank.
     * `lost`: (topic, partition, span) of offsets that were lost before they were read.
     * `drifts`: drifts that the detector found with this batch.
     * `served`: served predictions; None unless `served.evaluate` is true.
@@ -29,7 +29,7 @@ class Report:
     figures: Figures = field(default_factory=Figures)
     used: list[bool] = field(default_factory=list)
     tombstones: int = 0
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[list[Piece]] = field(default_factory=list)
     lost: list[tuple[str, int, Span]] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     drifts: list[Drift] = field(default_factory=list)

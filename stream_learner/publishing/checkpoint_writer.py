@@ -22,7 +22,7 @@ from stream_learner.contract.pins import Chosen
 from stream_learner.contract.spans import Positions
 from stream_learner.contract.topics import Names
 from stream_learner.contract.vocabulary import Reason
-from stream_learner.errors import KafkaUnavailableError, StoreError
+from stream_learner.errors import KafkaUnavailableError, StateError, StoreError
 from stream_learner.formats.record import Rejection
 from stream_learner.learning.outcome import Candidate
 from stream_learner.networks.tensors import as_arrays
@@ -32,6 +32,7 @@ from stream_learner.publishing.fit import fit
 from stream_learner.publishing.formats import Formats, Onnx
 from stream_learner.publishing.marker import write_marker
 from stream_learner.publishing.recover import Recovered
+from stream_learner.publishing.shares import Peers, ShareWriter, encoded_state
 from stream_learner.publishing.snapshot import Snapshot
 from stream_learner.publishing.tally import joined
 from stream_learner.publishing.topic_ids import check_topic_ids
@@ -104,7 +105,15 @@ class CheckpointWriter:
     Effect 1 is the snapshot, which `run/driver.py` takes. `BackgroundPublisher` calls the methods for effects 2 to 4.
     """
 
-    def __init__(self, settings: Settings, store: Store, clients: Clients, recovered: Recovered, formats: Formats):
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        clients: Clients,
+        recovered: Recovered,
+        formats: Formats,
+        peers: Peers,
+    ):
         """Continue after the recovered checkpoint, if there is one. Raises KafkaUnavailableError."""
         last = recovered.checkpoint
         self._settings = settings
@@ -119,8 +128,8 @@ class CheckpointWriter:
         self._epoch = recovered.epoch
         self._last = last and last.manifest
         self._last_digest = last and last.manifest_digest
-        # Parts that are in the store already. A new snapshot shares most of its parts with the last snapshot.
-        self._parts = {part.digest: part for part in last.manifest.parts} if last else {}
+        self._shares = ShareWriter(store, settings.run.id, last.manifest.parts if last else [])
+        self._peers = peers
         self._pinned: Chosen | None = None
         self._before: Manifest | None = None
         self._marked = last is not None  # recovery has written the marker
@@ -152,17 +161,23 @@ class CheckpointWriter:
     def _put(self, folder: str, sequence: int, snapshot: Snapshot, lag: Positions) -> Prepared:
         # First the parts, then the state that needs them, then the objects of a release. Writes are create-only and
         # flushed to disk: a worker that was replaced can add objects, but cannot change existing objects.
-        for name, data in snapshot.parts.items():
-            if name not in self._parts:
-                self._parts[name] = self._store.put(keys.new_part(self._settings.run.id, sequence), data)
-        parts = [self._parts[name] for name in snapshot.parts]
-        encoded = tensors.encode(snapshot.tensors, snapshot.document)
+        own = self._shares.put(sequence, snapshot)
+        shares = [own, *self._peers.shares(sequence)]
+        if any(share.replica != own.replica for share in shares):
+            raise StateError(
+                "the ranks of the run have learned different parameters, so nothing more is published. Restart to "
+                "resume from the last checkpoint; if it happens again, check that all ranks run the same program, "
+                "settings and kind of machine"
+            )
+        shards = [shard for share in shares for shard in share.shards]
+        parts = [part for share in shares for part in share.parts]
+        encoded = encoded_state(snapshot, [shard.digest for shard in shards])
         state_object = self._store.put(f"{folder}/{keys.STATE}", encoded)
         release = None
         if snapshot.candidate and snapshot.decision and snapshot.decision.released:
             release = self._put_release(folder, snapshot.candidate)
         earlier = self._earlier(release is not None)
-        prepared = Prepared(snapshot, lag, sequence, state_object, parts, release, earlier, _now())
+        prepared = Prepared(snapshot, lag, sequence, state_object, shards + parts, release, earlier, _now())
         if release is None:
             return prepared
         # A pinned release may be needed for longer than the history topic keeps its manifest.
@@ -239,7 +254,7 @@ class CheckpointWriter:
         self._transaction.commit()
         self._read_back.verify(offset, value, deadline)
         self._before, self._last, self._last_digest = self._last, manifest, digest(value)
-        self._parts = {part.digest: part for part in manifest.parts}
+        self._shares.keep(manifest.parts)
         return manifest
 
     def clean(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -302,9 +317,9 @@ class CheckpointWriter:
             predecessor=self._last_digest,
             created_at=prepared.created_at,
             positions=snapshot.positions,
-            spans=snapshot.interval.tally.spans,
-            lost=snapshot.interval.tally.lost,
-            ledger=ledger.encode(snapshot.interval.batches, snapshot.interval.tally.spans),
+            spans=snapshot.interval.tally.read.spans,
+            lost=snapshot.interval.tally.read.lost,
+            ledger=ledger.encode(snapshot.interval.batches, snapshot.interval.tally.read.spans),
             arithmetic=snapshot.arithmetic,
             store=self._store.url,
             topic_ids=self._topic_ids,

@@ -1,7 +1,7 @@
 """Recovery: find the last committed checkpoint in the topics and the store, so that a worker can resume from it."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,10 +26,16 @@ from stream_learner.streams.rights import Role
 
 log = structlog.get_logger()
 
+# Name of the list of the shards' states in the document of a state. Each one is a part, named by its digest.
+SHARDS = "shard_states"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A manifest and the objects that it names, fetched and verified."""
+    """A manifest and the objects that it names, fetched and verified.
+
+    `shards` are the states of this rank's shards, empty if the run has a single shard. `parts` are their parts.
+    """
 
     manifest: Manifest
     manifest_digest: str
@@ -37,6 +43,7 @@ class Checkpoint:
     tensors: Arrays
     parts: dict[str, bytes]
     released: tuple[Arrays, dict[str, Any]] | None
+    shards: list[tuple[Arrays, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,67 @@ class Recovered:
     topic_ids: dict[str, str]
     epoch: int
     checkpoint: Checkpoint | None = None
+
+
+class Fetch:
+    """Fetches the objects that manifests name, and checks that their states fit the settings."""
+
+    def __init__(self, settings: Settings, store: Store, shards: Sequence[int]):
+        """Take the shards whose states are needed."""
+        self._settings = settings
+        self._store = store
+        self._shards = shards
+        self._identity = identity(settings)  # computed once, because it reads the file `model.weights`
+
+    def __call__(self, manifest: Manifest, manifest_digest: str, known: Mapping[str, bytes]) -> Checkpoint:
+        """Return the checkpoint of a manifest. `known` are parts by digest that were fetched before.
+
+        Raises StateError, StoreError.
+        """
+        if manifest.release:
+            # A network is never built from names in a manifest, only from names in the settings.
+            check_network(manifest.release.model, self._settings.model)
+        arrays, document = self._state(manifest.state)
+        released = None
+        if manifest.release and (saved := manifest.released_state()):
+            released = (arrays, document) if saved.object == manifest.state else self._state(saved.object)
+        parts = manifest.parts_of(manifest.kept[-1])
+        shards, needed = self._of_shards(document, parts) if SHARDS in document else ([], parts)
+        fetched = self._store.fetch_all(needed, known)
+        return Checkpoint(manifest, manifest_digest, document, arrays, fetched, released, shards)
+
+    def _of_shards(
+        self, document: dict[str, Any], parts: list[Object]
+    ) -> tuple[list[tuple[Arrays, dict[str, Any]]], list[Object]]:
+        """Return the states of this rank's shards, and the parts that these states name."""
+        by_digest = {part.digest: part for part in parts}
+        shards, named = [], set[str]()
+        try:
+            for shard in self._shards:
+                data = self._store.fetch(by_digest[document[SHARDS][shard]])
+                arrays = tensors.decode(data)
+                shards.append((arrays, tensors.decode_document(data)))
+                # A memory's state names its segments in an array, uint8 [N, 32].
+                rows = (row for name, array in arrays.items() if name.endswith("/digests") for row in array)
+                named |= {f"sha256:{row.tobytes().hex()}" for row in rows} & by_digest.keys()
+        except (LookupError, TypeError, ValueError) as error:
+            raise StateError(
+                f"the states of the run's shards are damaged ({error!r}). Restore the store from a backup, or choose a "
+                "new run.id"
+            ) from None
+        return shards, [by_digest[digest] for digest in sorted(named)]
+
+    def _state(self, reference: Object) -> tuple[Arrays, dict[str, Any]]:
+        data = self._store.fetch(reference)
+        try:
+            document = tensors.decode_document(data)
+            check_fits(document, self._identity, self._settings)
+            return tensors.decode(data), document
+        except ValueError as error:
+            raise StateError(
+                f"the state {self._store.url}/{reference.key} does not fit the settings: {error}. Change the settings "
+                "back, or choose a new run.id"
+            ) from None
 
 
 class Recovery:
@@ -62,11 +130,13 @@ class Recovery:
         settings: Settings,
         store: Store,
         cluster: Cluster,
+        shards: Sequence[int] = (),
         fresh: bool = False,
         skipped: Callable[[str, int], None] = lambda *_: None,
     ):
-        """With `fresh`, start over if no manifest is left.
+        """Take the shards whose states are needed, if the run has several.
 
+        With `fresh`, start over if no manifest is left.
         `skipped(topic, records)` is called with the number of new records that are not manifests of the run.
         """
         self._settings = settings
@@ -76,7 +146,7 @@ class Recovery:
         self._skipped = skipped
         self._skipped_up_to: dict[str, int] = {}
         self._topic = Names.under(settings.prefix).checkpoints
-        self._identity = identity(settings)  # computed once, because it reads the file `model.weights`
+        self._fetch = Fetch(settings, store, shards)
         self._seen: Checkpoint | None = None
 
     def look(self) -> None:
@@ -154,33 +224,9 @@ class Recovery:
             known = known_predictions(manifest, names.predictions, topic_id, end_of_predictions)
             positions[names.predictions] = predictions | known
         if self._seen is None or self._seen.manifest_digest != found.digest:
-            self._seen = self.fetched(manifest, found.digest)
+            known = self._seen.parts if self._seen else {}
+            self._seen = self._fetch(manifest, found.digest, known)
         return Recovered(positions, ids, manifest.epoch, self._seen)
-
-    def fetched(self, manifest: Manifest, manifest_digest: str) -> Checkpoint:
-        """Fetch the objects that a manifest names, and check that its states fit the settings."""
-        if manifest.release:
-            # A network is never built from names in a manifest, only from names in the settings.
-            check_network(manifest.release.model, self._settings.model)
-        arrays, document = self._state(manifest.state)
-        released = None
-        if manifest.release and (saved := manifest.released_state()):
-            released = (arrays, document) if saved.object == manifest.state else self._state(saved.object)
-        known = self._seen.parts if self._seen else {}
-        parts = self._store.fetch_all(manifest.parts_of(manifest.kept[-1]), known)
-        return Checkpoint(manifest, manifest_digest, document, arrays, parts, released)
-
-    def _state(self, reference: Object) -> tuple[Arrays, dict[str, Any]]:
-        data = self._store.fetch(reference)
-        try:
-            document = tensors.decode_document(data)
-            check_fits(document, self._identity, self._settings)
-            return tensors.decode(data), document
-        except ValueError as error:
-            raise StateError(
-                f"the state {self._store.url}/{reference.key} does not fit the settings: {error}. Change the settings "
-                "back, or choose a new run.id"
-            ) from None
 
     def _fresh_start(self, ids: dict[str, str], epoch_in_topics: int) -> Recovered:
         """Start at the beginning of every partition, if nothing was published or `fresh` allows it.
@@ -212,7 +258,7 @@ class Recovery:
             f"{run_id}/memory/{first}",
             f"{keys.trials(run_id)}/",
             fenced_folder(settings),
-            keys.lives(run_id),
+            f"{run_id}/lives",
         )
         check_marker(store, settings, self._cluster, checkpoints_topic_id)
         traces = [key for key in store.times(f"{run_id}/") if not key.startswith(harmless)]

@@ -1,13 +1,14 @@
 """Content of a checkpoint, copied so that training can continue."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from stream_learner.contract.ledger import Piece
 from stream_learner.contract.manifest import Arithmetic, Decision
 from stream_learner.contract.spans import Positions, Spans
+from stream_learner.contract.tensors import Arrays
 from stream_learner.contract.window import Recent
 from stream_learner.formats.record import Rejection
 from stream_learner.learning.outcome import Candidate
@@ -18,8 +19,9 @@ from stream_learner.publishing.tally import Tally
 class Interval:
     """The records between two snapshots.
 
-    `batches` holds the pieces of each batch. `entries` is the number of pieces and of lost ranges. `pending_bytes` is
-    the approximate size in memory.
+    `batches` holds the pieces of each shard's batch: with two shards, those of shard 0 and of shard 1, for one step
+    after the other. `entries` is the number of pieces and of lost ranges. `pending_bytes` is the approximate size in
+    memory.
     """
 
     tally: Tally = field(default_factory=Tally)
@@ -41,17 +43,26 @@ class Decided:
     discarded: Spans | None
 
 
+class ShardState(NamedTuple):
+    """The state of one shard: arrays, and a JSON document."""
+
+    tensors: Arrays
+    document: dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything needed to resume (`tensors`, `parts`, the JSON `document`), and the interval since the last snapshot.
 
-    `parts` maps digests to immutable bytes: full segments of the memory and the held-out sets. Most of them were
-    already in the last snapshot. `positions` are the next offsets to learn, from `run/progress.py`. If the gate decided
-    at this snapshot, `candidate`, `decision` and `discarded` are copied from `Decided`. Otherwise they are None.
+    `shards` are the states of this rank's shards, empty if the run has a single shard. `parts` maps digests to
+    immutable bytes: full segments of the memory and the held-out sets. Most of them were already in the last snapshot.
+    `positions` are the next offsets to learn, from `run/progress.py`. If the gate decided at this snapshot,
+    `candidate`, `decision` and `discarded` are copied from `Decided`. Otherwise they are None.
     """
 
     tensors: dict[str, np.ndarray]
     document: dict[str, Any]
+    shards: list[ShardState]
     parts: dict[str, bytes]
     positions: Positions
     interval: Interval

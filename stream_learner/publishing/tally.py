@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 
+import msgspec
+
 from stream_learner.contract import event_time
-from stream_learner.contract.spans import Spans, Stretches, extend_all
-from stream_learner.contract.vocabulary import Label
+from stream_learner.contract.spans import Spans, Stretches, each, extend_all
+from stream_learner.contract.vocabulary import Label, Split
 from stream_learner.contract.window import MAX_DRIFTS, Distribution, Drift, Window, accuracy
 from stream_learner.formats import rejects
 from stream_learner.formats.rejects import Rejects
@@ -12,18 +14,38 @@ from stream_learner.monitoring.report import Report
 from stream_learner.publishing.served_tally import ServedTally
 
 
+class Read(msgspec.Struct):
+    """Sums over the records that one rank read."""
+
+    spans: Spans = {}
+    lost: Stretches = {}
+    records: int = 0
+    splits: dict[str, int] = {}
+    rejects: Rejects = {}
+    tombstones: int = 0
+    timestamps: dict[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys(event_time.KINDS, 0))
+
+    def join(self, other: "Read") -> None:
+        """Add the sums of a rank that read other partitions."""
+        extend_all(self.spans, other.spans)
+        for topic, partition, stretches in each(other.lost):
+            self.lost.setdefault(topic, {})[partition] = stretches
+        self.records += other.records
+        for split, number in other.splits.items():
+            self.splits[split] = self.splits.get(split, 0) + number
+        for topic, reasons in other.rejects.items():
+            for reason, number in reasons.items():
+                rejects.add(self.rejects, topic, reason, number)
+        self.tombstones += other.tombstones
+        for kind, number in other.timestamps.items():
+            self.timestamps[kind] += number
+
+
 class Tally:
-    """Sums of reports until a window closes."""
+    """Sums of reports until a window closes. Only `read` differs between the ranks of a run."""
 
     def __init__(self):
-        self.spans: Spans = {}
-        self.lost: Stretches = {}
-        self.records = 0
-        self.splits: dict[str, int] = {}
-        self.rejects: Rejects = {}
-        self.tombstones = 0
-        self.timestamps = dict.fromkeys(event_time.KINDS, 0)
-        self.learned = 0
+        self.read = Read()
         self.steps = 0
         self.loss_sum = 0.0
         self.prequential: dict[Label, tuple[int, int]] = {}
@@ -34,17 +56,17 @@ class Tally:
 
     def add(self, report: Report) -> None:
         """Add a report. Raises ValueError when its offsets do not follow the offsets of the earlier reports."""
-        extend_all(self.spans, report.spans)
+        read = self.read
+        extend_all(read.spans, report.spans)
         for topic, partition, span in report.lost:
-            self.lost.setdefault(topic, {}).setdefault(partition, []).append(span)
-        self.records += report.records
+            read.lost.setdefault(topic, {}).setdefault(partition, []).append(span)
+        read.records += report.records
         for split, count in report.figures.samples.items():
-            self.splits[split.value] = self.splits.get(split.value, 0) + count
-        rejects.count(self.rejects, report.rejections)
-        self.tombstones += report.tombstones
+            read.splits[split.value] = read.splits.get(split.value, 0) + count
+        rejects.count(read.rejects, report.rejections)
+        read.tombstones += report.tombstones
         for kind, count in report.odd_timestamps.items():
-            self.timestamps[kind] += count
-        self.learned += report.figures.learned
+            read.timestamps[kind] += count
         self.steps += report.figures.steps
         self.loss_sum += report.figures.loss_sum
         if report.served:
@@ -61,15 +83,15 @@ class Tally:
     def window(self, **rest) -> Window:
         """Return the window. `rest` holds the fields that are not sums."""
         return Window(
-            spans=self.spans,
-            lost=self.lost,
-            records=self.records,
-            splits=self.splits,
-            rejected=rejects.by_reason(self.rejects),
-            rejected_by_topic=self.rejects,
-            tombstones=self.tombstones,
-            timestamps=self.timestamps,
-            learned=self.learned,
+            spans=self.read.spans,
+            lost=self.read.lost,
+            records=self.read.records,
+            splits=self.read.splits,
+            rejected=rejects.by_reason(self.read.rejects),
+            rejected_by_topic=self.read.rejects,
+            tombstones=self.read.tombstones,
+            timestamps=self.read.timestamps,
+            learned=self.read.splits.get(Split.TRAIN.value, 0),
             steps=self.steps,
             loss=self.loss_sum / self.steps if self.steps else None,
             weights=self.weights,

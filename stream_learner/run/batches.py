@@ -3,20 +3,26 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import IntFlag, auto
 from typing import Protocol
+
+import numpy as np
 
 from stream_learner.config import MIB, BatchSettings
 from stream_learner.contract.event_time import odd_kind
 from stream_learner.contract.ledger import Piece
 from stream_learner.contract.spans import Positions, Span, Spans, extend
 from stream_learner.contract.vocabulary import Split
-from stream_learner.errors import InputError
+from stream_learner.errors import DependencyError, InputError
 from stream_learner.formats.record import Gap, Record, RejectError, Rejection, RetryLaterError, Sample
+from stream_learner.learning.parallel import Parallel
 from stream_learner.run.arrivals import Arrival, Read
 
 POLL_TIMEOUT_S = 0.5
+# First wait of a shard for records while other shards may have some, in seconds. Each further wait is twice as long.
+FIRST_WAIT_S = 0.005
 # Maximum time between two iterations of the worker's loop, in seconds. A loop without iterations counts as dead.
 TURN_S = 1.0
 # Limit on the bytes of a batch. Otherwise, many large records that are held out or rejected would fill the memory.
@@ -123,102 +129,195 @@ class Batch:
                 self.held_out_bytes += sample.pixels_HWC.nbytes
         self.places.append((record.topic, record.partition, record.offset))
 
-    def full(self, settings: BatchSettings) -> bool:
-        """Return whether the batch has reached a limit on samples or records."""
-        much_held_out = self.held_out > settings.size and self.held_out_bytes >= MAX_HELD_OUT_BYTES
-        many = self.records >= settings.max_span or len(self.predictions) >= MAX_PREDICTIONS
-        return self.training >= settings.size or many or much_held_out
+    def full(self, size: int, max_span: int) -> bool:
+        """Return whether the batch holds `size` training samples, or has reached another limit on samples or records.
+
+        `max_span` is the limit on records.
+        """
+        much_held_out = self.held_out > size and self.held_out_bytes >= MAX_HELD_OUT_BYTES
+        many = self.records >= max_span or len(self.predictions) >= MAX_PREDICTIONS
+        return self.training >= size or many or much_held_out
 
 
-def batches(
-    source: Source,
-    decode: Read,
-    positions: Positions,
-    settings: BatchSettings,
-    stop: StopEvent,
-    clock: Callable[[], float] = time.monotonic,
-    *,
-    outage: Outage | None = None,
-    alone: Container[tuple[str, int, int]] = (),
-    max_bytes: int = MAX_BATCH_BYTES,
-) -> Iterator[Batch]:
-    """Yield batches until `stop` is set. The open batch is then dropped, and its records are read again later.
+class OpenBatch:
+    """The open batch of one shard, and the source that fills it."""
 
-    `positions` are the source's first positions. A batch closes when it holds `batch.size` training samples, after
-    `batch.linger_s`, after `batch.max_span` records, or when it reaches the limit on held-out pixels or `max_bytes`. A
-    record in `alone` (topic, partition, offset) gets a batch of its own.
+    def __init__(
+        self,
+        source: Source,
+        decode: Read,
+        positions: Positions,
+        settings: BatchSettings,
+        stop: StopEvent,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        shards: int = 1,
+        outage: Outage | None = None,
+        alone: Container[tuple[str, int, int]] = (),
+        max_bytes: int = MAX_BATCH_BYTES,
+    ):
+        """Take the source, and its first positions.
 
-    Yields a batch at least every second, which may be empty, so that the loop runs even if decoding is slow. When a
-    record cannot be read now, `outage` waits, and all later records wait too. Raises the errors of the source and of
-    `outage`. Yields the open batch before it raises an InputError.
-    """
-    batched = {(topic, p): offset for topic, partitions in positions.items() for p, offset in partitions.items()}
-    batch = Batch()
-    opened = turned = clock()
+        The batch is complete when it holds `batch.size / shards` training samples, after `batch.max_span` records, or
+        when it reaches the limit on held-out pixels or `max_bytes`. A record in `alone` (topic, partition, offset) gets
+        a batch of its own. When a record cannot be read now, `outage` waits, and all later records wait too.
+        """
+        self.batch = Batch()
+        self.complete = False
+        """Whether the batch must be taken before more records are read."""
+        self._source = source
+        self._decode = decode
+        self._positions = {(t, p): offset for t, partitions in positions.items() for p, offset in partitions.items()}
+        self._size = settings.size // shards
+        self._max_span = settings.max_span
+        self._stop = stop
+        self._clock = clock
+        self._outage = outage
+        self._alone = alone
+        self._max_bytes = max_bytes
+        self._timeout_s = 0.0
+        self._filling = self._fill()
 
-    def turn() -> Iterator[Batch]:
-        """Yield the open batch after `batch.linger_s`. Otherwise yield an empty batch after TURN_S."""
-        nonlocal batch, opened, turned
-        if clock() - opened >= settings.linger_s:
-            yield batch
-            batch = Batch()
-            opened = turned = clock()
-        elif clock() - turned >= TURN_S:
-            yield Batch()
-            turned = clock()
+    def fill(self, timeout_s: float) -> None:
+        """Add records until the batch is complete, no more of them wait, or TURN_S has passed, or until `stop` is set.
 
-    try:
+        Wait `timeout_s` for the first record. Raises the errors of the source and of `outage`.
+        """
+        self._timeout_s = timeout_s
+        next(self._filling)
+
+    def take(self) -> Batch:
+        """Return the batch, and open the next one."""
+        batch, self.batch, self.complete = self.batch, Batch(), False
+        return batch
+
+    def _fill(self) -> Iterator[None]:
+        clock = self._clock
         while True:
-            began = clock()
-            linger_s = max(0.0, opened + settings.linger_s - began) if batch.spans else math.inf
-            polled = source.poll(min(POLL_TIMEOUT_S, linger_s))
-            batch.poll_s += clock() - began
+            began = turned = clock()
+            polled = self._source.poll(self._timeout_s)
+            self.batch.poll_s += clock() - began
             for item in polled:
-                if stop.is_set():
-                    return
                 place = item.topic, item.partition
-                isolated = isinstance(item, Record) and (*place, item.offset) in alone
-                if isolated and batch.spans:
-                    yield batch
-                    batch = Batch()
-                    opened = turned = clock()
-                start = batched.get(place, 0)
+                isolated = isinstance(item, Record) and (*place, item.offset) in self._alone
+                if isolated and self.batch.spans:
+                    self.complete = True
+                    yield
+                    turned = clock()
+                while self._stop.is_set():
+                    yield
+                start = self._positions.get(place, 0)
                 if isinstance(item, Gap):
                     end = item.next_offset
                     if item.lost:
-                        batch.lost.append((*place, Span(start, end)))
+                        self.batch.lost.append((*place, Span(start, end)))
                 else:
                     end = item.offset + 1
-                    while True:
-                        began = clock()
-                        try:
-                            batch.add(item, decode)
-                            break
-                        except RetryLaterError as error:
-                            if outage is None:
-                                raise
-                            for _ in outage.wait(item, error):
-                                yield from turn()
-                            if stop.is_set():
-                                return
-                    if outage:
-                        outage.over()
-                    seconds = clock() - began
-                    source.took(seconds)
-                    batch.decode_s += seconds
-                batch.cover(*place, start, end)
-                batched[place] = end
-                if batch.full(settings) or isolated or batch.bytes >= max_bytes:
-                    yield batch
-                    batch = Batch()
-                    opened = turned = clock()
-                elif clock() - turned >= TURN_S:
-                    yield Batch()
+                    yield from self._add(item)
+                self.batch.cover(*place, start, end)
+                self._positions[place] = end
+                if isolated or self.batch.bytes >= self._max_bytes or self.batch.full(self._size, self._max_span):
+                    self.complete = True
+                    yield
                     turned = clock()
-            if stop.is_set():
-                return
-            yield from turn()
-    except InputError:
-        if batch.spans:
-            yield batch  # otherwise its records may be gone before they can be read again
-        raise
+                elif clock() - turned >= TURN_S:
+                    yield
+                    turned = clock()
+            yield
+
+    def _add(self, record: Record) -> Iterator[None]:
+        """Add a record. Yield while it cannot be read."""
+        while True:
+            began = self._clock()
+            try:
+                self.batch.add(record, self._decode)
+                break
+            except RetryLaterError as error:
+                if self._outage is None:
+                    raise
+                for _ in self._outage.wait(record, error):
+                    yield
+                while self._stop.is_set():
+                    yield
+        if self._outage:
+            self._outage.over()
+        seconds = self._clock() - began
+        self._source.took(seconds)
+        self.batch.decode_s += seconds
+
+
+class Say(IntFlag):
+    """A rank's message to all ranks in a turn of the loop."""
+
+    OPEN = auto()
+    """An open batch has offsets."""
+    COMPLETE = auto()
+    LINGERED = auto()
+    STOP = auto()
+    END = auto()
+    """The input ends here in an error, so the open batches are the last ones."""
+
+
+def batches(
+    shards: Sequence[OpenBatch],
+    parallel: Parallel,
+    settings: BatchSettings,
+    stop: StopEvent,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[list[Batch]]:
+    """Yield batches, one for each shard of this rank, until `stop` is set. The open batches are then dropped.
+
+    All ranks close their batches together: when one is complete and the others wait for records, or `batch.linger_s`
+    after the oldest opened. The records of dropped batches are read again later.
+
+    Yields an empty list when nothing was closed for a second, so that the loop runs even if decoding is slow. Raises
+    the errors of the shards' sources and outages. First yields the open batches on all ranks: after an InputError,
+    their records may be gone before they can be read again.
+    """
+    opened = turned = clock()
+    idle_turns = 0
+    while True:
+        left_s = max(0.0, opened + settings.linger_s - clock()) if any(s.batch.spans for s in shards) else math.inf
+        waits_s = 0.0 if any(shard.complete for shard in shards) else _patience_s(idle_turns, parallel)
+        error, said = None, Say(0)
+        try:
+            for shard in shards:
+                if not shard.complete:
+                    shard.fill(min(waits_s, left_s) / len(shards))
+        except (InputError, DependencyError) as caught:
+            error, said = caught, Say.END
+        now = clock()
+        said |= Say.STOP if stop.is_set() else Say(0)
+        said |= Say.OPEN if any(shard.batch.spans for shard in shards) else Say(0)
+        said |= Say.COMPLETE if any(shard.complete for shard in shards) else Say(0)
+        said |= Say.LINGERED if now - opened >= settings.linger_s else Say(0)
+        said = _agreed(said, parallel)
+        idle_turns += 1
+        if said & Say.STOP:
+            return
+        if said & Say.COMPLETE or (said & Say.OPEN and said & (Say.LINGERED | Say.END)):
+            yield [shard.take() for shard in shards]
+            opened = turned = clock()
+            idle_turns = 0
+        elif now - turned >= TURN_S:
+            yield []
+            turned = clock()
+        if error:
+            raise error
+        if said & Say.END:
+            return
+        if said & Say.LINGERED:
+            opened = clock()
+
+
+def _agreed(said: Say, parallel: Parallel) -> Say:
+    """Return what any rank said."""
+    rows = parallel.gathered(np.full((len(parallel.local), 1), int(said), np.int64))
+    return Say(int(np.bitwise_or.reduce(rows, axis=None)))
+
+
+def _patience_s(idle_turns: int, parallel: Parallel) -> float:
+    """Return how long to wait for a record, in seconds. A shard that has records waits for shards that have none."""
+    if parallel.shards == 1:
+        return POLL_TIMEOUT_S
+    return min(POLL_TIMEOUT_S, FIRST_WAIT_S * 2 ** min(idle_turns, 10)) if idle_turns else 0.0

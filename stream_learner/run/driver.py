@@ -2,26 +2,30 @@
 
 import copy
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from stream_learner.config import Settings
-from stream_learner.contract.spans import Positions
+from stream_learner.contract.spans import Positions, Spans, extend_all
 from stream_learner.contract.tensors import Arrays
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.contract.window import Drift
 from stream_learner.formats.record import Rejection
 from stream_learner.learning.learned import Learned
 from stream_learner.learning.learner import Learner
+from stream_learner.learning.parallel import Parallel
 from stream_learner.learning.saved import Saved
 from stream_learner.learning.state_dict import StateDict, join, prefixed, split, under
 from stream_learner.learning.stored import part
 from stream_learner.monitoring.report import Report
 from stream_learner.networks.tensors import as_arrays, as_tensors
-from stream_learner.publishing.snapshot import Decided, Snapshot
+from stream_learner.publishing.snapshot import Decided, ShardState, Snapshot
 from stream_learner.run.batches import Batch
 from stream_learner.run.progress import Progress
 from stream_learner.run.served import Served
+from stream_learner.run.together import alone
 
 SERVED = "served"
 """Name of the part of the state that holds the served predictions."""
@@ -40,11 +44,10 @@ class Driver:
         self.served = served
 
     @classmethod
-    def fresh(cls, settings: Settings, positions: Positions) -> "Driver":
+    def fresh(cls, settings: Settings, positions: Positions, parallel: Parallel | None = None) -> "Driver":
         """Begin at `positions` without a state. Raises the errors of `Learner`."""
-        return cls(
-            Learner(settings), Progress(positions, predictions_topic=settings.predictions_topic), _served(settings)
-        )
+        progress = Progress(positions, predictions_topic=settings.predictions_topic)
+        return cls(Learner(settings, parallel=parallel), progress, _served(settings))
 
     @classmethod
     def resumed(
@@ -54,27 +57,33 @@ class Driver:
         state: tuple[Arrays, dict[str, Any]],
         parts: Mapping[str, bytes],
         released: tuple[Arrays, dict[str, Any]] | None,
+        shards: Sequence[tuple[Arrays, dict[str, Any]]] = (),
+        parallel: Parallel | None = None,
     ) -> "Driver":
         """Resume at `positions` from a saved state.
 
         `state` holds the arrays and the document of the state. `parts` holds its parts by digest. `released` is the
-        state that was saved with the last release, None before the first release. Raises ValueError when the states do
-        not fit the settings, and the errors of `Learner`.
+        state that was saved with the last release, None before the first release. `shards` are the states of this
+        rank's shards, empty if the run has a single shard. Raises ValueError when the states do not fit the settings,
+        and the errors of `Learner`.
         """
         joined, served = _joined(*state), _served(settings)
-        learner = Learner(settings, Saved(joined, parts, released and _joined(*released)))
+        saved = Saved(joined, parts, released and _joined(*released), [_joined(*shard) for shard in shards])
+        learner = Learner(settings, saved, parallel)
         if served and SERVED in joined:
             arrays, document = state
             with part(SERVED):
                 served.load_state_dict(under(SERVED, arrays), document.get(SERVED))
         return cls(learner, Progress(positions, state[1], settings.predictions_topic), served)
 
-    def learn(self, batch: Batch) -> Report:
-        """Learn a batch. Raises ValueError when the offsets of the batch do not continue the positions."""
+    def learn(self, *batches: Batch) -> Report:
+        """Learn a batch for each shard of this rank. Raises ValueError when offsets do not continue the positions."""
         began = time.monotonic()
-        learned = self.learner.learn(batch.samples, batch.records)
-        report = _report(batch, learned, self.learner.records, time.monotonic() - began)
-        if self.served and batch.spans:  # the ledger does not record an idle turn, so it must change nothing
+        learned = self.learner.learn_shards([b.samples for b in batches], [b.records for b in batches])
+        figures = _figures_of_rank(batches, learned, self.learner.parallel)
+        report = _report(batches, learned, figures, self.learner.records, time.monotonic() - began)
+        if self.served:
+            (batch,) = batches  # the settings allow only one shard
             refused = {refused.sample for refused in learned.refused}
             report.served = self.served.evaluate(batch.predictions, batch.samples, refused)
         self.progress.add(report)
@@ -102,6 +111,7 @@ class Driver:
         return Snapshot(
             tensors=arrays,
             document=document,
+            shards=[ShardState(as_arrays(tensors), rest) for tensors, rest in map(split, learner.shard_states())],
             parts=learner.parts,
             positions=copy.deepcopy(self.progress.positions),
             interval=self.progress.close(),
@@ -121,24 +131,36 @@ def _joined(arrays: Arrays, document: dict[str, Any]) -> StateDict:
     return join(as_tensors(arrays), document)
 
 
-def _report(batch: Batch, learned: Learned, records: int, step_s: float) -> Report:
-    """Combine a batch with the result of learning it. `records` is the run's record count, including this batch."""
-    refused = [Rejection(batch.sources[r.sample], r.reason, "learn", r.message) for r in learned.refused]
-    rejections = batch.rejections + refused
+def _figures_of_rank(batches: Sequence[Batch], learned: Learned, parallel: Parallel) -> Learned:
+    """Return the figures that this rank reports. Each rank counts its own samples, and rank 0 has the other figures."""
+    if alone(parallel):
+        return learned
+    refused = {(refused.shard, refused.sample) for refused in learned.refused}
+    splits = (s.split for i, b in enumerate(batches) for j, s in enumerate(b.samples) if (i, j) not in refused)
+    return replace(learned if parallel.rank == 0 else Learned(), samples=dict(Counter(splits)))
+
+
+def _report(batches: Sequence[Batch], learned: Learned, figures: Learned, records: int, step_s: float) -> Report:
+    """Combine batches with the result of learning them. `records` is the run's record count, with these batches."""
+    refused = [Rejection(batches[r.shard].sources[r.sample], r.reason, "learn", r.message) for r in learned.refused]
+    rejections = [rejection for batch in batches for rejection in batch.rejections] + refused
     rejected = {rejection.record[:3]: rejection.reason for rejection in rejections}  # by topic, partition, offset
-    reasons = (rejected.get(place) for place in batch.places)
+    reasons = (rejected.get(place) for batch in batches for place in batch.places)
+    spans: Spans = {}
+    for batch in batches:
+        extend_all(spans, batch.spans)
     return Report(
-        spans=batch.spans,
-        records=batch.records,
-        figures=learned,
+        spans=spans,
+        records=sum(batch.records for batch in batches),
+        figures=figures,
         used=[reason is None for reason in reasons if reason is not Reason.RARE_LABEL],
-        tombstones=batch.tombstones,
-        pieces=batch.pieces,
-        lost=batch.lost,
+        tombstones=sum(batch.tombstones for batch in batches),
+        pieces=[batch.pieces for batch in batches],
+        lost=[lost for batch in batches for lost in batch.lost],
         rejections=rejections,
-        drifts=[Drift(records, batch.spans, *change) for change in learned.drifts],
-        odd_timestamps=batch.odd_timestamps,
-        poll_s=batch.poll_s,
-        decode_s=batch.decode_s,
+        drifts=[Drift(records, spans, *change) for change in figures.drifts],
+        odd_timestamps=sum((batch.odd_timestamps for batch in batches), Counter()),
+        poll_s=sum(batch.poll_s for batch in batches),
+        decode_s=sum(batch.decode_s for batch in batches),
         step_s=step_s,
     )

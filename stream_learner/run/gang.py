@@ -61,6 +61,14 @@ class Rank:
         return rank
 
 
+def is_started(ranks: int, environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this process is one of `ranks` ranks already. Raises UsageError if it is one of another number."""
+    count = Rank.from_environment(environment).count
+    if count not in (1, ranks):
+        raise UsageError(f"--ranks is {ranks}, but WORLD_SIZE in the environment is {count}; leave out --ranks")
+    return count == ranks
+
+
 def check_ranks(ranks: int, shards: int) -> None:
     """Raise UsageError if the ranks cannot carry equal numbers of shards."""
     if shards % ranks:

@@ -6,13 +6,16 @@ import queue
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 
 import structlog
 
+from stream_learner.config import Settings
 from stream_learner.errors import ExitCode, RankLostError
-from stream_learner.run.gang import LISTENER
+from stream_learner.monitoring import logs
+from stream_learner.run.gang import LISTENER, check_ranks
 from stream_learner.run.signals import obeyed
 
 log = structlog.get_logger()
@@ -21,6 +24,13 @@ LOOPBACK = "127.0.0.1"
 # After a rank ended, the others notice that it is gone. A rank that is stopped itself does not.
 END_S = 5.0
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def start_again(ranks: int, settings: Settings) -> ExitCode:
+    """Run this program's command line as several ranks. See `launch`. Raises UsageError, RankLostError."""
+    check_ranks(ranks, settings.run.shards)
+    logs.configure(settings.log.level, settings.log.format)
+    return launch(ranks, [sys.executable, *sys.orig_argv[1:]])
 
 
 def launch(ranks: int, command: list[str]) -> ExitCode:

@@ -1,6 +1,7 @@
 """Detect records that end the process, and set them aside.
 
-A life is one process of the active worker. `<run.id>/lives.json` counts the lives since the last commit. A life that
+A life is one process of the active worker. `<run.id>/lives.json` counts the lives since the last commit. If a run has
+several ranks, each other rank has an object of its own, named after its first shard. A life that
 the program itself ended is not a death and does not count. After a death, the next life is careful until its first
 commit: before it decodes or learns records, it notes their places in the object. After three deaths, a record at which
 both of the last two careful lives died is set aside. If both lives died while learning the same batch, the next life
@@ -22,8 +23,7 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.config import MIB, Settings
 from stream_learner.contract import documents, keys
 from stream_learner.contract.documents import Count
-from stream_learner.contract.manifest import Manifest
-from stream_learner.contract.spans import Offset, Partition, Topic
+from stream_learner.contract.spans import Offset, Partition, Positions, Topic
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import FencedError, StateError, StoreError, StreamLearnerError
 from stream_learner.formats.record import Record, RejectError, RetryLaterError, Sample
@@ -32,6 +32,7 @@ from stream_learner.run.batches import Decode
 log = structlog.get_logger()
 
 DEATHS = 3
+NOTE_S = 2.0
 # Enough for the places of three batches and for the places of the records that were set aside.
 MAX_BYTES = 16 * MIB
 MAX_SET_ASIDE = 1_000
@@ -58,10 +59,10 @@ class Lives:
     If the store cannot be written, a warning is logged and the life is no longer careful.
     """
 
-    def __init__(self, store: Store, settings: Settings):
-        """Begin a life. Raises StoreError when the store cannot be read."""
+    def __init__(self, store: Store, settings: Settings, shard: int = 0):
+        """Begin a life of the rank whose first shard is `shard`. Raises StoreError when the store cannot be read."""
         self._store = store
-        self._key = keys.lives(settings.run.id)
+        self._key = keys.lives(settings.run.id, shard)
         self._lock = threading.Lock()  # commits happen on the publisher's thread
         before = self._read()
         died_at = [*before.died_at, before.suspects][-2:] if before.lives else []
@@ -126,8 +127,14 @@ class Lives:
             raise
         self._end()
 
-    def committed(self, manifest: Manifest) -> None:
-        """Forget the deaths before this commit. Keep set-aside records that this commit has not passed."""
+    def ended_with_others(self) -> None:
+        """Note that this process ends only because another rank did. Give up soon if the store does not answer."""
+        noting = threading.Thread(target=self._end, daemon=True)
+        noting.start()
+        noting.join(NOTE_S)
+
+    def committed(self, positions: Positions) -> None:
+        """Forget the deaths before a commit of these positions. Keep set-aside records that it has not passed."""
         with self._lock:
             state = self._state
             if not self.careful and not state.set_aside:
@@ -138,7 +145,7 @@ class Lives:
                 set_aside=[
                     (topic, partition, offset)
                     for topic, partition, offset in state.set_aside
-                    if offset >= manifest.positions.get(topic, {}).get(partition, 0)
+                    if offset >= positions.get(topic, {}).get(partition, 0)
                 ],
             )
             self._write()

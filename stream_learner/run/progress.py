@@ -36,7 +36,7 @@ class Progress:
         document: dict[str, Any] | None = None,
         predictions_topic: str | None = None,
     ):
-        """Begin at `positions`, with the `document` of the state that was saved there.
+        """Begin at `positions`, with the `document` of the state that was saved there or at more positions.
 
         A roll-back discards nothing of `predictions_topic`, which is not learned. Raises ValueError when this document
         does not come from `Progress.document()`.
@@ -48,12 +48,11 @@ class Progress:
         self._may_discard_from: Positions = {}
         if document is not None:
             for topic, partition, offset in msgspec.convert(document, Stored).may_discard_from:
-                self._may_discard_from.setdefault(topic, {})[partition] = offset
+                if partition in positions.get(topic, {}):  # otherwise another rank reads it
+                    self._may_discard_from.setdefault(topic, {})[partition] = offset
 
     def add(self, report: Report) -> None:
         """Add a batch. Raises ValueError when the report does not continue the positions."""
-        if not report.spans:
-            return  # an idle turn of the loop
         for topic, partition, span in each(report.spans):
             expected = self.positions.get(topic, {}).get(partition, span.start)
             if expected != span.start:
@@ -62,10 +61,11 @@ class Progress:
                 self._may_discard_from.setdefault(topic, {}).setdefault(partition, span.start)
         advance(self.positions, report.spans)
         self.open.tally.add(report)
-        self.open.batches.append(report.pieces)
-        self.open.entries += len(report.pieces) + len(report.lost)
+        pieces = sum(map(len, report.pieces))
+        self.open.batches += report.pieces
+        self.open.entries += pieces + len(report.lost)
         self.open.dead_letters += report.rejections
-        self.open.pending_bytes += PIECE_BYTES * len(report.pieces) + sum(
+        self.open.pending_bytes += PIECE_BYTES * pieces + sum(
             ERROR_HEADERS_BYTES + rejection.record.nbytes for rejection in report.rejections
         )
 

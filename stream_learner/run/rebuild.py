@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -26,6 +27,8 @@ from stream_learner.learning.process import set_up_torch
 from stream_learner.networks.tensors import as_arrays
 from stream_learner.publishing.checkpoint_writer import PROGRAM
 from stream_learner.publishing.lineage import BEGINNING, bytes_of, find_path, is_file, made_otherwise, made_with
+from stream_learner.publishing.recover import SHARDS
+from stream_learner.publishing.shares import encoded_state
 from stream_learner.publishing.snapshot import Snapshot
 from stream_learner.publishing.topic_ids import check_topic_ids
 from stream_learner.run.arrivals import Read, with_predictions
@@ -99,10 +102,12 @@ def rebuild(
                 if (topic, partition) not in replays:
                     replay = cluster.replay(topic, partition, span.start)
                     replays[topic, partition] = opened.enter_context(closing(replay))
-            for batch in _batches(settings, manifest, replays, decode):
-                driver.learn(batch)
+            shards = _batches(settings, manifest, replays, decode)
+            while step := [*islice(shards, settings.run.shards)]:
+                driver.learn(*step)
                 decided = driver.decide() if driver.learner.release_due else None
-                batches, records, done = batches + 1, records + batch.records, done + offsets_in(batch.spans)
+                batches, records = batches + 1, records + sum(batch.records for batch in step)
+                done += sum(offsets_in(batch.spans) for batch in step)
                 on_progress(done, path.offsets)
     digests = _compared(path.end, driver.snapshot(decided), doubts)
     return Rebuilt(path.start.sequence if path.start else 0, path.end.sequence, batches, records, *digests)
@@ -127,11 +132,12 @@ def _resumed(settings: Settings, store: Store, before: Manifest | None, start: s
     try:
         state, released = _decoded(data), None
         parts = store.fetch_all(before.parts_of(before.kept[-1]), known={})
+        shards = [_decoded(parts[digest]) for digest in state[1].get(SHARDS, ())]
         saved = before.released_state()
         if before.release and saved:
             released = state if saved.object == before.state else _decoded(_released(store, saved))
-        return Driver.resumed(settings, before.positions, state, parts, released)
-    except ValueError as error:
+        return Driver.resumed(settings, before.positions, state, parts, released, shards)
+    except (ValueError, KeyError) as error:
         raise StateError(f"the state of checkpoint {before.sequence} does not fit the settings: {error}") from None
 
 
@@ -154,7 +160,7 @@ def _released(store: Store, saved: State) -> bytes:
 def _batches(
     settings: Settings, manifest: Manifest, replays: dict[tuple[str, int], Replay], decode: Decode
 ) -> Iterator[Batch]:
-    """Read the batches of a manifest's ledger again, and yield them."""
+    """Read the batches of a manifest's ledger again, and yield them: for each step, one for each shard."""
     poisoned = {(t, p, o) for t, partitions in manifest.poisoned.items() for p, os in partitions.items() for o in os}
     read = with_predictions(settings, setting_aside(poisoned, decode))
     at = {(topic, partition): span.start for topic, partition, span in each(manifest.spans)}
@@ -189,7 +195,8 @@ def _differences(learner: Learner, end: Manifest) -> list[str]:
 
 def _compared(end: Manifest, snapshot: Snapshot, doubts: list[str]) -> tuple[str, str | None]:
     """Return the digests of the state and of the released weights. Raises MismatchError if the manifest differs."""
-    made = {"state": (digest(tensors.encode(snapshot.tensors, snapshot.document)), end.state.digest)}
+    shards = [digest(tensors.encode(*shard)) for shard in snapshot.shards]
+    made = {"state": (digest(encoded_state(snapshot, shards)), end.state.digest)}
     if end.released and end.release and snapshot.candidate:
         made["release"] = digest(tensors.encode(as_arrays(snapshot.candidate.parameters))), end.release.object.digest
     for what, (rebuilt, published) in made.items():

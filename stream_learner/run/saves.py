@@ -5,67 +5,95 @@ import time
 import structlog
 
 from stream_learner.config import CheckpointSettings
+from stream_learner.contract.spans import Positions
+from stream_learner.learning.parallel import Parallel
 from stream_learner.monitoring.health import Phase
-from stream_learner.publishing.background_publisher import BackgroundPublisher
+from stream_learner.publishing.background_publisher import Background
 from stream_learner.publishing.snapshot import Decided
 from stream_learner.run.driver import Driver
 from stream_learner.run.lives import Lives
 from stream_learner.run.progress import MAX_ENTRIES
+from stream_learner.run.together import any_rank, gathered
 from stream_learner.run.upkeep import Upkeep
 
 log = structlog.get_logger()
 
 
 class Saves:
-    """Hands snapshots to the publisher, one at a time."""
+    """Hands snapshots to the publisher, one at a time. All ranks save together."""
 
     def __init__(
         self,
         settings: CheckpointSettings,
         driver: Driver,
-        publisher: BackgroundPublisher,
+        publisher: Background,
         upkeep: Upkeep,
         lives: Lives,
+        parallel: Parallel,
     ):
+        """Take the objects that saves use. `publisher` publishes on rank 0, and writes the rank's share elsewhere."""
         self._settings = settings
         self._driver = driver
         self._publisher = publisher
         self._upkeep = upkeep
         self._lives = lives
+        self._parallel = parallel
         self._saved_at = time.monotonic()
+        self._submitted: Positions | None = None
 
     @property
     def unsaved_records(self) -> int:
         """Number of input records that were learned and are in no committed checkpoint."""
-        return self._driver.progress.open.tally.records + self._publisher.unsaved_records
+        return self._driver.progress.open.tally.read.records + self._publisher.unsaved_records
 
     def due(self) -> bool:
-        """Return whether to save now. While the publisher is busy, save only if a limit on unsaved work is reached."""
+        """Return whether this rank asks for a save now.
+
+        While the publisher is busy, ask only if a limit on unsaved work is reached. Ranks share the limits on records.
+        """
         settings, opened = self._settings, self._driver.progress.open
         if self._driver.progress.empty:
             return False
-        records = opened.tally.records
+        share = len(self._parallel.local) / self._parallel.shards
+        records = opened.tally.read.records
         full = opened.pending_bytes >= settings.max_pending_bytes or opened.entries >= MAX_ENTRIES
-        if full or self.unsaved_records >= settings.max_unsaved_records:
+        if full or self.unsaved_records >= share * settings.max_unsaved_records:
             return True
         by_clock = time.monotonic() - self._saved_at >= settings.every_s
-        by_count = settings.every_records is not None and records >= settings.every_records
+        by_count = settings.every_records is not None and records >= share * settings.every_records
         return (by_clock or by_count) and self._publisher.idle
 
     def wait(self) -> None:
-        """Wait until the last snapshot is published."""
+        """Wait until the last snapshot is published. The other ranks wait for rank 0."""
         health = self._upkeep.monitor.health
         before = health.phase
         if not self._publisher.idle:
             health.enter(Phase.WAITING)
-        self._publisher.wait(lambda: self._upkeep.tend(self.unsaved_records))
+        if self._parallel.rank == 0:
+            self._publisher.wait(self._still_waiting)
+            any_rank(self._parallel, False)
+        else:
+            while any_rank(self._parallel, False)[0]:
+                self._upkeep.tend(self.unsaved_records)
+            self._publisher.wait(lambda: None)
+            if self._submitted is not None:
+                self._upkeep.monitor.metrics.shared()
+                self._lives.committed(self._submitted)
+                self._submitted = None
         health.enter(before)
+
+    def _still_waiting(self) -> None:
+        self._upkeep.tend(self.unsaved_records)
+        any_rank(self._parallel, True)
 
     def save(self, decided: Decided | None = None) -> None:
         """Hand a snapshot to the publisher. `decided` is the decision just made, if any."""
-        self._publisher.submit(self._driver.snapshot(decided), self._upkeep.lag())
+        snapshot = self._driver.snapshot(decided)
+        if self._parallel.rank:
+            self._submitted = snapshot.positions
+        self._publisher.submit(*gathered(self._parallel, snapshot, self._upkeep.lag()))
         self._saved_at = time.monotonic()
-        if self._lives.careful:
+        if any_rank(self._parallel, self._lives.careful)[0]:
             self.wait()  # otherwise a death during the publication would be blamed on a record decoded meanwhile
 
     def finish(self) -> None:

@@ -5,7 +5,7 @@ import importlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import structlog
 
@@ -25,6 +25,7 @@ from stream_learner.monitoring.server import serve
 from stream_learner.program import VERSION
 from stream_learner.publishing.ownership import first_look
 from stream_learner.publishing.recover import Recovery
+from stream_learner.run.gang import Rank, check_ranks
 from stream_learner.run.process import keep_freed_memory
 from stream_learner.streams.clients import Clients
 from stream_learner.streams.connection import client_config
@@ -83,7 +84,8 @@ def _check_with_torch(settings: Settings) -> None:
     from stream_learner.learning.learner import Learner
     from stream_learner.learning.process import set_up_torch
 
-    set_up_torch(settings.learning)  # before torch starts threads: they inherit that denormal numbers count as 0
+    # Before torch starts threads: they inherit that denormal numbers count as 0.
+    set_up_torch(settings.learning, settings.run.shards)
     Learner(settings)
     gc.collect()  # otherwise `gc.freeze` would keep a large network in memory
 
@@ -100,11 +102,15 @@ def run(
     """Start a worker and run it until `stop` is set. Raises the errors of `worker.run`."""
     # 1. Check the settings, and serve the health pages.
     gc.disable()  # imports make a million objects but no garbage; the collector would take a seventh of the import time
+    rank = Rank.from_environment()
+    check_ranks(rank.count, settings.run.shards)
     _check_without_torch(settings)
-    logs.configure(settings.log.level, settings.log.format)
+    several = rank.index if rank.count > 1 else None
+    logs.configure(settings.log.level, settings.log.format, several)
     keep_freed_memory()
-    registry, names = RunRegistry(settings.run.id), Names.under(settings.prefix)
-    serve(settings.monitoring.host, settings.monitoring.port, registry, health, settings.run.id)
+    registry, names = RunRegistry(settings.run.id, several), Names.under(settings.prefix)
+    port = settings.monitoring.port and settings.monitoring.port + rank.local  # 0 is any free port
+    serve(settings.monitoring.host, port, registry, health, settings.run.id)
     metrics = Metrics(
         registry,
         VERSION,
@@ -120,16 +126,20 @@ def run(
     # 3. Check the store, the topics (`Clients` checks them before it connects) and the newest checkpoint.
     store = Store(settings.checkpoint.store)
     store.try_out(keys.trials(settings.run.id))
-    with closing(Clients(settings, health.heard)) as clients:
-        clients.election.check_members()
-        recovery = Recovery(settings, store, clients.cluster, fresh, metrics.foreign_records)
-        first_look(settings, recovery.look)
+    with ExitStack() as opened:
+        clients = recovery = None
+        if rank.index == 0:
+            clients = opened.enter_context(closing(Clients(settings, health.heard)))
+            clients.election.check_members()
+            carried = range(settings.run.shards // rank.count)
+            recovery = Recovery(settings, store, clients.cluster, carried, fresh, metrics.foreign_records)
+            first_look(settings, recovery.look)
         # Up to here nothing in Kafka is changed. Joining the group is the first change, and fencing the second.
         # 4. Join the group of the election while torch is imported.
         while not importing.done() and not stop.is_set():
             wait([importing], POLL_S)
             # A take-over disturbs the active worker, so it waits until everything is checked.
-            if settings.run.on_conflict != "take_over":
+            if clients and settings.run.on_conflict != "take_over":
                 clients.election.poll()
         if stop.is_set():
             return
@@ -139,5 +149,6 @@ def run(
         gc.freeze()  # later collections need not look at the imported objects
         gc.set_threshold(NEW_OBJECTS)
         gc.enable()
-        worker.run(settings, store, clients, recovery, monitor, stop, end_process, accept_rejects=accept_rejects)
+        lead = worker.Lead(clients, recovery) if clients and recovery else None
+        worker.run(settings, store, lead, rank, monitor, stop, end_process, accept_rejects=accept_rejects)
     log.info("stopped")

@@ -17,9 +17,10 @@ from stream_learner.errors import UsageError
 from stream_learner.formats.decoder import Decoder
 from stream_learner.formats.record import Sample
 from stream_learner.learning.learner import Learner
+from stream_learner.learning.parallel import Parallel
 from stream_learner.learning.placement import place
 from stream_learner.learning.process import set_up_torch
-from stream_learner.run.batches import batches
+from stream_learner.run.batches import OpenBatch, batches
 from stream_learner.run.outage import Outage
 from stream_learner.run.process import keep_freed_memory
 from stream_learner.streams.cluster import Cluster
@@ -171,11 +172,13 @@ def _read(settings: Settings, cluster: Cluster) -> list[list[Sample]]:
     stop = threading.Event()
     outage = Outage(settings.kafka.give_up_s, stop)
     with closing(Source(settings.kafka, settings.input, begin)) as source:
-        for batch in batches(source, Decoder.from_settings(settings), begin, settings.batch, stop, outage=outage):
-            if batch.training:
-                found.append(batch.samples)
-                nbytes += batch.bytes
-            waited = not batch.spans and (found or time.monotonic() > deadline)
+        shard = OpenBatch(source, Decoder.from_settings(settings), begin, settings.batch, stop, outage=outage)
+        for closed in batches([shard], Parallel(), settings.batch, stop):
+            for batch in closed:
+                if batch.training:
+                    found.append(batch.samples)
+                    nbytes += batch.bytes
+            waited = not closed and (found or time.monotonic() > deadline)
             if waited or len(found) == BATCHES or nbytes >= MAX_BYTES:
                 break
     if not found:

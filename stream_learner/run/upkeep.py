@@ -1,6 +1,7 @@
 """Periodic work during learning: heartbeats, the election, and the gauges."""
 
 import time
+from typing import Protocol
 
 import structlog
 
@@ -12,22 +13,37 @@ from stream_learner.monitoring.health import Health
 from stream_learner.monitoring.monitor import Monitor
 from stream_learner.monitoring.report import Report
 from stream_learner.run.driver import Driver
-from stream_learner.streams.election import Election
-from stream_learner.streams.source import Source
+from stream_learner.run.inputs import Inputs
 
 log = structlog.get_logger()
 
 TEND_EVERY_S = 1.0
 
 
+class Election(Protocol):
+    """The methods of `stream_learner.streams.election.Election` that are used here."""
+
+    @property
+    def elected(self) -> bool | None: ...
+    def poll(self) -> None: ...
+
+
+class Led:
+    """The election for a rank other than 0, which follows rank 0."""
+
+    elected = True
+
+    def poll(self) -> None: ...
+
+
 class Upkeep:
     """Keeps an active worker alive, elected and visible."""
 
-    def __init__(self, kafka: KafkaSettings, driver: Driver, source: Source, election: Election, monitor: Monitor):
+    def __init__(self, kafka: KafkaSettings, driver: Driver, inputs: Inputs, election: Election, monitor: Monitor):
         self.monitor = monitor
         self._kafka = kafka
         self._driver = driver
-        self._source = source
+        self._inputs = inputs
         self._election = election
         self.tended_at = 0.0
 
@@ -42,7 +58,7 @@ class Upkeep:
         if time.monotonic() < self.tended_at + TEND_EVERY_S:
             return
         self.tended_at = time.monotonic()
-        health.unanswered = self._source.unanswered
+        health.unanswered = self._inputs.unanswered
         give_up(self._kafka, health)
         self._election.poll()
         if not self._election.elected:
@@ -56,15 +72,16 @@ class Upkeep:
         metrics, now_s = self.monitor.metrics, time.time()
         for topic, partitions in self.lag().items():
             for partition, records in partitions.items():
-                seconds = age_s(self._source.oldest_ms(topic, partition), now_s) if records else 0.0
+                seconds = age_s(self._inputs.oldest_ms(topic, partition), now_s) if records else 0.0
                 metrics.observe_lag(topic, partition, records, seconds)
-        for topic, partitions in self._source.starts().items():
+        for topic, partitions in self._inputs.starts().items():
             for partition, offset in partitions.items():
                 metrics.observe_log_start(topic, partition, offset)
         gauges = self._driver.learner.gauges()
         metrics.observe_memory(gauges.remembered, gauges.memory_bytes)
-        metrics.observe_recent(gauges.recent, gauges.drift_window, gauges.boosted)
-        metrics.observe_refused(gauges.refused)
+        if self._driver.learner.parallel.rank == 0:  # the same on all ranks
+            metrics.observe_recent(gauges.recent, gauges.drift_window, gauges.boosted)
+            metrics.observe_refused(gauges.refused)
         if self._driver.served:
             metrics.observe_served(self._driver.served.waiting, self._driver.served.totals)
         metrics.observe_unsaved(unsaved_records)
@@ -81,7 +98,7 @@ class Upkeep:
         positions = self._driver.progress.positions
         return {
             topic: {p: max(0, end - positions.get(topic, {}).get(p, 0)) for p, end in partitions.items()}
-            for topic, partitions in self._source.ends().items()
+            for topic, partitions in self._inputs.ends().items()
         }
 
 

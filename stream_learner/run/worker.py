@@ -1,9 +1,11 @@
 """The worker: it reads, learns and publishes until it is asked to stop."""
 
 import threading
-from collections.abc import Iterable
-from contextlib import closing
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 import structlog
@@ -16,6 +18,7 @@ from stream_learner.contract.vocabulary import Split
 from stream_learner.errors import (
     DependencyError,
     DivergedError,
+    ExitCode,
     FencedError,
     InputError,
     KafkaUnavailableError,
@@ -23,24 +26,31 @@ from stream_learner.errors import (
     StateError,
 )
 from stream_learner.formats.decoder import Decoder
+from stream_learner.learning.parallel import Parallel
 from stream_learner.learning.placement import place
 from stream_learner.learning.process import set_up_torch
-from stream_learner.monitoring.health import Phase
+from stream_learner.learning.ranks import Board
+from stream_learner.monitoring.health import Answer, Phase
 from stream_learner.monitoring.monitor import Monitor
-from stream_learner.publishing.background_publisher import BackgroundPublisher
+from stream_learner.publishing.background_publisher import BackgroundPublisher, BackgroundSharer
 from stream_learner.publishing.checkpoint_writer import CheckpointWriter
 from stream_learner.publishing.formats import Formats, released_graph
-from stream_learner.publishing.ownership import EndProcess, await_turn, fencing, leaving_a_mark
-from stream_learner.publishing.recover import Recovered, Recovery
+from stream_learner.publishing.ownership import EndProcess, leaving_a_mark
+from stream_learner.publishing.recover import Recovered
+from stream_learner.publishing.shares import NoPeers, ShareWriter
 from stream_learner.run.arrivals import with_predictions
-from stream_learner.run.batches import MAX_BATCH_BYTES, Batch, batches
+from stream_learner.run.batches import MAX_BATCH_BYTES, Batch, OpenBatch, batches
+from stream_learner.run.board import Shares
 from stream_learner.run.breaker import Breaker
 from stream_learner.run.driver import Driver
+from stream_learner.run.gang import Rank, join
+from stream_learner.run.inputs import Inputs, shard_of
 from stream_learner.run.lives import Lives
 from stream_learner.run.outage import Outage
 from stream_learner.run.saves import Saves
-from stream_learner.run.upkeep import Upkeep, give_up
-from stream_learner.streams.clients import Clients
+from stream_learner.run.together import any_rank, from_ranks
+from stream_learner.run.turn import Lead, follow, lead_in
+from stream_learner.run.upkeep import Led, Upkeep, give_up
 from stream_learner.streams.source import Source
 
 log = structlog.get_logger()
@@ -52,34 +62,39 @@ MOST_SHOWN = 20
 class Worker:
     """The worker's loop, and the objects that the loop uses."""
 
-    stream: Iterable[Batch]
+    stream: Iterable[list[Batch]]
     driver: Driver
     saves: Saves
     upkeep: Upkeep
     breaker: Breaker
     lives: Lives
+    leave: Callable[[], None]
+    """Waits until all ranks of the run have published everything."""
     warned_of: set[Split] = field(default_factory=set)
 
     def loop(self) -> None:
         """Learn until the stream ends, then save once more. Raises RejectsError, DivergedError, both after the save."""
-        learner = self.driver.learner
-        for batch in self.stream:
-            with self.lives.suspecting(batch.places):
-                report = self.driver.learn(batch)  # predict, then weighted step(s) with memory
-            self.upkeep.learned(report)
-            self.breaker.observe(report)
+        learner, parallel = self.driver.learner, self.driver.learner.parallel
+        for closed in self._stream():
+            if closed:
+                with self.lives.suspecting([place for batch in closed for place in batch.places]):
+                    report = self.driver.learn(*closed)  # predict, then weighted step(s) with memory
+                self.upkeep.learned(report)
+                self.breaker.observe(report)
             self.upkeep.tend(self.saves.unsaved_records)
+            save, end = any_rank(parallel, self.saves.due(), self.breaker.why is not None)
             if learner.release_due:
                 self.saves.wait()  # training waits, so that the decision falls on the same batch in every execution
                 decided = self.driver.decide()
                 self.warn_of_few_groups()
                 self.saves.save(decided)
-            elif self.saves.due():
+            elif save:
                 self.saves.wait()
                 self.saves.save()
-            if self.breaker.why or learner.diverged:
+            if end or learner.diverged:
                 break
         self.saves.finish()
+        self.leave()
         # Raise only after the save, which published the dead letters. So a restart continues after these records.
         if why := self.breaker.why:
             raise RejectsError(
@@ -92,6 +107,15 @@ class Worker:
                 "except those that a step learned. Lower learning.learning_rate or set learning.precision to fp32; if "
                 "it happens again, choose a new run.id"
             )
+
+    def _stream(self) -> Iterator[list[Batch]]:
+        """Yield the stream's batches. Save before an error of the stream ends the loop."""
+        try:
+            yield from self.stream
+        except (InputError, DependencyError):
+            self.saves.finish()  # otherwise learned records may be gone before they can be learned again
+            self.leave()
+            raise
 
     def warn_of_few_groups(self) -> None:
         """Warn when few groups dominate a held-out set. Do not repeat the warning while this lasts."""
@@ -111,106 +135,154 @@ class Worker:
 def run(
     settings: Settings,
     store: Store,
-    clients: Clients,
-    recovery: Recovery,
+    lead: Lead | None,
+    rank: Rank,
     monitor: Monitor,
     stop: threading.Event,
     end_process: EndProcess,
     *,
     accept_rejects: bool = False,
 ) -> None:
-    """Wait for this worker's turn, recover, learn until `stop` is set, and save once more.
+    """Join the other ranks, wait for this worker's turn, recover, learn until `stop` is set, and save once more.
 
-    `recovery.look()` must have been called once. Raises subclasses of StreamLearnerError. If a publication fails or
-    another worker takes over, end the process through `end_process`.
+    `lead` is None except on rank 0. `lead.recovery.look()` must have been called once. Raises subclasses of
+    StreamLearnerError. If a publication fails, another rank ends or another worker takes over, end the process through
+    `end_process`.
     """
     decoder = Decoder.from_settings(settings)
     if settings.model.frozen and not settings.model.weights:
         log.warning("the network's body is frozen and random, unless its factory loads weights; set model.weights")
-    end_process = leaving_a_mark(settings, store, end_process)
     set_up_torch(settings.learning, settings.run.shards)
     # If the device does not work, fail before another worker is ended.
     place(settings.learning, networks.factory(settings.model.name))
 
-    election, health, metrics = clients.election, monitor.health, monitor.metrics
+    health, metrics = monitor.health, monitor.metrics
+    ends = Ends(leaving_a_mark(settings, store, end_process))
+    gang = join(rank, settings, ends)
+    parallel = gang.parallel
 
     def stand_by() -> None:
         health.enter(Phase.STANDBY)
+        if lead is None:
+            health.heard(Answer.METADATA)  # rank 0 hears from the brokers, and it is alive
         give_up(settings.kafka, health)
 
-    if not await_turn(settings, store, election, stop, stand_by, recovery.look):
-        return
-    try:
+    def recover() -> None:
         health.enter(Phase.RECOVERING)
-        recovered = recovery.take_over(fencing(election, clients.transaction.fence))
-        driver = resumed(settings, recovered)
+
+    try:
+        recovered = (
+            lead_in(settings, store, lead, parallel, stop, stand_by, recover)
+            if lead
+            else follow(settings, store, parallel, stand_by, recover)
+        )
+        if recovered is None:
+            gang.leave()
+            return
+        driver = resumed(settings, recovered, parallel)
         last = recovered.checkpoint
+        sequence = last.manifest.sequence if last else 0
         if last:
             metrics.recovered(last.manifest)
-        source = Source(
-            settings.kafka,
-            settings.input,
-            recovered.positions,
-            health.heard,
-            predictions_topic=settings.predictions_topic,
-        )
-        metrics.begin(source.positions)
-        formats = Formats(settings.release, released_graph(store, last.manifest.release if last else None))
-        writer = CheckpointWriter(settings, store, clients, recovered, formats)
-        lives = Lives(store, settings)
+        sources = [
+            Source(
+                settings.kafka,
+                settings.input,
+                recovered.positions,
+                health.heard,
+                predictions_topic=settings.predictions_topic,
+                reads=lambda topic, partition, shard=shard: shard_of(settings, topic, partition) == shard,
+            )
+            for shard in parallel.local
+        ]
+        inputs = Inputs(sources)
+        metrics.begin(inputs.positions)
+        lives = ends.lives = Lives(store, settings, parallel.local[0])
 
         def committed(manifest: Manifest, seconds: float) -> None:
             monitor.committed(manifest, seconds)
-            lives.committed(manifest)
+            lives.committed(manifest.positions)
 
-        publisher = BackgroundPublisher(settings, writer, committed, metrics.store_failed, end_process)
-        stream = batches(
-            source,
-            with_predictions(settings, lives.guarded(decoder)),
-            driver.progress.positions,
-            settings.batch,
-            stop,
-            outage=Outage(settings.kafka.give_up_s, stop, health.wait_for),
-            alone=lives.alone,
-            # All records of a batch may become dead letters. The transaction's time-out is long enough
-            # for dead letters of `max_pending_bytes` in total.
-            max_bytes=min(MAX_BATCH_BYTES, settings.checkpoint.max_pending_bytes),
-        )
-        breaker = Breaker(settings.rejects, enabled=not accept_rejects)
-        upkeep = Upkeep(settings.kafka, driver, source, election, monitor)
-        saves = Saves(settings.checkpoint, driver, publisher, upkeep, lives)
-        worker = Worker(stream, driver, saves, upkeep, breaker, lives)
-        sequence = last.manifest.sequence if last else 0
-        log.info("learning", epoch=recovered.epoch, sequence=sequence, classes=len(driver.learner.labels))
-        del recovery, recovered, last  # frees the memory of the fetched state
-        health.enter(Phase.LEARNING)
-        try:
-            with lives.watched(), closing(formats):
-                try:
+        shares = Shares(rank.count, Board(from_ranks(parallel, str(uuid.uuid4()))[0])) if rank.count > 1 else None
+        with ExitStack() as opened:
+            if lead:
+                formats = Formats(settings.release, released_graph(store, last.manifest.release if last else None))
+                opened.enter_context(closing(formats))
+                writer = CheckpointWriter(settings, store, lead.clients, recovered, formats, shares or NoPeers())
+                publisher = BackgroundPublisher(settings, writer, committed, metrics.store_failed, ends)
+            else:
+                assert shares
+                share_writer = ShareWriter(store, settings.run.id, last.manifest.parts if last else [])
+                send = partial(shares.send, rank.index)
+                publisher = BackgroundSharer(share_writer, send, sequence, metrics.store_failed, ends)
+            outage = Outage(settings.kafka.give_up_s, stop, health.wait_for)
+            shards = [
+                OpenBatch(
+                    source,
+                    with_predictions(settings, lives.guarded(decoder)),
+                    driver.progress.positions,
+                    settings.batch,
+                    stop,
+                    shards=parallel.shards,
+                    outage=outage,
+                    alone=lives.alone,
+                    # All records of a batch may become dead letters. The transaction's time-out is long enough
+                    # for dead letters of `max_pending_bytes` in total.
+                    max_bytes=min(MAX_BATCH_BYTES, settings.checkpoint.max_pending_bytes) // parallel.shards,
+                )
+                for source in sources
+            ]
+            stream = batches(shards, parallel, settings.batch, stop)
+            breaker = Breaker(settings.rejects, enabled=not accept_rejects)
+            upkeep = Upkeep(settings.kafka, driver, inputs, lead.clients.election if lead else Led(), monitor)
+            saves = Saves(settings.checkpoint, driver, publisher, upkeep, lives, parallel)
+            worker = Worker(stream, driver, saves, upkeep, breaker, lives, gang.leave)
+            log.info("learning", epoch=recovered.epoch, sequence=sequence, classes=len(driver.learner.labels))
+            del recovered, last  # frees the memory of the fetched state
+            health.enter(Phase.LEARNING)
+            try:
+                with lives.watched():
                     worker.loop()
-                except (InputError, DependencyError):
-                    saves.finish()  # otherwise learned records may be gone before they can be learned again
-                    raise
-        except KafkaUnavailableError as error:
-            log.error(str(error))
-            election.close()
-            end_process(error.code)  # a normal exit would wait for the publisher, which may wait for Kafka
+            except KafkaUnavailableError as error:
+                log.error(str(error))
+                if lead:
+                    lead.clients.election.close()
+                ends(error.code)  # a normal exit would wait for the publisher, which may wait for Kafka
     except FencedError as error:
         log.error(str(error))
-        end_process(error.code)
+        ends(error.code)
 
 
-def resumed(settings: Settings, recovered: Recovered) -> Driver:
-    """Build the learner and its progress from the checkpoint.
+class Ends:
+    """Ends the process. A rank that ends because another one did is no death that a record may have caused."""
+
+    def __init__(self, end_process: EndProcess):
+        self.lives: Lives | None = None
+        self._end_process = end_process
+
+    def __call__(self, code: ExitCode) -> None:
+        if code is ExitCode.RANK and self.lives:
+            self.lives.ended_with_others()
+        self._end_process(code)
+
+
+def resumed(settings: Settings, recovered: Recovered, parallel: Parallel) -> Driver:
+    """Build the learner and its progress from the checkpoint, with the positions that this rank reads.
 
     Raises StateError when the checkpoint's state cannot be restored.
     """
     checkpoint = recovered.checkpoint
+    positions = {
+        topic: {p: at for p, at in partitions.items() if shard_of(settings, topic, p) in parallel.local}
+        for topic, partitions in recovered.positions.items()
+    }
     if checkpoint is None:
-        return Driver.fresh(settings, recovered.positions)
+        return Driver.fresh(settings, positions, parallel)
     state = checkpoint.tensors, checkpoint.document
     try:
-        driver = Driver.resumed(settings, recovered.positions, state, checkpoint.parts, checkpoint.released)
+        driver = Driver.resumed(
+            settings, positions, state, checkpoint.parts, checkpoint.released, checkpoint.shards, parallel
+        )
     except ValueError as error:
         raise StateError(
             f"the state of checkpoint {checkpoint.manifest.sequence} cannot be restored: {error}. Restore the object "

@@ -43,8 +43,11 @@ class Source:
         clock: Callable[[], float] = time.monotonic,
         *,
         predictions_topic: str | None = None,
+        reads: Callable[[str, int], bool] = lambda *_: True,
     ):
         """Connect. Begin at `positions`, and at offset 0 in partitions that `positions` lacks or that are added later.
+
+        Read only the partitions for which `reads(topic, partition)` is true.
 
         Also read `predictions_topic`. Lost records of this topic never stop the reading, whatever `input.on_lost` says.
         `heard` is passed to Reader. Raises KafkaUnavailableError.
@@ -52,12 +55,15 @@ class Source:
         self._kafka = kafka
         self._settings = settings
         self._predictions_topic = predictions_topic
+        self._reads = reads
         self._topics = [*settings.topics, *filter(None, [predictions_topic])]
         self._clock = clock
         self._merge = Merge(clock)
         self._newest_ms: dict[TopicPartition, int] = {}
         self._stopped: set[TopicPartition] = set()  # not read any more; an InputError may follow the waiting records
-        self._fetched = {TopicPartition(t, p): offset for t, ps in positions.items() for p, offset in ps.items()}
+        self._fetched = {
+            TopicPartition(t, p): offset for t, ps in positions.items() for p, offset in ps.items() if reads(t, p)
+        }
         with opening(
             kafka,
             "opening the input",
@@ -161,6 +167,9 @@ class Source:
     def _read(self, timeout_s: float) -> None:
         """Read ahead, and add the records and gaps to the merge."""
         consumer, merge = self._consumer, self._merge
+        if not self._fetched:
+            time.sleep(timeout_s)  # no partition is this source's yet
+            return
         consumer.budget.limit = MAX_POLL_BYTES - merge.nbytes
         for place, messages in consumer.poll(timeout_ms=int(timeout_s * 1000)).items():
             items: list[Item] = []
@@ -280,6 +289,7 @@ class Source:
             TopicPartition(topic, partition)
             for topic in self._topics
             for partition in cluster.partitions_for_topic(topic) or ()
+            if self._reads(topic, partition)
         } | set(self._fetched)
         if places == self._consumer.assignment():
             return

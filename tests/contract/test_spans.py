@@ -17,7 +17,8 @@ def rejection(offset: int, reason: Reason = Reason.NO_LABEL) -> Rejection:
 
 
 def report(spans: Spans, **rest) -> Report:
-    return Report(**({"spans": spans, "records": sum(s.end - s.start for _, _, s in each(spans))} | rest))
+    records = sum(s.end - s.start for _, _, s in each(spans))
+    return Report(**({"spans": spans, "records": records, "pieces": [[]]} | rest))
 
 
 def test_a_span_grows_and_begins_where_it_was_first_seen():
@@ -70,7 +71,7 @@ def test_any_way_of_cutting_covers_each_offset_once(steps):
     assert progress.empty
     covered: Spans = {}
     for window in windows:
-        extend_all(covered, window.tally.spans)  # raises unless each continues the one before
+        extend_all(covered, window.tally.read.spans)  # raises unless each continues the one before
     ends = dict(start["images"])
     for partition, count, _ in steps:
         ends[partition] += count
@@ -78,7 +79,7 @@ def test_any_way_of_cutting_covers_each_offset_once(steps):
     assert {(p, s.start, s.end) for _, p, s in each(covered)} == {
         (p, start["images"][p], ends[p]) for p in {p for p, _, _ in steps}
     }
-    assert sum(w.tally.records for w in windows) == sum(count for _, count, _ in steps)
+    assert sum(w.tally.read.records for w in windows) == sum(count for _, count, _ in steps)
     positions = {"images": dict(start["images"])}
     advance(positions, covered)
     assert positions == progress.positions
@@ -90,19 +91,18 @@ def test_the_ledger_says_which_offsets_made_each_batch():
         [Piece("images", 0, 32)],
         [Piece("images", 0, 36), Piece("images", 1, 29), Piece("images", 0, 40)],
     ]
-    progress.add(report({"images": {0: Span(0, 32)}}, pieces=batches[0]))
-    progress.add(report({"images": {0: Span(32, 40), 1: Span(5, 29)}}, pieces=batches[1]))
+    progress.add(report({"images": {0: Span(0, 32)}}, pieces=[batches[0]]))
+    progress.add(report({"images": {0: Span(32, 40), 1: Span(5, 29)}}, pieces=[batches[1]]))
     closed = progress.close()
     assert closed.batches == batches
     assert closed.pending_bytes == 4 * PIECE_BYTES
     assert progress.close().batches == []
 
 
-def test_an_idle_turn_leaves_nothing_to_publish():
+def test_control_records_alone_move_the_position():
     progress = Progress({"images": {0: 0}})
-    progress.add(report({}))
     assert progress.empty
-    progress.add(report({"images": {0: Span(0, 3)}}, records=0))  # control records alone move the position
+    progress.add(report({"images": {0: Span(0, 3)}}, records=0))
     assert not progress.empty
 
 

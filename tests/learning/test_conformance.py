@@ -153,7 +153,7 @@ def test_every_record_is_counted_once(run):
         assert report.rejections == []
     snapshot = driver.snapshot()
     records = sum(b.records for b in batches)
-    assert snapshot.interval.tally.records == snapshot.document["records"] == records
+    assert snapshot.interval.tally.read.records == snapshot.document["records"] == records
     assert snapshot.positions == {"images": {0: records}}
     assert driver.progress.empty
 

@@ -24,6 +24,7 @@ from digit_stream import (
 )
 from PIL import Image
 
+from benchmarks.single_shard import single_shard
 from stream_learner.config import Settings
 from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.errors import UsageError
@@ -37,7 +38,6 @@ from stream_learner.learning.strategies import Losses, Minibatch, Step
 from stream_learner.learning.strategies.er import ExperienceReplay
 from stream_learner.learning.strategies.finetune import FineTune
 from stream_learner.networks.tensors import load_parameters
-from stream_learner.run.batches import batches
 from stream_learner.run.driver import Driver
 from stream_learner.run.progress import Progress
 
@@ -220,7 +220,7 @@ def test_digits_are_learned_from_records_to_a_release():
     )
     topic, driver = Topic(digits_as_records()), driver_of(given)
     correct = seen = 0
-    for b in batches(topic, Decoder.from_settings(given), {}, given.batch, topic):
+    for b in single_shard(topic, Decoder.from_settings(given), {}, given.batch, topic):
         for right, total in driver.learn(b).figures.prequential.values():
             correct, seen = correct + right, seen + total
     candidate = decided(driver).candidate
@@ -312,7 +312,7 @@ def test_an_enormous_learning_rate_diverges_and_is_noticed(model, precision):
             break
     assert driver.learner.diverged
     tally = driver.snapshot().interval.tally
-    assert tally.rejects["images"]["non_finite_step"] + tally.learned == tally.records
+    assert tally.read.rejects["images"]["non_finite_step"] + tally.read.splits["train"] == tally.read.records
 
 
 def test_the_number_of_threads_is_the_settings():

@@ -156,7 +156,7 @@ def test_the_window_tells_the_distribution_of_every_policys_factors(run):
     assert set(tally.weights) == {*run["weights__policies"], "combined"}
     for name, distribution in tally.weights.items():
         every = [weight for report in reports for weight in report.figures.weights[name]]
-        assert distribution.count == len(every) == tally.learned
+        assert distribution.count == len(every) == tally.read.splits["train"]
         assert distribution.mean == pytest.approx(np.mean(every))
         assert (distribution.min, distribution.max) == (min(every), max(every))
 

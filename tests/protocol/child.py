@@ -25,7 +25,7 @@ from stream_learner.contract import tensors
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.memory import BalancedMemory
 from stream_learner.publishing import checkpoint_writer, recover
-from stream_learner.run import start, upkeep, worker
+from stream_learner.run import start, turn, upkeep
 from stream_learner.run.driver import Driver
 from stream_learner.streams.cluster import Cluster
 from stream_learner.streams.journal import ReadBack
@@ -47,7 +47,7 @@ COLLABORATORS: dict[str, type | ModuleType] = {
     "tensors": tensors,
     "store": Store,
     "transaction": Transaction,
-    "worker": worker,
+    "turn": turn,
 }
 
 

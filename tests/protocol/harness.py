@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -31,7 +31,7 @@ from feed import Draft, Fed
 from stream_learner import config
 from stream_learner.config import Settings
 from stream_learner.errors import ExitCode
-from stream_learner.local.broker import Broker
+from stream_learner.local.broker import Broker, free_port
 from stream_learner.streams import topics
 
 DEADLINE_S = 60.0
@@ -275,6 +275,20 @@ class Run:
         """Start a worker whose process `target` prepares. It is called with log, command line and `arguments`."""
         return self._child(target, ["run", *self._sets], *arguments)
 
+    def start_ranks(self, ranks: int, altered: Mapping[int, tuple[Any, ...]] | None = None) -> list[Worker]:
+        """Start the ranks of a worker, as the launcher does.
+
+        `altered` has, for some ranks, a target that prepares the process, and the target's arguments after log and
+        command line; see `start_altered`.
+        """
+        place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        started = []
+        for rank in range(ranks):
+            environment = place | {"RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
+            target, *arguments = (altered or {}).get(rank, (child.command,))
+            started.append(self._child(target, ["run", *self._sets], *arguments, environment=environment))
+        return started
+
     def start_jumping(self, point: Point, seconds: float) -> Worker:
         """A worker whose wall clock jumps by `seconds` at a point of its protocol."""
         return self.start_altered(child.jumping, point, seconds)
@@ -289,6 +303,18 @@ class Run:
             command = [*within, sys.executable, "-m", "stream_learner", "run", *self._sets, *options]
             process = subprocess.Popen(command, stdout=file, stderr=file)
         return self._add(Worker(process.pid, process.poll, log))
+
+    def learned_by_ranks(self, workers: Sequence[Worker]) -> None:
+        """Wait until a checkpoint has everything that was fed. Fails when a rank ends, or when progress stops."""
+        saved = 0
+        deadline = time.monotonic() + DEADLINE_S
+        while self.saved() != self.ends():
+            for worker in workers:
+                assert worker.poll() is None, f"a rank ended with {worker.poll()}:\n{worker.text()}"
+            if (now := sum(self.saved().values())) > saved:
+                saved, deadline = now, time.monotonic() + DEADLINE_S
+            assert time.monotonic() < deadline, f"no progress in {DEADLINE_S:g} s:\n{workers[0].text()}"
+            time.sleep(10 * POLL_S)
 
     def finish(self, worker: Worker) -> outputs.Log:
         """Let a worker learn everything that was fed, and stop it. Check the run's output, and return it."""
@@ -352,9 +378,12 @@ class Run:
     def _sets(self) -> list[str]:
         return [word for argument in self.arguments for word in ("--set", argument)]
 
-    def _child(self, target: Callable[..., None], *arguments: Any) -> Worker:
+    def _child(
+        self, target: Callable[..., None], *arguments: Any, environment: Mapping[str, str] | None = None
+    ) -> Worker:
         log = self._log()
-        process = processes.Process(target=child.started, args=(dict(os.environ), target, log, *arguments), daemon=True)
+        variables = {**os.environ, **(environment or {})}
+        process = processes.Process(target=child.started, args=(variables, target, log, *arguments), daemon=True)
         process.start()
         assert process.pid
         ended: int | None = None

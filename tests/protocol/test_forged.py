@@ -17,10 +17,9 @@ from outputs import Log
 from stream_learner.checkpoints.store import Store
 from stream_learner.contract.manifest import decode_manifest, digest
 from stream_learner.errors import ExitCode, InputError, StateError
-from stream_learner.publishing.recover import Recovery, check_positions
+from stream_learner.publishing.recover import Fetch, check_positions
 from stream_learner.publishing.topic_ids import check_topic_ids
 from stream_learner.streams import offsets
-from stream_learner.streams.cluster import Cluster
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -91,7 +90,7 @@ def test_what_is_behind_a_link_is_neither_read_nor_deleted(published: Run) -> No
 def test_whatever_a_manifest_says_it_is_resumed_or_refused(finished: tuple[Run, Log]) -> None:
     """Everything that a start does with a manifest before it restores the state, by random edits of a real one."""
     run, log = finished
-    recovery = Recovery(run.settings, Store(run.settings.checkpoint.store), Cluster(run.settings))
+    fetch = Fetch(run.settings, Store(run.settings.checkpoint.store), ())
     first, end = offsets.bounds(run.settings.kafka, run.settings.input.topics)
     resumed = 0
 
@@ -103,7 +102,7 @@ def test_whatever_a_manifest_says_it_is_resumed_or_refused(finished: tuple[Run, 
             manifest = decode_manifest(json.dumps(document).encode())
             check_topic_ids(manifest.topic_ids, manifest.topic_ids)
             check_positions(manifest, first, end, "stop")
-            recovery.fetched(manifest, "")
+            fetch(manifest, "", {})
             resumed += 1
 
     look()

@@ -29,6 +29,7 @@ from stream_learner.monitoring.report import Report
 from stream_learner.publishing.checkpoint_writer import CheckpointWriter
 from stream_learner.publishing.formats import Formats
 from stream_learner.publishing.recover import Recovered, Recovery
+from stream_learner.publishing.shares import NoPeers
 from stream_learner.publishing.snapshot import Snapshot
 from stream_learner.run.progress import Progress
 
@@ -58,7 +59,7 @@ class FakeRun:
 
     def recovery(self, fresh: bool = False, skipped: Any = lambda *_: None) -> Recovery:
         """The recovery of a new start."""
-        return Recovery(self.settings, self.store, self.cluster, fresh, skipped)
+        return Recovery(self.settings, self.store, self.cluster, (), fresh, skipped)
 
     def recover(self, fresh: bool = False) -> Recovered:
         """Take the run over, as a start does."""
@@ -69,7 +70,9 @@ class FakeRun:
         """The writer of a worker that has taken the run over."""
         recovered = recovered or self.recover()
         clients = FakeClients(self.cluster, self.transaction, FakeReadBack(self.cluster))
-        return CheckpointWriter(self.settings, self.store, clients, recovered, Formats(self.settings.release))
+        return CheckpointWriter(
+            self.settings, self.store, clients, recovered, Formats(self.settings.release), NoPeers()
+        )
 
     def publish(self, writer: CheckpointWriter, snapshot: Snapshot) -> Manifest:
         """Publish a snapshot as the worker does, and clean up."""
@@ -94,12 +97,14 @@ class FakeRun:
                 {TOPIC: {0: Span(start, start + records)}},
                 records,
                 Figures(samples={Split.TRAIN: 1}),
+                pieces=[[]],
                 rejections=[*letters],
             )
         )
         return Snapshot(
             tensors={"x": np.full(1, start, np.float32)},
             document=identity(self.settings) | Classes(self.settings).state_dict(),
+            shards=[],
             parts={digest(part): part for part in parts},
             positions={TOPIC: {0: start + records}},
             interval=self.progress.close(),

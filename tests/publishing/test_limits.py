@@ -49,6 +49,7 @@ from stream_learner.publishing.checkpoint_writer import CheckpointWriter
 from stream_learner.publishing.fit import fit
 from stream_learner.publishing.formats import Formats
 from stream_learner.publishing.recover import Recovered
+from stream_learner.publishing.shares import NoPeers
 from stream_learner.publishing.snapshot import Interval, Snapshot
 from stream_learner.publishing.tally import Tally
 from stream_learner.run.progress import MAX_ENTRIES, Progress
@@ -105,7 +106,7 @@ def worst_report(names: list[str], records_each: int) -> Report:
     return Report(
         spans=spans,
         records=records_each,
-        pieces=pieces,
+        pieces=[pieces],
         rejections=rejections,
         figures=Figures(
             samples={Split.TRAIN: records_each},
@@ -149,6 +150,7 @@ def worst_snapshot(names: list[str]) -> Snapshot:
     return Snapshot(
         tensors={"x": np.zeros(1, np.float32)},
         document={},
+        shards=[],
         parts={digest(part): part for part in map(str.encode, map(str, range(MAX_SEGMENTS // 4)))},
         positions=progress.positions,
         interval=interval,
@@ -162,7 +164,7 @@ def worst_snapshot(names: list[str]) -> Snapshot:
         arithmetic=Arithmetic("2.9.0", "cpu", "AVX2", 1, digest(b"settings")),
         candidate=candidate,
         decision=Decision(released=True, abstained=True, candidate=0.5, last=None, samples=100, reason=""),
-        discarded=interval.tally.spans,
+        discarded=interval.tally.read.spans,
     )
 
 
@@ -179,7 +181,8 @@ def writer(settings: Settings) -> Iterator[CheckpointWriter]:
     clients.transaction.fence()
     ids = topics.topic_ids(settings, [*settings.input.topics, topics.Names.under(settings.prefix).checkpoints])
     recovered = Recovered({}, ids, epoch=1)
-    yield CheckpointWriter(settings, Store(settings.checkpoint.store), clients, recovered, Formats(settings.release))
+    formats = Formats(settings.release)
+    yield CheckpointWriter(settings, Store(settings.checkpoint.store), clients, recovered, formats, NoPeers())
     clients.close()
     clients.transaction._producer.close(60)
     clients.read_back._consumer.close()
@@ -197,7 +200,7 @@ def test_the_largest_window_and_manifest_fit_in_their_topics(settings: Settings,
     assert len(msgspec.json.encode(found.manifest)) <= MAX_DOCUMENT_BYTES
     # The important fields are present. The omitted ones are named, and no others are missing.
     assert found.manifest.positions == snapshot.positions
-    assert found.manifest.spans == found.window.spans == snapshot.interval.tally.spans
+    assert found.manifest.spans == found.window.spans == snapshot.interval.tally.read.spans
     assert found.manifest.ledger.batches == 1
     assert found.manifest.release.labels == LABELS
     assert found.window.drift_count == DRIFTS

@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from command_line import MODULE
 from joined_rank import RUN, sums
 
 from stream_learner.errors import ExitCode, UsageError
 from stream_learner.learning.parallel import Parallel
-from stream_learner.run.gang import Rank, check_ranks
+from stream_learner.run.gang import Rank, check_ranks, is_started
 
 ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 DEADLINE_S = 60.0
@@ -45,12 +46,49 @@ def test_an_environment_of_no_rank_is_refused(environment: dict[str, str], messa
         Rank.from_environment(environment)
 
 
+def test_a_process_is_started_as_a_rank_once():
+    assert is_started(1, {})
+    assert not is_started(2, {})
+    assert not is_started(2, {"RANK": "0", "WORLD_SIZE": "1"})
+    two = ADDRESS | {"RANK": "1", "WORLD_SIZE": "2"}
+    assert is_started(2, two)
+    with pytest.raises(UsageError, match="--ranks is 4, but WORLD_SIZE in the environment is 2; leave out --ranks"):
+        is_started(4, two)
+
+
 def test_ranks_carry_equal_numbers_of_shards():
     check_ranks(2, 4)
     with pytest.raises(UsageError, match=r"3 ranks cannot share run\.shards = 4 equally"):
         check_ranks(3, 4)
     with pytest.raises(UsageError, match=r"8 ranks cannot share run\.shards = 4 equally"):
         check_ranks(8, 4)
+
+
+SETTINGS = """
+run.id = "r"
+run.shards = 4
+input.topics = ["images"]
+checkpoint.store = "nope://bucket"
+"""
+
+
+@pytest.mark.parametrize(
+    ("ranks", "lines"),
+    [
+        (3, ["3 ranks cannot share run.shards = 4 equally"]),
+        # The launcher does not check the store, so each rank refuses it.
+        (2, ["checkpoint.store = 'nope://bucket' is not a folder or a known URL"] * 2),
+    ],
+)
+def test_the_launcher_runs_its_own_command_line(ranks: int, lines: list[str], tmp_path: Path):
+    (tmp_path / "worker.toml").write_text(SETTINGS)
+    command = [*MODULE, "run", "worker.toml", "--ranks", str(ranks), "--set", "monitoring.port=0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == ExitCode.USAGE
+    said = done.stderr.splitlines()
+    assert len(said) == len(lines)
+    for line, expected in zip(said, lines, strict=True):
+        assert expected in line
 
 
 def test_ranks_that_join_sum_alike_until_one_is_killed(tmp_path: Path):

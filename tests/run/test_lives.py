@@ -1,8 +1,7 @@
 """Notes that a worker's processes leave for later ones, in a real folder. A process without a noted end has died."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -47,7 +46,7 @@ def verdict(lives: Lives, place: Place) -> str:
 
 
 def commit(lives: Lives, positions: dict[str, dict[int, int]]) -> None:
-    lives.committed(cast(Any, SimpleNamespace(positions=positions)))
+    lives.committed(positions)
 
 
 def test_the_third_death_at_a_record_sets_it_aside(store: Store):

@@ -16,6 +16,7 @@ from stream_learner.contract.vocabulary import Label
 from stream_learner.contract.window import MAX_SERVED_RELEASES, ClassAccuracy, Distribution
 from stream_learner.formats.record import Record, Sample
 from stream_learner.learning.learned import Learned
+from stream_learner.learning.parallel import Parallel
 from stream_learner.publishing.served_tally import ServedTally
 from stream_learner.run.arrivals import Arrival, with_predictions
 from stream_learner.run.batches import Batch
@@ -109,13 +110,12 @@ def test_a_prediction_expires_in_event_time() -> None:
     assert len(label(served, sample("c", at_s=KEEP_S)).scored) == 1
 
 
-def test_an_idle_turn_of_the_loop_changes_nothing() -> None:
-    """Neither windows nor the ledger record an idle turn."""
-
+def test_a_batch_of_predictions_alone_is_counted() -> None:
     class Idle:
         records = 0
+        parallel = Parallel()
 
-        def learn(self, *_: Any) -> Learned:
+        def learn_shards(self, *_: Any) -> Learned:
             return Learned()
 
     served = new()
@@ -123,7 +123,6 @@ def test_an_idle_turn_of_the_loop_changes_nothing() -> None:
     batch = Batch(predictions=[(0, arrival("old")), *((0, arrival(str(i), at_s=2 * KEEP_S)) for i in range(9))])
     batch.cover("digits.predictions", 0, 0, 10)
     assert driver.learn(batch).served == ServedFigures(read=10, waiting=10)
-    assert driver.learn(Batch()).served is None
     assert served.waiting == 10
     batch = Batch(predictions=[(0, arrival("new", at_s=2 * KEEP_S))])
     batch.cover("digits.predictions", 0, 10, 11)

@@ -30,7 +30,7 @@ def test_what_is_left_is_saved_at_the_end():
 
 def test_nothing_learned_is_nothing_to_save():
     assert Loop([]).run() == []
-    assert Loop([Batch(), Batch()], every_s=ALWAYS).run() == ["idle", "idle"]
+    assert Loop([[], []], every_s=ALWAYS).run() == []
 
 
 def test_a_release_falls_on_its_batch_and_the_save_follows():
@@ -58,8 +58,8 @@ def test_saves_by_count():
 
 
 def test_saves_by_the_clock():
-    loop = Loop([batch(0), Batch(), batch(10)], every_s=ALWAYS)
-    assert loop.run() == ["learn", "save", "idle", "learn", "save"]
+    loop = Loop([[batch(0)], [], [batch(10)]], every_s=ALWAYS)
+    assert loop.run() == ["learn", "save", "learn", "save"]
 
 
 def test_training_goes_on_while_a_save_is_published():
@@ -86,7 +86,7 @@ def test_dead_letters_that_grow_too_many_force_a_save():
 
 def test_a_ledger_that_grows_too_long_forces_a_save(monkeypatch):
     monkeypatch.setattr(saves, "MAX_ENTRIES", 25)
-    loop = Loop([replace(b, pieces=[Piece("images", 0, 1)] * 10) for b in stream(6)], busy=True)
+    loop = Loop([[replace(b, pieces=[Piece("images", 0, 1)] * 10)] for (b,) in stream(6)], busy=True)
     assert loop.run() == ["learn", "learn", "learn", "save", "learn", "learn", "learn", "wait", "save", "wait"]
 
 
@@ -106,7 +106,7 @@ def test_accepted_rejects_do_not_stop_it():
 def test_a_divergence_is_saved_before_it_stops_it():
     loop = Loop(stream(9), busy=True)
 
-    def diverging() -> Iterable[Batch]:
+    def diverging() -> Iterable[list[Batch]]:
         for i, b in enumerate(stream(9)):
             loop.learner.diverged = i == 2
             yield b
@@ -118,7 +118,7 @@ def test_a_divergence_is_saved_before_it_stops_it():
 
 
 def test_an_error_while_learning_saves_nothing():
-    loop = Loop([batch(0), batch(20)])
+    loop = Loop([[batch(0)], [batch(20)]])
     with pytest.raises(ValueError, match="offset 10 comes next"):
         loop.run()
     assert loop.events == ["learn", "learn"]
@@ -129,7 +129,8 @@ def test_a_device_that_fails_ends_a_worker_before_it_takes_part(monkeypatch):
         raise UsageError("learning.device = 'cuda' cannot be used: busy")
 
     monkeypatch.setattr(worker, "place", busy)
-    monkeypatch.setattr(worker, "await_turn", lambda *_: pytest.fail("another worker was disturbed"))
+    monkeypatch.setattr(worker, "join", lambda *_: pytest.fail("other ranks were disturbed"))
+    monkeypatch.setattr(worker, "lead_in", lambda *_: pytest.fail("another worker was disturbed"))
     nothing = cast(Any, None)
     settings = Settings.model_validate({"run": {"id": "digits"}, "input": {"topics": ["images"]}})
     arguments = inspect.signature(worker.run).parameters
@@ -143,11 +144,11 @@ def test_a_device_that_fails_ends_a_worker_before_it_takes_part(monkeypatch):
 def test_a_worker_that_was_replaced_learns_and_saves_no_more():
     loop = Loop([])
 
-    def replaced() -> Iterable[Batch]:
-        yield batch(0)
+    def replaced() -> Iterable[list[Batch]]:
+        yield [batch(0)]
         loop.election.elected = False
         loop.upkeep.tended_at = -NEVER  # a second later
-        yield batch(10)
+        yield [batch(10)]
         raise AssertionError
 
     loop.worker.stream = replaced()
@@ -160,8 +161,8 @@ def test_a_worker_that_was_replaced_learns_and_saves_no_more():
 def test_a_worker_that_hears_nothing_from_kafka_gives_up():
     loop = Loop([])
 
-    def cut_off() -> Iterable[Batch]:
-        yield batch(0)
+    def cut_off() -> Iterable[list[Batch]]:
+        yield [batch(0)]
         for silence_s, expected in ((600, None), (601, "kafka.give_up_s = 600")):
             loop.clock.now = silence_s
             loop.upkeep.tended_at = -NEVER  # a second later
@@ -179,8 +180,8 @@ def test_a_worker_that_hears_nothing_from_kafka_gives_up():
 def test_every_turn_and_every_wait_is_a_heartbeat():
     loop = Loop([])
 
-    def slow() -> Iterable[Batch]:
-        for b in [batch(0), Batch(), batch(10)]:
+    def slow() -> Iterable[list[Batch]]:
+        for b in [[batch(0)], [], [batch(10)]]:
             loop.clock.now += 10
             yield b
             assert loop.health.why_not_live() is None

@@ -13,6 +13,7 @@ from stream_learner.contract.spans import Positions, Span
 from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.formats.record import Record, Rejection
 from stream_learner.learning.gauges import Gauges
+from stream_learner.learning.parallel import Parallel
 from stream_learner.monitoring.health import Health, Phase
 from stream_learner.monitoring.metrics import Metrics
 from stream_learner.monitoring.monitor import Monitor
@@ -43,6 +44,7 @@ class Learner:
 
     def __init__(self, release_every: float = NEVER):
         self.labels = ["cat", "dog"]
+        self.parallel = Parallel()
         self.diverged = False
         self.few: list[dict[Split, float]] = []  # of each decision to come
         self.since_decision = 0
@@ -69,12 +71,12 @@ class Driver:
         self._events = events
 
     def learn(self, batch: Batch) -> Report:
-        self._events.append("learn" if batch.records else "idle")
+        self._events.append("learn")
         report = Report(
             batch.spans,
             batch.records,
             Figures(samples={Split.TRAIN: batch.training}),
-            pieces=batch.pieces,
+            pieces=[batch.pieces],
             rejections=batch.rejections,
         )
         self.progress.add(report)
@@ -102,7 +104,7 @@ class Publisher:
 
     @property
     def unsaved_records(self) -> int:
-        return 0 if self.idle else self.published[-1].tally.records
+        return 0 if self.idle else self.published[-1].tally.read.records
 
     def submit(self, snapshot: Interval, lag: Positions) -> None:
         assert self.idle
@@ -142,7 +144,7 @@ class Loop:
 
     def __init__(
         self,
-        batches: Iterable[Batch],
+        stream: Iterable[list[Batch]],
         release_every: float = NEVER,
         busy: bool = False,
         accept_rejects: bool = False,
@@ -175,9 +177,9 @@ class Loop:
         driver, lives = cast(Any, self.driver), cast(Any, Lives())
         monitor = Monitor(self.health, Metrics(self.registry, "1.2.3"))
         self.upkeep = Upkeep(settings.kafka, driver, cast(Any, source), cast(Any, self.election), monitor)
-        saving = Saves(settings.checkpoint, driver, cast(Any, self.publisher), self.upkeep, lives)
+        saving = Saves(settings.checkpoint, driver, cast(Any, self.publisher), self.upkeep, lives, Parallel())
         breaker = Breaker(settings.rejects, enabled=not accept_rejects)
-        self.worker = Worker(batches, driver, saving, self.upkeep, breaker, lives)
+        self.worker = Worker(stream, driver, saving, self.upkeep, breaker, lives, lambda: None)
 
     def run(self) -> list[str]:
         self.worker.loop()
@@ -186,7 +188,7 @@ class Loop:
     @property
     def saved(self) -> list[int]:
         """Records in each save."""
-        return [closed.tally.records for closed in self.publisher.published]
+        return [closed.tally.read.records for closed in self.publisher.published]
 
 
 def batch(start: int, rejected: int = 0, value: bytes = b"") -> Batch:
@@ -199,5 +201,5 @@ def batch(start: int, rejected: int = 0, value: bytes = b"") -> Batch:
     )
 
 
-def stream(count: int, **rest: Any) -> list[Batch]:
-    return [batch(BATCH * i, **rest) for i in range(count)]
+def stream(count: int, **rest: Any) -> list[list[Batch]]:
+    return [[batch(BATCH * i, **rest)] for i in range(count)]

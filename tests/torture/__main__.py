@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from feed import digits
+from gangs import gang_torture
 from pictures import Pictures, small_pictures
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
@@ -28,6 +29,7 @@ def main(
     kills: Annotated[int, typer.Option(min=10, help="How often a worker is killed.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
     data: Annotated[Path | None, typer.Option(help="A data set's folder; digits when left out.")] = None,
+    ranks: Annotated[bool, typer.Option("--ranks", help="Kill ranks of a run in several processes.")] = False,
 ) -> None:
     """Kill a worker repeatedly. No record may be lost or taken twice."""
     pictures = small_pictures(open_dataset(data), Random(seed)) if data else Pictures(digits(), {})
@@ -37,7 +39,9 @@ def main(
     columns = *Progress.get_default_columns(), MofNCompleteColumn()
     with Broker(folder / "kafka") as broker, Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("killing", total=kills)
-        report = torture(broker, folder, kills, seed, records, pictures, lambda: progress.advance(bar))
+        report = (gang_torture if ranks else torture)(
+            broker, folder, kills, seed, records, pictures, lambda: progress.advance(bar)
+        )
     print_table(report)
     if report.violations:
         print(f"The runs, their logs and the broker are kept in {folder}; SEED={seed} does the same again")

@@ -29,7 +29,7 @@ LEARNING = {
 }
 RECOVERY = {
     "topics check": ("cluster", "check_topics", 1),
-    "election": ("worker", "await_turn", 1),
+    "election": ("turn", "await_turn", 1),
     "reading the checkpoints": ("cluster", "newest_manifest", 2),
     "fetch": ("store", "fetch", 3),  # the newest state, the last release's, parts
     "fence": ("transaction", "fence", 1),

@@ -1,0 +1,44 @@
+"""One run over several ranks, which end together and continue as another number of ranks."""
+
+import signal
+
+from feed import mixed
+from harness import NewRun
+
+from stream_learner.errors import ExitCode
+
+
+def test_a_rank_that_is_killed_ends_the_others_and_any_number_of_ranks_continues(new_run: NewRun) -> None:
+    run = new_run(
+        partitions=3,
+        run__shards=2,
+        batch__size=16,
+        memory__max_items=200,
+        held_out__max_items=100,
+        release__every_records=300,
+        checkpoint__every_records=100,
+        checkpoint__every_s=1.0,
+    )
+    drafts = list(mixed(1000))
+    run.feed(drafts[:500])
+    first, second = run.start_ranks(2)
+    for worker in (first, second):
+        worker.learning()
+    first.until("a checkpoint", run.saved)
+    second.kill()
+    assert "another rank of the run ended" in first.ends(ExitCode.RANK) or "rank 1 of the run ended" in first.text()
+
+    run.feed(drafts[500:])
+    alone = run.start()
+    run.learned_by_ranks([alone])
+    alone.stop()
+    run.feed(mixed(100, 1), 1)  # one shard has no records
+    ranks = run.start_ranks(2)
+    run.learned_by_ranks(ranks)
+    for worker in ranks:
+        worker.signal(signal.SIGTERM)
+    for worker in ranks:
+        worker.ends(0)
+    log = run.check()
+    assert len(log.manifests) > 3
+    run.call("rebuild", "--from", "0", "--to", str(log.manifest["sequence"])).ends(0)
