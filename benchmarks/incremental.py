@@ -98,7 +98,7 @@ def learn(
     `exams` are the exams on the original images, and on the images from `stream.changes_at` on.
     """
     keep_freed_memory()
-    set_up_torch(settings.learning)
+    set_up_torch(settings)
     driver = Driver(Learner(settings), Progress({TOPIC: {0: 0}}))
     learner = driver.learner
     device = next(learner.network.parameters()).device

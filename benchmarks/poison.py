@@ -122,7 +122,7 @@ def learn(settings: Settings, dataset: Dataset, seed: int) -> Iterator[Outcome]:
     records = (record(dataset, index, dataset.targets[index], HONEST, 0) for index in order[:apart])
     clean = [sample for sample in map(decode, records) if sample]
     stream = Stream(dataset, order[apart:], rng)
-    set_up_torch(settings.learning)
+    set_up_torch(settings)
     driver = Driver(Learner(settings), Progress({topic: {0: 0} for topic in TOPICS}))
     learner, positions = driver.learner, driver.progress.positions
     shard = OpenBatch(stream, decode, positions, settings.batch, stream, clock=lambda: 0.0)

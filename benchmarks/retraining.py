@@ -52,7 +52,7 @@ def retrain(
     of an earlier call.
     """
     keep_freed_memory()
-    set_up_torch(settings.learning)
+    set_up_torch(settings)
     placement = place(settings.learning, models.factory(settings.model.name))
     pixels_NHWC = torch.from_numpy(decoded((data.train.images[i] for i in stream.indices.tolist()), settings.model))
     outcome = Outcome()

@@ -32,7 +32,7 @@ settings = load(
         "learning.augment=[]",
     ],
 )
-set_up_torch(settings.learning)
+set_up_torch(settings)
 learner = Learner(settings)
 
 

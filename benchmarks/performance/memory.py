@@ -170,5 +170,5 @@ def _set_up(overrides: list[str]) -> Settings:
     from stream_learner.learning.process import set_up_torch
 
     settings = config.load(None, overrides)
-    set_up_torch(settings.learning)
+    set_up_torch(settings)
     return settings

@@ -113,8 +113,9 @@ class LearningSettings(Section):
     channels_last: Literal["auto"] | bool = "auto"
     """Whether images are in the memory layout channels-last. `auto` takes the faster layout for the model."""
     threads: NonNegativeInt = 0
-    """Threads for arithmetic. 0 takes one thread per core, or one thread if the run has several shards. Only runs with
-    the same number of threads give equal results."""
+    """Threads for arithmetic. 0 takes one thread per core, or only one if the run has several shards or if more threads
+    make the network no faster, as with `mlp`. While other programs keep cores busy, 1 is faster for small networks.
+    Only runs with the same number of threads give equal results."""
 
 
 class WeightsSettings(Section):

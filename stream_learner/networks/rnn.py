@@ -11,6 +11,7 @@ class RNN(ImageClassifier):
     """A layer of 128 gated recurrent units (Cho et al. 2014, arXiv:1406.1078) that reads an image's rows, top first."""
 
     convolutional = False
+    uses_threads = False
     same_in_training = True
 
     def __init__(self, classes: int, height: int, width: int, channels: int, mean: list[float], std: list[float]):  # noqa: ARG002

@@ -9,6 +9,7 @@ class MLP(ImageClassifier):
     """Multilayer perceptron with two hidden layers of 64 units."""
 
     convolutional = False
+    uses_threads = False
     same_in_training = True
 
     def __init__(self, classes: int, height: int, width: int, channels: int, mean: list[float], std: list[float]):

@@ -123,7 +123,7 @@ def _begin(manifest: Manifest) -> Positions:
 
 
 def _resumed(settings: Settings, store: Store, before: Manifest | None, start: str) -> Driver:
-    set_up_torch(settings.learning, settings.run.shards)
+    set_up_torch(settings)
     if before is None:
         return Driver.fresh(settings, {})
     if before.release:

@@ -84,8 +84,7 @@ def _check_with_torch(settings: Settings) -> None:
     from stream_learner.learning.learner import Learner
     from stream_learner.learning.process import set_up_torch
 
-    # Before torch starts threads: they inherit that denormal numbers count as 0.
-    set_up_torch(settings.learning, settings.run.shards)
+    set_up_torch(settings)  # before torch starts threads: they inherit that denormal numbers count as 0
     Learner(settings)
     gc.collect()  # otherwise `gc.freeze` would keep a large network in memory
 

@@ -97,7 +97,7 @@ def tune(
     """
     samples = _read(settings, cluster)
     keep_freed_memory()
-    set_up_torch(settings.learning, settings.run.shards)
+    set_up_torch(settings)
     placement = place(settings.learning, networks.factory(settings.model.name))
     now = Choice(placement.arithmetic("").threads, "bf16" if placement.autocast else "fp32", placement.channels_last)
     placements = [Choice(now.threads, precision, last) for precision in ("fp32", "bf16") for last in (False, True)]
@@ -142,7 +142,7 @@ class _Trial:
     def __init__(self, settings: Settings, choice: Choice, samples: list[list[Sample]]):
         changed = settings.learning.model_copy(update=choice._asdict())
         self._settings = settings.model_copy(update={"learning": changed})
-        set_up_torch(changed)
+        set_up_torch(self._settings)
         self._learner = Learner(self._settings)
         self._batches = cycle(samples)
         for _ in range(WARM_UP):
@@ -150,7 +150,7 @@ class _Trial:
 
     def rate(self, seconds: float) -> float:
         """Learn for at least `seconds` and at least one batch. Return records per second."""
-        set_up_torch(self._settings.learning)
+        set_up_torch(self._settings)
         records, began = 0, time.perf_counter()
         while True:
             batch = next(self._batches)

@@ -152,7 +152,7 @@ def run(
     decoder = Decoder.from_settings(settings)
     if settings.model.frozen and not settings.model.weights:
         log.warning("the network's body is frozen and random, unless its factory loads weights; set model.weights")
-    set_up_torch(settings.learning, settings.run.shards)
+    set_up_torch(settings)
     # If the device does not work, fail before another worker is ended.
     place(settings.learning, networks.factory(settings.model.name))
 

@@ -76,7 +76,7 @@ def in_processes(shards: int, ranks: int, work: Callable[[Parallel], Any]) -> li
 def _process(
     shards: int, rank: int, ranks: int, port: int, work: Callable[[Parallel], Any], parent: Connection
 ) -> None:
-    set_up_torch(shard_settings().learning)
+    set_up_torch(shard_settings())
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     join_group(rank, ranks, rank, "cpu", None, 120.0)

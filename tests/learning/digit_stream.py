@@ -56,7 +56,7 @@ def settings(**overrides: Any) -> Settings:
     return Settings.model_validate(document)
 
 
-set_up_torch(settings().learning)  # as in a process of its own
+set_up_torch(settings())  # as in a process of its own
 
 
 def digits_of(classes: Iterable[int], count: int, skip: int = 0) -> list[int]:

@@ -317,8 +317,12 @@ def test_an_enormous_learning_rate_diverges_and_is_noticed(model, precision):
 
 def test_the_number_of_threads_is_the_settings():
     before = torch.get_num_threads()
-    set_up_torch(settings(learning__threads=2).learning)
+    set_up_torch(settings(learning__threads=2))
     assert torch.get_num_threads() == 2
+    set_up_torch(settings(learning__threads=0, model__name="cnn"))
+    assert torch.get_num_threads() == 2  # as before: one thread per core at the start of a process
+    set_up_torch(settings(learning__threads=0, model__name="mlp"))
+    assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
 
 

@@ -157,7 +157,7 @@ def test_placement_resolves_auto_by_the_model():
 def test_denormal_numbers_count_as_zero():
     torch.set_flush_denormal(False)
     assert (torch.full((8,), 1e-39) * 1.0).all()
-    set_up_torch(settings().learning)
+    set_up_torch(settings())
     assert not (torch.full((8,), 1e-39) * 1.0).any()
 
 

@@ -41,7 +41,7 @@ def record(offset: int) -> Record:
 
 def learn(run: FakeRun) -> list[Manifest]:
     """Learn the input, release and save as the worker's loop does, and publish."""
-    set_up_torch(run.settings.learning)
+    set_up_torch(run.settings)
     decode, writer = Decoder.from_settings(run.settings), run.writer()
     driver = Driver(Learner(run.settings), Progress({TOPIC: {0: 0}}))
     run.cluster.input = [record(offset) for offset in range(BATCH * BATCHES)]
