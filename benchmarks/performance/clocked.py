@@ -62,7 +62,7 @@ class Clock:
 class ClockedSaves(saves.Saves):
     """`Saves` with the clock around its methods."""
 
-    def due(self) -> bool:
+    def due(self) -> saves.Due:
         clock.turn(busy=not self._publisher.idle)
         return super().due()
 

@@ -114,7 +114,7 @@ class LearningSettings(Section):
     """Whether images are in the memory layout channels-last. `auto` takes the faster layout for the model."""
     threads: NonNegativeInt = 0
     """Threads for arithmetic. 0 takes one thread per core, or only one if the run has several shards or if more threads
-    make the network no faster, as with `mlp`. While other programs keep cores busy, 1 is faster for small networks.
+    do not make the network faster, as with `mlp`. While other programs keep cores busy, 1 is faster for small networks.
     Only runs with the same number of threads give equal results."""
 
 
@@ -162,7 +162,7 @@ class DriftSettings(Section):
 class MemorySettings(Section):
     max_items: NonNegativeInt = 10_000
     """Samples kept for replay, over all classes. With small images this limit is reached far below `max_bytes`. With
-    more classes than `max_items`, the oldest classes keep no samples."""
+    more classes than `max_items`, the oldest classes keep no samples. Each shard (`run.shards`) has an equal share."""
     max_bytes: NonNegativeInt = 256 * MIB
     """Bytes of the encoded images kept for replay, over all classes. Images that were dropped but not freed yet take at
     most the same amount in addition."""

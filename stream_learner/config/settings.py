@@ -118,8 +118,15 @@ class Settings(BaseSettings):
         for name, size in sizes.items():
             if size % shards:
                 raise ValueError(f"{name} must be a multiple of run.shards = {shards}, not {size}")
-        if self.held_out.max_items < shards:
-            raise ValueError(f"held_out.max_items must be at least run.shards = {shards}")
+        image_bytes = self.model.height * self.model.width * self.model.channels
+        limits = {
+            "held_out.max_items": (self.held_out.max_items, 1),
+            "held_out.max_bytes": (self.held_out.max_bytes, image_bytes),
+            "memory.max_items": (self.memory.max_items or shards, 1),  # 0 is a run without a memory
+        }
+        for name, (limit, one) in limits.items():
+            if shards > 1 and limit < shards * one:
+                raise ValueError(f"{name} must be at least {shards * one}, so that each of {shards} shards has a share")
         return self
 
     @model_validator(mode="after")

@@ -184,6 +184,8 @@ class Arithmetic(msgspec.Struct, frozen=True):
     threads: Count
     settings: Digest
     """Digest of the settings that decide what is learned from given batches."""
+    precision: Text | None = None
+    """`bf16` or `fp32`, as the worker chose it; None if an older version of this program wrote the manifest."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,6 +33,8 @@ class Average:
         for average, latest in zip(self.model.parameters(), model.parameters(), strict=True):
             average.lerp_(latest, towards)
         for average, latest in zip(self.model.buffers(), model.buffers(), strict=True):
+            if torch.equal(average, latest):  # most buffers never change
+                continue
             if average.is_floating_point():
                 # A buffer may hold infinities, such as the mask of an attention layer: inf - inf is NaN.
                 average.copy_(torch.where(latest.isfinite(), average.lerp(latest, towards), latest))

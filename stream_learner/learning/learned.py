@@ -25,8 +25,8 @@ class Refused(NamedTuple):
 class Learned(Figures):
     """Figures of one batch, and the samples that were refused.
 
-    `refused` are samples of the local shards. All else is of all shards. `drifts` are the rises of the prequential
-    error that the drift detector found.
+    `refused` are samples of the local shards. All other figures cover all shards. `drifts` are the rises of the
+    prequential error that the drift detector found.
     """
 
     refused: list[Refused] = field(default_factory=list)

@@ -50,7 +50,8 @@ class Learner:
     Saving and restoring the learner in between changes nothing.
 
     With several shards (`run.shards`), ranks may share them. Then every rank has a learner of its own, and all call the
-    same methods in the same order. What is not said to be of the local shards is the same on every rank.
+    same methods in the same order. Results are the same on every rank, unless a docstring says that they are of the
+    local shards.
     """
 
     def __init__(self, settings: Settings, saved: Saved | None = None, parallel: Parallel | None = None):
@@ -74,7 +75,7 @@ class Learner:
         self._identity = identity(settings)
         self._settings_digest = settings_digest(settings, self._identity)
         device = self._placement.device
-        self.shards = [Shard(settings, trainer, self._weights, device) for _ in parallel.local]
+        self.shards = [Shard(settings, trainer, self._weights, device, number) for number in parallel.local]
         """Samples that the local shards keep."""
         self._releases = Releases(settings, trainer, self.shards, parallel, device)
         self.prequential = Prequential()

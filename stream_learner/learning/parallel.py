@@ -41,8 +41,8 @@ class Parallel:
     def joined(self, arrays: Sequence[np.ndarray], lengths: Sequence[int] | None = None) -> np.ndarray:
         """Return the rows of all shards' arrays as one array [N, ...], in the order of shards, the same on every rank.
 
-        `arrays` [rows, ...] are those of this rank's shards. They have one dtype, and the same shape but for the number
-        of rows. `lengths` are the numbers of rows of all shards, if they are known.
+        `arrays` [rows, ...] are those of this rank's shards. They have one dtype, and the same shape except for the
+        number of rows. `lengths` are the numbers of rows of all shards, if they are known.
         """
         if self.shards == 1:
             return arrays[0]

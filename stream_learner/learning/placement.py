@@ -1,7 +1,7 @@
 """Device, precision and memory layout of the computation."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,7 @@ class Placement:
         return self.memory_format is torch.channels_last
 
     def training(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+        return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
 
     def arithmetic(self, settings: str) -> Arithmetic:
         """Return the software, hardware and settings of the computation.
@@ -43,6 +43,7 @@ class Placement:
             instructions=torch.backends.cpu.get_cpu_capability(),
             threads=torch.get_num_threads(),
             settings=settings,
+            precision="bf16" if self.autocast else "fp32",
         )
 
 
@@ -72,5 +73,6 @@ def place(settings: LearningSettings, model: Callable[..., ImageClassifier]) -> 
 def _multiplies_bf16(device: torch.device) -> bool:
     """Return whether the device has units that multiply matrices of bf16, such as Intel's AMX."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported()

@@ -21,7 +21,7 @@ FACTS = np.dtype(
         ("confidences", np.float32),
     ]
 )
-"""What every rank knows of each training sample: class index, weight of the record, timestamp, and its prediction."""
+"""Facts about a training sample that every rank knows: class index, weight of the record, timestamp, prediction."""
 
 
 class Predicted(NamedTuple):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import msgspec
@@ -93,7 +93,10 @@ def join_group(rank: int, ranks: int, local: int, device: str, listener: int | N
 
 
 class Board:
-    """Messages through the store at which the ranks met. Any thread may use them beside collectives."""
+    """Messages through the store at which the ranks met. Any thread may use them beside collectives.
+
+    All methods raise RankLostError if the store is gone.
+    """
 
     def __init__(self, name: str):
         """Connect to MASTER_ADDR and MASTER_PORT.
@@ -106,22 +109,23 @@ class Board:
 
     def post(self, key: str, text: str) -> None:
         """Post a message."""
-        self._store.set(f"{self._name}/{key}", text)
+        with failing_with_others():
+            self._store.set(f"{self._name}/{key}", text)
 
     def read(self, keys: Sequence[str]) -> list[bytes]:
         """Return the messages with these keys. Wait for them, however long: heartbeats notice a rank that is lost."""
         names = [f"{self._name}/{key}" for key in keys]
-        while not self._store.check(names):
-            try:
-                self._store.wait(names, timedelta(seconds=WAIT_S))
-            except RuntimeError:  # a time-out
-                continue
-        return [self._store.get(name) for name in names]
+        with failing_with_others():
+            while not self._store.check(names):
+                with suppress(distributed.DistStoreError):  # a time-out
+                    self._store.wait(names, timedelta(seconds=WAIT_S))
+            return [self._store.get(name) for name in names]
 
     def remove(self, keys: Sequence[str]) -> None:
         """Remove messages, if they exist."""
-        for key in keys:
-            self._store.delete_key(f"{self._name}/{key}")
+        with failing_with_others():
+            for key in keys:
+                self._store.delete_key(f"{self._name}/{key}")
 
 
 @contextmanager

@@ -183,7 +183,7 @@ class Releases:
     def _validated(self, held: BalancedMemory) -> tuple[np.ndarray, ...]:
         """Return the labels, the candidate's predictions, their confidences, and the last release's predictions.
 
-        Before the first release, the candidate takes its place.
+        Before the first release, they are the candidate's own predictions.
         """
         images_NHWC = held.pixels_NHWC(np.arange(len(held)))
         new, confidences = evaluation.predict_with_confidence(self._trainer.evaluated, images_NHWC, self._device)

@@ -18,10 +18,10 @@ from stream_learner.learning.weighting import Weighed, Weights
 class Shard:
     """A memory, held-out sets of validation and test samples, and replay from the memory."""
 
-    def __init__(self, settings: Settings, trainer: Trainer, weights: Weights, device: torch.device):
-        """Begin without samples. `weights` are only read."""
-        self.memory = replay_memory(settings, replays=trainer.replays, stores_logits=trainer.stores_logits)
-        self.held_out = held_out_sets(settings)
+    def __init__(self, settings: Settings, trainer: Trainer, weights: Weights, device: torch.device, number: int):
+        """Begin without samples. `weights` are only read. `number` is the shard's, from 0."""
+        self.memory = replay_memory(settings, number, replays=trainer.replays, stores_logits=trainer.stores_logits)
+        self.held_out = held_out_sets(settings, number)
         self.replay = Replay(settings, self.memory, weights, device, with_logits=trainer.stores_logits)
 
     @property

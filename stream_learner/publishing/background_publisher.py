@@ -52,10 +52,13 @@ class Background(ABC):
         """Number of input records in the snapshot that is being published."""
         return 0 if self.idle else self._records
 
-    def submit(self, snapshot: Snapshot, lag: dict[str, dict[int, int]]) -> None:
-        """Handle the snapshot in the background. Call this only while `idle`. `lag` is in records."""
+    def submit(self, snapshot: Snapshot, lag: dict[str, dict[int, int]], records: int) -> None:
+        """Handle the snapshot in the background. Call this only while `idle`.
+
+        `lag` is in records. `records` is the number of input records that this rank read for the snapshot.
+        """
         assert self.idle
-        self._records = snapshot.interval.tally.read.records
+        self._records = records
         self._in_flight = self._thread.submit(self._run, snapshot, lag)
 
     def wait(self, meanwhile: Callable[[], None]) -> None:

@@ -121,12 +121,13 @@ def _link(found: Found, is_start: Callable[[Manifest], bool]) -> Link:
 
 def made_with(program: str, arithmetic: Arithmetic) -> dict[str, str]:
     """Return the program version, machine properties and settings that determine a state's bytes, by name."""
-    return {"program": program} | {name: str(value) for name, value in msgspec.structs.asdict(arithmetic).items()}
+    properties = msgspec.structs.asdict(arithmetic).items()
+    return {"program": program} | {name: str(value) for name, value in properties if value is not None}
 
 
 def made_otherwise(made: dict[str, str], other: dict[str, str]) -> str:
     """Describe how `made` differs from `other`. Return an empty string if they are equal."""
-    differing = [name for name in made if made[name] != other[name]]
+    differing = [name for name in made if name in other and made[name] != other[name]]
     return ", ".join("other settings" if n == "settings" else f"{n} {made[n]} (not {other[n]})" for n in differing)
 
 

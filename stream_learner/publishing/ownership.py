@@ -22,7 +22,7 @@ POLL_S = 0.2
 LOOK_EVERY_S = 5.0
 MARK_S = 5.0
 # A worker that exits with one of these codes cannot know whether it was replaced.
-MAYBE_REPLACED = (ExitCode.KAFKA, ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG)
+MAYBE_REPLACED = (ExitCode.KAFKA, ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG, ExitCode.RANK)
 
 EndProcess = Callable[[ExitCode], None]
 

@@ -10,7 +10,6 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.contract import keys, tensors
 from stream_learner.contract.manifest import digest
 from stream_learner.contract.objects import Object
-from stream_learner.contract.tensors import Arrays
 from stream_learner.publishing.recover import SHARDS
 from stream_learner.publishing.snapshot import Snapshot
 
@@ -65,16 +64,17 @@ class ShareWriter:
         return Share(
             shards=[self._known[name] for name, _ in states],
             parts=[self._known[name] for name in snapshot.parts],
-            replica=replica_digest(snapshot.tensors) if snapshot.shards else "",
+            replica=replica_digest(snapshot) if snapshot.shards else "",
         )
 
 
-def replica_digest(arrays: Arrays) -> str:
-    """Return the digest of arrays, by which ranks compare what must be the same on all of them."""
-    found = hashlib.sha256()
-    for name in sorted(arrays):
+def replica_digest(snapshot: Snapshot) -> str:
+    """Return the digest of the part of a snapshot that must be the same on all ranks, without positions."""
+    document = {name: value for name, value in snapshot.document.items() if name != "may_discard_from"}
+    found = hashlib.sha256(msgspec.json.encode(document, order="deterministic"))
+    for name in sorted(snapshot.tensors):
         found.update(name.encode())
-        found.update(arrays[name].data)
+        found.update(snapshot.tensors[name].data)
     return f"sha256:{found.hexdigest()}"
 
 

@@ -158,18 +158,21 @@ class OpenBatch:
     ):
         """Take the source, and its first positions.
 
-        The batch is complete when it holds `batch.size / shards` training samples, after `batch.max_span` records, or
-        when it reaches the limit on held-out pixels or `max_bytes`. A record in `alone` (topic, partition, offset) gets
-        a batch of its own. When a record cannot be read now, `outage` waits, and all later records wait too.
+        The batch is complete when it holds `batch.size / shards` training samples, after its share of `batch.max_span`
+        records, or when it reaches the limit on held-out pixels or `max_bytes`. A record in `alone` (topic, partition,
+        offset) gets a batch of its own. When a record cannot be read now, `outage` waits, and all later records wait
+        too.
         """
         self.batch = Batch()
         self.complete = False
         """Whether the batch must be taken before more records are read."""
+        self.isolated = False
+        """Whether the batch holds a record that must be learned alone."""
         self._source = source
         self._decode = decode
         self._positions = {(t, p): offset for t, partitions in positions.items() for p, offset in partitions.items()}
         self._size = settings.size // shards
-        self._max_span = settings.max_span
+        self._max_span = max(1, settings.max_span // shards)
         self._stop = stop
         self._clock = clock
         self._outage = outage
@@ -188,7 +191,7 @@ class OpenBatch:
 
     def take(self) -> Batch:
         """Return the batch, and open the next one."""
-        batch, self.batch, self.complete = self.batch, Batch(), False
+        batch, self.batch, self.complete, self.isolated = self.batch, Batch(), False, False
         return batch
 
     def _fill(self) -> Iterator[None]:
@@ -216,6 +219,7 @@ class OpenBatch:
                     yield from self._add(item)
                 self.batch.cover(*place, start, end)
                 self._positions[place] = end
+                self.isolated = isolated
                 if isolated or self.batch.bytes >= self._max_bytes or self.batch.full(self._size, self._max_span):
                     self.complete = True
                     yield
@@ -254,6 +258,8 @@ class Say(IntFlag):
     COMPLETE = auto()
     LINGERED = auto()
     STOP = auto()
+    TURN = auto()
+    """The loop must run, because nothing was closed for a second."""
     END = auto()
     """The input ends here in an error, so the open batches are the last ones."""
 
@@ -291,15 +297,17 @@ def batches(
         said |= Say.OPEN if any(shard.batch.spans for shard in shards) else Say(0)
         said |= Say.COMPLETE if any(shard.complete for shard in shards) else Say(0)
         said |= Say.LINGERED if now - opened >= settings.linger_s else Say(0)
+        said |= Say.TURN if now - turned >= TURN_S else Say(0)
         said = _agreed(said, parallel)
         idle_turns += 1
         if said & Say.STOP:
             return
         if said & Say.COMPLETE or (said & Say.OPEN and said & (Say.LINGERED | Say.END)):
-            yield [shard.take() for shard in shards]
+            isolated = any(shard.isolated for shard in shards)
+            yield [shard.take() if shard.isolated or not isolated else Batch() for shard in shards]
             opened = turned = clock()
             idle_turns = 0
-        elif now - turned >= TURN_S:
+        elif said & Say.TURN:
             yield []
             turned = clock()
         if error:

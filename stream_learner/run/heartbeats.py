@@ -74,6 +74,9 @@ class Heartbeats:
             for key, _ in selector.select(max(0.0, next_beat - time.monotonic())):
                 silent[key.data] = 0
                 if not self._receive(key.data) and not self._left.is_set():
+                    if self._rank in self._leaving and self._rank:
+                        self._left.set()  # rank 0 leaves last, and its last byte may be lost with the connection
+                        return None
                     return f"rank {key.data} of the run ended"
             if time.monotonic() < next_beat:
                 continue

@@ -11,7 +11,7 @@ The object need not be exact. A frozen worker that was replaced may overwrite th
 """
 
 import threading
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -59,12 +59,14 @@ class Lives:
     If the store cannot be written, a warning is logged and the life is no longer careful.
     """
 
-    def __init__(self, store: Store, settings: Settings, shard: int = 0):
-        """Begin a life of the rank whose first shard is `shard`. Raises StoreError when the store cannot be read."""
+    def __init__(self, store: Store, settings: Settings, shards: Sequence[int] = (0,)):
+        """Begin a life of the rank that carries `shards`. Raises StoreError when the store cannot be read."""
         self._store = store
-        self._key = keys.lives(settings.run.id, shard)
+        self._key, *others = (keys.lives(settings.run.id, shard) for shard in shards)
         self._lock = threading.Lock()  # commits happen on the publisher's thread
-        before = self._read()
+        before = self._read(self._key)
+        # Other shards of this rank had a rank of their own before.
+        before.set_aside += [place for key in others for place in self._read(key).set_aside]
         died_at = [*before.died_at, before.suspects][-2:] if before.lives else []
         repeated = len(died_at) == 2 and before.lives >= DEATHS
         again = list({*died_at[0]} & {*died_at[1]}) if repeated else []
@@ -168,12 +170,12 @@ class Lives:
             except StoreError as error:
                 log.warning("could not note that this process ended normally", error=str(error))
 
-    def _read(self) -> State:
+    def _read(self, key: str) -> State:
         try:
-            data = self._store.get(self._key, MAX_BYTES)
+            data = self._store.get(key, MAX_BYTES)
             return documents.decode(data, State, MAX_BYTES) if data is not None else State()
         except (StateError, ValueError) as error:
-            log.warning(f"object {self._key} is damaged; its counts are lost", error=str(error))
+            log.warning(f"object {key} is damaged; its counts are lost", error=str(error))
             return State()
 
     def _write(self) -> None:

@@ -1,6 +1,7 @@
 """Decides when a worker saves, and when training waits for a save."""
 
 import time
+from typing import NamedTuple
 
 import structlog
 
@@ -17,6 +18,18 @@ from stream_learner.run.together import any_rank, gathered
 from stream_learner.run.upkeep import Upkeep
 
 log = structlog.get_logger()
+
+
+class Due(NamedTuple):
+    """Reasons to save now.
+
+    `must`: a limit on unsaved work is reached. `may`: a save is due by the clock or by the number of records. It waits
+    while a publisher is `busy`.
+    """
+
+    must: bool
+    may: bool
+    busy: bool
 
 
 class Saves:
@@ -46,22 +59,18 @@ class Saves:
         """Number of input records that were learned and are in no committed checkpoint."""
         return self._driver.progress.open.tally.read.records + self._publisher.unsaved_records
 
-    def due(self) -> bool:
-        """Return whether this rank asks for a save now.
-
-        While the publisher is busy, ask only if a limit on unsaved work is reached. Ranks share the limits on records.
-        """
+    def due(self) -> Due:
+        """Return what this rank needs now. Ranks share the limits equally."""
         settings, opened = self._settings, self._driver.progress.open
         if self._driver.progress.empty:
-            return False
+            return Due(must=False, may=False, busy=not self._publisher.idle)
         share = len(self._parallel.local) / self._parallel.shards
         records = opened.tally.read.records
-        full = opened.pending_bytes >= settings.max_pending_bytes or opened.entries >= MAX_ENTRIES
-        if full or self.unsaved_records >= share * settings.max_unsaved_records:
-            return True
+        full = opened.pending_bytes >= share * settings.max_pending_bytes or opened.entries >= share * MAX_ENTRIES
+        must = full or self.unsaved_records >= share * settings.max_unsaved_records
         by_clock = time.monotonic() - self._saved_at >= settings.every_s
         by_count = settings.every_records is not None and records >= share * settings.every_records
-        return (by_clock or by_count) and self._publisher.idle
+        return Due(must, by_clock or by_count, busy=not self._publisher.idle)
 
     def wait(self) -> None:
         """Wait until the last snapshot is published. The other ranks wait for rank 0."""
@@ -88,10 +97,11 @@ class Saves:
 
     def save(self, decided: Decided | None = None) -> None:
         """Hand a snapshot to the publisher. `decided` is the decision just made, if any."""
+        records = self._driver.progress.open.tally.read.records
         snapshot = self._driver.snapshot(decided)
         if self._parallel.rank:
             self._submitted = snapshot.positions
-        self._publisher.submit(*gathered(self._parallel, snapshot, self._upkeep.lag()))
+        self._publisher.submit(*gathered(self._parallel, snapshot, self._upkeep.lag()), records)
         self._saved_at = time.monotonic()
         if any_rank(self._parallel, self._lives.careful)[0]:
             self.wait()  # otherwise a death during the publication would be blamed on a record decoded meanwhile

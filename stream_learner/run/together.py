@@ -45,20 +45,27 @@ def from_ranks(parallel: Parallel, value: Any) -> list[Any]:
 
 
 def gathered(parallel: Parallel, snapshot: Snapshot, lag: Positions) -> tuple[Snapshot, Positions]:
-    """Return the snapshot and the lag with the parts of all ranks. The states of the shards remain this rank's."""
+    """Return, on rank 0, the snapshot and the lag with the parts of all ranks, but only the states of its own shards.
+
+    The other ranks return their own.
+    """
     if alone(parallel):
         return snapshot, lag
     interval, document = snapshot.interval, snapshot.document
     own = Part(
         interval.tally.read,
         interval.batches,
-        interval.dead_letters,
+        # A format of a user may put anything into a message.
+        [letter._replace(message=letter.message.encode(errors="replace").decode()) for letter in interval.dead_letters],
         snapshot.positions,
         document["may_discard_from"],
         snapshot.discarded,
         lag,
     )
-    parts = [msgspec.msgpack.decode(data, type=Part) for data in from_ranks(parallel, msgspec.msgpack.encode(own))]
+    encoded = from_ranks(parallel, msgspec.msgpack.encode(own))
+    if parallel.rank:
+        return snapshot, lag
+    parts = [msgspec.msgpack.decode(data, type=Part) for data in encoded]
     interval.tally.read = parts[0].read
     for part in parts[1:]:
         interval.tally.read.join(part.read)

@@ -101,7 +101,8 @@ def tune(
     placement = place(settings.learning, networks.factory(settings.model.name))
     now = Choice(placement.arithmetic("").threads, "bf16" if placement.autocast else "fp32", placement.channels_last)
     placements = [Choice(now.threads, precision, last) for precision in ("fp32", "bf16") for last in (False, True)]
-    counts = thread_counts(len(os.sched_getaffinity(0))) | {now.threads}
+    # With several shards, each rank has one thread: see `set_up_torch`.
+    counts = {now.threads} if settings.run.shards > 1 else thread_counts(len(os.sched_getaffinity(0))) | {now.threads}
     turns = ROUNDS * (len(placements) + len(counts))
 
     def compare(now: Choice, choices: list[Choice], done: int) -> Comparison:

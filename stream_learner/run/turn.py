@@ -34,7 +34,7 @@ class Found(msgspec.Struct):
     manifest: bytes | None
 
 
-STANDING_BY, STOPPED = "standing by", "stopped"
+STANDING_BY, RECOVERING, STOPPED = "standing by", "recovering", "stopped"
 
 
 def lead_in(
@@ -61,6 +61,7 @@ def lead_in(
         _say(parallel, STOPPED)
         return None
     recover()
+    _say(parallel, RECOVERING)
     recovered = lead.recovery.take_over(fencing(election, lead.clients.transaction.fence))
     manifest = recovered.checkpoint and encode(recovered.checkpoint.manifest)
     _say(parallel, msgspec.msgpack.encode(Found(recovered.positions, recovered.epoch, manifest)))
@@ -74,11 +75,13 @@ def follow(
 
     Raises StateError, StoreError.
     """
-    while (said := _say(parallel, None)) == STANDING_BY:
-        stand_by()
+    while (said := _say(parallel, None)) in (STANDING_BY, RECOVERING):
+        if said == RECOVERING:
+            recover()
+        else:
+            stand_by()
     if said == STOPPED:
         return None
-    recover()
     found = msgspec.msgpack.decode(said, type=Found)
     if found.manifest is None:
         return Recovered(found.positions, {}, found.epoch)

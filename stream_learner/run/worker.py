@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
+import msgspec
 import structlog
 
 from stream_learner import networks
@@ -24,6 +25,7 @@ from stream_learner.errors import (
     KafkaUnavailableError,
     RejectsError,
     StateError,
+    UsageError,
 )
 from stream_learner.formats.decoder import Decoder
 from stream_learner.learning.parallel import Parallel
@@ -43,7 +45,7 @@ from stream_learner.run.batches import MAX_BATCH_BYTES, Batch, OpenBatch, batche
 from stream_learner.run.board import Shares
 from stream_learner.run.breaker import Breaker
 from stream_learner.run.driver import Driver
-from stream_learner.run.gang import Rank, join
+from stream_learner.run.gang import Gang, Rank, join
 from stream_learner.run.inputs import Inputs, shard_of
 from stream_learner.run.lives import Lives
 from stream_learner.run.outage import Outage
@@ -82,13 +84,13 @@ class Worker:
                 self.upkeep.learned(report)
                 self.breaker.observe(report)
             self.upkeep.tend(self.saves.unsaved_records)
-            save, end = any_rank(parallel, self.saves.due(), self.breaker.why is not None)
+            must, may, busy, end = any_rank(parallel, *self.saves.due(), self.breaker.why is not None)
             if learner.release_due:
                 self.saves.wait()  # training waits, so that the decision falls on the same batch in every execution
                 decided = self.driver.decide()
                 self.warn_of_few_groups()
                 self.saves.save(decided)
-            elif save:
+            elif must or (may and not busy):
                 self.saves.wait()
                 self.saves.save()
             if end or learner.diverged:
@@ -157,7 +159,7 @@ def run(
     place(settings.learning, networks.factory(settings.model.name))
 
     health, metrics = monitor.health, monitor.metrics
-    ends = Ends(leaving_a_mark(settings, store, end_process))
+    ends = Ends(leaving_a_mark(settings, store, end_process) if lead else end_process)
     gang = join(rank, settings, ends)
     parallel = gang.parallel
 
@@ -166,6 +168,14 @@ def run(
         if lead is None:
             health.heard(Answer.METADATA)  # rank 0 hears from the brokers, and it is alive
         give_up(settings.kafka, health)
+
+    waits: dict[int, str] = {}  # of the local shards
+
+    def wait_for(shard: int, why: str | None) -> None:
+        waits.pop(shard, None)
+        if why is not None:
+            waits[shard] = why
+        health.wait_for(next(iter(waits.values()), None))
 
     def recover() -> None:
         health.enter(Phase.RECOVERING)
@@ -180,6 +190,7 @@ def run(
             gang.leave()
             return
         driver = resumed(settings, recovered, parallel)
+        _check_alike(gang, driver)
         last = recovered.checkpoint
         sequence = last.manifest.sequence if last else 0
         if last:
@@ -197,7 +208,7 @@ def run(
         ]
         inputs = Inputs(sources)
         metrics.begin(inputs.positions)
-        lives = ends.lives = Lives(store, settings, parallel.local[0])
+        lives = ends.lives = Lives(store, settings, parallel.local)
 
         def committed(manifest: Manifest, seconds: float) -> None:
             monitor.committed(manifest, seconds)
@@ -215,7 +226,6 @@ def run(
                 share_writer = ShareWriter(store, settings.run.id, last.manifest.parts if last else [])
                 send = partial(shares.send, rank.index)
                 publisher = BackgroundSharer(share_writer, send, sequence, metrics.store_failed, ends)
-            outage = Outage(settings.kafka.give_up_s, stop, health.wait_for)
             shards = [
                 OpenBatch(
                     source,
@@ -224,13 +234,13 @@ def run(
                     settings.batch,
                     stop,
                     shards=parallel.shards,
-                    outage=outage,
+                    outage=Outage(settings.kafka.give_up_s, stop, partial(wait_for, shard)),
                     alone=lives.alone,
                     # All records of a batch may become dead letters. The transaction's time-out is long enough
                     # for dead letters of `max_pending_bytes` in total.
                     max_bytes=min(MAX_BATCH_BYTES, settings.checkpoint.max_pending_bytes) // parallel.shards,
                 )
-                for source in sources
+                for shard, source in enumerate(sources)
             ]
             stream = batches(shards, parallel, settings.batch, stop)
             breaker = Breaker(settings.rejects, enabled=not accept_rejects)
@@ -251,6 +261,17 @@ def run(
     except FencedError as error:
         log.error(str(error))
         ends(error.code)
+
+
+def _check_alike(gang: Gang, driver: Driver) -> None:
+    """Raise UsageError, on all ranks, if ranks compute on other hardware or software than rank 0."""
+    made = from_ranks(gang.parallel, msgspec.to_builtins(driver.learner.arithmetic))
+    if odd := next((rank for rank, arithmetic in enumerate(made) if arithmetic != made[0]), None):
+        gang.leave()
+        raise UsageError(
+            f"rank {odd} computes with {made[odd]}, rank 0 with {made[0]}. The result would depend on which rank has "
+            "which shard: run all ranks on machines of one kind, with the same settings and program"
+        )
 
 
 class Ends:

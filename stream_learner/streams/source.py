@@ -292,13 +292,20 @@ class Source:
             if self._reads(topic, partition)
         } | set(self._fetched)
         if places == self._consumer.assignment():
+            self._watch_topics()
             return
         # Begin at 0, not at the first offset: records that retention deleted from a new partition count as lost.
         self._fetched |= dict.fromkeys(places - self._fetched.keys(), 0)
         self._consumer.assign(sorted(places))
+        self._watch_topics()
         self._consumer.pause(*self._consumer.full | self._stopped)
         for place in places:
             self._consumer.seek(place, self._fetched[place])
             # Do not wait for a partition that was already read to its end, because no response comes for it.
             if place not in self._consumer.full | self._stopped and self._consumer.behind(place):
                 self._merge.expect(place, asked_for=True)
+
+    def _watch_topics(self) -> None:
+        """Request the metadata of all topics. By default, kafka-python asks only for those of assigned partitions."""
+        for topic in self._topics:
+            self._consumer._cluster.add_topic(topic)

@@ -3,7 +3,6 @@ from digit_stream import DIGITS_NHWC
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_learner.learning.memory import pixels
 from stream_learner.learning.memory.pixels import PixelCache
 
 SHAPE = DIGITS_NHWC.shape[1:]
@@ -38,10 +37,9 @@ def test_what_was_decoded_or_put_in_is_not_decoded_again():
     assert decoded == [2, 4]
 
 
-def test_it_takes_no_more_than_its_bound(monkeypatch):
-    monkeypatch.setattr(pixels, "CACHE_BYTES", 3 * DIGITS_NHWC[0].nbytes)
+def test_it_takes_no_more_than_its_bound():
     decoded: list[int] = []
-    cache, keys = PixelCache(SHAPE, 1000), np.arange(10)
+    cache, keys = PixelCache(SHAPE, 1000, 3 * DIGITS_NHWC[0].nbytes), np.arange(10)
 
     def decode(slot: int) -> np.ndarray:
         decoded.append(slot)

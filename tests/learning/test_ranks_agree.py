@@ -78,6 +78,42 @@ def test_an_error_of_one_rank_ends_all_after_their_open_batches() -> None:
     assert together(2, 2, read) == [([[{0: (0, 1)}]], None), ([[{1: (0, 1)}]], "deleted by retention")]
 
 
+def test_an_idle_turn_is_the_same_on_all_ranks() -> None:
+    """A rank whose polls take long must not part from the others."""
+
+    def turns(parallel: Parallel) -> int:
+        script = Script([[]] * 40)
+        # The first rank waits for a second in each poll, the other one hardly at all.
+        script.now, wait_s = 0.0, 1.0 if parallel.rank == 0 else 0.01
+        poll = script.poll
+
+        def slow(timeout_s: float) -> list[Record | Gap]:
+            script.now += wait_s
+            return poll(timeout_s)
+
+        script.poll = slow  # pyright: ignore[reportAttributeAccessIssue]
+        return sum(not step for step in closed([script], parallel, size=8))
+
+    first, second = together(2, 2, turns)
+    assert first == second > 10
+
+
+def test_a_record_that_must_be_alone_is_the_only_one_of_its_rank() -> None:
+    polls: list[list[list[Record | Gap]]] = [
+        [[record(i) for i in range(3)], [], []],
+        [[record(i, partition=1) for i in range(3)], [], []],
+    ]
+    scripts = [Script(each) for each in polls]
+    settings = BatchSettings(size=8, linger_s=1e6)
+    shards = [
+        OpenBatch(s, s.decode, {}, settings, s.stop, lambda s=s: s.now, shards=2, alone={("images", 0, 1)})
+        for s in scripts
+    ]
+    steps = batches(shards, Parallel(2), settings, scripts[0].stop, lambda: scripts[0].now)
+    found = [spans(step) for step in steps if step]
+    assert [{0: (1, 2)}, {}] in found
+
+
 def test_a_checkpoint_has_what_all_ranks_read() -> None:
     def save(parallel: Parallel) -> tuple[Snapshot, dict]:
         rank = parallel.rank
@@ -103,17 +139,18 @@ def test_a_checkpoint_has_what_all_ranks_read() -> None:
         )
         return gathered(parallel, snapshot, {"images": {rank: 5}})
 
-    for snapshot, lag in together(4, 2, save):
-        read = snapshot.interval.tally.read
-        assert (read.records, read.splits) == (21, {"train": 18, "test": 3})
-        assert read.spans == {"images": {0: Span(0, 10), 1: Span(0, 11)}}
-        assert snapshot.positions == {"images": {0: 10, 1: 11}}
-        assert snapshot.discarded == {"images": {0: Span(0, 1), 1: Span(0, 1)}}
-        assert [pieces[0].end for pieces in snapshot.interval.batches] == [10, 11, 12, 13, 20, 21, 22, 23]
-        assert [letter.record.partition for letter in snapshot.interval.dead_letters] == [0, 1]
-        assert snapshot.interval.dead_letters[0].record.headers == [("label", None)]
-        assert snapshot.document == {"may_discard_from": [("images", 0, 0), ("images", 1, 0)]}
-        assert lag == {"images": {0: 5, 1: 5}}
+    (snapshot, lag), (own, own_lag) = together(4, 2, save)
+    assert (own.positions, own_lag) == ({"images": {1: 11}}, {"images": {1: 5}})
+    read = snapshot.interval.tally.read
+    assert (read.records, read.splits) == (21, {"train": 18, "test": 3})
+    assert read.spans == {"images": {0: Span(0, 10), 1: Span(0, 11)}}
+    assert snapshot.positions == {"images": {0: 10, 1: 11}}
+    assert snapshot.discarded == {"images": {0: Span(0, 1), 1: Span(0, 1)}}
+    assert [pieces[0].end for pieces in snapshot.interval.batches] == [10, 11, 12, 13, 20, 21, 22, 23]
+    assert [letter.record.partition for letter in snapshot.interval.dead_letters] == [0, 1]
+    assert snapshot.interval.dead_letters[0].record.headers == [("label", None)]
+    assert snapshot.document == {"may_discard_from": [("images", 0, 0), ("images", 1, 0)]}
+    assert lag == {"images": {0: 5, 1: 5}}
 
 
 def test_flags_and_values_of_all_ranks() -> None:

@@ -106,8 +106,9 @@ class Publisher:
     def unsaved_records(self) -> int:
         return 0 if self.idle else self.published[-1].tally.read.records
 
-    def submit(self, snapshot: Interval, lag: Positions) -> None:
+    def submit(self, snapshot: Interval, lag: Positions, records: int) -> None:
         assert self.idle
+        assert records == snapshot.tally.read.records
         self._events.append("save")
         self.published.append(snapshot)
         self.lag = lag

@@ -42,6 +42,7 @@ class BalancedMemory:
         segment_bytes: int,
         seed: int,
         *,
+        first_dropped: int = 0,
         cache_bytes: int = CACHE_BYTES,
         stores_logits: bool = False,
         stores_groups: bool = False,
@@ -49,13 +50,15 @@ class BalancedMemory:
         """Make a memory of images of `shape` (height, width, channels).
 
         `max_bytes` limits the bytes of the items' encoded images. Segments also hold bytes of removed items, so they
-        take at most twice as much. `cache_bytes` limits the cache of decoded images. `stores_logits` and
+        take at most twice as much. When the largest classes are of equal size, an item of the first class from index
+        `first_dropped` on is dropped. `cache_bytes` limits the cache of decoded images. `stores_logits` and
         `stores_groups` add the columns `logits` and `groups`.
         """
         self._shape = shape
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._seed = seed
+        self._first_dropped = first_dropped
         self._segments = Segments(segment_bytes)
         self._cache = PixelCache(shape, max_items, cache_bytes)
         self._columns = {
@@ -307,7 +310,10 @@ class BalancedMemory:
     def _shrink(self) -> None:
         """Drop the largest key of the largest class until everything fits."""
         while len(self) > self._max_items or self._nbytes > self._max_bytes:
-            largest = int(self._counts.argmax())
+            counts, first = self._counts, self._first_dropped % len(self._counts)
+            largest = first + int(counts[first:].argmax())
+            if first and counts[:first].max() > counts[largest]:
+                largest = int(counts[:first].argmax())
             self._evict(largest)
             self._limits[largest] = self._counts[largest]
 

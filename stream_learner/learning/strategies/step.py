@@ -67,8 +67,8 @@ class Losses(NamedTuple):
 class Strategy:
     """Base class of strategies. A strategy that keeps nothing between steps defines only `losses`.
 
-    Each shard's samples make a `Step` of their own. What the losses need to know about the samples of all shards, and
-    all that the strategy keeps between steps, comes from `sums`.
+    Each shard's samples make a `Step` of their own. Facts about the samples of all shards, and everything that the
+    strategy keeps between steps, come from `sums`.
     """
 
     replays: ClassVar[bool] = True
@@ -85,7 +85,7 @@ class Strategy:
     def sums(self, step: Step) -> Tensor | None:
         """Return sums over a shard's samples, of a shape that does not depend on them, or None.
 
-        The shard may have no samples.
+        The shard may have no samples. Draw no random numbers, and do not use the network.
         """
         del step
 

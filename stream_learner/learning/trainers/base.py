@@ -27,8 +27,8 @@ class Portion(NamedTuple):
     """A shard's training samples of a batch, their features, and replay.
 
     `features_NF` are the samples' features, as `Trainer.predict` returned them. They are float32 for a solved head.
-    Each call of `replay()` draws samples from the shard's memory. What is drawn for the shard is drawn in the context
-    `drawing()`. A shard without samples has an empty `stream`, and takes no part except in sums.
+    Each call of `replay()` draws samples from the shard's memory. Everything that is drawn for the shard is drawn in
+    the context `drawing()`. A shard without samples has an empty `stream`, and takes no part except in sums.
     """
 
     stream: Minibatch

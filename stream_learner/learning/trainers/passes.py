@@ -53,15 +53,28 @@ class Passes:
 
     def restore_buffers(self) -> None:
         """Set the buffers to their values before the step."""
-        for buffer, before in zip(self._buffers, self._before, strict=True):
-            buffer.data.copy_(before)  # through `data`, because autograd must not see that a buffer changed
+        self._set_buffers(self._before)
+
+    def _set_buffers(self, values: list[Tensor]) -> None:
+        for buffer, value in zip(self._buffers, values, strict=True):
+            buffer.data.copy_(value)  # through `data`, because autograd must not see that a buffer changed
 
     def total_weight(self) -> float:
-        """Return the sum of the weights of all shards' samples. Call it after the forward passes."""
+        """Return the sum of the weights of all shards' samples. Call it after the forward passes.
+
+        The sum is NaN if weights are not finite or too large to be added.
+        """
+        if self._parallel.shards == 1:
+            (only,) = self._passes
+            assert only
+            return float(only.weights.sum())
         rows = [(0.0, 0) if one is None else (float(one.weights.sum()), len(one.weights)) for one in self._passes]
         weights, counts = self._parallel.gathered(np.array(rows)).T
         self._shares = counts / counts.sum()
-        return math.fsum(weights)
+        try:
+            return math.fsum(weights)
+        except (ValueError, OverflowError):  # infinities of both signs, or a sum above the largest number
+            return math.nan
 
     def backward(self, weighted_loss: WeightedLoss) -> Tensor:
         """Compute the gradients, and return the loss of all shards' samples, a scalar."""
@@ -78,6 +91,7 @@ class Passes:
         rows = torch.zeros(len(self._passes), sum(sizes), dtype=dtype, device=values[0].device)
         for shard, row, one in zip(self._parallel.local, rows, self._passes, strict=True):
             if one:
+                self._set_buffers(one.buffers)  # a backward pass may read the buffers of its forward pass
                 loss = weighted_loss(one.losses, one.weights)
                 loss.backward()
                 present, parts = _taken(learning)
@@ -115,5 +129,5 @@ def _is_continuous(buffer: Tensor) -> bool:
 
 
 def _difference(before: Tensor, after: Tensor) -> Tensor:
-    """Return what the mean over the shards is taken of: the new value, or by how much an integer grew."""
+    """Return the value to average over the shards: the new value, or the growth of an integer."""
     return after if _is_continuous(after) else after.long() - before.long()

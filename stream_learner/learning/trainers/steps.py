@@ -109,13 +109,14 @@ class StepTrainer(Trainer):
 
     def _drawn(self, portion: Portion, shares_features: bool) -> Step:
         """Return a shard's input of a step. Draw its replay and augmentations."""
-        stream = portion.stream
-        replay = stream.at(slice(0))
+        stream, replay = portion.stream, None
         if portion.samples:
             with portion.drawing():
                 stream = self._augmented(stream)
                 if self.replays:
                     replay = self._augmented(portion.replay())
+        if replay is None:
+            replay = stream.at(slice(0))
         teacher = self._average.model if self._average else None
         return Step(self.model, teacher, stream, replay, portion.features_NF if shares_features else None)
 
@@ -134,9 +135,7 @@ class StepTrainer(Trainer):
         normaliser, kept = copy.copy(self._weighted_loss), self._strategy.state_dict()
         self._optimizer.zero_grad()
         steps = [self._drawn(portion, shares_features) for portion in portions]
-        sums = [self._strategy.sums(step) for step in steps]
-        if sums[0] is not None:
-            self._strategy.begin(self._parallel.summed(torch.stack(sums)))  # pyright: ignore[reportArgumentType]
+        self._begin_strategy(steps)
         passes = Passes(self.model, self._parallel)
         for portion, step in zip(portions, steps, strict=True):
             if portion.samples:
@@ -163,6 +162,18 @@ class StepTrainer(Trainer):
         if self._average:
             self._average.update(self.model)
         return value
+
+    @torch.no_grad()
+    def _begin_strategy(self, steps: Sequence[Step]) -> None:
+        """Give the strategy its sums over all shards. Raises UsageError when its sums of two shards do not match."""
+        sums = [found for step in steps if (found := self._strategy.sums(step)) is not None]
+        if sums and (len(sums) < len(steps) or any(found.shape != sums[0].shape for found in sums)):
+            raise UsageError(
+                f"learning.strategy = {self._settings.learning.strategy!r} gives sums for some shards only, or sums of "
+                "several shapes; `sums` must return a tensor of one shape for every step, also for an empty one"
+            )
+        if sums:
+            self._strategy.begin(self._parallel.summed(torch.stack(sums)))
 
     def _losses(self, step: Step) -> Losses:
         """Return the strategy's losses. Raises UsageError when they are not one loss per sample."""
