@@ -1,6 +1,6 @@
 """Tables and plots of the finished rounds."""
 
-import shutil
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -152,10 +152,16 @@ def comparisons(subject: Subject, rounds: list[Run]) -> dict[str, str]:
 
 
 def _flames(subject: Subject, output: Path) -> Iterator[Path]:
-    """Copy the flame graph of the default worker beside the page."""
+    """Copy the flame graph of the default worker beside the page, without its script and its command line."""
     flame = cpu.flame(subject, "default")
     if flame.exists():
-        yield Path(shutil.copy(flame, output / f"performance-{flame.name}"))
+        drawn = re.sub(r"<script.*?</script>", "", flame.read_text(), flags=re.DOTALL).replace(
+            ' onload="init(evt)"', ""
+        )
+        drawn = re.sub(r'(<text id="title"[^>]*>)[^<]*', r"\1CPU time of the default worker", drawn)
+        copy = output / f"performance-{flame.name}"
+        copy.write_text(drawn)
+        yield copy
 
 
 def _made_on(rounds: list[Run]) -> str:
