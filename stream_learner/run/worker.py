@@ -42,7 +42,6 @@ from stream_learner.publishing.recover import Recovered
 from stream_learner.publishing.shares import NoPeers, ShareWriter
 from stream_learner.run.arrivals import with_predictions
 from stream_learner.run.batches import MAX_BATCH_BYTES, Batch, OpenBatch, batches
-from stream_learner.run.board import Shares
 from stream_learner.run.breaker import Breaker
 from stream_learner.run.driver import Driver
 from stream_learner.run.gang import Gang, Rank, join
@@ -50,6 +49,7 @@ from stream_learner.run.inputs import Inputs, shard_of
 from stream_learner.run.lives import Lives
 from stream_learner.run.outage import Outage
 from stream_learner.run.saves import Saves
+from stream_learner.run.shares import Shares
 from stream_learner.run.together import any_rank, from_ranks
 from stream_learner.run.turn import Lead, follow, lead_in
 from stream_learner.run.upkeep import Led, Upkeep, give_up

@@ -72,7 +72,7 @@ def batches(settings: Settings, count: int) -> list[list[list[Sample]]]:
 
 @dataclass
 class Kept:
-    """What is saved: the learner's state, the states of all shards, their parts, the state of the last release."""
+    """Saved values: the learner's state, the states of all shards, their parts, the state of the last release."""
 
     state: bytes
     shards: list[bytes]
@@ -115,7 +115,7 @@ class Run:
 
     @property
     def everything(self) -> list[Any]:
-        """What was seen and kept."""
+        """Return the figures, and the saved values."""
         assert self.kept
         return [self.seen, *dataclasses.astuple(self.kept)]
 

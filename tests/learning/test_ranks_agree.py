@@ -1,4 +1,4 @@
-"""What the ranks of a run agree on: when batches close, and what a checkpoint says."""
+"""The ranks of a run agree on the batches that they close, and on the contents of a checkpoint."""
 
 from collections.abc import Iterator
 

@@ -316,6 +316,14 @@ class Run:
             assert time.monotonic() < deadline, f"no progress in {DEADLINE_S:g} s:\n{workers[0].text()}"
             time.sleep(10 * POLL_S)
 
+    def stop_ranks(self, workers: Sequence[Worker]) -> None:
+        """Let the ranks learn everything that was fed, then stop them in order."""
+        self.learned_by_ranks(workers)
+        for worker in workers:
+            worker.signal(signal.SIGTERM)
+        for worker in workers:
+            worker.ends(0)
+
     def finish(self, worker: Worker) -> outputs.Log:
         """Let a worker learn everything that was fed, and stop it. Check the run's output, and return it."""
         self.learned(worker)

@@ -1,7 +1,5 @@
 """One run over several ranks, which end together and continue as another number of ranks."""
 
-import signal
-
 from feed import mixed
 from harness import NewRun
 
@@ -29,16 +27,9 @@ def test_a_rank_that_is_killed_ends_the_others_and_any_number_of_ranks_continues
     assert "another rank of the run ended" in first.ends(ExitCode.RANK) or "rank 1 of the run ended" in first.text()
 
     run.feed(drafts[500:])
-    alone = run.start()
-    run.learned_by_ranks([alone])
-    alone.stop()
+    run.stop_ranks([run.start()])
     run.feed(mixed(100, 1), 1)  # one shard has no records
-    ranks = run.start_ranks(2)
-    run.learned_by_ranks(ranks)
-    for worker in ranks:
-        worker.signal(signal.SIGTERM)
-    for worker in ranks:
-        worker.ends(0)
+    run.stop_ranks(run.start_ranks(2))
     log = run.check()
     assert len(log.manifests) > 3
     run.call("rebuild", "--from", "0", "--to", str(log.manifest["sequence"])).ends(0)

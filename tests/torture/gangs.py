@@ -12,7 +12,7 @@ from feed import flipped, mixed
 from harness import POLL_S, Run
 from lives import EFFECTS, RECOVERY
 from pictures import Pictures
-from torture import Report
+from torture import Report, restless
 
 from stream_learner.errors import ExitCode
 from stream_learner.local.broker import Broker
@@ -47,20 +47,16 @@ def gang_torture(
     """Kill ranks of a run of four shards and five partitions, one of which has no records. Then rebuild the run."""
     random, report = Random(seed), Report()
     share = records // (kills + 1)
-    settings = pictures.settings | {
-        "run.seed": seed,
-        "run.shards": SHARDS,
-        "batch.size": 16,
-        "learning.learning_rate": 0.03,
-        "learning.average_decay": 0.5,
-        "release.every_records": max(50, share // 4),
-        "release.max_drop": 0.05,
-        "release.patience": 1,
-        "checkpoint.every_records": max(50, share // 4),
-        "checkpoint.every_s": 1.0,
-        "memory.max_items": 400,
-        "held_out.max_items": 400,
-    }
+    settings = (
+        pictures.settings
+        | restless(seed, share)
+        | {
+            "run.shards": SHARDS,
+            "batch.size": 16,
+            "memory.max_items": 400,
+            "held_out.max_items": 400,
+        }
+    )
     run = Run(broker, folder / f"torture-{seed}-ranks", 5, settings)
     drafts = list(flipped(mixed(records, seed, pictures.images), share))
     for number in range(kills):
@@ -76,12 +72,7 @@ def gang_torture(
         on_life()
     run.feed(drafts[kills * share :], 4)
     try:
-        workers = run.start_ranks(2)
-        run.learned_by_ranks(workers)
-        for worker in workers:
-            worker.signal(signal.SIGTERM)
-        for worker in workers:
-            worker.ends(0)
+        run.stop_ranks(run.start_ranks(2))
         log = run.published()
         report.account(log)
         report.add(checker.violations(log, run.fed))

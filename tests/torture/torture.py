@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import checker
 import outputs
@@ -232,6 +233,23 @@ def _with_ids(drafts: Iterable[Draft]) -> list[Draft]:
     ]
 
 
+def restless(seed: int, share: int) -> dict[str, Any]:
+    """Return settings of a run that learns fast, and goes back as soon as it learned wrong labels.
+
+    It also decides and saves often. `share` is the number of records of a life.
+    """
+    return {
+        "run.seed": seed,
+        "learning.learning_rate": 0.03,
+        "learning.average_decay": 0.5,
+        "release.every_records": max(50, share // 4),
+        "release.max_drop": 0.05,
+        "release.patience": 1,
+        "checkpoint.every_records": max(50, share // 4),
+        "checkpoint.every_s": 1.0,
+    }
+
+
 def torture(
     broker: Broker,
     folder: Path,
@@ -252,23 +270,18 @@ def torture(
     of_one = max(len(FIRST_OF_ONE_PARTITION), kills // 10)
     lives = draw(random, FIRST, kills - of_one, points), draw(random, FIRST_OF_ONE_PARTITION, of_one, points)
     share = records // len(lives[0])
-    settings = pictures.settings | {
-        "run.seed": seed,
-        # Learns fast, and goes back as soon as it learned what is wrong.
-        "learning.learning_rate": 0.03,
-        "learning.average_decay": 0.5,
-        "learning.steps_per_batch": 2,
-        "release.every_records": max(50, share // 4),
-        "release.max_drop": 0.05,
-        "release.patience": 1,
-        "checkpoint.every_records": max(50, share // 4),
-        "checkpoint.every_s": 1.0,
-        "checkpoint.keep": 1,
-        # Small states: they are written often. So small a memory gives much up, and its segments are rewritten.
-        "memory.max_items": 300,
-        "held_out.max_items": 500,
-        "served.evaluate": True,
-    }
+    settings = (
+        pictures.settings
+        | restless(seed, share)
+        | {
+            "learning.steps_per_batch": 2,
+            "checkpoint.keep": 1,
+            # Small states: they are written often. So small a memory gives much up, and its segments are rewritten.
+            "memory.max_items": 300,
+            "held_out.max_items": 500,
+            "served.evaluate": True,
+        }
+    )
 
     three = Run(broker, folder / f"torture-{seed}-three-partitions", 3, settings)
     Victim(three, _with_ids(flipped(mixed(records, seed, pictures.images), share)), report).suffer(lives[0], on_life)
