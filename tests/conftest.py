@@ -23,6 +23,10 @@ from stream_learner.streams.connection import ask
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Threads of several processes wait for each other in busy loops. torch reads this variable when it is imported, which
+# the conftest of a folder may do.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # The same examples in every run, and none is too slow for a busy machine.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
@@ -70,6 +74,8 @@ LONGEST = (
     "test_slow_records",
 )
 """Files of tests, by the time that they take."""
+# Seed of torch's default generator in a new process.
+FIRST_SEED = 67280421310721
 # Java's launcher adds these to every command line.
 JAVA_OPTIONS = "JDK_JAVA_OPTIONS"
 
@@ -78,13 +84,21 @@ def pytest_configure(config: pytest.Config) -> None:
     """Set the environment of the tests' processes."""
     if hasattr(config, "workerinput"):  # inherited
         return
-    # Threads of several processes wait for each other in busy loops.
-    os.environ["OMP_NUM_THREADS"] = "1"
     # Of some hundred processes one compiles the modules, the others find them compiled.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
     assert config.cache
     _use_archive(config.cache.mkdir("kafka"), bool(config.getoption("numprocesses", None)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Give every test the same torch: earlier tests of the process may have set threads, denormals and random state."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(False)
+        torch.backends.cudnn.deterministic = False
+        torch.default_generator.manual_seed(FIRST_SEED)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

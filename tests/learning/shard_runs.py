@@ -27,7 +27,7 @@ SHARDS = 4
 Together = Callable[[int, int, Callable[[Parallel], Any]], list[Any]]
 """A function that returns what work returns on each rank: `ranks_in_threads.together`, or one of several processes."""
 NAN, DARK = 10, 5  # batches: weights of a shard that are not numbers; all weights 0
-DECIDE_EVERY = 4
+DECIDE_EVERY = 2
 
 
 def shard_settings(**sections: dict[str, Any]) -> Settings:

@@ -21,7 +21,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "weights": {"policies": ["record", "class_balance", "recency", "novelty", "hardness"], "half_life_s": 20.0},
     },
     "mkd, roll-backs": {
-        "learning": {"strategy": "mkd", "average_decay": 0.5, "learning_rate": 0.3},
+        "learning": {"strategy": "mkd", "average_decay": 0.5, "learning_rate": 1.0},
         "release": {"patience": 1, "min_held_out": 1, "rule": "max_drop", "max_drop": 0.0},
         "labels": {"min_records": 3},
     },
