@@ -278,7 +278,7 @@ def batches(
 
     Yields an empty list when nothing was closed for a second, so that the loop runs even if decoding is slow. Raises
     the errors of the shards' sources and outages. First yields the open batches on all ranks: after an InputError,
-    their records may be gone before they can be read again.
+    their records may be gone before they can be read again. They come in two steps if a record must be learned alone.
     """
     opened = turned = clock()
     idle_turns = 0
@@ -294,7 +294,7 @@ def batches(
             error, said = caught, Say.END
         now = clock()
         said |= Say.STOP if stop.is_set() else Say(0)
-        said |= Say.OPEN if any(shard.batch.spans for shard in shards) else Say(0)
+        said |= _open(shards)
         said |= Say.COMPLETE if any(shard.complete for shard in shards) else Say(0)
         said |= Say.LINGERED if now - opened >= settings.linger_s else Say(0)
         said |= Say.TURN if now - turned >= TURN_S else Say(0)
@@ -303,8 +303,9 @@ def batches(
         if said & Say.STOP:
             return
         if said & Say.COMPLETE or (said & Say.OPEN and said & (Say.LINGERED | Say.END)):
-            isolated = any(shard.isolated for shard in shards)
-            yield [shard.take() if shard.isolated or not isolated else Batch() for shard in shards]
+            yield _closed(shards)
+            while said & Say.END and _agreed(_open(shards), parallel):  # a record learned alone left others open
+                yield _closed(shards)
             opened = turned = clock()
             idle_turns = 0
         elif said & Say.TURN:
@@ -316,6 +317,16 @@ def batches(
             return
         if said & Say.LINGERED:
             opened = clock()
+
+
+def _open(shards: Sequence[OpenBatch]) -> Say:
+    return Say.OPEN if any(shard.batch.spans for shard in shards) else Say(0)
+
+
+def _closed(shards: Sequence[OpenBatch]) -> list[Batch]:
+    """Take the open batches, or only those with a record that must be learned alone."""
+    isolated = any(shard.isolated for shard in shards)
+    return [shard.take() if shard.isolated or not isolated else Batch() for shard in shards]
 
 
 def _agreed(said: Say, parallel: Parallel) -> Say:

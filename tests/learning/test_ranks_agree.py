@@ -1,6 +1,7 @@
 """The ranks of a run agree on the batches that they close, and on the contents of a checkpoint."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -112,6 +113,24 @@ def test_a_record_that_must_be_alone_is_the_only_one_of_its_rank() -> None:
     steps = batches(shards, Parallel(2), settings, scripts[0].stop, lambda: scripts[0].now)
     found = [spans(step) for step in steps if step]
     assert [{0: (1, 2)}, {}] in found
+
+
+def test_an_error_beside_a_record_that_must_be_alone_loses_no_open_batch() -> None:
+    def read(parallel: Parallel) -> list[list[dict[int, tuple[int, int]]]]:
+        settings = BatchSettings(size=16, linger_s=1e6)
+        scripts = [Lost([]) if s == 2 else Script([[record(0, partition=s)], []]) for s in parallel.local]
+        alone = {("images", 1, 0)}
+        shards = [
+            OpenBatch(s, s.decode, {}, settings, s.stop, lambda s=s: s.now, shards=4, alone=alone) for s in scripts
+        ]
+        steps = []
+        with suppress(InputError):
+            for step in batches(shards, parallel, settings, scripts[0].stop, lambda: 0.0):
+                steps.append(spans(step))
+        return steps
+
+    steps = [[shard for rank in step for shard in rank] for step in zip(*together(4, 2, read), strict=True)]
+    assert steps == [[{}, {1: (0, 1)}, {}, {}], [{0: (0, 1)}, {}, {}, {}]]
 
 
 def test_a_checkpoint_has_what_all_ranks_read() -> None:
