@@ -10,7 +10,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Observation(NamedTuple):
-    """Figures of a process at `at_s` (monotonic): records learned, CPU seconds, peak resident bytes.
+    """Figures of a process and its descendants at `at_s` (monotonic): records learned, CPU seconds, peak bytes.
 
     `elsewhere_cpu_s` are the CPU seconds of all processes except the observer and the processes that it started.
     """
@@ -35,13 +35,17 @@ class Measurement(NamedTuple):
 
 
 def observe(pid: int, records: float) -> Observation:
-    """Read the figures of a process from /proc."""
-    times = _stat(Path(f"/proc/{pid}/stat"))
-    status = Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()
+    """Read the figures of a process and its descendants from /proc. The peak is the sum of their resident peaks."""
     user, nice, system, _idle, _iowait, *interrupts = Path("/proc/stat").read_text().split()[1:8]
     machine_cpu_s = sum(map(int, (user, nice, system, *interrupts))) / TICKS_PER_S
-    cpu_s = (int(times[11]) + int(times[12])) / TICKS_PER_S
-    return Observation(time.monotonic(), records, cpu_s, int(status[0]) * 1024, machine_cpu_s - _own_cpu_s())
+    ticks, peak_bytes = 0, 0
+    for process, fields in _family(pid).items():
+        with suppress(OSError):  # the process ended just now
+            status = Path(f"/proc/{process}/status").read_text().partition("VmHWM:")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+            peak_bytes += int(status[0]) * 1024
+    own_cpu_s = sum(sum(map(int, fields[11:15])) for fields in _family(os.getpid()).values()) / TICKS_PER_S
+    return Observation(time.monotonic(), records, ticks / TICKS_PER_S, peak_bytes, machine_cpu_s - own_cpu_s)
 
 
 def between(first: Observation, last: Observation) -> Measurement:
@@ -50,21 +54,22 @@ def between(first: Observation, last: Observation) -> Measurement:
     return Measurement(records / seconds, 1000 * cpu_s / records, last.peak_bytes, elsewhere_s / seconds)
 
 
-def _own_cpu_s() -> float:
-    """Return the CPU seconds of this process and its descendants, including those that have ended."""
+def _family(pid: int) -> dict[int, list[str]]:
+    """Return the fields (see `_stat`) of a process and of its descendants, by process."""
     children: dict[int, list[int]] = {}
-    ticks: dict[int, int] = {}
+    found: dict[int, list[str]] = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # the process ended just now
-            fields, pid = _stat(file), int(file.parent.name)
-            children.setdefault(int(fields[1]), []).append(pid)
-            ticks[pid] = sum(map(int, fields[11:15]))
-    own, waiting = 0, [os.getpid()]
+            fields, process = _stat(file), int(file.parent.name)
+            children.setdefault(int(fields[1]), []).append(process)
+            found[process] = fields
+    family, waiting = {}, [pid]
     while waiting:
-        pid = waiting.pop()
-        own += ticks.get(pid, 0)
-        waiting += children.get(pid, [])
-    return own / TICKS_PER_S
+        process = waiting.pop()
+        if process in found:
+            family[process] = found[process]
+        waiting += children.get(process, [])
+    return family
 
 
 def _stat(file: Path) -> list[str]:

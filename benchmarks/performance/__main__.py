@@ -6,8 +6,9 @@
 stages switched on one by one, and Avalanche. `kafka`: the worker with checkpoints and monitoring, beside both. `loops`:
 programs that users would write instead. `replay`: the same with a replay buffer, beside the default strategy.
 `checkpoints`: the cost of saves, and the time of a recovery. `growth`: a long stream, and many classes, partitions,
-large images and records, and a long backlog. `cpu`: the CPU time of each stage, a flame graph, and an idle worker.
-`report`: tables and plots of all finished rounds. `all`: everything.
+large images and records, and a long backlog. `ranks`: two ranks beside one, and the parts of their steps. `cpu`: the
+CPU time of each stage, a flame graph, and an idle worker. `report`: tables and plots of all finished rounds. `all`:
+everything.
 
 The sides of a part take turns in each round, and every side has a process of its own. A finished round is a file in
 `benchmarks/results/performance/`, and a second start skips it. After the parts' first rounds come their second ones,
@@ -32,7 +33,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from benchmarks.performance import checkpoints, cpu, growth, inputs, limit, loops, memory, report, worker
+from benchmarks.performance import checkpoints, cpu, growth, inputs, limit, loops, memory, ranks, report, worker
 from benchmarks.performance import rounds as turns
 from benchmarks.performance.inputs import RECORDS, Topics
 from benchmarks.performance.rounds import TOPIC, Sides, Subject, console
@@ -50,6 +51,7 @@ class Part(StrEnum):
     replay = "replay"
     checkpoints = "checkpoints"
     growth = "growth"
+    ranks = "ranks"
     cpu = "cpu"
     report = "report"
     all = "all"
@@ -109,6 +111,12 @@ CASES = {
         Case("images", "cnn", 32, RGB, "jpeg", 2),
         Case("records", "cnn", 32, RGB, "jpeg32", 2),
         Case("backlog", "cnn", 32, (28, 28, 1), "flat28", 2),
+    ],
+    Part.ranks: [
+        *(Case("ranks", model, batch) for model in ("cnn", "resnet18_slim") for batch in (32, 128)),
+        *(Case("ranks from Kafka", model) for model in ("cnn", "resnet18_slim")),
+        *(Case("stages", model) for model in ("cnn", "resnet18_slim")),
+        Case("exchanges", "cnn"),
     ],
     Part.cpu: [Case("cpu", "cnn"), Case("idle", "mlp", most_rounds=2)],
 }
@@ -195,6 +203,14 @@ def _sides(subject: Subject, examples: list[Example], topics: Topics, records: i
             return checkpoints.sides(subject, topics)
         case "memories":
             return checkpoints.sides_with_memories(subject, topics)
+        case "ranks":
+            return ranks.sides(subject)
+        case "ranks from Kafka":
+            return ranks.kafka_sides(subject, topics, examples)
+        case "stages":
+            return ranks.stage_sides(subject)
+        case "exchanges":
+            return ranks.exchange_sides()
         case "cpu":
             return cpu.sides(subject, filled())
         case "idle":

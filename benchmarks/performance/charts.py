@@ -91,6 +91,23 @@ def cpu(title: str, rounds: list[Run], file: Path) -> None:
     _finish(figure, title, "CPU ms a thousand records", file)
 
 
+def exchanges(title: str, rounds: list[Run], file: Path) -> None:
+    """Write a PNG with the time of each collective by its bytes."""
+    figure, axes = _figure(10)
+    for colour, kind in zip(COLOURS, ("gathered", "summed"), strict=False):
+        names = [name for name in rounds[0]["measured"]["2 ranks"] if name.startswith(kind)]
+        times = [median(figures(rounds, "2 ranks", name)) for name in names]
+        axes.plot([int(name.partition("_")[2]) for name in names], times, "o-", color=colour, label=kind)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("bytes")
+    axes.set_ylabel("ms")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend()
+    axes.set_title(title, loc="left")
+    figure.savefig(file, dpi=DPI)
+
+
 def _stalls(title: str, stalls_ms: dict[str, Iterable[float]], file: Path) -> None:
     figure, axes = _figure(len(stalls_ms))
     for place, (name, values) in enumerate(stalls_ms.items()):

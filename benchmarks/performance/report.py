@@ -20,7 +20,7 @@ Made by `python -m benchmarks.performance report` from the rounds in `benchmarks
 * Figures of different machines cannot be compared.
 * *Elsewhere*: the cores that other programs kept busy, at most. Above 0.1 the figures are unreliable. The broker of
   the measurement does not count.
-* *CPU* and *peak* are those of the side's main process.
+* *CPU* and *peak* are those of the side's process and of the processes that it started.
 * `png28`: grey images of 28 x 28 pixels, made up. `jpeg32`: RGB images of 32 x 32 pixels, made up.
 """
 TITLES = {
@@ -38,6 +38,10 @@ TITLES = {
     "images": "Large images",
     "records": "Large records",
     "backlog": "A long backlog at the start",
+    "ranks": "Two ranks in memory",
+    "ranks from Kafka": "Two ranks from Kafka",
+    "stages": "Steps of one rank with several shards",
+    "exchanges": "Collectives of two ranks",
     "cpu": "CPU time",
     "idle": "An idle worker",
 }
@@ -74,6 +78,16 @@ because the memory fills before. They are fitted to the means of 20 blocks, and 
     "records": """The default worker on JPEGs of 32 pixels a side. Comments in the files make the records as large.""",
     "backlog": """The default worker on a topic that holds this number of records at the start. The images are PNGs
 of one grey, so that the topic is small.""",
+    "ranks": """The default learner on random images, with 96 replayed images beside 32 new ones in a step, or 128
+beside 128. *1 rank* has both shards of a run and one thread, and *2 ranks* have a shard and a thread each. *2 threads*
+is one process without shards. *Collectives* is the time in which rank 0 exchanged data with the other rank, most of it
+to wait for it, and *sent* is what rank 0 sent.""",
+    "ranks from Kafka": """The same with the worker (`run --ranks`) on a topic of two partitions, with 96 replayed
+images beside 32 new ones in a step. The worker saves every 5 s.""",
+    "stages": """One rank of one thread in memory. Each shard has the new images that its row names, and three replayed
+images with each of them. The simulation of more ranks begins with these figures.""",
+    "exchanges": """Two processes on one machine (gloo, loopback) that do nothing else. *Summed* adds the vectors of the
+ranks in the order of the tree, *gathered* sends each rank's bytes to the other rank.""",
     "cpu": """CPU time of a worker that learns at full speed. The main thread is divided into stages by the samples of
 py-spy. The threads of torch calculate together with the main thread. The flame graph is of the default worker.""",
     "idle": "CPU time of a worker that waits for records.",
@@ -86,6 +100,10 @@ TABLES: dict[str, Callable[[list[Run]], str]] = {
     "long": tables.long,
     "cpu": tables.cpu,
     "idle": tables.idle,
+    "ranks": tables.ranks,
+    "ranks from Kafka": tables.ranks,
+    "stages": tables.stage_steps,
+    "exchanges": tables.exchanges,
 }
 PLOTS: dict[str, Draw] = {
     "memory": charts.stages,
@@ -93,6 +111,7 @@ PLOTS: dict[str, Draw] = {
     "long": charts.long,
     "cpu": charts.cpu,
     "idle": charts.idle,
+    "exchanges": charts.exchanges,
 }
 
 
@@ -143,6 +162,8 @@ def comparisons(subject: Subject, rounds: list[Run]) -> dict[str, str]:
         pairs["worker, default / in memory, default"] = "worker, default", ["in memory, default"]
     elif subject.part == "avalanche":
         pairs["learner / Avalanche"] = "learner", ["Avalanche"]
+    elif subject.part in ("ranks", "ranks from Kafka"):
+        pairs = {f"2 ranks / {name}": ("2 ranks", [name]) for name in ("1 rank", "2 threads")}
     elif rivals:
         pairs = {f"worker / {name}": ("worker", [name]) for name in rivals}
         pairs["worker / the fastest loop of the round"] = "worker", rivals

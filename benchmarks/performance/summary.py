@@ -20,6 +20,8 @@ def sentences(part: str, found: Found) -> Iterator[str]:
             yield from _from_kafka(found)
         case "loops" | "replay":
             yield from _beside_loops(part, found)
+        case "ranks from Kafka":
+            yield from _ranks(found)
         case "checkpoints":
             yield from _saves(found)
         case "long":
@@ -53,6 +55,17 @@ def _beside_loops(part: str, found: Found) -> Iterator[str]:
         loops = [side for side in common(rounds) if side not in ("limit", "worker")]
         times = ratio(rounds, "worker", loops)
         yield f"`{subject.model}`, batch {subject.batch}: the worker is {times} times as fast as {kind}."
+
+
+def _ranks(found: Found) -> Iterator[str]:
+    for subject, rounds in found.items():
+        times, threads = (ratio(rounds, "2 ranks", [other]) for other in ("1 rank", "2 threads"))
+        collectives = spread(figures(rounds, "2 ranks", "collectives_ms_per_step"), ".1f")
+        yield (
+            f"`{subject.model}`, batch {subject.batch} and 96 replayed images: two ranks of one thread are {times} "
+            f"times as fast as one rank, and {threads} times as fast as one process of two threads. Rank 0 is in "
+            f"collectives for {collectives} ms a step."
+        )
 
 
 def _saves(found: Found) -> Iterator[str]:

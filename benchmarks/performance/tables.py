@@ -228,5 +228,62 @@ def idle(rounds: list[Run]) -> str:
     return table(("partitions", "% of a core", "elsewhere"), rows)
 
 
+def ranks(rounds: list[Run]) -> str:
+    rows = []
+    for side in common(rounds):
+        found = {name: figures(rounds, side, name) for name in ("step_ms", "collectives_ms_per_step")}
+        rows.append(
+            (
+                side,
+                spread(rates(rounds, side), ",.0f"),
+                spread(found["step_ms"], ",.1f"),
+                spread(found["collectives_ms_per_step"], ",.2f"),
+                f"{median(figures(rounds, side, 'sent_bytes_per_step')) / 1000:,.1f}",
+                f"{median(figures(rounds, side, 'cpu_s_per_1000_records')):.3f}",
+                f"{max(figures(rounds, side, 'peak_memory_bytes')) / MIB:,.0f}",
+                elsewhere(rounds, side),
+            )
+        )
+    return table(
+        (
+            "side",
+            "records/s",
+            "a step, ms",
+            "collectives of a step, ms",
+            "sent in a step, kB",
+            "CPU s / 1000",
+            "peak MiB",
+            "elsewhere",
+        ),
+        rows,
+    )
+
+
+def stage_steps(rounds: list[Run]) -> str:
+    rows = [
+        (
+            side,
+            spread(rates(rounds, side), ",.0f"),
+            spread(figures(rounds, side, "step_ms"), ",.1f"),
+            spread(figures(rounds, side, "step_log_deviation"), ".2f"),
+            spread(figures(rounds, side, "copy_ms"), ",.1f"),
+            elsewhere(rounds, side),
+        )
+        for side in common(rounds)
+    ]
+    head = "new images", "records/s", "a step, ms", "deviation of its logarithm", "a copy of the state, ms", "elsewhere"
+    return table(head, rows)
+
+
+def exchanges(rounds: list[Run]) -> str:
+    found = rounds[0]["measured"]["2 ranks"]
+    rows = []
+    for name in found:
+        kind, _, size = name.partition("_")
+        if size.isdigit():
+            rows.append((kind, f"{int(size):,}", spread(figures(rounds, "2 ranks", name), ",.3f")))
+    return table(("collective", "bytes", "ms"), rows)
+
+
 def elsewhere(rounds: list[Run], side: str) -> str:
     return f"{max(figures(rounds, side, 'cores_elsewhere')):.2f}"

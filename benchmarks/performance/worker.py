@@ -45,8 +45,8 @@ def sides(subject: Subject, examples: list[Example], broker: Broker) -> Sides:
 class Worker(Child):
     """`stream-learner run` in its own process, with the state of its run in a folder. A context manager.
 
-    A second worker with the same folder resumes the run. With `clocked`, the worker measures its own saves and writes
-    the figures to that file when it stops (`clocked.py`).
+    A second worker with the same folder resumes the run. `ranks` is the number of its ranks. With `clocked`, the worker
+    measures its own saves and writes the figures to that file when it stops (`clocked.py`).
     """
 
     def __init__(
@@ -57,8 +57,9 @@ class Worker(Child):
         folder: Path,
         save_every_s: float = SAVE_EVERY_S,
         clocked: Path | None = None,
+        ranks: int = 1,
     ):
-        self.port = free_port()
+        self.port, self._ranks = free_port(), ranks
         settings = subject.overrides(
             f"kafka.bootstrap_servers={broker.bootstrap_servers}",
             f"run.id={folder.name}",
@@ -72,7 +73,10 @@ class Worker(Child):
         )
         topics.create(config.load(None, settings))
         self._clocked = clocked
-        super().__init__(["run", *(word for each in settings for word in ("--set", each))], folder / "worker.log")
+        super().__init__(
+            ["run", "--ranks", str(ranks), *(word for each in settings for word in ("--set", each))],
+            folder / "worker.log",
+        )
 
     def start(self) -> None:
         if self._clocked is None:
@@ -97,11 +101,11 @@ class Worker(Child):
         return scrape(self.port)
 
     def look(self) -> Observation:
-        """Return the figures of the process, without any records while its metrics page does not answer."""
-        figures = self.figures()
-        if figures is None:
+        """Return the figures of the process and its ranks, without any records while a metrics page does not answer."""
+        pages = [self.figures(), *(scrape(self.port + rank) for rank in range(1, self._ranks))]
+        if None in pages:
             return Observation(time.monotonic(), 0, 0.0, 0, 0.0)
-        return observe(self.pid, figures.total("records_in_total"))
+        return observe(self.pid, sum(page.total("records_in_total") for page in pages if page))
 
     def await_figure(self, name: str, least: float, timeout_s: float = START_DEADLINE_S) -> Figures:
         """Wait until a metric reaches a value. Raises TimeoutError, and ChildError if the worker ends."""

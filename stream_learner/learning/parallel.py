@@ -1,7 +1,7 @@
 """The shards of a learner: a fixed division of its samples, whose sums are the same whatever process computes them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Json = dict | list | str | int | float | bool | None
+
+
+class Traffic(NamedTuple):
+    """Time that a rank spent in collectives, mostly waiting for other ranks, and the bytes that it sent to them."""
+
+    seconds: float = 0.0
+    sent_bytes: int = 0
 
 
 class Parallel:
@@ -63,6 +70,10 @@ class Parallel:
         `rows` [local shards, ...] are the rows of this rank's shards.
         """
         return tree_sum(rows)
+
+    def take_traffic(self) -> Traffic:
+        """Return the traffic since the last call."""
+        return Traffic()
 
 
 def tree_sum(rows: "Tensor") -> "Tensor":

@@ -1,6 +1,7 @@
 """The shards of a learner over several processes, called ranks, by torch.distributed."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -13,7 +14,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 from torch.nn import functional
 
 from stream_learner.errors import RankLostError
-from stream_learner.learning.parallel import Json, Parallel, tree_sum
+from stream_learner.learning.parallel import Json, Parallel, Traffic, tree_sum
 
 # By measurement, one collective that sends all rows is faster up to about this size.
 SMALL_BYTES = 1024 * 1024
@@ -35,6 +36,7 @@ class Ranks(Parallel):
         self.rank = rank
         self.local = range(rank * shards // ranks, (rank + 1) * shards // ranks)
         self._ranks = ranks
+        self._traffic = Traffic()
 
     def gathered(self, rows: np.ndarray) -> np.ndarray:
         return self._of_all_ranks(rows).reshape(self.shards, *rows.shape[1:])
@@ -55,9 +57,13 @@ class Ranks(Parallel):
         # Each rank adds one slice of the sums of all ranks, in the order of `tree_sum`.
         padded = functional.pad(flat, (0, -len(flat) % self._ranks))
         slices = torch.empty_like(padded)
-        with failing_with_others():
+        with self._collective(slices.nbytes // self._ranks):
             distributed.all_to_all_single(slices, padded)
         return self._gathered(tree_sum(slices.view(self._ranks, -1)))[: len(flat)].view(total.shape)
+
+    def take_traffic(self) -> Traffic:
+        traffic, self._traffic = self._traffic, Traffic()
+        return traffic
 
     def _of_all_ranks(self, mine: np.ndarray) -> np.ndarray:
         """Return the arrays [ranks, ...] of all ranks, which have the same dtype and shape."""
@@ -67,9 +73,21 @@ class Ranks(Parallel):
     def _gathered(self, mine: Tensor) -> Tensor:
         """Return the vectors [N] of all ranks as one vector [ranks * N]."""
         gathered = mine.new_empty(self._ranks * len(mine))
-        with failing_with_others():
+        with self._collective(mine.nbytes):
             distributed.all_gather_into_tensor(gathered, mine)
         return gathered
+
+    @contextmanager
+    def _collective(self, bytes_to_each: int) -> Iterator[None]:
+        """Count a collective in which this rank sends this number of bytes to each other rank.
+
+        Only the CPU's collectives have their whole time counted: those of CUDA end later than the call.
+        """
+        began, before = time.monotonic(), self._traffic
+        with failing_with_others():
+            yield
+        sent_bytes = (self._ranks - 1) * bytes_to_each
+        self._traffic = Traffic(before.seconds + time.monotonic() - began, before.sent_bytes + sent_bytes)
 
 
 def join_group(rank: int, ranks: int, local: int, device: str, listener: int | None, timeout_s: float) -> None:

@@ -98,6 +98,8 @@ class Metrics:
             self._series.steps.inc(report.figures.steps)
             self._series.loss.set(report.figures.loss_sum / report.figures.steps)
             self._series.step.observe(report.step_s)
+        self._series.collectives.inc(report.collectives_s)
+        self._series.sent_bytes.inc(report.sent_bytes)
         for policy, factors in report.figures.weights.items():
             self._series.weights.observe(policy, factors)
         if report.served:

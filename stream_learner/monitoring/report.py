@@ -19,6 +19,7 @@ class Report:
     * `pieces`: offsets in the order of reading, for each shard of this rank.
     * `lost`: (topic, partition, span) of offsets that were lost before they were read.
     * `drifts`: drifts that the detector found with this batch.
+    * `collectives_s`, `sent_bytes`: time in collectives since the last report, and bytes sent to other ranks.
     * `served`: served predictions; None unless `served.evaluate` is true.
 
     Times are in seconds.
@@ -38,3 +39,5 @@ class Report:
     poll_s: float = 0.0
     decode_s: float = 0.0
     step_s: float = 0.0
+    collectives_s: float = 0.0
+    sent_bytes: int = 0

@@ -84,6 +84,14 @@ class Series:
             "(`unknown`), in records.",
             ("kind",),
         )
+        self.collectives = counter(
+            "collectives_seconds_total",
+            "Time in which this rank exchanged data with the other ranks, including its waits for them, in seconds.",
+        )
+        self.sent_bytes = counter(
+            "collectives_sent_bytes_total",
+            "Bytes that this rank sent to the other ranks for these exchanges, in bytes.",
+        )
         self.steps = counter("steps_total", "Optimizer updates, in steps.")
         self.loss = gauge("loss", "Weighted loss of the last batch that was learned, mean over its steps, in nats.")
         self.accuracy = gauge(

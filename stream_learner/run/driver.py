@@ -86,6 +86,7 @@ class Driver:
             (batch,) = batches  # the settings allow only one shard
             refused = {refused.sample for refused in learned.refused}
             report.served = self.served.evaluate(batch.predictions, batch.samples, refused)
+        report.collectives_s, report.sent_bytes = self.learner.parallel.take_traffic()
         self.progress.add(report)
         return report
 

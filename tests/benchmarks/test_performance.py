@@ -86,6 +86,27 @@ def test_the_cost_of_a_save_is_its_stall_and_the_time_that_publishing_takes_from
     assert "a save stops the training thread for 20.0 ms (p99 29.8 ms)" in text
 
 
+def test_two_ranks_are_compared_with_one_and_with_two_threads(tmp_path: Path):
+    def side(records_per_s: float, collectives_ms: float, sent_bytes: float):
+        return lambda: (
+            Measurement(records_per_s, 0.1, 2.0**20, 0.0)._asdict()
+            | {
+                "step_ms": 32e3 / records_per_s,
+                "collectives_ms_per_step": collectives_ms,
+                "sent_bytes_per_step": sent_bytes,
+            }
+        )
+
+    sides = {"1 rank": side(1000, 0, 0), "2 ranks": side(1600, 5.0, 4.4e6), "2 threads": side(2000, 0, 0)}
+    subject = SUBJECT._replace(part="ranks from Kafka")
+    rounds.run(subject, lambda: sides, 0, tmp_path / "runs")
+    (tmp_path / "docs").mkdir()
+    text = report.write(tmp_path / "docs", tmp_path / "runs")[0].read_text()
+    assert "| 2 ranks | 1,600 | 20.0 | 5.00 | 4,400.0 | 0.100 | 1 | 0.00 |" in text
+    assert "| 2 ranks / 1 rank | 1.60 |" in text
+    assert "1.60 times as fast as one rank, and 0.80 times as fast as one process of two threads" in text
+
+
 def test_a_trend_has_the_error_of_means_over_blocks():
     x = np.linspace(0.0, 2.0, 2000)
     noise = np.random.default_rng(0).normal(size=2000)

@@ -7,12 +7,14 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from command_line import processes
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+from benchmarks.scale.traffic import Collective
 from stream_learner.errors import RankLostError
 from stream_learner.learning.parallel import Parallel
 from stream_learner.learning.ranks import SMALL_BYTES, Ranks, failing_with_others, join_group
@@ -59,6 +61,7 @@ def rank_of(rank: int, ranks: int, address: dict[str, str], pipe: Connection) ->
     join_group(rank, ranks, rank, "cpu", None, TIMEOUT_S)
     parallel = Ranks(SHARDS, rank, ranks)
     pipe.send(results(parallel))
+    pipe.send(parallel.take_traffic())
     if rank == 1:
         os._exit(0)
     try:
@@ -66,6 +69,22 @@ def rank_of(rank: int, ranks: int, address: dict[str, str], pipe: Connection) ->
             parallel.gathered(np.zeros(len(parallel.local)))
     except RankLostError as error:
         pipe.send(str(error))
+
+
+def sent_bytes(ranks: int) -> int:
+    """Return the bytes that a rank sends to others during `results`."""
+    sums = [
+        Collective("summed", int(np.prod(shape)) * number_bytes, number_bytes).sent_bytes(SHARDS, ranks)
+        for shape in SHAPES
+        for number_bytes in (4, 8)
+    ]
+    gathered = [Collective("gathered", array[0].nbytes).sent_bytes(SHARDS, ranks) for array in ARRAYS]
+    carried = SHARDS // ranks
+    texts = [
+        max(len(msgspec.msgpack.encode(values[i : i + carried])) for i in range(0, SHARDS, carried))
+        for values in (OBJECTS, [None] * SHARDS)
+    ]
+    return sum(sums + gathered) + (ranks - 1) * sum(8 + text for text in texts)
 
 
 @pytest.fixture
@@ -96,6 +115,9 @@ def test_ranks_return_the_bits_of_one_process_until_one_ends(ranks: int, store: 
     expected = results(Parallel(SHARDS))
     for receiver, _ in pipes:
         assert receiver.recv() == expected
+        traffic = receiver.recv()
+        assert traffic.seconds > 0
+        assert traffic.sent_bytes == sent_bytes(ranks)
     for rank, (receiver, _) in enumerate(pipes):
         if rank != 1:
             assert receiver.recv().startswith("another rank of the run ended or does not answer (")

@@ -157,6 +157,8 @@ def test_a_batch_is_counted(registry, metrics):
                 odd_timestamps={"unknown": 1, "future": 3},
                 drifts=[Drift(10, {}, 0.1, 0.4)],
                 poll_s=0.2,
+                collectives_s=0.3,
+                sent_bytes=4_400,
                 decode_s=0.002,
                 step_s=0.02,
             )
@@ -177,6 +179,8 @@ def test_a_batch_is_counted(registry, metrics):
     assert value(registry, "poll_seconds_sum") == pytest.approx(0.4)
     assert value(registry, "decode_seconds_bucket", le="0.0025") == 2
     assert value(registry, "step_seconds_count") == 2
+    assert value(registry, "collectives_seconds_total") == pytest.approx(0.6)
+    assert value(registry, "collectives_sent_bytes_total") == 8_800
 
 
 def test_a_batch_without_training_samples_moves_the_position_alone(registry, metrics):

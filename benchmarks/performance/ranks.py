@@ -1,0 +1,142 @@
+"""A run in two ranks of one thread, beside one rank of one thread, and beside one process of two threads.
+
+`ranks` is measured in memory, `ranks from Kafka` with the real worker. `stages` and `exchanges` measure the parts of a
+step, which the simulation in `benchmarks/scale/` needs.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+from uuid import uuid4
+
+from benchmarks.observation import Observation, between, observe
+from benchmarks.performance.inputs import Topics
+from benchmarks.performance.rounds import Sides, Subject
+from benchmarks.performance.worker import START_DEADLINE_S, WARM_UP_S, Worker
+from benchmarks.runs import Run
+from stream_learner.local.datasets import Example
+
+TOPIC = "images-2"
+RECORDS = 60_000
+MEASURED_S = 8.0
+PROGRAM_DEADLINE_S = 100.0
+SHARDS_OF_STAGES = (2, 4)
+
+
+class Side(NamedTuple):
+    ranks: int
+    shards: int
+    threads: int
+
+    def overrides(self, batch: int) -> list[str]:
+        return [
+            f"run.shards={self.shards}",
+            f"memory.replay_size={replay(batch)}",
+            f"learning.threads={self.threads}",
+        ]
+
+
+SIDES = {"1 rank": Side(1, 2, 1), "2 ranks": Side(2, 2, 1), "2 threads": Side(1, 1, 2)}
+
+
+def replay(batch: int) -> int:
+    """Return the number of replayed samples in a step: 96 beside 32 new ones, 128 beside 128."""
+    return min(3 * batch, 128)
+
+
+def sides(subject: Subject) -> Sides:
+    """Return the learner in memory, in the three ways."""
+    return {
+        name: partial(
+            _in_memory, side.ranks, subject.batch // side.shards, subject.overrides(*side.overrides(subject.batch))
+        )
+        for name, side in SIDES.items()
+    }
+
+
+def kafka_sides(subject: Subject, topics: Topics, examples: list[Example]) -> Sides:
+    """Return the worker on a topic of two partitions, in the three ways."""
+    return {name: partial(_from_kafka, subject, side, topics, examples) for name, side in SIDES.items()}
+
+
+def stage_sides(subject: Subject) -> Sides:
+    """Return one rank of one thread, with several numbers of shards and of new samples in each."""
+    found: dict[str, partial[Run]] = {}
+    for shards in SHARDS_OF_STAGES:
+        for samples in (subject.batch, subject.batch // 2):
+            side = Side(1, shards, 1)
+            sizes = [f"batch.size={shards * samples}", f"memory.replay_size={shards * replay(samples)}"]
+            overrides = subject.overrides(*side.overrides(subject.batch), *sizes)
+            found[f"{shards} shards of {samples}"] = partial(_in_memory, 1, samples, overrides)
+    return found
+
+
+def exchange_sides() -> Sides:
+    """Return two ranks that only use their collectives."""
+    return {"2 ranks": partial(_measured, "exchanges", "2")}
+
+
+def _in_memory(ranks: int, samples: int, overrides: list[str]) -> Run:
+    return _measured("rank", str(ranks), str(samples), *overrides)
+
+
+def _measured(program: str, *arguments: str) -> Run:
+    """Run a program of this folder, which writes figures to a file. Return them with `cores_elsewhere`."""
+    with TemporaryDirectory() as folder:
+        output = Path(folder, "figures")
+        command = [sys.executable, "-m", f"benchmarks.performance.{program}", str(output), *arguments]
+        first = observe(os.getpid(), 0)
+        subprocess.run(command, check=True, timeout=PROGRAM_DEADLINE_S)
+        elsewhere = between(first, observe(os.getpid(), 1)).cores_elsewhere
+        return json.loads(output.read_text()) | {"cores_elsewhere": elsewhere}
+
+
+class _Look(NamedTuple):
+    """Figures of all ranks, and of the steps and the traffic of rank 0."""
+
+    observation: Observation
+    steps: float
+    collectives_s: float
+    sent_bytes: float
+
+
+def _from_kafka(subject: Subject, side: Side, topics: Topics, examples: list[Example]) -> Run:
+    broker = topics.fill(TOPIC, examples, RECORDS, 2)
+    with TemporaryDirectory() as parent:
+        folder = Path(parent, uuid4().hex)
+        folder.mkdir()
+        overrides = [f"input.topics=['{TOPIC}']", *side.overrides(subject.batch)]
+        with Worker(subject, overrides, broker, folder, ranks=side.ranks) as worker:
+            _next_step(worker)
+            time.sleep(WARM_UP_S)
+            first = _next_step(worker)
+            time.sleep(MEASURED_S)
+            last = _next_step(worker)
+    if last.observation.records >= RECORDS:
+        raise RuntimeError(f"all {RECORDS} records were read before the measurement ended")
+    found, steps = between(first.observation, last.observation), last.steps - first.steps
+    return found._asdict() | {
+        "step_ms": 1e3 * (last.observation.at_s - first.observation.at_s) / steps,
+        "collectives_ms_per_step": 1e3 * (last.collectives_s - first.collectives_s) / steps,
+        "sent_bytes_per_step": (last.sent_bytes - first.sent_bytes) / steps,
+    }
+
+
+def _next_step(worker: Worker) -> _Look:
+    """Wait for the next step. Raises TimeoutError."""
+    deadline, before = time.monotonic() + START_DEADLINE_S, None
+    while time.monotonic() < deadline:
+        if figures := worker.figures():
+            steps = figures.total("steps_total")
+            if steps and before is not None and steps > before:
+                traffic = (figures.total(f"collectives_{name}_total") for name in ("seconds", "sent_bytes"))
+                return _Look(worker.look(), steps, *traffic)
+            before = steps
+        time.sleep(0.02)
+    raise TimeoutError(f"no step was taken in {START_DEADLINE_S:.0f} s")

@@ -1,0 +1,1 @@
+"""Plan and simulation of a run on many ranks."""
