@@ -74,7 +74,10 @@ class Source:
         begin, self._offset = self._offset, min(self._offset + POLLED, len(self._stream))
         return [self._record(offset) for offset in range(begin, self._offset)]
 
-    def took(self, seconds: float) -> None:
+    def read_ahead(self) -> None:
+        pass
+
+    def took(self, seconds: float, records: int = 1) -> None:
         """Do nothing: there is one partition, so no other one waits."""
 
     def _record(self, offset: int) -> Record:

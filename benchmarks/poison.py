@@ -101,7 +101,10 @@ class Stream:
         self._next, self._ended = numbers.stop, not numbers
         return [record(self._dataset, self._order[i], self._targets[i], TOPICS[i % 2], offset=i // 2) for i in numbers]
 
-    def took(self, seconds: float) -> None:
+    def read_ahead(self) -> None:
+        pass
+
+    def took(self, seconds: float, records: int = 1) -> None:
         pass
 
     def is_set(self) -> bool:
@@ -120,7 +123,7 @@ def learn(settings: Settings, dataset: Dataset, seed: int) -> Iterator[Outcome]:
     apart = min(MAX_TEST, len(order) // 5)
     decode = Decoder.from_settings(settings)
     records = (record(dataset, index, dataset.targets[index], HONEST, 0) for index in order[:apart])
-    clean = [sample for sample in map(decode, records) if sample]
+    clean = [sample for sample in map(decode, records) if isinstance(sample, Sample)]
     stream = Stream(dataset, order[apart:], rng)
     set_up_torch(settings)
     driver = Driver(Learner(settings), Progress({topic: {0: 0} for topic in TOPICS}))

@@ -7,7 +7,8 @@ from stream_learner.config import BatchSettings
 from stream_learner.contract.spans import Positions
 from stream_learner.learning.parallel import Parallel
 from stream_learner.run.arrivals import Read
-from stream_learner.run.batches import Batch, OpenBatch, Source, StopEvent, batches
+from stream_learner.run.batch import Batch
+from stream_learner.run.batches import OpenBatch, Source, StopEvent, batches
 
 
 def single_shard(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stream_learner.follow.follower import Follower, Following
     from stream_learner.follow.reading import read_release
     from stream_learner.follow.releases import Release
-    from stream_learner.formats import Fields, Format, Reason, Record, RejectError, RetryLaterError
+    from stream_learner.formats import Fields, Format, Reason, Record, RejectError, RetryLaterError, Rows
     from stream_learner.formats.record import Sample, Split
     from stream_learner.inference.predictions import Predictions
     from stream_learner.learning.heads.prototype import Prototype
@@ -63,6 +63,7 @@ __all__ = [
     "RejectError",
     "Release",
     "RetryLaterError",
+    "Rows",
     "Sample",
     "Settings",
     "Split",
@@ -104,6 +105,7 @@ _MODULE_OF = {
     "Record": "formats",
     "RejectError": "formats",
     "RetryLaterError": "formats",
+    "Rows": "formats",
     "Sample": "formats.record",
     "Split": "formats.record",
     "Predictions": "inference.predictions",

@@ -57,7 +57,10 @@ def _imported(place: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-FORMATS = Registry("input.format", {"plain": "stream_learner.formats.plain:Plain"})
+FORMATS = Registry(
+    "input.format",
+    {"plain": "stream_learner.formats.plain:Plain", "arrow": "stream_learner.formats.arrow:Arrow"},
+)
 
 MODELS = Registry(
     "model.name",

@@ -76,7 +76,10 @@ class Source:
         messages = self._messages
         return [Record(TOPIC, 0, i, 0, *messages[i % len(messages)]) for i in range(begin, self._offset)]
 
-    def took(self, seconds: float) -> None:
+    def read_ahead(self) -> None:
+        pass
+
+    def took(self, seconds: float, records: int = 1) -> None:
         """Do nothing: there is one partition, so no other one waits."""
 
 

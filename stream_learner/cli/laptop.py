@@ -88,8 +88,11 @@ def feed(
     limit: Annotated[int | None, typer.Option(min=1, help="Largest number of records to send.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data set, each in a new order.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order.")] = 0,
+    rows: Annotated[
+        int, typer.Option(min=1, max=65_536, help="Records in a message. More than 1: for `input.format = arrow`.")
+    ] = 1,
 ) -> None:
-    """Send a data set to a topic, as records in the plain format."""
+    """Send a data set to a topic, as records in the plain format, or many records in each message."""
     from stream_learner.local import feeder
     from stream_learner.local.datasets import open_dataset
 
@@ -106,6 +109,7 @@ def feed(
             epochs=epochs,
             limit=limit,
             rate=rate,
+            rows=rows,
             on_progress=show,
             stop=stop,
         )

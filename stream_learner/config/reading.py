@@ -26,8 +26,8 @@ class InputSettings(Section):
     format: Annotated[str, AfterValidator(FORMATS.known)] = "plain"
     """Format of the records: a name from `stream_learner.registry.FORMATS`, or `package.module:Class`."""
     format_settings: dict[str, Any] = {}
-    """Settings of the format, which its class defines; `plain` has none. They are printed like all other settings, so
-    give names of files instead of secrets."""
+    """Settings of the format, which its class defines; `plain` and `arrow` have none. They are printed like all other
+    settings, so give names of files instead of secrets."""
     max_record_bytes: PositiveInt = 8 * MIB
     """Largest record to accept. A larger record becomes a dead letter (`oversized_image`) without its value."""
     max_image_pixels: PositiveInt = 4096 * 4096

@@ -9,6 +9,8 @@ from stream_learner.contract.manifest import digest
 # The prefix and names of Kafka Connect's dead letter queue (KIP-298), so that its tools read these records.
 PREFIX = "__connect.errors."
 NAMES = ("topic", "partition", "offset", "stage", "exception.class.name", "exception.message")
+# Only for a row of a message.
+ROW = PREFIX + "row"
 MAX_MESSAGE_BYTES = 1000
 # Maximum number of bytes that are kept of the key if the record is too large to copy.
 MAX_KEY_BYTES = 1000
@@ -38,6 +40,9 @@ class DeadLetter:
     headers: Headers
     digest: str | None = None
     """Digest of the value of a record that was too large to copy; None for other records."""
+    row: int | None = None
+    """Index of the record in a message that holds many; None for a whole message. `value` is a message with only this
+    record."""
 
     @property
     def truncated(self) -> bool:
@@ -58,6 +63,8 @@ class DeadLetter:
             key, value, headers, value_digest = key and key[:MAX_KEY_BYTES], None, [], digest(value or b"")
         reasons = (self.topic, str(self.partition), str(self.offset), self.stage, self.reason, self.message)
         headers += [(PREFIX + name, _cut(text)) for name, text in zip(NAMES, reasons, strict=True)]
+        if self.row is not None:
+            headers.append((ROW, str(self.row).encode()))
         if value_digest:
             headers += [("truncated", b"true"), ("digest", value_digest.encode())]
         return key, value, headers
@@ -82,6 +89,7 @@ class DeadLetter:
             value,
             headers[:end],
             _text(reasons, "digest") if "truncated" in reasons else None,
+            _number(_text(reasons, ROW)) if ROW in reasons else None,
         )
 
 

@@ -11,7 +11,7 @@ from stream_learner.contract import documents, keys
 from stream_learner.contract.documents import Count, Digest, Epoch, RunId, Sequence, Text, Time
 from stream_learner.contract.ledger import Ledger
 from stream_learner.contract.objects import Chunk, Earlier, Object, Published, State
-from stream_learner.contract.spans import Offset, Partition, Positions, Span, Spans, Stretches, Topic, each
+from stream_learner.contract.spans import Offset, Partition, Positions, RowsRead, Span, Spans, Stretches, Topic, each
 from stream_learner.contract.vocabulary import Label
 from stream_learner.contract.window import Accuracy, Distribution, Forgetting
 
@@ -204,6 +204,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     created_at: Time
     positions: Positions
     """Next offset to read, per topic and partition."""
+    rows: RowsRead = {}
+    """Number of rows that were learned of the message at the position, for partitions where some were, but not all."""
     spans: Spans
     """Offsets learned since the previous manifest."""
     lost: Stretches
@@ -237,6 +239,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     the limit (`release.patience`)."""
     poisoned: dict[Topic, dict[Partition, list[Offset]]] = {}
     """Offsets among `spans` whose records were set aside without being decoded, because they ended the process."""
+    poisoned_rows: dict[Topic, dict[Partition, list[tuple[Offset, Count]]]] = {}
+    """Offset and index of rows that were set aside in the same way, while the other rows of their messages were not."""
     discarded: Spans = {}
     """Offsets whose learning was undone because training went back. They are not read again."""
     weights: dict[Text, Distribution] = {}
@@ -364,6 +368,8 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
     for topic, partition, span in each(manifest.spans):
         if manifest.positions.get(topic, {}).get(partition) != span.end:
             yield f"the position of {topic}[{partition}] is not where its span ends"
+    if any(partition not in manifest.positions.get(topic, {}) for topic, partition, _ in each(manifest.rows)):
+        yield "a partition has rows, but no position"
     for topic, partition, stretches in each(manifest.lost):
         around = manifest.spans.get(topic, {}).get(partition, Span(0, 0))
         if not all(around.start <= lost.start <= lost.end <= around.end for lost in stretches):

@@ -1,6 +1,9 @@
 """Positions (the next offset of each partition) and spans (half-open offset ranges).
 
 Both are nested by topic, then by partition, as in manifests and windows.
+
+A message with rows, an envelope, is behind the position only when all of its rows are. While some are, the position is
+the message's offset, and the number of these rows is kept beside it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -8,7 +11,7 @@ from typing import Annotated, NamedTuple, TypeVar
 
 from msgspec import Meta
 
-from stream_learner.contract.documents import END
+from stream_learner.contract.documents import END, Sequence
 
 T = TypeVar("T")
 
@@ -26,6 +29,8 @@ class Span(NamedTuple):
 
 Positions = dict[Topic, dict[Partition, Offset]]
 Spans = dict[Topic, dict[Partition, Span]]
+# Number of rows that were read of the message at the position, at least 1, for partitions that are inside a message.
+RowsRead = dict[Topic, dict[Partition, Sequence]]
 # Several ranges of each partition.
 Stretches = dict[Topic, dict[Partition, list[Span]]]
 
@@ -53,6 +58,30 @@ def advance(positions: Positions, spans: Spans) -> None:
     """Move positions to the ends of the spans."""
     for topic, partition, span in each(spans):
         positions.setdefault(topic, {})[partition] = span.end
+
+
+def follow(spans: Spans, rows: Spans, positions: Positions, rows_read: RowsRead) -> None:
+    """Move positions to the ends of the spans, which must begin there.
+
+    `rows` are ranges of rows: the rows of the message at the start of the partition's span that were read before, and
+    the rows of the message at its end that are read now. A partition that `rows` lacks begins and ends with a whole
+    message. Raises ValueError when a span starts elsewhere.
+    """
+    for topic, partition, span in each(spans):
+        inside = rows.get(topic, {}).get(partition, Span(0, 0))
+        place = positions.get(topic, {}).get(partition, span.start), rows_read.get(topic, {}).get(partition, 0)
+        if place != (span.start, inside.start):
+            raise ValueError(
+                f"{topic}[{partition}]: offset {place[0]} comes next, not {span.start} (rows read of it: {place[1]}, "
+                f"not {inside.start})"
+            )
+        if inside.end:
+            rows_read.setdefault(topic, {})[partition] = inside.end
+        elif inside.start:
+            del rows_read[topic][partition]
+            if not rows_read[topic]:
+                del rows_read[topic]
+    advance(positions, spans)
 
 
 def offsets_in(spans: Spans) -> int:

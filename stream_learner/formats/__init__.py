@@ -2,6 +2,6 @@
 
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.formats.format import Format
-from stream_learner.formats.record import Fields, Record, RejectError, RetryLaterError
+from stream_learner.formats.record import Fields, Record, RejectError, RetryLaterError, Rows
 
-__all__ = ["Fields", "Format", "Reason", "Record", "RejectError", "RetryLaterError"]
+__all__ = ["Fields", "Format", "Reason", "Record", "RejectError", "RetryLaterError", "Rows"]

@@ -5,12 +5,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from stream_learner.config import Settings
 from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.formats import images, splits
 from stream_learner.formats.format import Format, build
 from stream_learner.formats.labels import LabelRules, parse_label
-from stream_learner.formats.record import Record, RejectError, Sample
+from stream_learner.formats.record import Fields, Record, RejectError, Rows, Sample
 
 
 @dataclass(frozen=True)
@@ -48,20 +50,26 @@ class Decoder:
             held_out_from=settings.split.held_out_from,
         )
 
-    def __call__(self, record: Record) -> Sample | None:
-        """Return the sample, or None for a deletion marker to skip.
+    def __call__(self, record: Record) -> Sample | Rows | None:
+        """Return the sample, or None for a deletion marker to skip. Return the rows of a message that has rows.
 
         Raises RejectError when the record cannot be used, RetryLaterError when it cannot be read now.
         """
+        if record.rows:
+            return self._sample(record, record.rows.fields[record.row])
         if record.unreadable is not None:
             raise RejectError(Reason.UNREADABLE_RECORD, record.unreadable)
         if record.value is None and record.key is not None and self.skips_tombstones:
             return None
         self._check_size(record.value)
         fields = self.format.read(record)
-        if not fields.image:
+        return fields if isinstance(fields, Rows) else self._sample(record, fields)
+
+    def _sample(self, record: Record, fields: Fields) -> Sample:
+        image = fields.image
+        if image is None or not len(image):
             raise RejectError(Reason.NO_IMAGE, "the record holds no image")
-        self._check_size(fields.image)  # the format may have fetched or decompressed the image
+        self._check_size(image)  # the format may have fetched or decompressed the image
         label = self.rules.apply(parse_label(fields.label))
         weight = parse_weight(fields.weight)
         split = parse_split(fields.split)
@@ -72,22 +80,29 @@ class Decoder:
             split = Split.TRAIN
         group = 0
         if split is not Split.TRAIN:
-            identity = self._identity(record, fields.id, fields.image)
+            identity = self._identity(record, fields.id, image)
             split = split or splits.assign(identity, self.validation, self.test)
             group = splits.group(identity)
-        pixels_HWC = images.decode(fields.image, self.height, self.width, self.channels, self.max_image_pixels)
-        timestamp_ms, id_ = record.timestamp_ms, fields.id or b""
-        return Sample(record.place, label, pixels_HWC, fields.image, timestamp_ms, weight, split, group, id_)
+        size = self.height, self.width, self.channels, self.max_image_pixels
+        if isinstance(image, bytes):
+            pixels_HWC, encoded = images.decode(image, *size), image
+        else:
+            pixels_HWC, encoded = images.fit(image, *size), b""
+        timestamp_ms = record.timestamp_ms if fields.timestamp_ms is None else fields.timestamp_ms
+        return Sample(record.place, label, pixels_HWC, encoded, timestamp_ms, weight, split, group, fields.id or b"")
 
-    def _check_size(self, data: bytes | None) -> None:
-        if data and len(data) > self.max_record_bytes:
-            message = f"{len(data)} bytes are over input.max_record_bytes = {self.max_record_bytes}"
+    def _check_size(self, data: bytes | np.ndarray | None) -> None:
+        size = data.nbytes if isinstance(data, np.ndarray) else len(data or b"")
+        if size > self.max_record_bytes:
+            message = f"{size} bytes are over input.max_record_bytes = {self.max_record_bytes}"
             raise RejectError(Reason.OVERSIZED_IMAGE, message)
 
-    def _identity(self, record: Record, id_: bytes | None, image: bytes) -> bytes:
+    def _identity(self, record: Record, id_: bytes | None, image: bytes | np.ndarray) -> bytes:
         """Return the identity that determines the split. Records with the same identity are in the same split."""
         key = record.key if self.split_by == "key" else None
-        return key or id_ or hashlib.sha256(image).digest()
+        if given := key or id_:
+            return given
+        return hashlib.sha256(image if isinstance(image, bytes) else image.tobytes()).digest()
 
 
 def parse_weight(raw: float | bytes | None) -> float:

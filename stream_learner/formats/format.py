@@ -7,7 +7,7 @@ from pydantic_core import ErrorDetails
 
 from stream_learner.config import InputSettings
 from stream_learner.errors import UsageError
-from stream_learner.formats.record import Fields, Record
+from stream_learner.formats.record import Fields, Record, Rows
 from stream_learner.registry import FORMATS
 
 
@@ -20,7 +20,9 @@ class Format(BaseModel):
 
     For each record, `read` has one of three outcomes:
 
-    1. It returns the record's `Fields`. The worker checks image, label, weight and split afterwards.
+    1. It returns the record's `Fields`. The worker checks image, label, weight and split afterwards. If the message
+       holds many records, `read` returns their `Rows`: the fields of each, and a function that makes a message of one
+       of them, for its dead letter. Limit their number, and the time that reading them takes.
     2. It raises `RejectError` if the record does not have this form, normally with `Reason.BAD_ENVELOPE`. The record
        becomes a dead letter.
     3. It raises `RetryLaterError` if something outside is at fault, such as a schema registry or a bucket that does not
@@ -57,8 +59,11 @@ class Format(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @abstractmethod
-    def read(self, record: Record) -> Fields:
-        """Return the fields of a record. Raises RejectError, RetryLaterError."""
+    def read(self, record: Record) -> Fields | Rows:
+        """Return the fields of a record, or the rows of a message that holds many records.
+
+        Raises RejectError, RetryLaterError.
+        """
 
 
 def build(settings: InputSettings) -> Format:

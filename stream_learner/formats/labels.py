@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,8 @@ MAX_RAW_LABEL_CHARACTERS = 4 * MAX_LABEL_BYTES
 REFUSED_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 # Limit on the JSON bytes of all labels together, because every manifest lists them. A thousand labels of 256 bytes fit.
 MAX_LABELS_BYTES = 512 * 1024
+# Number of labels whose normal form is remembered. Labels repeat, and their check takes a microsecond.
+LABELS_REMEMBERED = 4096
 INT64 = range(-(2**63), 2**63)
 
 
@@ -45,6 +48,11 @@ def parse_label(raw: Label | bytes | None) -> Label:
         raise RejectError(Reason.NO_LABEL, "the record has no label")
     if len(text) > MAX_RAW_LABEL_CHARACTERS:
         raise RejectError(Reason.BAD_LABEL, TOO_LONG)
+    return _normalised(text)
+
+
+@lru_cache(LABELS_REMEMBERED)
+def _normalised(text: str) -> str:
     text = unicodedata.normalize("NFC", text)
     for character in text:
         if unicodedata.category(character) in REFUSED_CATEGORIES:

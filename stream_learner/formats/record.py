@@ -1,21 +1,38 @@
 """Types of the input: records as read from Kafka, and samples as learned."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from stream_learner.contract.documents import Count
+from stream_learner.contract.spans import Offset, Partition, Topic
 from stream_learner.contract.vocabulary import Label, Reason, Split
 
 # Approximate memory of a record and of a header, without their contents.
 RECORD_BYTES = 500
 HEADER_BYTES = 200
+# Largest key of a message that is kept for its single rows, in bytes. Otherwise a message with a long key and many bad
+# rows would make dead letters of many times its size.
+MAX_ROW_KEY_BYTES = 1000
+
+
+class Place(NamedTuple):
+    """Place of a record: topic, partition, offset, and its row if the message holds many records."""
+
+    topic: Topic
+    partition: Partition
+    offset: Offset
+    row: Count | None = None
 
 
 class Record(NamedTuple):
     """One Kafka message, unchanged. `timestamp_ms` is in milliseconds since 1970, UTC.
 
     `unreadable` is None, or the reason why the message cannot be read. Then only the place of the message is known.
+    `row` is the index of a record in a message that holds many, and `rows` are the records of this message. Both are
+    None for a whole message. A row has no `value` until `encoded` makes a message with only this row.
     """
 
     topic: str
@@ -26,17 +43,34 @@ class Record(NamedTuple):
     value: bytes | None
     headers: Sequence[tuple[str, bytes | None]]
     unreadable: str | None = None
+    row: int | None = None
+    rows: Any = None  # Rows or None, which the type does not say, because msgspec cannot check it
+
+    def at_row(self, row: int, rows: "Rows") -> "Record":
+        """Return a row of this message. It has no headers, because those of a message belong to no single row."""
+        key = self.key and self.key[:MAX_ROW_KEY_BYTES]
+        return Record(self.topic, self.partition, self.offset, self.timestamp_ms, key, None, (), None, row, rows)
+
+    def encoded(self) -> "Record":
+        """Return a message with only this row. Return any other record itself."""
+        return self._replace(value=self.rows.encode(self.rows.fields[self.row]), rows=None) if self.rows else self
 
     @property
     def place(self) -> str:
-        """Topic, partition and offset in one string."""
-        return f"{self.topic}/{self.partition}/{self.offset}"
+        """Topic, partition and offset in one string, and the row if it has one."""
+        return f"{self.topic}/{self.partition}/{self.offset}" + ("" if self.row is None else f"/{self.row}")
+
+    @property
+    def at(self) -> Place:
+        return Place(self.topic, self.partition, self.offset, self.row)
 
     @property
     def nbytes(self) -> int:
         """Approximate bytes in memory."""
         headers = sum(HEADER_BYTES + len(name) + len(value or b"") for name, value in self.headers)
-        return RECORD_BYTES + len(self.key or b"") + len(self.value or b"") + headers
+        content = self.rows.fields[self.row].image if self.rows else self.value
+        size = content.nbytes if isinstance(content, np.ndarray) else len(content or b"")
+        return RECORD_BYTES + len(self.key or b"") + size + headers
 
 
 class Gap(NamedTuple):
@@ -53,13 +87,27 @@ class Gap(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """Fields of a record before any check; None for a missing field."""
+    """Fields of a record before any check; None for a missing field.
 
-    image: bytes | None
+    `image` is encoded, or pixels: uint8 [H, W], [H, W, 1 or 3], or flat in the order of the model's [H, W, C].
+    `timestamp_ms` is the event time, in milliseconds since 1970, UTC; None for the time of the message.
+    """
+
+    image: bytes | np.ndarray | None
     label: Label | bytes | None
     weight: float | bytes | None = None
     split: str | bytes | None = None
     id: bytes | None = None
+    timestamp_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The records in a message that holds many, an *envelope*. Their order in `fields` must always be the same."""
+
+    fields: Sequence[Fields]
+    encode: Callable[[Fields], bytes]
+    """Returns a message that holds a single row. It is the value of the row's dead letter."""
 
 
 class Sample(NamedTuple):

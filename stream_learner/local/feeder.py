@@ -11,7 +11,8 @@ import numpy as np
 from kafka import KafkaProducer
 
 from stream_learner.config import MIB, KafkaSettings
-from stream_learner.local.datasets import Dataset
+from stream_learner.formats.record import Fields
+from stream_learner.local.datasets import Dataset, Example
 from stream_learner.streams import offsets
 from stream_learner.streams.connection import client_config, connect, kafka_failures
 
@@ -45,6 +46,15 @@ def drifting(targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 ORDERS: dict[str, Order] = {"shuffled": shuffled, "by_class": by_class, "drifting": drifting}
 
 
+class Message(NamedTuple):
+    """A message to send, and the number of records in it."""
+
+    value: bytes
+    key: bytes | None
+    headers: list[tuple[str, bytes]]
+    records: int
+
+
 class Fed(NamedTuple):
     """Result of a feed: the number of acknowledged records, and the end offset of each partition after the feed."""
 
@@ -62,13 +72,15 @@ def feed(
     epochs: int = 1,
     limit: int | None = None,
     rate: float | None = None,
+    rows: int = 1,
     on_progress: Callable[[int, int], None] = lambda *_: None,
     stop: Event | None = None,
 ) -> Fed:
     """Send `epochs` passes over a data set, each in a new order, and at most `limit` records in total.
 
     A record is in the plain format: the image as value, the id as key and header, the label as header, and the split of
-    a held-out example as header. The key chooses the partition. `rate` is in records/s, None for no limit.
+    a held-out example as header. The key chooses the partition. With more than one of `rows`, messages of so many
+    records are in the Arrow format, without keys. `rate` is in records/s, None for no limit.
     `on_progress(acknowledged, total)` is called several times a second and at the end. Once `stop` is set, no more
     records are sent, and the function returns when all sent records are acknowledged.
 
@@ -78,7 +90,8 @@ def feed(
     indices = itertools.islice(_schedule(dataset, order, seed, epochs), limit)
     total = min(len(dataset) * epochs, limit or len(dataset) * epochs)
     with kafka_failures(kafka, f"feeding {topic}", "Write"):
-        records = _produce(dataset, indices, kafka, topic, rate, lambda done: on_progress(done, total), stop or Event())
+        messages = _messages(dataset, indices, rows)
+        records = _produce(messages, kafka, topic, rate, lambda done: on_progress(done, total), stop or Event())
     return Fed(records, offsets.bounds(kafka, [topic])[1][topic])
 
 
@@ -88,9 +101,30 @@ def _schedule(dataset: Dataset, order: Order, seed: int, epochs: int) -> Iterato
         yield from order(targets, np.random.default_rng([seed, epoch])).tolist()
 
 
+def _messages(dataset: Dataset, indices: Iterator[int], rows: int) -> Iterator[Message]:
+    if rows == 1:
+        yield from (_plain(dataset[index]) for index in indices)
+        return
+    from stream_learner.formats import arrow
+
+    while chosen := [dataset[index] for index in itertools.islice(indices, rows)]:
+        fields = [Fields(x.image, x.label, split=x.split or None, id=_id(x)) for x in chosen]
+        yield Message(arrow.encode(fields), None, [], len(fields))
+
+
+def _plain(example: Example) -> Message:
+    key = _id(example)
+    headers = [("label", example.label.encode()), ("id", key)]
+    headers += [("split", example.split.encode())] if example.split else []
+    return Message(example.image, key, headers, 1)
+
+
+def _id(example: Example) -> bytes:
+    return example.id.encode(errors="surrogateescape")  # a file's name may not be UTF-8
+
+
 def _produce(
-    dataset: Dataset,
-    indices: Iterator[int],
+    messages: Iterator[Message],
     kafka: KafkaSettings,
     topic: str,
     rate: float | None,
@@ -109,31 +143,30 @@ def _produce(
     }
     producer: KafkaProducer = connect(KafkaProducer, config)
     unacknowledged = deque()
-    unacknowledged_bytes = acknowledged = 0
+    unacknowledged_bytes = acknowledged = sent = 0
     started = shown = time.monotonic()
     try:
-        for sent, index in enumerate(indices):
+        while True:
             # Send times count from the start, so that one late record does not delay the later records.
             ahead_s = started + sent / rate - time.monotonic() if rate else 0.0
             if stop.wait(ahead_s) if ahead_s > 0 else stop.is_set():
                 break
-            example = dataset[index]
-            key = example.id.encode(errors="surrogateescape")  # a file's name may not be UTF-8
-            headers = [("label", example.label.encode()), ("id", key)]
-            headers += [("split", example.split.encode())] if example.split else []
-            unacknowledged.append((producer.send(topic, example.image, key, headers), len(example.image)))
-            unacknowledged_bytes += len(example.image)
+            if (message := next(messages, None)) is None:
+                break
+            unacknowledged.append((producer.send(topic, *message[:3]), message))
+            unacknowledged_bytes += len(message.value)
+            sent += message.records
             while unacknowledged and (unacknowledged[0][0].is_done or unacknowledged_bytes > MAX_UNACKNOWLEDGED_BYTES):
-                future, size = unacknowledged.popleft()
+                future, message = unacknowledged.popleft()
                 future.get(delivery_s)
-                unacknowledged_bytes -= size
-                acknowledged += 1
+                unacknowledged_bytes -= len(message.value)
+                acknowledged += message.records
             if time.monotonic() - shown > PROGRESS_EVERY_S:
                 on_progress(acknowledged)
                 shown = time.monotonic()
-        for future, _ in unacknowledged:
+        for future, message in unacknowledged:
             future.get(delivery_s)
-        acknowledged += len(unacknowledged)
+            acknowledged += message.records
         on_progress(acknowledged)
     finally:
         producer.close(delivery_s)

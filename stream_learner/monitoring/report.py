@@ -16,6 +16,8 @@ class Report:
     * `tombstones`: deletion markers among the `records`, which were skipped.
     * `used`: for each record, in the order of reading, whether it became a sample and was not rejected later. Deletion
       markers and records with a rare label have no entry.
+    * `rows`: for each partition where the spans start or end inside a message with rows, the number of rows that were
+      read of the messages at both places.
     * `pieces`: offsets in the order of reading, for each shard of this rank.
     * `lost`: (topic, partition, span) of offsets that were lost before they were read.
     * `drifts`: drifts that the detector found with this batch.
@@ -30,6 +32,7 @@ class Report:
     figures: Figures = field(default_factory=Figures)
     used: list[bool] = field(default_factory=list)
     tombstones: int = 0
+    rows: Spans = field(default_factory=dict)
     pieces: list[list[Piece]] = field(default_factory=list)
     lost: list[tuple[str, int, Span]] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)

@@ -21,7 +21,6 @@ from stream_learner.contract.objects import Chunk, Earlier, Object, Published, S
 from stream_learner.contract.pins import Chosen
 from stream_learner.contract.spans import Positions
 from stream_learner.contract.topics import Names
-from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import KafkaUnavailableError, StateError, StoreError
 from stream_learner.formats.record import Rejection
 from stream_learner.learning.outcome import Candidate
@@ -308,6 +307,7 @@ class CheckpointWriter:
         new = State(prepared.sequence, prepared.state, release=release.sequence if release else None)
         kept = retention.keep(existing, new, self._settings.checkpoint.keep)
         parts = {state.sequence: self._last.parts_of(state) for state in existing} if self._last else {}
+        poisoned, poisoned_rows = snapshot.interval.poisoned
         kept, shared = retention.share(kept, parts | {prepared.sequence: prepared.parts})
         return Manifest(
             program=PROGRAM,
@@ -317,6 +317,7 @@ class CheckpointWriter:
             predecessor=self._last_digest,
             created_at=prepared.created_at,
             positions=snapshot.positions,
+            rows=snapshot.rows,
             spans=snapshot.interval.tally.read.spans,
             lost=snapshot.interval.tally.read.lost,
             ledger=ledger.encode(snapshot.interval.batches, snapshot.interval.tally.read.spans),
@@ -330,7 +331,8 @@ class CheckpointWriter:
             decision=snapshot.decision,
             release=release,
             earlier=prepared.earlier,
-            poisoned=_poisoned(snapshot.interval.dead_letters),
+            poisoned=poisoned,
+            poisoned_rows=poisoned_rows,
             rolled_back_to=release.sequence if release and snapshot.discarded is not None else None,
             discarded=snapshot.discarded or {},
             weights=joined(self._last.weights if self._last else {}, snapshot.interval.tally.weights),
@@ -378,6 +380,7 @@ class CheckpointWriter:
             record.key,
             record.value,
             record.headers,
+            row=record.row,
         )
         key, value, headers = letter.encode(self._max_letter_bytes)
         return self._transaction.send(self._names.dead_letters, value, key, headers)
@@ -386,14 +389,6 @@ class CheckpointWriter:
 def _inline(prepared: Prepared) -> dict[str, bytes]:
     """Return the bytes of the objects that also go to the weights topic, by the objects' names."""
     return prepared.release.inline if prepared.release else {}
-
-
-def _poisoned(rejections: list[Rejection]) -> dict[str, dict[int, list[int]]]:
-    offsets: dict[str, dict[int, list[int]]] = {}
-    for record, reason, *_ in rejections:
-        if reason is Reason.POISON:
-            offsets.setdefault(record.topic, {}).setdefault(record.partition, []).append(record.offset)
-    return offsets
 
 
 def _now() -> str:

@@ -13,7 +13,7 @@ from stream_learner.contract import keys, tensors
 from stream_learner.contract.documents import MAX_EPOCH
 from stream_learner.contract.manifest import Manifest
 from stream_learner.contract.objects import Object
-from stream_learner.contract.spans import Positions
+from stream_learner.contract.spans import Positions, RowsRead
 from stream_learner.contract.tensors import Arrays
 from stream_learner.contract.topics import Names
 from stream_learner.errors import InputError, StateError
@@ -54,6 +54,11 @@ class Recovered:
     topic_ids: dict[str, str]
     epoch: int
     checkpoint: Checkpoint | None = None
+
+    @property
+    def rows(self) -> RowsRead:
+        """Rows that were learned of the messages at the positions, as in the checkpoint's manifest."""
+        return self.checkpoint.manifest.rows if self.checkpoint else {}
 
 
 class Fetch:
@@ -296,7 +301,8 @@ def check_positions(
                     "by retention before they were learned; give the topic a longer retention, and set "
                     "input.on_lost = continue to resume after them"
                 )
-            if position > end[topic][partition]:
+            inside = partition in manifest.rows.get(topic, {})  # then the message at the position must exist
+            if position + inside > end[topic][partition]:
                 raise InputError(
                     f"{topic}[{partition}] ends at offset {end[topic][partition]}, before the run's position "
                     f"{position}: the topic has lost records, or it is another topic. Choose a new run.id"

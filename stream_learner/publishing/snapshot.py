@@ -7,12 +7,16 @@ import numpy as np
 
 from stream_learner.contract.ledger import Piece
 from stream_learner.contract.manifest import Arithmetic, Decision
-from stream_learner.contract.spans import Positions, Spans
+from stream_learner.contract.spans import Positions, RowsRead, Spans
 from stream_learner.contract.tensors import Arrays
+from stream_learner.contract.vocabulary import Reason
 from stream_learner.contract.window import Recent
 from stream_learner.formats.record import Rejection
 from stream_learner.learning.outcome import Candidate
 from stream_learner.publishing.tally import Tally
+
+Poisoned = dict[str, dict[int, list[int]]]
+PoisonedRows = dict[str, dict[int, list[tuple[int, int]]]]
 
 
 @dataclass(slots=True)
@@ -29,6 +33,20 @@ class Interval:
     batches: list[list[Piece]] = field(default_factory=list)
     pending_bytes: int = 0
     entries: int = 0
+
+    @property
+    def poisoned(self) -> tuple[Poisoned, PoisonedRows]:
+        """Places of the records that were set aside: whole messages, and rows of messages."""
+        offsets: Poisoned = {}
+        rows: PoisonedRows = {}
+        for record, reason, *_ in self.dead_letters:
+            if reason is not Reason.POISON:
+                continue
+            if record.row is None:
+                offsets.setdefault(record.topic, {}).setdefault(record.partition, []).append(record.offset)
+            else:
+                rows.setdefault(record.topic, {}).setdefault(record.partition, []).append((record.offset, record.row))
+        return offsets, rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +74,8 @@ class Snapshot:
 
     `shards` are the states of this rank's shards, empty if the run has a single shard. `parts` maps digests to
     immutable bytes: full segments of the memory and the held-out sets. Most of them were already in the last snapshot.
-    `positions` are the next offsets to learn, from `run/progress.py`. If the gate decided at this snapshot,
+    `positions` are the next offsets to learn, and `rows` the rows that were learned of the messages there, from
+    `run/progress.py`. If the gate decided at this snapshot,
     `candidate`, `decision` and `discarded` are copied from `Decided`. Otherwise they are None.
     """
 
@@ -65,6 +84,7 @@ class Snapshot:
     shards: list[ShardState]
     parts: dict[str, bytes]
     positions: Positions
+    rows: RowsRead
     interval: Interval
     recent: Recent | None
     arithmetic: Arithmetic

@@ -7,7 +7,7 @@ from stream_learner.config import Settings
 from stream_learner.contract.predictions import Prediction, decode_prediction
 from stream_learner.contract.vocabulary import Label
 from stream_learner.formats.labels import LabelRules
-from stream_learner.formats.record import Record, Sample
+from stream_learner.formats.record import Record, Rows, Sample
 
 
 class Arrival(NamedTuple):
@@ -21,17 +21,17 @@ class Arrival(NamedTuple):
     timestamp_ms: int
 
 
-Read = Callable[[Record], Sample | Arrival | None]
+Read = Callable[[Record], Sample | Arrival | Rows | None]
 """Decodes a record of the input as `Decode` does. Returns an Arrival for a record of the predictions topic."""
 
 
-def with_predictions(settings: Settings, decode: Callable[[Record], Sample | None]) -> Read:
+def with_predictions(settings: Settings, decode: Callable[[Record], Sample | Rows | None]) -> Read:
     """Wrap `decode` to read the records of the predictions topic, if `served.evaluate` is true."""
     topic, rules = settings.predictions_topic, LabelRules.from_settings(settings.labels)
     if topic is None:
         return decode
 
-    def read(record: Record) -> Sample | Arrival | None:
+    def read(record: Record) -> Sample | Arrival | Rows | None:
         if record.topic != topic:
             return decode(record)
         try:

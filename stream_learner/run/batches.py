@@ -2,23 +2,19 @@
 
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from enum import IntFlag, auto
 from typing import Protocol
 
 import numpy as np
 
 from stream_learner.config import MIB, BatchSettings
-from stream_learner.contract.event_time import odd_kind
-from stream_learner.contract.ledger import Piece
-from stream_learner.contract.spans import Positions, Span, Spans, extend
-from stream_learner.contract.vocabulary import Split
+from stream_learner.contract.spans import Positions, RowsRead, Span, each
 from stream_learner.errors import DependencyError, InputError
-from stream_learner.formats.record import Gap, Record, RejectError, Rejection, RetryLaterError, Sample
+from stream_learner.formats.record import Gap, Place, Record, RetryLaterError, Rows, Sample
 from stream_learner.learning.parallel import Parallel
-from stream_learner.run.arrivals import Arrival, Read
+from stream_learner.run.arrivals import Read
+from stream_learner.run.batch import Batch
 
 POLL_TIMEOUT_S = 0.5
 # First wait of a shard for records while other shards may have some, in seconds. Each further wait is twice as long.
@@ -27,16 +23,11 @@ FIRST_WAIT_S = 0.005
 TURN_S = 1.0
 # Limit on the bytes of a batch. Otherwise, many large records that are held out or rejected would fill the memory.
 MAX_BATCH_BYTES = 64 * MIB
-# Limit on the bytes of the held-out samples' pixels. It applies to batches with more than `batch.size` held-out
-# samples. One iteration of the loop encodes all samples that are kept, which takes up to 0.13 s per MiB.
-MAX_HELD_OUT_BYTES = 4 * MIB
-# Limit on the served predictions in a batch, which count neither as samples nor as records.
-MAX_PREDICTIONS = 10_000
 
 
-Decode = Callable[[Record], Sample | None]
-"""Decodes a record. Returns None for a deletion marker that is skipped. Raises RejectError when the record cannot be
-used, RetryLaterError when the record cannot be read now."""
+Decode = Callable[[Record], Sample | Rows | None]
+"""Decodes a record. Returns None for a deletion marker that is skipped, and the rows of a message that has rows. Raises
+RejectError when the record cannot be used, RetryLaterError when the record cannot be read now."""
 
 
 class Source(Protocol):
@@ -47,8 +38,12 @@ class Source(Protocol):
         """
         ...
 
-    def took(self, seconds: float) -> None:
-        """Report how long decoding the last record took, in seconds."""
+    def read_ahead(self) -> None:
+        """Read more records without returning them. Called while one message takes long. Raises as `poll` does."""
+        ...
+
+    def took(self, seconds: float, records: int = 1) -> None:
+        """Report how long decoding the last message took, in seconds, and its number of records."""
         ...
 
 
@@ -63,82 +58,6 @@ class Outage(Protocol):
     def over(self) -> None: ...
 
 
-@dataclass(slots=True)
-class Batch:
-    """Up to `batch.size` training samples, the held-out samples read between them, and the offsets of all records.
-
-    A batch may hold no training sample, because held-out records alone also advance the position. `places` are topic,
-    partition and offset of each record in the order of reading. Deletion markers (`tombstones`) have no place.
-    `predictions` are the records of the predictions topic, each with the number of samples read before it. They count
-    neither as records nor as samples.
-    """
-
-    samples: list[Sample] = field(default_factory=list)
-    sources: list[Record] = field(default_factory=list)
-    rejections: list[Rejection] = field(default_factory=list)
-    spans: Spans = field(default_factory=dict)
-    pieces: list[Piece] = field(default_factory=list)
-    lost: list[tuple[str, int, Span]] = field(default_factory=list)
-    records: int = 0
-    predictions: list[tuple[int, Arrival]] = field(default_factory=list)
-    places: list[tuple[str, int, int]] = field(default_factory=list)
-    tombstones: int = 0
-    bytes: int = 0
-    training: int = 0
-    held_out: int = 0
-    held_out_bytes: int = 0
-    odd_timestamps: Counter[str] = field(default_factory=Counter)
-    poll_s: float = 0.0
-    decode_s: float = 0.0
-
-    def cover(self, topic: str, partition: int, start: int, end: int) -> None:
-        """Add the batch's next offsets, with or without records."""
-        extend(self.spans, topic, partition, start, end)
-        if self.pieces and self.pieces[-1][:2] == (topic, partition):
-            self.pieces.pop()
-        self.pieces.append(Piece(topic, partition, end))
-
-    def add(self, record: Record, decode: Read) -> None:
-        """Decode a record and add its sample. Raises RetryLaterError before anything is changed."""
-        sample = rejection = None
-        try:
-            sample = decode(record)
-        except RejectError as reject:
-            rejection = Rejection(record, reject.reason, "decode", reject.message)
-        self.bytes += record.nbytes
-        if isinstance(sample, Arrival):
-            self.predictions.append((len(self.samples), sample))
-            return
-        self.records += 1
-        if odd := odd_kind(record.timestamp_ms, time.time()):
-            self.odd_timestamps[odd] += 1
-        if rejection:
-            self.rejections.append(rejection)
-        elif sample is None:
-            self.tombstones += 1
-            return
-        else:
-            self.samples.append(sample)
-            self.sources.append(record)
-            if sample.image is not record.value:
-                self.bytes += len(sample.image)
-            if sample.split is Split.TRAIN:
-                self.training += 1
-            else:
-                self.held_out += 1
-                self.held_out_bytes += sample.pixels_HWC.nbytes
-        self.places.append((record.topic, record.partition, record.offset))
-
-    def full(self, size: int, max_span: int) -> bool:
-        """Return whether the batch holds `size` training samples, or has reached another limit on samples or records.
-
-        `max_span` is the limit on records.
-        """
-        much_held_out = self.held_out > size and self.held_out_bytes >= MAX_HELD_OUT_BYTES
-        many = self.records >= max_span or len(self.predictions) >= MAX_PREDICTIONS
-        return self.training >= size or many or much_held_out
-
-
 class OpenBatch:
     """The open batch of one shard, and the source that fills it."""
 
@@ -151,17 +70,17 @@ class OpenBatch:
         stop: StopEvent,
         clock: Callable[[], float] = time.monotonic,
         *,
+        rows: RowsRead | None = None,
         shards: int = 1,
         outage: Outage | None = None,
-        alone: Container[tuple[str, int, int]] = (),
+        alone: Container[Place] = (),
         max_bytes: int = MAX_BATCH_BYTES,
     ):
-        """Take the source, and its first positions.
+        """Take the source, its first positions, and the numbers of rows to skip of the messages there.
 
         The batch is complete when it holds `batch.size / shards` training samples, after its share of `batch.max_span`
-        records, or when it reaches the limit on held-out pixels or `max_bytes`. A record in `alone` (topic, partition,
-        offset) gets a batch of its own. When a record cannot be read now, `outage` waits, and all later records wait
-        too.
+        records, or when it reaches the limit on held-out pixels or `max_bytes`. A record in `alone` gets a batch of its
+        own. When a record cannot be read now, `outage` waits, and all later records wait too.
         """
         self.batch = Batch()
         self.complete = False
@@ -170,7 +89,8 @@ class OpenBatch:
         """Whether the batch holds a record that must be learned alone."""
         self._source = source
         self._decode = decode
-        self._positions = {(t, p): offset for t, partitions in positions.items() for p, offset in partitions.items()}
+        self._positions = {(topic, partition): offset for topic, partition, offset in each(positions)}
+        self._rows = {(topic, partition): number for topic, partition, number in each(rows or {})}
         self._size = settings.size // shards
         self._max_span = max(1, settings.max_span // shards)
         self._stop = stop
@@ -195,46 +115,87 @@ class OpenBatch:
         return batch
 
     def _fill(self) -> Iterator[None]:
-        clock = self._clock
         while True:
-            began = turned = clock()
+            began = self._turned = self._clock()
             polled = self._source.poll(self._timeout_s)
-            self.batch.poll_s += clock() - began
+            self.batch.poll_s += self._clock() - began
             for item in polled:
-                place = item.topic, item.partition
-                isolated = isinstance(item, Record) and (*place, item.offset) in self._alone
-                if isolated and self.batch.spans:
-                    self.complete = True
-                    yield
-                    turned = clock()
-                while self._stop.is_set():
-                    yield
-                start = self._positions.get(place, 0)
+                if self._alone or self._stop.is_set():
+                    yield from self._before(item)
                 if isinstance(item, Gap):
                     end = item.next_offset
                     if item.lost:
-                        self.batch.lost.append((*place, Span(start, end)))
+                        place = item.topic, item.partition
+                        self.batch.lost.append((*place, Span(self._positions.get(place, 0), end)))
                 else:
                     end = item.offset + 1
-                    yield from self._add(item)
-                self.batch.cover(*place, start, end)
-                self._positions[place] = end
-                self.isolated = isolated
-                if isolated or self.batch.bytes >= self._max_bytes or self.batch.full(self._size, self._max_span):
-                    self.complete = True
+                    if rows := (yield from self._add(item)):
+                        yield from self._add_rows(item, rows)
+                        continue
+                if self._pauses(item, end):
                     yield
-                    turned = clock()
-                elif clock() - turned >= TURN_S:
-                    yield
-                    turned = clock()
+                    self._turned = self._clock()
             yield
 
-    def _add(self, record: Record) -> Iterator[None]:
-        """Add a record. Yield while it cannot be read."""
+    def _before(self, item: Record | Gap) -> Iterator[None]:
+        """Complete the batch if the next record must be learned alone. Yield while `stop` is set."""
+        if isinstance(item, Record) and item.at in self._alone and self.batch.spans:
+            self.complete = True
+            yield
+            self._turned = self._clock()
+        while self._stop.is_set():
+            yield
+
+    def _pauses(self, item: Record | Gap, end: int, rows: int = 0) -> bool:
+        """Cover the offsets up to `end`, and `rows` rows of the message at `end`.
+
+        Return whether the batch is complete or TURN_S has passed.
+        """
+        place = item.topic, item.partition
+        self.batch.cover(*place, self._positions.get(place, 0), end, self._rows.pop(place, 0), rows)
+        self._positions[place] = end
+        if rows:
+            self._rows[place] = rows
+        self.isolated = bool(self._alone) and isinstance(item, Record) and item.at in self._alone
+        self.complete = self.isolated or self._is_full
+        return self.complete or self._clock() - self._turned >= TURN_S
+
+    @property
+    def _is_full(self) -> bool:
+        return self.batch.bytes >= self._max_bytes or self.batch.full(self._size, self._max_span)
+
+    def _add_rows(self, message: Record, rows: Rows) -> Iterator[None]:
+        """Add the rows of a message that were not read before. The position passes the message with its last row."""
+        clock, place, count = self._clock, (message.topic, message.partition), len(rows.fields)
+        is_next = self._positions.get(place, 0) == message.offset
+        read_at, total_s = clock(), 0.0
+        for number in range(self._rows.get(place, 0) if is_next else 0, count):
+            row, stops = message.at_row(number, rows), bool(self._alone) or self._stop.is_set()
+            if stops:
+                yield from self._before(row)
+            began = clock()
+            self.batch.add(row, self._decode)
+            now = clock()
+            self.batch.decode_s += now - began
+            total_s += now - began
+            is_last, long = number + 1 == count, now - read_at >= TURN_S
+            # Between other rows nothing leaves this loop, so their offsets need not be covered one by one.
+            if is_last or stops or long or self._is_full or now - self._turned >= TURN_S:
+                at = (message.offset + 1, 0) if is_last else (message.offset, number + 1)
+                if self._pauses(row, *at):
+                    yield
+                    self._turned = clock()
+            if long:
+                self._source.read_ahead()
+                read_at = clock()
+        self._source.took(total_s, count)
+
+    def _add(self, record: Record) -> Generator[None, None, Rows | None]:
+        """Add a record, and return None. If the message has rows, only return them. Yield while it cannot be read."""
         while True:
             began = self._clock()
             try:
-                self.batch.add(record, self._decode)
+                rows = self.batch.add(record, self._decode)
                 break
             except RetryLaterError as error:
                 if self._outage is None:
@@ -248,6 +209,7 @@ class OpenBatch:
         seconds = self._clock() - began
         self._source.took(seconds)
         self.batch.decode_s += seconds
+        return rows
 
 
 class Say(IntFlag):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from stream_learner.config import Settings
-from stream_learner.contract.spans import Positions, Spans, extend_all
+from stream_learner.contract.spans import Positions, RowsRead, Spans, extend_all
 from stream_learner.contract.tensors import Arrays
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.contract.window import Drift
@@ -22,7 +22,8 @@ from stream_learner.learning.stored import part
 from stream_learner.monitoring.report import Report
 from stream_learner.networks.tensors import as_arrays, as_tensors
 from stream_learner.publishing.snapshot import Decided, ShardState, Snapshot
-from stream_learner.run.batches import Batch
+from stream_learner.run.batch import Batch
+from stream_learner.run.inputs import joined
 from stream_learner.run.progress import Progress
 from stream_learner.run.served import Served
 from stream_learner.run.together import alone
@@ -59,8 +60,9 @@ class Driver:
         released: tuple[Arrays, dict[str, Any]] | None,
         shards: Sequence[tuple[Arrays, dict[str, Any]]] = (),
         parallel: Parallel | None = None,
+        rows: RowsRead | None = None,
     ) -> "Driver":
-        """Resume at `positions` from a saved state.
+        """Resume at `positions` from a saved state, after `rows` of the messages at the positions.
 
         `state` holds the arrays and the document of the state. `parts` holds its parts by digest. `released` is the
         state that was saved with the last release, None before the first release. `shards` are the states of this
@@ -74,7 +76,7 @@ class Driver:
             arrays, document = state
             with part(SERVED):
                 served.load_state_dict(under(SERVED, arrays), document.get(SERVED))
-        return cls(learner, Progress(positions, state[1], settings.predictions_topic), served)
+        return cls(learner, Progress(positions, state[1], settings.predictions_topic, rows), served)
 
     def learn(self, *batches: Batch) -> Report:
         """Learn a batch for each shard of this rank. Raises ValueError when offsets do not continue the positions."""
@@ -115,6 +117,7 @@ class Driver:
             shards=[ShardState(as_arrays(tensors), rest) for tensors, rest in map(split, learner.shard_states())],
             parts=learner.parts,
             positions=copy.deepcopy(self.progress.positions),
+            rows=copy.deepcopy(self.progress.rows),
             interval=self.progress.close(),
             recent=learner.recent,
             arithmetic=learner.arithmetic,
@@ -143,15 +146,17 @@ def _figures_of_rank(batches: Sequence[Batch], learned: Learned, parallel: Paral
 
 def _report(batches: Sequence[Batch], learned: Learned, figures: Learned, records: int, step_s: float) -> Report:
     """Combine batches with the result of learning them. `records` is the run's record count, with these batches."""
-    refused = [Rejection(batches[r.shard].sources[r.sample], r.reason, "learn", r.message) for r in learned.refused]
+    sources = (batches[refused.shard].sources[refused.sample].encoded() for refused in learned.refused)
+    refused = [Rejection(s, r.reason, "learn", r.message) for s, r in zip(sources, learned.refused, strict=True)]
     rejections = [rejection for batch in batches for rejection in batch.rejections] + refused
-    rejected = {rejection.record[:3]: rejection.reason for rejection in rejections}  # by topic, partition, offset
+    rejected = {rejection.record.at: rejection.reason for rejection in rejections}
     reasons = (rejected.get(place) for batch in batches for place in batch.places)
     spans: Spans = {}
     for batch in batches:
         extend_all(spans, batch.spans)
     return Report(
         spans=spans,
+        rows=joined(batch.rows for batch in batches),
         records=sum(batch.records for batch in batches),
         figures=figures,
         used=[reason is None for reason in reasons if reason is not Reason.RARE_LABEL],

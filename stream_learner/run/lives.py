@@ -23,10 +23,10 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.config import MIB, Settings
 from stream_learner.contract import documents, keys
 from stream_learner.contract.documents import Count
-from stream_learner.contract.spans import Offset, Partition, Positions, Topic
+from stream_learner.contract.spans import Positions
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import FencedError, StateError, StoreError, StreamLearnerError
-from stream_learner.formats.record import Record, RejectError, RetryLaterError, Sample
+from stream_learner.formats.record import Place, Record, RejectError, RetryLaterError, Rows, Sample
 from stream_learner.run.batches import Decode
 
 log = structlog.get_logger()
@@ -36,8 +36,6 @@ NOTE_S = 2.0
 # Enough for the places of three batches and for the places of the records that were set aside.
 MAX_BYTES = 16 * MIB
 MAX_SET_ASIDE = 1_000
-Place = tuple[Topic, Partition, Offset]
-"""Topic, partition, offset."""
 
 
 class State(msgspec.Struct):
@@ -83,12 +81,10 @@ class Lives:
                 "the run's last worker died; this worker notes the records that it processes until its first save",
                 deaths=deaths,
             )
-        for topic, partition, offset in set_aside:
+        for place in set_aside:
             log.warning(
                 "a record ended the process repeatedly, so it is set aside as a dead letter (poison)",
-                topic=topic,
-                partition=partition,
-                offset=offset,
+                **{name: value for name, value in place._asdict().items() if value is not None},
             )
         if self.alone:
             log.warning("the process died repeatedly while learning the same records, so they are learned one by one")
@@ -97,8 +93,8 @@ class Lives:
     def guarded(self, decode: Decode) -> Decode:
         """Wrap `decode` to reject records that are set aside. In a careful life, also note which record is decoded."""
 
-        def guarded(record: Record) -> Sample | None:
-            with self.suspecting([(record.topic, record.partition, record.offset)]):
+        def guarded(record: Record) -> Sample | Rows | None:
+            with self.suspecting([record.at]):
                 return decode(record)
 
         return setting_aside(frozenset(self._state.set_aside), guarded if self.careful else decode)
@@ -145,9 +141,9 @@ class Lives:
             self._state = State(
                 1,
                 set_aside=[
-                    (topic, partition, offset)
-                    for topic, partition, offset in state.set_aside
-                    if offset >= positions.get(topic, {}).get(partition, 0)
+                    place
+                    for place in state.set_aside
+                    if place.offset >= positions.get(place.topic, {}).get(place.partition, 0)
                 ],
             )
             self._write()
@@ -192,8 +188,8 @@ class Lives:
 def setting_aside(places: Container[Place], decode: Decode) -> Decode:
     """Wrap `decode` to reject the records at `places`."""
 
-    def decode_others(record: Record) -> Sample | None:
-        if (record.topic, record.partition, record.offset) in places:
+    def decode_others(record: Record) -> Sample | Rows | None:
+        if record.at in places:
             raise RejectError(Reason.POISON, "the process died repeatedly at this record, so it was set aside")
         return decode(record)
 

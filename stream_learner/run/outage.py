@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import structlog
 
 from stream_learner.errors import DependencyError
-from stream_learner.formats.record import Record, RetryLaterError, Sample
+from stream_learner.formats.record import Record, RetryLaterError, Rows, Sample
 from stream_learner.run.batches import TURN_S, Decode
 
 log = structlog.get_logger()
@@ -68,7 +68,7 @@ class Outage:
 def patient(decode: Decode, outage: Outage) -> Decode:
     """Wrap `decode` to wait and try again when it raises RetryLaterError."""
 
-    def decode_in_the_end(record: Record) -> Sample | None:
+    def decode_in_the_end(record: Record) -> Sample | Rows | None:
         while True:
             try:
                 sample = decode(record)

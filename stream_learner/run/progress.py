@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from stream_learner.contract.spans import Offset, Partition, Positions, Spans, Topic, advance, between, each
+from stream_learner.contract.spans import Offset, Partition, Positions, RowsRead, Spans, Topic, between, each, follow
 from stream_learner.monitoring.report import Report
 from stream_learner.publishing.snapshot import Interval
 
@@ -35,13 +35,17 @@ class Progress:
         positions: Positions,
         document: dict[str, Any] | None = None,
         predictions_topic: str | None = None,
+        rows: RowsRead | None = None,
     ):
         """Begin at `positions`, with the `document` of the state that was saved there or at more positions.
+
+        `rows` are the rows that were learned of the messages at the positions.
 
         A roll-back discards nothing of `predictions_topic`, which is not learned. Raises ValueError when this document
         does not come from `Progress.document()`.
         """
         self.positions = copy.deepcopy(positions)
+        self.rows: RowsRead = copy.deepcopy(rows or {})
         self.open = Interval()
         self._predictions_topic = predictions_topic
         # Per partition: the position at the last release or roll-back, or else the first offset read.
@@ -53,17 +57,15 @@ class Progress:
 
     def add(self, report: Report) -> None:
         """Add a batch. Raises ValueError when the report does not continue the positions."""
+        follow(report.spans, report.rows, self.positions, self.rows)
         for topic, partition, span in each(report.spans):
-            expected = self.positions.get(topic, {}).get(partition, span.start)
-            if expected != span.start:
-                raise ValueError(f"{topic}[{partition}]: offset {expected} comes next, not {span.start}")
             if topic != self._predictions_topic:
                 self._may_discard_from.setdefault(topic, {}).setdefault(partition, span.start)
-        advance(self.positions, report.spans)
         self.open.tally.add(report)
         pieces = sum(map(len, report.pieces))
         self.open.batches += report.pieces
-        self.open.entries += pieces + len(report.lost)
+        inside = sum(piece.rows > 0 for batch in report.pieces for piece in batch)  # each has a number more
+        self.open.entries += pieces + inside + len(report.lost)
         self.open.dead_letters += report.rejections
         self.open.pending_bytes += PIECE_BYTES * pieces + sum(
             ERROR_HEADERS_BYTES + rejection.record.nbytes for rejection in report.rejections

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import structlog
@@ -21,6 +21,7 @@ from stream_learner.contract.spans import Positions, Span, each, offsets_in
 from stream_learner.contract.tensors import Arrays
 from stream_learner.errors import MismatchError, StateError
 from stream_learner.formats.decoder import Decoder
+from stream_learner.formats.record import Place, Record, Rows
 from stream_learner.learning.identity import check_network
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.process import set_up_torch
@@ -32,7 +33,8 @@ from stream_learner.publishing.shares import encoded_state
 from stream_learner.publishing.snapshot import Snapshot
 from stream_learner.publishing.topic_ids import check_topic_ids
 from stream_learner.run.arrivals import Read, with_predictions
-from stream_learner.run.batches import Batch, Decode
+from stream_learner.run.batch import Batch
+from stream_learner.run.batches import Decode
 from stream_learner.run.driver import Driver
 from stream_learner.run.lives import setting_aside
 from stream_learner.run.outage import Outage, patient
@@ -41,6 +43,43 @@ from stream_learner.streams.replay import Replay
 from stream_learner.streams.rights import Role
 
 log = structlog.get_logger()
+
+
+class Rereading:
+    """Reads one partition again for batches, which may begin and end inside a message with rows."""
+
+    def __init__(self, replay: Replay, offset: int, rows: int):
+        """Begin at `offset`, after `rows` rows of the message there."""
+        self.rows = rows
+        """Number of rows that were read of the next message."""
+        self._replay = replay
+        self._offset = offset
+        self._inside: list[tuple[Record, Rows]] = []
+
+    def skip(self, offset: int) -> None:
+        """Continue at `offset`."""
+        self._replay.skip(offset)
+        self._offset, self.rows, self._inside = offset, 0, []
+
+    def read(self, end: int, rows: int, batch: Batch, read: Read) -> None:
+        """Add the records up to the offset `end` to the batch, and the rows up to `rows` of the message at `end`.
+
+        Raises ValueError when that message has fewer rows.
+        """
+        begun, self._inside = self._inside, []
+        unread = ((record, batch.add(record, read)) for record in self._replay.read(end + (rows > 0)))
+        for record, found in chain(begun, unread):
+            if found is None:
+                continue
+            first = self.rows if record.offset == self._offset else 0
+            last = rows if record.offset == end else len(found.fields)
+            for number in range(first, last):
+                batch.add(record.at_row(number, found), read)
+            if record.offset == end and rows <= len(found.fields):
+                self._inside = [(record, found)]
+        if rows and not self._inside:
+            raise ValueError(f"the message at offset {end} has no {rows} rows")
+        self._offset, self.rows = end, rows
 
 
 @dataclass(frozen=True)
@@ -89,7 +128,7 @@ def rebuild(
         batches = records = done = 0
         decided = None
         decode = patient(Decoder.from_settings(settings), Outage(settings.kafka.give_up_s, threading.Event()))
-        replays: dict[tuple[str, int], Replay] = {}
+        replays: dict[tuple[str, int], Rereading] = {}
         for manifest in path.manifests(history):
             driver.progress.close()  # no snapshot here, because only the last state is compared
             check_topic_ids(manifest.topic_ids, topic_ids, gone)  # a run survives a change of its predictions topic
@@ -100,8 +139,9 @@ def rebuild(
                 positions.setdefault(partition, offset)
             for topic, partition, span in each(manifest.spans):
                 if (topic, partition) not in replays:
-                    replay = cluster.replay(topic, partition, span.start)
-                    replays[topic, partition] = opened.enter_context(closing(replay))
+                    replay = opened.enter_context(closing(cluster.replay(topic, partition, span.start)))
+                    rows = driver.progress.rows.get(topic, {}).get(partition, 0)
+                    replays[topic, partition] = Rereading(replay, span.start, rows)
             shards = _batches(settings, manifest, replays, decode)
             while step := [*islice(shards, settings.run.shards)]:
                 driver.learn(*step)
@@ -136,7 +176,7 @@ def _resumed(settings: Settings, store: Store, before: Manifest | None, start: s
         saved = before.released_state()
         if before.release and saved:
             released = state if saved.object == before.state else _decoded(_released(store, saved))
-        return Driver.resumed(settings, before.positions, state, parts, released, shards)
+        return Driver.resumed(settings, before.positions, state, parts, released, shards, rows=before.rows)
     except (ValueError, KeyError) as error:
         raise StateError(f"the state of checkpoint {before.sequence} does not fit the settings: {error}") from None
 
@@ -158,33 +198,29 @@ def _released(store: Store, saved: State) -> bytes:
 
 
 def _batches(
-    settings: Settings, manifest: Manifest, replays: dict[tuple[str, int], Replay], decode: Decode
+    settings: Settings, manifest: Manifest, replays: dict[tuple[str, int], Rereading], decode: Decode
 ) -> Iterator[Batch]:
     """Read the batches of a manifest's ledger again, and yield them: for each step, one for each shard."""
-    poisoned = {(t, p, o) for t, partitions in manifest.poisoned.items() for p, os in partitions.items() for o in os}
+    poisoned = {Place(topic, p, at) for topic, p, offsets in each(manifest.poisoned) for at in offsets}
+    poisoned |= {Place(topic, p, *at) for topic, p, rows in each(manifest.poisoned_rows) for at in rows}
     read = with_predictions(settings, setting_aside(poisoned, decode))
     at = {(topic, partition): span.start for topic, partition, span in each(manifest.spans)}
     try:
         for pieces in ledger.decode(manifest.ledger, manifest.spans):
             batch = Batch()
-            for topic, partition, end in pieces:
+            for topic, partition, end, rows in pieces:
                 replay, start = replays[topic, partition], at[topic, partition]
+                skipped = replay.rows
                 for lost in manifest.lost.get(topic, {}).get(partition, ()):
                     if start <= lost.start < end:
-                        _read(replay, lost.start, batch, read)
+                        replay.read(lost.start, 0, batch, read)
                         replay.skip(lost.end)
-                _read(replay, end, batch, read)
-                batch.cover(topic, partition, start, end)
+                replay.read(end, rows, batch, read)
+                batch.cover(topic, partition, start, end, skipped, rows)
                 at[topic, partition] = end
             yield batch
     except ValueError as error:
         raise StateError(f"checkpoint {manifest.sequence} cannot be rebuilt: {error}") from None
-
-
-def _read(replay: Replay, end: int, batch: Batch, read: Read) -> None:
-    """Add the records up to the offset `end` to the batch."""
-    for record in replay.read(end):
-        batch.add(record, read)
 
 
 def _differences(learner: Learner, end: Manifest) -> list[str]:

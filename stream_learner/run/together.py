@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from stream_learner.contract.ledger import Piece
-from stream_learner.contract.spans import Partition, Positions, Spans, Topic
+from stream_learner.contract.spans import Partition, Positions, RowsRead, Spans, Topic
 from stream_learner.formats.record import Rejection
 from stream_learner.learning.parallel import Parallel
 from stream_learner.publishing.snapshot import Snapshot
@@ -22,6 +22,7 @@ class Part(msgspec.Struct):
     batches: list[list[Piece]]
     dead_letters: list[Rejection]
     positions: Positions
+    rows: RowsRead
     may_discard_from: list[tuple[Topic, Partition, int]]
     discarded: Spans | None
     lag: Positions
@@ -58,6 +59,7 @@ def gathered(parallel: Parallel, snapshot: Snapshot, lag: Positions) -> tuple[Sn
         # A format of a user may put anything into a message.
         [letter._replace(message=letter.message.encode(errors="replace").decode()) for letter in interval.dead_letters],
         snapshot.positions,
+        snapshot.rows,
         document["may_discard_from"],
         snapshot.discarded,
         lag,
@@ -75,6 +77,7 @@ def gathered(parallel: Parallel, snapshot: Snapshot, lag: Positions) -> tuple[Sn
     everything = replace(
         snapshot,
         positions=joined(part.positions for part in parts),
+        rows=joined(part.rows for part in parts),
         document=document | {"may_discard_from": sorted(place for part in parts for place in part.may_discard_from)},
         discarded=joined(discarded) if discarded else None,
     )

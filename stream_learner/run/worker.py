@@ -41,7 +41,8 @@ from stream_learner.publishing.ownership import EndProcess, leaving_a_mark
 from stream_learner.publishing.recover import Recovered
 from stream_learner.publishing.shares import NoPeers, ShareWriter
 from stream_learner.run.arrivals import with_predictions
-from stream_learner.run.batches import MAX_BATCH_BYTES, Batch, OpenBatch, batches
+from stream_learner.run.batch import Batch
+from stream_learner.run.batches import MAX_BATCH_BYTES, OpenBatch, batches
 from stream_learner.run.breaker import Breaker
 from stream_learner.run.driver import Driver
 from stream_learner.run.gang import Gang, Rank, join
@@ -233,6 +234,7 @@ def run(
                     driver.progress.positions,
                     settings.batch,
                     stop,
+                    rows=driver.progress.rows,
                     shards=parallel.shards,
                     outage=Outage(settings.kafka.give_up_s, stop, partial(wait_for, shard)),
                     alone=lives.alone,
@@ -293,17 +295,16 @@ def resumed(settings: Settings, recovered: Recovered, parallel: Parallel) -> Dri
     Raises StateError when the checkpoint's state cannot be restored.
     """
     checkpoint = recovered.checkpoint
-    positions = {
-        topic: {p: at for p, at in partitions.items() if shard_of(settings, topic, p) in parallel.local}
-        for topic, partitions in recovered.positions.items()
-    }
+    positions, rows = (
+        {t: {p: n for p, n in ps.items() if shard_of(settings, t, p) in parallel.local} for t, ps in places.items()}
+        for places in (recovered.positions, recovered.rows)
+    )
     if checkpoint is None:
         return Driver.fresh(settings, positions, parallel)
     state = checkpoint.tensors, checkpoint.document
     try:
-        driver = Driver.resumed(
-            settings, positions, state, checkpoint.parts, checkpoint.released, checkpoint.shards, parallel
-        )
+        restored = checkpoint.parts, checkpoint.released, checkpoint.shards, parallel
+        driver = Driver.resumed(settings, positions, state, *restored, rows)
     except ValueError as error:
         raise StateError(
             f"the state of checkpoint {checkpoint.manifest.sequence} cannot be restored: {error}. Restore the object "

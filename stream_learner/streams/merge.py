@@ -142,10 +142,13 @@ class Merge:
             self._enter(queue)
         return item
 
-    def took(self, seconds: float) -> None:
-        """Report how long processing the last record took, in seconds. The time adds to the record's cost."""
+    def took(self, seconds: float, records: int = 1) -> None:
+        """Report how long processing the last message took, in seconds, and how many records it held.
+
+        Both determine its cost.
+        """
         if self._last:
-            self._last = self._last[0], max(1.0, seconds / USUAL_S)
+            self._last = self._last[0], max(1.0, records, seconds / USUAL_S)
 
     @property
     def ready(self) -> bool:

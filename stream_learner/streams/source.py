@@ -84,6 +84,11 @@ class Source:
         Raises KafkaUnavailableError. Raises InputError when the topic was truncated or ends before the next offset.
         Also raises InputError when the next record is lost or damaged and `input.on_lost` is `stop`.
         """
+        self.read_ahead(timeout_s)
+        return self._merged()
+
+    def read_ahead(self, timeout_s: float = 0.0) -> None:
+        """Read more records, as `poll` does, without returning them. Raises as `poll` does."""
         if self._clock() >= self._check_partitions_at:
             self._assign()
         self._resume()
@@ -94,7 +99,6 @@ class Source:
                 self._lost(error)
             except LogTruncationError as error:
                 self._truncated(error)
-        return self._merged()
 
     def _merged(self) -> Iterator[Record | Gap]:
         until = self._clock() + HAND_S
@@ -105,9 +109,9 @@ class Source:
             if self._clock() >= until:
                 return
 
-    def took(self, seconds: float) -> None:
-        """Report how long decoding the last record took, in seconds; see `Merge.took`."""
-        self._merge.took(seconds)
+    def took(self, seconds: float, records: int = 1) -> None:
+        """Report how long decoding the last message took, in seconds, and its number of records; see `Merge.took`."""
+        self._merge.took(seconds, records)
 
     def _lost(self, error: OffsetOutOfRangeError) -> None:
         """Add gaps where retention deleted records, and continue reading after them."""

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from stream_learner.formats.decoder import Decoder
 from stream_learner.formats.format import Format
-from stream_learner.formats.record import Fields, Record, RejectError, RetryLaterError, Sample
+from stream_learner.formats.record import Fields, Record, RejectError, RetryLaterError, Rows, Sample
 from stream_learner.registry import FORMATS
 from stream_learner.testing.checking import Checking, registered
 from stream_learner.testing.small_run import small_settings
@@ -25,10 +27,11 @@ def check_format(
 ) -> None:
     """Check a record format, given by its class, its settings, and records that it can read.
 
-    Each record of `good` becomes a sample, with the same fields each time. Hundreds of damaged, huge and random records
-    are read or raise RejectError. Some of these records are made from `good`. RetryLaterError is not allowed, because
-    the services that the format needs have answered for `good`. No read may take longer than `longest_s`. Raises
-    AssertionError.
+    Each record of `good` becomes a sample, with the same fields each time. If it has rows, each row becomes a sample,
+    and a message that `Rows.encode` makes of a row gives the same row again. Hundreds of damaged, huge and random
+    records are read or raise RejectError. Some of these records are made from `good`. RetryLaterError is not allowed,
+    because the services that the format needs have answered for `good`. No read may take longer than `longest_s`.
+    Raises AssertionError.
     """
     check = Checking(kind)
     check.that(isinstance(kind, type) and issubclass(kind, Format), "a format is a class derived from Format")
@@ -41,25 +44,32 @@ def check_format(
     for number, record in enumerate(good):
         what = f"good record {number}"
         fields = _read(check, decoder.format, record, what, longest_s)
-        check.that(isinstance(fields, Fields), f"{what} is not read: {fields}")
+        check.that(isinstance(fields, Fields | Rows), f"{what} is not read: {fields}")
         for other in (decoder.format, another.format):
             again = _read(check, other, record, what, longest_s)
-            check.that(again == fields, f"{what} gives other fields each time; a resumed run reads the record again")
-        decoded = check.call(f"decoding {what}", lambda one=record: _decoded(decoder, one))
-        check.that(isinstance(decoded, Sample), f"{what} is refused as a sample: {decoded}")
+            same = _comparable(again) == _comparable(fields)
+            check.that(same, f"{what} gives other fields each time; a resumed run reads the record again")
+        if isinstance(fields, Rows):
+            for row in fields.fields:
+                value = check.call(f"encoding a row of {what}", lambda rows=fields, row=row: rows.encode(row))
+                one = _read(check, decoder.format, record._replace(value=value), f"a row of {what}", longest_s)
+                check.that(_comparable(one) == _comparable(row), f"a row of {what} is another row when encoded")
+        for decoded in check.call(f"decoding {what}", lambda one=record: _decoded(decoder, one)):
+            check.that(isinstance(decoded, Sample), f"{what} is refused as a sample: {decoded}")
     for what, record in _hostile(good):
         found = _read(check, decoder.format, record, what, longest_s)
         check.that(
             not isinstance(found, RetryLaterError),
             f"{what} raises RetryLaterError: {found}; no restart would get past that record, so raise RejectError",
         )
-        if isinstance(found, Fields):
-            image = isinstance(found.image, bytes | None)
-            check.that(image, f"{what} gives an image of type {type(found.image).__name__}, not bytes")
+        if isinstance(found, Fields | Rows):
+            for row in found.fields if isinstance(found, Rows) else [found]:
+                known = isinstance(row.image, bytes | np.ndarray | None)
+                check.that(known, f"{what} gives an image of type {type(row.image).__name__}, not bytes")
             check.call(f"checking the fields of {what}", lambda one=record: _decoded(decoder, one))
 
 
-Outcome = Fields | RejectError | RetryLaterError
+Outcome = Fields | Rows | RejectError | RetryLaterError
 
 
 def _read(check: Checking, format_: Format, record: Record, what: str, longest_s: float) -> Outcome:
@@ -80,11 +90,27 @@ def _outcome(format_: Format, record: Record) -> Outcome:
         return error
 
 
-def _decoded(decoder: Decoder, record: Record) -> Sample | RejectError | None:
+def _decoded(decoder: Decoder, record: Record) -> list[Sample | RejectError | None]:
+    """Return the sample of a record, or of each row of a message."""
     try:
-        return decoder(record)
+        found = decoder(record)
     except RejectError as reject:
-        return reject
+        return [reject]
+    if isinstance(found, Rows) and isinstance(record, Record):
+        return [one for row in range(len(found.fields)) for one in _decoded(decoder, record.at_row(row, found))]
+    assert not isinstance(found, Rows)
+    return [found]
+
+
+def _comparable(found: Outcome) -> list[Any]:
+    """Return what was read as values that can be compared with `==`."""
+    if isinstance(found, Rows):
+        return [value for fields in found.fields for value in map(_plain, fields)]
+    return [*map(_plain, found)] if isinstance(found, Fields) else [found]
+
+
+def _plain(value: Any) -> Any:
+    return (value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
 
 
 def _hostile(good: Sequence[Record]) -> Iterator[tuple[str, Record]]:

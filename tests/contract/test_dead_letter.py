@@ -92,6 +92,14 @@ def test_a_record_that_is_too_large_leaves_its_digest(headers, value):
     assert DeadLetter.parse(*read.encode(MANY_BYTES)) == read
 
 
+@pytest.mark.parametrize("limit", [MANY_BYTES, 0])
+def test_a_row_has_its_index(limit):
+    written = letter(row=0, headers=[("__connect.errors.row", b"7")])
+    read = DeadLetter.parse(*written.encode(limit))
+    assert (read.row, read.headers) == (0, [])
+    assert letter().row is None
+
+
 def test_a_record_is_copied_up_to_the_limit():
     written = letter(key=b"k" * 100, value=b"v" * 100, headers=[("n" * 40, b"c" * 50), ("é", None)])
     size = 100 + 100 + (40 + 50 + 10) + (2 + 10)

@@ -335,6 +335,7 @@ CONTRADICTIONS = {
     r"position of images\[0\] is not where": {"positions": {"images": {0: 9, 11: 2**40}}},
     "a span ends before it starts": {"discarded": {"images": {0: Span(4, 3)}}},
     r"lost offsets of images\[0\] are not in its span": {"lost": {"images": {0: [Span(3, 5)]}}},
+    "a partition has rows, but no position": {"rows": {"images": {7: 1}}},
     "release does not match its decision": {"released": True},
     "went back to another release": {"rolled_back_to": 2},
     "the state of the last release is not kept": {"kept": [State(2, STATES[1], [0])]},

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from stream_learner.contract.figures import Figures
 from stream_learner.contract.ledger import Piece
-from stream_learner.contract.spans import Span, Spans, advance, between, each, extend, extend_all
+from stream_learner.contract.spans import Span, Spans, advance, between, each, extend, extend_all, follow
 from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.contract.window import Drift
 from stream_learner.formats.record import Record, Rejection
@@ -47,6 +47,17 @@ def test_a_gap_or_an_overlap_raises(start):
     progress.close()
     with pytest.raises(ValueError, match=problem):
         progress.add(report({"images": {0: Span(start, 12)}}))
+
+
+@pytest.mark.parametrize("start", [Span(0, 4), Span(2, 4), Span(4, 4)])
+def test_rows_that_do_not_continue_raise(start: Span):
+    positions, rows = {"images": {0: 5}}, {"images": {0: 3}}
+    with pytest.raises(ValueError, match=rf"images\[0\]: offset 5 comes next, .* \(rows .*: 3, not {start.start}\)"):
+        follow({"images": {0: Span(5, 5)}}, {"images": {0: start}}, positions, rows)
+    follow({"images": {0: Span(5, 5)}}, {"images": {0: Span(3, 8)}}, positions, rows)
+    assert (positions, rows) == ({"images": {0: 5}}, {"images": {0: 8}})
+    follow({"images": {0: Span(5, 9)}}, {"images": {0: Span(8, 0)}}, positions, rows)
+    assert (positions, rows) == ({"images": {0: 9}}, {})
 
 
 def test_spans_come_in_sorted_order():

@@ -45,7 +45,7 @@ DECODE = decoder()
 def sample_of(given_record: Record, decode: Decoder = DECODE) -> Sample:
     """The sample of a record that is no deletion marker."""
     sample = decode(given_record)
-    assert sample is not None
+    assert isinstance(sample, Sample)
     return sample
 
 
@@ -290,6 +290,7 @@ def test_any_record_is_a_sample_or_a_rejection(value, key, headers):
     if sample is None:
         assert value is None
         return
+    assert isinstance(sample, Sample)
     assert sample.pixels_HWC.shape == (8, 8, 1)
     assert 0 <= sample.weight < float("inf")
     assert sample.label

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from stream_learner.config import InputSettings, ModelSettings, RunSettings, Settings
 from stream_learner.formats import images
 from stream_learner.formats.decoder import Decoder
-from stream_learner.formats.record import Record, RejectError, Sample
+from stream_learner.formats.record import Record, RejectError, Rows, Sample
 from stream_learner.local.datasets import open_dataset
 
 SIDE_PX = 28
@@ -30,7 +30,7 @@ EXIF_6 = b"Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
 HEADERS = [("label", b"cat")]
 ODD_HEADERS = ("label", "weight", "split", "id")
 
-Decode = Callable[[Record], Sample | None]
+Decode = Callable[[Record], Sample | Rows | None]
 
 
 @dataclass
@@ -81,7 +81,7 @@ def timed(decode: Decode, record: Record, index: int, report: Report) -> float:
     except Exception:  # noqa: BLE001
         report.crashes.append(f"input {index}: {traceback.format_exc()}")
     elapsed_s = time.perf_counter() - began
-    if sample:
+    if isinstance(sample, Sample):
         report.decoded += 1
         try:
             check(sample)

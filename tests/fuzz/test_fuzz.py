@@ -5,7 +5,7 @@ from mmap import mmap
 from fuzz import MAX_GROWTH_MIB, decoders, fuzz, some_images
 
 from stream_learner.contract.vocabulary import Reason
-from stream_learner.formats.record import Record, Sample
+from stream_learner.formats.record import Record, Rows, Sample
 
 COUNT = 4_000
 GROWTH_BYTES = 100 * 2**20
@@ -25,7 +25,7 @@ def test_undamaged_images_are_decoded():
     for decode in decoders():
         for image in IMAGES:
             sample = decode(Record("images", 0, 0, 0, None, image, [("label", b"cat")]))
-            assert sample is not None
+            assert isinstance(sample, Sample)
             assert sample.pixels_HWC.std() > 10
 
 
@@ -33,7 +33,7 @@ def test_what_a_decoder_does_wrong_is_reported():
     right = decoders()[1]
     held: list[mmap] = []
 
-    def wrong(record: Record) -> Sample | None:
+    def wrong(record: Record) -> Sample | Rows | None:
         if record.offset == 30:
             raise IndexError("by mistake")
         if record.offset == 60:

@@ -16,13 +16,13 @@ from stream_learner.contract.spans import Span
 from stream_learner.contract.vocabulary import Label, Split
 from stream_learner.formats.images import png
 from stream_learner.formats.labels import LabelRules
-from stream_learner.formats.record import Record, Sample
+from stream_learner.formats.record import Place, Record, Sample
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.process import set_up_torch
 from stream_learner.monitoring.report import Report
 from stream_learner.networks.tensors import as_tensors
 from stream_learner.publishing.snapshot import Snapshot
-from stream_learner.run.batches import Batch
+from stream_learner.run.batch import Batch
 from stream_learner.run.driver import Driver
 from stream_learner.run.progress import Progress
 
@@ -90,7 +90,7 @@ def batch(
         sources=[Record("images", 0, first + i, s.timestamp_ms, None, b"", []) for i, s in enumerate(samples)],
         spans={"images": {0: Span(first, first + len(samples))}},
         records=len(samples),
-        places=[("images", 0, first + i) for i in range(len(samples))],
+        places=[Place("images", 0, first + i) for i in range(len(samples))],
         training=sum(sample.split is TRAIN for sample in samples),
     )
 

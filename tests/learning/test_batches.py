@@ -9,14 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_learner.config import BatchSettings
+from stream_learner.contract.ledger import Piece
 from stream_learner.contract.spans import Positions, Span, each, extend_all
 from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.errors import InputError
-from stream_learner.formats.record import Gap, Record, RejectError, RetryLaterError, Sample
+from stream_learner.formats.record import Gap, Place, Record, RejectError, RetryLaterError, Sample
 from stream_learner.learning.parallel import Parallel
+from stream_learner.run import batch as batch_of_records
 from stream_learner.run import batches as batching
-from stream_learner.run.arrivals import Arrival
-from stream_learner.run.batches import MAX_HELD_OUT_BYTES, Batch, OpenBatch, Read
+from stream_learner.run.arrivals import Arrival, Read
+from stream_learner.run.batch import MAX_HELD_OUT_BYTES, Batch
+from stream_learner.run.batches import OpenBatch
 
 Polls = Sequence[Sequence[Record | Gap]]
 EMPTY_POLL_S = 0.1
@@ -50,7 +53,11 @@ class Script:
         self.now += self.poll_s if polled else min(EMPTY_POLL_S, timeout_s)
         return polled
 
-    def took(self, seconds: float) -> None:
+    def read_ahead(self) -> None:
+        pass
+
+    def took(self, seconds: float, records: int = 1) -> None:
+        assert records == 1
         self.took_s.append(seconds)
 
     def decode(self, record: Record) -> Sample | None:
@@ -103,7 +110,7 @@ def test_only_training_samples_fill_a_batch():
     values = [b"train", b"test", b"bad", b"validation", b"marker", b"train", b"test"]
     (got,) = read(Script([[record(i, value) for i, value in enumerate(values)]]), size=2)
     assert (got.records, got.training, len(got.samples), got.tombstones) == (6, 2, 4, 1)
-    assert got.places == [("images", 0, offset) for offset in (0, 1, 2, 3, 5)]  # none for the deletion marker
+    assert got.places == [Place("images", 0, offset) for offset in (0, 1, 2, 3, 5)]  # none for the deletion marker
     assert [(r.record.offset, r.reason, r.stage) for r in got.rejections] == [(2, Reason.UNDECODABLE_IMAGE, "decode")]
     assert spans([got]) == [{0: (0, 6)}]
 
@@ -116,7 +123,7 @@ def test_served_predictions_count_neither_as_records_nor_as_samples(monkeypatch:
     assert (got.records, got.training, got.rejections, len(got.places)) == (3, 3, [], 3)
     assert got.predictions == [(place, arrival) for place in (0, 0, 1, 1, 2, 2)]
     assert spans([got]) == [{0: (0, 9)}]
-    monkeypatch.setattr(batching, "MAX_PREDICTIONS", 2)
+    monkeypatch.setattr(batch_of_records, "MAX_PREDICTIONS", 2)
     script = Script([[record(i, b"served") for i in range(5)]])
     monkeypatch.setattr(script, "decode", lambda _: arrival)
     assert spans(read(script, size=3)) == [{0: (0, 2)}, {0: (2, 4)}]
@@ -180,7 +187,7 @@ def test_a_batch_closes_at_its_held_out_pixels_but_not_before_it_could_hold_as_m
 
 def test_a_record_that_is_to_be_alone_has_a_batch_of_its_own():
     script = Script([[record(i) for i in range(7)]])
-    alone = {("images", 0, 2), ("images", 0, 3)}
+    alone = {Place("images", 0, 2), Place("images", 0, 3)}
     got = list(batches(script, script.decode, {}, BatchSettings(size=3, linger_s=1e6), script.stop, alone=alone))
     assert spans(got) == [{0: (0, 2)}, {0: (2, 3)}, {0: (3, 4)}, {0: (4, 7)}]
 
@@ -365,7 +372,7 @@ def test_a_record_that_cannot_be_read_now_keeps_its_place():
     script = Script([[record(0), record(1, b"later"), record(2), record(3, b"later"), record(0, partition=1)], []])
     outage = Outage(script, tries=2)
     got = [batch for batch in outage.batches(size=5) if batch.spans]
-    assert [b.pieces for b in got] == [[("images", 0, 4), ("images", 1, 1)]]
+    assert [b.pieces for b in got] == [[Piece("images", 0, 4), Piece("images", 1, 1)]]
     assert [(r.partition, r.offset) for r in got[0].sources] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
     assert (got[0].records, len(got[0].places), got[0].rejections) == (5, 5, [])
     assert outage.waited == [1, 1, 3, 3]

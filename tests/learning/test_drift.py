@@ -12,7 +12,7 @@ from stream_learner.contract.spans import Span
 from stream_learner.contract.window import Drift
 from stream_learner.learning.drift import Adwin, Change
 from stream_learner.publishing.snapshot import Snapshot
-from stream_learner.run.batches import Batch
+from stream_learner.run.batch import Batch
 
 DELTA = 0.002
 N = 8_000

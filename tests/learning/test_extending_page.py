@@ -18,7 +18,7 @@ from digit_stream import ENCODED, decided, learned, settings, stream
 from stream_learner.config import Settings
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.formats.decoder import Decoder
-from stream_learner.formats.record import Record, RejectError, RetryLaterError
+from stream_learner.formats.record import Record, RejectError, RetryLaterError, Sample
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
 INTRODUCTION, *_SECTIONS = PAGE.split("\n## ")
@@ -138,7 +138,7 @@ def test_the_example_of_a_format_has_all_three_outcomes(chosen: Settings):
             served = chosen.input.model_copy(update={"format_settings": {"url": url}})
             decode = Decoder.from_settings(chosen.model_copy(update={"input": served}))
             sample = decode(record(b"7"))
-            assert sample
+            assert isinstance(sample, Sample)
             assert (sample.image, sample.label) == (ENCODED[7], "cat")
             refused = {
                 b"none": Reason.NO_IMAGE,

@@ -189,7 +189,10 @@ class Topic:
         self._ended = not polled
         return polled
 
-    def took(self, seconds: float) -> None:
+    def read_ahead(self) -> None:
+        pass
+
+    def took(self, seconds: float, records: int = 1) -> None:
         pass
 
     def is_set(self) -> bool:

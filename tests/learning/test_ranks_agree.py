@@ -13,10 +13,11 @@ from stream_learner.contract.ledger import Piece
 from stream_learner.contract.spans import Span
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import InputError
-from stream_learner.formats.record import Gap, Record, Rejection
+from stream_learner.formats.record import Gap, Place, Record, Rejection
 from stream_learner.learning.parallel import Parallel
 from stream_learner.publishing.snapshot import Interval, Snapshot
-from stream_learner.run.batches import Batch, OpenBatch, batches
+from stream_learner.run.batch import Batch
+from stream_learner.run.batches import OpenBatch, batches
 from stream_learner.run.inputs import shard_of
 from stream_learner.run.together import any_rank, from_ranks, gathered
 
@@ -107,7 +108,7 @@ def test_a_record_that_must_be_alone_is_the_only_one_of_its_rank() -> None:
     scripts = [Script(each) for each in polls]
     settings = BatchSettings(size=8, linger_s=1e6)
     shards = [
-        OpenBatch(s, s.decode, {}, settings, s.stop, lambda s=s: s.now, shards=2, alone={("images", 0, 1)})
+        OpenBatch(s, s.decode, {}, settings, s.stop, lambda s=s: s.now, shards=2, alone={Place("images", 0, 1)})
         for s in scripts
     ]
     steps = batches(shards, Parallel(2), settings, scripts[0].stop, lambda: scripts[0].now)
@@ -119,7 +120,7 @@ def test_an_error_beside_a_record_that_must_be_alone_loses_no_open_batch() -> No
     def read(parallel: Parallel) -> list[list[dict[int, tuple[int, int]]]]:
         settings = BatchSettings(size=16, linger_s=1e6)
         scripts = [Lost([]) if s == 2 else Script([[record(0, partition=s)], []]) for s in parallel.local]
-        alone = {("images", 1, 0)}
+        alone = {Place("images", 1, 0)}
         shards = [
             OpenBatch(s, s.decode, {}, settings, s.stop, lambda s=s: s.now, shards=4, alone=alone) for s in scripts
         ]
@@ -149,6 +150,7 @@ def test_a_checkpoint_has_what_all_ranks_read() -> None:
             shards=[],
             parts={},
             positions={"images": {rank: 10 + rank}},
+            rows={"images": {rank: 3}} if rank else {},
             interval=interval,
             recent=None,
             arithmetic=None,  # pyright: ignore[reportArgumentType]
@@ -164,6 +166,7 @@ def test_a_checkpoint_has_what_all_ranks_read() -> None:
     assert (read.records, read.splits) == (21, {"train": 18, "test": 3})
     assert read.spans == {"images": {0: Span(0, 10), 1: Span(0, 11)}}
     assert snapshot.positions == {"images": {0: 10, 1: 11}}
+    assert snapshot.rows == {"images": {1: 3}}
     assert snapshot.discarded == {"images": {0: Span(0, 1), 1: Span(0, 1)}}
     assert [pieces[0].end for pieces in snapshot.interval.batches] == [10, 11, 12, 13, 20, 21, 22, 23]
     assert [letter.record.partition for letter in snapshot.interval.dead_letters] == [0, 1]

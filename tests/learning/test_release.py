@@ -31,7 +31,7 @@ from stream_learner.learning.strategies import Losses, Step
 from stream_learner.learning.strategies.er import ExperienceReplay
 from stream_learner.networks.tensors import as_arrays, as_tensors
 from stream_learner.registry import STRATEGIES
-from stream_learner.run.batches import Batch
+from stream_learner.run.batch import Batch
 from stream_learner.run.driver import Driver
 
 CPU = torch.device("cpu")

@@ -30,7 +30,7 @@ from stream_learner.learning.heads.statistics import NEVER
 from stream_learner.learning.prequential import Prequential
 from stream_learner.learning.weighting import Weights
 from stream_learner.publishing.snapshot import Snapshot
-from stream_learner.run.batches import Batch
+from stream_learner.run.batch import Batch
 from stream_learner.run.driver import Driver
 
 CPU = torch.device("cpu")

@@ -25,7 +25,7 @@ from stream_learner.contract.manifest import Decision
 from stream_learner.contract.spans import Span
 from stream_learner.learning.patience import CUT, FLOOR, Patience
 from stream_learner.publishing.snapshot import Snapshot
-from stream_learner.run.batches import Batch
+from stream_learner.run.batch import Batch
 from stream_learner.run.driver import Driver
 
 RUN = {

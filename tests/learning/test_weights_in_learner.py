@@ -34,7 +34,7 @@ from stream_learner.learning.weighting.weights import CLOCK
 from stream_learner.networks.tensors import as_arrays
 from stream_learner.publishing.tally import Tally
 from stream_learner.registry import WEIGHTS
-from stream_learner.run.batches import Batch
+from stream_learner.run.batch import Batch
 from stream_learner.run.driver import Driver
 
 TOGETHER: dict[str, Any] = {"weights__policies": [*WEIGHTS], "weights__half_life_s": 50.0}

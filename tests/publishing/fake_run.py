@@ -107,6 +107,7 @@ class FakeRun:
             shards=[],
             parts={digest(part): part for part in parts},
             positions={TOPIC: {0: start + records}},
+            rows={},
             interval=self.progress.close(),
             recent=None,
             arithmetic=Arithmetic("2.9.0", "cpu", "AVX2", 1, digest(b"settings")),

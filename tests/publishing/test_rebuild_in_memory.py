@@ -18,7 +18,7 @@ from stream_learner.formats.images import png
 from stream_learner.formats.record import Record
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.process import set_up_torch
-from stream_learner.run.batches import Batch
+from stream_learner.run.batch import Batch
 from stream_learner.run.driver import Driver
 from stream_learner.run.progress import Progress
 from stream_learner.run.rebuild import Rebuilt, rebuild

@@ -10,10 +10,10 @@ from stream_learner.config import Settings
 from stream_learner.contract.manifest import encode
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import FencedError, InputError
-from stream_learner.formats.record import Record, RejectError, RetryLaterError, Sample
-from stream_learner.run.lives import MAX_SET_ASIDE, Lives, Place
+from stream_learner.formats.record import Place, Record, RejectError, RetryLaterError, Sample
+from stream_learner.run.lives import MAX_SET_ASIDE, Lives
 
-A, B, C = ("images", 0, 7), ("images", 0, 8), ("images", 1, 0)
+A, B, C = Place("images", 0, 7), Place("images", 0, 8), Place("images", 1, 0)
 SETTINGS = Settings.model_validate({"run": {"id": "digits"}, "input": {"topics": ["images"]}})
 
 
@@ -39,7 +39,7 @@ def verdict(lives: Lives, place: Place) -> str:
         return None
 
     try:
-        lives.guarded(decode)(Record(*place, 0, None, b"", []))
+        lives.guarded(decode)(Record(*place[:3], 0, None, b"", [], row=place.row))
     except RejectError as reject:
         return reject.reason
     return "decoded"
@@ -56,6 +56,19 @@ def test_the_third_death_at_a_record_sets_it_aside(store: Store):
     assert verdict(fourth, A) == Reason.POISON
     assert verdict(fourth, B) == "decoded"
     assert not fourth.careful
+
+
+def test_a_single_row_of_a_message_is_set_aside(store: Store):
+    row, other = A._replace(row=3), A._replace(row=4)
+    for _ in range(3):
+        life(store, row)
+    fourth = Lives(store, SETTINGS)
+    assert [verdict(fourth, place) for place in (row, other, A)] == [Reason.POISON, "decoded", "decoded"]
+
+
+def test_places_of_an_earlier_version_have_no_rows(store: Store):
+    store.replace("digits/lives.json", b'{"lives":1,"suspects":[],"died_at":[],"set_aside":[["images",0,7]]}')
+    assert verdict(Lives(store, SETTINGS), A) == Reason.POISON
 
 
 def test_the_first_life_writes_nothing_about_records(store: Store):

@@ -19,7 +19,7 @@ from stream_learner.learning.learned import Learned
 from stream_learner.learning.parallel import Parallel
 from stream_learner.publishing.served_tally import ServedTally
 from stream_learner.run.arrivals import Arrival, with_predictions
-from stream_learner.run.batches import Batch
+from stream_learner.run.batch import Batch
 from stream_learner.run.driver import Driver
 from stream_learner.run.progress import Progress
 from stream_learner.run.served import MAX_RELEASES_OF_ONE_ID, MAX_TOTALS, ROW, WAITING_BYTES, Served

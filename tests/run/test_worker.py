@@ -16,7 +16,7 @@ from stream_learner.contract.ledger import Piece
 from stream_learner.contract.vocabulary import Split
 from stream_learner.errors import DivergedError, ExitCode, FencedError, KafkaUnavailableError, RejectsError, UsageError
 from stream_learner.run import saves, worker
-from stream_learner.run.batches import Batch
+from stream_learner.run.batch import Batch
 
 
 def test_what_is_left_is_saved_at_the_end():

@@ -19,7 +19,7 @@ from stream_learner.monitoring.metrics import Metrics
 from stream_learner.monitoring.monitor import Monitor
 from stream_learner.monitoring.report import Report
 from stream_learner.publishing.snapshot import Interval
-from stream_learner.run.batches import Batch
+from stream_learner.run.batch import Batch
 from stream_learner.run.breaker import Breaker
 from stream_learner.run.progress import Progress
 from stream_learner.run.saves import Saves

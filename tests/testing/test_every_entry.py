@@ -5,8 +5,9 @@ import pytest
 
 from stream_learner import networks
 from stream_learner.config import WeightsSettings
+from stream_learner.formats import arrow
 from stream_learner.formats.images import png
-from stream_learner.formats.record import Record
+from stream_learner.formats.record import Fields, Record
 from stream_learner.registry import AUGMENTATIONS, FORMATS, HEADS, MODELS, STRATEGIES, WEIGHTS
 from stream_learner.testing import (
     check_augmentation,
@@ -21,8 +22,16 @@ TIMM_SIDES = {"timm:test_resnet": 33, "timm:test_vit": 32}
 LARGE = ("resnet18", "resnet50")
 """Networks that take a minute. `make conformance` checks them."""
 IMAGE = png(np.zeros((9, 9, 3), np.uint8))
-GOOD = {"plain": [("label", b"cat"), ("weight", b"2"), ("split", b"test"), ("id", b"7")]}
-"""Headers of a record that a format can read."""
+RECORD = Record(
+    "images", 0, 0, 0, b"key", IMAGE, [("label", b"cat"), ("weight", b"2"), ("split", b"test"), ("id", b"7")]
+)
+ROWS = [Fields(IMAGE, "cat", 2.0, "test", b"7", 5), Fields(IMAGE, "dog")]
+PIXELS = [Fields(np.zeros((9, 9, 3), np.uint8), 3), Fields(np.ones((9, 9, 3), np.uint8), 4)]
+GOOD = {
+    "plain": [RECORD],
+    "arrow": [RECORD._replace(value=arrow.encode(rows)) for rows in (ROWS, PIXELS)],
+}
+"""Records that a format can read."""
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -33,7 +42,7 @@ def test_augmentation(name, channels):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_format(name):
-    check_format(FORMATS[name], good=[Record("images", 0, 0, 0, b"key", IMAGE, GOOD[name])])
+    check_format(FORMATS[name], good=GOOD[name])
 
 
 @pytest.mark.parametrize("name", [name for name in HEADS if name != "linear"])

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from stream_learner.formats.images import exif, jpegs, pngs
-from stream_learner.formats.images.bounds import MAX_SIDE_PX, undecodable
+from stream_learner.formats.images.bounds import MAX_SIDE_PX, check_size, undecodable
 from stream_learner.formats.record import RejectError
 
 # An encoded image is stored unchanged if it is at most this number of bytes longer than its pixels. The tables of a
@@ -63,6 +63,24 @@ def batch(images: Iterable[bytes | np.ndarray], height: int, width: int, channel
         for image in images
     ]
     return np.stack(fitted) if fitted else np.empty((0, *shape), np.uint8)
+
+
+def fit(pixels: np.ndarray, height: int, width: int, channels: int, max_pixels: int) -> np.ndarray:
+    """Convert raw pixels to uint8 `[height, width, channels]`, as `decode` does with the pixels of an image.
+
+    `pixels` are uint8 [H, W], [H, W, 1 or 3], or flat in the order of [height, width, channels]. Raises RejectError.
+    """
+    shape = height, width, channels
+    if pixels.dtype == np.uint8 and pixels.shape in (shape, (height * width * channels,)):
+        return pixels.reshape(shape)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim == 3:
+        check_size(pixels.shape[0], pixels.shape[1], max_pixels)
+    try:
+        return _fitted(_picture(pixels), height, width, channels)
+    except ValueError as error:
+        raise undecodable(f"{error}, or flat with the model's size, {height * width * channels} bytes") from None
 
 
 def _picture(pixels_HWC: np.ndarray) -> Image.Image:
