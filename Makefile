@@ -49,6 +49,9 @@ faults: $(VENV)/dev.stamp ## Long outages of brokers and stores, topics, rights 
 shards: $(VENV)/dev.stamp ## A learner of 4 shards on 1, 2 and 4 ranks: each strategy, optimizer, network and head must learn the same bytes
 	@$(BIN)/python -m pytest tests/learning/check_shards.py $(or $(ARGS),-n 2)
 
+gpu: $(VENV)/dev.stamp ## Checks on a machine with GPUs, for at most ten minutes; Error 77 without a GPU
+	@timeout 600 $(BIN)/python -m pytest tests/learning/check_cuda.py -rs -s $(ARGS)
+
 acls: $(VENV)/dev.stamp ## Take every documented right on Kafka away, one after the other, on a real broker
 	@$(BIN)/python -m pytest tests/streams/each_right.py
 
@@ -98,4 +101,4 @@ lock: $(VENV)/dev.stamp ## Resolve the lock files again (names, versions, hashes
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade benchmarks/loops/py-spy.in -o benchmarks/loops/py-spy.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade pyproject.toml locks/build.in locks/registries.in --extra follow --extra signing -o locks/registries.txt
 
-.PHONY: help demo test torture fuzz hostile faults shards acls conformance alerts check bench docs lock
+.PHONY: help demo test torture fuzz hostile faults shards gpu acls conformance alerts check bench docs lock

@@ -33,7 +33,19 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from benchmarks.performance import checkpoints, cpu, growth, inputs, limit, loops, memory, ranks, report, worker
+from benchmarks.performance import (
+    checkpoints,
+    cpu,
+    decoding,
+    growth,
+    inputs,
+    limit,
+    loops,
+    memory,
+    ranks,
+    report,
+    worker,
+)
 from benchmarks.performance import rounds as turns
 from benchmarks.performance.inputs import RECORDS, Topics
 from benchmarks.performance.rounds import TOPIC, Sides, Subject, console
@@ -115,8 +127,8 @@ CASES = {
     Part.ranks: [
         *(Case("ranks", model, batch) for model in ("cnn", "resnet18_slim") for batch in (32, 128)),
         *(Case("ranks from Kafka", model) for model in ("cnn", "resnet18_slim")),
-        *(Case("stages", model) for model in ("cnn", "resnet18_slim")),
         Case("exchanges", "cnn"),
+        Case("decoding", "cnn"),
     ],
     Part.cpu: [Case("cpu", "cnn"), Case("idle", "mlp", most_rounds=2)],
 }
@@ -207,10 +219,10 @@ def _sides(subject: Subject, examples: list[Example], topics: Topics, records: i
             return ranks.sides(subject)
         case "ranks from Kafka":
             return ranks.kafka_sides(subject, topics, examples)
-        case "stages":
-            return ranks.stage_sides(subject)
         case "exchanges":
             return ranks.exchange_sides()
+        case "decoding":
+            return decoding.sides(subject)
         case "cpu":
             return cpu.sides(subject, filled())
         case "idle":

@@ -27,7 +27,7 @@ from stream_learner.run.process import keep_freed_memory
 
 IMAGES = 1000
 WARM_UP_S = 1.5
-MEASURED_S = 6.0
+MEASURED_S = 4.0
 COPIES = 5
 
 

@@ -1,7 +1,7 @@
 """A run in two ranks of one thread, beside one rank of one thread, and beside one process of two threads.
 
-`ranks` is measured in memory, `ranks from Kafka` with the real worker. `stages` and `exchanges` measure the parts of a
-step, which the simulation in `benchmarks/scale/` needs.
+`ranks` is measured in memory, `ranks from Kafka` with the real worker. `exchanges` measures collectives alone. The
+simulation in `benchmarks/scale/` begins with these figures.
 """
 
 import json
@@ -26,7 +26,9 @@ TOPIC = "images-2"
 RECORDS = 60_000
 MEASURED_S = 8.0
 PROGRAM_DEADLINE_S = 100.0
-SHARDS_OF_STAGES = (2, 4)
+STAGES = ((2, 2), (4, 1))
+"""More runs of one rank: its number of shards, and their samples as multiples of those of `1 rank`."""
+STAGES_BATCH = 32
 
 
 class Side(NamedTuple):
@@ -51,30 +53,28 @@ def replay(batch: int) -> int:
 
 
 def sides(subject: Subject) -> Sides:
-    """Return the learner in memory, in the three ways."""
-    return {
-        name: partial(
-            _in_memory, side.ranks, subject.batch // side.shards, subject.overrides(*side.overrides(subject.batch))
-        )
-        for name, side in SIDES.items()
-    }
+    """Return the learner in memory, in the three ways, and with STAGES_BATCH in one rank with more samples or shards.
+
+    From the latter the simulation takes the parts of a step: of the step, of each shard, and of each sample.
+    """
+    found: dict[str, partial[Run]] = {}
+    for name, side in SIDES.items():
+        overrides = subject.overrides(*side.overrides(subject.batch))
+        found[name] = partial(_in_memory, side.ranks, subject.batch // side.shards, overrides)
+    own = subject.batch // SIDES["1 rank"].shards
+    for shards, times in STAGES if subject.batch == STAGES_BATCH else ():
+        sizes = [
+            f"batch.size={shards * times * own}",
+            f"memory.replay_size={shards * times * replay(subject.batch) // 2}",
+        ]
+        overrides = subject.overrides(*Side(1, shards, 1).overrides(subject.batch), *sizes)
+        found[f"1 rank, {shards} shards of {times * own}"] = partial(_in_memory, 1, times * own, overrides)
+    return found
 
 
 def kafka_sides(subject: Subject, topics: Topics, examples: list[Example]) -> Sides:
     """Return the worker on a topic of two partitions, in the three ways."""
     return {name: partial(_from_kafka, subject, side, topics, examples) for name, side in SIDES.items()}
-
-
-def stage_sides(subject: Subject) -> Sides:
-    """Return one rank of one thread, with several numbers of shards and of new samples in each."""
-    found: dict[str, partial[Run]] = {}
-    for shards in SHARDS_OF_STAGES:
-        for samples in (subject.batch, subject.batch // 2):
-            side = Side(1, shards, 1)
-            sizes = [f"batch.size={shards * samples}", f"memory.replay_size={shards * replay(samples)}"]
-            overrides = subject.overrides(*side.overrides(subject.batch), *sizes)
-            found[f"{shards} shards of {samples}"] = partial(_in_memory, 1, samples, overrides)
-    return found
 
 
 def exchange_sides() -> Sides:

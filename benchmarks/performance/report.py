@@ -40,8 +40,8 @@ TITLES = {
     "backlog": "A long backlog at the start",
     "ranks": "Two ranks in memory",
     "ranks from Kafka": "Two ranks from Kafka",
-    "stages": "Steps of one rank with several shards",
     "exchanges": "Collectives of two ranks",
+    "decoding": "Decoding",
     "cpu": "CPU time",
     "idle": "An idle worker",
 }
@@ -81,13 +81,12 @@ of one grey, so that the topic is small.""",
     "ranks": """The default learner on random images, with 96 replayed images beside 32 new ones in a step, or 128
 beside 128. *1 rank* has both shards of a run and one thread, and *2 ranks* have a shard and a thread each. *2 threads*
 is one process without shards. *Collectives* is the time in which rank 0 exchanged data with the other rank, most of it
-to wait for it, and *sent* is what rank 0 sent.""",
+to wait for it, and *sent* is what rank 0 sent. The other sides show what a step, a shard and an image cost.""",
     "ranks from Kafka": """The same with the worker (`run --ranks`) on a topic of two partitions, with 96 replayed
 images beside 32 new ones in a step. The worker saves every 5 s.""",
-    "stages": """One rank of one thread in memory. Each shard has the new images that its row names, and three replayed
-images with each of them. The simulation of more ranks begins with these figures.""",
     "exchanges": """Two processes on one machine (gloo, loopback) that do nothing else. *Summed* adds the vectors of the
 ranks in the order of the tree, *gathered* sends each rank's bytes to the other rank.""",
+    "decoding": """The decoder alone, on records in memory, on one thread. The images keep their size.""",
     "cpu": """CPU time of a worker that learns at full speed. The main thread is divided into stages by the samples of
 py-spy. The threads of torch calculate together with the main thread. The flame graph is of the default worker.""",
     "idle": "CPU time of a worker that waits for records.",
@@ -102,7 +101,6 @@ TABLES: dict[str, Callable[[list[Run]], str]] = {
     "idle": tables.idle,
     "ranks": tables.ranks,
     "ranks from Kafka": tables.ranks,
-    "stages": tables.stage_steps,
     "exchanges": tables.exchanges,
 }
 PLOTS: dict[str, Draw] = {

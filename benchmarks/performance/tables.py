@@ -259,22 +259,6 @@ def ranks(rounds: list[Run]) -> str:
     )
 
 
-def stage_steps(rounds: list[Run]) -> str:
-    rows = [
-        (
-            side,
-            spread(rates(rounds, side), ",.0f"),
-            spread(figures(rounds, side, "step_ms"), ",.1f"),
-            spread(figures(rounds, side, "step_log_deviation"), ".2f"),
-            spread(figures(rounds, side, "copy_ms"), ",.1f"),
-            elsewhere(rounds, side),
-        )
-        for side in common(rounds)
-    ]
-    head = "new images", "records/s", "a step, ms", "deviation of its logarithm", "a copy of the state, ms", "elsewhere"
-    return table(head, rows)
-
-
 def exchanges(rounds: list[Run]) -> str:
     found = rounds[0]["measured"]["2 ranks"]
     rows = []

@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn import functional
 
-from stream_learner.errors import RankLostError
+from stream_learner.errors import RankLostError, UsageError
 from stream_learner.learning.parallel import Json, Parallel, Traffic, tree_sum
 
 # By measurement, one collective that sends all rows is faster up to about this size.
@@ -90,17 +90,18 @@ class Ranks(Parallel):
         self._traffic = Traffic(before.seconds + time.monotonic() - began, before.sent_bytes + sent_bytes)
 
 
-def join_group(rank: int, ranks: int, local: int, device: str, listener: int | None, timeout_s: float) -> None:
+def join_group(rank: int, ranks: int, local: int, device: str, listener: int | None, timeout_s: float) -> bool:
     """Join the process group of all ranks, which every collective of `Ranks` uses, and wait for the other ranks.
 
     The environment variables MASTER_ADDR and MASTER_PORT are the address of the store where the ranks meet. Rank 0
     serves it, unless torchrun does. `listener` is the file descriptor of a socket that listens there, if this process
     inherited one. `local` is the index of this rank on its host, and of its CUDA device if `device`
-    (`learning.device`) is not the CPU. Each collective may take `timeout_s`. Raises RankLostError, also if the other
-    ranks do not come within JOIN_S.
+    (`learning.device`) is not the CPU. Return whether this rank uses CUDA. Each collective may take `timeout_s`. Raises
+    UsageError if the host has no such device. Raises RankLostError, also if the other ranks do not come within JOIN_S.
     """
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
+        _check_device(device, local)
         torch.cuda.set_device(local)
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     serves = rank == 0 and os.environ.get(SERVED_BY_TORCHRUN) != "True"
@@ -108,6 +109,31 @@ def join_group(rank: int, ranks: int, local: int, device: str, listener: int | N
         store = TCPStore(host, port, ranks, serves, timedelta(seconds=JOIN_S), master_listen_fd=listener)
         backend, timeout = "cpu:gloo,cuda:nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
+    return cuda
+
+
+def _check_device(device: str, local: int) -> None:
+    """Raise UsageError unless this rank can have a CUDA device of its own."""
+    if device not in ("auto", "cuda"):
+        raise UsageError(
+            f"learning.device = {device!r} is one device for all ranks of a host; set it to 'cuda', so that each rank "
+            "takes the device of its LOCAL_RANK"
+        )
+    if local >= (devices := torch.cuda.device_count()):
+        raise UsageError(
+            f"LOCAL_RANK = {local} has no CUDA device, because this host has {devices}; start at most {devices} ranks "
+            "on it, or set learning.device to cpu"
+        )
+
+
+def check_alike(parallel: Parallel, cuda: bool) -> None:
+    """Raise UsageError on all ranks if some use CUDA and others do not: their collectives would never meet."""
+    found = parallel.gathered(np.full(len(parallel.local), cuda))
+    if found.any() and not found.all():
+        raise UsageError(
+            "some ranks of the run have a CUDA device and others have none; give each rank one, or set learning.device "
+            "to cpu"
+        )
 
 
 class Board:

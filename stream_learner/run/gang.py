@@ -102,7 +102,8 @@ class Gang:
 def join(rank: Rank, settings: Settings, end_process: EndProcess) -> Gang:
     """Join the gang, and wait until all its ranks have joined. Imports torch.
 
-    Raises UsageError if the ranks cannot share the shards, or if MASTER_ADDR is not an address of the host of rank 0.
+    Raises UsageError if the ranks cannot share the shards, if a rank has no CUDA device and others have one, or if
+    MASTER_ADDR is not an address of the host of rank 0.
     Raises RankLostError if a rank ends while the others join.
     """
     shards = settings.run.shards
@@ -111,7 +112,7 @@ def join(rank: Rank, settings: Settings, end_process: EndProcess) -> Gang:
         from stream_learner.learning.parallel import Parallel
 
         return Gang(Parallel(shards), None)
-    from stream_learner.learning.ranks import Ranks, join_group
+    from stream_learner.learning.ranks import Ranks, check_alike, join_group
 
     def end(reason: str) -> None:
         log.error(f"{reason}, so this rank ends too. Start all ranks again: they continue from the last save")
@@ -120,8 +121,9 @@ def join(rank: Rank, settings: Settings, end_process: EndProcess) -> Gang:
     listener = os.environ.get(LISTENER)
     timeout_s = PATIENCE_S + settings.kafka.give_up_s
     device = settings.learning.device
-    join_group(rank.index, rank.count, rank.local, device, int(listener) if listener else None, timeout_s)
+    cuda = join_group(rank.index, rank.count, rank.local, device, int(listener) if listener else None, timeout_s)
     parallel = Ranks(shards, rank.index, rank.count)
+    check_alike(parallel, cuda)
 
     def shared(value: str) -> str:
         return str(parallel.objects([value] * len(parallel.local))[0])

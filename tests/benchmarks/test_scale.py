@@ -1,17 +1,24 @@
-"""The plan for many ranks counts the collectives that a learner uses."""
+"""The plan and the simulation of a run on many ranks."""
 
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
+import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.scale.plan import muon_operations, state_bytes
+from benchmarks.scale.simulation import Load, Network, Stages, simulate
 from benchmarks.scale.traffic import Collective, of_step
 from stream_learner import networks
 from stream_learner.config import Settings
 from stream_learner.formats.record import Sample
 from stream_learner.learning.learner import Learner
+from stream_learner.learning.muon import matrices_of, orthogonal
 from stream_learner.learning.parallel import Json, Parallel
 from stream_learner.learning.spec import spec_of
+from stream_learner.learning.state_dict import split
 from stream_learner.testing.small_run import small_settings
 
 SHARDS = 2
@@ -64,3 +71,63 @@ def test_the_plan_has_the_collectives_of_a_step():
         assert learner.learn_shards(shards, [SAMPLES] * SHARDS).steps == 1
         network = networks.build(spec_of(settings.model, classes=2))
         assert parallel.used == of_step(network, SAMPLES)[1:-1]  # without those of the loop around the learner
+
+
+def test_the_plan_has_the_operations_of_muon():
+    network = networks.build(spec_of(small_settings(model={"name": "cnn", "height": 12, "width": 12}).model, classes=2))
+    with FlopCounterMode(display=False) as counter:
+        for matrix in matrices_of(network.body):
+            orthogonal(torch.ones_like(matrix).flatten(1))
+    assert muon_operations(network) == counter.get_total_flops()
+
+
+def test_the_plan_has_the_bytes_of_a_state():
+    settings = small_settings(
+        model={"name": "cnn", "height": 12, "width": 12}, learning={"optimizer": "muon", "average_decay": 0.9}
+    )
+    learner = Learner(settings)
+    learner.learn(samples(settings, 0))
+    tensors, _ = split(learner.state_dict())
+    trained = [value for name, value in tensors.items() if name.startswith("trainer/")]
+    assert sum(value.nbytes for value in trained) == pytest.approx(state_bytes(learner.network), rel=0.001)
+
+
+STAGES = Stages(0.01, 0.002, 0.001, 0.0005, 0.1, 0.01, 0.0)
+FULL = Load([1.0] * 8)
+FAST = Network(0.0, 0.0, 0.0)
+
+
+def test_equal_ranks_without_a_network_share_all_but_the_replicated_part_of_a_step():
+    for ranks in (1, 2, 8):
+        of_rank = 8 // ranks
+        step_s = 0.01 + of_rank * (0.002 + 4 * 0.0015)
+        rate = simulate(STAGES, FAST, [], 4, FULL, ranks)
+        assert rate.steps_per_s == pytest.approx(1 / step_s)
+        assert rate.records_per_s == pytest.approx(32 / step_s)
+        assert rate.waiting == pytest.approx(0.0)
+
+
+def test_all_ranks_wait_for_the_slowest_and_for_the_network():
+    sums = Collective("summed", 4_000_000)
+    network = Network(0.001, 0.0001, 1e-9)
+    alone = simulate(STAGES, network, [sums], 4, FULL, 1)
+    assert alone == simulate(STAGES, FAST, [sums], 4, FULL, 1)
+    fast, together = (1 / simulate(STAGES, n, [sums], 4, FULL, 8).steps_per_s for n in (FAST, network))
+    assert together - fast == pytest.approx(2 * 0.001 + 8 * 0.0001 + 7_000_000e-9)
+    slow = simulate(STAGES, FAST, [], 4, FULL._replace(slow=2.0), 8)
+    assert slow.steps_per_s == pytest.approx(1 / (2 * fast))
+    assert slow.waiting == pytest.approx(7 / 16)
+    jittered = simulate(STAGES._replace(deviation=0.3), FAST, [], 4, FULL, 8)
+    assert jittered.steps_per_s < 0.9 / fast
+
+
+def test_shards_with_fewer_records_saves_and_a_slow_input_cost_records():
+    full = simulate(STAGES, FAST, [], 4, FULL, 4)
+    half = simulate(STAGES, FAST, [], 4, Load([1.0, 0.0] * 4), 4)
+    assert half.records_per_s < full.records_per_s
+    assert half.steps_per_s == pytest.approx(1 / (0.01 + 0.002 + 4 * 0.0015))
+    saved = simulate(STAGES, FAST, [], 4, FULL._replace(save_every_s=10.0), 4)
+    assert full.records_per_s / saved.records_per_s == pytest.approx(1 + 0.12 / 10)
+    waiting = simulate(STAGES, FAST, [], 4, FULL._replace(arrival_s=5.0, linger_s=1.0), 4)
+    assert waiting.steps_per_s == pytest.approx(1.0)
+    assert waiting.records_per_s == pytest.approx(8 * 4 / 5, rel=0.1)

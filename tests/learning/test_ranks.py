@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from command_line import processes
+from ranks_in_threads import together
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from benchmarks.scale.traffic import Collective
-from stream_learner.errors import RankLostError
+from stream_learner.errors import RankLostError, UsageError
 from stream_learner.learning.parallel import Parallel
-from stream_learner.learning.ranks import SMALL_BYTES, Ranks, failing_with_others, join_group
+from stream_learner.learning.ranks import SMALL_BYTES, Ranks, check_alike, failing_with_others, join_group
 
 SHARDS = 8
 TIMEOUT_S = 60.0
@@ -130,3 +131,29 @@ def test_only_errors_of_the_collectives_are_losses():
         raise RuntimeError("Connection closed\nat gloo")
     with pytest.raises(ValueError, match="other"), failing_with_others():
         raise ValueError("other")
+
+
+@pytest.mark.parametrize(
+    ("device", "local", "message"),
+    [
+        ("auto", 2, "LOCAL_RANK = 2 has no CUDA device, because this host has 2; start at most 2 ranks"),
+        ("cuda:1", 1, "learning.device = 'cuda:1' is one device for all ranks of a host; set it to 'cuda'"),
+    ],
+)
+def test_each_rank_needs_a_gpu_of_its_own(device: str, local: int, message: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match=message):
+        join_group(local, 4, local, device, None, TIMEOUT_S)
+
+
+def test_all_ranks_need_the_same_kind_of_device():
+    def check(parallel: Parallel, cuda: list[bool]) -> bool:
+        try:
+            check_alike(parallel, cuda[parallel.rank])
+        except UsageError:
+            return False
+        return True
+
+    for cuda, alike in (([True, True], True), ([False, False], True), ([True, False], False)):
+        assert together(SHARDS, 2, lambda parallel, cuda=cuda: check(parallel, cuda)) == [alike, alike]

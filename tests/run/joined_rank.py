@@ -1,4 +1,4 @@
-"""A gang that joins as a worker does: `python joined_rank.py RANKS FOLDER` launches it.
+"""A gang that joins as a worker does: `python joined_rank.py RANKS FOLDER [DEVICE]` launches it.
 
 Each rank writes its sums to the folder, then sums until another rank ends, or until the file `leave` exists.
 """
@@ -17,7 +17,7 @@ def main() -> None:
 
     try:
         if "RANK" in os.environ:
-            take_part(Path(sys.argv[2]))
+            take_part(Path(sys.argv[2]), *sys.argv[3:])
         else:
             os._exit(launcher.launch(int(sys.argv[1]), [sys.executable, *sys.argv]))
     except StreamLearnerError as error:
@@ -26,14 +26,18 @@ def main() -> None:
     os._exit(0)
 
 
-def take_part(folder: Path) -> None:
-    from stream_learner.config import InputSettings, RunSettings, Settings
+def take_part(folder: Path, device: str = "cpu") -> None:
+    from stream_learner.config import InputSettings, LearningSettings, RunSettings, Settings
     from stream_learner.run import gang
 
     rank = gang.Rank.from_environment()
-    settings = Settings(run=RunSettings.model_validate(RUN), input=InputSettings(topics=["images"]))
+    settings = Settings(
+        run=RunSettings.model_validate(RUN),
+        input=InputSettings(topics=["images"]),
+        learning=LearningSettings(device=device),
+    )
     joined = gang.join(rank, settings, os._exit)
-    (folder / f"sum{rank.index}").write_bytes(sums(joined.parallel))
+    (folder / f"sum{rank.index}").write_bytes(sums(joined.parallel, device))
     (folder / f"draft.{rank.index}").write_text(str(os.getpid()))
     (folder / f"draft.{rank.index}").rename(folder / f"pid{rank.index}")
     while not any(joined.parallel.objects([(folder / "leave").exists() for _ in joined.parallel.local])):
@@ -41,13 +45,13 @@ def take_part(folder: Path) -> None:
     joined.leave()
 
 
-def sums(parallel) -> bytes:
+def sums(parallel, device: str = "cpu") -> bytes:
     """Return sums whose bits depend on the order of the additions."""
     import torch
 
     rows = torch.randn(RUN["shards"], LARGE, generator=torch.Generator().manual_seed(0))
-    mine = rows[parallel.local.start : parallel.local.stop]
-    return b"".join(parallel.summed(part).numpy().tobytes() for part in (mine, mine[:, :10]))
+    mine = rows[parallel.local.start : parallel.local.stop].to(device)
+    return b"".join(parallel.summed(part).cpu().numpy().tobytes() for part in (mine, mine[:, :10]))
 
 
 if __name__ == "__main__":
