@@ -204,6 +204,7 @@ def run(
                 health.heard,
                 predictions_topic=settings.predictions_topic,
                 reads=lambda topic, partition, shard=shard: shard_of(settings, topic, partition) == shard,
+                sources=len(parallel.local),
             )
             for shard in parallel.local
         ]

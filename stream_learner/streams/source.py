@@ -11,7 +11,7 @@ from stream_learner.config import MIB, InputSettings, KafkaSettings
 from stream_learner.contract.spans import Positions
 from stream_learner.errors import InputError
 from stream_learner.formats.record import Gap, Record
-from stream_learner.streams.connection import kafka_failures, opening
+from stream_learner.streams.connection import RESPONSE_BYTES, kafka_failures, opening
 from stream_learner.streams.merge import Item, Merge
 from stream_learner.streams.reader import MAX_POLL_BYTES, Damaged, to_record
 
@@ -20,7 +20,8 @@ MAX_POLL_RECORDS = 5000
 # Maximum time, in seconds, for which a broker may wait for new records before it answers. A long wait saves requests,
 # and each request has a cost for each partition.
 NEWS_S = 2.0
-# Limit for the records that are read ahead of one partition. All partitions together read at most MAX_POLL_BYTES ahead.
+# Limit for the records that are read ahead of one partition. All sources of a process together read at most
+# MAX_POLL_BYTES ahead.
 MAX_AHEAD_BYTES = 8 * MIB
 # Time in seconds for which the iterator of one `poll` returns waiting records. The next `poll` then reads more.
 HAND_S = 0.1
@@ -44,10 +45,12 @@ class Source:
         *,
         predictions_topic: str | None = None,
         reads: Callable[[str, int], bool] = lambda *_: True,
+        sources: int = 1,
     ):
         """Connect. Begin at `positions`, and at offset 0 in partitions that `positions` lacks or that are added later.
 
-        Read only the partitions for which `reads(topic, partition)` is true.
+        Read only the partitions for which `reads(topic, partition)` is true. The process has this number of `sources`,
+        which share the limits on fetched bytes and on bytes that are read ahead.
 
         Also read `predictions_topic`. Lost records of this topic never stop the reading, whatever `input.on_lost` says.
         `heard` is passed to Reader. Raises KafkaUnavailableError.
@@ -58,6 +61,7 @@ class Source:
         self._reads = reads
         self._topics = [*settings.topics, *filter(None, [predictions_topic])]
         self._clock = clock
+        self._most_bytes = MAX_POLL_BYTES // sources
         self._merge = Merge(clock)
         self._newest_ms: dict[TopicPartition, int] = {}
         self._stopped: set[TopicPartition] = set()  # not read any more; an InputError may follow the waiting records
@@ -68,6 +72,7 @@ class Source:
             kafka,
             "opening the input",
             max_poll_records=MAX_POLL_RECORDS,
+            fetch_max_bytes=RESPONSE_BYTES // sources,
             # As in `reader`, a healthy broker must answer within `kafka.request_timeout_s`.
             fetch_max_wait_ms=int(min(NEWS_S, kafka.request_timeout_s / 3) * 1000),
             heard=heard,
@@ -174,7 +179,7 @@ class Source:
         if not self._fetched:
             time.sleep(timeout_s)  # no partition is this source's yet
             return
-        consumer.budget.limit = MAX_POLL_BYTES - merge.nbytes
+        consumer.budget.limit = self._most_bytes - merge.nbytes
         for place, messages in consumer.poll(timeout_ms=int(timeout_s * 1000)).items():
             items: list[Item] = []
             for message in messages:
@@ -197,7 +202,7 @@ class Source:
                 merge.expect_no_more(place)
             else:
                 merge.expect(place, asked_for=place not in consumer.full)
-        merge.full = merge.nbytes >= MAX_POLL_BYTES or consumer.choked
+        merge.full = merge.nbytes >= self._most_bytes or consumer.choked
 
     def _passed_over(self, damaged: Damaged) -> Gap | InputError:
         """Return the item that replaces a damaged batch."""
@@ -220,7 +225,7 @@ class Source:
         """Resume full partitions whose waiting records take less than half of the bytes that may be read ahead."""
         for place in self._consumer.full - self._stopped:
             ahead_bytes = self._merge.bytes_of(place)
-            if not ahead_bytes or 2 * ahead_bytes < self._most_ahead(MAX_POLL_BYTES - self._merge.nbytes):
+            if not ahead_bytes or 2 * ahead_bytes < self._most_ahead(self._most_bytes - self._merge.nbytes):
                 self._consumer.resume(place)
                 if self._consumer.behind(place):
                     self._merge.expect(place, asked_for=True)
@@ -232,11 +237,11 @@ class Source:
     def _most_ahead(self, left_bytes: float) -> float:
         """Return the maximum number of bytes that may be read ahead of one partition.
 
-        One half of MAX_POLL_BYTES is divided equally, so that no partition must wait for another. Beyond its part, a
+        One half of `_most_bytes` is divided equally, so that no partition must wait for another. Beyond its part, a
         partition may take half of the bytes that are still free, up to MAX_AHEAD_BYTES. The rest remains for other
         partitions (Choudhury and Hahne 1998).
         """
-        common = MAX_POLL_BYTES / 2
+        common = self._most_bytes / 2
         return max(common / len(self._fetched), min(MAX_AHEAD_BYTES, (left_bytes - common) / 2))
 
     @property

@@ -10,7 +10,7 @@ from reading import POLL_S, NewSource, nothing_comes, ordered_producer, produce,
 
 from stream_learner.config import MIB, InputSettings, KafkaSettings
 from stream_learner.formats.record import Gap, Record
-from stream_learner.streams import connection, offsets, source
+from stream_learner.streams import offsets, source
 from stream_learner.streams.source import Source
 
 RECORDS = 3000
@@ -59,11 +59,26 @@ def test_partitions_that_have_no_room_for_a_record_each_are_read_by_turns(
     assert len([item for item in items if isinstance(item, Record)]) == partitions * each
 
 
+def test_the_sources_of_a_process_share_what_may_be_read_ahead(
+    kafka: KafkaSettings, new_topic, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(source, "MAX_POLL_BYTES", 4 * MIB)
+    topic = new_topic()
+    produce(kafka, topic, [bytes(100_000)] * 30)
+    with closing(Source(kafka, InputSettings(topics=[topic]), {}, sources=4)) as opened:
+        while not opened._consumer.full:
+            opened.poll(POLL_S)
+        ahead = opened.positions[topic][0]
+        assert MIB / 4 < ahead * 100_000 < MIB
+        items = read(opened, {topic: {0: 30}})
+    assert len(items) == 30
+
+
 def test_batches_of_many_partitions_come_together_although_each_is_larger_than_its_share(
     kafka: KafkaSettings, new_topic, monkeypatch: pytest.MonkeyPatch
 ):
     partitions = 40
-    monkeypatch.setattr(connection, "RESPONSE_BYTES", 4 * MIB)
+    monkeypatch.setattr(source, "RESPONSE_BYTES", 4 * MIB)
     topic = new_topic(partitions=partitions)
     for partition in range(partitions):
         produce(kafka, topic, [bytes(300_000)], partition)
@@ -78,7 +93,7 @@ def test_nobody_waits_for_partitions_that_cannot_be_asked_for(
 ):
     """The remainders of other partitions fill the room for responses. Time stands still."""
     partitions, each = 40, 10
-    monkeypatch.setattr(connection, "RESPONSE_BYTES", MIB)
+    monkeypatch.setattr(source, "RESPONSE_BYTES", MIB)
     monkeypatch.setattr(source, "MAX_POLL_BYTES", 800_000)
     topic = new_topic(partitions=partitions)
     for partition in range(partitions):
