@@ -46,7 +46,8 @@ class ExitCode(IntEnum):
     PUBLISH = 9
     """A publication failed, and its outcome is unknown. A supervisor must restart the worker, which recovers."""
     WATCHDOG = 10
-    """A publication did not end in time, or a stop exceeded its deadline. A restart recovers."""
+    """A publication did not end in time, a stop exceeded its deadline, or one of several ranks hung. A restart
+    recovers."""
     REJECTS = 11
     """Too many of the last records were rejected; see the dead-letter topic, then `run --accept-rejects`. A restart
     continues after these records."""

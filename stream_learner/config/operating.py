@@ -165,7 +165,8 @@ class MonitoringSettings(Section):
     same host uses this port, the worker also takes a free port. If the run has several ranks on a host, the port of
     each is 1 higher than that of the rank before."""
     live_timeout_s: PositiveFloat = 120.0
-    """Seconds after which `/livez` fails if the worker's loop has not completed an iteration."""
+    """Seconds after which `/livez` fails if the worker's loop has not completed an iteration. If the run has several
+    ranks, the process then ends too."""
 
 
 class LogSettings(Section):

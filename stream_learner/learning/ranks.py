@@ -19,7 +19,6 @@ from stream_learner.learning.parallel import Json, Parallel, Traffic, tree_sum
 # By measurement, one collective that sends all rows is faster up to about this size.
 SMALL_BYTES = 1024 * 1024
 WAIT_S = 1.0
-JOIN_S = 300.0
 SERVED_BY_TORCHRUN = "TORCHELASTIC_USE_AGENT_STORE"
 
 
@@ -37,6 +36,8 @@ class Ranks(Parallel):
         self.local = range(rank * shards // ranks, (rank + 1) * shards // ranks)
         self._ranks = ranks
         self._traffic = Traffic()
+        self.waits = False
+        """Whether this rank is in a collective, where it may wait for other ranks. Any thread may ask."""
 
     def gathered(self, rows: np.ndarray) -> np.ndarray:
         return self._of_all_ranks(rows).reshape(self.shards, *rows.shape[1:])
@@ -84,8 +85,12 @@ class Ranks(Parallel):
         Only the CPU's collectives have their whole time counted: those of CUDA end later than the call.
         """
         began, before = time.monotonic(), self._traffic
-        with failing_with_others():
-            yield
+        self.waits = True
+        try:
+            with failing_with_others():
+                yield
+        finally:
+            self.waits = False
         sent_bytes = (self._ranks - 1) * bytes_to_each
         self._traffic = Traffic(before.seconds + time.monotonic() - began, before.sent_bytes + sent_bytes)
 
@@ -96,8 +101,8 @@ def join_group(rank: int, ranks: int, local: int, device: str, listener: int | N
     The environment variables MASTER_ADDR and MASTER_PORT are the address of the store where the ranks meet. Rank 0
     serves it, unless torchrun does. `listener` is the file descriptor of a socket that listens there, if this process
     inherited one. `local` is the index of this rank on its host, and of its CUDA device if `device`
-    (`learning.device`) is not the CPU. Return whether this rank uses CUDA. Each collective may take `timeout_s`. Raises
-    UsageError if the host has no such device. Raises RankLostError, also if the other ranks do not come within JOIN_S.
+    (`learning.device`) is not the CPU. Return whether this rank uses CUDA. The other ranks may come `timeout_s` later,
+    and each collective may take this long. Raises UsageError if the host has no such device. Raises RankLostError.
     """
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
@@ -105,9 +110,9 @@ def join_group(rank: int, ranks: int, local: int, device: str, listener: int | N
         torch.cuda.set_device(local)
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     serves = rank == 0 and os.environ.get(SERVED_BY_TORCHRUN) != "True"
+    backend, timeout = "cpu:gloo,cuda:nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
     with failing_with_others():
-        store = TCPStore(host, port, ranks, serves, timedelta(seconds=JOIN_S), master_listen_fd=listener)
-        backend, timeout = "cpu:gloo,cuda:nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
+        store = TCPStore(host, port, ranks, serves, timeout, master_listen_fd=listener)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
     return cuda
 

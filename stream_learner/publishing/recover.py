@@ -154,6 +154,12 @@ class Recovery:
         self._fetch = Fetch(settings, store, shards)
         self._seen: Checkpoint | None = None
 
+    @property
+    def seen(self) -> Manifest | None:
+        """The newest manifest whose objects were fetched, None if there is none. Any thread may ask."""
+        seen = self._seen
+        return seen and seen.manifest
+
     def look(self) -> None:
         """Step 1: check everything, so that wrong settings do not end the active worker. Change nothing.
 

@@ -5,6 +5,9 @@ cluster sets them.
 """
 
 import os
+import sys
+import threading
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -13,6 +16,7 @@ import structlog
 
 from stream_learner.config import Settings
 from stream_learner.errors import ExitCode, UsageError
+from stream_learner.monitoring.health import Health
 from stream_learner.run.heartbeats import Heartbeats, connections
 
 if TYPE_CHECKING:
@@ -22,8 +26,9 @@ log = structlog.get_logger()
 
 EndProcess = Callable[[ExitCode], None]
 
-# Collectives may take this long, and `kafka.give_up_s` longer, because a rank may wait for Kafka or for the store. The
-# heartbeats notice a rank that ends or stops, so only a bug reaches this time-out.
+# The ranks wait for each other this long, and `kafka.give_up_s` longer. A rank may fetch a large state before it joins,
+# and later it may wait for Kafka or for the store. The heartbeats notice a rank that ends, stops or hangs. So once all
+# have joined, only a bug of the collectives reaches this time-out.
 PATIENCE_S = 1800.0
 LISTENER = "MASTER_LISTEN_FD"
 """Environment variable for rank 0: file descriptor of the inherited socket that listens on MASTER_PORT."""
@@ -99,8 +104,11 @@ class Gang:
             self._heartbeats.leave()
 
 
-def join(rank: Rank, settings: Settings, end_process: EndProcess) -> Gang:
+def join(rank: Rank, settings: Settings, end_process: EndProcess, health: Health | None = None) -> Gang:
     """Join the gang, and wait until all its ranks have joined. Imports torch.
+
+    From then on, if `health` is given, this process also ends when its main thread hangs outside of a collective: when
+    the loop made no turn for `monitoring.live_timeout_s`. A rank that waits for others in a collective counts as alive.
 
     Raises UsageError if the ranks cannot share the shards, if a rank has no CUDA device and others have one, or if
     MASTER_ADDR is not an address of the host of rank 0.
@@ -114,9 +122,21 @@ def join(rank: Rank, settings: Settings, end_process: EndProcess) -> Gang:
         return Gang(Parallel(shards), None)
     from stream_learner.learning.ranks import Ranks, check_alike, join_group
 
+    again = "Start all ranks again: they continue from the last save"
+
     def end(reason: str) -> None:
-        log.error(f"{reason}, so this rank ends too. Start all ranks again: they continue from the last save")
+        log.error(f"{reason}, so this rank ends too. {again}")
         end_process(ExitCode.RANK)
+
+    def watch() -> None:
+        if not health:
+            return
+        if parallel.waits:
+            health.beat()
+        elif why := health.why_not_live():
+            stack = traceback.format_stack(sys._current_frames()[threading.main_thread().ident or 0])
+            log.error(f"{why}, so this rank ends. {again}", stack="".join(stack))
+            end_process(ExitCode.WATCHDOG)
 
     listener = os.environ.get(LISTENER)
     timeout_s = PATIENCE_S + settings.kafka.give_up_s
@@ -129,4 +149,4 @@ def join(rank: Rank, settings: Settings, end_process: EndProcess) -> Gang:
         return str(parallel.objects([value] * len(parallel.local))[0])
 
     peers = connections(rank.index, rank.count, os.environ["MASTER_ADDR"], shared)
-    return Gang(parallel, Heartbeats(rank.index, peers, end))
+    return Gang(parallel, Heartbeats(rank.index, peers, end, watch=watch))

@@ -29,12 +29,23 @@ BEAT, LEAVING = b".", b"L"
 class Heartbeats:
     """A thread that sends heartbeats, and calls `end` with a reason when another rank ends or is silent too long."""
 
-    def __init__(self, rank: int, peers: dict[int, socket.socket], end: Callable[[str], None], beat_s: float = BEAT_S):
-        """Start the thread. `peers` are the connections by rank: of rank 0 to all other ranks, of others to rank 0."""
+    def __init__(
+        self,
+        rank: int,
+        peers: dict[int, socket.socket],
+        end: Callable[[str], None],
+        beat_s: float = BEAT_S,
+        watch: Callable[[], None] = lambda: None,
+    ):
+        """Start the thread. `peers` are the connections by rank: of rank 0 to all other ranks, of others to rank 0.
+
+        The thread calls `watch` before each beat until this rank leaves. `watch` may end the process.
+        """
         self._beat_s = beat_s
         self._rank = rank
         self._peers = peers
         self._end = end
+        self._watch = watch
         self._lock = threading.Lock()
         self._leaving: set[int] = set()
         self._left = threading.Event()
@@ -83,6 +94,8 @@ class Heartbeats:
             # Silence is counted in beats of this thread, after it has read what arrived. So a rank that was stopped
             # itself, or waited for the global lock, does not take its own silence for that of the others.
             next_beat = time.monotonic() + self._beat_s
+            if self._rank not in self._leaving:
+                self._watch()
             for rank in self._peers:
                 silent[rank] += 1
                 if silent[rank] > SILENT_BEATS:

@@ -2,20 +2,28 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from enum import StrEnum, auto
 
 import msgspec
+import structlog
 
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.contract.manifest import decode_manifest, digest, encode
 from stream_learner.contract.spans import Positions
+from stream_learner.errors import StreamLearnerError
 from stream_learner.learning.parallel import Parallel
 from stream_learner.publishing.ownership import await_turn, fencing
-from stream_learner.publishing.recover import Fetch, Recovered, Recovery
-from stream_learner.run.together import from_ranks
+from stream_learner.publishing.recover import Checkpoint, Fetch, Recovered, Recovery
+from stream_learner.run.together import any_rank, from_ranks
 from stream_learner.streams.clients import Clients
+
+log = structlog.get_logger()
+
+# Rank 0 polls the election at least this often while other ranks fetch a checkpoint.
+POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -26,15 +34,60 @@ class Lead:
     recovery: Recovery
 
 
-class Found(msgspec.Struct):
-    """The point from which rank 0 continues. `manifest` are its bytes, None at a fresh start."""
+class What(StrEnum):
+    LOOKED = auto()
+    """Rank 0 has looked at the run. The other ranks fetch the checkpoint that it saw."""
+    STANDING_BY = auto()
+    RECOVERING = auto()
+    RECOVERED = auto()
+    STOPPED = auto()
 
-    positions: Positions
-    epoch: int
-    manifest: bytes | None
+
+class Said(msgspec.Struct):
+    """A message from rank 0 to the other ranks.
+
+    `manifest` is the newest manifest as bytes, None if there is none, or if an earlier message of a standby had it.
+    """
+
+    what: What
+    manifest: bytes | None = None
+    positions: Positions = {}
+    epoch: int = 0
 
 
-STANDING_BY, RECOVERING, STOPPED = "standing by", "recovering", "stopped"
+class Ahead:
+    """Fetches checkpoints on a thread, so that a take-over finds the newest one, or most of its parts, fetched."""
+
+    def __init__(self, fetch: Fetch):
+        self._fetch = fetch
+        self._thread = ThreadPoolExecutor(1, "fetch")
+        self._newest: Future[Checkpoint] | None = None
+        self._seen: Checkpoint | None = None
+
+    def begin(self, manifest: bytes) -> None:
+        """Begin to fetch the checkpoint of a manifest, unless it was the last one that was fetched."""
+        if self._newest:
+            self._newest.cancel()  # it may still wait for the thread
+        self._newest = self._thread.submit(self._fetched, manifest)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the checkpoint that was begun last. Return whether it is still being fetched."""
+        return self._newest is not None and bool(wait([self._newest], seconds).not_done)
+
+    def result(self) -> Checkpoint | None:
+        """Return the checkpoint that was begun last, None if none was. Raises StateError, StoreError."""
+        return self._newest and self._newest.result()
+
+    def _fetched(self, manifest: bytes) -> Checkpoint:
+        seen, found = self._seen, digest(manifest)
+        if seen and seen.manifest_digest == found:
+            return seen
+        try:
+            self._seen = self._fetch(decode_manifest(manifest), found, seen.parts if seen else {})
+        except StreamLearnerError as error:
+            log.warning("a checkpoint could not be fetched", error=str(error))
+            raise
+        return self._seen
 
 
 def lead_in(
@@ -49,22 +102,35 @@ def lead_in(
     """Wait until this worker is elected, then recover the run. Return None if `stop` is set earlier.
 
     Call `stand_by` while another worker is active, and `recover` once this worker is elected. The other ranks of the
-    run are in `follow` meanwhile. Raises the errors of `await_turn` and of `Recovery.take_over`.
+    run are in `follow` meanwhile. All ranks fetch the newest checkpoint before the take-over. Raises the errors of
+    `await_turn` and of `Recovery.take_over`.
     """
+    election, recovery = lead.clients.election, lead.recovery
+    told = None
+
+    def news() -> bytes | None:
+        nonlocal told
+        before, told = told, recovery.seen
+        return encode(told) if told and told is not before else None
 
     def stand_by_together() -> None:
         stand_by()
-        _say(parallel, STANDING_BY)
+        _say(parallel, Said(What.STANDING_BY, news()))
 
-    election = lead.clients.election
-    if not await_turn(settings, store, election, stop, stand_by_together, lead.recovery.look):
-        _say(parallel, STOPPED)
+    _say(parallel, Said(What.LOOKED, news()))
+    while any_rank(parallel, False)[0]:
+        if settings.run.on_conflict != "take_over":  # which would disturb the active worker
+            election.poll()
+    if not await_turn(settings, store, election, stop, stand_by_together, recovery.look):
+        _say(parallel, Said(What.STOPPED))
         return None
     recover()
-    _say(parallel, RECOVERING)
-    recovered = lead.recovery.take_over(fencing(election, lead.clients.transaction.fence))
+    _say(parallel, Said(What.RECOVERING))
+    recovered = recovery.take_over(fencing(election, lead.clients.transaction.fence))
     manifest = recovered.checkpoint and encode(recovered.checkpoint.manifest)
-    _say(parallel, msgspec.msgpack.encode(Found(recovered.positions, recovered.epoch, manifest)))
+    _say(parallel, Said(What.RECOVERED, manifest, recovered.positions, recovered.epoch))
+    while any_rank(parallel, False)[0]:
+        election.poll()  # the group would give up a member that does not poll for five minutes
     return recovered
 
 
@@ -75,21 +141,22 @@ def follow(
 
     Raises StateError, StoreError.
     """
-    while (said := _say(parallel, None)) in (STANDING_BY, RECOVERING):
-        if said == RECOVERING:
+    ahead = Ahead(Fetch(settings, store, parallel.local))
+    while (said := _say(parallel, None)).what != What.STOPPED:
+        if said.manifest:
+            ahead.begin(said.manifest)
+        if said.what == What.STANDING_BY:
+            stand_by()
+        elif said.what == What.RECOVERING:
             recover()
         else:
-            stand_by()
-    if said == STOPPED:
-        return None
-    found = msgspec.msgpack.decode(said, type=Found)
-    if found.manifest is None:
-        return Recovered(found.positions, {}, found.epoch)
-    manifest = decode_manifest(found.manifest)
-    checkpoint = Fetch(settings, store, parallel.local)(manifest, digest(found.manifest), {})
-    return Recovered(found.positions, {}, found.epoch, checkpoint)
+            while any_rank(parallel, ahead.wait(POLL_S))[0]:
+                pass
+        if said.what == What.RECOVERED:
+            return Recovered(said.positions, {}, said.epoch, ahead.result() if said.manifest else None)
+    return None
 
 
-def _say(parallel: Parallel, said: str | bytes | None) -> Any:
+def _say(parallel: Parallel, said: Said | None) -> Said:
     """Send a message from rank 0 to the other ranks, which pass None. Return the message."""
-    return from_ranks(parallel, said)[0]
+    return msgspec.msgpack.decode(from_ranks(parallel, said and msgspec.msgpack.encode(said))[0], type=Said)

@@ -161,7 +161,7 @@ def run(
 
     health, metrics = monitor.health, monitor.metrics
     ends = Ends(leaving_a_mark(settings, store, end_process) if lead else end_process)
-    gang = join(rank, settings, ends)
+    gang = join(rank, settings, ends, health)
     parallel = gang.parallel
 
     def stand_by() -> None:

@@ -163,12 +163,14 @@ def test_a_second_worker_may_exit(new_run: NewRun) -> None:
 def test_a_replaced_worker_comes_back_as_a_standby(new_run: NewRun) -> None:
     run = new_run(run__on_conflict="take_over", run__session_timeout_s=3.0)
     run.feed(mixed(500))
-    first = run.start()
+    # A worker is known by its host and port when it comes back.
+    as_first, as_second = (("--set", f"monitoring.port={free_port()}") for _ in range(2))
+    first = run.start(*as_first)
     run.learned(first)
-    second = run.start()
+    second = run.start(*as_second)
     second.learning()
     first.ends(ExitCode.FENCED)
-    first = run.start()
+    first = run.start(*as_first)
     stands_by(first)
     assert "comes back as a standby" in first.text()
     run.feed(mixed(500))

@@ -62,6 +62,16 @@ def test_each_rank_that_is_killed_or_stopped_ends_the_gang(
     )
 
 
+@pytest.mark.parametrize("hung", [0, 2])
+def test_a_rank_whose_main_thread_hangs_ends_the_gang(tmp_path: Path, hung: int):
+    command = [sys.executable, PROGRAM, str(RANKS), str(tmp_path), "cpu", str(hung)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=DEADLINE_S)
+    assert done.returncode == ExitCode.WATCHDOG, done.stdout
+    (why,) = [line for line in done.stdout.splitlines() if "the loop made no turn for" in line]
+    assert "so this rank ends. Start all ranks again" in why
+    assert "time.sleep(1)" in done.stdout
+
+
 def test_no_rank_outlives_a_killed_launcher(launcher: subprocess.Popen[str], tmp_path: Path):
     pids = joined(launcher, tmp_path)
     os.kill(pids[1], signal.SIGSTOP)

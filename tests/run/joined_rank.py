@@ -1,14 +1,17 @@
-"""A gang that joins as a worker does: `python joined_rank.py RANKS FOLDER [DEVICE]` launches it.
+"""A gang that joins as a worker does: `python joined_rank.py RANKS FOLDER [DEVICE [HUNG]]` launches it.
 
-Each rank writes its sums to the folder, then sums until another rank ends, or until the file `leave` exists.
+Each rank writes its sums to the folder, then sums until another rank ends, or until the file `leave` exists. The rank
+HUNG hangs instead.
 """
 
 import os
 import sys
+import time
 from pathlib import Path
 
 RUN = {"id": "r", "shards": 4}
 LARGE = 300_001  # values whose sums are sent in slices
+LIVE_TIMEOUT_S = 3.0
 
 
 def main() -> None:
@@ -17,7 +20,7 @@ def main() -> None:
 
     try:
         if "RANK" in os.environ:
-            take_part(Path(sys.argv[2]), *sys.argv[3:])
+            take_part(Path(sys.argv[2]), *sys.argv[3:4])
         else:
             os._exit(launcher.launch(int(sys.argv[1]), [sys.executable, *sys.argv]))
     except StreamLearnerError as error:
@@ -28,20 +31,25 @@ def main() -> None:
 
 def take_part(folder: Path, device: str = "cpu") -> None:
     from stream_learner.config import InputSettings, LearningSettings, RunSettings, Settings
+    from stream_learner.monitoring.health import Health, Phase
     from stream_learner.run import gang
 
+    health, hung = Health(LIVE_TIMEOUT_S), sys.argv[4:]
     rank = gang.Rank.from_environment()
     settings = Settings(
         run=RunSettings.model_validate(RUN),
         input=InputSettings(topics=["images"]),
         learning=LearningSettings(device=device),
     )
-    joined = gang.join(rank, settings, os._exit)
+    joined = gang.join(rank, settings, os._exit, health)
     (folder / f"sum{rank.index}").write_bytes(sums(joined.parallel, device))
     (folder / f"draft.{rank.index}").write_text(str(os.getpid()))
     (folder / f"draft.{rank.index}").rename(folder / f"pid{rank.index}")
+    health.enter(Phase.LEARNING)
+    while hung == [str(rank.index)]:
+        time.sleep(1)
     while not any(joined.parallel.objects([(folder / "leave").exists() for _ in joined.parallel.local])):
-        pass
+        health.beat()
     joined.leave()
 
 

@@ -1,7 +1,9 @@
 """The place of a process in its gang, and a gang whose ranks join as workers do."""
 
 import os
+import queue
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from joined_rank import RUN, sums
 from stream_learner.errors import ExitCode, UsageError
 from stream_learner.learning.parallel import Parallel
 from stream_learner.run.gang import Rank, check_ranks, is_started
+from stream_learner.run.heartbeats import BEAT, LEAVING, Heartbeats
 
 ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 DEADLINE_S = 60.0
@@ -89,6 +92,20 @@ def test_the_launcher_runs_its_own_command_line(ranks: int, lines: list[str], tm
     assert len(said) == len(lines)
     for line, expected in zip(said, lines, strict=True):
         assert expected in line
+
+
+def test_a_rank_watches_itself_until_it_leaves():
+    ours, theirs = socket.socketpair()
+    watched, ends = queue.SimpleQueue[None](), list[str]()
+    with theirs:
+        beats = Heartbeats(0, {1: ours}, ends.append, 0.001, watch=lambda: watched.put(None))
+        for _ in range(3):
+            watched.get(timeout=DEADLINE_S)
+        theirs.send(LEAVING)
+        beats.leave()
+        assert theirs.recv(1) == BEAT
+    assert not ends
+    ours.close()
 
 
 def test_ranks_that_join_sum_alike_until_one_is_killed(tmp_path: Path):

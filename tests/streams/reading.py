@@ -26,10 +26,12 @@ def ordered_producer(kafka: KafkaSettings) -> Producer:
     return Producer({"bootstrap.servers": kafka.bootstrap_servers, "enable.idempotence": True})
 
 
-def produce(kafka: KafkaSettings, topic: str, values: list[bytes], partition: int = 0) -> None:
+def produce(kafka: KafkaSettings, topic: str, values: list[bytes], partition: int = 0, *more: int) -> None:
+    """Write the values to each of the partitions."""
     producer = ordered_producer(kafka)
-    for value in values:
-        producer.produce(topic, value, partition=partition)
+    for written in (partition, *more):
+        for value in values:
+            producer.produce(topic, value, partition=written)
     producer.flush()
 
 

@@ -53,8 +53,7 @@ def test_partitions_that_have_no_room_for_a_record_each_are_read_by_turns(
     partitions, each = 30, 10
     monkeypatch.setattr(source, "MAX_POLL_BYTES", 100_000)
     topic = new_topic(partitions=partitions)
-    for partition in range(partitions):
-        produce(kafka, topic, [bytes(10_000)] * each, partition)
+    produce(kafka, topic, [bytes(10_000)] * each, *range(partitions))
     items = read(new_source(topic), {topic: dict.fromkeys(range(partitions), each)})
     assert len([item for item in items if isinstance(item, Record)]) == partitions * each
 
@@ -80,8 +79,7 @@ def test_batches_of_many_partitions_come_together_although_each_is_larger_than_i
     partitions = 40
     monkeypatch.setattr(source, "RESPONSE_BYTES", 4 * MIB)
     topic = new_topic(partitions=partitions)
-    for partition in range(partitions):
-        produce(kafka, topic, [bytes(300_000)], partition)
+    produce(kafka, topic, [bytes(300_000)], *range(partitions))
     heard: list[str] = []
     with closing(Source(kafka, InputSettings(topics=[topic]), {}, heard.append)) as opened:
         read(opened, {topic: dict.fromkeys(range(partitions), 1)})
@@ -96,8 +94,7 @@ def test_nobody_waits_for_partitions_that_cannot_be_asked_for(
     monkeypatch.setattr(source, "RESPONSE_BYTES", MIB)
     monkeypatch.setattr(source, "MAX_POLL_BYTES", 800_000)
     topic = new_topic(partitions=partitions)
-    for partition in range(partitions):
-        produce(kafka, topic, [bytes(10_000)] * each, partition)
+    produce(kafka, topic, [bytes(10_000)] * each, *range(partitions))
     with closing(Source(kafka, InputSettings(topics=[topic]), {}, clock=lambda: 0.0)) as opened:
         read(opened, {topic: dict.fromkeys(range(partitions), each)})
 
