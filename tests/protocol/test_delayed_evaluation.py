@@ -101,7 +101,8 @@ def test_killed_runs_equal_an_undisturbed_one_and_are_rebuilt(new_run: NewRun) -
 
 
 def test_the_evaluation_may_be_switched_and_the_topic_may_change(new_run: NewRun) -> None:
-    run = new_run(checkpoint__every_s=0.2, checkpoint__every_records=1000)
+    # With this time-out, a worker looks at its topics every second.
+    run = new_run(checkpoint__every_s=0.2, checkpoint__every_records=1000, kafka__request_timeout_s=3.0)
     labels = [dict(draft.headers)["label"].decode() for draft in good(60)]
     drafts = [with_id(draft, f"image-{i}") for i, draft in enumerate(good(60))]
 

@@ -149,7 +149,7 @@ def test_a_run_over_sasl_ssl_with_the_documented_rights(secured: Secured, unique
             run = {{id = "{unique_name}", on_conflict = "take_over"}}
             input.topics = ["{unique_name}.images"]
             model = {{name = "mlp", height = 8, width = 8, channels = 1}}
-            release = {{every_records = {RECORDS}, min_held_out = 1}}
+            release = {{every_records = {RECORDS}, min_held_out = 1, formats = ["safetensors"]}}
             checkpoint = {{store = "{tmp_path / "objects"}", every_s = 1000}}
             monitoring.port = 0
             log.format = "json"

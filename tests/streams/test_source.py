@@ -101,7 +101,8 @@ def test_partitions_at_their_end_are_not_waited_for_when_one_is_added(
     """Time stands still, so a wait would not end."""
     monkeypatch.setattr(source, "PARTITION_CHECK_S", 0.0)
     topic = new_topic(partitions=2)
-    with closing(Source(kafka, InputSettings(topics=[topic]), {}, clock=lambda: 0.0)) as opened:
+    impatient = kafka.model_copy(update={"request_timeout_s": 3.0})  # looks for partitions every second
+    with closing(Source(impatient, InputSettings(topics=[topic]), {}, clock=lambda: 0.0)) as opened:
         produce(kafka, topic, [b"a"])
         read(opened, {topic: {0: 1}})
         ask(kafka, "adding a partition", lambda admin: admin.create_partitions({topic: 3}))
