@@ -127,6 +127,7 @@ CASES = {
     Part.ranks: [
         *(Case("ranks", model, batch) for model in ("cnn", "resnet18_slim") for batch in (32, 128)),
         *(Case("ranks from Kafka", model) for model in ("cnn", "resnet18_slim")),
+        *(Case("beside", model) for model in ("cnn", "resnet18_slim")),
         Case("exchanges", "cnn"),
         Case("decoding", "cnn"),
     ],
@@ -219,6 +220,8 @@ def _sides(subject: Subject, examples: list[Example], topics: Topics, records: i
             return ranks.sides(subject)
         case "ranks from Kafka":
             return ranks.kafka_sides(subject, topics, examples)
+        case "beside":
+            return ranks.beside_sides(subject)
         case "exchanges":
             return ranks.exchange_sides()
         case "decoding":

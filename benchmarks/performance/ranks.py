@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,6 +78,13 @@ def kafka_sides(subject: Subject, topics: Topics, examples: list[Example]) -> Si
     return {name: partial(_from_kafka, subject, side, topics, examples) for name, side in SIDES.items()}
 
 
+def beside_sides(subject: Subject) -> Sides:
+    """Return one rank alone, and beside a run of its own kind with which it exchanges nothing."""
+    side = SIDES["1 rank"]
+    arguments = "rank", "1", str(subject.batch // side.shards), *subject.overrides(*side.overrides(subject.batch))
+    return {"alone": partial(_measured, *arguments), "beside another": partial(_measured, *arguments, at_once=2)}
+
+
 def exchange_sides() -> Sides:
     """Return two ranks that only use their collectives."""
     return {"2 ranks": partial(_measured, "exchanges", "2")}
@@ -86,15 +94,22 @@ def _in_memory(ranks: int, samples: int, overrides: list[str]) -> Run:
     return _measured("rank", str(ranks), str(samples), *overrides)
 
 
-def _measured(program: str, *arguments: str) -> Run:
-    """Run a program of this folder, which writes figures to a file. Return them with `cores_elsewhere`."""
-    with TemporaryDirectory() as folder:
-        output = Path(folder, "figures")
-        command = [sys.executable, "-m", f"benchmarks.performance.{program}", str(output), *arguments]
+def _measured(program: str, *arguments: str, at_once: int = 1) -> Run:
+    """Run a program of this folder, which writes figures to a file. Return them with `cores_elsewhere`.
+
+    The figures are those of the first of `at_once` processes.
+    """
+    with TemporaryDirectory() as folder, ExitStack() as stack:
         first = observe(os.getpid(), 0)
-        subprocess.run(command, check=True, timeout=PROGRAM_DEADLINE_S)
+        outputs = [Path(folder, str(number)) for number in range(at_once)]
+        for output in outputs:
+            command = [sys.executable, "-m", f"benchmarks.performance.{program}", str(output), *arguments]
+            process = stack.enter_context(subprocess.Popen(command))
+            stack.callback(process.kill)
+            stack.callback(process.wait, PROGRAM_DEADLINE_S)
+        stack.close()
         elsewhere = between(first, observe(os.getpid(), 1)).cores_elsewhere
-        return json.loads(output.read_text()) | {"cores_elsewhere": elsewhere}
+        return json.loads(outputs[0].read_text()) | {"cores_elsewhere": elsewhere}
 
 
 class _Look(NamedTuple):

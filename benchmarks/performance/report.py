@@ -40,6 +40,7 @@ TITLES = {
     "backlog": "A long backlog at the start",
     "ranks": "Two ranks in memory",
     "ranks from Kafka": "Two ranks from Kafka",
+    "beside": "Two runs beside each other",
     "exchanges": "Collectives of two ranks",
     "decoding": "Decoding",
     "cpu": "CPU time",
@@ -84,6 +85,8 @@ is one process without shards. *Collectives* is the time in which rank 0 exchang
 to wait for it, and *sent* is what rank 0 sent. The other sides show what a step, a shard and an image cost.""",
     "ranks from Kafka": """The same with the worker (`run --ranks`) on a topic of two partitions, with 96 replayed
 images beside 32 new ones in a step. The worker saves every 5 s.""",
+    "beside": """The side *1 rank* of the part above, alone and beside a second process of its own kind. The two
+exchange nothing. Their ratio is what two ranks lose on this machine before they exchange anything.""",
     "exchanges": """Two processes on one machine (gloo, loopback) that do nothing else. *Summed* adds the vectors of the
 ranks in the order of the tree, *gathered* sends each rank's bytes to the other rank.""",
     "decoding": """The decoder alone, on records in memory, on one thread. The images keep their size.""",
@@ -101,6 +104,7 @@ TABLES: dict[str, Callable[[list[Run]], str]] = {
     "idle": tables.idle,
     "ranks": tables.ranks,
     "ranks from Kafka": tables.ranks,
+    "beside": tables.ranks,
     "exchanges": tables.exchanges,
 }
 PLOTS: dict[str, Draw] = {
@@ -162,6 +166,8 @@ def comparisons(subject: Subject, rounds: list[Run]) -> dict[str, str]:
         pairs["learner / Avalanche"] = "learner", ["Avalanche"]
     elif subject.part in ("ranks", "ranks from Kafka"):
         pairs = {f"2 ranks / {name}": ("2 ranks", [name]) for name in ("1 rank", "2 threads")}
+    elif subject.part == "beside":
+        pairs = {"beside another / alone": ("beside another", ["alone"])}
     elif rivals:
         pairs = {f"worker / {name}": ("worker", [name]) for name in rivals}
         pairs["worker / the fastest loop of the round"] = "worker", rivals

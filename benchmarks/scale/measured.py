@@ -18,15 +18,16 @@ BATCH = STAGES_BATCH
 
 
 class Measured(NamedTuple):
-    """Finished rounds of a network, in memory and from Kafka."""
+    """Finished rounds of a network, in memory and from Kafka, and of two runs beside each other."""
 
     memory: list[Run]
     kafka: list[Run]
+    beside: list[Run]
 
 
 def measured(model: str) -> Measured:
     """Return the rounds of a network. Raises DataError if a part has none."""
-    return Measured(*(_rounds(part, model) for part in ("ranks", "ranks from Kafka")))
+    return Measured(*(_rounds(part, model) for part in ("ranks", "ranks from Kafka", "beside")))
 
 
 def stages(found: Measured) -> Stages:
@@ -48,6 +49,12 @@ def stages(found: Measured) -> Stages:
     deviation = median(value for side in sizes for value in figures(found.memory, side, "step_log_deviation"))
     input_s = 1 / median(rates(found.kafka, "1 rank")) - 1 / median(rates(found.memory, "1 rank"))
     return Stages(step_s, shard_s, sample_s, max(0.0, input_s), save_s, shard_save_s, deviation)
+
+
+def slower_beside_another(found: Measured) -> float:
+    """Return how many times as long a rank takes beside another process on this machine."""
+    alone, beside = (rates(found.beside, side) for side in ("alone", "beside another"))
+    return median(a / b for a, b in zip(alone, beside, strict=True))
 
 
 def loopback() -> Network:
