@@ -169,7 +169,7 @@ def newest_manifest(settings: AnySettings) -> Manifest | None:
     Raises StateError when the topic holds only foreign records, TopicsError, KafkaUnavailableError.
     """
     topic_id = id_for_reader(settings, Names.under(settings.prefix).checkpoints)
-    newest = read_newest(settings, topic_id, positions={}, wait=False)
+    newest = read_newest(settings, topic_id, mirrored={}, wait=False)
     if newest.found is None and newest.foreign:
         raise no_manifest(settings, newest)
     return newest.found.manifest if newest.found else None

@@ -45,7 +45,7 @@ def read_status(settings: Settings) -> Status:
     topics.check(settings, role=Role.STATUS)
     names = Names.under(settings.prefix)
     topic_id = topics.topic_ids(settings, [names.checkpoints])[names.checkpoints]
-    newest = read_newest(settings, topic_id, positions={}, wait=False)
+    newest = read_newest(settings, topic_id, mirrored={}, wait=False)
     if newest.found is None and newest.foreign:
         raise no_manifest(settings, newest)
     manifest = newest.found.manifest if newest.found else None

@@ -1,5 +1,6 @@
 """The format of messages that hold many records each, as an Arrow IPC stream."""
 
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import UsageError
 from stream_learner.formats.format import Format
 from stream_learner.formats.labels import INT64, MAX_RAW_LABEL_CHARACTERS
-from stream_learner.formats.record import Fields, Record, RejectError, Rows
+from stream_learner.formats.record import MAX_ROWS, Fields, Record, RejectError, Rows
 
 try:
     import pyarrow as pa
@@ -18,15 +19,18 @@ try:
 except ImportError as error:
     raise UsageError("input.format = arrow needs pyarrow: pip install 'stream-learner[arrow]'") from error
 
-MAX_ROWS = 65_536
-"""Largest number of rows in a message. Each row costs memory and time, even if it has no bytes."""
 MAX_PARTS = 1_000
 """Largest number of record batches and dictionaries in a message."""
+MAX_SCHEMA_BYTES = 256 * 1024
+"""Largest schema of a message, with its metadata. Each column costs memory and time, even if it is not used."""
+PADDING = 8
+"""Alignment of a stream's parts, in bytes."""
 NEEDED = ("image", "label")
 OPTIONAL = ("weight", "split", "id", "timestamp")
 # Values of `header_type` in the metadata of a part, and the places of fields in its tables (Arrow's Message.fbs).
-DICTIONARY, BATCH = 2, 3
-HEADER_TYPE, HEADER = 1, 2
+SCHEMA, DICTIONARY, BATCH = 1, 2, 3
+V5 = 4
+VERSION, HEADER_TYPE, HEADER, CUSTOM_METADATA = 0, 1, 2, 4
 DATA_OF_DICTIONARY = 1
 LENGTH, COMPRESSION = 0, 3
 
@@ -44,8 +48,6 @@ class Arrow(Format):
             rows = [fields for batch in _batches(record.value) for fields in _fields(batch)]
         except (pa.ArrowException, OSError, ValueError, struct.error) as error:
             raise _bad(f"the value is not a sound Arrow IPC stream: {error}") from None
-        if not rows:
-            raise _bad("the message has no rows")
         return Rows(rows, lambda fields: encode([fields]))
 
 
@@ -108,41 +110,52 @@ def _batches(value: bytes) -> Iterator[Any]:
     buffer = pa.py_buffer(value)
     _check_parts(buffer)
     schema = pa.ipc.open_stream(buffer).schema
+    used: dict[str, int] = {}
+    for place, name in enumerate(schema.names):
+        if name in used:
+            raise _bad("two columns of the message have the same name")
+        if name in NEEDED + OPTIONAL:
+            _check_type(name, schema.field(place).type)
+            used[name] = place
     for name in NEEDED:
-        if name not in schema.names:
+        if name not in used:
             raise _bad(f"the message has no column {name!r}")
-    used = [place for place, name in enumerate(schema.names) if name in NEEDED + OPTIONAL]
-    if len({schema.names[place] for place in used}) < len(used):
-        raise _bad("two columns of the message have the same name")
-    for place in used:
-        _check_type(schema.names[place], schema.types[place])
-    options = pa.ipc.IpcReadOptions(included_fields=used, use_threads=False)
+    options = pa.ipc.IpcReadOptions(included_fields=[*used.values()], use_threads=False)
     for batch in pa.ipc.open_stream(buffer, options=options):
-        batch.validate(full=True)
-        yield batch
+        if len(batch):
+            batch.validate(full=True)
+            yield batch
 
 
 def _check_parts(buffer: Any) -> None:
-    """Check the metadata of each part, before any part is read."""
-    rows = parts = 0
-    for message in pa.ipc.MessageReader.open_stream(buffer):
+    """Check the metadata of each part, before any part is read, and that nothing comes after the stream."""
+    stream, rows = pa.BufferReader(buffer), 0
+    for number, message in enumerate(pa.ipc.MessageReader.open_stream(stream)):
+        if number > MAX_PARTS:
+            raise _bad(f"the message has more than {MAX_PARTS} record batches and dictionaries; send larger batches")
         metadata = memoryview(message.metadata)
         table = struct.unpack_from("<I", metadata)[0]
         kind = _scalar(metadata, table, HEADER_TYPE, "<B")
-        if kind not in (DICTIONARY, BATCH):
+        if number == 0 and kind == SCHEMA:
+            if len(metadata) > MAX_SCHEMA_BYTES:
+                raise _bad(f"the message's schema has more than {MAX_SCHEMA_BYTES} bytes; send fewer columns")
             continue
-        parts += 1
+        if kind not in (DICTIONARY, BATCH):
+            raise ValueError(f"part {number} is of kind {kind}")
         part = _table(metadata, table, HEADER)
         if kind == DICTIONARY:
             part = _table(metadata, part, DATA_OF_DICTIONARY)
-        else:
-            rows += max(0, _scalar(metadata, part, LENGTH, "<q"))
+        # Arrow also reads the compression of a V4 part from the part's custom metadata.
+        if _scalar(metadata, table, VERSION, "<h") < V5 or _field(metadata, table, CUSTOM_METADATA):
+            raise _bad("the message has an Arrow metadata version before V5, or metadata of single record batches")
         if _field(metadata, part, COMPRESSION):
             raise _bad("the message is compressed inside; use the producer's compression.type instead")
+        rows += max(0, _scalar(metadata, part, LENGTH, "<q"))
         if rows > MAX_ROWS:
-            raise _bad(f"the message has more than {MAX_ROWS} rows; send smaller messages")
-        if parts > MAX_PARTS:
-            raise _bad(f"the message has more than {MAX_PARTS} record batches and dictionaries; send larger batches")
+            raise _bad(f"the message has more than {MAX_ROWS} rows and entries of dictionaries; send smaller messages")
+    rest = memoryview(buffer)[stream.tell() :]
+    if len(rest) >= PADDING or any(rest):
+        raise _bad("the message has bytes after the end of the stream; send each stream as a message of its own")
 
 
 def _field(metadata: memoryview, table: int, field: int) -> int:
@@ -198,7 +211,8 @@ def _check_type(name: str, kind: Any) -> None:
 def _is_pixels(kind: Any) -> bool:
     if isinstance(kind, pa.FixedShapeTensorType):
         in_order = kind.permutation in (None, [*range(len(kind.shape))])
-        return in_order and len(kind.shape) in (2, 3) and _is_pixels(kind.storage_type)
+        is_image = len(kind.shape) in (2, 3) and _is_pixels(kind.storage_type)
+        return in_order and is_image and math.prod(kind.shape) == kind.storage_type.list_size
     return types.is_fixed_size_list(kind) and types.is_uint8(kind.value_type) and kind.list_size > 0
 
 
@@ -223,11 +237,12 @@ def _values(column: Any) -> list[Any]:
     """Return the values of a column. A value of a dictionary is in memory once, however often it is used."""
     if not types.is_dictionary(column.type):
         return column.to_pylist()
-    values = column.dictionary.to_pylist()
-    if any(isinstance(value, str) and len(value) > MAX_RAW_LABEL_CHARACTERS for value in values):
+    used = column.indices.unique()  # a dictionary may be large, and is there again in each record batch
+    values = dict(zip(used.to_pylist(), column.dictionary.take(used).to_pylist(), strict=True))
+    if any(isinstance(value, str) and len(value) > MAX_RAW_LABEL_CHARACTERS for value in values.values()):
         # Each dead letter of a row repeats the value.
         raise _bad(f"a dictionary has a text of more than {MAX_RAW_LABEL_CHARACTERS} characters")
-    return [None if index is None else values[index] for index in column.indices.to_pylist()]
+    return [values[index] for index in column.indices.to_pylist()]
 
 
 def _floats(column: Any) -> list[float | None]:

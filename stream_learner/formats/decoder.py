@@ -12,7 +12,7 @@ from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.formats import images, splits
 from stream_learner.formats.format import Format, build
 from stream_learner.formats.labels import LabelRules, parse_label
-from stream_learner.formats.record import Fields, Record, RejectError, Rows, Sample
+from stream_learner.formats.record import MAX_ROWS, Fields, Record, RejectError, Rows, Sample
 
 SPLITS = {split.value: split for split in Split}
 """Splits by name. An enumeration looks its members up ten times slower."""
@@ -66,7 +66,11 @@ class Decoder:
             return None
         self._check_size(record.value)
         fields = self.format.read(record)
-        return fields if isinstance(fields, Rows) else self._sample(record, fields)
+        if not isinstance(fields, Rows):
+            return self._sample(record, fields)
+        if not 0 < len(fields.fields) <= MAX_ROWS:
+            raise RejectError(Reason.BAD_ENVELOPE, f"the message has {len(fields.fields) or 'no'} rows")
+        return fields
 
     def _sample(self, record: Record, fields: Fields) -> Sample:
         image = fields.image

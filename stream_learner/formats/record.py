@@ -16,6 +16,8 @@ HEADER_BYTES = 200
 # Largest key of a message that is kept for its single rows, in bytes. Otherwise a message with a long key and many bad
 # rows would make dead letters of many times its size.
 MAX_ROW_KEY_BYTES = 1000
+# Largest number of rows in a message. Each row costs memory and time, even if it has no bytes.
+MAX_ROWS = 65_536
 
 
 class Place(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from stream_learner.config import AnySettings
 from stream_learner.contract.manifest import Manifest, NewerVersionError, decode_manifest, digest
 from stream_learner.contract.signatures import Verifier
-from stream_learner.contract.spans import Positions, each
+from stream_learner.contract.spans import Places, each, places_of
 from stream_learner.contract.topics import Names
 from stream_learner.errors import StateError
 from stream_learner.formats.record import Record
@@ -89,11 +89,11 @@ def read_manifests(
             yield found
 
 
-def read_newest(settings: AnySettings, topic_id: str, positions: Positions, wait: bool = True) -> Newest:
+def read_newest(settings: AnySettings, topic_id: str, mirrored: Places, wait: bool = True) -> Newest:
     """Return the run's newest manifest, which has the highest sequence of the highest epoch. Skip foreign records.
 
-    `topic_id` is the current id of the checkpoints topic. `positions` are the run's mirrored positions, if known.
-    If the positions show that no manifest is missing, read only the checkpoints topic. Otherwise also read the end of
+    `topic_id` is the current id of the checkpoints topic. `mirrored` are the run's mirrored positions, if known.
+    If they show that no manifest is missing, read only the checkpoints topic. Otherwise also read the end of
     the history topic, which holds the same manifests: in the checkpoints topic, compaction may have deleted the newest
     manifest because of a foreign record with the run's key. Raises the errors of `read_manifests`.
     """
@@ -106,22 +106,22 @@ def read_newest(settings: AnySettings, topic_id: str, positions: Positions, wait
         else:
             newest = found
     met = [foreign] if foreign.offsets else []
-    wrong = bool(met) or _behind(newest, positions)
-    if positions and not wrong:
+    wrong = bool(met) or _behind(newest, mirrored)
+    if mirrored and not wrong:
         return Newest(newest, [], last_epoch=_epoch(newest))
     in_history, last_epoch, history = _newest_in_history(
-        settings, topic_id, positions, wait, HISTORY_TAIL if wrong else LOOK_TAIL
+        settings, topic_id, mirrored, wait, HISTORY_TAIL if wrong else LOOK_TAIL
     )
     met += [history] if history.offsets and (wrong or in_history) else []
     displaced = newest is None and in_history is not None
     if newest is None or (in_history and in_history.manifest.order > newest.manifest.order):
         newest = in_history
-    behind = bool(met) and _behind(newest, positions)
+    behind = bool(met) and _behind(newest, mirrored)
     return Newest(newest, met, displaced, behind, max(_epoch(newest), last_epoch))
 
 
 def _newest_in_history(
-    settings: AnySettings, topic_id: str, positions: Positions, wait: bool, tail: int | None
+    settings: AnySettings, topic_id: str, mirrored: Places, wait: bool, tail: int | None
 ) -> tuple[Found | None, int, Foreign]:
     """Return the newest manifest of the current checkpoints topic, the highest epoch, and the foreign records.
 
@@ -137,7 +137,7 @@ def _newest_in_history(
             if newest is None or found.manifest.order > newest.manifest.order:
                 newest = found
         is_enough = not foreign.offsets if tail == LOOK_TAIL else newest is not None
-        if tail is None or (is_enough and not _behind(newest, positions)):
+        if tail is None or (is_enough and not _behind(newest, mirrored)):
             return newest, last_epoch, foreign
         tail = tail * 10 if tail < 100 * HISTORY_TAIL else None
 
@@ -191,9 +191,9 @@ def _named(manifest: Manifest) -> str:
     return f"manifest {manifest.sequence} of epoch {manifest.epoch}"
 
 
-def _behind(newest: Found | None, positions: Positions) -> bool:
+def _behind(newest: Found | None, mirrored: Places) -> bool:
     if newest is None:
-        return bool(positions)
-    # Compare only partitions in the manifest: the positions may include topics from before a `run --fresh`.
-    reached = newest.manifest.positions
-    return any(reached.get(topic, {}).get(p, offset) < offset for topic, p, offset in each(positions))
+        return bool(mirrored)
+    # Compare only partitions in the manifest: the mirror may include topics from before a `run --fresh`.
+    reached = places_of(newest.manifest.positions, newest.manifest.rows)
+    return any(reached.get(topic, {}).get(p, place) < place for topic, p, place in each(mirrored))

@@ -5,7 +5,7 @@ from kafka.admin import OffsetSpec
 from kafka.structs import TopicPartition
 
 from stream_learner.config import KafkaSettings, Settings
-from stream_learner.contract.spans import Positions
+from stream_learner.contract.spans import Places, Positions
 from stream_learner.streams.connection import ask, describe
 
 
@@ -27,14 +27,21 @@ def bounds(kafka: KafkaSettings, topics: list[str]) -> tuple[Positions, Position
     return ask(kafka, "looking up offsets", question)
 
 
-def mirrored_positions(settings: Settings) -> Positions:
-    """Return the positions in the run's offsets group, which may be empty. Raises KafkaUnavailableError."""
+def mirrored_positions(settings: Settings) -> Places:
+    """Return the positions in the run's offsets group, which may be empty. Raises KafkaUnavailableError.
+
+    The number of rows that were read of the message at a position is the text beside its offset.
+    """
     group = settings.transactional_id
-    return ask(
-        settings.kafka,
-        "looking up the run's offsets",
-        lambda client: _nested(client.list_group_offsets(group)[group]),
-    )
+
+    def question(client: KafkaAdminClient) -> Places:
+        places: Places = {}
+        for place, found in client.list_group_offsets(group)[group].items():
+            rows = int(found.metadata) if (found.metadata or "").isdecimal() else 0  # empty if another tool wrote it
+            places.setdefault(place.topic, {})[place.partition] = found.offset, rows
+        return places
+
+    return ask(settings.kafka, "looking up the run's offsets", question)
 
 
 def _nested(offsets) -> Positions:

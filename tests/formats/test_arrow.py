@@ -11,12 +11,14 @@ import pytest
 
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.formats import Fields, Record, RejectError, arrow
-from stream_learner.formats.arrow import MAX_PARTS, MAX_ROWS, Arrow, encode
+from stream_learner.formats.arrow import MAX_PARTS, MAX_SCHEMA_BYTES, Arrow, encode
+from stream_learner.formats.record import MAX_ROWS
 
 DAMAGED = 1500
 PIXELS_NHWC = np.arange(4 * 6 * 5 * 3, dtype=np.uint8).reshape(4, 6, 5, 3)
 FULL = [Fields(b"a", "cat", 0.5, "test", b"1", 7), Fields(None, "dog"), Fields(b"", None, 2.0, "train", b"", -1)]
 IMAGES = pa.array([b"a", b"b"])
+V4 = pa.ipc.MetadataVersion.V4
 
 
 def message(value: bytes | None) -> Record:
@@ -95,8 +97,23 @@ def without(name: str) -> dict[str, Any]:
     return columns
 
 
-def replaced(name: str, column: Any) -> bytes:
-    return stream(without(name) | {name: column})
+def replaced(name: str, column: Any, **options: Any) -> bytes:
+    columns = {"image": IMAGES, "label": pa.array(["x", "y"]), name: column}
+    return stream(columns, **options)
+
+
+def of_dictionary(values: Any) -> bytes:
+    labels = pa.DictionaryArray.from_arrays(pa.array([1, 0]), pa.array(values))
+    return replaced("label", labels)
+
+
+def with_metadata(size: int = 1, **options: Any) -> bytes:
+    """Return a stream with a record batch that has metadata of its own, which names a codec as in Arrow 0.17."""
+    batch = pa.record_batch({"image": pa.array([bytes(size)]), "label": pa.array(["x"])})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_batch(batch, custom_metadata={"ARROW:experimental_compression": "zstd"})
+    return sink.getvalue().to_pybytes()
 
 
 @pytest.mark.parametrize(
@@ -108,7 +125,6 @@ def replaced(name: str, column: Any) -> bytes:
         (lambda: encode(FULL)[:-60], "not a sound Arrow IPC stream"),
         (lambda: stream(without("label")), "no column 'label'"),
         (lambda: stream(without("image")), "no column 'image'"),
-        (lambda: stream({"image": IMAGES[:0], "label": pa.array([], pa.string())}), "no rows"),
         (lambda: replaced("image", pa.array(["a", "b"])), "'image' is of type string"),
         (lambda: replaced("image", pa.array([b"a", b"b"], pa.binary_view())), "'image' is of type binary_view"),
         (lambda: replaced("image", pa.array([[1], [2]], pa.list_(pa.int8(), 1))), "'image' is of type"),
@@ -121,6 +137,14 @@ def replaced(name: str, column: Any) -> bytes:
         (lambda: replaced("label", pa.array(["a"] * 2).dictionary_encode())[:-200], "not a sound"),
         (lambda: encode([Fields(b"", "a")] * (MAX_ROWS + 1)), f"more than {MAX_ROWS} rows"),
         (lambda: stream(*[{"image": IMAGES, "label": IMAGES.cast("string")}] * (MAX_PARTS + 1)), "record batches"),
+        (lambda: of_dictionary(range(MAX_ROWS)), f"more than {MAX_ROWS} rows and entries of dictionaries"),
+        (lambda: with_metadata(), "metadata of single record batches"),
+        (lambda: replaced("label", IMAGES.cast("string"), metadata_version=V4), "before V5"),
+        (lambda: replaced("x" * MAX_SCHEMA_BYTES, IMAGES), "schema has more than"),
+        (lambda: encode(FULL) + encode(FULL), "after the end of the stream"),
+        (lambda: encode(FULL) + bytes(8), "after the end of the stream"),
+        (lambda: encode(FULL) + b"\0\0\1", "after the end of the stream"),
+        (lambda: encode([Fields(PIXELS_NHWC[0], 1)]).replace(b"[6,5,3]", b"[6,5,9]"), r"image|sound"),
     ],
 )
 def test_what_is_refused(make: Callable[[], bytes | None], why: str):
@@ -136,6 +160,33 @@ def test_compressed_dictionaries_are_refused_before_they_are_read():
     assert len(bomb) < 10_000
     with pytest.raises(RejectError, match="compressed inside"):
         read(bomb)
+
+
+def test_compression_that_only_the_metadata_of_a_batch_tells_is_refused():
+    """In messages of V4, Arrow reads the codec there if the field of the compression is absent."""
+    bomb = bytearray(with_metadata(1_000_000, compression="zstd", metadata_version=V4))
+    source = pa.BufferReader(bytes(bomb))
+    _, part = pa.ipc.MessageReader.open_stream(source)
+    metadata = memoryview(part.metadata)
+    header = arrow._table(metadata, struct.unpack_from("<I", metadata)[0], arrow.HEADER)
+    vtable = header - struct.unpack_from("<i", metadata, header)[0]
+    struct.pack_into("<H", bomb, bomb.index(bytes(metadata)) + vtable + 4 + 2 * arrow.COMPRESSION, 0)
+    assert len(bomb) < 1000
+    assert pa.ipc.open_stream(bytes(bomb)).read_all().nbytes > 1_000_000
+    with pytest.raises(RejectError, match="before V5"):
+        read(bytes(bomb))
+
+
+def test_a_dictionary_is_read_in_each_batch_as_far_as_it_is_used():
+    labels = pa.DictionaryArray.from_arrays(pa.array([2, None, 2]), pa.array(["a", "x" * 2000, "c"]))
+    batch = {"image": pa.array([b"a"] * 3), "label": labels}
+    empty = {"image": IMAGES[:0], "label": labels[:0]}
+    assert [fields.label for fields in read(stream(batch, empty, batch))] == ["c", None, "c"] * 2
+
+
+@pytest.mark.parametrize("end", [b"", bytes(7)])
+def test_padding_after_the_end_and_an_end_without_a_marker(end: bytes):
+    assert read(encode(FULL) + end) == read(encode(FULL).removesuffix(b"\xff\xff\xff\xff\0\0\0\0") + end) == FULL
 
 
 def test_columns_of_one_name_are_refused():

@@ -14,8 +14,9 @@ from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.errors import UsageError
 from stream_learner.formats import format  # noqa: A004 (the module's name)
 from stream_learner.formats.decoder import Decoder, parse_split, parse_weight
+from stream_learner.formats.format import Format
 from stream_learner.formats.plain import Plain
-from stream_learner.formats.record import Fields, Record, RejectError, Sample
+from stream_learner.formats.record import MAX_ROWS, Fields, Record, RejectError, Rows, Sample
 
 
 def decoder(
@@ -219,6 +220,22 @@ class LabelledByKey(Plain):
     def read(self, record: Record) -> Fields:
         label = (record.key or b"").removeprefix(self.prefix.encode())
         return super().read(record)._replace(image=(record.value or b"") * self.copies, label=label)
+
+
+class Envelope(Format):
+    """A format of a user's own. A message has as many rows as its key says."""
+
+    def read(self, record: Record) -> Rows:
+        return Rows([Fields(b"", "a")] * int(record.key or b""), lambda _: b"")
+
+
+@pytest.mark.parametrize("count", [0, MAX_ROWS + 1])
+def test_messages_without_rows_or_with_too_many_are_refused(count: int):
+    decode = decoder(f"{__name__}:{Envelope.__name__}")
+    assert isinstance(decode(record(b"", key=b"2")), Rows)
+    with pytest.raises(RejectError, match=r"the message has (no|65537) rows") as refused:
+        decode(record(b"", key=b"%d" % count))
+    assert refused.value.reason is Reason.BAD_ENVELOPE
 
 
 OWN = f"{__name__}:{LabelledByKey.__name__}"

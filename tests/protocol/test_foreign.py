@@ -16,7 +16,8 @@ from outputs import Log, Read
 from stream_learner import config
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
-from stream_learner.contract.manifest import encode
+from stream_learner.contract.manifest import decode_manifest, encode
+from stream_learner.contract.spans import Places, each, places_of
 from stream_learner.errors import ExitCode, StateError
 from stream_learner.follow.status import read_status
 from stream_learner.publishing.recover import Recovery
@@ -55,11 +56,11 @@ class Copy:
         for value in values:
             write(self.run, topic, value)
 
-    def newest(self, positions: dict[str, dict[int, int]] | None = None) -> Newest:
-        return read_newest(self.settings, self.id, positions or {})
+    def newest(self, mirrored: Places | None = None) -> Newest:
+        return read_newest(self.settings, self.id, mirrored or {})
 
-    def sequence(self, positions: dict[str, dict[int, int]] | None = None) -> int | None:
-        newest = self.newest(positions)
+    def sequence(self, mirrored: Places | None = None) -> int | None:
+        newest = self.newest(mirrored)
         return newest.found and newest.found.manifest.sequence
 
 
@@ -69,8 +70,9 @@ def copied(finished: tuple[Run, Log], unique_name: str) -> Copy:
     return Copy(run, log, unique_name)
 
 
-def positions_of(manifest: dict[str, Any]) -> dict[str, dict[int, int]]:
-    return {topic: {int(p): offset for p, offset in ps.items()} for topic, ps in manifest["positions"].items()}
+def places_in(manifest: dict[str, Any]) -> Places:
+    found = decode_manifest(encoded(manifest))
+    return places_of(found.positions, found.rows)
 
 
 def test_the_newest_manifest_is_found_among_foreign_records(copied: Copy) -> None:
@@ -101,7 +103,7 @@ def test_a_manifest_that_was_displaced_by_compaction_is_found_in_the_history(cop
     assert [len(foreign.offsets) for foreign in newest.foreign] == [1, 2]
     assert read_status(copied.settings).manifest == (newest.found and newest.found.manifest)
     copied.write(copied.checkpoints, before)  # an old one, replayed: only the mirrored positions are beyond it
-    assert copied.sequence(positions_of(copied.manifests[-1])) == len(values)
+    assert copied.sequence(places_in(copied.manifests[-1])) == len(values)
     assert last != before
 
 
@@ -113,13 +115,25 @@ def test_an_old_manifest_that_is_sent_again_and_displaces_the_newest_is_not_take
     copied.write(copied.history, *values)
     copied.write(copied.checkpoints, values[0])
     assert copied.sequence() == len(values)
-    assert copied.sequence(positions_of(copied.manifests[-1])) == len(values)
+    assert copied.sequence(places_in(copied.manifests[-1])) == len(values)
     status = read_status(copied.settings).manifest
     assert status
     assert status.sequence == len(values)
     copied.write(copied.history, values[0])  # the history too, where nobody remembers the first one
     monkeypatch.setattr(manifests, "LOOK_TAIL", 2)
     assert copied.sequence() == len(values)
+
+
+def test_an_old_manifest_of_the_same_positions_has_fewer_rows(copied: Copy) -> None:
+    """Manifests inside one message have the same positions, and one that is sent again displaces the newest."""
+    *_, before, last = copied.manifests
+    before |= {"positions": last["positions"], "spans": {}, "lost": {}}
+    topic = min(last["positions"])
+    before["rows"], last["rows"] = {topic: {"0": 1}}, {topic: {"0": 2}}
+    copied.write(copied.history, *map(encoded, copied.manifests))
+    copied.write(copied.checkpoints, encoded(before))
+    assert copied.sequence(places_in(last)) == last["sequence"]
+    assert copied.sequence(places_in(before)) == before["sequence"]
 
 
 def test_junk_in_the_history_of_a_run_that_has_not_begun_is_skipped(copied: Copy) -> None:
@@ -131,14 +145,14 @@ def test_where_only_older_manifests_are_left_nothing_is_resumed(copied: Copy) ->
     *values, _ = [encoded(manifest) for manifest in copied.manifests]
     copied.write(copied.history, *values)
     copied.write(copied.checkpoints, values[-1], b"not JSON")
-    mirrored = positions_of(copied.manifests[-1])
+    mirrored = places_in(copied.manifests[-1])
     newest = copied.newest(mirrored)
     assert newest.behind
     group = Consumer(
         client(copied.run.broker.bootstrap_servers)
         | {"group.id": copied.settings.transactional_id, "enable.auto.commit": False}
     )
-    offsets = [TopicPartition(topic, p, offset) for topic, ps in mirrored.items() for p, offset in ps.items()]
+    offsets = [TopicPartition(topic, p, offset) for topic, p, (offset, _) in each(mirrored)]
     group.commit(offsets=offsets, asynchronous=False)
     group.close()
     skipped: list[tuple[str, int]] = []

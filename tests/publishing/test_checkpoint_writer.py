@@ -65,7 +65,7 @@ def test_a_chain_of_manifests(run: FakeRun) -> None:
     assert [manifest.spans[TOPIC][0] for manifest in published] == [(0, 10), (10, 20), (20, 30), (30, 40)]
     assert [manifest.released for manifest in published] == [False, True, False, False]
     assert [manifest.release and manifest.release.sequence for manifest in published] == [None, 2, 2, 2]
-    assert run.cluster.positions == {TOPIC: {0: 40}}
+    assert run.cluster.positions == {TOPIC: {0: (40, 0)}}
     for topic in ("checkpoints", "metrics"):
         assert {written.key for written in run.cluster.written[f"digits.{topic}"]} == {b"digits"}
 
@@ -159,7 +159,7 @@ def test_a_transaction_that_fails_before_its_commit_publishes_nothing(run: FakeR
     with pytest.raises(PublishError, match="timed out"):
         writer.commit(prepared)
     assert {topic: written for topic, written in run.cluster.written.items() if written} == before
-    assert run.cluster.positions == {TOPIC: {0: 10}}
+    assert run.cluster.positions == {TOPIC: {0: (10, 0)}}
     # A restart continues from the first checkpoint. Its next one has the sequence of the one that failed.
     recovered = run.recover()
     assert recovered.positions == {TOPIC: {0: 10}}

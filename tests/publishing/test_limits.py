@@ -40,9 +40,8 @@ from stream_learner.contract.window import (
 )
 from stream_learner.errors import TopicsError
 from stream_learner.follow.status import read_status
-from stream_learner.formats.arrow import MAX_ROWS
 from stream_learner.formats.labels import MAX_LABEL_BYTES, MAX_LABELS_BYTES, encoded_bytes
-from stream_learner.formats.record import Record, Rejection
+from stream_learner.formats.record import MAX_ROWS, Record, Rejection
 from stream_learner.learning.outcome import Candidate
 from stream_learner.monitoring.report import Report
 from stream_learner.publishing import checkpoint_writer

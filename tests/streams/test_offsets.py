@@ -35,6 +35,6 @@ def test_mirrored_positions_are_those_of_the_runs_group(new_settings: Callable[.
     (topic,) = settings.input.topics
     group = {"bootstrap.servers": settings.kafka.bootstrap_servers, "group.id": settings.transactional_id}
     consumer = Consumer(group)
-    consumer.commit(offsets=[Position(topic, 0, 0), Position(topic, 1, 7)], asynchronous=False)
+    consumer.commit(offsets=[Position(topic, 0, 0), Position(topic, 1, 7, "by hand")], asynchronous=False)
     consumer.close()
-    assert offsets.mirrored_positions(settings) == {topic: {0: 0, 1: 7}}
+    assert offsets.mirrored_positions(settings) == {topic: {0: (0, 0), 1: (7, 0)}}
