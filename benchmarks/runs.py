@@ -15,7 +15,12 @@ Run = dict[str, Any]
 def key(name: str, asked: Run) -> str:
     """Return a file name, without suffix, for the options of a run: a name for people, and a digest of all options."""
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
-    return re.sub("[^a-zA-Z0-9_.-]+", "_", f"{name}-{digest}")
+    return file_name(f"{name}-{digest}")
+
+
+def file_name(name: str) -> str:
+    """Return a name without characters that need quotes in a shell or in a link."""
+    return re.sub("[^a-zA-Z0-9_.-]+", "_", name)
 
 
 def once(folder: Path, name: str, asked: Run, run: Callable[[], Run]) -> Run:

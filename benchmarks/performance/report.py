@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.performance import charts, cpu, loops, tables
-from benchmarks.performance.rounds import QUIET_CORES, RESULTS, Subject, common, finished
+from benchmarks.performance.rounds import QUIET_CORES, RESULTS, Subject, common, cores_elsewhere, finished
 from benchmarks.performance.summary import ratio, sentences
-from benchmarks.runs import Run
+from benchmarks.runs import Run, file_name
 from stream_learner.errors import DataError
 
 PAGE = "performance.md"
@@ -81,8 +81,8 @@ because the memory fills before. They are fitted to the means of 20 blocks, and 
 of one grey, so that the topic is small.""",
     "ranks": """The default learner on random images, with 96 replayed images beside 32 new ones in a step, or 128
 beside 128. *1 rank* has both shards of a run and one thread, and *2 ranks* have a shard and a thread each. *2 threads*
-is one process without shards. *Collectives* is the time in which rank 0 exchanged data with the other rank, most of it
-to wait for it, and *sent* is what rank 0 sent. The other sides show what a step, a shard and an image cost.""",
+is one process without shards. *Collectives* is the time in which rank 0 exchanged data with the other rank or
+waited for it, and *sent* is what rank 0 sent. The other sides show what a step, a shard and an image cost.""",
     "ranks from Kafka": """The same with the worker (`run --ranks`) on a topic of two partitions, with 96 replayed
 images beside 32 new ones in a step. The worker saves every 5 s.""",
     "beside": """The side *1 rank* of the part above, alone and beside a second process of its own kind. The two
@@ -136,7 +136,7 @@ def write(output: Path, folder: Path = RESULTS) -> list[Path]:
         for subject, rounds in found.items():
             name = f"{subject.model}, {subject.data}, batch {subject.batch}"
             height, width, channels = subject.size
-            files.append(output / f"performance-{part}-{subject.model}-{subject.data}-{subject.batch}.png")
+            files.append(output / file_name(f"performance-{part}-{subject.model}-{subject.data}-{subject.batch}.png"))
             pages.append(f"### {title}: {name}\n\nNetwork input: {height} x {width} x {channels}. {_made_on(rounds)}\n")
             pages.append(TABLES.get(part, tables.sides)(rounds))
             if ratios := comparisons(subject, rounds):
@@ -184,7 +184,7 @@ def _flames(subject: Subject, output: Path) -> Iterator[Path]:
             ' onload="init(evt)"', ""
         )
         drawn = re.sub(r'(<text id="title"[^>]*>)[^<]*', r"\1CPU time of the default worker", drawn)
-        copy = output / f"performance-{flame.name}"
+        copy = output / file_name(f"performance-{flame.name}")
         copy.write_text(drawn)
         yield copy
 
@@ -193,7 +193,7 @@ def _made_on(rounds: list[Run]) -> str:
     """Return the number of rounds, the machine and the commits, and whether other programs were busy."""
     described = sorted({"{processor}, {cores} cores, PyTorch {torch}".format(**r["machine"]) for r in rounds})
     commits = sorted({r["machine"]["commit"] for r in rounds})
-    busy = max(m["cores_elsewhere"] for r in rounds for m in r["measured"].values())
-    noise = f" **Other programs kept up to {busy:.1f} cores busy.**" if busy > QUIET_CORES else ""
+    busy = cores_elsewhere(rounds)
+    noise = f" **Other programs kept up to {busy:.2f} cores busy.**" if busy > QUIET_CORES else ""
     count = max(round_["round"] for round_ in rounds) + 1
     return f"Rounds: {count}. {'; '.join(described)}; commit {', '.join(commits)}.{noise}"

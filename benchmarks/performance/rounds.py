@@ -116,6 +116,11 @@ def figures(rounds: list[Run], side: str, name: str) -> list[float]:
     return [round_["measured"][side][name] for round_ in rounds]
 
 
+def cores_elsewhere(rounds: list[Run]) -> float:
+    """Return the cores that other programs kept busy beside a side, at most."""
+    return max(measured["cores_elsewhere"] for round_ in rounds for measured in round_["measured"].values())
+
+
 def fastest(rounds: list[Run]) -> str:
     """Return the side with the greatest median rate."""
     return max(common(rounds), key=lambda side: median(rates(rounds, side)))

@@ -27,13 +27,13 @@ class Measured(NamedTuple):
 
 def measured(model: str) -> Measured:
     """Return the rounds of a network. Raises DataError if a part has none."""
-    return Measured(*(_rounds(part, model) for part in ("ranks", "ranks from Kafka", "beside")))
+    return Measured(*(rounds_of(part, model) for part in ("ranks", "ranks from Kafka", "beside")))
 
 
-def stages(found: Measured) -> Stages:
-    """Return the times of a rank's stages: those that fit best, of all not below 0, to one rank's steps in memory.
+def stages(found: Measured, *, limited: bool = True) -> Stages:
+    """Return the times of a rank's stages: those that fit one rank's steps in memory best, if `limited` of all above 0.
 
-    A round that others disturbed counts little, because each side has the median of all rounds.
+    Each side has the median of its rounds. So a single round that others disturbed counts in full.
     """
     sizes = {"1 rank": (2, BATCH // 2)}  # shards, new samples of each
     for side in rounds.common(found.memory):
@@ -42,24 +42,37 @@ def stages(found: Measured) -> Stages:
 
     def fitted(columns: list[tuple[float, ...]], name: str) -> list[float]:
         times_s = np.array([median(figures(found.memory, side, name)) / 1e3 for side in sizes])
-        return nnls(np.array(columns) / times_s[:, None], np.ones(len(times_s)))[0].tolist()  # relative errors
+        matrix, ones = np.array(columns) / times_s[:, None], np.ones(len(times_s))  # relative errors
+        return (nnls(matrix, ones) if limited else np.linalg.lstsq(matrix, ones))[0].tolist()
 
     step_s, shard_s, sample_s = fitted([(1, shards, shards * n) for shards, n in sizes.values()], "step_ms")
     save_s, shard_save_s = fitted([(1, shards) for shards, _ in sizes.values()], "copy_ms")
     deviation = median(value for side in sizes for value in figures(found.memory, side, "step_log_deviation"))
     input_s = 1 / median(rates(found.kafka, "1 rank")) - 1 / median(rates(found.memory, "1 rank"))
-    return Stages(step_s, shard_s, sample_s, max(0.0, input_s), save_s, shard_save_s, deviation)
+    input_s = max(0.0, input_s) if limited else input_s
+    return Stages(step_s, shard_s, sample_s, input_s, save_s, shard_save_s, deviation)
 
 
-def slower_beside_another(found: Measured) -> float:
-    """Return how many times as long a rank takes beside another process on this machine."""
+def below_zero(found: Measured) -> dict[str, float]:
+    """Return the stages for which `stages` has 0, with the times that fit best, in seconds."""
+    used, fitted = stages(found)._asdict(), stages(found, limited=False)._asdict()
+    return {name: fitted[name] for name in used if used[name] == 0.0 > fitted[name]}
+
+
+def slower_beside_another(found: Measured) -> list[float]:
+    """Return how many times as long a rank takes beside another process on this machine, in each round."""
     alone, beside = (rates(found.beside, side) for side in ("alone", "beside another"))
-    return median(a / b for a, b in zip(alone, beside, strict=True))
+    return [a / b for a, b in zip(alone, beside, strict=True)]
+
+
+def efficiency(found: list[Run]) -> list[float]:
+    """Return the records/s of each of two ranks over those of one rank, in each round."""
+    return [two / (2 * one) for one, two in zip(rates(found, "1 rank"), rates(found, "2 ranks"), strict=True)]
 
 
 def loopback() -> Network:
     """Return the network between two processes of this machine. Sums also copy and add on the processor."""
-    found = _rounds("exchanges", "cnn")
+    found = rounds_of("exchanges", "cnn")
 
     def seconds(name: str) -> float:
         return median(figures(found, "2 ranks", name)) / 1e3
@@ -72,10 +85,11 @@ def loopback() -> Network:
 
 def decode_s(side: str) -> float:
     """Return the CPU time of decoding a record, in seconds."""
-    return median(figures(_rounds("decoding", "cnn"), side, "cpu_s_per_1000_records")) / 1e3
+    return median(figures(rounds_of("decoding", "cnn"), side, "cpu_s_per_1000_records")) / 1e3
 
 
-def _rounds(part: str, model: str) -> list[Run]:
+def rounds_of(part: str, model: str) -> list[Run]:
+    """Return the rounds of a part with the batch of the page. Raises DataError if there is none."""
     for subject, found in rounds.finished(part).items():
         if subject.model == model and subject.batch == BATCH:
             return found

@@ -1,15 +1,16 @@
 """The page on scaling, from measured rounds and the simulation."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, median
 
 from matplotlib.figure import Figure
 
-from benchmarks.performance import decoding, summary
-from benchmarks.performance.rounds import figures, rates
+from benchmarks.performance import decoding, rounds, summary
+from benchmarks.performance.rounds import QUIET_CORES, cores_elsewhere, figures, rates
 from benchmarks.performance.tables import spread
 from benchmarks.plots import COLOURS, DPI, MARKERS
+from benchmarks.runs import Run as Round
 from benchmarks.scale import clusters, measured
 from benchmarks.scale.clusters import RANKS, SAMPLES, SHARDS, Run
 from benchmarks.scale.measured import Measured
@@ -20,35 +21,54 @@ from benchmarks.scale.traffic import of_step, sent_bytes
 TEMPLATE = Path(__file__).with_name("page.md")
 NETWORKS = "cnn", "resnet18_slim"
 GPU_RANKS = 128
-MIB = 1024 * 1024
-READ_AHEAD_BYTES = 64 * MIB
-"""Records that each shard reads ahead, at most."""
+UNCLEAR = 0.9, 1.1
+"""Ratios between these are too close to 1 for a statement."""
+PLACES = {"ranks": "in memory", "ranks from Kafka": "from Kafka"}
+STAGE_NAMES = {
+    "step_s": "the fixed part of a step",
+    "shard_s": "the part for each shard",
+    "sample_s": "the part for each image",
+    "input_s": "the time to read and decode a record",
+    "save_s": "the fixed part of a save",
+    "shard_save_s": "a save's part for each shard",
+}
 
 
 def write(docs: Path) -> list[Path]:
     """Write the page and its plot. Return the files. Raises DataError without the rounds."""
     found = {model: measured.measured(model) for model in NETWORKS}
     runs = {model: clusters.cpus(model) for model in NETWORKS} | {"ResNet-50 on GPUs": clusters.gpus()}
+    too_high = {name for name, of in found.items() if "step_s" in measured.below_zero(of)}
+    marked = {f"{name} (too high)" if name in too_high else name: run for name, run in runs.items()}
     plot = docs / "benchmarks" / "scaling.png"
-    _draw(runs, plot)
+    _draw(marked, plot)
     page = docs / "scaling.md"
     here, defaults = measured.loopback(), clusters.settings("cnn", 28, 1)
     assert here.sums
-    exchanges = of_step(runs["cnn"].network, SAMPLES)
+    exchanges, measurements = of_step(runs["cnn"].network, SAMPLES), _measurements(found)
     rows: dict[str, object] = {
-        "threads_or_ranks": "\n".join(map(_advice, NETWORKS, found.values())),
+        "rounds": _lines([name, *_basis(of)] for name, of in measurements),
+        "rounds_in_short": _rounds_in_short(measurements),
+        "quiet": QUIET_CORES,
+        "unclear": " and ".join(map(str, UNCLEAR)),
+        "threads_or_ranks": "\n".join(advice(model, of.kafka) for model, of in found.items()),
         "two_ranks": _lines(_two_ranks(model, of) for model, of in found.items()),
-        "rounds": min(len(rounds) for of in found.values() for rounds in of),
         "gathers": sum(one.method == "gathered" for one in exchanges),
         "sums": sum(one.method == "summed" for one in exchanges),
         "bytes": _lines(_bytes(name, run) for name, run in runs.items()),
         "validation": _lines(row for model, of in found.items() for row in _validation(model, of)),
         "worst": _worst(found),
-        "beside": ", ".join(f"{measured.slower_beside_another(of):.2f} times (`{m}`)" for m, of in found.items()),
-        "models": " | ".join(runs),
+        "stages": _lines(_stages(model, of) for model, of in found.items()),
+        "below_zero": "\n".join(_below_zero(found)),
+        "beside": ", ".join(
+            f"{spread(measured.slower_beside_another(of), '.2f')} times (`{model}`)" for model, of in found.items()
+        ),
+        "models": " | ".join(marked),
         "lines": " | ".join(["---:"] * len(runs)),
         "efficiency": _lines([f"{n}", *(f"{run.efficiency(n):.2f}" for run in runs.values())] for n in RANKS),
-        "loads_models": " | ".join(f"{name}, {n}" for name in runs for n in (16, 128)),
+        "efficiencies": _lines(_efficiencies(runs)),
+        "above_one": _above_one(runs),
+        "loads_models": " | ".join(f"{name}, {n}" for name in marked for n in (16, 128)),
         "loads_lines": " | ".join(["---:"] * 2 * len(runs)),
         "loads": _lines(
             [name, *(f"{run.efficiency(n, load):.2f}" for run in runs.values() for n in (16, 128))]
@@ -81,15 +101,43 @@ def _lines(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _advice(model: str, found: Measured) -> str:
-    of_threads = summary.ratio(found.kafka, "2 ranks", ["2 threads"])
-    faster = median(rates(found.kafka, "2 ranks")) > median(rates(found.kafka, "2 threads"))
-    better = (
-        "two ranks are better"
-        if faster
-        else "two threads in one process are better (`learning.threads`, without shards)"
-    )
-    return f"* `{model}`: {better}. Two ranks of one thread learn {of_threads} times as fast as two threads."
+def _measurements(found: dict[str, Measured]) -> list[tuple[str, list[Round]]]:
+    """Return the names and the rounds of all measurements behind the page."""
+    named = [
+        (f"`{model}`, {where}", rounds_)
+        for model, of in found.items()
+        for where, rounds_ in zip((*PLACES.values(), "one rank beside another run"), of, strict=True)
+    ]
+    alone = {"collectives alone": "exchanges", "decoding alone": "decoding"}
+    return [*named, *((name, measured.rounds_of(part, "cnn")) for name, part in alone.items())]
+
+
+def _basis(of: list[Round]) -> tuple[str, str]:
+    """Return the number of rounds, and the cores that others kept busy, in bold if the figures are unreliable."""
+    busy = cores_elsewhere(of)
+    return str(len(of)), f"**{busy:.2f}**" if busy > QUIET_CORES else f"{busy:.2f}"
+
+
+def _rounds_in_short(named: list[tuple[str, list[Round]]]) -> str:
+    single = sum(len(of) == 1 for _, of in named)
+    disturbed = [name for name, of in named if cores_elsewhere(of) > QUIET_CORES]
+    noise = f" **Other programs disturbed {len(disturbed)}: {'; '.join(disturbed)}.**" if disturbed else ""
+    return f"{single} of {len(named)} measurements have a single round, so their spread is unknown.{noise}"
+
+
+def advice(model: str, found: list[Round]) -> str:
+    """Return whether two ranks or two threads were faster."""
+    ranks, threads = (rates(found, side) for side in ("2 ranks", "2 threads"))
+    ratios = [a / b for a, b in zip(ranks, threads, strict=True)]
+    least, most = UNCLEAR
+    if median(ratios) > most:
+        faster = "two ranks were faster"
+    elif median(ratios) < least:
+        faster = "two threads in one process were faster (`learning.threads`, without shards)"
+    else:
+        faster = "no clear difference"
+    times = spread(ratios, ".2f")
+    return f"* `{model}`: {faster}. Two ranks of one thread learned {times} times as fast as two threads."
 
 
 def _two_ranks(model: str, found: Measured) -> list[str]:
@@ -100,7 +148,51 @@ def _two_ranks(model: str, found: Measured) -> list[str]:
         *(summary.ratio(kafka, "2 ranks", [side]) for side in ("1 rank", "2 threads")),
         spread(figures(kafka, "2 ranks", "collectives_ms_per_step"), ".1f"),
         f"{median(figures(kafka, '2 ranks', 'sent_bytes_per_step')) / 1e3:,.0f}",
+        *_basis(kafka),
     ]
+
+
+def _stages(model: str, found: Measured) -> list[str]:
+    used, below = measured.stages(found)._asdict(), measured.below_zero(found)
+    names = "step_s", "shard_s", "sample_s", "input_s"
+    limited = (f"{1e3 * used[n]:.2f}" + (f" (fit: {1e3 * below[n]:.2f})" if n in below else "") for n in names)
+    return [f"`{model}`", *limited, *_basis(found.memory)]
+
+
+def _below_zero(found: dict[str, Measured]) -> Iterator[str]:
+    """Yield a sentence for each stage whose fit was below 0."""
+    for model, of in found.items():
+        for name, time_s in measured.below_zero(of).items():
+            effect = "its efficiencies below are too high" if name == "step_s" else "its figures are unreliable"
+            yield (
+                f"* `{model}`: the fit of {STAGE_NAMES[name]} is below 0 ({1e3 * time_s:.1f} ms), "
+                f"which is impossible.\n  The simulation has 0 instead, so {effect}."
+            )
+
+
+def _efficiencies(runs: dict[str, Run]) -> Iterator[list[str]]:
+    for name, model, found in _of_two_ranks(runs):
+        simulated = f"{runs[model].efficiency(2):.2f}"
+        yield [name, spread(measured.efficiency(found), ".2f"), simulated, *_basis(found)]
+
+
+def _of_two_ranks(runs: dict[str, Run]) -> Iterator[tuple[str, str, list[Round]]]:
+    """Yield a name, the network and the rounds of each measurement of two ranks."""
+    for part, where in PLACES.items():
+        for subject, found in rounds.finished(part).items():
+            if subject.model in runs:
+                yield f"`{subject.model}`, {where}, batch {subject.batch}", subject.model, found
+
+
+def _above_one(runs: dict[str, Run]) -> str:
+    above = [name for name, _, found in _of_two_ranks(runs) if median(measured.efficiency(found)) > 1]
+    if not above:
+        return ""
+    return (
+        f"\nMore than 1 ({'; '.join(above)}) means that one rank took more than twice\n"
+        "as long as two ranks for the same images. The simulation does not explain this, and its cause was not "
+        "measured.\n"
+    )
 
 
 def _bytes(name: str, run: Run) -> list[str]:
@@ -114,7 +206,7 @@ def _predicted(model: str, found: Measured, ranks: int, *, from_kafka: bool) -> 
 
     Two ranks take as much longer for everything as two runs that exchange nothing do here.
     """
-    factor = measured.slower_beside_another(found) if ranks > 1 else 1.0
+    factor = median(measured.slower_beside_another(found)) if ranks > 1 else 1.0
     alone = measured.stages(found)
     stages = Stages._make(factor * time_s for time_s in alone)._replace(deviation=alone.deviation)
     if not from_kafka:
@@ -128,10 +220,10 @@ def _predicted(model: str, found: Measured, ranks: int, *, from_kafka: bool) -> 
 def _differences(model: str, found: Measured) -> dict[str, tuple[list[float], float]]:
     """Return the measured rates and the predicted one by their name."""
     named = {}
-    for where, rounds in (("in memory", found.memory), ("from Kafka", found.kafka)):
+    for where, of in zip(PLACES.values(), (found.memory, found.kafka), strict=True):
         for ranks, side in ((1, "1 rank"), (2, "2 ranks")):
             predicted = _predicted(model, found, ranks, from_kafka=where == "from Kafka")
-            named[f"`{model}`, {where}, {side}"] = rates(rounds, side), predicted
+            named[f"`{model}`, {where}, {side}"] = rates(of, side), predicted
     return named
 
 
@@ -190,8 +282,6 @@ def _plan(run: Run) -> list[list[str]]:
             _mb(run, 1),
         ),
         ("... of all shards in one rank", f"{SHARDS} shards", _mb(run, SHARDS)),
-        ("records that a rank reads ahead", "1 shard x 64 MiB", "0.07 GB"),
-        ("... that one rank of all shards reads", f"{SHARDS} shards", f"{SHARDS * READ_AHEAD_BYTES / 1e9:.1f} GB"),
     ]
     return [list(row) for row in values]
 
@@ -247,7 +337,7 @@ def _draw(runs: dict[str, Run], file: Path) -> None:
     axes.set_xticks(RANKS, list(map(str, RANKS)))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("ranks")
-    axes.set_ylabel("efficiency")
+    axes.set_ylabel("efficiency, simulated")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize="small")
     figure.savefig(file, dpi=DPI)

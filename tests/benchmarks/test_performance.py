@@ -101,7 +101,10 @@ def test_two_ranks_are_compared_with_one_and_with_two_threads(tmp_path: Path):
     subject = SUBJECT._replace(part="ranks from Kafka")
     rounds.run(subject, lambda: sides, 0, tmp_path / "runs")
     (tmp_path / "docs").mkdir()
-    text = report.write(tmp_path / "docs", tmp_path / "runs")[0].read_text()
+    page, plot = report.write(tmp_path / "docs", tmp_path / "runs")
+    assert plot.name == "performance-ranks_from_Kafka-cnn-shapes-32.png"  # a link in Markdown must not have spaces
+    text = page.read_text()
+    assert f"]({plot.name})" in text
     assert "| 2 ranks | 1,600 | 20.0 | 5.00 | 4,400.0 | 0.100 | 1 | 0.00 |" in text
     assert "| 2 ranks / 1 rank | 1.60 |" in text
     assert "1.60 times as fast as one rank, and 0.80 times as fast as one process of two threads" in text

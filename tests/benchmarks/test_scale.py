@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.runs import Run
+from benchmarks.scale import measured, page
+from benchmarks.scale.measured import BATCH, Measured
 from benchmarks.scale.plan import muon_operations, state_bytes
 from benchmarks.scale.simulation import Load, Network, Stages, simulate
 from benchmarks.scale.traffic import Collective, of_step
@@ -131,3 +134,45 @@ def test_shards_with_fewer_records_saves_and_a_slow_input_cost_records():
     waiting = simulate(STAGES, FAST, [], 4, FULL._replace(arrival_s=5.0, linger_s=1.0), 4)
     assert waiting.steps_per_s == pytest.approx(1.0)
     assert waiting.records_per_s == pytest.approx(8 * 4 / 5, rel=0.1)
+
+
+def round_of(step_ms: dict[str, float], number: int = 0, elsewhere: float = 0.0) -> Run:
+    """Return a round in which sides learn a batch in a step."""
+    sides = {
+        side: {
+            "records_per_s": 1e3 * BATCH / time_ms,
+            "step_ms": time_ms,
+            "step_log_deviation": 0.1,
+            "copy_ms": 1.0,
+            "cores_elsewhere": elsewhere,
+        }
+        for side, time_ms in step_ms.items()
+    }
+    return {"round": number, "measured": sides}
+
+
+def measured_rounds(step_s: float, shard_s: float, sample_s: float) -> Measured:
+    sizes = {"1 rank": (2, 16), "1 rank, 2 shards of 32": (2, 32), "1 rank, 4 shards of 16": (4, 16)}
+    times = {side: 1e3 * (step_s + shards * (shard_s + n * sample_s)) for side, (shards, n) in sizes.items()}
+    return Measured([round_of(times)], [round_of({"1 rank": times["1 rank"] + 1})], [])
+
+
+def test_the_parts_of_a_step_are_fitted_and_those_below_zero_are_reported():
+    found = measured_rounds(0.01, 0.002, 0.001)
+    assert measured.stages(found)[:3] == pytest.approx((0.01, 0.002, 0.001))
+    assert measured.below_zero(found) == {}
+    found = measured_rounds(-0.01, 0.02, 0.01)
+    assert measured.stages(found).step_s == 0.0
+    assert measured.below_zero(found) == {"step_s": pytest.approx(-0.01)}
+
+
+@pytest.mark.parametrize(
+    ("ms", "words"), [(50, "two ranks were"), (92, "no clear difference"), (120, "two threads in")]
+)
+def test_a_difference_of_less_than_a_tenth_is_not_clear(ms: float, words: str):
+    found = [round_of({"2 ranks": ms + shift, "2 threads": 100}, number) for number, shift in enumerate((0, 30, -30))]
+    assert words in page.advice("cnn", found)
+
+
+def test_two_ranks_that_are_as_fast_as_one_have_half_of_its_efficiency():
+    assert measured.efficiency([round_of({"1 rank": 10, "2 ranks": 10})]) == [pytest.approx(0.5)]
