@@ -11,6 +11,8 @@ PREFIX = "__connect.errors."
 NAMES = ("topic", "partition", "offset", "stage", "exception.class.name", "exception.message")
 # Only for a row of a message.
 ROW = PREFIX + "row"
+# Only for a message of which some rows were read before it was rejected as a whole.
+ROWS_READ = PREFIX + "rows.read"
 MAX_MESSAGE_BYTES = 1000
 # Maximum number of bytes that are kept of the key if the record is too large to copy.
 MAX_KEY_BYTES = 1000
@@ -43,6 +45,8 @@ class DeadLetter:
     row: int | None = None
     """Index of the record in a message that holds many; None for a whole message. `value` is a message with only this
     record."""
+    rows_read: int = 0
+    """Number of the message's first rows that were learned or rejected before the whole message was rejected."""
 
     @property
     def truncated(self) -> bool:
@@ -65,6 +69,8 @@ class DeadLetter:
         headers += [(PREFIX + name, _cut(text)) for name, text in zip(NAMES, reasons, strict=True)]
         if self.row is not None:
             headers.append((ROW, str(self.row).encode()))
+        if self.rows_read:
+            headers.append((ROWS_READ, str(self.rows_read).encode()))
         if value_digest:
             headers += [("truncated", b"true"), ("digest", value_digest.encode())]
         return key, value, headers
@@ -90,6 +96,7 @@ class DeadLetter:
             headers[:end],
             _text(reasons, "digest") if "truncated" in reasons else None,
             _number(_text(reasons, ROW)) if ROW in reasons else None,
+            _number(_text(reasons, ROWS_READ)) if ROWS_READ in reasons else 0,
         )
 
 

@@ -134,12 +134,16 @@ class Sample(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """A record that cannot be used, and the reason. `stage` is `decode` or `learn`."""
+    """A record that cannot be used, and the reason. `stage` is `decode` or `learn`.
+
+    `rows_read` rows of the message were learned or rejected before it was rejected as a whole.
+    """
 
     record: Record
     reason: Reason
     stage: str
     message: str
+    rows_read: int = 0
 
 
 class RejectError(Exception):

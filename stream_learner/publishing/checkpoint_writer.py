@@ -382,6 +382,7 @@ class CheckpointWriter:
             record.value,
             record.headers,
             row=record.row,
+            rows_read=rejection.rows_read,
         )
         key, value, headers = letter.encode(self._max_letter_bytes)
         return self._transaction.send(self._names.dead_letters, value, key, headers)

@@ -61,16 +61,16 @@ class Batch:
             self.pieces.pop()
         self.pieces.append(Piece(topic, partition, end, rows))
 
-    def add(self, record: Record, decode: Read) -> Rows | None:
+    def add(self, record: Record, decode: Read, rows_read: int = 0) -> Rows | None:
         """Decode a record and add its sample. If the message has rows, add nothing and return them.
 
-        Raises RetryLaterError before anything is changed.
+        `rows_read` rows of the message were read before. Raises RetryLaterError before anything is changed.
         """
         sample = rejection = None
         try:
             sample = decode(record)
         except RejectError as reject:
-            rejection = Rejection(record.encoded(), reject.reason, "decode", reject.message)
+            rejection = Rejection(record.encoded(), reject.reason, "decode", reject.message, rows_read)
         if isinstance(sample, Rows):
             return sample
         self.bytes += (rejection.record if rejection else record).nbytes  # a row's dead letter is larger than the row

@@ -166,10 +166,15 @@ class OpenBatch:
 
     def _add_rows(self, message: Record, rows: Rows) -> Iterator[None]:
         """Add the rows of a message that were not read before. The position passes the message with its last row."""
-        clock, place, count = self._clock, (message.topic, message.partition), len(rows.fields)
-        is_next = self._positions.get(place, 0) == message.offset
+        clock, first, count = self._clock, self._rows_read(message), len(rows.fields)
+        if first >= count:
+            raise InputError(
+                f"the message at offset {message.offset} of {message.topic}[{message.partition}] has {count} rows, but "
+                f"the run has learned {first} rows of the message that was there: the topic has lost records, or it is "
+                "another topic. Choose a new run.id"
+            )
         read_at, total_s = clock(), 0.0
-        for number in range(self._rows.get(place, 0) if is_next else 0, count):
+        for number in range(first, count):
             row, stops = message.at_row(number, rows), bool(self._alone) or self._stop.is_set()
             if stops:
                 yield from self._before(row)
@@ -190,12 +195,17 @@ class OpenBatch:
                 read_at = clock()
         self._source.took(total_s, count)
 
+    def _rows_read(self, message: Record) -> int:
+        """Return how many rows of this message were read before."""
+        place = message.topic, message.partition
+        return self._rows.get(place, 0) if self._positions.get(place, 0) == message.offset else 0
+
     def _add(self, record: Record) -> Generator[None, None, Rows | None]:
         """Add a record, and return None. If the message has rows, only return them. Yield while it cannot be read."""
         while True:
             began = self._clock()
             try:
-                rows = self.batch.add(record, self._decode)
+                rows = self.batch.add(record, self._decode, self._rows_read(record))
                 break
             except RetryLaterError as error:
                 if self._outage is None:

@@ -54,21 +54,26 @@ class Rereading:
         """Number of rows that were read of the next message."""
         self._replay = replay
         self._offset = offset
-        self._inside: list[tuple[Record, Rows]] = []
+        self._inside: Record | None = None  # the message in which the last batch ended
+        self._found: Rows | None = None  # its rows
+
+    def forget(self) -> None:
+        """Decode the message in which the last batch ended again. The next manifest may set this message aside."""
+        self._found = None
 
     def skip(self, offset: int) -> None:
         """Continue at `offset`."""
         self._replay.skip(offset)
-        self._offset, self.rows, self._inside = offset, 0, []
+        self._offset, self.rows, self._inside = offset, 0, None
 
     def read(self, end: int, rows: int, batch: Batch, read: Read) -> None:
         """Add the records up to the offset `end` to the batch, and the rows up to `rows` of the message at `end`.
 
         Raises ValueError when that message has fewer rows.
         """
-        begun, self._inside = self._inside, []
-        unread = ((record, batch.add(record, read)) for record in self._replay.read(end + (rows > 0)))
-        for record, found in chain(begun, unread):
+        begun, self._inside = self._inside, None
+        for record in chain([begun] if begun else [], self._replay.read(end + (rows > 0))):
+            found = (record is begun and self._found) or batch.add(record, read)
             if found is None:
                 continue
             first = self.rows if record.offset == self._offset else 0
@@ -76,7 +81,7 @@ class Rereading:
             for number in range(first, last):
                 batch.add(record.at_row(number, found), read)
             if record.offset == end and rows <= len(found.fields):
-                self._inside = [(record, found)]
+                self._inside, self._found = record, found
         if rows and not self._inside:
             raise ValueError(f"the message at offset {end} has no {rows} rows")
         self._offset, self.rows = end, rows
@@ -142,6 +147,8 @@ def rebuild(
                     replay = opened.enter_context(closing(cluster.replay(topic, partition, span.start)))
                     rows = driver.progress.rows.get(topic, {}).get(partition, 0)
                     replays[topic, partition] = Rereading(replay, span.start, rows)
+            for replay in replays.values():
+                replay.forget()
             shards = _batches(settings, manifest, replays, decode)
             while step := [*islice(shards, settings.run.shards)]:
                 driver.learn(*step)
@@ -149,6 +156,11 @@ def rebuild(
                 batches, records = batches + 1, records + sum(batch.records for batch in step)
                 done += sum(offsets_in(batch.spans) for batch in step)
                 on_progress(done, path.offsets)
+            if driver.progress.rows != manifest.rows:
+                raise StateError(
+                    f"checkpoint {manifest.sequence} cannot be rebuilt: the rows that were learned of messages at its "
+                    f"positions are {driver.progress.rows} by its ledger, but {manifest.rows} by `rows`"
+                )
     digests = _compared(path.end, driver.snapshot(decided), doubts)
     return Rebuilt(path.start.sequence if path.start else 0, path.end.sequence, batches, records, *digests)
 

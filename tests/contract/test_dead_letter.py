@@ -46,6 +46,13 @@ def test_it_has_the_headers_of_kafka_connect():
     )
 
 
+def test_of_a_message_that_is_rejected_late_it_has_the_rows_that_were_read():
+    written = letter(rows_read=7)
+    _, _, headers = written.encode(MANY_BYTES)
+    assert headers[-1] == ("__connect.errors.rows.read", b"7")
+    assert DeadLetter.parse(*written.encode(MANY_BYTES)) == written
+
+
 contents = st.none() | st.binary(max_size=50)
 names = st.sampled_from([*dict(OURS), *dict(ABOUT), "id", "label"]) | st.text(max_size=8)
 

@@ -51,6 +51,8 @@ class Script:
 
     def decode(self, record: Record) -> Sample | Rows | None:
         """A message has as many rows as its value has bytes. The bytes are the images of the rows."""
+        if record.value == b"poison":
+            raise RejectError(Reason.POISON, "set aside")
         if record.value is not None and record.value.startswith(b"whole"):
             return Sample(record.place, "label", PIXELS_HWC)
         if not record.rows:
@@ -109,7 +111,7 @@ def test_batches_end_inside_messages():
     assert got[0].places[3] == ("images", 0, 0, 3)
 
 
-@pytest.mark.parametrize(("rows", "expected"), [(1, ["5/1", "5/2", "5/3", "6/0"]), (4, ["6/0", "6/1", "6/2", "6/3"])])
+@pytest.mark.parametrize(("rows", "expected"), [(1, ["5/1", "5/2", "5/3", "6/0"]), (3, ["5/3", "6/0", "6/1", "6/2"])])
 def test_a_resumed_run_skips_the_rows_before_its_position(rows: int, expected: list[str]):
     assert keys(read(Script([message(5, b"abcd"), message(6, b"abcde")]), at=5, rows=rows))[0] == expected
 
@@ -120,6 +122,21 @@ def test_rows_of_a_message_that_is_gone_are_not_skipped_in_the_next(lost: bool):
     assert keys([got]) == [["6/0", "6/1", "6/2", "6/3"]]
     assert got.rows["images"][0] == Span(3, 0)
     assert got.lost == ([("images", 0, Span(5, 6))] if lost else [])
+
+
+@pytest.mark.parametrize("rows", [3, 4])
+def test_a_message_with_no_more_rows_than_were_learned_is_another_message(rows: int):
+    script = Script([message(5, b"abc")])
+    inside = {"images": {0: rows}}
+    shard = OpenBatch(script, script.decode, {"images": {0: 5}}, BatchSettings(), script, rows=inside)
+    with pytest.raises(InputError, match=f"has 3 rows, but the run has learned {rows} rows"):
+        shard.fill(0.0)
+
+
+def test_a_message_that_is_rejected_after_some_of_its_rows_were_learned_says_how_many():
+    (got,) = read(Script([message(5, b"poison"), message(6, b"poison"), message(7, b"abcd")]), at=5, rows=3)
+    assert [(rejection.record.offset, rejection.rows_read) for rejection in got.rejections] == [(5, 3), (6, 0)]
+    assert got.rows["images"][0] == Span(3, 0)
 
 
 def test_a_bad_row_is_rejected_alone_with_a_message_of_its_own():
