@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from stream_learner.learning.optimizers import without_compiler
+from stream_learner.learning.optimizers import without_wrappers
 
 LEARNS = """
 import sys
@@ -39,7 +39,7 @@ def test_steps_are_torchs_own(kind: type[torch.optim.Optimizer], arguments: dict
             steps.step()
         return layer.weight.detach()
 
-    assert torch.equal(weights(without_compiler(kind)), weights(kind))
+    assert torch.equal(weights(without_wrappers(kind)), weights(kind))
 
 
 def test_learning_imports_no_compiler():

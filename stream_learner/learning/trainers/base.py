@@ -116,7 +116,9 @@ class Trainer(ABC):
     @torch.inference_mode()
     def predict(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor]:
         """Return features [N, F] and logits [N, classes]."""
-        network = self.evaluated.eval()
+        network = self.evaluated
+        if network.training:
+            network.eval()
         with self._placement.training():
             features_NF = network.features(images_NHWC)
             return features_NF, network.head(features_NF)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from stream_learner import networks as models
@@ -82,9 +82,15 @@ class StepTrainer(Trainer):
         if not self._shares_features:
             return super().predict(images_NHWC)
         with self._placement.training():
-            features_NF = self.model.train().features(images_NHWC)
+            self._train()
+            features_NF = self.model.features(images_NHWC)
             with torch.no_grad():
                 return features_NF, self.model.head(features_NF)
+
+    def _train(self) -> None:
+        """Put the network into training mode."""
+        if not self.model.training:  # otherwise `train` would set the mode of each layer again
+            self.model.train()
 
     def kept_logits(self, logits: Tensor) -> Tensor | None:
         if not self.stores_logits:
@@ -131,7 +137,7 @@ class StepTrainer(Trainer):
 
         With `shares_features`, the portions' features are those that the network computes in this step.
         """
-        self.model.train()
+        self._train()
         normaliser, kept = copy.copy(self._weighted_loss), self._strategy.state_dict()
         self._optimizer.zero_grad()
         steps = [self._drawn(portion, shares_features) for portion in portions]
@@ -145,8 +151,8 @@ class StepTrainer(Trainer):
                 passes.skip()
         self._weighted_loss.begin(passes.total_weight())
         loss = passes.backward(self._weighted_loss)
-        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        value = float(loss.detach() + 0 * norm)
+        norms = [torch.linalg.vector_norm(p.grad) for p in self.model.parameters() if p.grad is not None]
+        value = float(loss.detach() + 0 * sum(norms))
         if not math.isfinite(value):
             passes.restore_buffers()
             self._weighted_loss = normaliser
