@@ -6,7 +6,7 @@ Two workers may both believe that they are active. Then fencing protects the run
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
 import structlog
@@ -73,7 +73,8 @@ def await_turn(
     looked_at, standing_by = clock(), False
     with ThreadPoolExecutor(1, "look") as thread:
         looking: Future[None] | None = None
-        while not election.elected:
+        # An elected worker waits for the end of a look. Meanwhile it stays a member of the group.
+        while not election.elected or (looking is not None and not looking.done()):
             if stop.is_set():
                 return False
             election.poll(POLL_S)
@@ -83,7 +84,10 @@ def await_turn(
                         f"the group {settings.standby_group} did not admit this worker within recovery.timeout_s = "
                         f"{settings.recovery.timeout_s:g} and run.session_timeout_s; check that the brokers are up"
                     )
-            elif not election.elected:
+            elif election.elected:
+                if looking is not None and wait([looking], POLL_S).not_done:
+                    stand_by()
+            else:
                 if not standing_by:
                     election.check_members()
                 if on_conflict == "exit":
@@ -101,6 +105,8 @@ def await_turn(
                 if looking is None and clock() >= looked_at + LOOK_EVERY_S:
                     looking = thread.submit(_look, look, forgiving=(StoreError, KafkaUnavailableError, InputError))
                     looked_at = clock()
+        if looking is not None:
+            looking.result()
     if standing_by:
         log.info("this worker was elected: it takes over the run")
     forget_fenced(store, settings)

@@ -17,7 +17,7 @@ import structlog
 from stream_learner.config import Settings
 from stream_learner.errors import ExitCode, UsageError
 from stream_learner.monitoring.health import Health
-from stream_learner.run.heartbeats import Heartbeats, connections
+from stream_learner.run.heartbeats import SILENT_BEATS, Heartbeats, connections
 
 if TYPE_CHECKING:
     from stream_learner.learning.parallel import Parallel
@@ -30,6 +30,7 @@ EndProcess = Callable[[ExitCode], None]
 # and later it may wait for Kafka or for the store. The heartbeats notice a rank that ends, stops or hangs. So once all
 # have joined, only a bug of the collectives reaches this time-out.
 PATIENCE_S = 1800.0
+LAST_PORT = 2**16 - 1
 LISTENER = "MASTER_LISTEN_FD"
 """Environment variable for rank 0: file descriptor of the inherited socket that listens on MASTER_PORT."""
 
@@ -62,6 +63,12 @@ class Rank:
             raise UsageError(
                 "WORLD_SIZE is in the environment, but MASTER_ADDR or MASTER_PORT is not; set them to the host of rank "
                 "0 and a free port there"
+            )
+        port = environment.get("MASTER_PORT", "")
+        if rank.count > 1 and not (port.isdecimal() and 1 <= int(port) <= LAST_PORT):
+            raise UsageError(
+                f"MASTER_PORT = {port!r} in the environment is not a port from 1 to {LAST_PORT}; set it to a free port "
+                "on the host of rank 0 (with torchrun: --master-port)"
             )
         return rank
 
@@ -128,12 +135,18 @@ def join(rank: Rank, settings: Settings, end_process: EndProcess, health: Health
         log.error(f"{reason}, so this rank ends too. {again}")
         end_process(ExitCode.RANK)
 
+    hung = 0
+
     def watch() -> None:
+        nonlocal hung
         if not health:
             return
         if parallel.waits:
             health.beat()
-        elif why := health.why_not_live():
+        # A process that was frozen, for example by `docker pause`, first gets time for its next turn.
+        why = health.why_not_live()
+        hung = hung + 1 if why else 0
+        if hung > SILENT_BEATS:
             stack = traceback.format_stack(sys._current_frames()[threading.main_thread().ident or 0])
             log.error(f"{why}, so this rank ends. {again}", stack="".join(stack))
             end_process(ExitCode.WATCHDOG)

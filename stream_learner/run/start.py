@@ -134,11 +134,12 @@ def run(
             recovery = Recovery(settings, store, clients.cluster, carried, fresh, metrics.foreign_records)
             first_look(settings, recovery.look)
         # Up to here nothing in Kafka is changed. Joining the group is the first change, and fencing the second.
-        # 4. Join the group of the election while torch is imported.
+        # 4. Join the group of the election while torch is imported. With several ranks, rank 0 first waits for the
+        #    others: it must not be elected before they are there.
         while not importing.done() and not stop.is_set():
             wait([importing], POLL_S)
             # A take-over disturbs the active worker, so it waits until everything is checked.
-            if clients and settings.run.on_conflict != "take_over":
+            if clients and rank.count == 1 and settings.run.on_conflict != "take_over":
                 clients.election.poll()
         if stop.is_set():
             return

@@ -1,6 +1,7 @@
 """The start of a worker's turn: rank 0 is elected and recovers the run, and the other ranks follow it."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.contract.manifest import decode_manifest, digest, encode
 from stream_learner.contract.spans import Positions
-from stream_learner.errors import StreamLearnerError
+from stream_learner.errors import ExitCode, RankLostError, StateError, StoreError, StreamLearnerError
 from stream_learner.learning.parallel import Parallel
-from stream_learner.publishing.ownership import await_turn, fencing
+from stream_learner.publishing.ownership import await_turn, fencing, first_look
 from stream_learner.publishing.recover import Checkpoint, Fetch, Recovered, Recovery
+from stream_learner.run.gang import PATIENCE_S, Gang
 from stream_learner.run.together import any_rank, from_ranks
 from stream_learner.streams.clients import Clients
 
@@ -24,6 +26,8 @@ log = structlog.get_logger()
 
 # Rank 0 polls the election at least this often while other ranks fetch a checkpoint.
 POLL_S = 0.5
+# A rank of a standby waits this long before it fetches a checkpoint again that the store did not return.
+AGAIN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Lead:
 class What(StrEnum):
     LOOKED = auto()
     """Rank 0 has looked at the run. The other ranks fetch the checkpoint that it saw."""
+    LOOKED_AGAIN = auto()
+    """Rank 0 has looked again, because a rank could not fetch the checkpoint. If a rank fails again, all ranks end."""
     STANDING_BY = auto()
     RECOVERING = auto()
     RECOVERED = auto()
@@ -62,13 +68,31 @@ class Ahead:
         self._fetch = fetch
         self._thread = ThreadPoolExecutor(1, "fetch")
         self._newest: Future[Checkpoint] | None = None
+        self._manifest = b""
+        self._begun_at = 0.0
         self._seen: Checkpoint | None = None
 
     def begin(self, manifest: bytes) -> None:
         """Begin to fetch the checkpoint of a manifest, unless it was the last one that was fetched."""
         if self._newest:
             self._newest.cancel()  # it may still wait for the thread
+        self._manifest, self._begun_at = manifest, time.monotonic()
         self._newest = self._thread.submit(self._fetched, manifest)
+
+    def begin_again(self) -> None:
+        """Begin the same manifest again if the store failed, and the last attempt began AGAIN_S ago or earlier."""
+        if isinstance(self.failure(), StoreError) and time.monotonic() >= self._begun_at + AGAIN_S:
+            self.begin(self._manifest)
+
+    def failure(self) -> StreamLearnerError | None:
+        """Return the error of the checkpoint that was begun last. None if there is none, or it is still fetched.
+
+        Raises errors that are not StreamLearnerErrors: they are bugs, or the memory ran out.
+        """
+        error = self._newest.exception() if self._newest and self._newest.done() else None
+        if error is None or isinstance(error, StreamLearnerError):
+            return error
+        raise error
 
     def wait(self, seconds: float) -> bool:
         """Wait for the checkpoint that was begun last. Return whether it is still being fetched."""
@@ -94,7 +118,7 @@ def lead_in(
     settings: Settings,
     store: Store,
     lead: Lead,
-    parallel: Parallel,
+    gang: Gang,
     stop: threading.Event,
     stand_by: Callable[[], None],
     recover: Callable[[], None],
@@ -102,10 +126,11 @@ def lead_in(
     """Wait until this worker is elected, then recover the run. Return None if `stop` is set earlier.
 
     Call `stand_by` while another worker is active, and `recover` once this worker is elected. The other ranks of the
-    run are in `follow` meanwhile. All ranks fetch the newest checkpoint before the take-over. Raises the errors of
-    `await_turn` and of `Recovery.take_over`.
+    run are in `follow` meanwhile. All ranks fetch the newest checkpoint before this worker takes part in the election.
+    Raises the errors of `await_turn` and of `Recovery.take_over`. Raises StateError, StoreError if another rank cannot
+    fetch the checkpoint, RankLostError if another rank fetches it for longer than PATIENCE_S.
     """
-    election, recovery = lead.clients.election, lead.recovery
+    parallel, election, recovery = gang.parallel, lead.clients.election, lead.recovery
     told = None
 
     def news() -> bytes | None:
@@ -117,10 +142,19 @@ def lead_in(
         stand_by()
         _say(parallel, Said(What.STANDING_BY, news()))
 
-    _say(parallel, Said(What.LOOKED, news()))
-    while any_rank(parallel, False)[0]:
+    def poll() -> None:
         if settings.run.on_conflict != "take_over":  # which would disturb the active worker
             election.poll()
+
+    _say(parallel, Said(What.LOOKED, news()))
+    _wait_for_others(parallel, poll)
+    if _failed(gang, What.LOOKED):
+        # The active worker may have deleted the objects of this checkpoint, after it published a newer one.
+        first_look(settings, recovery.look)
+        told = None
+        _say(parallel, Said(What.LOOKED_AGAIN, news()))
+        _wait_for_others(parallel, poll)
+        _failed(gang, What.LOOKED_AGAIN)
     if not await_turn(settings, store, election, stop, stand_by_together, recovery.look):
         _say(parallel, Said(What.STOPPED))
         return None
@@ -129,32 +163,64 @@ def lead_in(
     recovered = recovery.take_over(fencing(election, lead.clients.transaction.fence))
     manifest = recovered.checkpoint and encode(recovered.checkpoint.manifest)
     _say(parallel, Said(What.RECOVERED, manifest, recovered.positions, recovered.epoch))
-    while any_rank(parallel, False)[0]:
-        election.poll()  # the group would give up a member that does not poll for five minutes
+    _wait_for_others(parallel, election.poll)
     return recovered
 
 
 def follow(
-    settings: Settings, store: Store, parallel: Parallel, stand_by: Callable[[], None], recover: Callable[[], None]
+    settings: Settings, store: Store, gang: Gang, stand_by: Callable[[], None], recover: Callable[[], None]
 ) -> Recovered | None:
     """Wait until rank 0 has recovered the run, and fetch the states of this rank's shards. Return None if it stops.
 
     Raises StateError, StoreError.
     """
+    parallel = gang.parallel
     ahead = Ahead(Fetch(settings, store, parallel.local))
     while (said := _say(parallel, None)).what != What.STOPPED:
         if said.manifest:
             ahead.begin(said.manifest)
         if said.what == What.STANDING_BY:
+            ahead.begin_again()
             stand_by()
         elif said.what == What.RECOVERING:
             recover()
         else:
             while any_rank(parallel, ahead.wait(POLL_S))[0]:
                 pass
-        if said.what == What.RECOVERED:
+        if said.what in (What.LOOKED, What.LOOKED_AGAIN):
+            _failed(gang, said.what, ahead.failure())
+        elif said.what == What.RECOVERED:
             return Recovered(said.positions, {}, said.epoch, ahead.result() if said.manifest else None)
     return None
+
+
+def _wait_for_others(parallel: Parallel, poll: Callable[[], None]) -> None:
+    """Wait on rank 0 until no other rank fetches a checkpoint. Call `poll` meanwhile.
+
+    The group of the election would give up a member that does not poll for five minutes. Raises RankLostError.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while any_rank(parallel, False)[0]:
+        if time.monotonic() > deadline:
+            raise RankLostError(
+                f"another rank of the run did not fetch the newest checkpoint within {PATIENCE_S:g} s. Check that the "
+                "store answers on its host, then start all ranks again"
+            )
+        poll()
+
+
+def _failed(gang: Gang, what: What, failure: StreamLearnerError | None = None) -> bool:
+    """Return whether a rank could not fetch the checkpoint. `failure` is the error of this rank.
+
+    After LOOKED_AGAIN, raise StateError or StoreError on all ranks instead.
+    """
+    failures = from_ranks(gang.parallel, failure and [failure.code == ExitCode.STATE, str(failure)])
+    failed = [rank for rank, found in enumerate(failures) if found]
+    if failed and what == What.LOOKED_AGAIN:
+        gang.leave()
+        is_state, message = failures[failed[0]]
+        raise (StateError if is_state else StoreError)(f"rank {failed[0]} of the run: {message}")
+    return bool(failed)
 
 
 def _say(parallel: Parallel, said: Said | None) -> Said:

@@ -14,7 +14,7 @@ import structlog
 from stream_learner import networks
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
-from stream_learner.contract.manifest import Manifest
+from stream_learner.contract.manifest import Arithmetic, Manifest
 from stream_learner.contract.vocabulary import Split
 from stream_learner.errors import (
     DependencyError,
@@ -28,6 +28,7 @@ from stream_learner.errors import (
     UsageError,
 )
 from stream_learner.formats.decoder import Decoder
+from stream_learner.learning.identity import identity, settings_digest
 from stream_learner.learning.parallel import Parallel
 from stream_learner.learning.placement import place
 from stream_learner.learning.process import set_up_torch
@@ -157,12 +158,14 @@ def run(
         log.warning("the network's body is frozen and random, unless its factory loads weights; set model.weights")
     set_up_torch(settings)
     # If the device does not work, fail before another worker is ended.
-    place(settings.learning, networks.factory(settings.model.name))
+    placement = place(settings.learning, networks.factory(settings.model.name))
 
     health, metrics = monitor.health, monitor.metrics
     ends = Ends(leaving_a_mark(settings, store, end_process) if lead else end_process)
     gang = join(rank, settings, ends, health)
     parallel = gang.parallel
+    if rank.count > 1:
+        _check_alike(gang, placement.arithmetic(settings_digest(settings, identity(settings))))
 
     def stand_by() -> None:
         health.enter(Phase.STANDBY)
@@ -183,15 +186,14 @@ def run(
 
     try:
         recovered = (
-            lead_in(settings, store, lead, parallel, stop, stand_by, recover)
+            lead_in(settings, store, lead, gang, stop, stand_by, recover)
             if lead
-            else follow(settings, store, parallel, stand_by, recover)
+            else follow(settings, store, gang, stand_by, recover)
         )
         if recovered is None:
             gang.leave()
             return
         driver = resumed(settings, recovered, parallel)
-        _check_alike(gang, driver)
         last = recovered.checkpoint
         sequence = last.manifest.sequence if last else 0
         if last:
@@ -252,6 +254,7 @@ def run(
             worker = Worker(stream, driver, saves, upkeep, breaker, lives, gang.leave)
             log.info("learning", epoch=recovered.epoch, sequence=sequence, classes=len(driver.learner.labels))
             del recovered, last  # frees the memory of the fetched state
+            parallel.take_traffic()  # discards the time that this rank stood by
             health.enter(Phase.LEARNING)
             try:
                 with lives.watched():
@@ -266,10 +269,10 @@ def run(
         ends(error.code)
 
 
-def _check_alike(gang: Gang, driver: Driver) -> None:
+def _check_alike(gang: Gang, arithmetic: Arithmetic) -> None:
     """Raise UsageError, on all ranks, if ranks compute on other hardware or software than rank 0."""
-    made = from_ranks(gang.parallel, msgspec.to_builtins(driver.learner.arithmetic))
-    if odd := next((rank for rank, arithmetic in enumerate(made) if arithmetic != made[0]), None):
+    made = from_ranks(gang.parallel, msgspec.to_builtins(arithmetic))
+    if odd := next((rank for rank, other in enumerate(made) if other != made[0]), None):
         gang.leave()
         raise UsageError(
             f"rank {odd} computes with {made[odd]}, rank 0 with {made[0]}. The result would depend on which rank has "

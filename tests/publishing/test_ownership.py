@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from stream_learner.errors import (
     StoreError,
 )
 from stream_learner.publishing.ownership import MAYBE_REPLACED, await_turn, fencing, first_look, leaving_a_mark
+
+DEADLINE_S = 60.0
 
 
 class Election:
@@ -115,10 +118,41 @@ def test_a_standby_waits_warm_until_it_is_elected(new_waiting: NewWaiting, error
     waiting.error, waiting.error_from = error, 2
     election = Election(None, *[False] * 9, None, True)  # None: the brokers are deciding again
     assert waiting.wait(election)
-    assert waiting.stood_by == [float(n) for n in range(2, 12)]
+    assert waiting.stood_by[:10] == [float(n) for n in range(2, 12)]  # then until the last look ends
     assert waiting.looked[0] == 0.0
     assert 2 <= len(waiting.looked) <= 3  # not while the last one runs
     assert election.take_overs == 0
+
+
+@pytest.mark.parametrize("error", [None, StateError("other settings")])
+def test_a_worker_that_is_elected_during_a_look_stands_by_until_it_ends(
+    new_waiting: NewWaiting, error: StateError | None
+):
+    waiting, election = new_waiting("standby"), Election(None, *[False] * 6, True)
+    looks, stood_by = threading.Event(), threading.Event()
+
+    def look() -> None:
+        looks.set()
+        assert stood_by.wait(DEADLINE_S)
+        if error:
+            raise error
+
+    def stand_by() -> None:
+        if election.elected:
+            stood_by.set()
+        elif election.now >= 7:
+            assert looks.wait(DEADLINE_S)
+
+    def wait() -> bool:
+        clock = lambda: election.now  # noqa: E731
+        return await_turn(waiting.settings, waiting.store, election, Stop(10**9), stand_by, look, clock)
+
+    if error:
+        with pytest.raises(StateError, match="other settings"):
+            wait()
+    else:
+        assert wait()
+    assert stood_by.is_set()
 
 
 def test_a_standby_stops_when_it_is_told_to(new_waiting: NewWaiting):

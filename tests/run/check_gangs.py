@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from joined_rank import RUN, sums
 
 from stream_learner.errors import ExitCode
 from stream_learner.learning.parallel import Parallel
+from stream_learner.local.broker import free_port
 
 RANKS = 4
 DEADLINE_S = 120.0
@@ -27,7 +29,7 @@ def launcher(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         launcher.kill()
 
 
-def joined(launcher: subprocess.Popen[str], folder: Path, ranks: int = RANKS) -> list[int]:
+def joined(launcher: subprocess.Popen[Any], folder: Path, ranks: int = RANKS) -> list[int]:
     """Return the process ids of the ranks, once all have joined and summed."""
     deadline = time.monotonic() + DEADLINE_S
     while len(files := sorted(folder.glob("pid*"))) < ranks:
@@ -86,10 +88,30 @@ def test_a_gang_leaves_in_order(launcher: subprocess.Popen[str], tmp_path: Path)
     assert launcher.wait(DEADLINE_S) == ExitCode.OK
 
 
-def test_torchrun_starts_a_gang(tmp_path: Path):
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_torchrun_starts_a_gang(tmp_path: Path, hosts: int):
+    place = ["--nnodes", str(hosts), "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(2 // hosts), *place]
+    agents = [
+        subprocess.Popen(
+            [*torchrun, "--node-rank", str(host), PROGRAM, "2", str(tmp_path)],
+            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
+        )
+        for host in range(hosts)
+    ]
+    try:
+        joined(agents[0], tmp_path, 2)
+        (tmp_path / "leave").touch()
+        assert [agent.wait(DEADLINE_S) for agent in agents] == [ExitCode.OK] * hosts
+    finally:
+        for agent in agents:
+            agent.terminate()  # torchrun then ends its ranks
+            agent.wait()
+
+
+def test_torchrun_without_a_port_is_refused(tmp_path: Path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
     command = [*torchrun, "--master-port", "0", PROGRAM, "2", str(tmp_path)]
-    with subprocess.Popen(command, env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"}, text=True) as agent:
-        joined(agent, tmp_path, 2)
-        (tmp_path / "leave").touch()
-        assert agent.wait(DEADLINE_S) == ExitCode.OK
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=DEADLINE_S)
+    assert done.returncode
+    assert "MASTER_PORT = '0' in the environment is not a port from 1 to 65535" in done.stdout

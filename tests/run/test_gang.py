@@ -1,12 +1,12 @@
 """The place of a process in its gang, and a gang whose ranks join as workers do."""
 
 import os
-import queue
 import signal
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from joined_rank import RUN, sums
 
 from stream_learner.errors import ExitCode, UsageError
 from stream_learner.learning.parallel import Parallel
+from stream_learner.run import heartbeats
 from stream_learner.run.gang import Rank, check_ranks, is_started
 from stream_learner.run.heartbeats import BEAT, LEAVING, Heartbeats
 
@@ -42,6 +43,9 @@ def test_the_environment_says_which_rank_a_process_is(environment: dict[str, str
         ({"RANK": "a", "WORLD_SIZE": "2"}, "is not a number"),
         (ADDRESS | {"RANK": "2", "WORLD_SIZE": "2"}, "RANK = 2 in the environment is not from 0 to WORLD_SIZE - 1 = 1"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}, "MASTER_ADDR or MASTER_PORT is not"),
+        (ADDRESS | {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "0"}, "MASTER_PORT = '0' .* from 1 to 65535"),
+        (ADDRESS | {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "65536"}, "MASTER_PORT = '65536' .* from 1 to"),
+        (ADDRESS | {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "http"}, "MASTER_PORT = 'http' .* from 1 to"),
     ],
 )
 def test_an_environment_of_no_rank_is_refused(environment: dict[str, str], message: str):
@@ -94,18 +98,30 @@ def test_the_launcher_runs_its_own_command_line(ranks: int, lines: list[str], tm
         assert expected in line
 
 
-def test_a_rank_watches_itself_until_it_leaves():
+def test_a_rank_watches_itself_until_it_leaves(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(heartbeats, "SILENT_BEATS", 10**6)
     ours, theirs = socket.socketpair()
-    watched, ends = queue.SimpleQueue[None](), list[str]()
-    with theirs:
-        beats = Heartbeats(0, {1: ours}, ends.append, 0.001, watch=lambda: watched.put(None))
-        for _ in range(3):
-            watched.get(timeout=DEADLINE_S)
+    watches, ends = list[None](), list[str]()
+
+    def watched() -> bool:
+        """Return whether the rank watched itself before the next beats, which come after those already sent."""
+        before = len(watches)
+        theirs.recv(2**20)
+        assert set(theirs.recv(1) + theirs.recv(1)) == {*BEAT}
+        return len(watches) > before
+
+    with ours, theirs, ThreadPoolExecutor(1) as pool:
+        theirs.settimeout(DEADLINE_S)
+        beats = Heartbeats(0, {1: ours}, ends.append, 0.001, watch=lambda: watches.append(None))
+        assert watched()
+        leaving = pool.submit(beats.leave)
+        deadline = time.monotonic() + DEADLINE_S
+        while watched() and time.monotonic() < deadline:
+            pass
+        assert not watched()
         theirs.send(LEAVING)
-        beats.leave()
-        assert theirs.recv(1) == BEAT
+        leaving.result(DEADLINE_S)
     assert not ends
-    ours.close()
 
 
 def test_ranks_that_join_sum_alike_until_one_is_killed(tmp_path: Path):
