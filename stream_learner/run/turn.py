@@ -126,9 +126,9 @@ def lead_in(
     """Wait until this worker is elected, then recover the run. Return None if `stop` is set earlier.
 
     Call `stand_by` while another worker is active, and `recover` once this worker is elected. The other ranks of the
-    run are in `follow` meanwhile. All ranks fetch the newest checkpoint before this worker takes part in the election.
-    Raises the errors of `await_turn` and of `Recovery.take_over`. Raises StateError, StoreError if another rank cannot
-    fetch the checkpoint, RankLostError if another rank fetches it for longer than PATIENCE_S.
+    run are in `follow` meanwhile. All ranks fetch the newest checkpoint before the take-over. Raises the errors of
+    `await_turn` and of `Recovery.take_over`, StateError, StoreError if another rank cannot fetch the checkpoint, and
+    RankLostError if another rank fetches it for longer than PATIENCE_S.
     """
     parallel, election, recovery = gang.parallel, lead.clients.election, lead.recovery
     told = None
