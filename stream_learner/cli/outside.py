@@ -21,7 +21,7 @@ def status(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
 ) -> None:
-    """Show the newest checkpoint, the lag of each partition in records, the newest metrics, and the followers.
+    """Show the newest checkpoint, the lag of each partition in messages, the newest metrics, and the followers.
 
     Reads Kafka only.
     """
@@ -56,7 +56,9 @@ def status(
     table = Table(Column("topic", overflow="fold"), "partition", "position", "lag")
     for topic, partitions in found.lag.items():
         for partition, lag in partitions.items():
-            table.add_row(printable(topic), str(partition), str(found.positions[topic][partition]), str(lag))
+            rows = found.manifest.rows.get(topic, {}).get(partition) if found.manifest else None
+            position = str(found.positions[topic][partition]) + (f" (after {rows} rows)" if rows else "")
+            table.add_row(printable(topic), str(partition), position, str(lag))
     out.print(table)
     if found.followers:
         table = Table(

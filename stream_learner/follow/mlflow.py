@@ -301,6 +301,8 @@ def _lineage(manifest: Manifest, one: Earlier, release: Release | None) -> dict[
         tags[PREFIX + "program"] = manifest.program
         if release.is_of_its_manifest:
             tags[PREFIX + "offsets"] = encode(manifest.learned_positions).decode()
+            if manifest.rows:
+                tags[PREFIX + "rows"] = encode(manifest.rows).decode()
     return tags
 
 

@@ -32,7 +32,8 @@ class KeptRelease(msgspec.Struct, frozen=True, kw_only=True):
     lowest: list[ClassAccuracy]
     """The classes with the lowest recall on the test samples, at most 3, lowest first."""
     records: int | None
-    """Number of input offsets between the release before and this one. None if unknown."""
+    """Number of input offsets between the release before and this one, where a message with many rows counts as one.
+    None if unknown."""
     decision: Decision | None
     used: bool
     """Whether followers use this release: it is pinned, or the newest one that is not withdrawn."""

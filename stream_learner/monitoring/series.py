@@ -163,7 +163,7 @@ class Series:
             "log_start", "Oldest offset that the brokers keep, as an offset, from the last fetch.", partition
         )
         self.position = gauge("position", "Next offset to learn, as an offset.", partition)
-        self.lag_records = gauge("lag_records", "Distance from the partition's end, in records.", partition)
+        self.lag_records = gauge("lag_records", "Distance from the partition's end, in messages.", partition)
         self.lag_seconds = gauge(
             "lag_seconds",
             "Age of the oldest record that was not read, in seconds; 0 at the partition's end, NaN if its time is not "

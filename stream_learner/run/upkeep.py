@@ -94,7 +94,7 @@ class Upkeep:
             log.warning("drift: the prequential error rose", before=before, after=after, records=drift.records)
 
     def lag(self) -> Positions:
-        """Return the number of records between the learned position and the end of each partition."""
+        """Return the number of messages between the learned position and the end of each partition."""
         positions = self._driver.progress.positions
         return {
             topic: {p: max(0, end - positions.get(topic, {}).get(p, 0)) for p, end in partitions.items()}

@@ -285,9 +285,11 @@ def test_hugging_face(tmp_path: Path) -> None:
         assert "has no figures of the samples' weights" in (folder / "README.md").read_text()
         weighted = release(8)
         figures = {"record": Distribution(12, 0.75, 0.0, 1.5), "combined": Distribution(12, 0.5, 0.0, 1.0)}
-        weighted.manifest = replace(weighted.manifest, weights=figures)
+        reached = {"positions": {"images": {0: 5, 1: 6}}, "rows": {"images": {0: 9}}}
+        weighted.manifest = replace(weighted.manifest, weights=figures, **reached)
         card = (directory.put(weighted) / "README.md").read_text()
         assert "| record | 12 | 0.75 | 0 | 1.5 |\n| weight | 12 | 0.5 | 0 | 1 |\n" in card
+        assert "| images | 0 | 5 (after 9 rows) |\n| images | 1 | 6 |\n" in card
     config = json.loads((folder / "config.json").read_bytes())
     assert (config["id2label"], config["image_size"]) == ({"0": "cat", "1": "7", "2": "\u00e9"}, [8, 8])
 

@@ -221,6 +221,8 @@ def test_the_largest_window_and_manifest_fit_in_their_topics(settings: Settings,
     assert len(data) <= MAX_DOCUMENT_BYTES
     assert fitted.omitted == [f"release.{name}.per_class" for name in ("forgetting", "validation", "test")]
     assert fitted.earlier == more.earlier
+    whole, _ = fit(msgspec.structs.replace(more, rows={}), MAX_DOCUMENT_BYTES)
+    assert whole.omitted == ["release.forgetting.per_class", "release.validation.per_class"]
     # Each manifest names the omitted fields of its last release.
     monkeypatch.setattr(checkpoint_writer, "MAX_DOCUMENT_BYTES", len(encode(found.manifest)) - 100_000)
     first = writer.commit(writer.prepare(snapshot, {}))

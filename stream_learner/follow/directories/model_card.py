@@ -93,7 +93,9 @@ def _data(release: Release) -> Iterator[str]:
     yield "| topic | partition | next offset |"
     yield "|---|---|---|"
     for topic, partition, offset in each(manifest.learned_positions):
-        yield f"| {_text(topic)} | {partition} | {offset} |"
+        rows = manifest.rows.get(topic, {}).get(partition)
+        after = f" (after {rows} rows)" if rows else ""
+        yield f"| {_text(topic)} | {partition} | {offset}{after} |"
     if not release.is_of_its_manifest:
         yield ""
         yield f"These are the offsets of checkpoint {manifest.sequence}, which was saved after the release."
