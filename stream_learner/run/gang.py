@@ -135,21 +135,10 @@ def join(rank: Rank, settings: Settings, end_process: EndProcess, health: Health
         log.error(f"{reason}, so this rank ends too. {again}")
         end_process(ExitCode.RANK)
 
-    hung = 0
-
-    def watch() -> None:
-        nonlocal hung
-        if not health:
-            return
-        if parallel.waits:
-            health.beat()
-        # A process that was frozen, for example by `docker pause`, first gets time for its next turn.
-        why = health.why_not_live()
-        hung = hung + 1 if why else 0
-        if hung > SILENT_BEATS:
-            stack = traceback.format_stack(sys._current_frames()[threading.main_thread().ident or 0])
-            log.error(f"{why}, so this rank ends. {again}", stack="".join(stack))
-            end_process(ExitCode.WATCHDOG)
+    def hang(why: str) -> None:
+        stack = traceback.format_stack(sys._current_frames()[threading.main_thread().ident or 0])
+        log.error(f"{why}, so this rank ends. {again}", stack="".join(stack))
+        end_process(ExitCode.WATCHDOG)
 
     listener = os.environ.get(LISTENER)
     timeout_s = PATIENCE_S + settings.kafka.give_up_s
@@ -162,4 +151,25 @@ def join(rank: Rank, settings: Settings, end_process: EndProcess, health: Health
         return str(parallel.objects([value] * len(parallel.local))[0])
 
     peers = connections(rank.index, rank.count, os.environ["MASTER_ADDR"], shared)
+    watch = watching(health, lambda: parallel.waits, hang) if health else lambda: None
     return Gang(parallel, Heartbeats(rank.index, peers, end, watch=watch))
+
+
+def watching(health: Health, waits: Callable[[], bool], hang: Callable[[str], None]) -> Callable[[], None]:
+    """Return a function, called at each heartbeat, that calls `hang` with a reason when the main thread hangs.
+
+    `waits` returns whether the main thread waits for other ranks.
+    """
+    hung = 0
+
+    def watch() -> None:
+        nonlocal hung
+        if waits():
+            health.beat()
+        # A process that was frozen, for example by `docker pause`, first gets time for its next turn.
+        why = health.why_not_live()
+        hung = hung + 1 if why else 0
+        if why and hung > SILENT_BEATS:
+            hang(why)
+
+    return watch

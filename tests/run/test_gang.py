@@ -15,9 +15,10 @@ from joined_rank import RUN, sums
 
 from stream_learner.errors import ExitCode, UsageError
 from stream_learner.learning.parallel import Parallel
+from stream_learner.monitoring.health import Health, Phase
 from stream_learner.run import heartbeats
-from stream_learner.run.gang import Rank, check_ranks, is_started
-from stream_learner.run.heartbeats import BEAT, LEAVING, Heartbeats
+from stream_learner.run.gang import Rank, check_ranks, is_started, watching
+from stream_learner.run.heartbeats import BEAT, LEAVING, SILENT_BEATS, Heartbeats
 
 ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 DEADLINE_S = 60.0
@@ -122,6 +123,27 @@ def test_a_rank_watches_itself_until_it_leaves(monkeypatch: pytest.MonkeyPatch):
         theirs.send(LEAVING)
         leaving.result(DEADLINE_S)
     assert not ends
+
+
+def test_a_rank_that_was_frozen_has_time_for_its_next_turn_before_it_counts_as_hung():
+    now, waits, hangs = [0.0], [False], list[str]()
+    health = Health(10.0, clock=lambda: now[0])
+    watch = watching(health, lambda: waits[0], hangs.append)
+    health.enter(Phase.LEARNING)
+    for end_of_freeze in (health.beat, lambda: waits.__setitem__(0, True)):
+        now[0] += 1000
+        for _ in range(SILENT_BEATS):
+            watch()
+        end_of_freeze()
+        watch()
+    assert not hangs
+    waits[0] = False
+    now[0] += 11
+    for _ in range(SILENT_BEATS):
+        watch()
+    assert not hangs
+    watch()
+    assert hangs == ["the loop made no turn for 11 s (monitoring.live_timeout_s = 10)"]
 
 
 def test_ranks_that_join_sum_alike_until_one_is_killed(tmp_path: Path):
