@@ -2,22 +2,20 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from itertools import islice
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from command_line import processes
-from shard_runs import Run, shard_settings
+from shard_runs import Run, in_processes, shard_settings
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,10 +25,8 @@ from stream_learner import config, networks
 from stream_learner.config import Settings
 from stream_learner.errors import ExitCode, StreamLearnerError
 from stream_learner.learning.learner import Learner
-from stream_learner.learning.parallel import Parallel
 from stream_learner.learning.placement import place
 from stream_learner.learning.process import set_up_torch
-from stream_learner.learning.ranks import Ranks, join_group
 from stream_learner.learning.spec import spec_of
 from stream_learner.registry import AUGMENTATIONS, STRATEGIES
 
@@ -38,6 +34,7 @@ NO_GPU = 77  # the exit code of a skipped test for GNU Automake
 COUNT = 24
 DEADLINE_S = 90.0
 SIDE_PX, BATCH, RECORDS = 64, 128, 200_000
+on_gpus = partial(in_processes, device="cuda")
 ALL = {"augment": list(AUGMENTATIONS), "average_decay": 0.9}
 
 
@@ -103,30 +100,6 @@ def test_a_copy_from_pinned_memory_ends_beside_a_computation():
             copied.record(copies)
         torch.cuda.synchronize()
     assert began.elapsed_time(copied) < began.elapsed_time(computed)
-
-
-def on_gpus(shards: int, ranks: int, work: Callable[[Parallel], Any]) -> list[Any]:
-    """Return what `work` returns on each rank. Each rank is a process with a GPU of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    pipes = [processes.Pipe() for _ in range(ranks)]
-    for rank, (_, theirs) in enumerate(pipes):
-        processes.Process(target=_rank, args=(shards, rank, ranks, port, work, theirs), daemon=True).start()
-        theirs.close()
-    found = [ours.recv() for ours, _ in pipes]
-    for ours, _ in pipes:
-        ours.close()
-    return found
-
-
-def _rank(shards: int, rank: int, ranks: int, port: int, work: Callable[[Parallel], Any], parent: Connection) -> None:
-    set_up_torch(shard_settings())
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    assert join_group(rank, ranks, rank, "cuda", None, 120.0)
-    parent.send(work(Ranks(shards, rank, ranks)))
-    with suppress(EOFError):
-        parent.recv()  # the other ranks may need this one until all have sent
-    os._exit(0)
 
 
 @pytest.fixture

@@ -1,20 +1,10 @@
 """The long form of `test_shards`: each strategy, optimizer, network, head and policy, for many batches."""
 
-import os
-import socket
-from collections.abc import Callable
-from contextlib import suppress
-from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
-import torch
-from command_line import processes
-from shard_runs import Run, shard_settings
+from shard_runs import Run, in_processes, shard_settings
 
-from stream_learner.learning.parallel import Parallel
-from stream_learner.learning.process import set_up_torch
-from stream_learner.learning.ranks import Ranks, join_group
 from stream_learner.registry import AUGMENTATIONS, HEADS, MODELS, STRATEGIES, WEIGHTS
 
 LARGE = {"resnet18", "resnet50"}  # a step takes a second
@@ -57,33 +47,6 @@ def test_the_number_of_ranks_changes_nothing(kind):
     first, second = count // 3, 2 * count // 3
     moving = Run(settings, count).on(4, 0, first).on(2, first, second).on(1, second, count)
     assert moving.everything == alone
-
-
-def in_processes(shards: int, ranks: int, work: Callable[[Parallel], Any]) -> list[Any]:
-    """Return what `work` returns on each rank. Each rank is a process."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    pipes = [processes.Pipe() for _ in range(ranks)]
-    for rank, (_, theirs) in enumerate(pipes):
-        processes.Process(target=_process, args=(shards, rank, ranks, port, work, theirs), daemon=True).start()
-        theirs.close()
-    found = [ours.recv() for ours, _ in pipes]
-    for ours, _ in pipes:
-        ours.close()
-    return found
-
-
-def _process(
-    shards: int, rank: int, ranks: int, port: int, work: Callable[[Parallel], Any], parent: Connection
-) -> None:
-    set_up_torch(shard_settings())
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    join_group(rank, ranks, rank, "cpu", None, 120.0)
-    parent.send(work(Ranks(shards, rank, ranks)))
-    with suppress(EOFError):
-        parent.recv()  # the other ranks may need this one until all have sent
-    os._exit(0)
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn", "resnet18_slim"])

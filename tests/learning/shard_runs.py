@@ -2,13 +2,19 @@
 
 import dataclasses
 import hashlib
+import os
+import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+import torch
+from command_line import processes
 from ranks_in_threads import together
 
 from stream_learner.config import Settings
@@ -18,6 +24,8 @@ from stream_learner.formats.record import Sample
 from stream_learner.learning.learner import Learner
 from stream_learner.learning.outcome import Outcome
 from stream_learner.learning.parallel import Parallel
+from stream_learner.learning.process import set_up_torch
+from stream_learner.learning.ranks import Ranks, join_group
 from stream_learner.learning.saved import Saved
 from stream_learner.learning.state_dict import StateDict, join, split
 from stream_learner.networks.tensors import as_arrays, as_tensors
@@ -162,3 +170,31 @@ class Run:
             released,
             seen,
         )
+
+
+def in_processes(shards: int, ranks: int, work: Callable[[Parallel], Any], device: str = "cpu") -> list[Any]:
+    """Return what `work` returns on each rank. Each rank is a process, with a GPU of its own if `device` is cuda."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    pipes = [processes.Pipe() for _ in range(ranks)]
+    for rank, (_, theirs) in enumerate(pipes):
+        processes.Process(target=_process, args=(shards, rank, ranks, port, work, device, theirs), daemon=True).start()
+        theirs.close()
+    found = [ours.recv() for ours, _ in pipes]
+    for ours, _ in pipes:
+        ours.close()
+    return found
+
+
+def _process(
+    shards: int, rank: int, ranks: int, port: int, work: Callable[[Parallel], Any], device: str, parent: Connection
+) -> None:
+    set_up_torch(shard_settings())
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    uses_gpu = join_group(rank, ranks, rank, device, None, 120.0)
+    assert uses_gpu == (device == "cuda")
+    parent.send(work(Ranks(shards, rank, ranks)))
+    with suppress(EOFError):
+        parent.recv()  # the other ranks may need this one until all have sent
+    os._exit(0)
