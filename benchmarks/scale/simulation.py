@@ -53,7 +53,7 @@ class Network(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What the shards have to learn.
+    """Work of the shards in a step.
 
     `shares` are the shards' records in a step, as shares (0..1) of a full part of the batch. Rank 0 takes `slow` times
     as long as the others. Without `save_every_s`, nothing is saved. With `arrival_s`, steps wait for records: the

@@ -79,10 +79,10 @@ def feed(
     """Send `epochs` passes over a data set, each in a new order, and at most `limit` records in total.
 
     A record is in the plain format: the image as value, the id as key and header, the label as header, and the split of
-    a held-out example as header. The key chooses the partition. With more than one of `rows`, messages of so many
-    records are in the Arrow format, without keys. `rate` is in records/s, None for no limit.
-    `on_progress(acknowledged, total)` is called several times a second and at the end. Once `stop` is set, no more
-    records are sent, and the function returns when all sent records are acknowledged.
+    a held-out example as header. The key chooses the partition. If `rows` is above 1, each message holds that number of
+    records in the Arrow format, and has no key. `rate` is in records/s, None for no limit. `on_progress(acknowledged,
+    total)` is called several times a second and at the end. Once `stop` is set, no more records are sent, and the
+    function returns when all sent records are acknowledged.
 
     Raises KafkaUnavailableError when a record is not acknowledged, TopicsError when the topic is missing.
     """

@@ -75,8 +75,8 @@ class Snapshot:
     `shards` are the states of this rank's shards, empty if the run has a single shard. `parts` maps digests to
     immutable bytes: full segments of the memory and the held-out sets. Most of them were already in the last snapshot.
     `positions` are the next offsets to learn, and `rows` the rows that were learned of the messages there, from
-    `run/progress.py`. If the gate decided at this snapshot,
-    `candidate`, `decision` and `discarded` are copied from `Decided`. Otherwise they are None.
+    `run/progress.py`. If the gate decided at this snapshot, `candidate`, `decision` and `discarded` are copied from
+    `Decided`. Otherwise they are None.
     """
 
     tensors: dict[str, np.ndarray]

@@ -25,9 +25,9 @@ class Batch:
 
     A batch may hold no training sample, because held-out records alone also advance the position. `places` are the
     places of the records in the order of reading. Deletion markers (`tombstones`) have no place. A batch may begin and
-    end inside a message with rows. `rows` then says where, as in `contract.spans.follow`.
-    `predictions` are the records of the predictions topic, each with the number of samples read before it. They count
-    neither as records nor as samples.
+    end inside a message with rows. `rows` then says where, as in `contract.spans.follow`. `predictions` are the records
+    of the predictions topic, each with the number of samples read before it. They count neither as records nor as
+    samples.
     """
 
     samples: list[Sample] = field(default_factory=list)

@@ -197,6 +197,8 @@ class OpenBatch:
 
     def _rows_read(self, message: Record) -> int:
         """Return how many rows of this message were read before."""
+        if not self._rows:  # no partition is inside a message
+            return 0
         place = message.topic, message.partition
         return self._rows.get(place, 0) if self._positions.get(place, 0) == message.offset else 0
 
