@@ -34,8 +34,8 @@ demo: $(VENV)/demo.stamp ## Watch a model learn from a real Kafka (RESUME=1 cont
 test: $(VENV)/dev.stamp $(BIN)/promtool ## All the tests, those on the real broker included
 	@$(BIN)/python -m pytest $(or $(ARGS),-n 4 --dist loadfile --no-loadscope-reorder)
 
-torture: $(VENV)/dev.stamp ## Kill a worker over and over; nothing may be lost or twice (KILLS=500 SEED=0, DATA=path, RANKS=1 kills ranks)
-	@PYTHONPATH=tests/protocol $(BIN)/python tests/torture --kills $(or $(KILLS),100) --seed $(or $(SEED),0) $(if $(DATA),--data "$(DATA)") $(if $(RANKS),--ranks)
+torture: $(VENV)/dev.stamp ## Kill a worker over and over; nothing may be lost or twice (KILLS=500 SEED=0, DATA=path, RANKS=1 kills ranks, ENVELOPES=1 feeds messages with many records)
+	@PYTHONPATH=tests/protocol $(BIN)/python tests/torture --kills $(or $(KILLS),100) --seed $(or $(SEED),0) $(if $(DATA),--data "$(DATA)") $(if $(RANKS),--ranks) $(if $(ENVELOPES),--envelopes)
 
 fuzz: $(VENV)/dev.stamp ## Damaged images through the decoder: samples or rejections, and soon (COUNT=1000000 SEED=0, DATA=path)
 	@$(BIN)/python tests/fuzz --count $(or $(COUNT),100000) --seed $(or $(SEED),0) $(if $(DATA),--data "$(DATA)")

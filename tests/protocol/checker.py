@@ -4,18 +4,25 @@ It uses no code of the worker, but another Kafka client, plain JSON, plain files
 """
 
 import json
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
+from envelopes import KEY, row, rows_in
 from feed import LOST, MAX_RECORD_BYTES, TOMBSTONE, UNREADABLE, Draft, Fed
 from outputs import Log, Place, Read, digest, inline, joined, matches, named_objects, of_earlier, places, roll_backs
 
 SPLITS = ("train", "validation", "test")
 ERRORS = "__connect.errors."
+
+# Offset of a record, and its row in a message that holds many records; otherwise 0.
+At = tuple[int, int]
+Origin = tuple[str, int, int, int | None]
 
 
 class Violation(NamedTuple):
@@ -87,26 +94,24 @@ def _misfits(sequences: list[int]) -> list[tuple[int, int]]:
 
 def check_coverage(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
     """Check that every fed record is in the spans of one window."""
-    covered: Counter[tuple[Place, int]] = Counter()
+    covered: Counter[tuple[Place, At]] = Counter()
+    records, rows, ends = _fates(fed), _rows(log), _ends(log.manifest)
     for window in log.windows:
-        for place, (start, end) in places(window["spans"]).items():
-            covered.update((place, offset) for offset in range(start, end))
-    positions = places(log.manifest["positions"])
+        for place, start, end in _stretches(window, rows):
+            covered.update((place, at) for at, _ in _between(records.get(place, []), start, end))
     for record in fed:
-        place = record.topic, record.partition
-        times = covered[place, record.offset]
-        if times == 0 and record.offset < positions.get(place, 0):
-            yield Violation(f"{place} {record.offset} is in no window", lost=1)
+        place, at = (record.topic, record.partition), _at(record)
+        times = covered[place, at]
+        if times == 0 and at < ends.get(place, (0, 0)):
+            yield Violation(f"{place} {at} is in no window", lost=1)
         if times > 1:
-            yield Violation(f"{place} {record.offset} is in {times} windows", twice=1)
+            yield Violation(f"{place} {at} is in {times} windows", twice=1)
 
 
 def check_windows(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
     """Check that windows cover each partition without gap or overlap up to its position, and count the fed records."""
-    fates: dict[Place, dict[int, str | None]] = defaultdict(dict)
-    for record in fed:
-        fates[record.topic, record.partition][record.offset] = record.draft.fate
-    reached = dict.fromkeys(fates, 0)
+    records, rows = _fates(fed), _rows(log)
+    reached: dict[Place, At] = dict.fromkeys(records, (0, 0))
     weighted, unknown = 0, False
     windows, manifests = log.windows, log.manifests
     if [(w["epoch"], w["sequence"]) for w in windows] != [(m["epoch"], m["sequence"]) for m in manifests]:
@@ -119,13 +124,14 @@ def check_windows(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
             yield Violation(f"{where} lost other offsets than its manifest")
         lost = {(place, o) for place, spans in places(window["lost"]).items() for span in spans for o in range(*span)}
         expected: Counter[str | None] = Counter()
-        for place, (start, end) in places(window["spans"]).items():
-            if start != reached.get(place, 0):
-                yield Violation(f"{where} begins at {place} {start}, not {reached.get(place, 0)}")
+        for place, start, end in _stretches(window, rows):
+            if start != reached.get(place, (0, 0)):
+                yield Violation(f"{where} begins at {place} {start}, not {reached.get(place, (0, 0))}")
             reached[place] = end
-            expected += Counter(fates[place][offset] for offset in range(start, end) if offset in fates[place])
-            fell_off = {(place, o) for o in range(start, end) if fates[place].get(o) == LOST}
-            if fell_off != {(at, o) for at, o in lost if at == place}:
+            fates = _between(records.get(place, []), start, end)
+            expected.update(fate for _, fate in fates)
+            fell_off = {offset for (offset, _), fate in fates if fate == LOST}
+            if fell_off != {offset for at, offset in lost if at == place}:
                 yield Violation(f"{where} does not say which records of {place} fell off retention")
         weighted += window["weights"].get("combined", {"count": 0})["count"]
         unknown |= "weights" in window["omitted"]
@@ -133,8 +139,43 @@ def check_windows(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
             yield Violation(f"manifest {manifest['sequence']} counts other weights than the windows up to it")
         del expected[LOST]
         yield from _check_counts(window, expected)
-    if reached != {place: at for place, at in places(log.manifest["positions"]).items() if at or place in reached}:
+    if reached != {place: end for place, end in _ends(log.manifest).items() if end > (0, 0) or place in reached}:
         yield Violation("the windows do not end at the manifest's positions")
+
+
+def _at(record: Fed) -> At:
+    return record.offset, record.row or 0
+
+
+def _fates(fed: Iterable[Fed]) -> dict[Place, list[tuple[At, str | None]]]:
+    """Return the fates of the records of each partition, in order."""
+    fates: dict[Place, dict[At, str | None]] = defaultdict(dict)
+    for record in fed:
+        fates[record.topic, record.partition][_at(record)] = record.draft.fate
+    return {place: sorted(of_place.items(), key=itemgetter(0)) for place, of_place in fates.items()}
+
+
+def _between(fates: list[tuple[At, str | None]], start: At, end: At) -> list[tuple[At, str | None]]:
+    first, last = (bisect_left(fates, at, key=itemgetter(0)) for at in (start, end))
+    return fates[first:last]
+
+
+def _rows(log: Log) -> dict[int, dict[Place, int]]:
+    """Return, by sequence, the number of rows that were learned of the message at each position."""
+    return {manifest["sequence"]: places(manifest["rows"]) for manifest in log.manifests}
+
+
+def _ends(manifest: dict[str, Any]) -> dict[Place, At]:
+    """Return where the next record of each partition is."""
+    rows = places(manifest["rows"])
+    return {place: (offset, rows.get(place, 0)) for place, offset in places(manifest["positions"]).items()}
+
+
+def _stretches(window: dict[str, Any], rows: dict[int, dict[Place, int]]) -> Iterator[tuple[Place, At, At]]:
+    """Yield where a window begins and ends in each of its partitions. `rows` are those of the manifests."""
+    before, after = (rows.get(sequence, {}) for sequence in (window["sequence"] - 1, window["sequence"]))
+    for place, (start, end) in places(window["spans"]).items():
+        yield place, (start, before.get(place, 0)), (end, after.get(place, 0))
 
 
 def _check_counts(window: dict[str, Any], expected: Counter[str | None]) -> Iterator[Violation]:
@@ -287,7 +328,7 @@ def check_roll_backs(log: Log) -> Iterator[Violation]:
                 yield Violation(f"{where} went back and refused nothing")
             if last is None or manifest["rolled_back_to"] != last["sequence"]:
                 yield Violation(f"{where} went back to another release than the last")
-            expected = read
+            expected = {place: [start, end] for place, (start, end) in read.items() if start < end}
         if places(manifest["discarded"]) != expected:
             yield Violation(f"{where} discards {manifest['discarded']}, not {expected}")
         if manifest["released"] or manifest["rolled_back_to"] is not None:
@@ -296,17 +337,18 @@ def check_roll_backs(log: Log) -> Iterator[Violation]:
 
 def check_dead_letters(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
     """Check that every rejected record is in the dead letters once, unchanged, with headers that give the reason."""
-    positions = places(log.manifest["positions"])
+    ends = _ends(log.manifest)
     rejected = {
-        (r.topic, r.partition, r.offset): r.draft
+        (r.topic, r.partition, r.offset, r.row): r.draft
         for r in fed
-        if r.draft.fate not in (None, LOST, TOMBSTONE, *SPLITS) and r.offset < positions.get((r.topic, r.partition), 0)
+        if r.draft.fate not in (None, LOST, TOMBSTONE, *SPLITS) and _at(r) < ends.get((r.topic, r.partition), (0, 0))
     }
-    letters: dict[tuple[str, int, int], Read] = {}
+    letters: dict[Origin, Read] = {}
     for letter in log.dead_letters:
         errors = _errors(letter)
         try:
-            origin = errors["topic"], int(errors["partition"]), int(errors["offset"])
+            row_of = int(errors["row"]) if "row" in errors else None
+            origin = errors["topic"], int(errors["partition"]), int(errors["offset"]), row_of
         except (KeyError, ValueError):
             yield Violation(f"dead letter {letter.offset} does not say where it is from")
             continue
@@ -326,10 +368,12 @@ def _errors(letter: Read) -> dict[str, str]:
     return {name: (value or b"").decode(errors="replace") for name, value in found.items()}
 
 
-def _check_dead_letter(letter: Read, draft: Draft, origin: tuple[str, int, int]) -> Iterator[Violation]:
+def _check_dead_letter(letter: Read, draft: Draft, origin: Origin) -> Iterator[Violation]:
     headers = [(name, value) for name, value in letter.headers if not name.startswith(ERRORS)]
     errors = _errors(letter)
+    is_row = origin[-1] is not None
     names = ["topic", "partition", "offset", "stage", "exception.class.name", "exception.message"]
+    names += ["row"] if is_row else []
     if [name for name, _ in letter.headers if name.startswith(ERRORS)] != [ERRORS + name for name in names]:
         yield Violation(f"{origin} has other error headers: {', '.join(errors)}")
         return
@@ -341,6 +385,12 @@ def _check_dead_letter(letter: Read, draft: Draft, origin: tuple[str, int, int])
         yield Violation(f"{origin} has another stage")
     if not errors["exception.message"]:
         yield Violation(f"{origin} has no message")
+    if is_row:
+        if (letter.key, headers) != (KEY, []):
+            yield Violation(f"{origin} has another key, or headers")
+        if str(rows_in(letter.value)) != str([row(draft)]):  # as text, because a weight may be NaN
+            yield Violation(f"{origin} has another row")
+        return
     if draft.fate == UNREADABLE:  # of it there is no more than its place
         expected = None, []
     elif len(draft.value or b"") > MAX_RECORD_BYTES:  # too large to be there whole
@@ -357,8 +407,8 @@ def _check_dead_letter(letter: Read, draft: Draft, origin: tuple[str, int, int])
 
 def check_drained(log: Log, fed: Sequence[Fed]) -> Iterator[Violation]:
     """Check that the newest manifest has passed every fed record. `check` does not, as it takes a log at any time."""
-    positions = places(log.manifest["positions"]) if log.checkpoints else {}
-    left = sum(record.offset >= positions.get((record.topic, record.partition), 0) for record in fed)
+    ends = _ends(log.manifest) if log.checkpoints else {}
+    left = sum(_at(record) >= ends.get((record.topic, record.partition), (0, 0)) for record in fed)
     if left:
         yield Violation(f"{left} records were not read", lost=left)
 

@@ -29,22 +29,25 @@ BAD_EVERY = 40
 class Draft(NamedTuple):
     """A record to feed.
 
-    `fate` is a split, a reason to reject, a deletion marker, or None: used, in a split that a hash decides.
+    `fate` is a split, a reason to reject, a deletion marker, or None: used, in a split that a hash decides. A message
+    that holds many records has these as `rows`.
     """
 
     key: bytes | None
     value: bytes | None
     headers: Headers
     fate: str | None
+    rows: "tuple[Draft, ...]" = ()
 
 
 class Fed(NamedTuple):
-    """A record as it stands in the input."""
+    """A record as it stands in the input. `row` is its index in a message that holds many records."""
 
     topic: str
     partition: int
     offset: int
     draft: Draft
+    row: int | None = None
 
 
 def png(pixels_HW: np.ndarray) -> bytes:
@@ -196,7 +199,8 @@ def send(
     def delivered(draft: Draft) -> Callable[[KafkaError | None, Message], None]:
         def on_delivery(error: KafkaError | None, message: Message) -> None:
             assert error is None, error
-            fed.append(Fed(topic, message.partition() or 0, message.offset() or 0, draft))
+            place = topic, message.partition() or 0, message.offset() or 0
+            fed.extend([Fed(*place, row, i) for i, row in enumerate(draft.rows)] or [Fed(*place, draft)])
 
         return on_delivery
 

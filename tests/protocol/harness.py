@@ -19,6 +19,7 @@ from urllib.request import urlopen
 
 import checker
 import child
+import envelopes
 import feed
 import outputs
 from child import Point
@@ -154,13 +155,17 @@ class Worker:
 
 @dataclass
 class Run:
-    """A run with topics, settings and a store of its own. It knows the records that were fed to it, and its workers."""
+    """A run with topics, settings and a store of its own. It knows the records that were fed to it, and its workers.
+
+    `rows` is the number of records in each message; 0 for plain records.
+    """
 
     broker: Broker
     folder: Path
     partitions: int = 1
     overrides: dict[str, Any] = field(default_factory=dict)
     fed: list[Fed] = field(default_factory=list)
+    rows: int = 0
     predictions: int = 0
     workers: list[Worker] = field(default_factory=list)
 
@@ -193,6 +198,7 @@ class Run:
             "input.topics": [self.input],
             "kafka.bootstrap_servers": self.broker.bootstrap_servers,
             "checkpoint.store": str(self.store),
+            "input.format": "arrow" if self.rows else "plain",
         }
         return [f"{name}={toml(value)}" for name, value in (settings | self.overrides).items()]
 
@@ -211,7 +217,8 @@ class Run:
 
     def feed(self, drafts: Iterable[Draft], partitions: int | None = None) -> None:
         """Feed the first `partitions` partitions in turn; all of them when left out."""
-        self.fed += feed.feed(self.broker.bootstrap_servers, self.input, drafts, partitions or self.partitions)
+        messages = envelopes.packed(drafts, self.rows) if self.rows else drafts
+        self.fed += feed.feed(self.broker.bootstrap_servers, self.input, messages, partitions or self.partitions)
 
     def lose(self, partition: int, end: int) -> None:
         """Let retention delete the records before the offset `end`. No worker may run."""

@@ -6,15 +6,16 @@ import json
 import re
 from collections.abc import Callable
 from threading import Timer
+from typing import Any
 
 import damaged_accounts
 import damaged_contents
 import numpy as np
 import pytest
 import safetensors.numpy
-from checker import check, check_drained, compare_states, violations
+from checker import ERRORS, check, check_drained, compare_states, violations
 from confluent_kafka import Producer
-from damage import Damage, rewrite_newest
+from damage import Damage, rewrite, rewrite_newest
 from damaged_accounts import (
     change_manifest,
     double_manifest,
@@ -27,10 +28,13 @@ from damaged_accounts import (
     overlap,
 )
 from damaged_contents import double_dead_letter, drop_dead_letter
-from feed import Draft, Fed, client
+from feed import Draft, Fed, client, mixed
 from harness import NewRun, Run
 from outputs import Log
 
+from stream_learner.local.broker import Broker
+
+ROW = ERRORS + "row"
 DAMAGE: dict[Damage, str] = damaged_accounts.DAMAGE | damaged_contents.DAMAGE
 
 
@@ -163,3 +167,57 @@ def test_a_difference_of_two_runs_is_seen(finished: tuple[Run, Log], difference:
     for pair in ((log, other), (other, log)):
         (violation,) = compare_states(*pair)
         assert re.match(DIFFERENCES[difference], violation.what)
+
+
+@pytest.fixture(scope="module")
+def inside(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Log]:
+    """Return a run whose messages hold many records each, and its output. Its batches end inside messages."""
+    settings = {"batch.size": 16, "checkpoint.every_records": 50}
+    run = Run(broker, tmp_path_factory.mktemp("inside"), 2, settings, rows=37)
+    run.feed(mixed(400))
+    return run, run.finish(run.start())
+
+
+def first_row(log: Log) -> int:
+    """Return the place of the first dead letter of a row that is not the first of its message."""
+    return next(i for i, letter in enumerate(log.dead_letters) if dict(letter.headers).get(ROW, b"0") != b"0")
+
+
+def learn_a_row_more(log: Log) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        for partitions in manifest["rows"].values():
+            partitions.update({partition: rows + 1 for partition, rows in partitions.items()})
+
+    place = next(i for i, manifest in enumerate(log.manifests) if manifest["rows"])
+    log.history[place] = rewrite(log.history[place], change)
+
+
+def drop_row(log: Log) -> None:
+    del log.dead_letters[first_row(log)]
+
+
+def change_row(log: Log) -> None:
+    letter = log.dead_letters[first_row(log)]
+    place = next(i for i, other in enumerate(log.dead_letters) if ROW in dict(other.headers) and other != letter)
+    log.dead_letters[place] = log.dead_letters[place]._replace(value=letter.value)
+
+
+def number_row_otherwise(log: Log) -> None:
+    damaged_contents.rewrite_header(log, ROW, b"0", first_row(log))
+
+
+ROW_DAMAGE: dict[Damage, str] = {
+    learn_a_row_more: "window .* counts .*, not",
+    drop_row: "is not in the dead letters",
+    change_row: "has another row",
+    number_row_otherwise: "is in the dead letters, but was not rejected",
+}
+
+
+@pytest.mark.parametrize("damage", ROW_DAMAGE, ids=lambda damage: damage.__name__)
+def test_damage_of_rows_is_seen(inside: tuple[Run, Log], damage: Damage) -> None:
+    run, log = inside
+    damaged = copy.deepcopy(log)
+    damage(damaged)
+    with pytest.raises(AssertionError, match=ROW_DAMAGE[damage]):
+        check(damaged, run.fed)

@@ -16,7 +16,7 @@ from pictures import Pictures, small_pictures
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
-from torture import Report, torture
+from torture import ROWS, Report, torture
 
 from stream_learner.local.broker import Broker
 from stream_learner.local.datasets import open_dataset
@@ -30,6 +30,7 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
     data: Annotated[Path | None, typer.Option(help="A data set's folder; digits when left out.")] = None,
     ranks: Annotated[bool, typer.Option("--ranks", help="Kill ranks of a run in several processes.")] = False,
+    envelopes: Annotated[bool, typer.Option("--envelopes", help="Feed messages that hold many records each.")] = False,
 ) -> None:
     """Kill a worker repeatedly. No record may be lost or taken twice."""
     pictures = small_pictures(open_dataset(data), Random(seed)) if data else Pictures(digits(), {})
@@ -40,7 +41,7 @@ def main(
     with Broker(folder / "kafka") as broker, Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("killing", total=kills)
         report = (gang_torture if ranks else torture)(
-            broker, folder, kills, seed, records, pictures, lambda: progress.advance(bar)
+            broker, folder, kills, seed, records, pictures, lambda: progress.advance(bar), rows=ROWS if envelopes else 0
         )
     print_table(report)
     if report.violations:

@@ -43,8 +43,12 @@ def gang_torture(
     records: int,
     pictures: Pictures,
     on_life: Callable[[], None],
+    rows: int,
 ) -> Report:
-    """Kill ranks of a run of four shards and five partitions, one of which has no records. Then rebuild the run."""
+    """Kill ranks of a run of four shards and five partitions, one of which has no records. Then rebuild the run.
+
+    Messages have `rows` records each; 0 for plain records.
+    """
     random, report = Random(seed), Report()
     share = records // (kills + 1)
     settings = (
@@ -57,7 +61,7 @@ def gang_torture(
             "held_out.max_items": 400,
         }
     )
-    run = Run(broker, folder / f"torture-{seed}-ranks", 5, settings)
+    run = Run(broker, folder / f"torture-{seed}-ranks", 5, settings, rows=rows)
     drafts = list(flipped(mixed(records, seed, pictures.images), share))
     for number in range(kills):
         run.feed(drafts[number * share : (number + 1) * share], 4)

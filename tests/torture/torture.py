@@ -35,11 +35,16 @@ BATCH = 16
 GOOD = (None, *checker.SPLITS)
 # Images whose predictions are published before the first life. All of them are read before their labels.
 PREDICTED = 2_000
+# Records of a message that holds many. Neither batches nor saves end with messages.
+ROWS = 37
 
 
 @dataclass
 class Report:
-    """Results of all lives. Every loss and repetition is also a violation."""
+    """Results of all lives. Every loss and repetition is also a violation.
+
+    `inside` is the number of manifests whose positions are inside messages.
+    """
 
     kills: int = 0
     by_point: Counter[str] = field(default_factory=Counter)
@@ -48,6 +53,7 @@ class Report:
     releases: int = 0
     roll_backs: int = 0
     discarded: int = 0
+    inside: int = 0
     lost: int = 0
     twice: int = 0
     violations: list[str] = field(default_factory=list)
@@ -67,6 +73,7 @@ class Report:
         self.releases += sum(manifest["released"] for manifest in log.manifests)
         self.roll_backs += len(outputs.roll_backs(log))
         self.discarded += outputs.discarded(log)
+        self.inside += sum(bool(manifest["rows"]) for manifest in log.manifests)
 
     def failed(self, what: str, error: Exception) -> None:
         """Note a worker that failed."""
@@ -259,12 +266,14 @@ def torture(
     pictures: Pictures,
     on_life: Callable[[], None],
     points: Collection[str] = POINTS.keys(),
+    rows: int = 0,
 ) -> Report:
     """Kill a run of three partitions, then one of a single partition, which must learn the same as an unkilled one.
 
     Each life sees right labels, then wrong ones, so that training goes back to a release. The first run gets `records`.
     A tenth of the kills belongs to the second run, with additional records at the same rate. `points` are the points at
-    which a worker is killed. Everything is kept in `folder`, by the run's id.
+    which a worker is killed. Messages have `rows` records each; 0 for plain records. Everything is kept in `folder`, by
+    the run's id.
     """
     random, report = Random(seed), Report()
     of_one = max(len(FIRST_OF_ONE_PARTITION), kills // 10)
@@ -283,18 +292,18 @@ def torture(
         }
     )
 
-    three = Run(broker, folder / f"torture-{seed}-three-partitions", 3, settings)
+    three = Run(broker, folder / f"torture-{seed}-three-partitions", 3, settings, rows=rows)
     Victim(three, _with_ids(flipped(mixed(records, seed, pictures.images), share)), report).suffer(lives[0], on_life)
 
     # Batches close only when they are full: wherever a life begins, they are the same.
     settings |= {"batch.size": BATCH, "batch.linger_s": 3600.0}
-    killed = Run(broker, folder / f"torture-{seed}-one-partition", 1, settings)
+    killed = Run(broker, folder / f"torture-{seed}-one-partition", 1, settings, rows=rows)
     drafts = _with_ids(whole_batches(flipped(good(share * len(lives[1]), seed, pictures.images), share), BATCH))
     victim = Victim(killed, drafts, report)
     log = victim.suffer(lives[1], on_life)
 
     same_input = {"input.topics": [killed.input], "checkpoint.every_s": 3600.0, "checkpoint.every_records": records}
-    unkilled = Run(broker, folder / f"torture-{seed}-unkilled", 1, settings | same_input, killed.fed)
+    unkilled = Run(broker, folder / f"torture-{seed}-unkilled", 1, settings | same_input, killed.fed, rows)
     expected = Victim(unkilled, [], report, began_s=victim.began_s).suffer([], on_life)
     if log and expected:
         report.add(checker.compare_states(log, expected))
