@@ -128,6 +128,21 @@ class FakeRun:
         return {one.key for one in named if one}
 
 
+def kept_run(batch_size: int, **overrides: Any) -> FakeRun:
+    """Return a run of small states, all of which are kept. Every third batch a release is due."""
+    return FakeRun(
+        batch__size=batch_size,
+        release__every_records=3 * batch_size,
+        release__min_held_out=1,
+        checkpoint__keep=100,
+        memory__max_bytes=40_000,
+        memory__segment_bytes=16 * 1024,
+        held_out__max_bytes=16_000,
+        learning__optimizer="sgd",
+        **overrides,
+    )
+
+
 def candidate(value: float) -> Candidate:
     import torch
 

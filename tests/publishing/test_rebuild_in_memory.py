@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from fake_run import SIDE, FakeRun
+from fake_run import SIDE, FakeRun, kept_run
 from fakes import TOPIC, Written
 
 from stream_learner.contract.manifest import Manifest, encode
@@ -24,7 +24,6 @@ from stream_learner.run.progress import Progress
 from stream_learner.run.rebuild import Rebuilt, rebuild
 
 BATCH = 8
-RELEASE_EVERY = 3 * BATCH
 BATCHES = 12
 SAVE_EVERY = 2
 HISTORY = "digits.history"
@@ -64,16 +63,7 @@ class Learned:
     """A run and what it published."""
 
     def __init__(self):
-        self.run = FakeRun(
-            batch__size=BATCH,
-            release__every_records=RELEASE_EVERY,
-            release__min_held_out=1,
-            checkpoint__keep=100,
-            memory__max_bytes=40_000,
-            memory__segment_bytes=16 * 1024,
-            held_out__max_bytes=16_000,
-            learning__optimizer="sgd",
-        )
+        self.run = kept_run(BATCH)
         self.manifests = learn(self.run)
 
     def rebuild(self, start: Any, target: Any, progress: Callable[[int, int], None] = lambda *_: None) -> Rebuilt:

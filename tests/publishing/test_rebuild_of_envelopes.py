@@ -6,7 +6,7 @@ from threading import Event
 import msgspec
 import numpy as np
 import pytest
-from fake_run import SIDE, FakeRun
+from fake_run import SIDE, kept_run
 from fakes import TOPIC, FakeReplay, Written
 
 from stream_learner.contract.manifest import Manifest, encode
@@ -64,18 +64,7 @@ class Learned:
     """A run of two lives. In the second life, a message is set aside of which the first life learned some rows."""
 
     def __init__(self, shards: int):
-        self.run = FakeRun(
-            run__shards=shards,
-            input__format="arrow",
-            batch__size=BATCH,
-            release__every_records=3 * BATCH,
-            release__min_held_out=1,
-            checkpoint__keep=100,
-            memory__max_bytes=40_000,
-            memory__segment_bytes=16 * 1024,
-            held_out__max_bytes=16_000,
-            learning__optimizer="sgd",
-        )
+        self.run = kept_run(BATCH, run__shards=shards, input__format="arrow")
         set_up_torch(self.run.settings)
         self.records = [message(partition, offset) for offset in range(3) for partition in range(2)]
         self.run.cluster.replay = lambda topic, partition, offset: FakeReplay(
