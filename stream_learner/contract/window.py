@@ -224,7 +224,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """The first 20 drifts. The detector may report one change of the stream more than once, while it still remembers
     samples from before the change."""
     lag: Positions
-    """Number of records between the learned position and the end of each partition when the window closed."""
+    """Number of messages between the learned position and the end of each partition when the window closed."""
     omitted: list[str] = []
     """Lists and maps that were left empty, because the full window would exceed the topic's size limit."""
 
