@@ -32,7 +32,7 @@ Spans = dict[Topic, dict[Partition, Span]]
 # Number of rows that were read of the message at the position, at least 1, for partitions that are inside a message.
 RowsRead = dict[Topic, dict[Partition, Sequence]]
 # Position of each partition, and the number of rows that were read of the message there, 0 if none was.
-Places = dict[Topic, dict[Partition, tuple[Offset, int]]]
+RowPositions = dict[Topic, dict[Partition, tuple[Offset, int]]]
 # Several ranges of each partition.
 Stretches = dict[Topic, dict[Partition, list[Span]]]
 
@@ -86,7 +86,7 @@ def follow(spans: Spans, rows: Spans, positions: Positions, rows_read: RowsRead)
     advance(positions, spans)
 
 
-def places_of(positions: Positions, rows_read: RowsRead) -> Places:
+def row_positions(positions: Positions, rows_read: RowsRead) -> RowPositions:
     """Join positions and the rows that were read of the messages there."""
     return {
         topic: {partition: (offset, rows_read.get(topic, {}).get(partition, 0)) for partition, offset in ps.items()}

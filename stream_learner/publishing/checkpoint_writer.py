@@ -19,7 +19,7 @@ from stream_learner.contract.documents import time_text
 from stream_learner.contract.manifest import Manifest, OnnxGraph, Release, digest
 from stream_learner.contract.objects import Chunk, Earlier, Object, Published, State
 from stream_learner.contract.pins import Chosen
-from stream_learner.contract.spans import Places, Positions, places_of
+from stream_learner.contract.spans import Positions, RowPositions, row_positions
 from stream_learner.contract.topics import Names
 from stream_learner.errors import KafkaUnavailableError, StateError, StoreError
 from stream_learner.formats.record import Rejection
@@ -49,7 +49,7 @@ class Transaction(Protocol):
     def begin(self) -> None: ...
     def send(self, topic: str, value: bytes | None, key: bytes | None, headers: Any = None) -> Any: ...
     def confirm(self, futures: Sequence[Any], deadline: float) -> list[tuple[str, int, int]]: ...
-    def offsets(self, places: Places) -> None: ...
+    def offsets(self, positions: RowPositions) -> None: ...
     def commit(self) -> None: ...
 
 
@@ -248,8 +248,8 @@ class CheckpointWriter:
         # 3d. Send the positions as group offsets, for lag tools and to detect that this manifest is missing. A worker
         #     resumes from the manifest's positions. Without the predictions topic: if it was deleted, the brokers would
         #     refuse its offsets.
-        places = places_of(prepared.snapshot.positions, prepared.snapshot.rows)
-        self._transaction.offsets({t: ps for t, ps in places.items() if t != self._names.predictions})
+        positions = row_positions(prepared.snapshot.positions, prepared.snapshot.rows)
+        self._transaction.offsets({t: ps for t, ps in positions.items() if t != self._names.predictions})
         # 3e. Commit, and read the manifest back. The commit counts only once other programs can read the manifest.
         self._transaction.commit()
         self._read_back.verify(offset, value, deadline)

@@ -13,7 +13,7 @@ from stream_learner.contract import keys, tensors
 from stream_learner.contract.documents import MAX_EPOCH
 from stream_learner.contract.manifest import Manifest
 from stream_learner.contract.objects import Object
-from stream_learner.contract.spans import Places, Positions, RowsRead
+from stream_learner.contract.spans import Positions, RowPositions, RowsRead
 from stream_learner.contract.tensors import Arrays
 from stream_learner.contract.topics import Names
 from stream_learner.errors import InputError, StateError
@@ -202,7 +202,7 @@ class Recovery:
         self._cluster.check_topics(Role.WORKER)
         return self._cluster.topic_ids([self._topic, *self._settings.topics_read])
 
-    def _newest(self, ids: dict[str, str], mirrored: Places, wait: bool) -> Newest:
+    def _newest(self, ids: dict[str, str], mirrored: RowPositions, wait: bool) -> Newest:
         """Return the newest manifest, if there is one to resume from. Skip and count foreign records."""
         newest = self._cluster.newest_manifest(ids[self._topic], mirrored, wait)
         for foreign in newest.foreign:

@@ -2,7 +2,7 @@
 
 from stream_learner.config import Settings
 from stream_learner.contract.pins import Chosen
-from stream_learner.contract.spans import Places, Positions
+from stream_learner.contract.spans import Positions, RowPositions
 from stream_learner.streams import offsets, topics
 from stream_learner.streams.history import History
 from stream_learner.streams.manifests import Newest, read_newest
@@ -40,11 +40,11 @@ class Cluster:
         """Return the first and end offset of each partition that is read. Raises TopicsError if a topic is missing."""
         return offsets.bounds(self._settings.kafka, self._settings.topics_read)
 
-    def mirrored_positions(self) -> Places:
+    def mirrored_positions(self) -> RowPositions:
         """Return the positions in the run's offsets group, which may be empty."""
         return offsets.mirrored_positions(self._settings)
 
-    def newest_manifest(self, checkpoints_topic_id: str, mirrored: Places, wait: bool) -> Newest:
+    def newest_manifest(self, checkpoints_topic_id: str, mirrored: RowPositions, wait: bool) -> Newest:
         """Return the run's newest manifest; see `manifests.read_newest`."""
         return read_newest(self._settings, checkpoints_topic_id, mirrored, wait)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from stream_learner.config import AnySettings
 from stream_learner.contract.manifest import Manifest, NewerVersionError, decode_manifest, digest
 from stream_learner.contract.signatures import Verifier
-from stream_learner.contract.spans import Places, each, places_of
+from stream_learner.contract.spans import RowPositions, each, row_positions
 from stream_learner.contract.topics import Names
 from stream_learner.errors import StateError
 from stream_learner.formats.record import Record
@@ -89,7 +89,7 @@ def read_manifests(
             yield found
 
 
-def read_newest(settings: AnySettings, topic_id: str, mirrored: Places, wait: bool = True) -> Newest:
+def read_newest(settings: AnySettings, topic_id: str, mirrored: RowPositions, wait: bool = True) -> Newest:
     """Return the run's newest manifest, which has the highest sequence of the highest epoch. Skip foreign records.
 
     `topic_id` is the current id of the checkpoints topic. `mirrored` are the run's mirrored positions, if known.
@@ -121,7 +121,7 @@ def read_newest(settings: AnySettings, topic_id: str, mirrored: Places, wait: bo
 
 
 def _newest_in_history(
-    settings: AnySettings, topic_id: str, mirrored: Places, wait: bool, tail: int | None
+    settings: AnySettings, topic_id: str, mirrored: RowPositions, wait: bool, tail: int | None
 ) -> tuple[Found | None, int, Foreign]:
     """Return the newest manifest of the current checkpoints topic, the highest epoch, and the foreign records.
 
@@ -191,9 +191,9 @@ def _named(manifest: Manifest) -> str:
     return f"manifest {manifest.sequence} of epoch {manifest.epoch}"
 
 
-def _behind(newest: Found | None, mirrored: Places) -> bool:
+def _behind(newest: Found | None, mirrored: RowPositions) -> bool:
     if newest is None:
         return bool(mirrored)
     # Compare only partitions in the manifest: the mirror may include topics from before a `run --fresh`.
-    reached = places_of(newest.manifest.positions, newest.manifest.rows)
+    reached = row_positions(newest.manifest.positions, newest.manifest.rows)
     return any(reached.get(topic, {}).get(p, place) < place for topic, p, place in each(mirrored))

@@ -5,7 +5,7 @@ from kafka.admin import OffsetSpec
 from kafka.structs import TopicPartition
 
 from stream_learner.config import KafkaSettings, Settings
-from stream_learner.contract.spans import Places, Positions
+from stream_learner.contract.spans import Positions, RowPositions
 from stream_learner.streams.connection import ask, describe
 
 
@@ -27,19 +27,19 @@ def bounds(kafka: KafkaSettings, topics: list[str]) -> tuple[Positions, Position
     return ask(kafka, "looking up offsets", question)
 
 
-def mirrored_positions(settings: Settings) -> Places:
+def mirrored_positions(settings: Settings) -> RowPositions:
     """Return the positions in the run's offsets group, which may be empty. Raises KafkaUnavailableError.
 
     The number of rows that were read of the message at a position is the text beside its offset.
     """
     group = settings.transactional_id
 
-    def question(client: KafkaAdminClient) -> Places:
-        places: Places = {}
+    def question(client: KafkaAdminClient) -> RowPositions:
+        positions: RowPositions = {}
         for place, found in client.list_group_offsets(group)[group].items():
             rows = int(found.metadata) if (found.metadata or "").isdecimal() else 0  # empty if another tool wrote it
-            places.setdefault(place.topic, {})[place.partition] = found.offset, rows
-        return places
+            positions.setdefault(place.topic, {})[place.partition] = found.offset, rows
+        return positions
 
     return ask(settings.kafka, "looking up the run's offsets", question)
 

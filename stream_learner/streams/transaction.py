@@ -9,7 +9,7 @@ from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from stream_learner.config import MIB, Settings
-from stream_learner.contract.spans import Places, each
+from stream_learner.contract.spans import RowPositions, each
 from stream_learner.errors import FencedError, KafkaUnavailableError, PublishError, UsageError
 from stream_learner.streams.bootstrap import REFUSALS, connect
 from stream_learner.streams.connection import client_config, kafka_failures
@@ -102,11 +102,11 @@ class Transaction:
             written.append((metadata.topic, metadata.partition, metadata.offset))
         return written
 
-    def offsets(self, places: Places) -> None:
+    def offsets(self, positions: RowPositions) -> None:
         """Mirror the positions to a consumer group without members, so that lag tools show them."""
         offsets = {
             TopicPartition(topic, partition): OffsetAndMetadata(offset, str(rows) if rows else "", -1)
-            for topic, partition, (offset, rows) in each(places)
+            for topic, partition, (offset, rows) in each(positions)
         }
         self._call("the offsets", lambda: self._producer.send_offsets_to_transaction(offsets, self._id), "Read")
 

@@ -17,7 +17,7 @@ from stream_learner import config
 from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.contract.manifest import decode_manifest, encode
-from stream_learner.contract.spans import Places, each, places_of
+from stream_learner.contract.spans import RowPositions, each, row_positions
 from stream_learner.errors import ExitCode, StateError
 from stream_learner.follow.status import read_status
 from stream_learner.publishing.recover import Recovery
@@ -56,10 +56,10 @@ class Copy:
         for value in values:
             write(self.run, topic, value)
 
-    def newest(self, mirrored: Places | None = None) -> Newest:
+    def newest(self, mirrored: RowPositions | None = None) -> Newest:
         return read_newest(self.settings, self.id, mirrored or {})
 
-    def sequence(self, mirrored: Places | None = None) -> int | None:
+    def sequence(self, mirrored: RowPositions | None = None) -> int | None:
         newest = self.newest(mirrored)
         return newest.found and newest.found.manifest.sequence
 
@@ -70,9 +70,9 @@ def copied(finished: tuple[Run, Log], unique_name: str) -> Copy:
     return Copy(run, log, unique_name)
 
 
-def places_in(manifest: dict[str, Any]) -> Places:
+def places_in(manifest: dict[str, Any]) -> RowPositions:
     found = decode_manifest(encoded(manifest))
-    return places_of(found.positions, found.rows)
+    return row_positions(found.positions, found.rows)
 
 
 def test_the_newest_manifest_is_found_among_foreign_records(copied: Copy) -> None:

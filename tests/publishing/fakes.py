@@ -10,7 +10,7 @@ from stream_learner.config import Settings
 from stream_learner.contract.manifest import Manifest, decode_manifest
 from stream_learner.contract.objects import Object
 from stream_learner.contract.pins import Chosen
-from stream_learner.contract.spans import Places, Positions
+from stream_learner.contract.spans import Positions, RowPositions
 from stream_learner.contract.topics import Names
 from stream_learner.errors import FencedError, PublishError, TopicsError
 from stream_learner.formats.record import Record
@@ -89,7 +89,7 @@ class FakeCluster(Cluster):
         self.input: list[Record] = []
         self.first = 0
         self.written: dict[str, list[Written]] = defaultdict(list)
-        self.positions: Places = {}
+        self.positions: RowPositions = {}
         self.behind = False
         self.letter_bytes = 1_000_000
         self.pinned: Chosen | None = None
@@ -117,10 +117,10 @@ class FakeCluster(Cluster):
     def input_bounds(self) -> tuple[Positions, Positions]:
         return {TOPIC: {0: self.first}}, {TOPIC: {0: len(self.input)}}
 
-    def mirrored_positions(self) -> Places:
+    def mirrored_positions(self) -> RowPositions:
         return self.positions
 
-    def newest_manifest(self, checkpoints_topic_id: str, mirrored: Places, wait: bool) -> Newest:
+    def newest_manifest(self, checkpoints_topic_id: str, mirrored: RowPositions, wait: bool) -> Newest:
         del mirrored
         self.effects.note("read manifests" if wait else "look at manifests")
         foreign = Foreign(self.names.checkpoints)
@@ -215,7 +215,7 @@ class FakeTransaction:
         self._effects = cluster.effects
         self._fences: int | None = None
         self._open: list[tuple[str, Written]] = []
-        self._positions: Places = {}
+        self._positions: RowPositions = {}
         self.loses_commits = False
 
     def fence(self) -> None:
@@ -238,9 +238,9 @@ class FakeTransaction:
         self._effects.note("confirm")
         return [*futures]
 
-    def offsets(self, places: Places) -> None:
+    def offsets(self, positions: RowPositions) -> None:
         self._effects.note("offsets")
-        self._positions = places
+        self._positions = positions
 
     def commit(self) -> None:
         self._effects.note("commit")

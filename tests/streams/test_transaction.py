@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from stream_learner.config import Settings
-from stream_learner.contract.spans import Places
+from stream_learner.contract.spans import RowPositions
 from stream_learner.errors import FencedError
 from stream_learner.streams.offsets import mirrored_positions
 from stream_learner.streams.transaction import Transaction
@@ -53,9 +53,9 @@ def test_the_mirrored_positions_have_the_rows_that_were_read(
     new_transaction: Callable[[], Transaction], new_topic: Callable[..., str], new_settings: Callable[..., Settings]
 ):
     topic = new_topic(partitions=2)
-    places: Places = {topic: {0: (5, 0), 1: (7, 9000)}}
+    positions: RowPositions = {topic: {0: (5, 0), 1: (7, 9000)}}
     transaction = new_transaction()
     transaction.begin()
-    transaction.offsets(places)
+    transaction.offsets(positions)
     transaction.commit()
-    assert mirrored_positions(new_settings()) == places
+    assert mirrored_positions(new_settings()) == positions
