@@ -92,11 +92,12 @@ def unbroken(**run) -> Snapshot:
 
 @for_every_run
 def test_a_run_stopped_and_resumed_after_every_batch_ends_like_one_that_was_not(run):
-    driver = driver_of(settings(**run))
+    given = settings(**run)
+    driver = driver_of(given)
     for b in stream():
         driver.learn(b)
         snapshot = driver.snapshot()
-        driver = resumed(settings(**run), snapshot)
+        driver = resumed(given, snapshot)
         assert as_bytes(driver.snapshot()) == as_bytes(snapshot)
     assert as_bytes(driver.snapshot()) == as_bytes(unbroken(**run))
     assert driver.progress.positions == unbroken(**run).positions

@@ -11,11 +11,11 @@ from harness import NewRun
 from outputs import Log, discarded, places, roll_backs
 
 RECORDS = 3000
-BATCH = 8
+BATCH = 16
 PERIOD = 1400
 SETTINGS: dict[str, Any] = {
     "model__name": "cnn",
-    "learning__learning_rate": 0.01,
+    "learning__learning_rate": 0.02,
     "learning__threads": 1,
     # Only full batches close, wherever a run begins.
     "batch__size": BATCH,

@@ -27,8 +27,8 @@ Change = Callable[[dict[str, Any]], Any]
 @pytest.fixture
 def published(new_run: NewRun) -> Run:
     """A run that has published a release."""
-    run = new_run()
-    run.feed(mixed(1500))
+    run = new_run(release__every_records=400)
+    run.feed(mixed(500))
     run.finish(run.start())
     return run
 
@@ -81,7 +81,7 @@ def test_what_is_behind_a_link_is_neither_read_nor_deleted(published: Run) -> No
     files = {path: path.read_bytes() for path in outside.iterdir()}
     # An old state that is not kept any longer is deleted, but not through a link.
     run.overrides["checkpoint.keep"] = 1
-    run.feed(mixed(1500))
+    run.feed(mixed(500))
     text = run.start().ends(ExitCode.STATE)
     assert f"{folder.name}/state.safetensors is a symbolic link or lies behind one" in text
     assert {path: path.read_bytes() for path in outside.iterdir()} == files

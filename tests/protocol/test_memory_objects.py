@@ -48,7 +48,7 @@ def test_what_no_state_needs_is_deleted(new_run: NewRun) -> None:
 
 def test_without_one_of_them_nothing_is_changed(new_run: NewRun) -> None:
     run = new_run()
-    run.feed(mixed(1500))
+    run.feed(mixed(500))
     log = run.finish(run.start())
     path = next((run.store / run.id / "memory").iterdir())
     data = path.read_bytes()

@@ -143,13 +143,13 @@ def test_what_is_not_there(restarted: tuple[Run, Log], start: Any, target: Any, 
 
 def test_records_that_were_lost_are_passed_over_again(new_run: NewRun) -> None:
     run = new_run(2, input__on_lost="continue", **{name.replace(".", "__"): value for name, value in ALL_KEPT.items()})
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     before = len(run.finish(run.start()).history)
-    run.feed(mixed(2000))
-    run.lose(0, 800)
+    run.feed(mixed(1000))
+    run.lose(0, 400)
     log = run.finish(run.start())
     lost = [span for window in log.windows for span in window["lost"].get(run.input, {}).get("0", [])]
-    assert lost == [[500, 800]]
+    assert lost == [[250, 400]]
     assert "as published" in rebuild(run, before, log.manifest["sequence"])
     assert "are needed, but the topic no longer holds them" in rebuild(run, 0, log.manifest["sequence"], ExitCode.INPUT)
 

@@ -44,19 +44,19 @@ def manifests(run: Run, at_least: int = 0) -> int:
 
 def test_a_stopped_run_goes_on(new_run: NewRun) -> None:
     run = new_run(partitions=2)
-    run.feed(mixed(3000))
+    run.feed(mixed(1500))
     worker = run.start_command()
     worker.reaches("checkpoint_sequence", 2)
     worker.stop()
     stopped_at = len(run.check().history)
-    run.feed(mixed(1000))
+    run.feed(mixed(250))
     log = run.finish(run.start())
     assert len(log.history) > stopped_at
 
 
 def test_a_run_whose_store_has_moved_goes_on(new_run: NewRun) -> None:
     run = new_run()
-    run.feed(mixed(1500))
+    run.feed(mixed(500))
     before = run.finish(run.start())
     moved = run.store.rename(run.folder / "elsewhere")
     assert "or set checkpoint.store to where the run's objects are" in run.start().ends(ExitCode.STATE)
@@ -73,7 +73,7 @@ def test_a_run_whose_store_has_moved_goes_on(new_run: NewRun) -> None:
 
 def test_a_run_with_a_head_that_is_solved_goes_on(new_run: NewRun) -> None:
     run = new_run(model__head="ridge")
-    run.feed(mixed(1000))
+    run.feed(mixed(250))
     worker = run.start()
     run.learned(worker)
     worker.stop()
@@ -95,7 +95,7 @@ def test_only_what_is_kept_stays(finished: tuple[Run, Log]) -> None:
 
 def test_kills_after_each_effect(new_run: NewRun) -> None:
     run = new_run(partitions=2, release__every_records=200, release__keep=2, checkpoint__keep=1)
-    run.feed(mixed(4000))
+    run.feed(mixed(2000))
     for point, added in FIRST_POINTS + POINTS:
         before = manifests(run)
         run.start_signalled(point).ends(-signal.SIGKILL)

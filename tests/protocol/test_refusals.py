@@ -22,20 +22,20 @@ def test_missing_topics(new_run: NewRun) -> None:
 
 def test_a_starter_that_does_not_fit_fences_nobody(new_run: NewRun) -> None:
     run = new_run()
-    run.feed(mixed(1000))
+    run.feed(mixed(250))
     worker = run.start()
     worker.reaches("checkpoint_sequence", 1)
     run.overrides["model.height"] = 9
     assert "its model.height is" in run.start().ends(ExitCode.STATE)
     fewer = run.start("--set", "model.height=8", "--set", "model.max_classes=9")
     assert "it has 10 classes, more than model.max_classes = 9" in fewer.ends(ExitCode.STATE)
-    run.feed(mixed(1000))
+    run.feed(mixed(250))
     run.finish(worker)
 
 
 def test_a_lost_manifest(new_run: NewRun) -> None:
     run = new_run()
-    run.feed(mixed(1000))
+    run.feed(mixed(500))
     lost = len(run.finish(run.start()).history)
     run.delete_topic(f"{run.id}.checkpoints")
     topics.create(run.settings)
@@ -79,24 +79,24 @@ def test_a_transaction_longer_than_the_brokers_allow(new_run: NewRun) -> None:
 
 def test_an_input_that_was_made_anew(new_run: NewRun) -> None:
     run = new_run()
-    run.feed(mixed(1000))
+    run.feed(mixed(250))
     run.finish(run.start())
     run.delete_topic(run.input)
     run.create_input()
-    run.feed(mixed(1000))
+    run.feed(mixed(250))
     assert "was deleted and created again" in run.start().ends(ExitCode.INPUT)
 
 
 def test_an_input_that_is_made_anew_under_a_worker(new_run: NewRun) -> None:
     run = new_run()
-    run.feed(mixed(1000))
+    run.feed(mixed(250))
     worker = run.start()
     run.learned(worker)
     worker.signal(signal.SIGSTOP)  # a save without the topic would end with another code
     worker.paused()
     run.delete_topic(run.input)
     run.create_input()
-    feed(run.broker.bootstrap_servers, run.input, good(2000))  # past the position: other records at known offsets
+    feed(run.broker.bootstrap_servers, run.input, good(500))  # past the position: other records at known offsets
     worker.signal(signal.SIGCONT)
     worker.ends(ExitCode.INPUT)
     log = run.published()
@@ -106,12 +106,12 @@ def test_an_input_that_is_made_anew_under_a_worker(new_run: NewRun) -> None:
 
 def test_records_that_fell_off_retention(new_run: NewRun) -> None:
     run = new_run()
-    run.feed(mixed(1000))
+    run.feed(mixed(250))
     run.finish(run.start())
-    run.feed(mixed(1000))
-    run.delete(0, 1500)
+    run.feed(mixed(250))
+    run.delete(0, 375)
     assert "deleted by retention" in run.start().ends(ExitCode.INPUT)
-    run.lose(0, 1500)
+    run.lose(0, 375)
     run.overrides["input.on_lost"] = "continue"
     run.finish(run.start())
 
