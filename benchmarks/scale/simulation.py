@@ -8,8 +8,8 @@ import numpy as np
 from benchmarks.scale.traffic import Collective
 
 STEPS = 400
-# Parts of a sample's time between the collectives of a step: prediction, forward passes, backward passes.
-PARTS = 0.1, 0.3, 0.6
+# Parts of a sample's time between the collectives of a step: prediction; forward and backward passes.
+PARTS = 0.1, 0.9
 
 
 class Stages(NamedTuple):

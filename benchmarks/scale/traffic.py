@@ -46,7 +46,6 @@ def of_step(network: ImageClassifier, samples_of_shard: int) -> list[Collective]
         Collective("gathered", INTEGER_BYTES * (2 + len(SPLITS))),  # new labels, records, samples of each split
         Collective("gathered", FACTS.itemsize * samples_of_shard),
         Collective("summed", FLOAT_BYTES * network.head.out_features),  # the strategy's sums by class
-        Collective("gathered", 2 * INTEGER_BYTES),  # total weight and number of samples
         Collective("summed", FLOAT_BYTES * sum(_sizes(network))),
         Collective("gathered", INTEGER_BYTES * SAVE_FLAGS),
     ]
@@ -58,7 +57,7 @@ def sent_bytes(collectives: list[Collective], shards: int, ranks: int) -> int:
 
 
 def _sizes(network: ImageClassifier) -> Iterator[int]:
-    """Yield the numbers in a shard's row of sums: its loss, and for each parameter and buffer a flag and its values."""
-    yield 1
+    """Yield the numbers in a shard's row of sums: weight, samples, loss, and a flag and the values of each tensor."""
+    yield 3
     for value in (*(p for p in network.parameters() if p.requires_grad), *network.buffers()):
         yield 1 + value.numel()

@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -142,17 +141,15 @@ class StepTrainer(Trainer):
         self._optimizer.zero_grad()
         steps = [self._drawn(portion, shares_features) for portion in portions]
         self._begin_strategy(steps)
-        passes = Passes(self.model, self._parallel)
-        for portion, step in zip(portions, steps, strict=True):
+        passes = Passes(self.model, self._weighted_loss, self._parallel)
+        for shard, (portion, step) in enumerate(zip(portions, steps, strict=True)):
             if portion.samples:
                 with portion.drawing(), self._placement.training():
-                    passes.forward(partial(self._losses, step))
-            else:
-                passes.skip()
-        self._weighted_loss.begin(passes.total_weight())
-        loss = passes.backward(self._weighted_loss)
+                    losses = self._losses(step)
+                passes.learn(shard, losses)
+        loss = passes.total()
         norms = [torch.linalg.vector_norm(p.grad) for p in self.model.parameters() if p.grad is not None]
-        value = float(loss.detach() + 0 * sum(norms))
+        value = float(loss + 0 * sum(norms))
         if not math.isfinite(value):
             passes.restore_buffers()
             self._weighted_loss = normaliser
