@@ -117,7 +117,7 @@ CASES = {
         Case("memories", "mlp", 32, (128, 128, 3), "noise128", 2),
     ],
     Part.growth: [
-        Case("long", "cnn", most_rounds=1),
+        Case("long", "mlp", most_rounds=1),
         Case("classes", "cnn", most_rounds=2),
         Case("partitions", "cnn", most_rounds=2),
         Case("images", "cnn", 32, RGB, "jpeg", 2),

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 from benchmarks.observation import Measurement, between, observe
-from stream_learner.run.process import keep_freed_memory
+from stream_learner.run.process import keep_freed_memory, spin_briefly
 
 WARM_UP_S = 1.0
 MEASURED_S = 3.0
@@ -16,13 +16,14 @@ MEASURED_S = 3.0
 def measure_apart(turns: Callable[..., Iterator[float]], *arguments: object, keep_freed: bool = True) -> Measurement:
     """Start a process that calls `turns(*arguments)`, which yields the records of each turn. Measure after a warm-up.
 
-    `keep_freed` keeps freed memory in the process, as the worker does.
+    Its threads wait as the worker's do. `keep_freed` keeps freed memory in the process, as the worker does.
     """
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         return process.submit(_measure, turns, arguments, keep_freed).result()
 
 
 def _measure(turns: Callable[..., Iterator[float]], arguments: tuple[object, ...], keep_freed: bool) -> Measurement:
+    spin_briefly()
     if keep_freed:
         keep_freed_memory()
     running = turns(*arguments)

@@ -23,7 +23,7 @@ from stream_learner.formats.images import png
 from stream_learner.formats.record import Sample
 from stream_learner.run.gang import Rank, is_started, join
 from stream_learner.run.launcher import launch
-from stream_learner.run.process import keep_freed_memory
+from stream_learner.run.process import keep_freed_memory, spin_briefly
 
 IMAGES = 1000
 WARM_UP_S = 1.5
@@ -34,6 +34,7 @@ COPIES = 5
 def main(output: Path, ranks: int, samples: int, settings: Settings) -> None:
     if ranks > 1 and not is_started(ranks):
         sys.exit(launch(ranks, [sys.executable, *sys.orig_argv[1:]]))
+    spin_briefly()
     keep_freed_memory()
     from stream_learner.learning.learner import Learner
     from stream_learner.learning.process import set_up_torch

@@ -17,6 +17,7 @@ import typer
 from stream_learner.cli.output import err, say
 from stream_learner.errors import ExitCode, StreamLearnerError, out_of_memory
 from stream_learner.program import PROGRAM
+from stream_learner.run.process import spin_briefly
 from stream_learner.run.signals import end_process, obeyed
 from stream_learner.text import escape_unencodable, printable, printable_lines
 
@@ -62,6 +63,7 @@ def main() -> None:
 
 
 def _command() -> None:
+    spin_briefly()
     # The result is nonzero only for an unknown shell, which typer has reported.
     if app(prog_name="stream-learner", standalone_mode=False):
         sys.exit(ExitCode.USAGE)
