@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 from benchmarks.performance.rounds import console
 from stream_learner import config
+from stream_learner.errors import DataError
 from stream_learner.local.broker import Broker
 from stream_learner.local.datasets import Dataset, Example, open_dataset
 from stream_learner.streams import offsets, topics
@@ -96,14 +97,27 @@ class Topics:
 
 
 def images(data: str) -> Dataset:
-    """Return `png`, `jpeg` (images made up by this module) or 10,000 mixed images of the data set in a folder."""
+    """Return `png`, `jpeg` (images made up by this module) or 10,000 mixed images of the data set in a folder.
+
+    The labels of a data set become the numbers of its classes. Raises DataError for a data set that the loops cannot
+    learn: they have 10 classes, and images of one size and square, because they do not resize.
+    """
     if data in MADE_UP:
         side_px, channels, encode = MADE_UP[data]
         return _made_up(data, side_px, channels, encode)
     dataset = open_dataset(Path(data))
+    if len(dataset.labels) > CLASSES:
+        raise DataError(f"{data} has {len(dataset.labels)} classes; give a data set of at most {CLASSES}")
     indices = np.random.default_rng(0).permutation(len(dataset))[:IMAGES].tolist()
-    targets, ids = [dataset.targets[i] for i in indices], [dataset.ids[i] for i in indices]
-    return replace(dataset, targets=targets, ids=ids, read=[dataset.read(i) for i in indices].__getitem__)
+    encoded = [dataset.read(i) for i in indices]
+    sizes = {Image.open(io.BytesIO(image)).size for image in encoded}
+    if sizes != {(side_px := dataset.height, side_px)} or dataset.width != side_px:
+        raise DataError(
+            f"{data} has images of {len(sizes)} sizes, such as {max(sizes)}; give square images of one size"
+        )
+    labels, targets = [str(index) for index in range(CLASSES)], [dataset.targets[i] for i in indices]
+    ids = [dataset.ids[i] for i in indices]
+    return replace(dataset, labels=labels, targets=targets, ids=ids, read=encoded.__getitem__)
 
 
 def jpegs(side_px: int, count: int) -> list[Example]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.performance import charts, cpu, loops, tables
+from benchmarks.performance import charts, cpu, goals, loops, tables
 from benchmarks.performance.rounds import QUIET_CORES, RESULTS, Subject, common, cores_elsewhere, finished
 from benchmarks.performance.summary import ratio, sentences
 from benchmarks.runs import Run, file_name
@@ -16,13 +16,15 @@ INTRODUCTION = """# How fast it learns
 Made by `python -m benchmarks.performance report` from the rounds in `benchmarks/results/performance/`.
 
 * Each figure is the median of the rounds, with the least and the greatest in brackets. In each round, all sides of a
-  table take turns, each in a process of its own. Ratios compare measurements of one round.
+  table take turns, each in a process of its own. Ratios compare measurements of one round. A figure without brackets
+  is of a single round.
 * Figures of different machines cannot be compared.
 * *Elsewhere*: the cores that other programs kept busy, at most. Above 0.1 the figures are unreliable. The broker of
-  the measurement does not count.
+  the measurement does not count. The kernel's clocks are coarse, so the figure can be slightly below zero.
 * *CPU* and *peak* are those of the side's process and of the processes that it started.
 * `png28`: grey images of 28 x 28 pixels, made up. `jpeg32`: RGB images of 32 x 32 pixels, made up.
 """
+GOALS = "The goals were set before anything was measured. Ratios are of records/s.\n"
 TITLES = {
     "limit": "The limit",
     "memory": "In memory, stage by stage",
@@ -48,17 +50,18 @@ TITLES = {
 }
 NOTES = {
     "limit": """A bare loop: one batch stays in memory, and each turn is one step with Adam. Nothing is read, decoded,
-predicted or counted. `NHWC` is the memory layout channels-last, and `malloc` keeps freed memory in the process.""",
+predicted or counted. `NHWC` is the memory layout channels-last, and `malloc` keeps freed memory in the process. On the
+same machine, the limit of another part may differ by a quarter, because the machine's speed changes.""",
     "memory": """Each stage also has all stages above it. *Step* is the learner's own step on one batch in memory.
 *Predict* is the prediction before learning, with its counts, weights and ledger. A forward pass that both
-share counts for the step. Held-out records are not learned, so
-their share of the time is negative. The last row is the default of the worker.""",
+share counts for the step. Held-out records are not learned, so their share of the time is negative. Other negative
+shares are noise: each stage has a process of its own. The last row is the default of the worker.""",
     "avalanche": """Both learn the same encoded images from memory, with the same network, Adam and batch. *Avalanche*
 is its strategy `Naive` (Lomonaco et al. 2021), which decodes with Pillow. *Learner* decodes, predicts each batch before
 it learns the batch, and counts.""",
     "kafka": """The worker saves every 5 s, and its metrics are read. *Plain* is learning as a loop does it: Adam, no
 replay, no average, no augmentation, nothing held out. *Default* is the worker's default, which replays three images
-with each new one. *Limit* is the best setting of the part above.""",
+with each new one. *Limit* is measured again with the setting that was best in the part about limits.""",
     "loops": """The same records, network and batch. The loops decode with Pillow and train with Adam as PyTorch does by
 default. They do nothing else: no checkpoints, no predictions before learning, no metrics. The worker does all of this,
 but learns as plainly. The programs are in `benchmarks/loops/`.""",
@@ -149,7 +152,8 @@ def write(output: Path, folder: Path = RESULTS) -> list[Path]:
     if not pages:
         raise DataError(f"there is no finished round in {folder}; run a part first")
     shown = f"## Main figures\n\n{''.join(main_figures)}" if main_figures else ""
-    (output / PAGE).write_text("\n".join([INTRODUCTION, shown, *pages]))
+    judged = f"## Goals\n\n{GOALS}\n{tables.table(('figure', 'goal', 'measured', ''), goals.rows(folder))}"
+    (output / PAGE).write_text("\n".join([INTRODUCTION, shown, judged, *pages]))
     return files
 
 
@@ -177,15 +181,19 @@ def comparisons(subject: Subject, rounds: list[Run]) -> dict[str, str]:
 
 
 def _flames(subject: Subject, output: Path) -> Iterator[Path]:
-    """Copy the flame graph of the default worker beside the page, without its script and its command line."""
+    """Copy the flame graph of the default worker beside the page, without its script and its command line.
+
+    Return the copy, which may be of an earlier report.
+    """
     flame = cpu.flame(subject, "default")
+    copy = output / file_name(f"performance-{flame.name}")
     if flame.exists():
         drawn = re.sub(r"<script.*?</script>", "", flame.read_text(), flags=re.DOTALL).replace(
             ' onload="init(evt)"', ""
         )
         drawn = re.sub(r'(<text id="title"[^>]*>)[^<]*', r"\1CPU time of the default worker", drawn)
-        copy = output / file_name(f"performance-{flame.name}")
         copy.write_text(drawn)
+    if copy.exists():
         yield copy
 
 

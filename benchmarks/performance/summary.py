@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.performance import tables
 from benchmarks.performance.rounds import Subject, common, figures, rates
-from benchmarks.performance.tables import SAVE_EVERY_S, spread
+from benchmarks.performance.tables import SAVE_EVERY_S, micros, spread
 from benchmarks.runs import Run
 
 Found = Mapping[Subject, list[Run]]
@@ -34,18 +34,28 @@ def sentences(part: str, found: Found) -> Iterator[str]:
                 yield f"CPU time of an idle worker, as a share of a core (number of partitions): {', '.join(shares)}."
 
 
-def ratio(rounds: list[Run], side: str, others: list[str]) -> str:
-    """Return the rate of a side over that of the fastest of the others, each of one round."""
+def ratios(rounds: list[Run], side: str, others: list[str]) -> list[float]:
+    """Return the rate of a side over that of the fastest of the others, in each round."""
     fastest = map(max, zip(*(rates(rounds, other) for other in others), strict=True))
-    return spread([a / b for a, b in zip(rates(rounds, side), fastest, strict=True)], ".2f")
+    return [a / b for a, b in zip(rates(rounds, side), fastest, strict=True)]
+
+
+def ratio(rounds: list[Run], side: str, others: list[str]) -> str:
+    """Return the median of `ratios`, with the least and the greatest."""
+    return spread(ratios(rounds, side, others), ".2f")
 
 
 def _from_kafka(found: Found) -> Iterator[str]:
     for subject, rounds in found.items():
         rate, share = spread(rates(rounds, "worker, plain"), ",.0f"), ratio(rounds, "worker, plain", ["limit"])
+        limit, in_memory, worker = (
+            median(micros(rounds, side)) for side in ("limit", "in memory, plain", "worker, plain")
+        )
         yield (
             f"`{subject.model}`, batch {subject.batch}: the worker learns {rate} records/s from Kafka. This is "
-            f"{share} of the limit."
+            f"{share} of the limit. Of the worker's {worker:,.0f} µs a record, the bare step takes {limit:,.0f} µs. "
+            f"Decoding, batches, prediction, counts and the rest of the learner add {in_memory - limit:,.0f} µs; "
+            f"reading from Kafka, saves and metrics add {worker - in_memory:,.0f} µs."
         )
 
 

@@ -2,11 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.loops import training
 from benchmarks.observation import Measurement
-from benchmarks.performance import cpu, growth, inputs, report, rounds
+from benchmarks.performance import cpu, goals, growth, inputs, report, rounds
 from benchmarks.performance.rounds import Subject
+from benchmarks.runs import Run
 from stream_learner import config, networks
 from stream_learner.errors import DataError
 from stream_learner.formats import images
@@ -137,6 +139,43 @@ def test_a_padded_jpeg_has_its_size_and_the_same_pixels(size_bytes: int):
     assert size_bytes - 4 <= len(padded.image) <= size_bytes
     before, after = (images.decode(each.image, 32, 32, 3, 10**6) for each in (example, padded))
     assert (before == after).all()
+
+
+def test_the_classes_of_a_data_set_are_numbers_and_its_images_have_one_size(tmp_path: Path):
+    for number, name in enumerate(("cats", "dogs", "birds")):
+        (tmp_path / "animals" / name).mkdir(parents=True)
+        Image.new("L", (20, 20), number).save(tmp_path / "animals" / name / f"{number}.png")
+    dataset = inputs.images(str(tmp_path / "animals"))
+    assert sorted(example.label for example in dataset) == ["0", "1", "2"]
+    assert (dataset.height, dataset.width, dataset.channels) == (20, 20, 1)
+    Image.new("L", (20, 22)).save(tmp_path / "animals" / "cats" / "tall.png")
+    with pytest.raises(DataError, match="2 sizes"):
+        inputs.images(str(tmp_path / "animals"))
+    for number in range(8):
+        (tmp_path / "animals" / f"more {number}").mkdir()
+        Image.new("L", (20, 20)).save(tmp_path / "animals" / f"more {number}" / "image.png")
+    with pytest.raises(DataError, match="11 classes"):
+        inputs.images(str(tmp_path / "animals"))
+
+
+def test_goals_are_reached_missed_or_not_measured(tmp_path: Path):
+    def round_of(part: str, sides: dict[str, Run], number: int = 0):
+        rounds.run(SUBJECT._replace(part=part), lambda: {n: lambda s=s: s for n, s in sides.items()}, number, tmp_path)
+
+    def side(rate: float, **more: object) -> Run:
+        return Measurement(rate, 0.1, 1.0, 0.0)._asdict() | more
+
+    for number, rate in enumerate((2900.0, 3100.0, 3200.0)):
+        round_of("loops", {"worker": side(rate), "kafka-python": side(500.0), "DataLoader": side(1000.0)}, number)
+    saved = side(1.0, stalls_ms=[23.0], idle={"mean_ms": 2.0}, publishing={"mean_ms": 4.0}, commit_s=0.4)
+    round_of("checkpoints", {"with saves": saved})
+    found = {what: (goal, *rest) for what, goal, *rest in goals.rows(tmp_path)}
+    assert found["`cnn`, batch 32: worker, plain / fastest loop"] == ("at least 3", "3.10 (2.90-3.20)", "reached")
+    assert found["`cnn`, batch 32: worker from Kafka, plain / limit"] == ("at least 0.7", "not measured", "")
+    stall = "`cnn`, batch 32: p99 of the stall of a save, minus one step, ms"
+    assert found[stall] == ("at most 20", "21.0", "**missed**")
+    # 23 ms of stall, and half of 0.4 s: 0.223 s of 30 s.
+    assert found["`cnn`, batch 32: cost of one save in 30 s, % of the time"] == ("at most 1", "0.74", "reached")
 
 
 def test_a_report_needs_a_finished_round(tmp_path: Path):
