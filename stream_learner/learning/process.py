@@ -10,10 +10,10 @@ def set_up_torch(settings: Settings) -> None:
     """Set up torch for learning: `learning.threads`, denormal numbers, cuDNN.
 
     With `learning.threads = 0`, a network that more threads do not make faster (`uses_threads` is false) gets one
-    thread. While another process keeps a core busy, one thread is several times faster than one per core, because
-    several threads wait for each other. In this thread, and in threads that it starts later, denormal numbers count as
-    0. In the whole process, cuDNN's convolutions are deterministic. Two processes with the same setup learn the same
-    bytes. Raises UsageError when the model does not exist.
+    thread. While another process keeps a core busy, one thread is also faster than one per core for small networks,
+    because several threads wait for each other. In this thread, and in threads that it starts later, denormal numbers
+    count as 0. In the whole process, cuDNN's convolutions are deterministic. Two processes with the same setup learn
+    the same bytes. Raises UsageError when the model does not exist.
     """
     # The momentum of a parameter without gradients shrinks to denormal numbers. These make processors ten times slower.
     # First, because the import of a user's model may start threads.

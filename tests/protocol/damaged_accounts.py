@@ -203,7 +203,8 @@ def discard_at_a_save(log: Log) -> None:
 
 
 def move_group(log: Log) -> None:
-    log.group[next(iter(log.group))] += 1
+    place, (offset, rows) = next(iter(log.group.items()))
+    log.group[place] = offset + 1, rows
 
 
 def drop_group(log: Log) -> None:

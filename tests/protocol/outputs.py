@@ -24,6 +24,8 @@ MARKERS_DEADLINE_S = 200.0  # brokers end a dead worker's transaction after its 
 POLL_S = 0.01
 
 Place = tuple[str, int]
+# Offset of a record, and its row in a message that holds many records; otherwise 0.
+At = tuple[int, int]
 
 
 class Read(NamedTuple):
@@ -47,7 +49,7 @@ class Log:
     history: list[Read]
     weights: list[Read]
     dead_letters: list[Read]
-    group: dict[Place, int]
+    group: dict[Place, At]
     objects: dict[str, bytes]
 
     @property
@@ -90,7 +92,11 @@ def read(bootstrap_servers: str, prefix: str, inputs: Iterable[Place]) -> Log:
     group.close()
     return Log(
         *records.values(),
-        group={(place.topic, place.partition): place.offset for place in committed if place.offset >= 0},
+        group={
+            (place.topic, place.partition): (place.offset, int(place.metadata or 0))
+            for place in committed
+            if place.offset >= 0
+        },
         objects=objects([json.loads(read.value or b"") for read in records[f"{prefix}.history"]]),
     )
 

@@ -206,7 +206,20 @@ def number_row_otherwise(log: Log) -> None:
     damaged_contents.rewrite_header(log, ROW, b"0", first_row(log))
 
 
+def cut_row(log: Log) -> None:
+    place = first_row(log)
+    letter = log.dead_letters[place]
+    log.dead_letters[place] = letter._replace(value=(letter.value or b"")[:20])
+
+
+def mirror_a_row_more(log: Log) -> None:
+    place, (offset, rows) = next(iter(log.group.items()))
+    log.group[place] = offset, rows + 1
+
+
 ROW_DAMAGE: dict[Damage, str] = {
+    cut_row: "has another row",
+    mirror_a_row_more: "the group offsets are not",
     learn_a_row_more: "window .* counts .*, not",
     drop_row: "is not in the dead letters",
     change_row: "has another row",

@@ -44,18 +44,18 @@ def manifests(run: Run, at_least: int = 0) -> int:
 
 def test_a_stopped_run_goes_on(new_run: NewRun) -> None:
     run = new_run(partitions=2)
-    run.feed(mixed(1500))
+    run.feed(mixed(3000))
     worker = run.start_command()
     worker.reaches("checkpoint_sequence", 2)
     worker.stop()
     stopped_at = len(run.check().history)
-    run.feed(mixed(250))
+    run.feed(mixed(1000))
     log = run.finish(run.start())
     assert len(log.history) > stopped_at
 
 
 def test_a_run_whose_store_has_moved_goes_on(new_run: NewRun) -> None:
-    run = new_run()
+    run = new_run(release__every_records=400)
     run.feed(mixed(500))
     before = run.finish(run.start())
     moved = run.store.rename(run.folder / "elsewhere")

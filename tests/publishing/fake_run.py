@@ -29,7 +29,7 @@ from stream_learner.monitoring.report import Report
 from stream_learner.publishing.checkpoint_writer import CheckpointWriter
 from stream_learner.publishing.formats import Formats
 from stream_learner.publishing.recover import Recovered, Recovery
-from stream_learner.publishing.shares import NoPeers
+from stream_learner.publishing.shares import NoPeers, Peers
 from stream_learner.publishing.snapshot import Snapshot
 from stream_learner.run.progress import Progress
 
@@ -66,12 +66,12 @@ class FakeRun:
         self.transaction = FakeTransaction(self.cluster)
         return self.recovery(fresh).take_over(self.transaction.fence)
 
-    def writer(self, recovered: Recovered | None = None) -> CheckpointWriter:
-        """The writer of a worker that has taken the run over."""
+    def writer(self, recovered: Recovered | None = None, peers: Peers | None = None) -> CheckpointWriter:
+        """The writer of a worker that has taken the run over. By default, it has no other ranks."""
         recovered = recovered or self.recover()
         clients = FakeClients(self.cluster, self.transaction, FakeReadBack(self.cluster))
         return CheckpointWriter(
-            self.settings, self.store, clients, recovered, Formats(self.settings.release), NoPeers()
+            self.settings, self.store, clients, recovered, Formats(self.settings.release), peers or NoPeers()
         )
 
     def publish(self, writer: CheckpointWriter, snapshot: Snapshot) -> Manifest:

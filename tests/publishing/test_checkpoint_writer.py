@@ -1,5 +1,8 @@
 """The effects of a checkpoint in their order, and what an error at each of them leaves behind."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 from fake_run import FakeRun, of_a_run, rejection
 from fakes import TOPIC
@@ -17,6 +20,8 @@ from stream_learner.errors import (
     StoreError,
     TopicsError,
 )
+from stream_learner.publishing.shares import Share, replica_digest
+from stream_learner.publishing.snapshot import ShardState
 
 SAVE = ["put state.safetensors", "begin", "send metrics", "confirm", "confirm", "send checkpoints", "send history"]
 PUBLISHED = ["confirm", "offsets", "commit", "read back"]
@@ -51,6 +56,27 @@ def test_a_save_and_a_release_in_order(run: FakeRun) -> None:
     ]
     run.publish(writer, run.snapshot(released=False, parts=[b"part"]))  # refused; the part is there already
     assert run.effects.take() == [*SAVE, *PUBLISHED]
+
+
+class Peer:
+    """Another rank, whose parameters have a digest."""
+
+    def __init__(self, replica: str):
+        self._replica = replica
+
+    def shares(self, sequence: int) -> list[Share]:
+        del sequence
+        return [Share([], [], self._replica)]
+
+
+def test_ranks_with_different_parameters_publish_nothing(run: FakeRun) -> None:
+    snapshot = dataclasses.replace(run.snapshot(), shards=[ShardState({}, {})])
+    other = dataclasses.replace(snapshot, tensors={"x": np.full(1, 0.5, np.float32)})
+    with pytest.raises(StateError, match="different parameters"):
+        run.writer(peers=Peer(replica_digest(other))).prepare(snapshot, {})
+    assert run.cluster.manifests() == []
+    published = run.publish(run.writer(peers=Peer(replica_digest(snapshot))), snapshot)
+    assert run.cluster.manifests() == [published]
 
 
 def test_a_chain_of_manifests(run: FakeRun) -> None:

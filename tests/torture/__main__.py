@@ -43,6 +43,8 @@ def main(
         report = (gang_torture if ranks else torture)(
             broker, folder, kills, seed, records, pictures, lambda: progress.advance(bar), rows=ROWS if envelopes else 0
         )
+    if envelopes and not report.inside:
+        report.violations.append("no manifest is inside a message")
     print_table(report)
     if report.violations:
         print(f"The runs, their logs and the broker are kept in {folder}; SEED={seed} does the same again")

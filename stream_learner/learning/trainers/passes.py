@@ -27,6 +27,7 @@ class Passes:
         self._buffers = list(model.buffers())
         self._before = [buffer.clone() for buffer in self._buffers]
         self._loss = torch.zeros(())
+        self._divisor = weighted_loss.mean
         if parallel.shards > 1:
             values = [*self._parameters, *self._buffers]
             learned, averaged = (sum(value.numel() for value in part) for part in (self._parameters, self._buffers))
@@ -39,16 +40,16 @@ class Passes:
     def learn(self, shard: int, losses: Losses) -> None:
         """Add the gradients of a local shard, from its forward pass. A shard without samples has none."""
         if self._parallel.shards == 1:
-            self._weighted_loss.begin(float(losses.weights.sum()))
+            self._weighted_loss.begin(float(losses.weights.detach().sum()))
             self._loss = self._weighted_loss(*losses)
             self._loss.backward()
             return
-        # The sum of all shards' weights is still unknown, so `total` divides by it.
-        loss = (losses.weights * losses.losses).sum()
+        # The sum of all shards' weights is still unknown. So divide by the mean of earlier sums. `total` corrects it.
+        loss = (losses.weights * losses.losses).sum() / self._divisor
         loss.backward()
         totals, present, learned, averaged = self._rows[shard].split(self._sizes)
         samples = len(losses.weights)
-        totals[0], totals[1], learned[0] = losses.weights.sum(), samples, loss.detach()
+        totals[0], totals[1], learned[0] = losses.weights.detach().sum(), samples, loss.detach()
         flags = []
         for parameter, part in zip(self._parameters, self._gradients(learned), strict=True):
             flags.append(parameter.grad is not None)
@@ -57,7 +58,8 @@ class Passes:
                 parameter.grad = None
         for buffer, before, part in zip(self._buffers, self._before, self._means(averaged), strict=True):
             flags.append(not torch.equal(before, buffer))
-            part.copy_(samples * (buffer if _is_continuous(buffer) else buffer.long() - before.long()))
+            # Multiplied in the dtype of the row, because a buffer of float16 would overflow.
+            part.copy_(buffer if _is_continuous(buffer) else buffer.long() - before.long()).mul_(samples)
         present.copy_(torch.tensor(flags))
         self.restore_buffers()
 
@@ -66,8 +68,8 @@ class Passes:
         if self._parallel.shards == 1:
             return self._loss.detach()
         totals, present, learned, averaged = self._parallel.summed(self._rows).split(self._sizes)
-        self._weighted_loss.begin(float(totals[0]))
-        learned /= self._weighted_loss.normaliser
+        self._weighted_loss.begin(float(totals[0].real))
+        learned *= self._divisor / self._weighted_loss.normaliser
         averaged /= totals[1]
         flags = iter(present.tolist())
         for parameter, part in zip(self._parameters, self._gradients(learned), strict=True):
@@ -75,7 +77,7 @@ class Passes:
         for buffer, part in zip(self._buffers, self._means(averaged), strict=True):
             if next(flags):
                 buffer.copy_(part if _is_continuous(buffer) else buffer + part.round().long())
-        return learned[0]
+        return learned[0].real  # buffers of complex numbers make all values complex
 
     def restore_buffers(self) -> None:
         """Set the buffers to their values before the step."""
