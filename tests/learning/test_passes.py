@@ -23,13 +23,13 @@ class Layouts(nn.Module):
         self.unused = nn.Parameter(torch.randn(3))
         self.mean = nn.Buffer(torch.zeros(3))
         self.calls = nn.Buffer(torch.zeros((), dtype=torch.int64))
-        self.half = nn.Buffer(torch.full((2,), 40_000.0, dtype=torch.float16))
+        self.narrow = nn.Buffer(torch.full((2,), 40_000.0, dtype=torch.float16))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         with torch.no_grad():
             self.mean += x_NCHW.mean((0, 2, 3))
             self.calls += 1
-            self.half -= 32
+            self.narrow -= 32
         return self.conv(x_NCHW).mean((2, 3)) @ self.columns @ self.transposed
 
 
@@ -59,7 +59,7 @@ def test_shards_have_the_gradients_of_one_shard_with_all_samples():
             assert found.grad.stride() == torch.empty_like(found).stride()  # the layout of the optimizer's moments
     torch.testing.assert_close(several.mean, one.mean)
     assert several.calls == one.calls == 1
-    assert several.half.tolist() == one.half.tolist() == [39_968.0, 39_968.0]
+    assert several.narrow.tolist() == one.narrow.tolist() == [39_968.0, 39_968.0]
 
 
 def test_gradients_of_shards_are_as_large_as_those_of_one():

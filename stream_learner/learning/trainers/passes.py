@@ -73,11 +73,11 @@ class Passes:
         averaged /= totals[1]
         flags = iter(present.tolist())
         for parameter, part in zip(self._parameters, self._gradients(learned), strict=True):
-            parameter.grad = part.to(parameter.dtype) if next(flags) else None
+            parameter.grad = _in(part, parameter.dtype) if next(flags) else None
         for buffer, part in zip(self._buffers, self._means(averaged), strict=True):
             if next(flags):
-                buffer.copy_(part if _is_continuous(buffer) else buffer + part.round().long())
-        return learned[0].real  # buffers of complex numbers make all values complex
+                buffer.copy_(_in(part, buffer.dtype) if _is_continuous(buffer) else buffer + part.real.round().long())
+        return learned[0].real
 
     def restore_buffers(self) -> None:
         """Set the buffers to their values before the step."""
@@ -95,6 +95,11 @@ class Passes:
         parts = averaged.split([buffer.numel() for buffer in self._buffers])
         for buffer, part in zip(self._buffers, parts, strict=True):
             yield part.view(buffer.shape)
+
+
+def _in(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return values in a dtype. A buffer of complex numbers makes all values of the sum complex."""
+    return (values if dtype.is_complex else values.real).to(dtype)
 
 
 def _is_continuous(buffer: Tensor) -> bool:
