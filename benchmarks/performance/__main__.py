@@ -116,14 +116,6 @@ CASES = {
         Case("checkpoints", "timm:wide_resnet101_2", 8, TIMM, "jpeg32", 1),
         Case("memories", "mlp", 32, (128, 128, 3), "noise128", 2),
     ],
-    Part.growth: [
-        Case("long", "mlp", most_rounds=1),
-        Case("classes", "cnn", most_rounds=2),
-        Case("partitions", "cnn", most_rounds=2),
-        Case("images", "cnn", 32, RGB, "jpeg", 2),
-        Case("records", "cnn", 32, RGB, "jpeg32", 2),
-        Case("backlog", "cnn", 32, (28, 28, 1), "flat28", 2),
-    ],
     Part.ranks: [
         *(Case("ranks", model, batch) for model in ("cnn", "resnet18_slim") for batch in (32, 128)),
         *(Case("ranks from Kafka", model) for model in ("cnn", "resnet18_slim")),
@@ -132,6 +124,14 @@ CASES = {
         Case("decoding", "cnn"),
     ],
     Part.cpu: [Case("cpu", "cnn"), Case("idle", "mlp", most_rounds=2)],
+    Part.growth: [
+        Case("long", "mlp", most_rounds=1),
+        Case("classes", "cnn", most_rounds=2),
+        Case("partitions", "cnn", most_rounds=2),
+        Case("images", "cnn", 32, RGB, "jpeg", 2),
+        Case("records", "cnn", 32, RGB, "jpeg32", 2),
+        Case("backlog", "cnn", 32, (28, 28, 1), "flat28", 2),
+    ],
 }
 
 
