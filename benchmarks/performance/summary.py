@@ -53,9 +53,9 @@ def _from_kafka(found: Found) -> Iterator[str]:
         )
         yield (
             f"`{subject.model}`, batch {subject.batch}: the worker learns {rate} records/s from Kafka. This is "
-            f"{share} of the limit. Of the worker's {worker:,.0f} µs a record, the bare step takes {limit:,.0f} µs. "
-            f"Decoding, batches, prediction, counts and the rest of the learner add {in_memory - limit:,.0f} µs; "
-            f"reading from Kafka, saves and metrics add {worker - in_memory:,.0f} µs."
+            f"{share} of the limit. A record takes {limit:,.0f} µs in the bare step, {in_memory:,.0f} µs in memory "
+            f"(with decoding, batches, prediction and counts), and {worker:,.0f} µs in the worker (with Kafka, saves "
+            "and metrics)."
         )
 
 
