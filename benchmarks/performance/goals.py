@@ -1,5 +1,6 @@
 """Goals of the worker's speed, which were set before it was measured, and the figures of the finished rounds."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -33,20 +34,16 @@ class Goal(NamedTuple):
         """Return what is measured, the goal, the figure, and whether the median of the rounds reaches the goal."""
         bound = f"{'at most' if self.at_most else 'at least'} {self.value:g}"
         what = f"`{self.model}`, batch {self.batch}: {self.words}"
-        if rounds is None:
+        found = [value for value in self.figure(rounds) if not math.isnan(value)] if rounds else []
+        if not found:
             return what, bound, "not measured", ""
-        found = self.figure(rounds)
         middle = median(found)
         reached = middle <= self.value if self.at_most else middle >= self.value
         return what, bound, spread(found, self.form), "reached" if reached else "**missed**"
 
 
-def _rivals(rounds: list[Run]) -> list[str]:
-    return [side for side in common(rounds) if side in loops.LOOPS]
-
-
 def _beside_loops(rounds: list[Run]) -> list[float]:
-    return ratios(rounds, "worker", _rivals(rounds))
+    return ratios(rounds, "worker", [side for side in common(rounds) if side in loops.LOOPS])
 
 
 def _of_limit(rounds: list[Run]) -> list[float]:
@@ -59,7 +56,7 @@ def _two_ranks(rounds: list[Run]) -> list[float]:
 
 def _stall_beyond_a_step_ms(rounds: list[Run]) -> list[float]:
     return [
-        float(np.quantile(stalls([round_], "with saves"), 0.99)) - round_["measured"]["with saves"]["idle"]["mean_ms"]
+        float(np.quantile(stalls([round_], "with saves"), 0.99)) - tables.batch_ms(round_["measured"]["with saves"])
         for round_ in rounds
     ]
 
@@ -111,6 +108,10 @@ GOALS = [
 
 def rows(folder: Path) -> Iterator[tuple[str, str, str, str]]:
     """Return a row of the page's table for each goal."""
+    found = {
+        (part, subject.model, subject.batch): rounds
+        for part in {goal.part for goal in GOALS}
+        for subject, rounds in finished(part, folder).items()
+    }
     for goal in GOALS:
-        found = {(subject.model, subject.batch): rounds for subject, rounds in finished(goal.part, folder).items()}
-        yield goal.row(found.get((goal.model, goal.batch)))
+        yield goal.row(found.get((goal.part, goal.model, goal.batch)))

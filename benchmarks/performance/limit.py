@@ -17,8 +17,11 @@ COMPILED = "compile"
 
 
 class Setting(NamedTuple):
-    """Settings of a bare step. Without any of them, it is what PyTorch does by default, except that
-    threads that wait for each other soon sleep, as the worker's do."""
+    """Settings of a bare step.
+
+    Without any of them, it is what PyTorch does by default, except that threads that wait for each other soon sleep, as
+    the worker's do.
+    """
 
     threads: int
     fused: bool = False

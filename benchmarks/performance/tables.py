@@ -73,6 +73,11 @@ def stalls(rounds: list[Run], side: str) -> np.ndarray:
     return np.array([stall for round_ in rounds for stall in round_["measured"][side]["stalls_ms"]])
 
 
+def batch_ms(saved: Run) -> float:
+    """Return the mean time of a batch while nothing is published. NaN if the publisher was always busy."""
+    return saved["idle"]["mean_ms"] if "idle" in saved else math.nan
+
+
 def cost_s(saved: Run) -> float:
     """Return the seconds of training that a save costs: its stall, and the batches that publishing slows down.
 
@@ -94,7 +99,7 @@ def saves(found: dict[str, tuple[list[Run], str]]) -> str:
             (
                 name,
                 state,
-                f"{median(m['idle']['mean_ms'] if 'idle' in m else math.nan for m in measured):,.1f}",
+                f"{median(map(batch_ms, measured)):,.1f}",
                 *(f"{quantile:,.1f}" for quantile in np.quantile(all_stalls, (0.5, 0.99, 1.0))),
                 str(len(all_stalls)),
                 spread([1e3 * cost for cost in costs], ",.0f"),

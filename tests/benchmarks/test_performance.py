@@ -174,6 +174,10 @@ def test_goals_are_reached_missed_or_not_measured(tmp_path: Path):
     assert found["`cnn`, batch 32: worker from Kafka, plain / limit"] == ("at least 0.7", "not measured", "")
     stall = "`cnn`, batch 32: p99 of the stall of a save, minus one step, ms"
     assert found[stall] == ("at most 20", "21.0", "**missed**")
+    # A publisher that was always busy leaves no batch to compare with.
+    busy = side(1.0, stalls_ms=[23.0], publishing={"mean_ms": 4.0}, commit_s=0.4)
+    rounds.run(SUBJECT._replace(part="checkpoints", model="mlp"), lambda: {"with saves": lambda: busy}, 0, tmp_path)
+    assert ("not measured", "") in {row[2:] for row in goals.rows(tmp_path) if row[0] == stall.replace("cnn", "mlp")}
     # 23 ms of stall, and half of 0.4 s: 0.223 s of 30 s.
     assert found["`cnn`, batch 32: cost of one save in 30 s, % of the time"] == ("at most 1", "0.74", "reached")
 

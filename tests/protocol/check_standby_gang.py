@@ -2,23 +2,13 @@
 
 from confluent_kafka.cimpl import NewPartitions
 from feed import mixed
-from harness import DEADLINE_S, NewRun
+from harness import DEADLINE_S, TWO_SHARDS, NewRun
 
 STANDS_BY = "standing by"
 
 
 def test_a_gang_stands_by_as_one_and_takes_over_with_added_partitions(new_run: NewRun) -> None:
-    run = new_run(
-        partitions=3,
-        run__shards=2,
-        run__on_conflict="standby",
-        batch__size=16,
-        memory__max_items=200,
-        held_out__max_items=100,
-        release__every_records=300,
-        checkpoint__every_records=100,
-        checkpoint__every_s=1.0,
-    )
+    run = new_run(3, run__on_conflict="standby", **TWO_SHARDS)
     run.feed(mixed(500))
     active = run.start_command("--ranks", "2")
     active.until("a checkpoint", run.saved)

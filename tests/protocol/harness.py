@@ -70,6 +70,16 @@ SHORT = {
     "checkpoint__max_pending_bytes": 1024 * 1024,
     "release__inline_max_bytes": 1024 * 1024,
 }
+# Settings of a run of two shards that often saves and releases.
+TWO_SHARDS = {
+    "run__shards": 2,
+    "batch__size": 16,
+    "memory__max_items": 200,
+    "held_out__max_items": 100,
+    "release__every_records": 300,
+    "checkpoint__every_records": 100,
+    "checkpoint__every_s": 1.0,
+}
 UNKNOWN_OUTCOME = (ExitCode.FENCED, ExitCode.PUBLISH, ExitCode.WATCHDOG)
 
 # A process that has imported torch already makes a worker in a moment.

@@ -1,22 +1,13 @@
 """One run over several ranks, which end together and continue as another number of ranks."""
 
 from feed import mixed
-from harness import NewRun
+from harness import TWO_SHARDS, NewRun
 
 from stream_learner.errors import ExitCode
 
 
 def test_a_rank_that_is_killed_ends_the_others_and_any_number_of_ranks_continues(new_run: NewRun) -> None:
-    run = new_run(
-        partitions=3,
-        run__shards=2,
-        batch__size=16,
-        memory__max_items=200,
-        held_out__max_items=100,
-        release__every_records=300,
-        checkpoint__every_records=100,
-        checkpoint__every_s=1.0,
-    )
+    run = new_run(3, **TWO_SHARDS)
     drafts = list(mixed(1000))
     run.feed(drafts[:500])
     first, second = run.start_ranks(2)
