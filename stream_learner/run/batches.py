@@ -252,7 +252,8 @@ def batches(
 
     Yields an empty list when nothing was closed for a second, so that the loop runs even if decoding is slow. Raises
     the errors of the shards' sources and outages. First yields the open batches on all ranks: after an InputError,
-    their records may be gone before they can be read again. They come in two steps if a record must be learned alone.
+    their records may be gone before they can be read again. They come in several steps if records must be learned
+    alone.
     """
     opened = turned = clock()
     idle_turns = 0
@@ -278,7 +279,7 @@ def batches(
             return
         if said & Say.COMPLETE or (said & Say.OPEN and said & (Say.LINGERED | Say.END)):
             yield _closed(shards)
-            while said & Say.END and _agreed(_open(shards), parallel):  # a record learned alone left others open
+            while said & Say.END and _agreed(_open(shards), parallel):  # records learned alone left others open
                 yield _closed(shards)
             opened = turned = clock()
             idle_turns = 0
@@ -298,9 +299,9 @@ def _open(shards: Sequence[OpenBatch]) -> Say:
 
 
 def _closed(shards: Sequence[OpenBatch]) -> list[Batch]:
-    """Take the open batches, or only those with a record that must be learned alone."""
-    isolated = any(shard.isolated for shard in shards)
-    return [shard.take() if shard.isolated or not isolated else Batch() for shard in shards]
+    """Take the open batches, or only the first one with a record that must be learned alone."""
+    isolated = next((shard for shard in shards if shard.isolated), None)
+    return [shard.take() if isolated in (None, shard) else Batch() for shard in shards]
 
 
 def _agreed(said: Say, parallel: Parallel) -> Say:

@@ -100,20 +100,18 @@ def test_an_idle_turn_is_the_same_on_all_ranks() -> None:
     assert first == second > 10
 
 
-def test_a_record_that_must_be_alone_is_the_only_one_of_its_rank() -> None:
+def test_records_that_must_be_alone_are_each_the_only_one_of_their_rank() -> None:
     polls: list[list[list[Record | Gap]]] = [
         [[record(i) for i in range(3)], [], []],
         [[record(i, partition=1) for i in range(3)], [], []],
     ]
     scripts = [Script(each) for each in polls]
     settings = BatchSettings(size=8, linger_s=1e6)
-    shards = [
-        OpenBatch(s, s.decode, {}, settings, s.stop, lambda s=s: s.now, shards=2, alone={Place("images", 0, 1)})
-        for s in scripts
-    ]
+    alone = {Place("images", 0, 1), Place("images", 1, 1)}
+    shards = [OpenBatch(s, s.decode, {}, settings, s.stop, lambda s=s: s.now, shards=2, alone=alone) for s in scripts]
     steps = batches(shards, Parallel(2), settings, scripts[0].stop, lambda: scripts[0].now)
     found = [spans(step) for step in steps if step]
-    assert [{0: (1, 2)}, {}] in found
+    assert found[:3] == [[{0: (0, 1)}, {1: (0, 1)}], [{0: (1, 2)}, {}], [{}, {1: (1, 2)}]]
 
 
 def test_an_error_beside_a_record_that_must_be_alone_loses_no_open_batch() -> None:

@@ -1,16 +1,20 @@
 """Notes that a worker's processes leave for later ones, in a real folder. A process without a noted end has died."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_batches import Script, record
 
 from stream_learner.checkpoints.store import Store
-from stream_learner.config import Settings
+from stream_learner.config import BatchSettings, Settings
 from stream_learner.contract.manifest import encode
 from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import FencedError, InputError
 from stream_learner.formats.record import Place, Record, RejectError, RetryLaterError, Sample
+from stream_learner.learning.parallel import Parallel
+from stream_learner.run.batches import OpenBatch, batches
 from stream_learner.run.lives import MAX_SET_ASIDE, Lives
 
 A, B, C = Place("images", 0, 7), Place("images", 0, 8), Place("images", 1, 0)
@@ -105,6 +109,27 @@ def test_the_records_of_a_batch_are_learned_one_by_one_until_one_is_found(store:
     assert life(store, B).alone == {B}
     lives = Lives(store, SETTINGS)
     assert (verdict(lives, B), verdict(lives, A), lives.alone) == (Reason.POISON, "decoded", frozenset())
+
+
+def test_a_record_is_found_even_if_it_is_always_learned_beside_the_same_record_of_another_shard(store: Store):
+    def dies(lives: Lives) -> bool:
+        """Learn one record of each shard in each step, and die while learning B."""
+        scripts = [Script([[record(i, partition=p) for i in range(10)], []]) for p in (0, 1)]
+        settings = BatchSettings(size=2)
+        shards = [OpenBatch(s, s.decode, {}, settings, s.stop, shards=2, alone=lives.alone) for s in scripts]
+        with suppress(DiedError):
+            for closed in batches(shards, Parallel(2), settings, scripts[0].stop):
+                with lives.suspecting(places := [place for batch in closed for place in batch.places]):
+                    if B in places:
+                        raise DiedError
+            return False
+        return True
+
+    for _ in range(5):
+        lives = Lives(store, SETTINGS)
+        assert verdict(lives, B) == "decoded"
+        assert dies(lives)
+    assert verdict(Lives(store, SETTINGS), B) == Reason.POISON
 
 
 def test_progress_clears_what_was_counted(store: Store):
