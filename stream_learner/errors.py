@@ -164,6 +164,11 @@ class RankLostError(StreamLearnerError):
     code = ExitCode.RANK
 
 
+def error_with(code: int, message: str) -> StreamLearnerError:
+    """Return the error that carries an exit code."""
+    return next(error for error in StreamLearnerError.__subclasses__() if error.code == code)(message)
+
+
 # Messages of torch, of CUDA, and of a thread without room for its stack.
 OUT_OF_MEMORY = "can't allocate memory|out of memory|can't start new thread"
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from stream_learner.contract.ledger import Piece
 from stream_learner.contract.spans import Partition, Positions, RowsRead, Spans, Topic
+from stream_learner.errors import StreamLearnerError, error_with
 from stream_learner.formats.record import Rejection
 from stream_learner.learning.parallel import Parallel
 from stream_learner.publishing.snapshot import Snapshot
@@ -43,6 +44,15 @@ def from_ranks(parallel: Parallel, value: Any) -> list[Any]:
     """Return the JSON value of each rank, in the order of ranks."""
     carried = len(parallel.local)
     return parallel.objects([value, *[None] * (carried - 1)])[::carried]
+
+
+def first_failure(parallel: Parallel, failure: StreamLearnerError | None) -> StreamLearnerError | None:
+    """Return the failure of the first rank that has one, the same on all ranks. `failure` is that of this rank."""
+    if alone(parallel):
+        return failure
+    failures = from_ranks(parallel, failure and [failure.code, str(failure)])
+    found = ((rank, *failed) for rank, failed in enumerate(failures) if failed)
+    return next((error_with(code, f"rank {rank} of the run: {message}") for rank, code, message in found), None)
 
 
 def gathered(parallel: Parallel, snapshot: Snapshot, lag: Positions) -> tuple[Snapshot, Positions]:

@@ -14,12 +14,12 @@ from stream_learner.checkpoints.store import Store
 from stream_learner.config import Settings
 from stream_learner.contract.manifest import decode_manifest, digest, encode
 from stream_learner.contract.spans import Positions
-from stream_learner.errors import ExitCode, RankLostError, StateError, StoreError, StreamLearnerError
+from stream_learner.errors import RankLostError, StoreError, StreamLearnerError
 from stream_learner.learning.parallel import Parallel
 from stream_learner.publishing.ownership import await_turn, fencing, first_look
 from stream_learner.publishing.recover import Checkpoint, Fetch, Recovered, Recovery
 from stream_learner.run.gang import PATIENCE_S, Gang
-from stream_learner.run.together import any_rank, from_ranks
+from stream_learner.run.together import any_rank, first_failure, from_ranks
 from stream_learner.streams.clients import Clients
 
 log = structlog.get_logger()
@@ -214,13 +214,11 @@ def _failed(gang: Gang, what: What, failure: StreamLearnerError | None = None) -
 
     After LOOKED_AGAIN, raise StateError or StoreError on all ranks instead.
     """
-    failures = from_ranks(gang.parallel, failure and [failure.code == ExitCode.STATE, str(failure)])
-    failed = [rank for rank, found in enumerate(failures) if found]
+    failed = first_failure(gang.parallel, failure)
     if failed and what == What.LOOKED_AGAIN:
         gang.leave()
-        is_state, message = failures[failed[0]]
-        raise (StateError if is_state else StoreError)(f"rank {failed[0]} of the run: {message}")
-    return bool(failed)
+        raise failed
+    return failed is not None
 
 
 def _say(parallel: Parallel, said: Said | None) -> Said:

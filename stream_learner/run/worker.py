@@ -25,6 +25,7 @@ from stream_learner.errors import (
     KafkaUnavailableError,
     RejectsError,
     StateError,
+    StreamLearnerError,
     UsageError,
 )
 from stream_learner.formats.decoder import Decoder
@@ -52,7 +53,7 @@ from stream_learner.run.lives import Lives
 from stream_learner.run.outage import Outage
 from stream_learner.run.saves import Saves
 from stream_learner.run.shares import Shares
-from stream_learner.run.together import any_rank, from_ranks
+from stream_learner.run.together import any_rank, first_failure, from_ranks
 from stream_learner.run.turn import Lead, follow, lead_in
 from stream_learner.run.upkeep import Led, Upkeep, give_up
 from stream_learner.streams.source import Source
@@ -75,9 +76,15 @@ class Worker:
     leave: Callable[[], None]
     """Waits until all ranks of the run have published everything."""
     warned_of: set[Split] = field(default_factory=set)
+    failure: StreamLearnerError | None = None
+    """The error that ended the stream."""
 
     def loop(self) -> None:
-        """Learn until the stream ends, then save once more. Raises RejectsError, DivergedError, both after the save."""
+        """Learn until the stream ends, then save once more.
+
+        After the save, raise InputError, DependencyError, RejectsError or DivergedError: the same on all ranks, so that
+        all ask for the same of a supervisor.
+        """
         learner, parallel = self.driver.learner, self.driver.learner.parallel
         for closed in self._stream():
             if closed:
@@ -97,29 +104,34 @@ class Worker:
                 self.saves.save()
             if end or learner.diverged:
                 break
+        # Fail only after the save, which published the dead letters. So a restart continues after these records.
         self.saves.finish()
+        failure = first_failure(parallel, self._failure())
         self.leave()
-        # Raise only after the save, which published the dead letters. So a restart continues after these records.
+        if failure:
+            raise failure
+
+    def _stream(self) -> Iterator[list[Batch]]:
+        """Yield the stream's batches. An error of the stream ends it, and is kept for the end of the loop."""
+        try:
+            yield from self.stream
+        except (InputError, DependencyError) as error:
+            self.failure = error  # without a last save, learned records may be gone before they can be learned again
+
+    def _failure(self) -> StreamLearnerError | None:
+        """Return the reason why this rank ended the loop, None if it was asked to stop or another rank ended it."""
         if why := self.breaker.why:
-            raise RejectsError(
+            return RejectsError(
                 f"{why}. See the records in the dead-letter topic and repair their producer. A restart continues after "
                 "these records; `run --accept-rejects` never stops for rejected records"
             )
-        if learner.diverged:
-            raise DivergedError(
+        if self.driver.learner.diverged:
+            return DivergedError(
                 "three batches in a row gave a loss or gradient that is not finite, so their records are dead letters, "
                 "except those that a step learned. Lower learning.learning_rate or set learning.precision to fp32; if "
                 "it happens again, choose a new run.id"
             )
-
-    def _stream(self) -> Iterator[list[Batch]]:
-        """Yield the stream's batches. Save before an error of the stream ends the loop."""
-        try:
-            yield from self.stream
-        except (InputError, DependencyError):
-            self.saves.finish()  # otherwise learned records may be gone before they can be learned again
-            self.leave()
-            raise
+        return self.failure
 
     def warn_of_few_groups(self) -> None:
         """Warn when few groups dominate a held-out set. Do not repeat the warning while this lasts."""

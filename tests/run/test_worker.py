@@ -3,18 +3,29 @@
 import inspect
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from ranks_in_threads import together
 from structlog.testing import capture_logs
 from worker_loop import ALWAYS, BEFORE_MS, NEVER, NOW_MS, Loop, batch, stream
 
 from stream_learner.config import Settings
 from stream_learner.contract.ledger import Piece
 from stream_learner.contract.vocabulary import Split
-from stream_learner.errors import DivergedError, ExitCode, FencedError, KafkaUnavailableError, RejectsError, UsageError
+from stream_learner.errors import (
+    DivergedError,
+    ExitCode,
+    FencedError,
+    InputError,
+    KafkaUnavailableError,
+    RejectsError,
+    StreamLearnerError,
+    UsageError,
+)
+from stream_learner.learning.parallel import Parallel
 from stream_learner.run import saves, worker
 from stream_learner.run.batch import Batch
 
@@ -115,6 +126,38 @@ def test_a_divergence_is_saved_before_it_stops_it():
     with pytest.raises(DivergedError, match="three batches in a row"):
         loop.run()
     assert loop.events == ["learn", "learn", "learn", "save", "wait"]
+
+
+def lost() -> Iterable[list[Batch]]:
+    yield from stream(2)
+    raise InputError("deleted by retention")
+
+
+@pytest.mark.parametrize(
+    ("ending", "error", "message"),
+    [
+        (lost, InputError, "rank 1 of the run: deleted by retention"),
+        (lambda: stream(2, rejected=6), RejectsError, "rank 1 of the run: 60% of the last records were rejected"),
+    ],
+)
+def test_a_rank_that_fails_ends_all_ranks_with_its_code_after_a_save(
+    ending: Callable[[], Iterable[list[Batch]]],
+    error: type[StreamLearnerError],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(saves, "gathered", lambda _, snapshot, lag: (snapshot, lag))
+    events: list[list[str]] = []
+
+    def work(parallel: Parallel) -> None:
+        loop = Loop(ending() if parallel.rank else stream(2), parallel=parallel)
+        loop.worker.leave = lambda: loop.events.append("leave")
+        with pytest.raises(error, match=message):
+            loop.run()
+        events.append(loop.events)
+
+    together(2, 2, work)
+    assert events == [["learn", "learn", "save", "leave"]] * 2
 
 
 def test_an_error_while_learning_saves_nothing():

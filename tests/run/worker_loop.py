@@ -42,9 +42,9 @@ class Clock:
 class Learner:
     """Shows figures, and is due for a release after every `release_every` records."""
 
-    def __init__(self, release_every: float = NEVER):
+    def __init__(self, release_every: float, parallel: Parallel):
         self.labels = ["cat", "dog"]
-        self.parallel = Parallel()
+        self.parallel = parallel
         self.diverged = False
         self.few: list[dict[Split, float]] = []  # of each decision to come
         self.since_decision = 0
@@ -87,9 +87,9 @@ class Driver:
         self._events.append("decide")
         self.learner.since_decision = 0
 
-    def snapshot(self, decided: None) -> Interval:
+    def snapshot(self, decided: None) -> SimpleNamespace:
         del decided
-        return self.progress.close()
+        return SimpleNamespace(interval=self.progress.close(), positions=self.progress.positions)
 
 
 class Publisher:
@@ -106,11 +106,11 @@ class Publisher:
     def unsaved_records(self) -> int:
         return 0 if self.idle else self.published[-1].tally.read.records
 
-    def submit(self, snapshot: Interval, lag: Positions, records: int) -> None:
+    def submit(self, snapshot: SimpleNamespace, lag: Positions, records: int) -> None:
         assert self.idle
-        assert records == snapshot.tally.read.records
+        assert records == snapshot.interval.tally.read.records
         self._events.append("save")
-        self.published.append(snapshot)
+        self.published.append(snapshot.interval)
         self.lag = lag
         self.idle = not self._busy
 
@@ -139,6 +139,8 @@ class Lives:
         del places
         return nullcontext()
 
+    def committed(self, positions: Positions) -> None: ...
+
 
 class Loop:
     """A worker and what it did."""
@@ -149,6 +151,7 @@ class Loop:
         release_every: float = NEVER,
         busy: bool = False,
         accept_rejects: bool = False,
+        parallel: Parallel | None = None,
         **checkpoint: Any,
     ):
         settings = Settings.model_validate(
@@ -160,7 +163,7 @@ class Loop:
             }
         )
         self.events: list[str] = []
-        self.learner = Learner(release_every)
+        self.learner = Learner(release_every, parallel or Parallel())
         self.driver = Driver(self.learner, self.events)
         self.publisher = Publisher(self.events, busy)
         self.election = Election()
@@ -178,7 +181,8 @@ class Loop:
         driver, lives = cast(Any, self.driver), cast(Any, Lives())
         monitor = Monitor(self.health, Metrics(self.registry, "1.2.3"))
         self.upkeep = Upkeep(settings.kafka, driver, cast(Any, source), cast(Any, self.election), monitor)
-        saving = Saves(settings.checkpoint, driver, cast(Any, self.publisher), self.upkeep, lives, Parallel())
+        publisher = cast(Any, self.publisher)
+        saving = Saves(settings.checkpoint, driver, publisher, self.upkeep, lives, self.learner.parallel)
         breaker = Breaker(settings.rejects, enabled=not accept_rejects)
         self.worker = Worker(stream, driver, saving, self.upkeep, breaker, lives, lambda: None)
 
