@@ -10,7 +10,7 @@ from rich.text import Text
 
 from stream_learner.cli.options import ConfigFile, Overrides
 from stream_learner.cli.output import load, load_follower, out, say, say_json
-from stream_learner.contract.spans import offsets_in_all
+from stream_learner.contract.spans import describe_position, offsets_in_all, row_positions
 from stream_learner.errors import ExitCode
 from stream_learner.run.signals import end_process, stop_on_signals
 from stream_learner.text import printable
@@ -54,10 +54,10 @@ def status(
         if window.rejected_by_topic:
             say(f"rejected: {describe(window.rejected_by_topic)}")
     table = Table(Column("topic", overflow="fold"), "partition", "position", "lag")
+    positions = row_positions(found.positions, found.manifest.rows if found.manifest else {})
     for topic, partitions in found.lag.items():
         for partition, lag in partitions.items():
-            rows = found.manifest.rows.get(topic, {}).get(partition) if found.manifest else None
-            position = str(found.positions[topic][partition]) + (f" (after {rows} rows)" if rows else "")
+            position = describe_position(*positions[topic][partition])
             table.add_row(printable(topic), str(partition), position, str(lag))
     out.print(table)
     if found.followers:

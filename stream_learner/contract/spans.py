@@ -94,6 +94,11 @@ def row_positions(positions: Positions, rows_read: RowsRead) -> RowPositions:
     }
 
 
+def describe_position(offset: int, rows: int) -> str:
+    """Describe a position for people, such as "17", or "17 (after 3 rows)" inside a message."""
+    return f"{offset} (after {rows} rows)" if rows else str(offset)
+
+
 def offsets_in(spans: Spans) -> int:
     """Return the number of offsets in spans."""
     return sum(span.end - span.start for _, _, span in each(spans))

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 
 from stream_learner.contract.manifest import Decision, encode
-from stream_learner.contract.spans import each
+from stream_learner.contract.spans import describe_position, each, row_positions
 from stream_learner.contract.window import COMBINED, Accuracy
 from stream_learner.follow.releases import Release
 from stream_learner.text import printable
@@ -92,10 +92,8 @@ def _data(release: Release) -> Iterator[str]:
     yield ""
     yield "| topic | partition | next offset |"
     yield "|---|---|---|"
-    for topic, partition, offset in each(manifest.learned_positions):
-        rows = manifest.rows.get(topic, {}).get(partition)
-        after = f" (after {rows} rows)" if rows else ""
-        yield f"| {_text(topic)} | {partition} | {offset}{after} |"
+    for topic, partition, position in each(row_positions(manifest.learned_positions, manifest.rows)):
+        yield f"| {_text(topic)} | {partition} | {describe_position(*position)} |"
     if not release.is_of_its_manifest:
         yield ""
         yield f"These are the offsets of checkpoint {manifest.sequence}, which was saved after the release."
