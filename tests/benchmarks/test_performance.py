@@ -1,7 +1,12 @@
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
+from busy import beside
 from PIL import Image
 
 from benchmarks.loops import training
@@ -39,6 +44,28 @@ def test_sides_take_turns_and_finished_rounds_are_not_run_again(tmp_path: Path):
     found = rounds.finished("loops", tmp_path)
     assert [list(round_["measured"]) for round_ in found[SUBJECT]] == [["a", "b", "c"]] * 3
     assert not rounds.finished("kafka", tmp_path)
+
+
+def test_a_busy_process_elsewhere_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as observer:
+            disturbed = observer.submit(beside, busy.pid).result()
+    finally:
+        busy.kill()
+        busy.wait()
+    cores = disturbed.records_per_s * disturbed.cpu_s_per_1000_records / 1000  # that the busy process used
+    assert disturbed.cores_elsewhere > max(0.5 * cores, rounds.QUIET_CORES)
+
+    quiet = disturbed._replace(cores_elsewhere=rounds.QUIET_CORES)
+    for number, found in enumerate((quiet, disturbed)):
+        (tmp_path / "docs").mkdir(exist_ok=True)
+        rounds.run(
+            SUBJECT._replace(part="limit"), lambda found=found: {"worker": lambda: found}, number, tmp_path / "runs"
+        )
+        text = report.write(tmp_path / "docs", tmp_path / "runs")[0].read_text()
+        warning = f"Other programs kept up to {disturbed.cores_elsewhere:.2f} cores busy"
+        assert (warning in text) == ("unreliable" in capsys.readouterr().out) == (found is disturbed)
 
 
 def test_ratios_compare_rates_of_one_round(tmp_path: Path):
