@@ -123,7 +123,7 @@ def lead_in(
     stand_by: Callable[[], None],
     recover: Callable[[], None],
 ) -> Recovered | None:
-    """Wait until this worker is elected, then recover the run. Return None if `stop` is set earlier.
+    """Wait until this worker is elected, then recover the run. Return None if `stop` is set earlier, on any rank.
 
     Call `stand_by` while another worker is active, and `recover` once this worker is elected. The other ranks of the
     run are in `follow` meanwhile. All ranks fetch the newest checkpoint before the take-over. Raises the errors of
@@ -141,6 +141,8 @@ def lead_in(
     def stand_by_together() -> None:
         stand_by()
         _say(parallel, Said(What.STANDING_BY, news()))
+        if any_rank(parallel, stop.is_set())[0]:
+            stop.set()
 
     def poll() -> None:
         if settings.run.on_conflict != "take_over":  # which would disturb the active worker
@@ -168,11 +170,16 @@ def lead_in(
 
 
 def follow(
-    settings: Settings, store: Store, gang: Gang, stand_by: Callable[[], None], recover: Callable[[], None]
+    settings: Settings,
+    store: Store,
+    gang: Gang,
+    stop: threading.Event,
+    stand_by: Callable[[], None],
+    recover: Callable[[], None],
 ) -> Recovered | None:
     """Wait until rank 0 has recovered the run, and fetch the states of this rank's shards. Return None if it stops.
 
-    Raises StateError, StoreError.
+    While another worker is active, rank 0 also stops if `stop` is set here. Raises StateError, StoreError.
     """
     parallel = gang.parallel
     ahead = Ahead(Fetch(settings, store, parallel.local))
@@ -182,6 +189,7 @@ def follow(
         if said.what == What.STANDING_BY:
             ahead.begin_again()
             stand_by()
+            any_rank(parallel, stop.is_set())
         elif said.what == What.RECOVERING:
             recover()
         else:

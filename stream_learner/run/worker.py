@@ -200,7 +200,7 @@ def run(
         recovered = (
             lead_in(settings, store, lead, gang, stop, stand_by, recover)
             if lead
-            else follow(settings, store, gang, stand_by, recover)
+            else follow(settings, store, gang, stop, stand_by, recover)
         )
         if recovered is None:
             gang.leave()

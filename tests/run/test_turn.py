@@ -87,7 +87,7 @@ def test_other_ranks_fetch_while_rank_0_stands_by_and_rank_0_stays_a_member_whil
         gang = Gang(parallel, None)
         if parallel.rank == 0:
             return lead_in(run.settings, run.store, lead, gang, threading.Event(), nothing, nothing)
-        return follow(run.settings, store, gang, nothing, nothing)
+        return follow(run.settings, store, gang, threading.Event(), nothing, nothing)
 
     first, second = together(2, 2, take_over)
     assert first
@@ -99,6 +99,23 @@ def test_other_ranks_fetch_while_rank_0_stands_by_and_rank_0_stays_a_member_whil
     assert not fails
     assert (first.checkpoint.manifest.sequence, first.positions, first.epoch) == (3, {"images": {0: 30}}, 1)
     assert (second.checkpoint.manifest, second.positions) == (first.checkpoint.manifest, first.positions)
+
+
+def test_a_signal_to_any_rank_of_a_standby_stops_all_ranks():
+    run = FakeRun(run__on_conflict="standby")
+    polls = iter(range(10))
+    election = SimpleNamespace(elected=False, poll=lambda _=0.0: next(polls), check_members=lambda: None)
+    lead = Lead(cast(Any, SimpleNamespace(election=election)), run.recovery())
+
+    def stand_by(parallel: Parallel) -> Recovered | None:
+        def nothing() -> None: ...
+
+        gang, stop = Gang(parallel, None), threading.Event()
+        if parallel.rank == 0:
+            return lead_in(run.settings, run.store, lead, gang, stop, nothing, nothing)
+        return follow(run.settings, run.store, gang, stop, stop.set, nothing)  # the signal comes while it stands by
+
+    assert together(2, 2, stand_by) == [None, None]
 
 
 class Faulty:
@@ -116,7 +133,7 @@ class Faulty:
         gang = Gang(parallel, None)
         gang.leave = lambda: self.left.append(parallel.rank)
         if parallel.rank:
-            follow(self._run.settings, self._store, gang, nothing, nothing)
+            follow(self._run.settings, self._store, gang, threading.Event(), nothing, nothing)
             return
         transaction = SimpleNamespace(fence=lambda: pytest.fail("the active worker was disturbed"))
         lead = Lead(cast(Any, SimpleNamespace(election=self.election, transaction=transaction)), self._run.recovery())
