@@ -42,7 +42,8 @@ def run(
     from stream_learner.run import start
 
     start.run(settings, health, stop, end_process, fresh=fresh, accept_rejects=accept_rejects)
-    end_process(ExitCode.OK)  # at once, because torch and the clients take a while to shut down
+    # At once, because torch and the clients take a while to shut down, and NCCL may wait for ranks that are gone.
+    end_process(ExitCode.OK)
 
 
 def rebuild(

@@ -1,10 +1,12 @@
 """Device, precision and memory layout of the computation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from stream_learner.config import LearningSettings
 from stream_learner.contract.manifest import Arithmetic
@@ -68,6 +70,17 @@ def place(settings: LearningSettings, model: Callable[..., ImageClassifier]) -> 
         autocast = convolutional and _multiplies_bf16(device)
     channels_last = convolutional if settings.channels_last == "auto" else settings.channels_last
     return Placement(device, autocast, torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def filled(shape: Sequence[int], fill: Callable[[np.ndarray], object], device: torch.device) -> Tensor:
+    """Return a uint8 tensor on the device. `fill` writes its values to an array on the host.
+
+    For CUDA, the array is in pinned memory, and the host does not wait until its copy ends. PyTorch reuses this memory
+    only after that.
+    """
+    host = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    fill(host.numpy())
+    return host.to(device, non_blocking=True)
 
 
 def _multiplies_bf16(device: torch.device) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from stream_learner.contract.vocabulary import Label
 from stream_learner.formats.record import Sample
 from stream_learner.learning import evaluation
+from stream_learner.learning.placement import filled
 from stream_learner.learning.trainers import Trainer
 
 FACTS = np.dtype(
@@ -43,7 +44,8 @@ class Predicted(NamedTuple):
             head = trainer.model.head
             features_NF, logits = (torch.empty(0, n, device=device) for n in (head.in_features, head.out_features))
             return cls(samples, torch.empty(0, 1, 1, 1, dtype=torch.uint8, device=device), labels, features_NF, logits)
-        images_NHWC = torch.from_numpy(np.stack([sample.pixels_HWC for sample in samples])).to(device)
+        pixels = [sample.pixels_HWC for sample in samples]
+        images_NHWC = filled((len(pixels), *pixels[0].shape), lambda out: np.stack(pixels, out=out), device)
         return cls(samples, images_NHWC, labels, *trainer.predict(images_NHWC))
 
     def facts(self) -> np.ndarray:

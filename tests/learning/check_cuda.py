@@ -25,7 +25,7 @@ from stream_learner import config, networks
 from stream_learner.config import Settings
 from stream_learner.errors import ExitCode, StreamLearnerError
 from stream_learner.learning.learner import Learner
-from stream_learner.learning.placement import place
+from stream_learner.learning.placement import filled, place
 from stream_learner.learning.process import set_up_torch
 from stream_learner.learning.spec import spec_of
 from stream_learner.registry import AUGMENTATIONS, STRATEGIES
@@ -85,7 +85,7 @@ def test_convolutional_networks_use_bf16_and_channels_last():
 
 
 def test_a_copy_from_pinned_memory_ends_beside_a_computation():
-    """The worker has neither pinned memory nor a stream for copies yet. This shows whether they would help here."""
+    """The worker copies on the stream on which it computes. This shows whether a stream for copies would help here."""
     images, matrix = torch.empty(2**26, dtype=torch.uint8, pin_memory=True), torch.randn(8192, 8192, device="cuda")
     began, copied, computed = (torch.cuda.Event(enable_timing=True) for _ in range(3))
     copies = torch.cuda.Stream()
@@ -100,6 +100,16 @@ def test_a_copy_from_pinned_memory_ends_beside_a_computation():
             copied.record(copies)
         torch.cuda.synchronize()
     assert began.elapsed_time(copied) < began.elapsed_time(computed)
+
+
+def test_pinned_memory_is_used_again_only_after_its_copy():
+    matrix, cuda = torch.randn(8192, 8192, device="cuda"), torch.device("cuda")
+    found = []
+    for value in range(20):
+        for _ in range(20):  # the copy waits for these
+            torch.mm(matrix, matrix)
+        found.append(filled((2**24,), lambda out, value=value: out.fill(value), cuda))
+    assert [one.unique().tolist() for one in found] == [[value] for value in range(20)]
 
 
 @pytest.fixture

@@ -54,7 +54,8 @@ class BalancedMemory:
         `first_dropped` on is dropped. `cache_bytes` limits the cache of decoded images. `stores_logits` and
         `stores_groups` add the columns `logits` and `groups`.
         """
-        self._shape = shape
+        self.shape = shape
+        """Height, width and channels of the images."""
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._seed = seed
@@ -132,9 +133,9 @@ class BalancedMemory:
         """Immutable parts of the state, by digest (`sha256:` and 64 hex digits)."""
         return self._segments.parts
 
-    def pixels_NHWC(self, slots: np.ndarray) -> np.ndarray:
-        """Return the decoded images of the items at these slots, uint8."""
-        return self._cache.get(slots, self._columns["keys"][slots], self._decode)
+    def pixels_NHWC(self, slots: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Return the decoded images of the items at these slots, uint8, in `out` if it is given."""
+        return self._cache.get(slots, self._columns["keys"][slots], self._decode, out)
 
     def add(self, sample: Sample, label: int, weight: float, admitted: int, logits: np.ndarray | None = None) -> None:
         """Offer an item. The memory keeps the item if its key is among the q smallest keys of its class.
@@ -264,7 +265,7 @@ class BalancedMemory:
 
     def _decode(self, slot: int) -> np.ndarray:
         place = (int(self._columns[name][slot]) for name in ("segments", "starts", "lengths"))
-        height, width, channels = self._shape
+        height, width, channels = self.shape
         try:
             return images.decode(self._segments.read(*place), height, width, channels, max_pixels=height * width)
         except RejectError as error:

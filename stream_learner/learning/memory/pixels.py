@@ -23,13 +23,15 @@ class PixelCache:
         place = slot % len(self._keys)
         self._keys[place], self._pixels[place] = key, pixels_HWC
 
-    def get(self, slots: np.ndarray, keys: np.ndarray, decode: Callable[[int], np.ndarray]) -> np.ndarray:
-        """Return the images of the items at these slots, uint8 [N, height, width, channels].
+    def get(
+        self, slots: np.ndarray, keys: np.ndarray, decode: Callable[[int], np.ndarray], out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the images of the items at these slots, uint8 [N, height, width, channels], in `out` if it is given.
 
         `decode(slot)` is called for each item that is not cached.
         """
         places = slots % len(self._keys)
-        pixels_NHWC = self._pixels[places]
+        pixels_NHWC = self._pixels.take(places, 0, out, "clip")  # the default mode would buffer the result
         for i in np.flatnonzero(self._keys[places] != keys).tolist():
             pixels_NHWC[i] = decode(int(slots[i]))
             self.put(int(slots[i]), int(keys[i]), pixels_NHWC[i])

@@ -4,6 +4,7 @@ import torch
 
 from stream_learner.config import Settings
 from stream_learner.learning.memory.balanced import BalancedMemory
+from stream_learner.learning.placement import filled
 from stream_learner.learning.strategies import Minibatch
 from stream_learner.learning.weighting import Times, Weights
 
@@ -27,7 +28,8 @@ class Replay:
         slots = memory.draw(round(self._size * factor))
         times = Times(memory.admitted[slots], memory.timestamps_ms[slots])
         weights = self._weights.replayed(memory.weights[slots], times)
-        drawn = [memory.pixels_NHWC(slots), memory.labels[slots], weights]
+        drawn = [memory.labels[slots], weights]
         if self._with_logits:
             drawn.append(memory.logits[slots])
-        return Minibatch(*(torch.from_numpy(array).to(self._device) for array in drawn))
+        images_NHWC = filled((len(slots), *memory.shape), lambda out: memory.pixels_NHWC(slots, out), self._device)
+        return Minibatch(images_NHWC, *(torch.from_numpy(array).to(self._device) for array in drawn))
