@@ -1,11 +1,12 @@
 """Detect records that end the process, and set them aside.
 
 A life is one process of the active worker. `<run.id>/lives.json` counts the lives since the last commit. If a run has
-several ranks, each other rank has an object of its own, named after its first shard. A life that
-the program itself ended is not a death and does not count. After a death, the next life is careful until its first
-commit: before it decodes or learns records, it notes their places in the object. After three deaths, a record at which
-both of the last two careful lives died is set aside. If both lives died while learning the same batch, the next life
-learns the records of this batch one by one. If no death came before a life, the life makes only two small writes.
+several ranks, each other rank has an object of its own, named after its first shard. A rank continues the notes on the
+records of its shards, even if another number of ranks made them. A life that the program itself ended is not a death
+and does not count. After a death, the next life is careful until its first commit: before it decodes or learns records,
+it notes their places in the object. After three deaths, a record at which both of the last two careful lives died is
+set aside. If both lives died while learning the same batch, the next life learns the records of this batch one by one.
+If no death came before a life, the life makes only two small writes.
 
 The object need not be exact. A frozen worker that was replaced may overwrite the object. Then only a count is lost.
 """
@@ -28,6 +29,7 @@ from stream_learner.contract.vocabulary import Reason
 from stream_learner.errors import FencedError, StateError, StoreError, StreamLearnerError
 from stream_learner.formats.record import Place, Record, RejectError, RetryLaterError, Rows, Sample
 from stream_learner.run.batches import Decode
+from stream_learner.run.inputs import shard_of
 
 log = structlog.get_logger()
 
@@ -58,19 +60,19 @@ class Lives:
     """
 
     def __init__(self, store: Store, settings: Settings, shards: Sequence[int] = (0,)):
-        """Begin a life of the rank that carries `shards`. Raises StoreError when the store cannot be read."""
+        """Read the notes on the records of `shards`, which this rank carries. Write nothing.
+
+        Raises StoreError when the store cannot be read.
+        """
         self._store = store
-        self._key, *others = (keys.lives(settings.run.id, shard) for shard in shards)
+        self._key = keys.lives(settings.run.id, shards[0])
         self._lock = threading.Lock()  # commits happen on the publisher's thread
-        before = self._read(self._key)
-        # Other shards of this rank had a rank of their own before.
-        before.set_aside += [place for key in others for place in self._read(key).set_aside]
-        died_at = [*before.died_at, before.suspects][-2:] if before.lives else []
-        repeated = len(died_at) == 2 and before.lives >= DEATHS
-        again = list({*died_at[0]} & {*died_at[1]}) if repeated else []
-        deaths, set_aside = before.lives, before.set_aside
-        if repeated and len(died_at[0]) == len(died_at[1]) == len(again) == 1:
-            deaths, died_at, set_aside, again = 0, [], [*set_aside, *again][-MAX_SET_ASIDE:], []
+        self._left: list[str] = []  # objects of ranks that the run no longer has
+        deaths, died_at, set_aside = self._earlier(settings, shards)
+        again = list({*died_at[0]} & {*died_at[1]}) if deaths >= DEATHS else []
+        if len(died_at[0]) == len(died_at[1]) == len(again) == 1:
+            deaths, died_at, set_aside, again = 0, [], [*set_aside, *again], []
+        set_aside = set_aside[-MAX_SET_ASIDE:]
         self.alone = frozenset(again)
         """Records to learn one by one, each in its own batch."""
         self._state = State(deaths + 1, [], died_at, set_aside)
@@ -88,7 +90,35 @@ class Lives:
             )
         if self.alone:
             log.warning("the process died repeatedly while learning the same records, so they are learned one by one")
-        self._write()
+
+    def _earlier(self, settings: Settings, shards: Sequence[int]) -> tuple[int, list[list[Place]], list[Place]]:
+        """Return the number of deaths, the suspects of the last two, and the records that were set aside.
+
+        Leave out records of other shards. Any number of ranks may have carried these shards.
+        """
+
+        def own(places: list[Place]) -> list[Place]:
+            topics = settings.topics_read
+            return [p for p in places if p.topic in topics and shard_of(settings, p.topic, p.partition) in shards]
+
+        deaths = 0
+        died_at: list[list[Place]] = [[], []]
+        set_aside: list[Place] = []
+        # The first shard of a rank is the index of each of its shards with some of the lowest bits cleared.
+        first_shards = {*shards, *(shards[0] >> k << k for k in range(settings.run.shards.bit_length()))}
+        for shard in sorted(first_shards):
+            key = keys.lives(settings.run.id, shard)
+            if (noted := self._read(key)) is None:
+                continue
+            suspects = [own(places) for places in [[], *noted.died_at, noted.suspects][-2:]]
+            aside = own(noted.set_aside)
+            if shard in shards or aside or any(suspects):  # otherwise it is the object of another rank
+                deaths = max(deaths, noted.lives)
+            if shard in shards[1:]:
+                self._left.append(key)
+            died_at = [before + more for before, more in zip(died_at, suspects, strict=True)]
+            set_aside += aside
+        return deaths, died_at, set_aside
 
     def guarded(self, decode: Decode) -> Decode:
         """Wrap `decode` to reject records that are set aside. In a careful life, also note which record is decoded."""
@@ -115,7 +145,13 @@ class Lives:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Note an exit that the program chose: a normal end, or a StreamLearnerError. Any other end is a death."""
+        """Note that this life begins, and an exit that the program chose: a normal end, or a StreamLearnerError.
+
+        Any other end is a death. Enter this once all ranks have read the notes, because it drops notes for other ranks.
+        """
+        with self._lock:
+            self._write()
+        self._delete(self._left)
         try:
             yield
         except FencedError:  # the object now belongs to the worker that took over
@@ -161,15 +197,18 @@ class Lives:
             if self._state.set_aside:
                 self._write()
                 return
-            try:
-                self._store.delete([self._key])
-            except StoreError as error:
-                log.warning("could not note that this process ended normally", error=str(error))
+            self._delete([self._key])
 
-    def _read(self, key: str) -> State:
+    def _delete(self, unused: list[str]) -> None:
+        try:
+            self._store.delete(unused)
+        except StoreError as error:
+            log.warning("could not delete notes on processes that ended", error=str(error))
+
+    def _read(self, key: str) -> State | None:
         try:
             data = self._store.get(key, MAX_BYTES)
-            return documents.decode(data, State, MAX_BYTES) if data is not None else State()
+            return documents.decode(data, State, MAX_BYTES) if data is not None else None
         except (StateError, ValueError) as error:
             log.warning(f"object {key} is damaged; its counts are lost", error=str(error))
             return State()

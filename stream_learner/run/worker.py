@@ -224,7 +224,7 @@ def run(
         ]
         inputs = Inputs(sources)
         metrics.begin(inputs.positions)
-        lives = ends.lives = Lives(store, settings, parallel.local)
+        lives = Lives(store, settings, parallel.local)
 
         def committed(manifest: Manifest, seconds: float) -> None:
             monitor.committed(manifest, seconds)
@@ -268,6 +268,8 @@ def run(
             del recovered, last  # frees the memory of the fetched state
             parallel.take_traffic()  # discards the time that this rank stood by
             health.enter(Phase.LEARNING)
+            any_rank(parallel, False)  # now all ranks have read the notes on earlier lives
+            ends.lives = lives
             try:
                 with lives.watched():
                     worker.loop()

@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Store:
 def life(store: Store, *died_at: Place) -> Lives:
     """A life that died while it was working on these records."""
     lives = Lives(store, SETTINGS)
-    with pytest.raises(DiedError), lives.suspecting([*died_at]):
+    with pytest.raises(DiedError), lives.watched(), lives.suspecting([*died_at]):
         raise DiedError
     return lives
 
@@ -92,12 +92,14 @@ def test_other_deaths_set_nothing_aside(store: Store, deaths: list[Place]):
 def test_a_kill_between_two_records_blames_none(store: Store):
     for _ in range(5):
         lives = Lives(store, SETTINGS)
-        with lives.suspecting([A]):
-            pass
-        with pytest.raises(RejectError), lives.suspecting([B]):
-            raise RejectError(Reason.NO_LABEL, "")
-        with pytest.raises(RetryLaterError), lives.suspecting([B]):
-            raise RetryLaterError("")
+        with suppress(DiedError), lives.watched():
+            with lives.suspecting([A]):
+                pass
+            with pytest.raises(RejectError), lives.suspecting([B]):
+                raise RejectError(Reason.NO_LABEL, "")
+            with pytest.raises(RetryLaterError), lives.suspecting([B]):
+                raise RetryLaterError("")
+            raise DiedError
     lives = Lives(store, SETTINGS)
     assert (verdict(lives, A), verdict(lives, B), lives.alone) == ("decoded", "decoded", frozenset())
 
@@ -117,7 +119,7 @@ def test_a_record_is_found_even_if_it_is_always_learned_beside_the_same_record_o
         scripts = [Script([[record(i, partition=p) for i in range(10)], []]) for p in (0, 1)]
         settings = BatchSettings(size=2)
         shards = [OpenBatch(s, s.decode, {}, settings, s.stop, shards=2, alone=lives.alone) for s in scripts]
-        with suppress(DiedError):
+        with suppress(DiedError), lives.watched():
             for closed in batches(shards, Parallel(2), settings, scripts[0].stop):
                 with lives.suspecting(places := [place for batch in closed for place in batch.places]):
                     if B in places:
@@ -172,14 +174,60 @@ def test_an_end_that_the_program_chose_is_no_death(store: Store, error: Exceptio
         {"lives": 3, "died_at": [[A]] * 3},
         {"lives": 3, "set_aside": [("images", 0, -1)]},
         {"lives": 3, "set_aside": [("images", 0, i) for i in range(MAX_SET_ASIDE + 1)]},
+        {"lives": 0, "set_aside": [("no input", 0, 7)]},
     ],
-    ids=["no count", "three deaths", "no offset", "too many"],
+    ids=["no count", "three deaths", "no offset", "too many", "no topic"],
 )
 def test_a_damaged_object_counts_nothing(store: Store, forged: dict[str, Any]):
     store.replace("digits/lives.json", encode(forged))
     lives = Lives(store, SETTINGS)
     assert not lives.careful
     assert verdict(lives, A) == "decoded"
+
+
+SHARDED = Settings.model_validate({"run": {"id": "digits", "shards": 4}, "input": {"topics": ["images"]}})
+OF_LAST_SHARD = Place("images", 3, 7)
+
+
+def gang(store: Store, ranks: int) -> list[Lives]:
+    """The lives of all ranks of a run, which have read the notes."""
+    carried = 4 // ranks
+    return [Lives(store, SHARDED, range(rank * carried, (rank + 1) * carried)) for rank in range(ranks)]
+
+
+def last_rank_dies(store: Store, ranks: int) -> None:
+    *others, last = gang(store, ranks)
+    for lives in others:
+        with lives.watched():
+            pass
+    with pytest.raises(DiedError), last.watched(), last.suspecting([OF_LAST_SHARD]):
+        raise DiedError
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (1, 4), (2, 1), (2, 4), (4, 1), (4, 2)])
+def test_another_number_of_ranks_continues_the_counts(store: Store, before: int, after: int):
+    for ranks in (before, before, after):
+        last_rank_dies(store, ranks)
+    lives = gang(store, after)
+    assert [verdict(each, OF_LAST_SHARD) for each in lives] == ["decoded"] * (after - 1) + [Reason.POISON]
+    assert not any(each.careful for each in lives)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (1, 4), (2, 1), (2, 4), (4, 1), (4, 2)])
+def test_another_number_of_ranks_keeps_what_is_set_aside_until_a_commit_is_past_it(
+    store: Store, before: int, after: int
+):
+    for _ in range(3):
+        last_rank_dies(store, before)
+    for ranks in (before, after, after):
+        for lives in gang(store, ranks):
+            with lives.watched():
+                pass
+    *others, last = gang(store, after)
+    assert [verdict(each, OF_LAST_SHARD) for each in (*others, last)] == ["decoded"] * len(others) + [Reason.POISON]
+    with last.watched():
+        commit(last, {"images": {3: 8}})
+    assert store.times("digits/") == {}
 
 
 def test_many_suspects_cost_no_time(store: Store):
