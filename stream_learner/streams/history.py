@@ -14,7 +14,6 @@ from stream_learner.contract.topics import Names
 from stream_learner.errors import KafkaUnavailableError
 from stream_learner.streams.connection import kafka_failures, opening
 from stream_learner.streams.manifests import Foreign, Found, accepted
-from stream_learner.streams.reader import to_record
 
 POLL_MS = 200
 # Maximum size of a response. It is small, because only a few manifests are read at one place.
@@ -60,7 +59,7 @@ class History:
                     f"no record arrived from topic {self.topic} at offset {at} for "
                     f"kafka.request_timeout_s = {kafka.request_timeout_s:g}; check that the brokers are up"
                 )
-            for record in map(to_record, polled.get(self._place, ())):
+            for record in polled.get(self._place, ()):
                 if record.offset >= end:
                     return
                 try:

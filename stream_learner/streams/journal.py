@@ -13,7 +13,6 @@ from stream_learner.contract.topics import Names
 from stream_learner.errors import KafkaUnavailableError, PublishError
 from stream_learner.formats.record import Record
 from stream_learner.streams.connection import ask, describe, kafka_failures, reader
-from stream_learner.streams.reader import to_record
 from stream_learner.streams.rights import missing_right
 
 UNKNOWN = "so the outcome is unknown; restart to recover"
@@ -43,8 +42,8 @@ def read_committed(
         first = consumer.beginning_offsets([place])[place]
         consumer.seek(place, max(first, end - tail) if tail else first)
         while (consumer.position(place) or 0) < end:
-            for messages in consumer.poll(timeout_ms=200).values():
-                yield from map(to_record, messages)
+            for records in consumer.poll(timeout_ms=200).values():
+                yield from records
             if clock() > deadline:
                 raise KafkaUnavailableError(
                     f"topic {topic} could not be read to its end, offset {end}, within recovery.timeout_s = "

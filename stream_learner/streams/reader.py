@@ -1,7 +1,7 @@
-"""A Kafka consumer that continues after unreadable records and limits its memory.
+"""A Kafka consumer that returns Records, continues after unreadable records and limits its memory.
 
-It returns an item for each unreadable record. kafka-python's own consumer raises an error at each poll of such a
-record, and it decompresses batches of any size.
+kafka-python's own consumer raises an error at each poll of an unreadable record, and it decompresses batches of any
+size.
 """
 
 import math
@@ -13,15 +13,15 @@ from itertools import islice
 from typing import Any
 
 from kafka import KafkaConsumer
-from kafka.consumer.fetcher import ConsumerRecord, Fetcher
+from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError
 from kafka.protocol.consumer import IsolationLevel
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.structs import TopicPartition
 
 from stream_learner.config import MIB
-from stream_learner.formats.record import HEADER_BYTES, RECORD_BYTES, Record
-from stream_learner.streams.record_batch import Batch, Parsed
+from stream_learner.formats.record import Record
+from stream_learner.streams.record_batch import Batch
 
 # Limit of one poll: the bytes of its records plus the bytes that were decompressed to read them. The last record may
 # exceed the limit.
@@ -32,25 +32,10 @@ LEAST_FETCH_BYTES = 64 * 1024
 SHORT_WAIT_MS = 20
 
 
-class Unreadable(ConsumerRecord):
-    """An offset whose record cannot be read, and the reason. The message's value is null."""
-
-    why: str
-
-
-class Damaged(ConsumerRecord):
+class Damaged(Record):
     """Offsets from `offset` up to `end` (exclusive) of a damaged batch: wrong checksum, or not a batch."""
 
     end: int
-
-
-def to_record(message: Any) -> Record:
-    """Convert a consumer's message to a Record."""
-    why = message.why if isinstance(message, Unreadable) else None
-    headers = list(message.headers)
-    return Record(
-        message.topic, message.partition, message.offset, message.timestamp, message.key, message.value, headers, why
-    )
 
 
 class Budget:
@@ -66,7 +51,7 @@ class Budget:
 
 
 class Reader(KafkaConsumer):
-    """A KafkaConsumer whose `poll` also returns Unreadable and Damaged items. `budget` limits the size of a poll.
+    """A KafkaConsumer whose `poll` returns Records and Damaged items. `budget` limits the size of a poll.
 
     `full` holds the partitions that have used up their budget. They are paused until `resume` is called. Meanwhile, the
     client keeps the unread rest of their responses. `moved` holds the partitions that the last poll read.
@@ -124,7 +109,7 @@ class Reader(KafkaConsumer):
         if len(sizes) == 1 and sizes[0] > self._fetcher.config["max_partition_fetch_bytes"]:
             self._least_fetch_bytes = 2 ** sizes[0].bit_length()
 
-    def poll(self, *args: Any, **kwargs: Any) -> dict[TopicPartition, list[ConsumerRecord]]:
+    def poll(self, *args: Any, **kwargs: Any) -> dict[TopicPartition, list[Record]]:
         self.budget.left = self.budget.limit
         self.moved.clear()
         self._unpark()
@@ -278,7 +263,7 @@ class _Records(Fetcher.PartitionRecords):
         """Next offset to read. The fetcher reads this attribute of responses, whether they are unpacked or not."""
         return self.next_fetch_offset
 
-    def take(self, n: int | None = None) -> list[ConsumerRecord]:
+    def take(self, n: int | None = None) -> list[Record]:
         if self._budget.left <= 0:
             raise _FullPollError
         taken = []
@@ -293,8 +278,8 @@ class _Records(Fetcher.PartitionRecords):
             self._filled(self.topic_partition)
         return taken
 
-    def _unpack_records(self, tp: TopicPartition, records: Any, *_: Any) -> Iterator[ConsumerRecord]:
-        """Yield the records, and an Unreadable or Damaged item where records cannot be read."""
+    def _unpack_records(self, tp: TopicPartition, records: Any, *_: Any) -> Iterator[Record]:
+        """Yield the records, and a Damaged item for each damaged batch."""
         batch = _next_batch(records)
         while batch is not None:
             following = _next_batch(records)
@@ -325,29 +310,32 @@ class _Records(Fetcher.PartitionRecords):
                 return False
         return not batch.is_control_batch
 
-    def _readable(self, batch: DefaultRecordBatch) -> Iterator[ConsumerRecord]:
-        parsed = Batch(batch)
-        self._budget.left -= parsed.cost_bytes
-        for record in parsed:
-            size = len(record.key or b"") + len(record.value or b"") + len(record.headers) * HEADER_BYTES
-            self._budget.left -= size + RECORD_BYTES
-            self._room -= size + RECORD_BYTES
-            self.bytes_read += size
+    def _readable(self, batch: DefaultRecordBatch) -> Iterator[Record]:
+        read = Batch(batch, self.topic_partition)
+        self._budget.left -= read.cost_bytes
+        for record in read:
+            size = record.nbytes
+            self._budget.left -= size
+            self._room -= size
             self.next_fetch_offset = record.offset + 1
-            yield self._message(record, batch.timestamp_type)
+            yield record
 
-    def _legacy(self, batch: Any) -> Iterator[ConsumerRecord]:
+    def _legacy(self, batch: Any) -> Iterator[Record]:
         """Yield records of the message formats before Kafka 0.11."""
+        topic, partition = self.topic_partition
         if batch.compression_type:
             why = "its batch is of a message format before Kafka 0.11, and compressed"
             # `base_offset` of such a batch is the offset of its last record.
             inside = range(self.next_fetch_offset, batch.base_offset + 1)
-            parsed = [Parsed(offset, -1, unreadable=why) for offset in inside]
+            records = [Record(topic, partition, offset, -1, None, None, [], why) for offset in inside]
         else:
-            parsed = [Parsed(r.offset, -1 if r.timestamp is None else r.timestamp, r.key, r.value) for r in batch]
-        for record in parsed:
+            records = [
+                Record(topic, partition, r.offset, -1 if r.timestamp is None else r.timestamp, r.key, r.value, [])
+                for r in batch
+            ]
+        for record in records:
             self.next_fetch_offset = record.offset + 1
-            yield self._message(record, 0)
+            yield record
 
     def _end_of_damage(self, batch: Any, following: Any) -> int:
         """Return the offset at which reading continues after a damaged batch. The batch's fields may be wrong."""
@@ -362,17 +350,7 @@ class _Records(Fetcher.PartitionRecords):
             return max(next_offset, batch.next_offset if agree else self._highwater(self.topic_partition) or 0)
         return max(next_offset, batch.base_offset + 1)
 
-    def _message(self, record: Parsed, timestamp_type: int) -> ConsumerRecord:
-        kind = ConsumerRecord if record.unreadable is None else Unreadable
-        content = record.timestamp_ms, timestamp_type, record.key, record.value, record.headers
-        message = kind(*self.topic_partition, self.leader_epoch, record.offset, *content, *NOT_KEPT)
-        if isinstance(message, Unreadable):
-            message.why = record.unreadable or ""
-        return message
 
-
-# A record's checksum and sizes, which no code uses.
-NOT_KEPT = (None, -1, -1, -1)
 NO_BATCH = object()
 
 
@@ -392,6 +370,6 @@ def _next_batch(records: Any) -> Any:
 
 
 def _damaged(place: TopicPartition, start: int, end: int) -> Damaged:
-    lost = Damaged(*place, -1, start, -1, 0, None, None, [], *NOT_KEPT)
+    lost = Damaged(place.topic, place.partition, start, -1, None, None, [])
     lost.end = end
     return lost

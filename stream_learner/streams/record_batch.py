@@ -3,13 +3,14 @@
 kafka-python's own parser stops the whole partition at the first malformed record.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.util import decode_varint
+from kafka.structs import TopicPartition
 
 from stream_learner.config import MIB
+from stream_learner.formats.record import Record
 from stream_learner.streams.decompression import decompress
 
 # Maximum size of a decompressed batch: this size, or this multiple of the compressed size if the multiple is larger.
@@ -21,22 +22,12 @@ MAX_HEADERS = 1_000
 INT64 = range(-(2**63), 2**63)
 
 
-class Parsed(NamedTuple):
-    """One record. `unreadable` is the reason why its content cannot be read; None for a readable record."""
-
-    offset: int
-    timestamp_ms: int
-    key: bytes | None = None
-    value: bytes | None = None
-    headers: Sequence[tuple[str, bytes | None]] = ()
-    unreadable: str | None = None
-
-
 class Batch:
-    """A record batch with a correct CRC. Its content is not trusted."""
+    """A record batch of a partition, with a correct CRC. Its content is not trusted."""
 
-    def __init__(self, batch: DefaultRecordBatch):
+    def __init__(self, batch: DefaultRecordBatch, place: TopicPartition):
         self._batch = batch
+        self._place = place
         compressed = memoryview(batch._buffer)[batch._pos :].tobytes()
         self._why: str | None = None
         self._data = b""
@@ -55,50 +46,49 @@ class Batch:
             return 0
         return MAX_DECOMPRESSED_BYTES if self._why else len(self._data)
 
-    def __iter__(self) -> Iterator[Parsed]:
-        """Yield every record in the order of offsets, and an item for each record that cannot be read."""
-        batch = self._batch
-        expected, at = batch.base_offset, 0
-        why = self._why
+    def __iter__(self) -> Iterator[Record]:
+        """Yield every record in the order of offsets. A record that cannot be read says why it is `unreadable`."""
+        batch, data, why = self._batch, self._data, self._why
+        (topic, partition), base_offset, last_offset = self._place, batch.base_offset, batch.last_offset
+        appended = batch.timestamp_type == DefaultRecordBatch.LOG_APPEND_TIME
+        first_timestamp, max_timestamp = batch.first_timestamp, batch.max_timestamp
+        expected, at = base_offset, 0
         for _ in range(0 if why else batch.records_count):
             try:
-                record = _record(self._data, at)
+                timestamp_delta, offset_delta, content_at, at = _start(data, at)
             except (ValueError, IndexError) as error:
                 why = f"its batch is malformed from here on ({error})"
                 break
-            offset = batch.base_offset + record.offset_delta
-            if not expected <= offset <= batch.last_offset:
+            offset = base_offset + offset_delta
+            if not expected <= offset <= last_offset:
                 why = f"its batch is malformed from here on (offset {offset} does not come next)"
                 break
-            timestamp_ms = batch.first_timestamp + record.timestamp_delta
-            if batch.timestamp_type == DefaultRecordBatch.LOG_APPEND_TIME or timestamp_ms not in INT64:
-                timestamp_ms = batch.max_timestamp
+            timestamp_ms = first_timestamp + timestamp_delta
+            if appended or timestamp_ms not in INT64:
+                timestamp_ms = max_timestamp
             try:
-                yield Parsed(offset, timestamp_ms, *_content(self._data, record.content_at, record.end))
+                content, unreadable = _content(data, content_at, at), None
             except (ValueError, IndexError) as error:
-                yield Parsed(offset, timestamp_ms, unreadable=f"the record is malformed ({error})")
-            expected, at = offset + 1, record.end
+                content, unreadable = (None, None, []), f"the record is malformed ({error})"
+            yield Record(topic, partition, offset, timestamp_ms, *content, unreadable)
+            expected = offset + 1
         if why:
-            for offset in range(expected, batch.last_offset + 1):
-                yield Parsed(offset, batch.max_timestamp, unreadable=why)
+            for offset in range(expected, last_offset + 1):
+                yield Record(topic, partition, offset, max_timestamp, None, None, [], why)
 
 
-class _Record(NamedTuple):
-    timestamp_delta: int
-    offset_delta: int
-    content_at: int
-    end: int
+def _start(data: bytes, at: int) -> tuple[int, int, int, int]:
+    """Return a record's timestamp delta and offset delta, and where its content begins and ends.
 
-
-def _record(data: bytes, at: int) -> _Record:
-    """Read the fixed part of a record. Raises ValueError or IndexError if the record's end is not known."""
+    Raises ValueError or IndexError if the record's end is not known.
+    """
     length, at = decode_varint(data, at)
     end = at + length
     if length < 0 or end > len(data):
         raise ValueError(f"a record of {length} bytes")
     timestamp_delta, at = decode_varint(data, at + 1)  # skips the record's attributes, which are not used
     offset_delta, at = decode_varint(data, at)
-    return _Record(timestamp_delta, offset_delta, at, end)
+    return timestamp_delta, offset_delta, at, end
 
 
 def _content(data: bytes, at: int, end: int) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]:

@@ -11,7 +11,7 @@ from stream_learner.config import KafkaSettings
 from stream_learner.errors import InputError, KafkaUnavailableError
 from stream_learner.formats.record import Record
 from stream_learner.streams.connection import kafka_failures, opening
-from stream_learner.streams.reader import Damaged, to_record
+from stream_learner.streams.reader import Damaged
 
 POLL_MS = 200
 
@@ -36,7 +36,7 @@ class Replay:
         self._clock = clock
         self._place = TopicPartition(topic, partition)
         self._name = f"{topic}[{partition}]"
-        self._ahead: deque[Record | Damaged] = deque()
+        self._ahead: deque[Record] = deque()
         self._at = offset
         with opening(kafka, "opening the input") as self._consumer:
             self._consumer.assign([self._place])
@@ -90,6 +90,6 @@ class Replay:
                     f"records of {self._name} from offset {self._at} on are needed, but the topic no longer holds them "
                     f"({error}); begin with a later state, or give the topic a longer retention"
                 ) from error
-            self._ahead += [m if isinstance(m, Damaged) else to_record(m) for m in polled.get(self._place, ())]
+            self._ahead += polled.get(self._place, ())
             before, self._at = self._at, self._consumer.position(self._place) or self._at
         return self._at > before

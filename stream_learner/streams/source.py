@@ -13,7 +13,7 @@ from stream_learner.errors import InputError
 from stream_learner.formats.record import Gap, Record
 from stream_learner.streams.connection import RESPONSE_BYTES, kafka_failures, opening
 from stream_learner.streams.merge import Item, Merge
-from stream_learner.streams.reader import MAX_POLL_BYTES, Damaged, to_record
+from stream_learner.streams.reader import MAX_POLL_BYTES, Damaged
 
 PARTITION_CHECK_S = 5.0
 MAX_POLL_RECORDS = 5000
@@ -63,7 +63,7 @@ class Source:
         self._clock = clock
         self._most_bytes = MAX_POLL_BYTES // sources
         self._merge = Merge(clock)
-        self._newest_ms: dict[TopicPartition, int] = {}
+        self._newest_ms: dict[tuple[str, int], int] = {}
         self._stopped: set[TopicPartition] = set()  # not read any more; an InputError may follow the waiting records
         self._fetched = {
             TopicPartition(t, p): offset for t, ps in positions.items() for p, offset in ps.items() if reads(t, p)
@@ -109,7 +109,7 @@ class Source:
         until = self._clock() + HAND_S
         while (item := self._merge.take()) is not None:
             if isinstance(item, Record):
-                self._newest_ms[TopicPartition(item.topic, item.partition)] = item.timestamp_ms
+                self._newest_ms[item.topic, item.partition] = item.timestamp_ms
             yield item
             if self._clock() >= until:
                 return
@@ -180,18 +180,18 @@ class Source:
             time.sleep(timeout_s)  # no partition is this source's yet
             return
         consumer.budget.limit = self._most_bytes - merge.nbytes
-        for place, messages in consumer.poll(timeout_ms=int(timeout_s * 1000)).items():
+        for place, records in consumer.poll(timeout_ms=int(timeout_s * 1000)).items():
             items: list[Item] = []
-            for message in messages:
-                if isinstance(message, Damaged):
-                    items.append(self._passed_over(message))
+            for record in records:
+                if isinstance(record, Damaged):
+                    items.append(self._passed_over(record))
                     if isinstance(items[-1], InputError):
                         self._stop(place)
                         break
-                    self._fetched[place] = message.end
+                    self._fetched[place] = record.end
                 else:
-                    items.append(to_record(message))
-                    self._fetched[place] = message.offset + 1
+                    items.append(record)
+                    self._fetched[place] = record.offset + 1
             merge.add(place, items)
         for place in consumer.moved - self._stopped:
             position = consumer.at(place)

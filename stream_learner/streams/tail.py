@@ -9,7 +9,6 @@ from kafka.structs import TopicPartition
 from stream_learner.config import AnySettings
 from stream_learner.formats.record import Record
 from stream_learner.streams.connection import kafka_failures, opening
-from stream_learner.streams.reader import to_record
 from stream_learner.streams.topics import id_for_reader
 
 
@@ -46,7 +45,7 @@ class Tail:
             except (OffsetOutOfRangeError, LogTruncationError):
                 self._begin()
                 return []
-        return [to_record(message) for messages in polled.values() for message in messages]
+        return [record for records in polled.values() for record in records]
 
     @property
     def at_end(self) -> bool:

@@ -17,7 +17,6 @@ from stream_learner.local.broker import Broker
 from stream_learner.local.datasets import Dataset, open_dataset
 from stream_learner.local.feeder import ORDERS, by_class, drifting, feed, shuffled
 from stream_learner.streams.connection import reader
-from stream_learner.streams.reader import to_record
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +157,7 @@ def test_many_records_in_a_message(kafka: KafkaSettings, new_topic, digits: Data
     topic = new_topic()
     fed = feed(digits, kafka, topic, rows=40, limit=100)
     assert fed == (100, {0: 3})
-    rows = [row for read in read_back(kafka, topic, fed.end_offsets) for row in Arrow().read(to_record(read)).fields]
+    rows = [row for read in read_back(kafka, topic, fed.end_offsets) for row in Arrow().read(read).fields]
     order = shuffled(np.asarray(digits.targets), np.random.default_rng([0, 0]))[:100]
     sent = [digits[index] for index in order.tolist()]
     assert [(row.image, row.label, row.id) for row in rows] == [(x.image, x.label, x.id.encode()) for x in sent]

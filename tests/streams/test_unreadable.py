@@ -32,7 +32,7 @@ from stream_learner.streams import reader as reading
 from stream_learner.streams import record_batch
 from stream_learner.streams.connection import reader
 from stream_learner.streams.journal import read_committed
-from stream_learner.streams.reader import Budget, Damaged, _NoBatchError, _Records, to_record
+from stream_learner.streams.reader import Budget, Damaged, _NoBatchError, _Records
 from stream_learner.streams.replay import Replay
 from stream_learner.streams.source import Source
 
@@ -162,8 +162,11 @@ def test_what_brokers_let_through_costs_its_producer_alone(
 
 def parsed(data: bytes, count: int, **fields: Any) -> list[tuple[int, bytes | str | None]]:
     """Parse a batch whose bytes no broker has seen."""
-    found = record_batch.Batch(DefaultRecordBatch(batch(data, count, **fields)))
-    return [(parsed.offset, parsed.unreadable or parsed.value) for parsed in found]
+    return [(record.offset, record.unreadable or record.value) for record in in_batch(batch(data, count, **fields))]
+
+
+def in_batch(data: bytes) -> list[Record]:
+    return list(record_batch.Batch(DefaultRecordBatch(data), TopicPartition("t", 0)))
 
 
 @pytest.mark.parametrize(
@@ -206,18 +209,17 @@ def test_whatever_the_bytes_are_each_offset_comes_once(data: st.DataObject):
 
 
 def test_a_timestamp_that_is_no_int64_becomes_the_batchs():
-    (found,) = record_batch.Batch(DefaultRecordBatch(batch(payload([Raw(b"x", timestamp_delta=2**63 - 1)]), 1)))
+    (found,) = in_batch(batch(payload([Raw(b"x", timestamp_delta=2**63 - 1)]), 1))
     assert found.timestamp_ms == raw_batches.TIMESTAMP_MS
 
 
 def test_a_record_of_every_shape_is_read_as_it_was_sent():
     shapes = [Raw(None), Raw(b"", key=b""), Raw(b"v", [(b"", b""), ("ü".encode(), None)], b"k", timestamp_delta=-7)]
-    found = list(record_batch.Batch(DefaultRecordBatch(batch(payload(shapes), 3, base_offset=5))))
     at = raw_batches.TIMESTAMP_MS
-    assert found == [
-        (5, at, None, None, [], None),
-        (6, at, b"", b"", [], None),
-        (7, at - 7, b"k", b"v", [("", b""), ("ü", None)], None),
+    assert in_batch(batch(payload(shapes), 3, base_offset=5)) == [
+        Record("t", 0, 5, at, None, None, []),
+        Record("t", 0, 6, at, b"", b"", []),
+        Record("t", 0, 7, at - 7, b"k", b"v", [("", b""), ("ü", None)]),
     ]
 
 
@@ -306,11 +308,10 @@ def test_records_of_before_kafka_0_11_are_read_unless_they_are_compressed(magic:
         return bytes(builder.build())
 
     timestamp_ms = raw_batches.TIMESTAMP_MS if magic else -1
-    whole = [to_record(message) for message in take(built(0))]
-    assert whole == [Record("t", 0, offset, timestamp_ms, b"key", b"value", []) for offset in range(2)]
+    assert take(built(0)) == [Record("t", 0, offset, timestamp_ms, b"key", b"value", []) for offset in range(2)]
     # Brokers give a compressed batch the offset of its last record.
     of_the_last = (1).to_bytes(8, "big") + built(raw_batches.CODECS["gzip"])[8:]
-    gzipped = [to_record(message) for message in take(of_the_last)]
+    gzipped = take(of_the_last)
     assert [record.offset for record in gzipped] == [0, 1]
     assert {record.unreadable for record in gzipped} == {
         "its batch is of a message format before Kafka 0.11, and compressed"
