@@ -69,10 +69,12 @@ class Record(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Approximate bytes in memory."""
-        headers = sum(HEADER_BYTES + len(name) + len(value or b"") for name, value in self.headers)
         content = self.rows.fields[self.row].image if self.rows else self.value
-        size = content.nbytes if isinstance(content, np.ndarray) else len(content or b"")
-        return RECORD_BYTES + len(self.key or b"") + size + headers
+        size = RECORD_BYTES + len(self.key or b"")
+        size += content.nbytes if isinstance(content, np.ndarray) else len(content or b"")
+        for name, value in self.headers:
+            size += HEADER_BYTES + len(name) + len(value or b"")
+        return size
 
 
 class Gap(NamedTuple):

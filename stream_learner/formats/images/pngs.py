@@ -23,12 +23,16 @@ GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
 CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGB_ALPHA: 4}
 DEPTHS = {GREY: (1, 2, 4, 8, 16), PALETTE: (1, 2, 4, 8)} | dict.fromkeys((RGB, GREY_ALPHA, RGB_ALPHA), (8, 16))
 MODES = {GREY: "L", RGB: "RGB", GREY_ALPHA: "LA", RGB_ALPHA: "RGBA"}
+INTERLACED = {bytes((0, 0, 0)): False, bytes((0, 0, 1)): True}
+"""Whether the picture is interlaced, by the methods of compression, filters and interlacing."""
 HIGH, LOW = 0, 1
 # Adam7 interlacing: first column, first row, column step and row step of each pass.
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 BLOCK_BYTES = 0xFFFF
+HEADER = struct.Struct(">I4sIIBB3s")
 CHUNK = struct.Struct(">I4s")
 CHECKSUM = struct.Struct(">I")
+BLOCK = struct.Struct("<BHH")
 # The color behind transparent parts. Drawings are often dark on a transparent background: on black they would vanish.
 WHITE = 255
 
@@ -140,14 +144,14 @@ def from_pixels(pixels_HWC: np.ndarray) -> Image.Image:
 
 def _header(data: bytes) -> tuple[int, int, int, int, bool]:
     try:
-        length, kind, width, height, depth, color_type, *methods = struct.unpack_from(">I4sIIBBBBB", data, len(START))
+        length, kind, width, height, depth, color_type, methods = HEADER.unpack_from(data, len(START))
     except struct.error:
         raise undecodable("the PNG is cut off in its header") from None
     if length != 13 or kind != b"IHDR":
         raise undecodable("the PNG does not begin with its header")
-    if depth not in DEPTHS.get(color_type, ()) or methods not in ([0, 0, 0], [0, 0, 1]):
-        raise undecodable(f"no PNG has {depth} bits, color type {color_type} and methods {methods}")
-    return height, width, depth, color_type, methods[2] == 1
+    if depth not in DEPTHS.get(color_type, ()) or methods not in INTERLACED:
+        raise undecodable(f"no PNG has {depth} bits, color type {color_type} and methods {[*methods]}")
+    return height, width, depth, color_type, INTERLACED[methods]
 
 
 def _inflated(png: Png) -> bytes:
@@ -171,8 +175,9 @@ def _stored(rows: bytes) -> bytes:
     parts: list[bytes | memoryview] = [b"\x78\x01"]
     for start in range(0, len(rows), BLOCK_BYTES):
         block = view[start : start + BLOCK_BYTES]
-        parts += (struct.pack("<BHH", start >= last, len(block), len(block) ^ 0xFFFF), block)
-    return b"".join((*parts, zlib.adler32(rows).to_bytes(4, "big")))
+        parts += (BLOCK.pack(start >= last, len(block), len(block) ^ 0xFFFF), block)
+    parts.append(CHECKSUM.pack(zlib.adler32(rows)))
+    return b"".join(parts)
 
 
 def _expected_bytes(png: Png) -> int:
@@ -200,7 +205,7 @@ def _unfiltered(png: Png, rows: bytes) -> np.ndarray:
     Calls Pillow's codecs directly. `Image.frombytes` and `np.array` make the same calls, but take twice as long for
     a small image.
     """
-    mode, box = MODES[png.color_type], (0, 0, png.width, png.height)
+    mode, shape, box = MODES[png.color_type], png.shape, (0, 0, png.width, png.height)
     image = Image.core.new(mode, box[2:])
     decoder = Image.core.zip_decoder(mode, mode, png.interlaced)
     decoder.setimage(image, box)
@@ -209,8 +214,8 @@ def _unfiltered(png: Png, rows: bytes) -> np.ndarray:
         raise ValueError("cannot decode image data")
     encoder = Image.core.raw_encoder(mode, mode)
     encoder.setimage(image, box)
-    _, _, samples = encoder.encode(math.prod(png.shape))
-    return np.frombuffer(bytearray(samples), np.uint8).reshape(png.shape)
+    _, _, samples = encoder.encode(math.prod(shape))
+    return np.frombuffer(bytearray(samples), np.uint8).reshape(shape)
 
 
 def _half(png: Png, rows: bytes, half: int) -> bytes:
