@@ -40,25 +40,15 @@ class Background(ABC):
         self._store_failed = store_failed
         self._end_process = end_process
         self._in_flight: Future[None] | None = None
-        self._records = 0
         self._thread = ThreadPoolExecutor(1, "publisher", initializer=_lower_priority)
 
     @property
     def idle(self) -> bool:
         return self._in_flight is None or self._in_flight.done()
 
-    @property
-    def unsaved_records(self) -> int:
-        """Number of input records in the snapshot that is being published."""
-        return 0 if self.idle else self._records
-
-    def submit(self, snapshot: Snapshot, lag: dict[str, dict[int, int]], records: int) -> None:
-        """Handle the snapshot in the background. Call this only while `idle`.
-
-        `lag` is in records. `records` is the number of input records that this rank read for the snapshot.
-        """
+    def submit(self, snapshot: Snapshot, lag: dict[str, dict[int, int]]) -> None:
+        """Handle the snapshot in the background. Call this only while `idle`. `lag` is in records."""
         assert self.idle
-        self._records = records
         self._in_flight = self._thread.submit(self._run, snapshot, lag)
 
     def wait(self, meanwhile: Callable[[], None]) -> None:

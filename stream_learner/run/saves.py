@@ -32,6 +32,13 @@ class Due(NamedTuple):
     busy: bool
 
 
+class Submitted(NamedTuple):
+    """What this rank read of the snapshot that is being published."""
+
+    records: int
+    positions: Positions
+
+
 class Saves:
     """Hands snapshots to the publisher, one at a time. All ranks save together."""
 
@@ -52,12 +59,13 @@ class Saves:
         self._lives = lives
         self._parallel = parallel
         self._saved_at = time.monotonic()
-        self._submitted: Positions | None = None
+        self._submitted: Submitted | None = None
 
     @property
     def unsaved_records(self) -> int:
-        """Number of input records that were learned and are in no committed checkpoint."""
-        return self._driver.progress.open.tally.read.records + self._publisher.unsaved_records
+        """Number of input records that were learned and are in no committed checkpoint, by the last `published`."""
+        submitted = self._submitted.records if self._submitted else 0
+        return self._driver.progress.open.tally.read.records + submitted
 
     def due(self) -> Due:
         """Return what this rank needs now. Ranks share the limits equally."""
@@ -85,11 +93,15 @@ class Saves:
             while any_rank(self._parallel, False)[0]:
                 self._upkeep.tend(self.unsaved_records)
             self._publisher.wait(lambda: None)
-            if self._submitted is not None:
-                self._upkeep.monitor.metrics.shared()
-                self._lives.committed(self._submitted)
-                self._submitted = None
+        self.published()
         health.enter(before)
+
+    def published(self) -> None:
+        """Note that no rank is busy, so rank 0 has committed the last snapshot. It notes the commit itself."""
+        if self._submitted and self._parallel.rank:
+            self._upkeep.monitor.metrics.shared()
+            self._lives.committed(self._submitted.positions)
+        self._submitted = None
 
     def _still_waiting(self) -> None:
         self._upkeep.tend(self.unsaved_records)
@@ -99,9 +111,8 @@ class Saves:
         """Hand a snapshot to the publisher. `decided` is the decision just made, if any."""
         records = self._driver.progress.open.tally.read.records
         snapshot = self._driver.snapshot(decided)
-        if self._parallel.rank:
-            self._submitted = snapshot.positions
-        self._publisher.submit(*gathered(self._parallel, snapshot, self._upkeep.lag()), records)
+        self._submitted = Submitted(records, snapshot.positions)
+        self._publisher.submit(*gathered(self._parallel, snapshot, self._upkeep.lag()))
         self._saved_at = time.monotonic()
         if any_rank(self._parallel, self._lives.careful)[0]:
             self.wait()  # otherwise a death during the publication would be blamed on a record decoded meanwhile

@@ -94,6 +94,8 @@ class Worker:
                 self.breaker.observe(report)
             self.upkeep.tend(self.saves.unsaved_records)
             must, may, busy, end = any_rank(parallel, *self.saves.due(), self.breaker.why is not None)
+            if not busy:
+                self.saves.published()
             if learner.release_due:
                 self.saves.wait()  # training waits, so that the decision falls on the same batch in every execution
                 decided = self.driver.decide()

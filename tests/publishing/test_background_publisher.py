@@ -32,10 +32,9 @@ class Published:
         self.store_failures += 1
 
     def publish(self) -> None:
-        self.publisher.submit(self.run.snapshot(letters=[rejection(0)]), {TOPIC: {0: 0}}, 10)
+        self.publisher.submit(self.run.snapshot(letters=[rejection(0)]), {TOPIC: {0: 0}})
         self.publisher.wait(lambda: None)
         assert self.publisher.idle
-        assert self.publisher.unsaved_records == 0
 
 
 @pytest.fixture
@@ -84,11 +83,10 @@ def test_a_commit_that_does_not_return_ends_the_process(published: Published, mo
     monkeypatch.setattr(background_publisher, "WATCHDOG_MARGIN_S", -published.run.settings.transaction_timeout_s)
     monkeypatch.setattr(published.publisher, "_end_process", lambda code: (published.ended.append(code), ended.set()))
     monkeypatch.setattr(published.run.transaction, "commit", may_return.wait)
-    published.publisher.submit(published.run.snapshot(), {}, 10)
+    published.publisher.submit(published.run.snapshot(), {})
     assert ended.wait(60)
     assert published.ended[0] == ExitCode.WATCHDOG
     assert not published.publisher.idle
-    assert published.publisher.unsaved_records == 10
     may_return.set()
 
 

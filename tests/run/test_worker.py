@@ -89,6 +89,25 @@ def test_it_stops_reading_rather_than_outrun_what_can_be_saved():
     ]
 
 
+def test_records_are_unsaved_on_every_rank_until_rank_0_has_committed_them(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(saves, "gathered", lambda _, snapshot, lag: (snapshot, lag))
+
+    def work(parallel: Parallel) -> list[int]:
+        loop, unsaved = Loop([], busy=parallel.rank == 0, every_records=40, parallel=parallel), []
+
+        def turns() -> Iterable[list[Batch]]:
+            for turn, closed in enumerate([*stream(3), []]):
+                yield closed
+                unsaved.append(loop.worker.saves.unsaved_records)
+                loop.publisher.idle |= turn == 2
+
+        loop.worker.stream = turns()
+        loop.run()
+        return unsaved
+
+    assert together(2, 2, work) == [[10, 20, 30, 10]] * 2
+
+
 def test_dead_letters_that_grow_too_many_force_a_save():
     loop = Loop(stream(4, rejected=1, value=bytes(3000)), busy=True, every_records=10, max_pending_bytes=8000)
     assert loop.run() == ["learn", "save", "learn", "learn", "wait", "save", "learn", "wait", "save", "wait"]

@@ -102,13 +102,8 @@ class Publisher:
         self._events = events
         self._busy = busy
 
-    @property
-    def unsaved_records(self) -> int:
-        return 0 if self.idle else self.published[-1].tally.read.records
-
-    def submit(self, snapshot: SimpleNamespace, lag: Positions, records: int) -> None:
+    def submit(self, snapshot: SimpleNamespace, lag: Positions) -> None:
         assert self.idle
-        assert records == snapshot.interval.tally.read.records
         self._events.append("save")
         self.published.append(snapshot.interval)
         self.lag = lag
