@@ -44,11 +44,14 @@ class Ranks(Parallel):
 
     def objects(self, local: Sequence[Json]) -> list[Json]:
         text = np.frombuffer(msgspec.msgpack.encode(list(local)), np.uint8)
-        lengths = self._of_all_ranks(np.array([len(text)]))[:, 0]
-        padded = np.zeros(lengths.max(), np.uint8)
-        padded[: len(text)] = text
-        texts = zip(self._of_all_ranks(padded), lengths, strict=True)
-        return [value for text, length in texts for value in msgspec.msgpack.decode(text[:length].data)]
+        lengths: list[int] = self._of_all_ranks(np.array([len(text)]))[:, 0].tolist()
+        if self._ranks * max(lengths) <= SMALL_BYTES:
+            padded = np.zeros(max(lengths), np.uint8)
+            padded[: len(text)] = text
+            texts = [text[:length] for text, length in zip(self._of_all_ranks(padded), lengths, strict=True)]
+        else:  # one long text, for example of a large dead letter, must not take its length for each rank
+            texts = [self._from_rank(rank, text, length) for rank, length in enumerate(lengths)]
+        return [value for text in texts for value in msgspec.msgpack.decode(text.data)]
 
     def summed(self, rows: Tensor) -> Tensor:
         total = tree_sum(rows)
@@ -70,6 +73,13 @@ class Ranks(Parallel):
         """Return the arrays [ranks, ...] of all ranks, which have the same dtype and shape."""
         sent = torch.from_numpy(np.array(mine, order="C").reshape(-1).view(np.uint8))
         return self._gathered(sent).numpy().view(mine.dtype).reshape(self._ranks, *mine.shape)
+
+    def _from_rank(self, rank: int, mine: np.ndarray, length: int) -> np.ndarray:
+        """Return the bytes of one rank, which are `length` bytes."""
+        sent = np.array(mine) if rank == self.rank else np.empty(length, np.uint8)
+        with self._collective(length if rank == self.rank else 0):
+            distributed.broadcast(torch.from_numpy(sent), rank)
+        return sent
 
     def _gathered(self, mine: Tensor) -> Tensor:
         """Return the vectors [N] of all ranks as one vector [ranks * N]."""

@@ -41,6 +41,7 @@ ARRAYS = [
     np.arange(SHARDS * 6, dtype=np.uint16).reshape(SHARDS, 3, 2)[:, :, 1],
 ]
 OBJECTS: list[Any] = [None, "ἄλφα", 1.5, [1, {"a": [True]}], "x" * 10_000, {}, -(2**40), ""]
+LONG: list[Any] = [None, "x" * SMALL_BYTES, *[None] * (SHARDS - 2)]
 
 
 def results(parallel: Parallel) -> list[Any]:
@@ -53,6 +54,7 @@ def results(parallel: Parallel) -> list[Any]:
         *((str(array.dtype), array.shape, array.tobytes()) for array in gathered),
         parallel.objects(OBJECTS[mine]),
         parallel.objects([None for _ in parallel.local]),
+        parallel.objects(LONG[mine]),
     ]
 
 
@@ -72,7 +74,7 @@ def rank_of(rank: int, ranks: int, address: dict[str, str], pipe: Connection) ->
         pipe.send(str(error))
 
 
-def sent_bytes(ranks: int) -> int:
+def sent_bytes(rank: int, ranks: int) -> int:
     """Return the bytes that a rank sends to others during `results`."""
     sums = [
         Collective("summed", int(np.prod(shape)) * number_bytes, number_bytes).sent_bytes(SHARDS, ranks)
@@ -85,6 +87,7 @@ def sent_bytes(ranks: int) -> int:
         max(len(msgspec.msgpack.encode(values[i : i + carried])) for i in range(0, SHARDS, carried))
         for values in (OBJECTS, [None] * SHARDS)
     ]
+    texts.append(len(msgspec.msgpack.encode(LONG[rank * carried : (rank + 1) * carried])))  # not padded
     return sum(sums + gathered) + (ranks - 1) * sum(8 + text for text in texts)
 
 
@@ -114,11 +117,11 @@ def test_ranks_return_the_bits_of_one_process_until_one_ends(ranks: int, store: 
         child.start()
         sender.close()
     expected = results(Parallel(SHARDS))
-    for receiver, _ in pipes:
+    for rank, (receiver, _) in enumerate(pipes):
         assert receiver.recv() == expected
         traffic = receiver.recv()
         assert traffic.seconds > 0
-        assert traffic.sent_bytes == sent_bytes(ranks)
+        assert traffic.sent_bytes == sent_bytes(rank, ranks)
     for rank, (receiver, _) in enumerate(pipes):
         if rank != 1:
             assert receiver.recv().startswith("another rank of the run ended or does not answer (")
