@@ -12,10 +12,8 @@ from queue import SimpleQueue
 
 import pytest
 from kafka import KafkaAdminClient
-from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 from kafka.errors import KafkaConnectionError
 from kafka.future import Future
-from secured import LEARNER, Secured
 
 from stream_learner.config import Settings, TopicsSettings
 from stream_learner.contract.topics import Names
@@ -33,13 +31,6 @@ SHORT_S = 3.0
 LONG_S = 300.0
 
 NewRun = Callable[[float], Settings]
-
-
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """One that these tests may stop."""
-    with Broker(tmp_path_factory.mktemp("kafka")) as broker:
-        yield broker
 
 
 @pytest.fixture
@@ -366,27 +357,6 @@ def test_a_session_that_the_broker_refuses_is_a_settings_error(new_run: NewRun):
 def test_it_cannot_be_opened_without_a_broker(new_settings):
     with pytest.raises(KafkaUnavailableError, match="opening the election"):
         Election(new_settings(kafka={"bootstrap_servers": "127.0.0.1:1", "request_timeout_s": 0.2}))
-
-
-def test_who_may_not_read_the_group_is_told_so(secured: Secured, unique_name: str):
-    kafka = secured.kafka("SASL_SSL", "SCRAM-SHA-256")
-    run = Settings.model_validate(
-        {"run": {"id": unique_name}, "input": {"topics": [f"{unique_name}.images"]}, "kafka": kafka}
-    )
-    topics.create(run)
-    run = run.model_copy(update={"kafka": run.kafka.model_copy(update={"sasl_username": LEARNER})})
-    grant(secured, ResourceType.TOPIC, Names.under(run.prefix).checkpoints)
-    with closing(Election(run)) as vote, pytest.raises(KafkaUnavailableError, match=r"refused access .* ACLs"):
-        vote.poll(DEADLINE_S)
-    grant(secured, ResourceType.GROUP, run.standby_group)
-    with closing(Election(run)) as vote:
-        vote.take_over()
-        assert vote.elected
-
-
-def grant(secured: Secured, kind: ResourceType, name: str) -> None:
-    right = ACL(f"User:{LEARNER}", "*", ACLOperation.READ, ACLPermissionType.ALLOW, ResourcePattern(kind, name))
-    ask(secured.broker.settings, "granting", lambda admin: admin.create_acls([right]))
 
 
 if __name__ == "__main__":

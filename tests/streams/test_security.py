@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from secured import LEARNER, MECHANISMS, OPERATOR, PASSWORD, Secured
 
 from stream_learner import config
 from stream_learner.config import KafkaSettings, Settings
+from stream_learner.contract.topics import Names
 from stream_learner.errors import ExitCode, KafkaUnavailableError, UsageError
 from stream_learner.follow.status import read_status
 from stream_learner.streams import topics
 from stream_learner.streams.connection import ask
-from stream_learner.streams.rights import RIGHTS, Role
+from stream_learner.streams.election import Election
+from stream_learner.streams.rights import RIGHTS, Right, Role
 
 WAYS = [
     *((protocol, mechanism) for protocol in ("SASL_PLAINTEXT", "SASL_SSL") for mechanism in MECHANISMS),
@@ -136,6 +139,20 @@ def test_who_lacks_rights_is_told_so(secured: Secured, unique_name: str):
         match=r"refused access while looking for topics: user learner lacks Describe on topic .*ACLs",
     ):
         topics.create(run)
+
+
+def test_who_may_not_read_the_group_is_told_so(secured: Secured, unique_name: str):
+    run = settings(unique_name, secured.kafka("SASL_SSL", "SCRAM-SHA-256"))
+    topics.create(run)
+    run = run.model_copy(update={"kafka": run.kafka.model_copy(update={"sasl_username": LEARNER})})
+    rights = [Right("Read", "topic", Names.under(run.prefix).checkpoints, "")]
+    allow(secured.broker.settings, rights)
+    with closing(Election(run)) as vote, pytest.raises(KafkaUnavailableError, match=r"refused access .* ACLs"):
+        vote.poll(60.0)
+    allow(secured.broker.settings, [*rights, Right("Read", "group", run.standby_group, "")])
+    with closing(Election(run)) as vote:
+        vote.take_over()
+        assert vote.elected
 
 
 def test_a_run_over_sasl_ssl_with_the_documented_rights(secured: Secured, unique_name: str, tmp_path: Path):
