@@ -80,21 +80,25 @@ def matrices_of(body: nn.Module) -> list[nn.Parameter]:
 def orthogonal(matrix: Tensor) -> Tensor:
     """Approximate U V^T of a matrix U S V^T, float32 [rows, columns], by Newton-Schulz iterations.
 
-    An iteration is X <- (A + B G + C G^2) X with G = X X^T. Singular values become 0.7 to 1.2. Only singular values
-    below a few percent of the norm stay lower.
+    An iteration is X <- F X with the factor F = A + B G + C G^2 and G = X X^T. Singular values become 0.7 to 1.2. Only
+    singular values below a few percent of the norm stay lower.
 
     G is a square matrix with the length of X's shorter side. For kernels, G is several times smaller than X. So the
-    iterations compute only G and the product of the factors A + B G + C G^2. X is multiplied by this product once, at
-    the end.
+    iterations compute only G and the product of the factors. X is multiplied by this product once, at the end.
     """
     x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = x / (x.norm() + 1e-7)
     gram = x @ x.T
-    product = torch.eye(len(gram), device=gram.device)
-    for _ in range(ITERATIONS):
-        factor = torch.addmm(gram, gram, gram, beta=B, alpha=C)
-        factor.diagonal().add_(A)
-        product = factor @ product
+    product = factor = _factor(gram)
+    for _ in range(ITERATIONS - 1):
         gram = factor @ gram @ factor
+        factor = _factor(gram)
+        product = factor @ product
     x = product @ x
     return x if matrix.shape[0] <= matrix.shape[1] else x.T
+
+
+def _factor(gram: Tensor) -> Tensor:
+    factor = torch.addmm(gram, gram, gram, beta=B, alpha=C)
+    factor.diagonal().add_(A)
+    return factor
