@@ -94,18 +94,22 @@ class Adwin:
 
     def _parts_differ(self) -> bool:
         """Return whether any cut between two buckets gives an older and a newer part with different means."""
-        oldest_first = [(1 << size, e) for size in reversed(range(len(self._buckets))) for e in self._buckets[size]]
-        samples, errors = np.array(oldest_first, np.int64).T
-        n, e = samples.sum(), errors.sum()
-        n0, e0 = samples.cumsum(), errors.cumsum()
-        cuts = (n0 >= LEAST_PART) & (n - n0 >= LEAST_PART)
-        n0, e0 = n0[cuts], e0[cuts]
-        n1, e1 = n - n0, e - e0
+        n, e = self.samples, self.errors
         confidence = math.log(2 * math.log(n) / self._delta)
-        spread = 1 / (n0 - LEAST_PART + 1) + 1 / (n1 - LEAST_PART + 1)
         variance = e / n * (1 - e / n)
-        bound = np.sqrt(2 * spread * variance * confidence) + 2 / 3 * spread * confidence
-        return bool((np.abs(e0 / n0 - e1 / n1) > bound).any())
+        n0 = e0 = 0
+        # Without NumPy, whose calls take longer than a loop over some dozens of buckets.
+        for size in reversed(range(len(self._buckets))):
+            for errors in self._buckets[size]:
+                n0, e0 = n0 + (1 << size), e0 + errors
+                n1, e1 = n - n0, e - e0
+                if n0 < LEAST_PART or n1 < LEAST_PART:
+                    continue
+                spread = 1 / (n0 - LEAST_PART + 1) + 1 / (n1 - LEAST_PART + 1)
+                bound = math.sqrt(2 * spread * variance * confidence) + 2 / 3 * spread * confidence
+                if abs(e0 / n0 - e1 / n1) > bound:
+                    return True
+        return False
 
 
 class DriftMonitor:

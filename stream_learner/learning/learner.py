@@ -228,9 +228,8 @@ class Learner:
         self.prequential.add(labels, predictions, columns["confidences"])
         hits = predictions == labels
         learned.drifts = self.drift.observe(~hits, self.records + admitted.records)
-        for index, hit in zip(labels.tolist(), hits.tolist(), strict=True):
-            correct, seen = learned.prequential.get(self.labels[index], (0, 0))
-            learned.prequential[self.labels[index]] = (correct + hit, seen + 1)
+        seen, correct = Counter(labels.tolist()), Counter(labels[hits].tolist())
+        learned.prequential = {self.labels[index]: (correct[index], count) for index, count in seen.items()}
         released = self._releases.probabilities
         weighed = self._weights.weigh(
             Arrivals(

@@ -38,7 +38,8 @@ class Shard:
         columns = predicted.labels.tolist(), weighed.stored.tolist(), weighed.timestamps_ms.tolist(), rows
         for sample, label, weight, timestamp_ms, row in zip(predicted.samples, *columns, strict=True):
             if weight > 0:
-                self.memory.add(sample._replace(timestamp_ms=timestamp_ms), label, weight, records, row)
+                dated = sample if sample.timestamp_ms == timestamp_ms else sample._replace(timestamp_ms=timestamp_ms)
+                self.memory.add(dated, label, weight, records, row)
 
     def retire(self, source: int, target: int | None) -> None:
         """Move the samples of class `source` to class `target`, or drop the samples if `target` is None."""
