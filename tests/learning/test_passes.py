@@ -36,7 +36,7 @@ class Layouts(nn.Module):
 def passed(shards: list[tuple[Tensor, Tensor]]) -> tuple[Layouts, float]:
     """Return a network after the passes of shards, each with images and weights, and the loss."""
     model = Layouts()
-    passes = Passes(model, WeightedLoss(mean=2.0), Parallel(len(shards)))
+    passes = Passes(model.parameters(), model.buffers(), WeightedLoss(mean=2.0), Parallel(len(shards)))
     for shard, (x_NCHW, weights) in enumerate(shards):
         if len(weights):
             passes.learn(shard, Losses(model(x_NCHW).square().sum(1), weights))
@@ -69,7 +69,7 @@ def test_gradients_of_shards_are_as_large_as_those_of_one():
     for count in (1, 4):
         model = Layouts()
         model.conv.weight.register_post_accumulate_grad_hook(lambda p: largest.append(float(p.grad.abs().max())))
-        passes = Passes(model, WeightedLoss(mean=4000.0), Parallel(count))
+        passes = Passes(model.parameters(), model.buffers(), WeightedLoss(mean=4000.0), Parallel(count))
         for shard, (x_NCHW, own) in enumerate(zip(images_NCHW.chunk(count), weights.chunk(count), strict=True)):
             passes.learn(shard, Losses(model(x_NCHW).square().sum(1), own))
         passes.total()
@@ -79,7 +79,7 @@ def test_gradients_of_shards_are_as_large_as_those_of_one():
 def test_a_loss_that_is_not_finite_is_reported_beside_complex_buffers():
     model = nn.Linear(2, 2)
     model.phase = nn.Buffer(torch.ones(2, dtype=torch.complex64))
-    passes = Passes(model, WeightedLoss(mean=2.0), Parallel(2))
+    passes = Passes(model.parameters(), model.buffers(), WeightedLoss(mean=2.0), Parallel(2))
     for shard in range(2):
         passes.learn(shard, Losses(model(torch.full((1, 2), torch.nan)).sum(1), torch.ones(1)))
     assert math.isnan(float(passes.total()))

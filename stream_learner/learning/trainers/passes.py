@@ -1,6 +1,6 @@
 """Forward and backward passes of the shards in one step, and the sums of their results over all shards."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import reduce
 
 import torch
@@ -19,12 +19,18 @@ class Passes:
     what its passes leave in the network.
     """
 
-    def __init__(self, model: nn.Module, weighted_loss: WeightedLoss, parallel: Parallel):
-        """Begin a step. The sum of the weights goes to `weighted_loss` as soon as it is known."""
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        buffers: Iterable[Tensor],
+        weighted_loss: WeightedLoss,
+        parallel: Parallel,
+    ):
+        """Begin a step of a network. The sum of the weights goes to `weighted_loss` as soon as it is known."""
         self._weighted_loss = weighted_loss
         self._parallel = parallel
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._buffers = list(model.buffers())
+        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._buffers = list(buffers)
         self._before = [buffer.clone() for buffer in self._buffers]
         self._loss = torch.zeros(())
         self._divisor = weighted_loss.mean
@@ -78,6 +84,11 @@ class Passes:
             if next(flags):
                 buffer.copy_(_in(part, buffer.dtype) if _is_continuous(buffer) else buffer + part.real.round().long())
         return learned[0].real
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The gradients that the parameters have."""
+        return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
 
     def restore_buffers(self) -> None:
         """Set the buffers to their values before the step."""

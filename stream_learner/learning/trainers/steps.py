@@ -1,6 +1,5 @@
 """Training by optimizer steps."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -137,22 +136,23 @@ class StepTrainer(Trainer):
         With `shares_features`, the portions' features are those that the network computes in this step.
         """
         self._train()
-        normaliser, kept = copy.copy(self._weighted_loss), self._strategy.state_dict()
+        mean, kept = self._weighted_loss.mean, self._strategy.state_dict()
         self._optimizer.zero_grad()
         steps = [self._drawn(portion, shares_features) for portion in portions]
         self._begin_strategy(steps)
-        passes = Passes(self.model, self._weighted_loss, self._parallel)
+        parameters = self._optimizer.param_groups[0]["params"]  # those of the network, without a walk over its layers
+        passes = Passes(parameters, self.model.buffers(), self._weighted_loss, self._parallel)
         for shard, (portion, step) in enumerate(zip(portions, steps, strict=True)):
             if portion.samples:
                 with portion.drawing(), self._placement.training():
                     losses = self._losses(step)
                 passes.learn(shard, losses)
         loss = passes.total()
-        norms = [torch.linalg.vector_norm(p.grad) for p in self.model.parameters() if p.grad is not None]
-        value = float(loss + 0 * sum(norms))
+        norms = torch._foreach_norm(passes.gradients)  # pyright: ignore[reportPrivateImportUsage]
+        value = float(loss + 0 * torch.stack(norms).sum())
         if not math.isfinite(value):
             passes.restore_buffers()
-            self._weighted_loss = normaliser
+            self._weighted_loss.mean = mean
             self._strategy.load_state_dict(kept)
             return math.nan
         if self._fresh_rows:
