@@ -6,6 +6,7 @@ size.
 
 import math
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -83,6 +84,9 @@ class Reader(KafkaConsumer):
         self._compare, fetcher.maybe_validate_positions = fetcher.maybe_validate_positions, self._compare_leaders
         self._open, fetcher._parse_fetched_data = fetcher._parse_fetched_data, self._opened
         self._fetchable, fetcher._fetchable_partitions = fetcher._fetchable_partitions, self._to_fetch
+        self._clear, fetcher._clear_pending_fetch_request = fetcher._clear_pending_fetch_request, self._ended
+        self._fetch_ended = threading.Event()
+        fetcher.fetch_records = self._fetch_records
         self.asked_at: dict[TopicPartition, float] = {}
         """Time of the first unanswered request for records of each partition, in monotonic seconds."""
         self._least_fetch_bytes = LEAST_FETCH_BYTES
@@ -123,6 +127,29 @@ class Reader(KafkaConsumer):
             return {place: [_damaged(place, offset, offset + 1)]}
         finally:
             self._let_others_go_next()
+
+    def _fetch_records(
+        self, max_records: int, *, update_offsets: bool, timeout_ms: float
+    ) -> tuple[dict[TopicPartition, list[Record]], bool]:
+        """Return records, and whether no request is pending. Wait until a request ends if there are no records.
+
+        kafka-python looks for requests to send at each poll, and waits through a task of its IO thread. Both would be
+        most of the cost of an idle input.
+        """
+        fetcher = self._fetcher
+        pending: set[int] = fetcher._nodes_with_pending_fetch_requests
+        self._fetch_ended.clear()
+        records, more = fetcher.fetched_records(max_records, update_offsets=update_offsets)
+        if not more and not pending.issuperset(broker.node_id for broker in self._cluster.brokers()):
+            fetcher.send_fetches()
+        if records or not pending:
+            return records, not records
+        self._fetch_ended.wait(timeout_ms / 1000)
+        return fetcher.fetched_records(max_records, update_offsets=update_offsets)[0], False
+
+    def _ended(self, node_id: int, outcome: Any) -> None:
+        self._clear(node_id, outcome)
+        self._fetch_ended.set()
 
     def resume(self, *partitions: TopicPartition) -> None:
         super().resume(*partitions)

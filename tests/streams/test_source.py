@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -148,6 +149,25 @@ def test_every_answer_is_heard_with_records_or_without(kafka: KafkaSettings, new
             while set(heard) != {"fetch", "metadata"}:
                 assert not list(source.poll(POLL_S))
             heard.clear()
+
+
+def test_a_poll_waits_for_the_pending_request_and_starts_no_task(
+    kafka: KafkaSettings, new_topic, new_source: NewSource, monkeypatch: pytest.MonkeyPatch
+):
+    topic = new_topic()
+    opened = new_source(topic)
+    network, tasks = opened._consumer._net, []
+    run = network.run
+    monkeypatch.setattr(network, "run", lambda *task: tasks.append(task) or run(*task))
+    assert not list(opened.poll(0))  # sends a request, which the broker answers after NEWS_S or at the next record
+    tasks.clear()
+    for _ in range(50):
+        assert not list(opened.poll(0))
+    assert len(tasks) < 10  # a slow machine may meet answers
+    with ThreadPoolExecutor(1) as thread:
+        polled = thread.submit(lambda: list(opened.poll(90)))
+        produce(kafka, topic, [b"a"])
+        assert values(polled.result(60)) == [b"a"]
 
 
 def test_a_learner_that_is_slow_asks_for_nothing(
