@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from itertools import product
 
@@ -65,6 +65,10 @@ class Metrics:
             gauge.set_function(lambda answer=answer: health.answered_at[answer])
         self._series.silence.set_function(lambda: health.silence_s)
         logging.getLogger("kafka").addHandler(_Counts(self._series.kafka_warnings))
+
+    def update_with(self, update: Callable[[], None]) -> None:
+        """Call `update` at each scrape, before the metrics are read. It runs on the thread of the monitoring port."""
+        self._series.updates.update = update
 
     def foreign_records(self, topic: str, records: int) -> None:
         """Count skipped records: records in one of the run's own topics that are not its manifests."""

@@ -7,7 +7,7 @@ not known yet is NaN or absent, so that no alert fires on it.
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import copy
 from functools import partial
 from itertools import accumulate
@@ -66,6 +66,7 @@ class Series:
         histogram = partial(Histogram, namespace=NAMESPACE, registry=registry)
         partition = ("topic", "partition")
 
+        self.updates = Updates(registry)  # the first collector: a scrape asks them in turn
         self.records_in = counter("records_in_total", "Input records read, in records.")
         self.learned = counter("records_learned_total", "Training samples learned, in records.")
         self.held_out = counter("records_held_out_total", "Samples held out, by split, in records.", ("split",))
@@ -280,6 +281,18 @@ class Series:
         for kind in ("recent", "validation"):
             self.calibration_error.labels(kind).set(math.nan)
         self.checkpoint_time.set(time.time())
+
+
+class Updates(Collector):
+    """A collector without series. At each scrape it calls `update`, which sets gauges of other collectors."""
+
+    def __init__(self, registry: CollectorRegistry):
+        self.update: Callable[[], None] = lambda: None
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        self.update()
+        return ()
 
 
 class WeightHistograms(Collector):

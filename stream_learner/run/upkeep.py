@@ -46,6 +46,8 @@ class Upkeep:
         self._inputs = inputs
         self._election = election
         self.tended_at = 0.0
+        # Hundreds of partitions may be idle, so their gauges are updated only when somebody reads them.
+        monitor.metrics.update_with(self._show_partitions)
 
     def tend(self, unsaved_records: int) -> None:
         """Send a heartbeat. Once a second, also poll the election and update the gauges.
@@ -68,7 +70,8 @@ class Upkeep:
             )
         self._show(unsaved_records)
 
-    def _show(self, unsaved_records: int) -> None:
+    def _show_partitions(self) -> None:
+        """Update the gauges of the partitions. Called at each scrape, on the thread of the monitoring port."""
         metrics, now_s = self.monitor.metrics, time.time()
         for topic, partitions in self.lag().items():
             for partition, records in partitions.items():
@@ -77,6 +80,9 @@ class Upkeep:
         for topic, partitions in self._inputs.starts().items():
             for partition, offset in partitions.items():
                 metrics.observe_log_start(topic, partition, offset)
+
+    def _show(self, unsaved_records: int) -> None:
+        metrics = self.monitor.metrics
         gauges = self._driver.learner.gauges()
         metrics.observe_memory(gauges.remembered, gauges.memory_bytes)
         if self._driver.learner.parallel.rank == 0:  # the same on all ranks

@@ -161,9 +161,9 @@ class Merge:
         return queue.nbytes if queue else 0
 
     def next_record(self, place: Place) -> Record | None:
-        """Return the partition's next waiting record, None if there is none."""
+        """Return the partition's next waiting record, None if there is none. Any thread may call it."""
         queue = self._queues.get(place)
-        return next((item for item in queue.items if isinstance(item, Record)), None) if queue else None
+        return next((item for item in queue.items.copy() if isinstance(item, Record)), None) if queue else None
 
     def _has_items(self, place: Place) -> bool:
         return place in self._queues and bool(self._queues[place].items)

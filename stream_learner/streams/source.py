@@ -253,23 +253,29 @@ class Source:
         return positions
 
     def starts(self) -> Positions:
-        """Return each partition's first offset that the brokers still hold, by its last fetch."""
+        """Return each partition's first offset that the brokers still hold, by its last fetch.
+
+        Any thread may call it.
+        """
         starts: Positions = {}
-        for place, offset in self._consumer.log_starts.items():
+        for place, offset in self._consumer.log_starts.copy().items():
             starts.setdefault(place.topic, {})[place.partition] = offset
         return starts
 
     def ends(self) -> Positions:
-        """Return each partition's end offset, by its last fetch."""
+        """Return each partition's end offset, by its last fetch. Any thread may call it."""
         ends: Positions = {}
-        for place in self._fetched:
+        for place in self._fetched.copy():
             end = self._consumer.highwater(place)
             if end is not None:
                 ends.setdefault(place.topic, {})[place.partition] = end
         return ends
 
     def oldest_ms(self, topic: str, partition: int) -> int | None:
-        """Return the timestamp of the partition's next waiting record, or of its last record if none waits."""
+        """Return the timestamp of the partition's next waiting record, or of its last record if none waits.
+
+        Any thread may call it.
+        """
         place = TopicPartition(topic, partition)
         waiting = self._merge.next_record(place)
         return waiting.timestamp_ms if waiting else self._newest_ms.get(place)
@@ -303,9 +309,9 @@ class Source:
         if places == self._consumer.assignment():
             self._watch_topics()
             return
+        self._consumer.assign(sorted(places))  # before `_fetched` has them, because `ends` is called on another thread
         # Begin at 0, not at the first offset: records that retention deleted from a new partition count as lost.
         self._fetched |= dict.fromkeys(places - self._fetched.keys(), 0)
-        self._consumer.assign(sorted(places))
         self._watch_topics()
         self._consumer.pause(*self._consumer.full | self._stopped)
         for place in places:

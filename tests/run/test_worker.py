@@ -272,6 +272,14 @@ def test_lag_and_memory_are_told():
     assert value("records_in_total") == 10
 
 
+def test_the_lag_is_that_of_the_moment_at_which_it_is_read():
+    loop, place = Loop(stream(1)), {"topic": "images", "partition": "1"}
+    loop.run()
+    for end in (7, 9):
+        loop.ends["images"][1] = end
+        assert loop.registry.get_sample_value("stream_learner_lag_records", place) == end
+
+
 @pytest.mark.parametrize("oldest_ms", [None, -1, 0, 2**62, 2 * NOW_MS])
 def test_a_lag_whose_time_is_not_known_is_not_zero(oldest_ms: int | None):
     loop = Loop(stream(1))

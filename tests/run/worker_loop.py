@@ -164,11 +164,12 @@ class Loop:
         self.election = Election()
         self.registry = CollectorRegistry()
         self.oldest_ms: dict[int, int | None] = {0: NOW_MS, 1: BEFORE_MS}
+        self.ends: Positions = {"images": {0: 100, 1: 7}}
         self.clock = Clock()
         self.health = Health(live_timeout_s=15, clock=self.clock)
         self.health.enter(Phase.LEARNING)
         source = SimpleNamespace(
-            ends=lambda: {"images": {0: 100, 1: 7}},
+            ends=lambda: self.ends,
             starts=lambda: {"images": {0: 3}},
             unanswered=("", 0.0),
             oldest_ms=lambda _, partition: self.oldest_ms[partition],
