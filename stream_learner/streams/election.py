@@ -1,5 +1,6 @@
 """Election of the active worker of a run, through Kafka's group membership."""
 
+import threading
 import time
 from collections.abc import Callable, Collection
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer
 from kafka.admin import MemberToRemove
 from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from kafka.errors import InvalidSessionTimeoutError, KafkaConnectionError
+from kafka.errors import InvalidSessionTimeoutError, KafkaConnectionError, KafkaError
 from kafka.structs import TopicPartition
 
 from stream_learner.config import Settings
@@ -60,6 +61,10 @@ class Election:
             partition_assignment_strategy=[self._assignor],
         ) as self._consumer:
             self._seat = _Seat(self._consumer, self._place)
+            self._refused = threading.Event()  # set when a heartbeat is refused, as when an election begins
+            coordinator = self._consumer._coordinator
+            self._handle = coordinator._handle_heartbeat_response
+            coordinator._handle_heartbeat_response = self._answered
             self._consumer.subscribe([self._place.topic], listener=self._seat)
             # Wait for the topic's metadata. The group's leader must know the partition to assign it.
             self._consumer.partitions_for_topic(self._place.topic)
@@ -75,13 +80,17 @@ class Election:
         Wait up to `timeout_s` for the next election to complete, and at least REBALANCE_S if one is under way. Do not
         wait longer while Kafka is unavailable. Raises KafkaUnavailableError, UsageError.
         """
-        started, elections = self._clock(), self._seat.elections
+        started, elections, seat = self._clock(), self._seat.elections, self._seat
         self._poll(0)
-        # A member that is joining sends no heartbeats until a poll has completed the join.
-        while self._seat.elections == elections and self._clock() - started < max(
-            timeout_s, REBALANCE_S if self._seat.vacant else 0.0
+        while (
+            seat.elections == elections
+            and (left_s := started + max(timeout_s, REBALANCE_S if seat.vacant else 0.0) - self._clock()) > 0
         ):
-            self._poll(STEP_MS)
+            if not seat.vacant:
+                self._refused.wait(left_s)
+                self._refused.clear()
+            # A member that is joining sends no heartbeats until a poll has completed the join.
+            self._poll(STEP_MS if seat.vacant else 0)
 
     def take_over(self) -> None:
         """Remove all other members from the group, dead or alive, and return once elected.
@@ -134,10 +143,22 @@ class Election:
         """Leave the group, so that a standby is elected at once."""
         self._consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
 
+    def _answered(self, response: Any, sent_at: float) -> None:
+        """Handle the answer to a heartbeat. Called on the client's IO thread."""
+        try:
+            self._handle(response, sent_at)
+        except KafkaError:
+            self._refused.set()
+            raise
+
     def _poll(self, timeout_ms: int) -> None:
         with kafka_failures(self._settings.kafka, "taking part in the election"):
+            coordinator = self._consumer._coordinator
             try:
-                self._consumer.poll(timeout_ms=timeout_ms)
+                if coordinator.need_rejoin() or coordinator.coordinator_unknown():
+                    self._consumer.poll(timeout_ms=timeout_ms)
+                else:
+                    coordinator.poll_heartbeat()  # a poll would also start two tasks, which would find nothing to do
             except InvalidSessionTimeoutError as error:
                 raise UsageError(
                     f"the brokers refuse run.session_timeout_s = {self._settings.run.session_timeout_s:g}; set it "

@@ -225,6 +225,24 @@ def test_a_failed_request_for_metadata_is_no_error(
         assert vote.elected
 
 
+def test_a_member_that_waits_starts_no_task_until_a_heartbeat_is_refused(
+    new_run: NewRun, join, monkeypatch: pytest.MonkeyPatch
+):
+    run = new_run(LONG_S)
+    with closing(Election(run)) as vote:
+        vote.take_over()
+        network, tasks = vote._consumer._net, []
+        start = network.run
+        monkeypatch.setattr(network, "run", lambda *task: tasks.append(task) or start(*task))
+        vote.poll(1.0)
+        assert not tasks
+        second = join(run)
+        vote.poll(DEADLINE_S)
+        assert tasks
+        second.hears(False)
+        assert vote.elected
+
+
 def test_take_over_puts_the_living_out(new_run: NewRun, join):
     run = new_run(LONG_S)
     first = join(run)
