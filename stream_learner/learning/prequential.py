@@ -66,6 +66,7 @@ class Prequential:
             "predictions": np.empty(0, np.int64),
             "confidences": np.empty(0, np.float32),
         }
+        self._recent: Recent | None = None  # the figures of the window, once they were asked for
 
     def add(self, labels: np.ndarray, predictions: np.ndarray, confidences: np.ndarray) -> None:
         """Add a batch.
@@ -73,6 +74,7 @@ class Prequential:
         `labels` and `predictions` are class indices, int64 [N]. `confidences` are the probabilities of the predictions,
         float32 [N].
         """
+        self._recent = None
         self._faded.add(int((predictions == labels).sum()), len(labels))
         new = {"labels": labels, "predictions": predictions, "confidences": confidences}
         self._window = {
@@ -81,6 +83,7 @@ class Prequential:
 
     def retire(self, source: int, target: int | None) -> None:
         """Move samples and predictions of class `source` to class `target`. If `target` is None, drop the samples."""
+        self._recent = None
         if target is None:
             kept = self._window["labels"] != source
             self._window = {name: array[kept] for name, array in self._window.items()}
@@ -91,18 +94,18 @@ class Prequential:
     def recent(self, labels: list[Label]) -> Recent | None:
         """Return the figures, or None before the first sample. `labels` holds the label of each class index."""
         targets, predictions, confidences = self._window.values()
-        if not len(targets):
-            return None
-        return Recent(
-            accuracy=score(predictions, targets, labels),
-            faded_accuracy=self._faded.mean,
-            kappa=kappa(predictions, targets),
-            calibration_error=calibration_error(predictions == targets, confidences),
-            confusions=[
-                Confusion(labels[target], labels[prediction], count)
-                for target, prediction, count in confusions(predictions, targets)[:TOP_CONFUSIONS]
-            ],
-        )
+        if self._recent is None and len(targets):
+            self._recent = Recent(
+                accuracy=score(predictions, targets, labels),
+                faded_accuracy=self._faded.mean,
+                kappa=kappa(predictions, targets),
+                calibration_error=calibration_error(predictions == targets, confidences),
+                confusions=[
+                    Confusion(labels[target], labels[prediction], count)
+                    for target, prediction, count in confusions(predictions, targets)[:TOP_CONFUSIONS]
+                ],
+            )
+        return self._recent
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the window and the faded accuracy."""
@@ -114,6 +117,7 @@ class Prequential:
 
         Raises ValueError when the state is malformed.
         """
+        self._recent = None
         samples = tensor(state, "labels", torch.int64, None)
         if len(samples) > RECENT_SAMPLES:
             raise ValueError(f"tensor labels has {len(samples)} elements, more than {RECENT_SAMPLES}")

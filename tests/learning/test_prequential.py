@@ -110,6 +110,17 @@ def test_before_the_first_sample_nothing_is_known():
     assert driver_of(settings()).snapshot().recent is None
 
 
+def test_figures_are_computed_once_for_each_change_of_the_window():
+    prequential = Prequential()
+    prequential.add(np.array([0, 1]), np.array([0, 0]), np.float32([0.5, 0.5]))
+    first, saved = recent(prequential), prequential.state_dict()
+    assert recent(prequential) is first
+    prequential.retire(1, 0)
+    assert recent(prequential).accuracy.correct == 2
+    prequential.load_state_dict(saved, classes=2)
+    assert recent(prequential) == first
+
+
 def test_confusions_are_the_most_frequent_mistakes_and_equal_ones_in_order():
     prequential = Prequential()
     add(prequential, [(t, p, 0.5) for t, p in [(4, 3), (0, 1), (0, 1), (2, 2), (1, 0)]])
