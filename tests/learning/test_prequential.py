@@ -112,7 +112,7 @@ def test_before_the_first_sample_nothing_is_known():
 
 def test_figures_are_computed_once_for_each_change_of_the_window():
     prequential = Prequential()
-    prequential.add(np.array([0, 1]), np.array([0, 0]), np.float32([0.5, 0.5]))
+    prequential.add(np.array([0, 1]), np.array([0, 0]), np.array([0.5, 0.5], np.float32))
     first, saved = recent(prequential), prequential.state_dict()
     assert recent(prequential) is first
     prequential.retire(1, 0)
