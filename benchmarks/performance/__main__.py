@@ -119,6 +119,7 @@ CASES = {
     Part.ranks: [
         *(Case("ranks", model, batch) for model in ("cnn", "resnet18_slim") for batch in (32, 128)),
         *(Case("ranks from Kafka", model) for model in ("cnn", "resnet18_slim")),
+        *(Case("idle rank", model) for model in ("mlp", "cnn")),
         *(Case("beside", model) for model in ("cnn", "resnet18_slim")),
         Case("exchanges", "cnn"),
         Case("decoding", "cnn"),
@@ -220,6 +221,8 @@ def _sides(subject: Subject, examples: list[Example], topics: Topics, records: i
             return ranks.sides(subject)
         case "ranks from Kafka":
             return ranks.kafka_sides(subject, topics, examples)
+        case "idle rank":
+            return ranks.idle_rank_sides(subject, topics, examples)
         case "beside":
             return ranks.beside_sides(subject)
         case "exchanges":

@@ -46,14 +46,18 @@ class Topics:
             self._broker = self._stack.enter_context(Broker(folder / "kafka"))
         return self._broker
 
-    def fill(self, topic: str, examples: Sequence[Example], records: int, partitions: int = 1) -> Broker:
-        """Fill a topic with the examples repeatedly, in one order, over all partitions in turn."""
+    def fill(
+        self, topic: str, examples: Sequence[Example], records: int, partitions: int = 1, empty: int = 0
+    ) -> Broker:
+        """Fill a topic with the examples repeatedly, in one order, over all partitions in turn but the last `empty`."""
         if topic not in self._filled:
             kafka = [f"kafka.bootstrap_servers={self.broker.bootstrap_servers}", f"input.topics=['{topic}']"]
             topics.create(config.load(None, [*kafka, "run.id=input"]), input_partitions=partitions)
             with Progress(console=console, transient=True) as progress:
                 bar = progress.add_task(f"filling {topic}", total=records)
-                self._produce(topic, examples, records, partitions, lambda done: progress.update(bar, completed=done))
+                self._produce(
+                    topic, examples, records, partitions - empty, lambda done: progress.update(bar, completed=done)
+                )
             os.sync()  # otherwise the disk is still busy when the measurement begins
             self._filled.add(topic)
         return self.broker

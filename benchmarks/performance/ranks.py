@@ -1,7 +1,7 @@
 """A run in two ranks of one thread, beside one rank of one thread, and beside one process of two threads.
 
-`ranks` is measured in memory, `ranks from Kafka` with the real worker. `exchanges` measures collectives alone. The
-simulation in `benchmarks/scale/` begins with these figures.
+`ranks` is measured in memory, `ranks from Kafka` with the real worker, `idle rank` also with a rank that gets no
+records. `exchanges` measures collectives alone. The simulation in `benchmarks/scale/` begins with these figures.
 """
 
 import json
@@ -48,6 +48,9 @@ class Side(NamedTuple):
 SIDES = {"1 rank": Side(1, 2, 1), "2 ranks": Side(2, 2, 1), "2 threads": Side(1, 1, 2)}
 
 
+IDLE_RANK_SIDES = "both ranks have records", "only rank 0 has records"
+
+
 def replay(batch: int) -> int:
     """Return the number of replayed samples in a step: 96 beside 32 new ones, 128 beside 128."""
     return min(3 * batch, 128)
@@ -76,6 +79,14 @@ def sides(subject: Subject) -> Sides:
 def kafka_sides(subject: Subject, topics: Topics, examples: list[Example]) -> Sides:
     """Return the worker on a topic of two partitions, in the three ways."""
     return {name: partial(_from_kafka, subject, side, topics, examples) for name, side in SIDES.items()}
+
+
+def idle_rank_sides(subject: Subject, topics: Topics, examples: list[Example]) -> Sides:
+    """Return two ranks with records for both, and with records only for rank 0."""
+    return {
+        side: partial(_from_kafka, subject, SIDES["2 ranks"], topics, examples, empty)
+        for empty, side in enumerate(IDLE_RANK_SIDES)
+    }
 
 
 def beside_sides(subject: Subject) -> Sides:
@@ -121,12 +132,14 @@ class _Look(NamedTuple):
     sent_bytes: float
 
 
-def _from_kafka(subject: Subject, side: Side, topics: Topics, examples: list[Example]) -> Run:
-    broker = topics.fill(TOPIC, examples, RECORDS, 2)
+def _from_kafka(subject: Subject, side: Side, topics: Topics, examples: list[Example], empty: int = 0) -> Run:
+    """Measure the worker on a topic of two partitions, of which the last `empty` have no records."""
+    topic = f"{TOPIC}-{empty}-empty" if empty else TOPIC
+    broker = topics.fill(topic, examples, RECORDS, 2, empty)
     with TemporaryDirectory() as parent:
         folder = Path(parent, uuid4().hex)
         folder.mkdir()
-        overrides = [f"input.topics=['{TOPIC}']", *side.overrides(subject.batch)]
+        overrides = [f"input.topics=['{topic}']", *side.overrides(subject.batch)]
         with Worker(subject, overrides, broker, folder, ranks=side.ranks) as worker:
             _next_step(worker)
             time.sleep(WARM_UP_S)

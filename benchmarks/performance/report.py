@@ -42,6 +42,7 @@ TITLES = {
     "backlog": "A long backlog at the start",
     "ranks": "Two ranks in memory",
     "ranks from Kafka": "Two ranks from Kafka",
+    "idle rank": "A rank without records",
     "beside": "Two runs beside each other",
     "exchanges": "Collectives of two ranks",
     "decoding": "Decoding",
@@ -88,6 +89,8 @@ is one process without shards. *Collectives* is the time in which rank 0 exchang
 waited for it, and *sent* is what rank 0 sent. The other sides show what a step, a shard and an image cost.""",
     "ranks from Kafka": """The same with the worker (`run --ranks`) on a topic of two partitions, with 96 replayed
 images beside 32 new ones in a step. The worker saves every 5 s.""",
+    "idle rank": """Two ranks from Kafka as above, with records in both partitions and in only one. The sums of a step
+need all ranks, so a rank without records takes part in every step. A step then has 16 new images instead of 32.""",
     "beside": """The side *1 rank* of the part above, alone and beside a second process of its own kind. The two
 exchange nothing. Their ratio is what two ranks lose on this machine before they exchange anything.""",
     "exchanges": """Two processes on one machine (gloo, loopback) that do nothing else. *Summed* adds the vectors of the
@@ -107,6 +110,7 @@ TABLES: dict[str, Callable[[list[Run]], str]] = {
     "idle": tables.idle,
     "ranks": tables.ranks,
     "ranks from Kafka": tables.ranks,
+    "idle rank": tables.ranks,
     "beside": tables.ranks,
     "exchanges": tables.exchanges,
 }

@@ -7,6 +7,7 @@ from statistics import mean, median
 from matplotlib.figure import Figure
 
 from benchmarks.performance import decoding, rounds, summary
+from benchmarks.performance.ranks import IDLE_RANK_SIDES
 from benchmarks.performance.rounds import QUIET_CORES, cores_elsewhere, figures, rates
 from benchmarks.performance.tables import spread
 from benchmarks.plots import COLOURS, DPI, MARKERS
@@ -74,6 +75,7 @@ def write(docs: Path) -> list[Path]:
             [name, *(f"{run.efficiency(n, load):.2f}" for run in runs.values() for n in (16, 128))]
             for name, load in clusters.loads().items()
         ),
+        "idle_rank": "\n".join(idle_rank(subject.model, of) for subject, of in rounds.finished("idle rank").items()),
         "plan": _lines(_plan(runs["ResNet-50 on GPUs"])),
         "limits": _limits(runs["ResNet-50 on GPUs"]),
         "shards": SHARDS,
@@ -138,6 +140,18 @@ def advice(model: str, found: list[Round]) -> str:
         faster = "no clear difference"
     times = spread(ratios, ".2f")
     return f"* `{model}`: {faster}. Two ranks of one thread learned {times} times as fast as two threads."
+
+
+def idle_rank(model: str, found: list[Round]) -> str:
+    """Return the steps/s of two ranks from Kafka, with records for both and for only one."""
+    both, one = (
+        spread([1e3 / step_ms for step_ms in figures(found, side, "step_ms")], ".1f") for side in IDLE_RANK_SIDES
+    )
+    rounds_, busy = _basis(found)
+    return (
+        f"* Two ranks from Kafka (`{model}`), measured: {one} steps/s beside a rank without records, {both} if both\n"
+        f"  have records, and so twice as many in a step. Rounds: {rounds_}, elsewhere: {busy}."
+    )
 
 
 def _two_ranks(model: str, found: Measured) -> list[str]:

@@ -174,5 +174,12 @@ def test_a_difference_of_less_than_a_tenth_is_not_clear(ms: float, words: str):
     assert words in page.advice("cnn", found)
 
 
+def test_steps_beside_an_idle_rank_are_counted_by_second():
+    found = [round_of({"both ranks have records": 20, "only rank 0 has records": ms}, ms, 0.2) for ms in (8, 10, 16)]
+    line = page.idle_rank("cnn", found)
+    assert "100.0 (62.5-125.0) steps/s beside a rank without records, 50.0 (50.0-50.0) if both" in line
+    assert line.endswith("Rounds: 3, elsewhere: **0.20**.")
+
+
 def test_two_ranks_that_are_as_fast_as_one_have_half_of_its_efficiency():
     assert measured.efficiency([round_of({"1 rank": 10, "2 ranks": 10})]) == [pytest.approx(0.5)]

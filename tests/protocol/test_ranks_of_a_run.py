@@ -6,6 +6,15 @@ from harness import TWO_SHARDS, NewRun
 from stream_learner.errors import ExitCode
 
 
+def test_a_run_learns_and_releases_beside_a_rank_that_never_gets_records(new_run: NewRun) -> None:
+    run = new_run(2, **TWO_SHARDS)
+    run.feed(mixed(500), 1)
+    run.stop_ranks(run.start_ranks(2))
+    log = run.check()
+    assert log.manifest["positions"][run.input]["1"] == 0
+    assert any(manifest["release"] for manifest in log.manifests)
+
+
 def test_a_rank_that_is_killed_ends_the_others_and_any_number_of_ranks_continues(new_run: NewRun) -> None:
     run = new_run(3, **TWO_SHARDS)
     drafts = list(mixed(1000))
