@@ -155,16 +155,11 @@ def _step(settings: Settings) -> Any:
     placement = place(settings.learning, networks.factory(settings.model.name))
     trainer = trainer_for(settings, placement, Parallel())
     trainer.set_classes(CLASSES, {})
-    model = settings.model
-    seen_NF, _ = trainer.predict(
-        torch.zeros(1, model.height, model.width, model.channels, dtype=torch.uint8).to(placement.device)
-    )
-    shares_features = seen_NF.requires_grad  # then the step needs the features of a prediction
 
     def step(images_NHWC: torch.Tensor, labels: torch.Tensor) -> None:
         stream = Minibatch(*(t.to(placement.device) for t in (images_NHWC, labels, torch.ones(len(labels)))))
-        features_NF = trainer.predict(stream.images_NHWC)[0] if shares_features else torch.empty(0)
-        trainer.learn(TrainingBatch([Portion(stream, features_NF, lambda: stream)], 1.0))
+        portion = Portion(stream, lambda: trainer.predict(stream.images_NHWC)[0], lambda: stream)
+        trainer.learn(TrainingBatch([portion], 1.0))
 
     return step
 

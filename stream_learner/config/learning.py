@@ -145,6 +145,13 @@ class WeightsSettings(Section):
         return self
 
 
+class PrequentialSettings(Section):
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the batches that are predicted before they are learned, above 0 up to 1. They are spread evenly, and the
+    prequential figures and the detection of drifts cover only their samples. A smaller share saves time, except with
+    what needs each prediction: a solved head, the strategy `derpp`, the weights `hardness`."""
+
+
 class DriftSettings(Section):
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.002
     """Confidence of the detector (ADWIN, Bifet and Gavalda 2007). Lower values give fewer false alarms and later

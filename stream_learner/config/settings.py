@@ -10,6 +10,7 @@ from stream_learner.config.learning import (
     LearningSettings,
     MemorySettings,
     ModelSettings,
+    PrequentialSettings,
     WeightsSettings,
 )
 from stream_learner.config.operating import (
@@ -67,6 +68,8 @@ class Settings(BaseSettings):
     """Training on a batch."""
     weights: WeightsSettings = WeightsSettings()
     """Weights of the samples."""
+    prequential: PrequentialSettings = PrequentialSettings()
+    """Predictions of the training samples before they are learned."""
     drift: DriftSettings = DriftSettings()
     """Detection of a rise in the prequential error, and the boost after it (`learning.on_drift`)."""
     memory: MemorySettings = MemorySettings()

@@ -16,8 +16,8 @@ class Figures:
 
     * `samples`: number of samples used, by split.
     * `loss_sum`: sum over `steps` of each step's weighted loss.
-    * `prequential`: numbers of (correct, all) predictions by label. Each training sample was predicted before it was
-      learned.
+    * `prequential`: numbers of (correct, all) predictions by label. The training samples were predicted before they
+      were learned. It is empty for a batch that was not predicted (`prequential.share`).
     * `weights`: the factors of the learned samples by policy, and the samples' `combined` weights.
     """
 

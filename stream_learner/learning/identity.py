@@ -26,6 +26,7 @@ DECIDING = {
     "learning",
     "memory",
     "model",
+    "prequential",
     "release",
     "split",
     "weights",

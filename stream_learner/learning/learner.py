@@ -78,7 +78,7 @@ class Learner:
         self.shards = [Shard(settings, trainer, self._weights, device, number) for number in parallel.local]
         """Samples that the local shards keep."""
         self._releases = Releases(settings, trainer, self.shards, parallel, device)
-        self.prequential = Prequential()
+        self.prequential = Prequential(settings.prequential.share)
         self.drift = DriftMonitor(settings)
         self.records = 0
         """Number of the run's input records so far, including rejected records."""
@@ -101,6 +101,8 @@ class Learner:
 
     def learn(self, samples: Sequence[Sample], records: int | None = None) -> Learned:
         """Predict the training samples, then learn them. Hold out the validation and test samples.
+
+        Only the share `prequential.share` of the batches is predicted, unless learning needs the prediction.
 
         `records` is the number of input records that were read to get these samples, including rejected records. It
         counts for `release.every_records` and for the ages of samples in the memory. The default is one record for each
@@ -220,16 +222,13 @@ class Learner:
         return True
 
     def _weighed(self, predicted: list[Predicted], admitted: Admitted, learned: Learned) -> Weighed:
-        """Count the predictions, and weigh the samples of all shards. `predicted` are those of the local shards."""
-        lengths, joined = admitted.training, self.parallel.joined
-        facts = joined([one.facts() for one in predicted], lengths)
+        """Weigh the samples of all shards, and count predictions. `predicted` are those of the local shards."""
+        lengths, joined, counts = admitted.training, self.parallel.joined, self.prequential.begin()
+        facts = joined([one.facts(predicted=counts) for one in predicted], lengths)
         columns = {name: np.ascontiguousarray(facts[name]) for name in FACTS.names or ()}
-        labels, predictions = columns["labels"], columns["predictions"]
-        self.prequential.add(labels, predictions, columns["confidences"])
-        hits = predictions == labels
-        learned.drifts = self.drift.observe(~hits, self.records + admitted.records)
-        seen, correct = Counter(labels.tolist()), Counter(labels[hits].tolist())
-        learned.prequential = {self.labels[index]: (correct[index], count) for index, count in seen.items()}
+        labels = columns["labels"]
+        if counts:
+            self._count(labels, columns["predictions"], columns["confidences"], admitted, learned)
         released = self._releases.probabilities
         weighed = self._weights.weigh(
             Arrivals(
@@ -242,6 +241,16 @@ class Learner:
         )
         learned.weights = weighed.factors
         return weighed
+
+    def _count(
+        self, labels: np.ndarray, predictions: np.ndarray, confidences: np.ndarray, admitted: Admitted, learned: Learned
+    ) -> None:
+        """Count the predictions of all shards in the prequential figures, and look for a drift."""
+        self.prequential.add(labels, predictions, confidences)
+        hits = predictions == labels
+        learned.drifts = self.drift.observe(~hits, self.records + admitted.records)
+        seen, correct = Counter(labels.tolist()), Counter(labels[hits].tolist())
+        learned.prequential = {self.labels[index]: (correct[index], count) for index, count in seen.items()}
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._placement.device)

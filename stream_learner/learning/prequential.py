@@ -1,5 +1,6 @@
-"""Prequential figures: how well the model predicts each training sample before it learns the sample."""
+"""Prequential figures: how well the model predicts training samples before it learns them."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from stream_learner.contract.vocabulary import Label
 from stream_learner.contract.window import RECENT_SAMPLES, Confusion, Recent
 from stream_learner.learning.evaluation import calibration_error, score
 from stream_learner.learning.state_dict import StateDict
-from stream_learner.learning.stored import NonNegative, parse
+from stream_learner.learning.stored import Count, NonNegative, parse
 from stream_learner.networks.tensors import tensor, within
 
 TOP_CONFUSIONS = 10
@@ -20,6 +21,11 @@ ROUNDING = 1e-5  # tolerance for rounding errors of a softmax in float32
 class StoredMean(Struct):
     mean: NonNegative
     weight: NonNegative
+
+
+class Stored(Struct):
+    faded: dict[str, Any]
+    batches: Count = 0  # states of earlier versions lack it
 
 
 class FadingMean:
@@ -54,12 +60,15 @@ class FadingMean:
 
 
 class Prequential:
-    """Labels and predictions of the last `RECENT_SAMPLES` training samples.
+    """Labels and predictions of the last `RECENT_SAMPLES` training samples whose predictions count.
 
-    All figures are computed from these samples, except the faded accuracy, which covers all samples so far.
+    All figures are computed from these samples, except the faded accuracy, which covers all such samples so far.
     """
 
-    def __init__(self):
+    def __init__(self, share: float = 1.0):
+        """Take `share`, above 0 up to 1: the share of the batches whose predictions count."""
+        self._share = share
+        self._batches = 0
         self._faded = FadingMean(RECENT_SAMPLES)
         self._window = {
             "labels": np.empty(0, np.int64),
@@ -67,6 +76,14 @@ class Prequential:
             "confidences": np.empty(0, np.float32),
         }
         self._recent: Recent | None = None  # the figures of the window, once they were asked for
+
+    def begin(self) -> bool:
+        """Begin a batch of training samples. Return whether its predictions count.
+
+        The batches that count are spread evenly over all batches. The first one counts.
+        """
+        before, self._batches = self._batches, self._batches + 1
+        return math.ceil(self._share * self._batches) > math.ceil(self._share * before)
 
     def add(self, labels: np.ndarray, predictions: np.ndarray, confidences: np.ndarray) -> None:
         """Add a batch.
@@ -108,9 +125,9 @@ class Prequential:
         return self._recent
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a copy of the window and the faded accuracy."""
+        """Return a copy of the window, the faded accuracy, and the number of batches."""
         window = {name: torch.from_numpy(array.copy()) for name, array in self._window.items()}
-        return {"faded": self._faded.state_dict()} | window
+        return {"faded": self._faded.state_dict(), "batches": self._batches} | window
 
     def load_state_dict(self, state: StateDict, classes: int) -> None:
         """Restore a state from `state_dict` of a learner that knows `classes` classes.
@@ -128,7 +145,9 @@ class Prequential:
         if (confidences < 0).any() or (confidences > 1 + ROUNDING).any():
             raise ValueError("tensor confidences holds numbers that are not probabilities")
         self._window["confidences"] = confidences
-        self._faded.load_state_dict(state["faded"])
+        stored = parse(state, Stored)
+        self._faded.load_state_dict(stored.faded)
+        self._batches = stored.batches
 
 
 def kappa(predictions: np.ndarray, targets: np.ndarray) -> float | None:

@@ -60,6 +60,7 @@ VARIANTS = [
     {"memory__max_items": 7, "held_out__max_items": 3},  # under pressure: classes give items up
     {"learning__channels_last": True, "learning__weight_decay": 0.01},
     {"learning__precision": "bf16"},
+    {"prequential__share": 0.4},
     {"model__name": NORMALISED, "model__freeze": True},
     {"learning__average_decay": 0.9, "learning__augment": ("crop", "flip"), "model__name": NORMALISED},
 ]

@@ -196,6 +196,32 @@ def test_the_window_holds_what_the_model_thought_before_it_learned():
     assert np.allclose(tensors["prequential/confidences"][-30:].numpy(), wanted.max(1), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("run", "forward_passes"),
+    [
+        ({}, 4),
+        # These need the prediction of every batch that they learn; `hardness` also that of the batch of weight 0.
+        ({"learning__strategy": "derpp"}, 8),
+        ({"model__head": "ridge"}, 8),
+        ({"weights__policies": ["record", "hardness"]}, 9),
+        # A step has its own forward pass, and the prediction takes its features.
+        ({"learning__strategy": "finetune", "learning__average_decay": 0.0}, 8),
+    ],
+)
+def test_a_share_of_the_batches_is_predicted_and_the_others_are_learned_alike(run, forward_passes):
+    driver, passes = driver_of(settings(prequential__share=0.4, **run)), []
+    driver.learner.network.body.register_forward_hook(lambda *_: passes.append(1))
+    reports = learn(driver, stream())
+    counted = [sum(total for _, total in report.figures.prequential.values()) for report in reports]
+    assert counted == [8, 0, 1, 0, 0, 0, 6, 0, 1, 0]
+    assert len(passes) == forward_passes
+    found, wanted = (
+        {name: t.numpy().tobytes() for name, t in tensors_of(each.snapshot()).items() if "prequential/" not in name}
+        for each in (driver, learned(settings(**run), stream()))
+    )
+    assert found == wanted
+
+
 def test_until_the_window_is_full_it_has_every_sample_that_the_reports_count():
     driver = driver_of(settings())
     counts: dict = {}

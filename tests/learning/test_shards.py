@@ -11,6 +11,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "finetune, Adam, dropout": {
         "model": {"name": "cnn"},
         "learning": {"strategy": "finetune", "optimizer": "adam", "precision": "bf16"},
+        "prequential": {"share": 0.4},
     },
     "derpp, SGD, batch normalisation": {
         "model": {"name": "small_network:Normalised"},

@@ -26,13 +26,13 @@ from stream_learner.networks.weights import load_body
 class Portion(NamedTuple):
     """A shard's training samples of a batch, their features, and replay.
 
-    `features_NF` are the samples' features, as `Trainer.predict` returned them. They are float32 for a solved head.
-    Each call of `replay()` draws samples from the shard's memory. Everything that is drawn for the shard is drawn in
+    `features_NF()` returns the samples' features, as `Trainer.predict` does. They are float32 for a solved head. Each
+    call of `replay()` draws samples from the shard's memory. Everything that is drawn for the shard is drawn in
     the context `drawing()`. A shard without samples has an empty `stream`, and takes no part except in sums.
     """
 
     stream: Minibatch
-    features_NF: Tensor
+    features_NF: Callable[[], Tensor]
     replay: Callable[[], Minibatch]
     drawing: Callable[[], AbstractContextManager] = nullcontext
 
@@ -123,7 +123,7 @@ class Trainer(ABC):
             features_NF = network.features(images_NHWC)
             return features_NF, network.head(features_NF)
 
-    def kept_logits(self, logits: Tensor) -> Tensor | None:
+    def kept_logits(self, logits: Callable[[], Tensor]) -> Tensor | None:
         """Return the logits [N, classes] for the memory to keep with the samples, or None if it keeps no logits."""
         del logits
 

@@ -90,10 +90,10 @@ class StepTrainer(Trainer):
         if not self.model.training:  # otherwise `train` would set the mode of each layer again
             self.model.train()
 
-    def kept_logits(self, logits: Tensor) -> Tensor | None:
+    def kept_logits(self, logits: Callable[[], Tensor]) -> Tensor | None:
         if not self.stores_logits:
             return None
-        kept = logits.float().clone()
+        kept = logits().float().clone()
         kept[:, self._fresh_rows + self._silent_rows] = torch.nan  # the logits of these rows mean nothing
         return kept
 
@@ -122,7 +122,7 @@ class StepTrainer(Trainer):
         if replay is None:
             replay = stream.at(slice(0))
         teacher = self._average.model if self._average else None
-        return Step(self.model, teacher, stream, replay, portion.features_NF if shares_features else None)
+        return Step(self.model, teacher, stream, replay, portion.features_NF() if shares_features else None)
 
     def _augmented(self, minibatch: Minibatch) -> Minibatch:
         images_NHWC = minibatch.images_NHWC

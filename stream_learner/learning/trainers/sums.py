@@ -49,7 +49,7 @@ class SumTrainer(Trainer):
     @torch.no_grad()
     def learn(self, batch: TrainingBatch) -> Trained:
         """Add the samples. Add nothing if a feature or weight is not finite."""
-        features_NF = self._of_all([portion.features_NF for portion in batch.portions])
+        features_NF = self._of_all([portion.features_NF() for portion in batch.portions])
         labels = self._of_all([portion.stream.labels for portion in batch.portions])
         weights = self._of_all([portion.stream.weights for portion in batch.portions])
         if not (features_NF.isfinite().all() and weights.isfinite().all()):
