@@ -71,7 +71,7 @@ def _idle_percent(rounds: list[Run]) -> list[float]:
 
 beside_loops = partial(Goal, figure=_beside_loops)
 of_limit = partial(Goal, "kafka", words="worker from Kafka, plain / limit", figure=_of_limit)
-two_ranks = partial(Goal, "ranks", "resnet18_slim", words="two ranks / one rank", figure=_two_ranks)
+two_ranks = partial(Goal, "ranks", "resnet18_slim", words="two ranks / one rank, in memory", figure=_two_ranks)
 stall = partial(
     Goal,
     "checkpoints",

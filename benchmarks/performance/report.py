@@ -18,13 +18,17 @@ Made by `python -m benchmarks.performance report` from the rounds in `benchmarks
 * Each figure is the median of the rounds, with the least and the greatest in brackets. In each round, all sides of a
   table take turns, each in a process of its own. Ratios compare measurements of one round. A figure without brackets
   is of a single round.
-* Figures of different machines cannot be compared. Each part names the machine and the commit of its rounds.
+* Figures of different machines cannot be compared. Each part names the machine and the commit of its rounds. The main
+  figures may be of several machines, so compare only figures of one line.
 * *Elsewhere*: the cores that other programs kept busy, at most. Above 0.1 the figures are unreliable. The broker of
   the measurement does not count. The kernel's clocks are coarse, so the figure can be slightly below zero.
 * *CPU* and *peak* are those of the side's process and of the processes that it started.
 * `png28`: grey images of 28 x 28 pixels, made up. `jpeg32`: RGB images of 32 x 32 pixels, made up.
 """
-GOALS = "The goals were set before anything was measured. Ratios are of records/s.\n"
+GOALS = """\
+The goals were set before anything was measured. Ratios are of records/s. A stall below zero means that a save stops the
+training thread for less time than a step takes.
+"""
 TITLES = {
     "limit": "The limit",
     "memory": "In memory, stage by stage",

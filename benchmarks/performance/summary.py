@@ -47,15 +47,16 @@ def ratio(rounds: list[Run], side: str, others: list[str]) -> str:
 
 def _from_kafka(found: Found) -> Iterator[str]:
     for subject, rounds in found.items():
-        rate, share = spread(rates(rounds, "worker, plain"), ",.0f"), ratio(rounds, "worker, plain", ["limit"])
+        rate, default = (spread(rates(rounds, f"worker, {kind}"), ",.0f") for kind in ("plain", "default"))
+        share = ratio(rounds, "worker, plain", ["limit"])
         limit, in_memory, worker = (
             median(micros(rounds, side)) for side in ("limit", "in memory, plain", "worker, plain")
         )
         yield (
-            f"`{subject.model}`, batch {subject.batch}: the worker learns {rate} records/s from Kafka. This is "
-            f"{share} of the limit. A record takes {limit:,.0f} µs in the bare step, {in_memory:,.0f} µs in memory "
-            f"(with decoding, batches, prediction and counts), and {worker:,.0f} µs in the worker (with Kafka, saves "
-            "and metrics)."
+            f"`{subject.model}`, batch {subject.batch}: without replay, the worker learns {rate} records/s from Kafka, "
+            f"and {default} by default. Without replay, this is {share} of the limit, and a record takes "
+            f"{limit:,.0f} µs in the bare step, {in_memory:,.0f} µs in memory (with decoding, batches, prediction and "
+            f"counts), and {worker:,.0f} µs in the worker (with Kafka, saves and metrics)."
         )
 
 
@@ -72,9 +73,9 @@ def _ranks(found: Found) -> Iterator[str]:
         times, threads = (ratio(rounds, "2 ranks", [other]) for other in ("1 rank", "2 threads"))
         collectives = spread(figures(rounds, "2 ranks", "collectives_ms_per_step"), ".1f")
         yield (
-            f"`{subject.model}`, batch {subject.batch} and 96 replayed images: two ranks of one thread are {times} "
-            f"times as fast as one rank, and {threads} times as fast as one process of two threads. Rank 0 is in "
-            f"collectives for {collectives} ms a step."
+            f"`{subject.model}`, batch {subject.batch} and 96 replayed images, from Kafka: two ranks of one thread are "
+            f"{times} times as fast as one rank, and {threads} times as fast as one process of two threads. Rank 0 is "
+            f"in collectives for {collectives} ms a step."
         )
 
 

@@ -111,7 +111,11 @@ def _measurements(found: dict[str, Measured]) -> list[tuple[str, list[Round]]]:
         for where, rounds_ in zip((*PLACES.values(), "one rank beside another run"), of, strict=True)
     ]
     alone = {"collectives alone": "exchanges", "decoding alone": "decoding"}
-    return [*named, *((name, measured.rounds_of(part, "cnn")) for name, part in alone.items())]
+    return [
+        *named,
+        *((f"`{subject.model}`, a rank without records", of) for subject, of in rounds.finished("idle rank").items()),
+        *((name, measured.rounds_of(part, "cnn")) for name, part in alone.items()),
+    ]
 
 
 def _basis(of: list[Round]) -> tuple[str, str]:

@@ -113,9 +113,10 @@ class LearningSettings(Section):
     channels_last: Literal["auto"] | bool = "auto"
     """Whether images are in the memory layout channels-last. `auto` takes the faster layout for the model."""
     threads: NonNegativeInt = 0
-    """Threads for arithmetic. 0 takes one thread per core, or only one if the run has several shards or if more threads
-    do not make the network faster, as with `mlp`. While other programs keep cores busy, 1 is faster for small networks.
-    Only runs with the same number of threads give equal results."""
+    """Threads for arithmetic. 0 takes one thread per core, and at most the CPU limit of the container. It takes one
+    thread if the run has several shards, or if more threads do not make the network faster, as with `mlp`. While other
+    programs keep cores busy, 1 is faster for small networks. Only runs with the same number of threads give equal
+    results."""
 
 
 class WeightsSettings(Section):
@@ -147,9 +148,10 @@ class WeightsSettings(Section):
 
 class PrequentialSettings(Section):
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the batches that are predicted before they are learned, above 0 up to 1. They are spread evenly, and the
-    prequential figures and the detection of drifts cover only their samples. A smaller share saves time, except with
-    what needs each prediction: a solved head, the strategy `derpp`, the weights `hardness`."""
+    """Share of the batches that are predicted before they are learned, above 0 up to 1, spread evenly. The prequential
+    figures and the detection of drifts cover only these batches. A smaller share saves time. It saves none with a
+    solved head, the strategy `derpp` or the weights `hardness`, which need each prediction. It also saves none without
+    replay, average and augmentation, because then the step uses the prediction's features."""
 
 
 class DriftSettings(Section):

@@ -97,9 +97,9 @@ class Series:
         self.loss = gauge("loss", "Weighted loss of the last batch that was learned, mean over its steps, in nats.")
         self.accuracy = gauge(
             "accuracy",
-            "Accuracy, as a ratio from 0 to 1. prequential: over about the last "
-            f"{RECENT_SAMPLES} training samples, where older samples count less. recent: over exactly the last "
-            f"{RECENT_SAMPLES} training samples. validation, test: of the last release.",
+            f"Accuracy, as a ratio from 0 to 1. prequential: over about the last {RECENT_SAMPLES} training samples "
+            "that were predicted before they were learned, where older samples count less. recent: over exactly the "
+            f"last {RECENT_SAMPLES} such samples. validation, test: of the last release.",
             ("kind",),
         )
         self.accuracy_samples = gauge(
@@ -109,18 +109,18 @@ class Series:
         self.calibration_error = gauge(
             "calibration_error",
             f"Expected calibration error, as a ratio from 0 to 1: recent is over the last {RECENT_SAMPLES} training "
-            "samples, predicted before they were learned; validation is of the last release.",
+            "samples that were predicted before they were learned; validation is of the last release.",
             ("kind",),
         )
         self.kappa = gauge(
             "kappa",
-            f"Cohen's kappa over the last {RECENT_SAMPLES} training samples, predicted before they were learned, as a "
-            "ratio: 1 is perfect, 0 is chance.",
+            f"Cohen's kappa over the last {RECENT_SAMPLES} training samples that were predicted before they were "
+            "learned, as a ratio: 1 is perfect, 0 is chance.",
         )
         self.class_accuracy = gauge(
             "class_accuracy",
-            f"Accuracy of each class among the last {RECENT_SAMPLES} training samples, predicted before they were "
-            "learned, as a ratio from 0 to 1.",
+            f"Accuracy of each class among the last {RECENT_SAMPLES} training samples that were predicted before they "
+            "were learned, as a ratio from 0 to 1.",
             ("label",),
         )
         self.forgetting = gauge(

@@ -2,6 +2,7 @@
 
 import io
 from itertools import combinations, islice
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -30,10 +31,10 @@ from stream_learner.contract.vocabulary import Reason, Split
 from stream_learner.errors import UsageError
 from stream_learner.formats.decoder import Decoder
 from stream_learner.formats.record import Gap, Record, Sample
-from stream_learner.learning import classes
+from stream_learner.learning import classes, process
 from stream_learner.learning.identity import STATE_FORMAT, check_fits, identity
 from stream_learner.learning.learner import Learner
-from stream_learner.learning.process import set_up_torch
+from stream_learner.learning.process import cpu_limit, set_up_torch
 from stream_learner.learning.strategies import Losses, Minibatch, Step
 from stream_learner.learning.strategies.er import ExperienceReplay
 from stream_learner.learning.strategies.finetune import FineTune
@@ -327,6 +328,31 @@ def test_the_number_of_threads_is_the_settings():
     set_up_torch(settings(learning__threads=0, model__name="mlp"))
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("files", "limit", "threads"),
+    [
+        ({}, None, 4),
+        ({"cpu.max": "max 100000\n"}, None, 4),
+        ({"cpu.max": "250000 100000\n"}, 2.5, 2),
+        ({"cpu.max": "50000 100000\n"}, 0.5, 1),
+        ({"cpu.max": "800000 100000\n"}, 8.0, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None, 4),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0, 3),
+    ],
+)
+def test_a_container_gets_no_more_threads_than_its_cpu_limit(
+    files: dict[str, str], limit: float | None, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert cpu_limit(tmp_path) == limit
+    monkeypatch.setattr(process, "CGROUP", tmp_path)
+    torch.set_num_threads(4)
+    set_up_torch(settings(learning__threads=0, model__name="cnn"))
+    assert torch.get_num_threads() == threads
 
 
 def test_a_label_that_all_labels_together_have_no_room_for_is_rejected(monkeypatch):
