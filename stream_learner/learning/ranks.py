@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor, distributed
-from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import DistNetworkError, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn import functional
 
 from stream_learner.errors import RankLostError, UsageError
@@ -112,7 +112,8 @@ def join_group(rank: int, ranks: int, local: int, device: str, listener: int | N
     serves it, unless torchrun does. `listener` is the file descriptor of a socket that listens there, if this process
     inherited one. `local` is the index of this rank on its host, and of its CUDA device if `device`
     (`learning.device`) is not the CPU. Return whether this rank uses CUDA. The other ranks may come `timeout_s` later,
-    and each collective may take this long. Raises UsageError if the host has no such device. Raises RankLostError.
+    and each collective may take this long. Raises UsageError if the host has no such device, or if another program uses
+    the port. Raises RankLostError.
     """
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
@@ -122,7 +123,14 @@ def join_group(rank: int, ranks: int, local: int, device: str, listener: int | N
     serves = rank == 0 and os.environ.get(SERVED_BY_TORCHRUN) != "True"
     backend, timeout = "cpu:gloo,cuda:nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
     with failing_with_others():
-        store = TCPStore(host, port, ranks, serves, timeout, master_listen_fd=listener)
+        try:
+            store = TCPStore(host, port, ranks, serves, timeout, master_listen_fd=listener)
+        except DistNetworkError as error:
+            if serves and "EADDRINUSE" in str(error):
+                raise UsageError(
+                    f"another program uses MASTER_PORT = {port} on the host of rank 0; set a free port on all ranks"
+                ) from None
+            raise
         distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
     return cuda
 

@@ -56,7 +56,7 @@ class Health:
         self.unanswered: tuple[str, float] = "", 0.0
         """The input partition with the oldest unanswered fetch, and the age of this fetch in seconds, or 0."""
         self.waits_for: str | None = None
-        """Reason why the input waits, if a record format has asked to wait."""
+        """Reason to wait: a record format has asked for it, or other ranks have not started yet."""
         self.answered_at = dict.fromkeys(Answer, time.time())
         """Time of the last answer to each kind of request, in seconds since 1970; at first the start of the process."""
 
@@ -68,7 +68,7 @@ class Health:
             self._fetched_s = self._heard_s
 
     def wait_for(self, what: str | None) -> None:
-        """Set the reason why the input waits, or None if it does not wait."""
+        """Set the reason why the worker waits, or None if it does not wait."""
         self.waits_for = what and printable(what)  # a message of a format may quote a record
 
     @property
@@ -108,7 +108,7 @@ class Health:
 
     def why_not_ready(self) -> str | None:
         """Return the reason why the worker is not ready, None while it learns or waits for records."""
-        return self.why_not_live() or self._why_cut_off() or WHY_NOT_READY[self.phase] or self.waits_for
+        return self.why_not_live() or self._why_cut_off() or self.waits_for or WHY_NOT_READY[self.phase]
 
     def _why_cut_off(self) -> str | None:
         """Return the reason why the worker counts as cut off, None while it starts or the brokers answer."""

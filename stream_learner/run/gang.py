@@ -117,8 +117,8 @@ def join(rank: Rank, settings: Settings, end_process: EndProcess, health: Health
     From then on, if `health` is given, this process also ends when its main thread hangs outside of a collective: when
     the loop made no turn for `monitoring.live_timeout_s`. A rank that waits for others in a collective counts as alive.
 
-    Raises UsageError if the ranks cannot share the shards, if a rank has no CUDA device and others have one, or if
-    MASTER_ADDR is not an address of the host of rank 0.
+    Raises UsageError if the ranks cannot share the shards, if a rank has no CUDA device and others have one, if
+    MASTER_ADDR is not an address of the host of rank 0, or if another program uses MASTER_PORT there.
     Raises RankLostError if a rank ends while the others join.
     """
     shards = settings.run.shards
@@ -143,6 +143,10 @@ def join(rank: Rank, settings: Settings, end_process: EndProcess, health: Health
     listener = os.environ.get(LISTENER)
     timeout_s = PATIENCE_S + settings.kafka.give_up_s
     device = settings.learning.device
+    meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    log.info("waiting for all ranks of the run", rank=rank.index, ranks=rank.count, meeting=meeting, most_s=timeout_s)
+    if health:
+        health.wait_for(f"waiting for all {rank.count} ranks of the run, which meet at {meeting}")
     cuda = join_group(rank.index, rank.count, rank.local, device, int(listener) if listener else None, timeout_s)
     parallel = Ranks(shards, rank.index, rank.count)
     check_alike(parallel, cuda)
@@ -151,6 +155,8 @@ def join(rank: Rank, settings: Settings, end_process: EndProcess, health: Health
         return str(parallel.objects([value] * len(parallel.local))[0])
 
     peers = connections(rank.index, rank.count, os.environ["MASTER_ADDR"], shared)
+    if health:
+        health.wait_for(None)
     watch = watching(health, lambda: parallel.waits, hang) if health else lambda: None
     return Gang(parallel, Heartbeats(rank.index, peers, end, watch=watch))
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from ipaddress import ip_address
 
 from stream_learner.errors import RankLostError, UsageError
 
@@ -63,9 +64,9 @@ class Heartbeats:
         with self._lock:
             self._leaving.add(rank)
             if self._rank == 0 and len(self._leaving) == len(self._peers) + 1:
+                self._left.set()  # first: a rank that gets the byte may end before the next one gets it
                 for peer in self._peers:
                     self._send(peer, LEAVING)
-                self._left.set()
             elif self._rank and rank == 0:
                 self._left.set()
 
@@ -122,7 +123,9 @@ class Heartbeats:
 def connections(rank: int, ranks: int, host: str, shared: Callable[[str], str]) -> dict[int, socket.socket]:
     """Connect rank 0 with every other rank, and return the connections of this rank by the rank at their other end.
 
-    Rank 0 listens at `host` on a free port. `shared` is a collective: it returns the value that rank 0 passes to it.
+    Rank 0 listens at `host` on a free port. It listens at all its addresses if `host` is a name of its host that leads
+    other hosts elsewhere: on Debian, a host's own name leads to 127.0.1.1. `shared` is a collective: it returns the
+    value that rank 0 passes to it.
     Raises UsageError if `host` is not an address of this host, RankLostError if a rank does not connect.
     """
     if rank:
@@ -134,8 +137,9 @@ def connections(rank: int, ranks: int, host: str, shared: Callable[[str], str]) 
             raise RankLostError(f"rank 0 of the run does not answer at {host}, port {port}: {error}") from None
         return {0: peer}
     try:
-        family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, 0), family=family, backlog=ranks)
+        family, *_, (address, *_) = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        own_name = ip_address(address).is_loopback and host not in (address, "localhost")
+        listener = socket.create_server(("" if own_name else host, 0), family=family, backlog=ranks)
     except OSError as error:
         raise UsageError(
             f"rank 0 cannot listen at MASTER_ADDR = {host} ({error.strerror}); set it to an address of its host"

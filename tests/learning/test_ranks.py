@@ -150,6 +150,15 @@ def test_each_rank_needs_a_gpu_of_its_own(device: str, local: int, message: str,
         join_group(local, 4, local, device, None, TIMEOUT_S)
 
 
+def test_a_port_that_another_program_uses_is_refused(monkeypatch: pytest.MonkeyPatch):
+    with socket.create_server(("", 0)) as listener:
+        port = listener.getsockname()[1]
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(UsageError, match=f"another program uses MASTER_PORT = {port} on the host of rank 0"):
+            join_group(0, 2, 0, "cpu", None, TIMEOUT_S)
+
+
 def test_all_ranks_need_the_same_kind_of_device():
     def check(parallel: Parallel, cuda: list[bool]) -> bool:
         try:

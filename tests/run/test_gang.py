@@ -5,20 +5,25 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
+from typing import cast
 
 import pytest
 from command_line import MODULE
 from joined_rank import RUN, sums
 
-from stream_learner.errors import ExitCode, UsageError
+from stream_learner.config import load
+from stream_learner.errors import ExitCode, RankLostError, UsageError
+from stream_learner.learning import ranks
 from stream_learner.learning.parallel import Parallel
 from stream_learner.monitoring.health import Health, Phase
 from stream_learner.run import heartbeats
-from stream_learner.run.gang import Rank, check_ranks, is_started, watching
-from stream_learner.run.heartbeats import BEAT, LEAVING, SILENT_BEATS, Heartbeats
+from stream_learner.run.gang import Rank, check_ranks, is_started, join, watching
+from stream_learner.run.heartbeats import BEAT, LEAVING, SILENT_BEATS, Heartbeats, connections
 
 ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 DEADLINE_S = 60.0
@@ -123,6 +128,84 @@ def test_a_rank_watches_itself_until_it_leaves(monkeypatch: pytest.MonkeyPatch):
         theirs.send(LEAVING)
         leaving.result(DEADLINE_S)
     assert not ends
+
+
+class LastPeer:
+    """Connection of rank 0 to a rank. Before it takes LEAVING, the other rank has taken it and ended."""
+
+    def __init__(self, ours: socket.socket, other: socket.socket):
+        self._ours = ours
+        self._other = other
+        self._said_leaving = False
+        self.beaten = threading.Event()
+        """Set once rank 0 has read that this rank leaves."""
+        self.setblocking, self.fileno = ours.setblocking, ours.fileno
+
+    def recv(self, size: int) -> bytes:
+        data = self._ours.recv(size)
+        self._said_leaving |= LEAVING in data
+        return data
+
+    def send(self, data: bytes) -> None:
+        if self._said_leaving and data == BEAT:
+            self.beaten.set()
+        if data == LEAVING:
+            self._other.close()
+            for thread in threading.enumerate():
+                if thread.name == "heartbeats":
+                    thread.join(DEADLINE_S)
+
+
+def test_a_rank_that_ends_while_others_are_told_to_leave_is_no_loss():
+    (ours, theirs), (last, far_end) = socket.socketpair(), socket.socketpair()
+    ends = list[str]()
+    with ours, theirs, last, far_end:
+        peer = LastPeer(last, theirs)
+        beats = Heartbeats(0, {1: ours, 2: cast(socket.socket, peer)}, ends.append, 0.01)
+        theirs.send(LEAVING)
+        far_end.send(LEAVING)
+        assert peer.beaten.wait(DEADLINE_S)
+        beats.leave()
+    assert not ends
+
+
+@pytest.mark.parametrize(("host", "reaches"), [("rank-0", True), ("localhost", False), ("127.0.0.1", False)])
+def test_rank_0_listens_where_its_name_leads_other_hosts(host: str, reaches: bool, monkeypatch: pytest.MonkeyPatch):
+    def looked_up(name: str, port: int, **options: int):
+        return lookup("127.0.1.1" if name == "rank-0" else "127.0.0.1", port, **options)
+
+    def shared(value: str) -> str:
+        said.put(value)
+        return value
+
+    lookup, said = socket.getaddrinfo, Queue[str]()
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+    with ThreadPoolExecutor(1) as pool:
+        listening = pool.submit(connections, 0, 2, host, shared)
+        told = said.get(timeout=DEADLINE_S)
+        monkeypatch.undo()
+        if not reaches:
+            with pytest.raises(RankLostError, match=r"rank 0 of the run does not answer at 127\.0\.0\.2"):
+                connections(1, 2, "127.0.0.2", lambda _: told)
+        address = "127.0.0.2" if reaches else "127.0.0.1"
+        for end in (connections(1, 2, address, lambda _: told)[0], listening.result(DEADLINE_S)[1]):
+            end.close()
+
+
+def test_a_rank_that_waits_for_others_says_so(monkeypatch: pytest.MonkeyPatch):
+    health, said = Health(10.0), list[str | None]()
+
+    def join_group(*_: object) -> bool:
+        said.append(health.why_not_ready())
+        raise RankLostError("nobody came")
+
+    monkeypatch.setattr(ranks, "join_group", join_group)
+    monkeypatch.setenv("MASTER_ADDR", "host0")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    settings = load(None, ["run.id=r", "run.shards=2", "input.topics=['t']"])
+    with pytest.raises(RankLostError):
+        join(Rank(0, 2), settings, lambda _: None, health)
+    assert said == ["waiting for all 2 ranks of the run, which meet at host0:29500"]
 
 
 def test_a_rank_that_was_frozen_has_time_for_its_next_turn_before_it_counts_as_hung():
