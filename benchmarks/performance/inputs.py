@@ -49,7 +49,7 @@ class Topics:
     def fill(
         self, topic: str, examples: Sequence[Example], records: int, partitions: int = 1, empty: int = 0
     ) -> Broker:
-        """Fill a topic with the examples repeatedly, in one order, over all partitions in turn but the last `empty`."""
+        """Fill a topic with the examples repeatedly, in one order. Its last `empty` partitions get none."""
         if topic not in self._filled:
             kafka = [f"kafka.bootstrap_servers={self.broker.bootstrap_servers}", f"input.topics=['{topic}']"]
             topics.create(config.load(None, [*kafka, "run.id=input"]), input_partitions=partitions)

@@ -154,7 +154,7 @@ def idle_rank(model: str, found: list[Round]) -> str:
     rounds_, busy = _basis(found)
     return (
         f"* Two ranks from Kafka (`{model}`), measured: {one} steps/s beside a rank without records, {both} if both\n"
-        f"  have records, and so twice as many in a step. Rounds: {rounds_}, elsewhere: {busy}."
+        f"  have records. A step then learns twice as many. Rounds: {rounds_}, elsewhere: {busy}."
     )
 
 

@@ -26,7 +26,6 @@ DECIDING = {
     "learning",
     "memory",
     "model",
-    "prequential",
     "release",
     "split",
     "weights",
@@ -91,8 +90,11 @@ def settings_digest(settings: Settings, identity: dict[str, Any]) -> str:
         "labels.aliases": dict(rules.aliases),
         "memory.replay_size": settings.replay_size,
     }
-    if settings.served.evaluate:  # otherwise the state does not depend on this section
+    # Sections on which a state of the default settings does not depend.
+    if settings.served.evaluate:
         document["served"] = settings.served.model_dump(mode="json")
+    if settings.prequential.share < 1:
+        document["prequential"] = settings.prequential.model_dump(mode="json")
     return digest(json.dumps(document, sort_keys=True).encode())
 
 

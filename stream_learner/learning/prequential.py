@@ -25,7 +25,7 @@ class StoredMean(Struct):
 
 class Stored(Struct):
     faded: dict[str, Any]
-    batches: Count = 0  # states of earlier versions lack it
+    batches: Count = 0  # only in states with a share below 1
 
 
 class FadingMean:
@@ -125,9 +125,10 @@ class Prequential:
         return self._recent
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a copy of the window, the faded accuracy, and the number of batches."""
+        """Return a copy of the window, the faded accuracy and, with a share below 1, the number of batches."""
         window = {name: torch.from_numpy(array.copy()) for name, array in self._window.items()}
-        return {"faded": self._faded.state_dict(), "batches": self._batches} | window
+        counter = {"batches": self._batches} if self._share < 1 else {}
+        return {"faded": self._faded.state_dict()} | counter | window
 
     def load_state_dict(self, state: StateDict, classes: int) -> None:
         """Restore a state from `state_dict` of a learner that knows `classes` classes.

@@ -139,7 +139,13 @@ def connections(rank: int, ranks: int, host: str, shared: Callable[[str], str]) 
     try:
         family, *_, (address, *_) = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
         own_name = ip_address(address).is_loopback and host not in (address, "localhost")
-        listener = socket.create_server(("" if own_name else host, 0), family=family, backlog=ranks)
+        both = own_name and socket.has_dualstack_ipv6()
+        listener = socket.create_server(
+            ("" if own_name else host, 0),
+            family=socket.AF_INET6 if both else family,
+            backlog=ranks,
+            dualstack_ipv6=both,
+        )
     except OSError as error:
         raise UsageError(
             f"rank 0 cannot listen at MASTER_ADDR = {host} ({error.strerror}); set it to an address of its host"

@@ -33,7 +33,7 @@ class Due(NamedTuple):
 
 
 class Submitted(NamedTuple):
-    """What this rank read of the snapshot that is being published."""
+    """Records and positions that this rank read for the snapshot that is being published."""
 
     records: int
     positions: Positions
@@ -63,7 +63,7 @@ class Saves:
 
     @property
     def unsaved_records(self) -> int:
-        """Number of input records that were learned and are in no committed checkpoint, by the last `published`."""
+        """Number of input records that were learned and were in no committed checkpoint at the last `published`."""
         submitted = self._submitted.records if self._submitted else 0
         return self._driver.progress.open.tally.read.records + submitted
 
@@ -97,7 +97,7 @@ class Saves:
         health.enter(before)
 
     def published(self) -> None:
-        """Note that no rank is busy, so rank 0 has committed the last snapshot. It notes the commit itself."""
+        """Note that no rank is busy, so rank 0 has committed the last snapshot. Rank 0 notes its commits itself."""
         if self._submitted and self._parallel.rank:
             self._upkeep.monitor.metrics.shared()
             self._lives.committed(self._submitted.positions)

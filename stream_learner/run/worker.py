@@ -108,7 +108,7 @@ class Worker:
                 break
         # Fail only after the save, which published the dead letters. So a restart continues after these records.
         self.saves.finish()
-        failure = first_failure(parallel, self._failure())
+        failure = first_failure(parallel, self._failure()) or self._divergence()
         self.leave()
         if failure:
             raise failure
@@ -127,13 +127,17 @@ class Worker:
                 f"{why}. See the records in the dead-letter topic and repair their producer. A restart continues after "
                 "these records; `run --accept-rejects` never stops for rejected records"
             )
+        return self.failure
+
+    def _divergence(self) -> DivergedError | None:
+        """Return the error of a learner that diverged, which is the same on all ranks."""
         if self.driver.learner.diverged:
             return DivergedError(
                 "three batches in a row gave a loss or gradient that is not finite, so their records are dead letters, "
                 "except those that a step learned. Lower learning.learning_rate or set learning.precision to fp32; if "
                 "it happens again, choose a new run.id"
             )
-        return self.failure
+        return None
 
     def warn_of_few_groups(self) -> None:
         """Warn when few groups dominate a held-out set. Do not repeat the warning while this lasts."""

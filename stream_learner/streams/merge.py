@@ -8,8 +8,10 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from itertools import count
 from typing import NamedTuple
 
 from stream_learner.contract.event_time import is_known
@@ -163,7 +165,11 @@ class Merge:
     def next_record(self, place: Place) -> Record | None:
         """Return the partition's next waiting record, None if there is none. Any thread may call it."""
         queue = self._queues.get(place)
-        return next((item for item in queue.items.copy() if isinstance(item, Record)), None) if queue else None
+        with suppress(IndexError):  # the end, also if another thread takes items meanwhile
+            for index in count() if queue else ():
+                if isinstance(item := queue.items[index], Record):
+                    return item
+        return None
 
     def _has_items(self, place: Place) -> bool:
         return place in self._queues and bool(self._queues[place].items)

@@ -142,7 +142,7 @@ class Reader(KafkaConsumer):
         records, more = fetcher.fetched_records(max_records, update_offsets=update_offsets)
         if not more and not pending.issuperset(broker.node_id for broker in self._cluster.brokers()):
             fetcher.send_fetches()
-        if records or not pending:
+        if records or not (pending or self._fetch_ended.is_set()):  # set if the last request ended meanwhile
             return records, not records
         self._fetch_ended.wait(timeout_ms / 1000)
         return fetcher.fetched_records(max_records, update_offsets=update_offsets)[0], False
