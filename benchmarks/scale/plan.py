@@ -6,6 +6,10 @@ from stream_learner.networks import ImageClassifier
 NUMBER_BYTES = 4
 
 
+# Four in an iteration. The first iteration needs no product with the identity, the last one none for a next iteration.
+SQUARE_PRODUCTS = 4 * ITERATIONS - 3
+
+
 def muon_operations(network: ImageClassifier) -> int:
     """Return the floating-point operations of Muon's iterations in a step (see `learning.muon.orthogonal`).
 
@@ -14,7 +18,7 @@ def muon_operations(network: ImageClassifier) -> int:
     total = 0
     for matrix in matrices_of(network.body):
         short, long = sorted(matrix.flatten(1).shape)
-        total += 2 * (2 * short * short * long) + ITERATIONS * 4 * (2 * short**3)
+        total += 2 * (2 * short * short * long) + SQUARE_PRODUCTS * (2 * short**3)
     return total
 
 

@@ -13,8 +13,8 @@ def test_every_section_of_the_settings_is_decided_on() -> None:
     """A new section belongs to `DECIDING`, or here if it cannot change what is learned from given batches."""
     of_no_account = {"checkpoint", "kafka", "log", "monitoring", "recovery", "rejects", "run", "security", "topics"}
     of_readers = {"follow", "serve"}
-    # `served` decides on a part of the state that is not learned, if it is there.
-    assert Settings.model_fields.keys() == DECIDING | of_no_account | of_readers | {"served"}
+    # `served` decides on a part of the state that is not learned, if it is there. `prequential` may have the default.
+    assert Settings.model_fields.keys() == DECIDING | of_no_account | of_readers | {"served", "prequential"}
 
 
 def digest_of(*overrides: str) -> str:
@@ -39,6 +39,7 @@ def digest_of(*overrides: str) -> str:
         "memory.segment_bytes=1000000",
         "model.freeze=true",
         "model.max_classes=9",
+        "prequential.share=0.5",
         "release.every_records=9",
         "split.test=0.1",
         "weights.max_weight=2",

@@ -196,6 +196,14 @@ def test_the_window_holds_what_the_model_thought_before_it_learned():
     assert np.allclose(tensors["prequential/confidences"][-30:].numpy(), wanted.max(1), atol=1e-5)
 
 
+def test_the_state_has_the_number_of_batches_only_if_it_decides():
+    """So the state of the default share has the bytes of earlier versions."""
+    for share, kept in ((1.0, False), (0.5, True)):
+        prequential = Prequential(share)
+        prequential.begin()
+        assert ("batches" in prequential.state_dict()) is kept
+
+
 @pytest.mark.parametrize(
     ("run", "forward_passes"),
     [
