@@ -165,8 +165,10 @@ class Merge:
     def next_record(self, place: Place) -> Record | None:
         """Return the partition's next waiting record, None if there is none. Any thread may call it."""
         queue = self._queues.get(place)
+        if queue is None:
+            return None
         with suppress(IndexError):  # the end, also if another thread takes items meanwhile
-            for index in count() if queue else ():
+            for index in count():
                 if isinstance(item := queue.items[index], Record):
                     return item
         return None
