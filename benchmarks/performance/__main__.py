@@ -124,7 +124,7 @@ CASES = {
         Case("exchanges", "cnn"),
         Case("decoding", "cnn"),
     ],
-    Part.cpu: [Case("cpu", "cnn"), Case("idle", "mlp", most_rounds=2)],
+    Part.cpu: [*(Case("cpu", model) for model in ("mlp", "cnn")), Case("idle", "mlp", most_rounds=2)],
     Part.growth: [
         Case("long", "mlp", most_rounds=1),
         Case("classes", "cnn", most_rounds=2),
